@@ -1,0 +1,5 @@
+"""The decode engine: propose, verify, arbitrate, walk."""
+
+from cospec.engine.engine import Engine
+
+__all__ = ["Engine"]

@@ -1,0 +1,228 @@
+"""The rows that are decoded together, and one step of them: propose, verify, arbitrate, walk.
+
+The host is synchronised twice a block, after the forwards and after the arbiter; never inside.
+Rolling back costs nothing: the cache (see `cospec.models.cache`) is read from where a row stands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.engine.verify import (
+    Uniforms,
+    Verdict,
+    collect_mismatches,
+    is_forbidden,
+    judge,
+    trace_log_probs,
+)
+from cospec.engine.walk import Block, Ruled, walk
+from cospec.errors import ArbiterError
+from cospec.models.cache import CachedModel
+from cospec.sampling import Warper, draw
+from cospec.types import Arbiter, MismatchBatch, Needs, Proposal, Ruling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from cospec.engine.rows import Row
+
+
+class Batch:
+    """Rows 0, 1, ... of the caches, decoded in step.
+
+    Args:
+        target: The target model.
+        draft: The draft model; None for plain decoding of the target.
+        arbiter: Who rules at mismatches.
+        num_drafted: K; 0 for plain decoding.
+        keep_trace: Whether rows record their mismatches.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        draft: PreTrainedModel | None,
+        arbiter: Arbiter,
+        num_drafted: int,
+        keep_trace: bool,
+    ) -> None:
+        self.rows: list[Row] = []
+        self._arbiter = arbiter
+        self._num_drafted = num_drafted
+        self._keep_trace = keep_trace
+        self._needs = arbiter.needs | (Needs.LOGITS if keep_trace else Needs.NOTHING)
+        self._target = CachedModel(target, Needs.TARGET_HIDDEN in self._needs)
+        self._draft = None
+        if draft is not None and num_drafted:
+            self._draft = CachedModel(draft, Needs.DRAFT_HIDDEN in self._needs)
+        self._device = self._target.device
+
+    @property
+    def _models(self) -> list[CachedModel]:
+        return [self._target] if self._draft is None else [self._target, self._draft]
+
+    @torch.inference_mode()
+    def admit(self, rows: list[Row]) -> None:
+        """Add rows: read all of their prompts but the last token."""
+        prompts = [row.prompt_ids[:-1] for row in rows]
+        for model in self._models:
+            model.reserve(len(self.rows) + len(rows), max(map(len, rows)) + self._num_drafted + 1)
+            if any(prompts):
+                model.prefill(prompts, len(self.rows))
+        self.rows += rows
+
+    @torch.inference_mode()
+    def drop_finished(self) -> None:
+        """Free the cache rows of finished prompts; the last rows move into the gaps."""
+        for i in reversed(range(len(self.rows))):
+            if self.rows[i].finish_reason is None:
+                continue
+            last = self.rows.pop()
+            if i < len(self.rows):
+                self.rows[i] = last
+                for model in self._models:
+                    model.copy_row(len(self.rows), i)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Decode one block of every row."""
+        needs_chance = Needs.UNIFORMS in self._needs
+        is_greedy = all(row.config.is_greedy for row in self.rows)
+        warper = uniforms = None
+        if not is_greedy:
+            warper = Warper([row.config for row in self.rows], self._device)
+        if needs_chance or not is_greedy:
+            generators = [row.generator for row in self.rows]
+            uniforms = Uniforms.draw(generators, self._num_drafted, self._device)
+        end = max(map(len, self.rows)) + self._num_drafted
+        for model in self._models:
+            model.reserve(len(self.rows), end)
+        proposal = self._propose(end, warper, uniforms)
+        verdict = self._verify(proposal, end, warper, uniforms)
+        packed = torch.cat(
+            [
+                proposal.token_ids,
+                verdict.target_ids,
+                verdict.is_match.long(),
+                verdict.is_finite.long(),
+                self._are_drafts_finite(proposal).long(),
+            ],
+            dim=1,
+        )  # (B, 5K + 2)
+        k = self._num_drafted
+        blocks = [
+            Block(
+                v[:k],
+                v[k : 2 * k + 1],
+                v[2 * k + 1 : 3 * k + 1],
+                v[3 * k + 1 : 4 * k + 2],
+                v[4 * k + 2 :],
+            )
+            for v in packed.tolist()
+        ]
+        rulings = self._arbitrate(proposal, verdict, warper, uniforms, blocks)
+        for row, block, ruled in zip(self.rows, blocks, rulings, strict=True):
+            walk(row, block, ruled, self._keep_trace)
+
+    def _propose(self, end: int, warper: Warper | None, uniforms: Uniforms | None) -> Proposal:
+        """Let the draft choose K tokens for each row."""
+        if self._draft is None:
+            none = torch.empty(len(self.rows), 0, dtype=torch.int64, device=self._device)
+            return Proposal(none, [])
+        num_unread = 2 if any(row.draft_lags for row in self.rows) else 1
+        starts = torch.tensor([len(row) - num_unread for row in self.rows], device=self._device)
+        window = self._draft.window(starts, num_unread + self._num_drafted - 1, end)
+        ids = torch.tensor([r.last_tokens(num_unread) for r in self.rows], device=self._device)
+        drafted, logits, probs, hidden = [], [], [], []
+        column = 0
+        for j in range(self._num_drafted):
+            output = self._draft.read(ids, window.columns(column, column + ids.shape[1]))
+            column += ids.shape[1]
+            step_logits = self._fit(output.logits[:, -1])  # (B, V)
+            if warper is None:
+                ids = step_logits.argmax(dim=-1, keepdim=True)
+            else:
+                assert uniforms is not None, "sampling needs uniforms"
+                is_sound = step_logits.amax(dim=-1, keepdim=True).isfinite()
+                q = warper.probs(torch.where(is_sound, step_logits, 0.0)[:, None])  # (B, 1, V)
+                ids = draw(q, uniforms.draft[:, j : j + 1])
+                probs.append(q)
+            drafted.append(ids)
+            logits.append(step_logits)
+            if output.hidden is not None:
+                hidden.append(output.hidden[:, -1])
+        return Proposal(
+            token_ids=torch.cat(drafted, dim=1),
+            logits=logits,
+            probs=torch.cat(probs, dim=1) if probs else None,
+            hidden=hidden or None,
+        )
+
+    def _fit(self, logits: Tensor) -> Tensor:
+        """The draft's logits in the target's width: what only one of them has is padding."""
+        missing = self._target.vocab_size - logits.shape[-1]
+        if missing == 0:
+            return logits
+        return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
+
+    def _verify(
+        self, proposal: Proposal, end: int, warper: Warper | None, uniforms: Uniforms | None
+    ) -> Verdict:
+        """One target forward over the last token and the drafted ones."""
+        starts = torch.tensor([len(row) - 1 for row in self.rows], device=self._device)
+        last = torch.tensor([row.last_tokens(1) for row in self.rows], device=self._device)
+        width = self._num_drafted + 1
+        ids = torch.cat([last, proposal.token_ids], dim=1)  # (B, K + 1)
+        output = self._target.read(ids, self._target.window(starts, width, end), width)
+        return judge(output, proposal, warper, uniforms)
+
+    def _are_drafts_finite(self, proposal: Proposal) -> Tensor:
+        """Whether the logits of each drafted token hold neither NaN nor +inf, (B, K) bool."""
+        if not proposal.logits:
+            return torch.ones_like(proposal.token_ids, dtype=torch.bool)
+        return torch.stack([z.amax(dim=-1) for z in proposal.logits], dim=1).isfinite()
+
+    def _arbitrate(
+        self,
+        proposal: Proposal,
+        verdict: Verdict,
+        warper: Warper | None,
+        uniforms: Uniforms | None,
+        blocks: list[Block],
+    ) -> list[dict[int, Ruled]]:
+        """Ask the arbiter once about all mismatches; its answers by row and place."""
+        rulings: list[dict[int, Ruled]] = [{} for _ in blocks]
+        where = [(r, j) for r, block in enumerate(blocks) for j in block.mismatches()]
+        if not where:
+            return rulings
+        rows, places = torch.tensor(where, device=self._device).unbind(dim=1)
+        counts = [[len(r.generated), r.stats.num_overrides] for r in self.rows]
+        num_generated, num_overrides = torch.tensor(counts, device=self._device).unbind(dim=1)
+        batch = collect_mismatches(
+            verdict, proposal, rows, places, num_generated, num_overrides, self._needs, uniforms
+        )
+        ruling = self._arbiter.rule(batch)
+        _check(ruling, batch, self._arbiter.name)
+        forbidden = is_forbidden(verdict, proposal, warper, rows, places)
+        score = forbidden if ruling.score is None else ruling.score
+        parts = [ruling.keep_draft, forbidden, score]
+        if self._keep_trace:
+            parts += trace_log_probs(batch).exp().unbind()
+        columns = torch.stack([part.double() for part in parts], dim=1).tolist()
+        for (r, j), (keep, is_impossible, value, *probs) in zip(where, columns, strict=True):
+            known_score = None if ruling.score is None else value
+            rulings[r][j] = Ruled(bool(keep), bool(is_impossible), known_score, tuple(probs))
+        return rulings
+
+
+def _check(ruling: Ruling, batch: MismatchBatch, name: str) -> None:
+    keep = ruling.keep_draft
+    if keep.shape != (len(batch),) or keep.dtype != torch.bool:
+        raise ArbiterError(
+            f"arbiter {name} ruled with keep_draft of shape {tuple(keep.shape)} and {keep.dtype}; "
+            f"it must be torch.bool of shape ({len(batch)},), one ruling a mismatch."
+        )

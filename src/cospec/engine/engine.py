@@ -1,0 +1,210 @@
+"""Generation for lists of prompts: who waits, who is decoded, who is done.
+
+The loop itself is in `cospec.engine.batch`, one block of it in `Batch.step`. The engine knows an
+arbiter only by its protocol.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from cospec.engine.batch import Batch
+from cospec.engine.rows import Row
+from cospec.errors import ConfigError, CospecError, GenerationInterrupted, PromptError
+from cospec.sampling import SamplingConfig
+from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Ruling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+    from cospec.models.pair import ModelPair
+
+
+class _NoArbiter:
+    """Stands in where nothing is drafted, so that there is nothing to rule on."""
+
+    name = "none"
+    needs = Needs.NOTHING
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        raise AssertionError("plain decoding has no mismatches")
+
+
+class Engine:
+    """Decodes prompts with a draft, a target and an arbiter.
+
+    Args:
+        pair: The models.
+        arbiter: Who rules at mismatches, such as `cospec.arbiters.AlwaysTarget` (lossless).
+        num_speculative_tokens: K, drafted tokens a block.
+        max_batch_size: Most prompts decoded together; further ones are admitted as rows finish.
+        keep_trace: Record every mismatch in `Completion.trace`.
+
+    Raises:
+        ConfigError: A number is below 1.
+    """
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        arbiter: Arbiter,
+        *,
+        num_speculative_tokens: int = 4,
+        max_batch_size: int = 8,
+        keep_trace: bool = True,
+    ) -> None:
+        if num_speculative_tokens < 1:
+            raise ConfigError(
+                f"num_speculative_tokens is {num_speculative_tokens}; it must be at least 1. "
+                "For decoding without a draft use Engine.target_only."
+            )
+        if max_batch_size < 1:
+            raise ConfigError(f"max_batch_size is {max_batch_size}; it must be at least 1.")
+        self.pair = pair
+        self.arbiter = arbiter
+        self.num_speculative_tokens = num_speculative_tokens
+        self.max_batch_size = max_batch_size
+        self.keep_trace = keep_trace
+        self._main_model: PreTrainedModel = pair.target
+
+    @classmethod
+    def target_only(cls, pair: ModelPair, *, max_batch_size: int = 8) -> Engine:
+        """Plain decoding of the target by the same loop: the baseline of every comparison."""
+        return cls._plain(pair, pair.target, max_batch_size)
+
+    @classmethod
+    def draft_only(cls, pair: ModelPair, *, max_batch_size: int = 8) -> Engine:
+        """Plain decoding of the draft by the same loop; the target's stop tokens end it."""
+        return cls._plain(pair, pair.draft, max_batch_size)
+
+    @classmethod
+    def _plain(cls, pair: ModelPair, model: PreTrainedModel, max_batch_size: int) -> Engine:
+        engine = cls(pair, _NoArbiter(), max_batch_size=max_batch_size, keep_trace=False)
+        engine.num_speculative_tokens = 0
+        engine._main_model = model
+        return engine
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+    ) -> list[Completion]:
+        """Complete all prompts.
+
+        Args:
+            prompts: Texts or lists of token ids. A text is tokenized as it stands; for chat models
+                see `ModelPair.encode_chat`.
+            sampling: Settings for all prompts, or one for each; greedy by default.
+
+        Returns:
+            One completion a prompt, in their order.
+
+        Raises:
+            PromptError: A prompt is empty, too long or of an unknown kind. Nothing was generated.
+            NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
+            GenerationInterrupted: Ctrl-C; `completions` has what was done.
+        """
+        done: dict[int, Completion] = {}
+        try:
+            for row in self._finished_rows(prompts, sampling):
+                done[row.index] = row.completion()
+        except CospecError as error:
+            error.completions = done
+            raise
+        except KeyboardInterrupt:
+            raise GenerationInterrupted(done) from None
+        return [done[i] for i in range(len(done))]
+
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+    ) -> Iterator[Delta]:
+        """The same as `generate`, as it comes: one delta a prompt and block.
+
+        Yields:
+            What was added; the last delta of a prompt holds its completion.
+        """
+        for rows in self._blocks(self._make_rows(prompts, sampling)):
+            for row in rows:
+                yield row.delta()
+
+    def _finished_rows(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None,
+    ) -> Iterator[Row]:
+        for rows in self._blocks(self._make_rows(prompts, sampling)):
+            yield from (row for row in rows if row.finish_reason)
+
+    def _blocks(self, waiting: deque[Row]) -> Iterator[list[Row]]:
+        """Decode block by block; after each, the rows that took part."""
+        draft = self.pair.draft if self.num_speculative_tokens else None
+        batch = Batch(
+            self._main_model, draft, self.arbiter, self.num_speculative_tokens, self.keep_trace
+        )
+        while waiting or batch.rows:
+            num_free = self.max_batch_size - len(batch.rows)
+            admitted = [waiting.popleft() for _ in range(min(num_free, len(waiting)))]
+            if admitted:
+                batch.admit(admitted)
+            batch.step()
+            yield list(batch.rows)
+            batch.drop_finished()
+
+    def _make_rows(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None,
+    ) -> deque[Row]:
+        """Check all prompts before anything is decoded."""
+        if isinstance(prompts, str):
+            raise PromptError("prompts is one string; pass a list of prompts: [prompt].")
+        if not prompts:
+            raise PromptError("the list of prompts is empty; pass at least one.")
+        if sampling is None or isinstance(sampling, SamplingConfig):
+            sampling = [sampling or SamplingConfig()] * len(prompts)
+        if len(sampling) != len(prompts):
+            raise ConfigError(
+                f"got {len(sampling)} sampling configs for {len(prompts)} prompts; pass one for "
+                "all, or one for each."
+            )
+        pairs = zip(prompts, sampling, strict=True)
+        return deque(self._make_row(i, prompt, config) for i, (prompt, config) in enumerate(pairs))
+
+    def _make_row(self, index: int, prompt: str | Sequence[int], config: SamplingConfig) -> Row:
+        ids = self._encode(index, prompt)
+        if config.stop and self.pair.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer, and this pair has none.")
+        limit = self.pair.context_length
+        if len(ids) + config.max_new_tokens > limit:
+            raise PromptError(
+                f"prompt {index} has {len(ids)} tokens and max_new_tokens is "
+                f"{config.max_new_tokens}: together {len(ids) + config.max_new_tokens}, but the "
+                f"pair's context holds {limit}; shorten the prompt or lower max_new_tokens."
+            )
+        eos = frozenset() if config.ignore_eos else self.pair.eos_token_ids
+        return Row(index, ids, config, eos | set(config.stop_token_ids), self.pair.tokenizer)
+
+    def _encode(self, index: int, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of one prompt."""
+        if isinstance(prompt, str):
+            if self.pair.tokenizer is None:
+                raise PromptError(
+                    f"prompt {index} is a text, and this pair has no tokenizer; pass token ids."
+                )
+            ids: list[int] = self.pair.tokenizer(prompt)["input_ids"]
+        else:
+            ids = [int(i) for i in prompt]
+        vocab_size = self.pair.target.config.get_text_config().vocab_size
+        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if not ids:
+            raise PromptError(f"prompt {index} is empty; pass at least one token.")
+        if wrong is not None:
+            raise PromptError(
+                f"prompt {index} holds token id {wrong}; allowed are 0 to {vocab_size - 1}."
+            )
+        return ids

@@ -1,0 +1,137 @@
+"""One prompt on its way to a completion: its tokens, its counts, and when it ends.
+
+Knows tokens and text, nothing of models, caches or arbiters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cospec.sampling import SamplingConfig, row_generator
+from cospec.types import Completion, Delta, FinishReason, Origin, Stats, StepTrace
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_BROKEN = "\ufffd"  # what a decoder shows for the first bytes of an unfinished character
+
+
+@dataclass(slots=True)
+class Row:
+    """A prompt that is being completed.
+
+    Attributes:
+        index: Place of the prompt in the list that was given.
+        prompt_ids: Its token ids.
+        config: Its settings.
+        stop_ids: Token ids that end it.
+        tokenizer: For text and stop strings; None if the pair has none.
+        draft_lags: Whether the draft has yet to read the last token but one.
+    """
+
+    index: int
+    prompt_ids: list[int]
+    config: SamplingConfig
+    stop_ids: frozenset[int]
+    tokenizer: PreTrainedTokenizerBase | None
+    draft_lags: bool = False
+    generator: torch.Generator = field(init=False)
+    generated: list[int] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    stats: Stats = field(default_factory=Stats)
+    trace: list[StepTrace] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    num_sent_tokens: int = 0
+    num_sent_chars: int = 0
+
+    def __post_init__(self) -> None:
+        self.generator = row_generator(self.config, self.index)
+
+    def __len__(self) -> int:
+        """Tokens of prompt and completion together."""
+        return len(self.prompt_ids) + len(self.generated)
+
+    def last_tokens(self, num_tokens: int) -> list[int]:
+        """The last tokens; the first one repeated if there are not so many."""
+        ids = self.generated[-num_tokens:]
+        if len(ids) < num_tokens:
+            ids = self.prompt_ids[len(ids) - num_tokens :] + ids
+        return [ids[0]] * (num_tokens - len(ids)) + ids
+
+    def emit(self, token_id: int, origin: Origin) -> None:
+        """Append a token and see whether it ends the completion."""
+        self.generated.append(token_id)
+        self.origins.append(origin)
+        if token_id in self.stop_ids or self._has_stop_string():
+            self.finish_reason = FinishReason.STOP
+        elif len(self.generated) == self.config.max_new_tokens:
+            self.finish_reason = FinishReason.LENGTH
+
+    def _has_stop_string(self) -> bool:
+        """Whether a stop string ends within the last token."""
+        if not self.config.stop:
+            return False
+        # A token adds at least a byte, so that a stop string spans at most this many of them.
+        num_tokens = max(len(s.encode()) for s in self.config.stop) + 1
+        return self._find_stop(self._decode(self.generated[-num_tokens:])) >= 0
+
+    def _find_stop(self, text: str) -> int:
+        """Where the first stop string begins in `text`; -1 if there is none."""
+        return min((i for s in self.config.stop if (i := text.find(s)) >= 0), default=-1)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return ""
+        text = self.tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def text(self) -> str:
+        """The generated text, cut before a stop string."""
+        text = self._decode(self.generated)
+        cut = self._find_stop(text)
+        return text if cut < 0 else text[:cut]
+
+    def delta(self) -> Delta:
+        """What came since the last call, with the completion if the row is finished."""
+        text = self.text()
+        end = len(text) if self.finish_reason else self._num_settled_chars(text)
+        sent_tokens, sent_chars = self.num_sent_tokens, self.num_sent_chars
+        self.num_sent_tokens = len(self.generated)
+        self.num_sent_chars = max(end, sent_chars)
+        return Delta(
+            index=self.index,
+            token_ids=self.generated[sent_tokens:],
+            origins=self.origins[sent_tokens:],
+            text=text[sent_chars:end],
+            completion=self.completion(text) if self.finish_reason else None,
+        )
+
+    def _num_settled_chars(self, text: str) -> int:
+        """How much of the text so far no later token can change."""
+        end = len(text.rstrip(_BROKEN))
+        for stop in self.config.stop:
+            for size in range(min(len(stop) - 1, end), 0, -1):
+                if text.startswith(stop[:size], end - size):
+                    end -= size
+                    break
+        return end
+
+    def completion(self, text: str | None = None) -> Completion:
+        """The row as a finished completion."""
+        assert self.finish_reason is not None, "the row is not finished"
+        self.stats.num_tokens = len(self.generated)
+        return Completion(
+            index=self.index,
+            prompt_ids=self.prompt_ids,
+            token_ids=self.generated,
+            text=self.text() if text is None else text,
+            origins=self.origins,
+            finish_reason=self.finish_reason,
+            stats=self.stats,
+            trace=self.trace,
+        )

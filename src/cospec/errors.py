@@ -1,0 +1,114 @@
+"""Every error that CoSpec raises on purpose.
+
+Each class also subclasses the builtin that a caller without knowledge of CoSpec would catch::
+
+    CospecError
+    ├── ConfigError (ValueError)            a setting that cannot be
+    ├── PromptError (ValueError)            an empty or too long prompt
+    ├── PairError (ValueError)              two models that cannot work together
+    │   ├── TokenizerMismatchError          ... because they tokenize differently
+    │   └── UnsupportedModelError           ... because one of them cannot roll back
+    ├── CheckpointError (OSError)           weights that are missing, corrupt or unsafe to load
+    ├── ArbiterError (ValueError)           an arbiter that is unknown or broke its protocol
+    ├── NonFiniteError (FloatingPointError) a target model that returned NaN or infinity
+    ├── TaskError (ValueError)              a task that is unknown or whose data is unusable
+    ├── CodeExecutionRefusedError (PermissionError)  generated code, and no permission to run it
+    └── MissingExtraError (ImportError)     an optional part that is not installed
+
+``GenerationInterrupted`` stands apart: it is a ``KeyboardInterrupt``, so that ``except Exception``
+does not swallow Ctrl-C, and it carries what was finished.
+
+A message says what was wrong, the value got, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cospec.types import Completion
+
+
+class CospecError(Exception):
+    """Base of all errors that CoSpec raises on purpose.
+
+    Attributes:
+        completions: By prompt index, the rows that were finished when the error arose in the
+            middle of a generation; empty otherwise.
+    """
+
+    completions: dict[int, Completion]
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.completions = {}
+
+
+class ConfigError(CospecError, ValueError):
+    """A setting has a value or a name that is not allowed."""
+
+
+class PromptError(CospecError, ValueError):
+    """A prompt is empty, too long for the pair, or not of a known kind."""
+
+
+class PairError(CospecError, ValueError):
+    """The draft and the target cannot work together."""
+
+
+class TokenizerMismatchError(PairError):
+    """The draft and the target give one id to different strings."""
+
+
+class UnsupportedModelError(PairError):
+    """A model keeps state that cannot be rolled back, or is no causal language model."""
+
+
+class CheckpointError(CospecError, OSError):
+    """A checkpoint is missing, corrupt, or of a kind that is unsafe to load."""
+
+
+class ArbiterError(CospecError, ValueError):
+    """An arbiter is unknown, or its ruling does not fit the mismatches it was given."""
+
+
+class NonFiniteError(CospecError, FloatingPointError):
+    """The target's logits hold NaN or positive infinity, so that no token is right."""
+
+
+class TaskError(CospecError, ValueError):
+    """A task is unknown, or its data cannot be used."""
+
+
+class CodeExecutionRefusedError(CospecError, PermissionError):
+    """Scoring needs to run generated code, and the user did not allow it."""
+
+
+class MissingExtraError(CospecError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed; run: pip install 'cospec[{extra}]'")
+
+
+class GenerationInterrupted(KeyboardInterrupt):
+    """A generation was interrupted (Ctrl-C).
+
+    Attributes:
+        completions: By prompt index, the rows that had finished.
+    """
+
+    def __init__(self, completions: dict[int, Completion]) -> None:
+        super().__init__(f"interrupted; {len(completions)} prompts had finished")
+        self.completions = completions
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """Sentence for a name that is not known, with the nearest one that is."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}{hint} Allowed: {', '.join(names)}."

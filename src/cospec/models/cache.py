@@ -1,0 +1,320 @@
+"""One causal language model with a ragged key-value cache.
+
+The only file that knows Hugging Face caches, attention masks and position ids.
+
+Rows of a batch accept different numbers of tokens, so their lengths drift apart. Here row ``b``
+keeps its token ``i`` in slot ``i`` of its own strip of one preallocated buffer. Reading writes
+wherever the caller says, so rolling back is nothing but reading again from an earlier position:
+slots behind it hold garbage that the mask hides until they are written anew. There are no dead
+slots to compact, and prompts of different length need no left padding.
+
+Sliding-window layers keep all their slots and are masked to the window, which is exact for any
+rollback at the price of memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers.cache_utils import Cache
+
+from cospec.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_SLOT_MULTIPLE = 64  # attention spans are rounded up to this, so that shapes stay the same
+_PREFILL_CHUNK = 512
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_SWITCHING_ROPES = {"dynamic", "longrope"}
+
+
+class Window(NamedTuple):
+    """Where the next tokens of a range of rows go, and what they see.
+
+    One window is computed a block; the draft's steps read column ranges of it.
+    """
+
+    positions: Tensor
+    """Position ids, (B, n)."""
+    slots: Tensor
+    """Slots in the rows' strips, (B, n)."""
+    masks: dict[str, Tensor]
+    """By layer type: additive mask, (B, 1, n, S)."""
+    first_row: int
+
+    def columns(self, start: int, stop: int) -> Window:
+        """The window of tokens `start` to `stop` - 1."""
+        masks = {kind: mask[:, :, start:stop] for kind, mask in self.masks.items()}
+        positions, slots = self.positions[:, start:stop], self.slots[:, start:stop]
+        return Window(positions, slots, masks, self.first_row)
+
+
+class Output(NamedTuple):
+    """What a forward gives."""
+
+    logits: Tensor
+    """(B, N, V) of the last N tokens read."""
+    hidden: Tensor | None
+    """What the output matrix was applied to, (B, N, H), if asked for."""
+
+
+class _RaggedCache(Cache):
+    """Keys and values of all layers, each (rows, slots, heads, head size), written in place."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.num_rows = 0
+        self.num_slots = 0
+        self.buffers: list[tuple[Tensor, Tensor]] = []
+        self._window: Window | None = None
+        self._flat_slots: Tensor | None = None
+
+    def aim(self, window: Window) -> None:
+        """Direct the next forward to the slots of `window`."""
+        num_rows = window.slots.shape[0]
+        rows = torch.arange(
+            window.first_row, window.first_row + num_rows, device=window.slots.device
+        )
+        self._window = window
+        self._flat_slots = (rows[:, None] * self.num_slots + window.slots).reshape(-1)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Called by each attention layer: store (B, heads, n, size), return all that is seen."""
+        assert self._window is not None and self._flat_slots is not None, "aim first"
+        if layer_idx == len(self.buffers):
+            self.buffers.append((self._allocate(key_states), self._allocate(value_states)))
+        window, slots = self._window, self._flat_slots.to(key_states.device)
+        rows = slice(window.first_row, window.first_row + key_states.shape[0])
+        span = next(iter(window.masks.values())).shape[-1]
+        seen = []
+        for buffer, states in zip(self.buffers[layer_idx], (key_states, value_states), strict=True):
+            new = states.transpose(1, 2).flatten(0, 1)  # (B n, heads, size)
+            buffer.view(-1, *buffer.shape[2:]).index_copy_(0, slots, new)
+            seen.append(buffer[rows, :span].transpose(1, 2))  # (B, heads, S, size)
+        return seen[0], seen[1]
+
+    def _allocate(self, states: Tensor) -> Tensor:
+        _, num_heads, _, size = states.shape
+        return states.new_zeros(self.num_rows, self.num_slots, num_heads, size)
+
+    def reserve(self, num_rows: int, num_slots: int) -> None:
+        """Grow to at least this many rows and slots, keeping what is stored."""
+        if num_rows <= self.num_rows and num_slots <= self.num_slots:
+            return
+        old_rows, old_slots = self.num_rows, self.num_slots
+        self.num_rows = max(num_rows, old_rows)
+        self.num_slots = max(-(-num_slots // _SLOT_MULTIPLE) * _SLOT_MULTIPLE, old_slots)
+
+        def grown(buffer: Tensor) -> Tensor:
+            new = buffer.new_zeros(self.num_rows, self.num_slots, *buffer.shape[2:])
+            new[:old_rows, :old_slots] = buffer
+            return new
+
+        self.buffers = [(grown(keys), grown(values)) for keys, values in self.buffers]
+
+    def copy_row(self, source: int, destination: int) -> None:
+        for pair in self.buffers:
+            for buffer in pair:
+                buffer[destination] = buffer[source]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Not used: the caller passes positions and masks."""
+        return 0
+
+
+class CachedModel:
+    """A causal language model, the ragged cache of one engine, and how to read into it.
+
+    Attributes:
+        model: The Hugging Face model, in evaluation mode.
+        context_length: Most positions that a row may have.
+        vocab_size: Width of the logits.
+        device: Where its inputs go.
+    """
+
+    def __init__(self, model: PreTrainedModel, capture_hidden: bool = False) -> None:
+        """Wrap `model`; with `capture_hidden`, `read` returns last hidden states as well.
+
+        Raises:
+            UnsupportedModelError: The model keeps state that cannot be rolled back.
+        """
+        check_supported(model)
+        self.model = model
+        self.capture_hidden = capture_hidden
+        self.device, self._dtype = model.device, model.dtype
+        config = model.config.get_text_config()
+        self.vocab_size: int = config.vocab_size
+        self.context_length = context_length(config)
+        self._windows_by_type = _attention_windows(config)
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
+        self._cache = _RaggedCache()
+
+    def reserve(self, num_rows: int, num_slots: int) -> None:
+        """Make room for rows 0 to `num_rows` - 1 of up to `num_slots` tokens each."""
+        self._cache.reserve(num_rows, num_slots)
+
+    def copy_row(self, source: int, destination: int) -> None:
+        """Copy all that row `source` has stored over row `destination`."""
+        self._cache.copy_row(source, destination)
+
+    def window(self, starts: Tensor, num_tokens: int, max_end: int, first_row: int = 0) -> Window:
+        """The window of `num_tokens` tokens of each row, from `starts` on.
+
+        Args:
+            starts: Position of each row's first token, (B,) int64 on the model's device. Negative
+                positions are read as 0.
+            num_tokens: n.
+            max_end: At least max(starts) + n; known to the caller without asking the device.
+            first_row: Cache row of the first entry of `starts`.
+        """
+        span = min(-(-max_end // _SLOT_MULTIPLE) * _SLOT_MULTIPLE, self._cache.num_slots)
+        device = starts.device
+        slots = (starts[:, None] + torch.arange(num_tokens, device=device)).clamp(min=0)  # (B, n)
+        distance = slots[:, :, None] - torch.arange(span, device=device)  # (B, n, S)
+        masks = {}
+        for kind, width in self._windows_by_type.items():
+            is_hidden = distance < 0
+            if width is not None:
+                is_hidden |= distance >= width
+            mask = torch.zeros(is_hidden.shape, dtype=self._dtype, device=device)
+            mask.masked_fill_(is_hidden, torch.finfo(self._dtype).min)
+            masks[kind] = mask[:, None]
+        # Past the context only garbage is read, but learned position tables must not overflow.
+        return Window(slots.clamp(max=self.context_length - 1), slots, masks, first_row)
+
+    def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
+        """Read tokens into the cache.
+
+        Args:
+            token_ids: (B, n) int64.
+            window: Where they go, of the same B and n.
+            num_logits: N, of how many last tokens the logits are wanted.
+        """
+        self._cache.aim(window)
+        masks: Any = window.masks  # Any: a tensor or a dict, as the model class has it
+        if len(masks) == 1:
+            (masks,) = masks.values()
+        arguments = {
+            "input_ids": token_ids.clamp(max=self.vocab_size - 1),
+            "attention_mask": masks,
+            "position_ids": window.positions,
+            self._cache_keyword: self._cache,
+            "use_cache": True,
+            "logits_to_keep": num_logits,
+        }
+        if not self.capture_hidden:
+            return Output(self.model(**arguments).logits, None)
+        captured: list[Tensor] = []
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        try:
+            logits = self.model(**arguments).logits
+        finally:
+            hook.remove()
+        return Output(logits, captured[0])
+
+    def prefill(self, prompts: list[list[int]], first_row: int) -> None:
+        """Read whole token lists into rows `first_row`, `first_row` + 1, ... from position 0 on.
+
+        Shorter rows are padded on the right with tokens that are hidden until overwritten.
+        """
+        device = self.device
+        longest = max(map(len, prompts))
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
+        for start in range(0, longest, _PREFILL_CHUNK):
+            chunk = padded[:, start : start + _PREFILL_CHUNK]
+            starts = torch.full((len(prompts),), start, device=device)
+            end = start + chunk.shape[1]
+            self.read(chunk, self.window(starts, chunk.shape[1], end, first_row))
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Refuse what cannot roll back.
+
+    Raises:
+        UnsupportedModelError: A recurrent, hybrid, chunked or encoder-decoder model.
+    """
+    name = type(model).__name__
+    config = model.config.get_text_config()
+    advice = "use a decoder-only transformer whose layers all attend to a key-value cache"
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model; {advice}.")
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(
+            f"{name} keeps a recurrent state, which cannot be rolled back to the last token that "
+            f"stands; {advice}."
+        )
+    unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    if unknown:
+        raise UnsupportedModelError(
+            f"{name} has layers of type {', '.join(sorted(unknown))}; "
+            f"allowed are {', '.join(sorted(_LAYER_TYPES))}: {advice}."
+        )
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Most positions that a model of this configuration can take.
+
+    Rotary scalings that change all positions once a length is passed (dynamic, longrope) would
+    spoil what is cached, so the length before the change counts.
+    """
+    length: int = getattr(config, "max_position_embeddings", 2**31 - 1)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if one.get("rope_type", one.get("type")) in _SWITCHING_ROPES:
+            original = one.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            length = min(length, original or length)
+    return length
+
+
+def _attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
+    """By layer type, how far a token sees back; None for all the way."""
+    sliding = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        kinds = {"sliding_attention" if sliding else "full_attention"}
+    return {kind: sliding if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+
+@torch.inference_mode()
+def probe(model: PreTrainedModel) -> None:
+    """Check on a few tokens that ragged reading and rolling back change nothing.
+
+    Two rows of different length are read, rolled back, and read on; their last logits have to be
+    those of a forward without a cache.
+
+    Raises:
+        UnsupportedModelError: They are not, so that output would silently be wrong.
+    """
+    cached = CachedModel(model)
+    ids = (torch.arange(12, device=model.device).view(2, 6) * 7 + 3) % cached.vocab_size
+    try:
+        cached.reserve(2, 8)
+        cached.prefill([ids[0, :4].tolist(), [*ids[1, :2].tolist(), 1, 1]], 0)
+        starts = torch.tensor([3, 2], device=model.device)
+        logits = cached.read(ids[:, 3:5], cached.window(starts, 2, 5)).logits
+        one = torch.stack([ids[0], torch.cat([ids[1, :2], ids[1, 3:5], ids[1, :2]])])
+        plain = model(input_ids=one, use_cache=False).logits
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot read through CoSpec's cache: {error}. Load it with "
+            "attn_implementation='sdpa' or 'eager', or use another architecture."
+        ) from error
+    expected = torch.stack([plain[0, 4], plain[1, 3]])
+    distance = float((logits[:, -1] - expected).norm() / expected.norm())
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
+    if not distance <= tolerance and bool(expected.isfinite().all()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives other logits through CoSpec's cache (relative distance "
+            f"{distance:.2g}, allowed {tolerance}); its attention does not honour position ids or "
+            "masks. Use another architecture."
+        )

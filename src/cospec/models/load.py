@@ -1,0 +1,136 @@
+"""Loading from the Hugging Face hub, a folder or a GGUF file.
+
+The only file that calls ``from_pretrained``.
+
+Only safetensors and GGUF are read unless the caller insists: a pickled checkpoint can run any code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cospec.errors import CheckpointError, ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = {"float32", "bfloat16", "float16"}
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    allow_pickle: bool = False,
+    **kwargs: Any,  # Any: whatever transformers' from_pretrained takes
+) -> PreTrainedModel:
+    """Load a causal language model; arguments as in `ModelPair.from_pretrained`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, corrupt or pickled.
+    """
+    arguments = _locate(source)
+    if "gguf_file" not in arguments:
+        # None would fall back to pickle where there are no safetensors.
+        arguments["use_safetensors"] = None if allow_pickle else True
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**arguments, dtype=as_dtype(dtype), **kwargs)
+    except ImportError:
+        raise
+    except Exception as error:  # the parsers of damaged files raise all kinds
+        raise _unreadable(source, error) from error
+    if "device_map" not in kwargs:
+        torch.nn.Module.to(model, as_device(device))  # transformers hides its signature
+    result: PreTrainedModel = model
+    return result
+
+
+def load_tokenizer(
+    source: str | Path,
+    **kwargs: Any,  # Any: whatever transformers' from_pretrained takes
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    kept = {k: v for k, v in kwargs.items() if k in {"revision", "token", "trust_remote_code"}}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            **_locate(source), **kept
+        )
+    except (ImportError, CheckpointError):
+        raise
+    except Exception as error:  # the parsers of damaged files raise all kinds
+        raise _unreadable(source, error) from error
+    return tokenizer
+
+
+def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """A torch dtype from its name, or "auto".
+
+    Raises:
+        ConfigError: The name is none of those allowed.
+    """
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in _DTYPES:
+        allowed = ", ".join(sorted(_DTYPES))
+        raise ConfigError(f"dtype is {dtype!r}; allowed are auto, {allowed}.")
+    result: torch.dtype = getattr(torch, dtype)
+    return result
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A torch device from its name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        result = torch.device(device)
+        torch.empty(0, device=result)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device is {str(device)!r}, which is not usable here: {error}") from None
+    return result
+
+
+def _locate(source: str | Path) -> dict[str, Any]:  # Any: arguments of from_pretrained
+    """Where a checkpoint is, as arguments of ``from_pretrained``."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {source}; pass a GGUF file that exists.")
+        _require_gguf()
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    looks_like_path = path.is_absolute() or str(source).startswith((".", "~"))
+    if looks_like_path or path.exists():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{source} holds no config.json; pass the folder of a Hugging Face checkpoint, a "
+                ".gguf file, or a hub id."
+            )
+        return {"pretrained_model_name_or_path": str(path)}
+    return {"pretrained_model_name_or_path": str(source)}
+
+
+def _require_gguf() -> None:
+    try:
+        import accelerate  # noqa: F401, PLC0415
+        import gguf  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise MissingExtraError("what reads GGUF files", "gguf") from error
+
+
+def _unreadable(source: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot load {source}: {type(error).__name__}: {error} -- only safetensors and GGUF are "
+        "read; pickled weights (.bin, .pt) need allow_pickle=True and run whatever code they hold."
+    )

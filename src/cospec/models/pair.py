@@ -1,0 +1,185 @@
+"""A draft and a target that can work together, and the checks that they can.
+
+Tokenizers are compared by what each id stands for, not by size: Qwen2.5 0.5B and 72B have
+vocabularies of different width that differ in padding rows only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cospec.errors import TokenizerMismatchError
+from cospec.models.cache import check_supported, context_length, probe
+from cospec.models.load import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SAMPLE_TEXTS = (
+    "Janet's ducks lay 16 eggs per day; she sells 3.5 of them for $1,234.50.",
+    "def f(x):\n    return x**2  # naïve — 東京 🙂\n\n",
+    " 1/2 + 0.25 = \\boxed{\\frac{3}{4}}",
+)
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A target and a draft, both frozen, and the tokenizer they share.
+
+    Attributes:
+        target: The model whose distribution is ``p``.
+        draft: The model that proposes, ``q``.
+        tokenizer: The target's; None for pairs that work on token ids only.
+        notes: Differences that were found and do not matter, or how they are resolved.
+
+    Raises:
+        UnsupportedModelError: A model cannot roll back its state.
+    """
+
+    target: PreTrainedModel
+    draft: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for model in (self.target, self.draft):
+            check_supported(model)
+            model.train(False)
+            model.requires_grad_(False)
+            probe(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: str | Path,
+        draft: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        allow_pickle: bool = False,
+        **kwargs: Any,  # Any: whatever transformers' from_pretrained takes
+    ) -> ModelPair:
+        """Load a pair from hub ids, folders or GGUF files.
+
+        Args:
+            target: Hub id, folder or ``.gguf`` file of the target.
+            draft: The same for the draft.
+            dtype: Of both models' weights; "auto" is what each checkpoint has.
+            device: Of both models; "auto" is CUDA where there is one, else the CPU.
+            allow_pickle: Load checkpoints that are no safetensors. Unpickling runs code that the
+                file holds: only for files you trust.
+            **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``.
+
+        Raises:
+            CheckpointError: A checkpoint is missing, corrupt or pickled.
+            PairError: The two cannot work together.
+        """
+        tokenizers = [load_tokenizer(source, **kwargs) for source in (target, draft)]
+        notes = compare_tokenizers(*tokenizers)
+        models = [
+            load_model(source, dtype=dtype, device=device, allow_pickle=allow_pickle, **kwargs)
+            for source in (target, draft)
+        ]
+        notes += _compare_models(*models)
+        return cls(models[0], models[1], tokenizers[0], tuple(notes))
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and completion together."""
+        return min(
+            context_length(model.config.get_text_config()) for model in (self.target, self.draft)
+        )
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens with which the target ends a text."""
+        ids = _as_set(getattr(self.target.generation_config, "eos_token_id", None))
+        return ids or _as_set(getattr(self.tokenizer, "eos_token_id", None))
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation in the target's chat template, ready to be answered.
+
+        Args:
+            messages: ``{"role": …, "content": …}`` each.
+
+        Raises:
+            TokenizerMismatchError: The pair has no tokenizer, or it has no chat template.
+        """
+        if self.tokenizer is None or not self.tokenizer.chat_template:
+            raise TokenizerMismatchError(
+                "the target's tokenizer has no chat template; pass the prompt as plain text."
+            )
+        text = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False
+        )
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def _as_set(ids: int | list[int] | None) -> frozenset[int]:
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list) else [ids])
+
+
+def compare_tokenizers(
+    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase
+) -> list[str]:
+    """Check that each id stands for the same string in both tokenizers.
+
+    Returns:
+        Notes on differences that do no harm: ids that only one of them has, other special tokens,
+        another chat template.
+
+    Raises:
+        TokenizerMismatchError: An id stands for two strings, or the same text becomes other ids.
+    """
+    strings = {i: token for token, i in target.get_vocab().items()}
+    notes = []
+    only_draft = []
+    for token, i in sorted(draft.get_vocab().items(), key=lambda item: item[1]):
+        if i not in strings:
+            only_draft.append(token)
+        elif strings[i] != token:
+            raise TokenizerMismatchError(
+                f"draft and target tokenize differently: id {i} is {token!r} in the draft and "
+                f"{strings[i]!r} in the target; pass a pair that shares a tokenizer."
+            )
+    only_target = [t for t in target.get_vocab() if t not in draft.get_vocab()]
+    for who, tokens in (("draft", only_draft), ("target", only_target)):
+        if tokens:
+            some = ", ".join(map(repr, tokens[:3]))
+            notes.append(f"only the {who} has {len(tokens)} tokens, such as {some}")
+    for text in _SAMPLE_TEXTS:
+        ids = [t(text, add_special_tokens=False)["input_ids"] for t in (target, draft)]
+        if ids[0] != ids[1]:
+            raise TokenizerMismatchError(
+                f"draft and target split {text!r} differently though their ids stand for the same "
+                "strings; pass a pair that shares its merges and normalisation."
+            )
+    for name in ("bos_token", "eos_token", "chat_template"):
+        ours, theirs = getattr(target, name, None), getattr(draft, name, None)
+        if ours != theirs:
+            shown = "" if name == "chat_template" else f" ({theirs!r} against {ours!r})"
+            notes.append(f"the draft has another {name}{shown}; the target's is used")
+    return notes
+
+
+def _compare_models(target: PreTrainedModel, draft: PreTrainedModel) -> list[str]:
+    notes = []
+    widths = [m.config.get_text_config().vocab_size for m in (target, draft)]
+    if widths[0] != widths[1]:
+        notes.append(
+            f"the draft's logits are {widths[1]} wide and the target's {widths[0]}; "
+            "the rows that only one of them has are padding"
+        )
+    eos = [_as_set(getattr(m.generation_config, "eos_token_id", None)) for m in (target, draft)]
+    if eos[0] != eos[1]:
+        shown = [sorted(ids) for ids in eos]
+        notes.append(f"the draft ends at tokens {shown[1]}, the target at {shown[0]}, which counts")
+    return notes

@@ -1,0 +1,211 @@
+"""Settings of a generation, and the mathematics of speculative sampling.
+
+``p`` is the target's distribution and ``q`` the draft's, as in Leviathan et al. (2211.17192,
+appendix A.1): a token ``x`` drawn from ``q`` is accepted with probability ``min(1, p(x) / q(x))``,
+else a token is drawn from ``norm(max(p - q, 0))``. What is emitted then follows ``p`` exactly.
+
+Every random choice is made from uniform numbers that the caller supplies, so that a row's outcome
+depends on its own generator alone. This file knows nothing of models or caches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cospec.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How to generate. Every field may differ from prompt to prompt."""
+
+    max_new_tokens: int = 256
+    """Most tokens to generate."""
+    temperature: float = 0.0
+    """0 is greedy; else the logits are divided by it."""
+    top_k: int = 0
+    """Sample among the k most probable tokens only; 0 for all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens whose probabilities add up to this."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as probable as the most probable one."""
+    seed: int | None = None
+    """Seed of the generator of each row, mixed with the prompt's index; None draws one."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text, besides the target's end-of-sequence tokens."""
+    ignore_eos: bool = False
+    """Go on after the target's end-of-sequence tokens."""
+    exact_prefix_tokens: int = 0
+    """Keep this many first tokens of the completion lossless: no override there."""
+    override_stop_tokens: bool = False
+    """Allow overrides where one of the two tokens would end the text."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        limits = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or positive"),
+            "top_k": (self.top_k >= 0, "0 (off) or positive"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+            "stop": (all(self.stop), "non-empty strings"),
+            "exact_prefix_tokens": (self.exact_prefix_tokens >= 0, "0 or positive"),
+        }
+        for name, (is_allowed, allowed) in limits.items():
+            if not is_allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {allowed}.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingConfig:  # Any: a JSON object
+        """Build from a mapping.
+
+        Raises:
+            ConfigError: A key is unknown or a value is not allowed.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise ConfigError(unknown_name("sampling setting", key, names))
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """The mapping that `from_dict` takes."""
+        return dataclasses.asdict(self)
+
+
+def row_generator(config: SamplingConfig, index: int) -> torch.Generator:
+    """Generator of the row of one prompt: streams of different (seed, index) are unrelated.
+
+    Args:
+        config: The prompt's settings; a seed of None draws one from the operating system.
+        index: Place of the prompt in the list that was given.
+    """
+    entropy = None if config.seed is None else [config.seed % 2**64, index]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Warper:
+    """Turns logits into the distributions that the rows of a batch sample from.
+
+    The order is that of transformers: temperature, top-k, top-p, min-p. A greedy row gets all its
+    mass on the argmax, for which the accept rule above becomes equality of argmaxes.
+    """
+
+    def __init__(self, configs: Sequence[SamplingConfig], device: torch.device) -> None:
+        """Collect the settings of the rows, one entry a row, on `device`."""
+
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None, None]  # (B, 1, 1)
+
+        self.has_top_k = any(c.top_k for c in configs)
+        self.has_top_p = any(c.top_p < 1 for c in configs)
+        self.has_min_p = any(c.min_p for c in configs)
+        self.is_greedy = column([c.is_greedy for c in configs], torch.bool)
+        self.temperature = column([c.temperature or 1.0 for c in configs], torch.float32)
+        self.top_k = column([c.top_k or 2**31 - 1 for c in configs], torch.int64)
+        self.top_p = column([c.top_p for c in configs], torch.float32)
+        self.min_p = column([c.min_p for c in configs], torch.float32)
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """Distributions to sample from.
+
+        Args:
+            logits: (B, N, V), any float dtype.
+
+        Returns:
+            (B, N, V) float32, rows sum to 1.
+        """
+        warped = logits.float() / self.temperature
+        if self.has_top_k:
+            k = self.top_k.clamp(max=warped.shape[-1])
+            ordered = warped.sort(dim=-1, descending=True).values
+            kth = ordered.gather(-1, (k - 1).expand(*warped.shape[:-1], 1))
+            warped = warped.masked_fill(warped < kth, float("-inf"))
+        if self.has_top_p:
+            warped = self._cut_top_p(warped)
+        probs = warped.softmax(dim=-1)
+        if self.has_min_p:
+            is_cut = probs < self.min_p * probs.amax(dim=-1, keepdim=True)
+            probs = warped.masked_fill(is_cut, float("-inf")).softmax(dim=-1)
+        return torch.where(self.is_greedy, one_hot(logits.argmax(dim=-1), logits.shape[-1]), probs)
+
+    def _cut_top_p(self, logits: Tensor) -> Tensor:
+        ascending, order = logits.sort(dim=-1)
+        is_cut = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
+        is_cut[..., -1] = False  # the most probable token always stays
+        is_cut = is_cut & (self.top_p < 1)
+        return logits.masked_fill(is_cut.scatter(-1, order, is_cut), float("-inf"))
+
+
+def one_hot(token_ids: Tensor, vocab_size: int) -> Tensor:
+    """All mass on one token: (...) ids to (..., V) float32."""
+    probs = torch.zeros(*token_ids.shape, vocab_size, device=token_ids.device)
+    return probs.scatter_(-1, token_ids[..., None], 1.0)
+
+
+def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample by inverting the cumulative distribution; a token of probability 0 is never drawn.
+
+    Args:
+        probs: (..., V), rows need not be normalised.
+        uniforms: (...) in [0, 1), float64.
+
+    Returns:
+        Token ids, (...) int64.
+    """
+    cdf = probs.double().cumsum(dim=-1)
+    cdf = cdf / cdf[..., -1:]
+    ids = torch.searchsorted(cdf, uniforms[..., None].contiguous(), right=True)[..., 0]
+    return ids.clamp(max=probs.shape[-1] - 1)
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """Distribution to draw from after a rejection: max(p - q, 0), not normalised.
+
+    Args:
+        p: Target probabilities, (..., V), rows sum to 1.
+        q: Draft probabilities, (..., V).
+
+    Returns:
+        (..., V). Rows where it vanishes (p equals q up to rounding) fall back to p.
+    """
+    rest = (p - q).clamp(min=0)
+    return torch.where(rest.sum(dim=-1, keepdim=True) > 0, rest, p)
+
+
+def accepts(p: Tensor, q: Tensor, token_ids: Tensor, uniforms: Tensor) -> Tensor:
+    """The accept test of speculative sampling, u < p(x) / q(x), without the division.
+
+    Args:
+        p: Target probabilities, (B, K, V).
+        q: Draft probabilities, (B, K, V).
+        token_ids: Drafted tokens, (B, K).
+        uniforms: (B, K) in [0, 1), float64.
+
+    Returns:
+        (B, K) bool.
+    """
+    index = token_ids[..., None]
+    p_x, q_x = p.gather(-1, index)[..., 0], q.gather(-1, index)[..., 0]  # (B, K)
+    return uniforms * q_x < p_x

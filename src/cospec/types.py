@@ -1,0 +1,341 @@
+"""The nouns of the project: read this file first.
+
+A **target** and a **draft** language model decode together. In each block the draft proposes ``K``
+tokens (a `Proposal`), the target verifies them in one forward pass, and the places where the two
+disagree form a `MismatchBatch`. An `Arbiter` answers it with a `Ruling`: whose token stands. What
+happened is kept in one `StepTrace` a block, and a finished prompt is a `Completion`.
+
+Axes in shapes: B rows, K drafted tokens of a block, V vocabulary, M mismatches, H hidden size.
+``p`` is the target's distribution and ``q`` the draft's, as in Leviathan et al. (2211.17192); Chen
+et al. (2302.01318) use the letters the other way round.
+
+This file knows nothing of models, caches or engines.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Needs(enum.Flag):
+    """What an arbiter asks the engine for, beyond token ids and positions."""
+
+    NOTHING = 0
+    TARGET_LOGITS = enum.auto()
+    """`MismatchBatch.target_logits`, and with them ``p`` and ``log_p``."""
+    DRAFT_LOGITS = enum.auto()
+    """`MismatchBatch.draft_logits`, and with them ``q`` and ``log_q``."""
+    LOOKAHEAD = enum.auto()
+    """What the target thinks of the drafted tokens after the mismatch."""
+    TARGET_HIDDEN = enum.auto()
+    """The target's last hidden states before and after the drafted token."""
+    DRAFT_HIDDEN = enum.auto()
+    """The draft's last hidden state from which it drew its token."""
+    UNIFORMS = enum.auto()
+    """One uniform number a mismatch from the row's own generator, for a ruling by chance."""
+    LOGITS = TARGET_LOGITS | DRAFT_LOGITS
+
+
+class Origin(enum.StrEnum):
+    """Where a token of a completion comes from."""
+
+    MATCH = "match"
+    """Drafted, and the target agreed."""
+    OVERRIDE = "override"
+    """Drafted, the target disagreed, and the arbiter ruled for the draft."""
+    CORRECTION = "correction"
+    """The target's token at a mismatch ruled for the target."""
+    BONUS = "bonus"
+    """The target's token after a block that was kept whole (plain decoding emits only these)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What the draft proposes in one block.
+
+    Attributes:
+        token_ids: Drafted tokens, (B, K) int64.
+        logits: Raw logits that each was drawn from: K tensors of (B, V).
+        probs: The distributions drawn from, after temperature and truncation, (B, K, V); None
+            when every row is greedy.
+        hidden: The draft's last hidden states, K tensors of (B, H), if asked for.
+    """
+
+    token_ids: Tensor
+    logits: list[Tensor]
+    probs: Tensor | None = None
+    hidden: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class MismatchBatch:
+    """All mismatches of one block, in row order: what an arbiter sees, on the models' device.
+
+    A mismatch later in a block is conditional: it is reached only if every earlier drafted token
+    of its row was accepted or overridden. Distributions are the models' own, before temperature
+    and truncation. Fields that the arbiter did not declare in its `Needs` are None.
+
+    Attributes:
+        rows: Index of the batch row, (M,) int64.
+        block_positions: Index of the drafted token in its block, 0 to K - 1, (M,) int64.
+        positions: Index of the drafted token in the generated text, (M,) int64.
+        num_overrides: Overrides of the row before this block, (M,) int64.
+        block_length: K.
+        draft_ids: The draft's token, (M,) int64.
+        target_ids: The token that stands if the ruling is for the target: its argmax, or when
+            sampling a sample of the residual, (M,) int64.
+        target_logits: Raw, (M, V) float.
+        draft_logits: Raw, (M, V) float.
+        lookahead_matches: Whether the target accepts the drafted token i + 1 places after the
+            mismatch, (M, K - 1) bool; False where the block has ended.
+        lookahead_log_p: Log-probability under the target of those tokens, (M, K - 1) float32;
+            0 where the block has ended.
+        target_hidden: State from which the target judged the drafted token, (M, H).
+        target_hidden_after: The target's state after reading the drafted token, (M, H).
+        draft_hidden: State from which the draft drew its token, (M, H).
+        uniforms: In [0, 1), (M,) float64.
+    """
+
+    rows: Tensor
+    block_positions: Tensor
+    positions: Tensor
+    num_overrides: Tensor
+    block_length: int
+    draft_ids: Tensor
+    target_ids: Tensor
+    target_logits: Tensor | None = None
+    draft_logits: Tensor | None = None
+    lookahead_matches: Tensor | None = None
+    lookahead_log_p: Tensor | None = None
+    target_hidden: Tensor | None = None
+    target_hidden_after: Tensor | None = None
+    draft_hidden: Tensor | None = None
+    uniforms: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.draft_ids.shape[0]
+
+    @cached_property
+    def log_p(self) -> Tensor:
+        """The target's log-probabilities, (M, V) float32."""
+        assert self.target_logits is not None, "declare Needs.TARGET_LOGITS"
+        return torch.log_softmax(self.target_logits.float(), dim=-1)
+
+    @cached_property
+    def log_q(self) -> Tensor:
+        """The draft's log-probabilities, (M, V) float32."""
+        assert self.draft_logits is not None, "declare Needs.DRAFT_LOGITS"
+        return torch.log_softmax(self.draft_logits.float(), dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """An arbiter's answer to a `MismatchBatch`.
+
+    Attributes:
+        keep_draft: True where the draft's token is to stand, (M,) bool.
+        score: The number behind the ruling, larger for the draft, (M,) float. Where it is not
+            finite the engine rules for the target and counts it. None if there is none.
+    """
+
+    keep_draft: Tensor
+    score: Tensor | None = None
+
+
+@runtime_checkable
+class Arbiter(Protocol):
+    """Rules at mismatches. The engine knows nothing else of it."""
+
+    @property
+    def name(self) -> str:
+        """Name for reports, with its settings, such as ``margin:threshold=0.9``."""
+        ...
+
+    @property
+    def needs(self) -> Needs:
+        """What the engine has to supply in the `MismatchBatch`."""
+        ...
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule on all mismatches of a block in one call."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MismatchTrace:
+    """One mismatch and how it was ruled.
+
+    Probabilities are the models' own, before temperature and truncation.
+    """
+
+    position: int
+    """Index of the token in the generated text."""
+    block_position: int
+    """Index of the drafted token in its block."""
+    draft_id: int
+    target_id: int
+    p_draft_id: float
+    """Probability of the draft's token under the target."""
+    p_target_id: float
+    q_draft_id: float
+    q_target_id: float
+    score: float | None
+    """The arbiter's score, if it gives one."""
+    keep_draft: bool
+    """The ruling that counted (after the engine's safety rules)."""
+    is_reached: bool
+    """Whether every earlier token of the block stood."""
+    veto: str | None = None
+    """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
+    ``forbidden`` or ``non_finite``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """One block of one row."""
+
+    position: int
+    """Index in the generated text of the block's first token."""
+    num_draft_tokens: int
+    num_strict_accepts: int
+    num_overrides: int
+    mismatches: tuple[MismatchTrace, ...]
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts of one completion, or of many added up. Names are vLLM's where it has the idea.
+
+    Only tokens that reached the completion count as accepted: what a stop cut off does not.
+    """
+
+    num_tokens: int = 0
+    """Generated tokens."""
+    num_drafts: int = 0
+    """Blocks, each of which is one target forward (plain decoding: one block a token)."""
+    num_draft_tokens: int = 0
+    """Drafted tokens."""
+    num_strict_accepts: int = 0
+    """Drafted tokens that the target agreed with."""
+    num_overrides: int = 0
+    """Drafted tokens that stand by ruling."""
+    num_mismatches: int = 0
+    """Mismatches that were reached."""
+    num_non_finite_scores: int = 0
+    """Arbiter scores that were NaN or infinite, and ruled for the target."""
+    num_non_finite_drafts: int = 0
+    """Drafted tokens whose draft logits were NaN or infinite."""
+    num_draft_forwards: int = 0
+    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
+    """Entry i counts the blocks in which more than i drafted tokens stood."""
+
+    @property
+    def num_target_forwards(self) -> int:
+        """Target forwards, the prompt's own not counted."""
+        return self.num_drafts
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Drafted tokens that stand, for either reason."""
+        return self.num_strict_accepts + self.num_overrides
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """1 + accepted drafted tokens per block: 1.0 for plain decoding, at most K + 1."""
+        return 1.0 + self.num_accepted_tokens / self.num_drafts if self.num_drafts else 1.0
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Accepted over drafted tokens; 0 if none was drafted."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+    @property
+    def acceptance_rate_per_pos(self) -> list[float]:
+        """Share of the blocks in which more than i drafted tokens stood."""
+        return [n / self.num_drafts for n in self.num_accepted_tokens_per_pos]
+
+    def __add__(self, other: Stats) -> Stats:
+        per_pos = [self.num_accepted_tokens_per_pos, other.num_accepted_tokens_per_pos]
+        width = max(map(len, per_pos))
+        padded = [counts + [0] * (width - len(counts)) for counts in per_pos]
+        names = [name for name in self.__slots__ if name != "num_accepted_tokens_per_pos"]
+        total = Stats(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        total.num_accepted_tokens_per_pos = [a + b for a, b in zip(*padded, strict=True)]
+        return total
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """Counts and the rates that follow from them, ready for JSON."""
+        return asdict(self) | {
+            "num_target_forwards": self.num_target_forwards,
+            "num_accepted_tokens": self.num_accepted_tokens,
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "draft_acceptance_rate": self.draft_acceptance_rate,
+            "acceptance_rate_per_pos": self.acceptance_rate_per_pos,
+        }
+
+
+class FinishReason(enum.StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    """A stop token or a stop string."""
+    LENGTH = "length"
+    """``max_new_tokens``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished prompt.
+
+    Attributes:
+        index: Place of the prompt in the list that was given.
+        prompt_ids: Token ids of the prompt.
+        token_ids: Generated token ids, a stop token included.
+        text: The generated text without special tokens, cut before a stop string; "" if the pair
+            has no tokenizer.
+        origins: Where each generated token comes from.
+        finish_reason: Why it ended.
+        stats: Counts.
+        trace: One entry a block; empty if the engine keeps no trace.
+    """
+
+    index: int
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    origins: list[Origin]
+    finish_reason: FinishReason
+    stats: Stats
+    trace: list[StepTrace]
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """The completion as a JSON object, its trace included."""
+        return asdict(self) | {"stats": self.stats.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one block added to one prompt's completion (the streaming form).
+
+    Attributes:
+        index: Place of the prompt in the list that was given.
+        token_ids: New token ids.
+        origins: Where each comes from.
+        text: New text. Held back while it may turn out to be part of a stop string or of a
+            character; the texts of all deltas joined are `Completion.text`.
+        completion: The finished completion, with the last delta; else None.
+    """
+
+    index: int
+    token_ids: list[int]
+    origins: list[Origin]
+    text: str
+    completion: Completion | None = None
