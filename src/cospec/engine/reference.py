@@ -1,0 +1,122 @@
+"""The same decoding as `cospec.engine.batch`, written to be read and to be trusted.
+
+One prompt at a time, no cache, every forward over the whole text, one token after the other. Tests
+hold the engine equal to it for every arbiter. It shares the arbiters, the random numbers and the
+mathematics of `cospec.sampling` with the engine, and none of its bookkeeping.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.sampling import SamplingConfig, Warper, accepts, draw, residual, row_generator
+from cospec.types import Arbiter, MismatchBatch, Needs, Origin
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from cospec.models.pair import ModelPair
+
+
+@torch.inference_mode()
+def reference_decode(
+    pair: ModelPair,
+    arbiter: Arbiter,
+    prompt_ids: list[int],
+    sampling: SamplingConfig,
+    *,
+    num_speculative_tokens: int,
+    index: int = 0,
+) -> tuple[list[int], list[Origin]]:
+    """Complete one prompt, slowly.
+
+    Args:
+        pair: The models.
+        arbiter: Who rules at mismatches.
+        prompt_ids: Token ids.
+        sampling: Settings; stop strings are not supported here.
+        num_speculative_tokens: K.
+        index: Place in the list of prompts, which the random numbers depend on.
+
+    Returns:
+        The generated token ids, and where each comes from.
+    """
+    k = num_speculative_tokens
+    warper = Warper([sampling], pair.target.device)
+    generator = row_generator(sampling, index)
+    stop_ids = set(sampling.stop_token_ids)
+    if not sampling.ignore_eos:
+        stop_ids |= pair.eos_token_ids
+    tokens = list(prompt_ids)
+    origins: list[Origin] = []
+    while True:
+        u = torch.rand(4 * k + 1, generator=generator, dtype=torch.float64)
+        drafted: list[int] = []
+        draft_logits: list[Tensor] = []
+        for j in range(k):
+            logits = _logits(pair.draft, tokens + drafted)[-1]
+            draft_logits.append(logits)
+            drafted.append(int(draw(warper.probs(logits[None, None]), u[None, None, j])))
+        target_logits = _logits(pair.target, tokens + drafted)[-k - 1 :]
+        p = warper.probs(target_logits[None])[0]
+        q = warper.probs(torch.stack(draft_logits)[None])[0]
+        is_match = accepts(p[None, :-1], q[None], torch.tensor([drafted]), u[None, k : 2 * k])[0]
+        instead = draw(torch.cat([residual(p[:-1], q), p[-1:]]), u[2 * k : 3 * k + 1]).tolist()
+
+        num_generated, num_overrides = len(origins), origins.count(Origin.OVERRIDE)
+        for j in range(k + 1):
+            if j == k:
+                token, origin = instead[j], Origin.BONUS
+            elif is_match[j]:
+                token, origin = drafted[j], Origin.MATCH
+            else:
+                mismatch = MismatchBatch(
+                    rows=torch.tensor([0]),
+                    block_positions=torch.tensor([j]),
+                    positions=torch.tensor([num_generated + j]),
+                    num_overrides=torch.tensor([num_overrides]),
+                    block_length=k,
+                    draft_ids=torch.tensor([drafted[j]]),
+                    target_ids=torch.tensor([instead[j]]),
+                    target_logits=target_logits[j][None],
+                    draft_logits=draft_logits[j][None],
+                    lookahead_matches=_lookahead(is_match, j),
+                    lookahead_log_p=_lookahead(_token_log_p(target_logits, drafted), j),
+                    uniforms=u[3 * k + 1 + j][None] if Needs.UNIFORMS in arbiter.needs else None,
+                )
+                keep = bool(arbiter.rule(mismatch).keep_draft)
+                is_exact = num_generated + j < sampling.exact_prefix_tokens
+                is_stop = bool({drafted[j], instead[j]} & stop_ids)
+                is_possible = p[j, drafted[j]] > 0 or sampling.is_greedy
+                if keep and is_possible and not is_exact and not is_stop:
+                    token, origin = drafted[j], Origin.OVERRIDE
+                else:
+                    token, origin = instead[j], Origin.CORRECTION
+            tokens.append(token)
+            origins.append(origin)
+            if token in stop_ids or len(origins) == sampling.max_new_tokens:
+                return tokens[len(prompt_ids) :], origins
+            if origin is Origin.CORRECTION:
+                break
+
+
+def _logits(model: PreTrainedModel, token_ids: list[int]) -> Tensor:
+    """Logits after each token, (T, V) float32."""
+    output = model(input_ids=torch.tensor([token_ids], device=model.device), use_cache=False)
+    logits: Tensor = output.logits[0].float()
+    return logits
+
+
+def _token_log_p(logits: Tensor, token_ids: list[int]) -> Tensor:
+    """Log-probability of each token under the logits before it, (K,)."""
+    log_p = logits.log_softmax(dim=-1)
+    return torch.stack([log_p[i, token] for i, token in enumerate(token_ids)])
+
+
+def _lookahead(values: Tensor, place: int) -> Tensor:
+    """The values behind a place, zeros where the block has ended, (1, K - 1)."""
+    ahead = values[place + 1 :]
+    return torch.cat([ahead, ahead.new_zeros(len(values) - 1 - len(ahead))])[None]

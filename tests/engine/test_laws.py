@@ -1,0 +1,332 @@
+"""The laws of the engine, in float32: lossless is exact, and nothing else leaks between rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cospec import Engine, SamplingConfig, load_arbiter
+from cospec.arbiters import AlwaysDraft, AlwaysTarget
+from cospec.engine.batch import Batch
+from cospec.engine.reference import reference_decode
+from cospec.engine.rows import Row
+from cospec.models import ModelPair
+from cospec.types import Completion, Needs, Origin, Stats
+from tests.conftest import EOS, FAMILIES, VOCAB, family_pair, some_prompts
+
+NUM_NEW = 30
+PROMPTS = some_prompts(8)
+GREEDY = SamplingConfig(max_new_tokens=NUM_NEW, seed=0)
+ARBITERS = [
+    "lossless",
+    "always_draft",
+    "random:rate=0.4",
+    "gap:max_gap=2",
+    "fly:window=2,min_entropy=0.1",
+]
+
+
+def expected_ids(pair: ModelPair, prompt: list[int], **settings: object) -> list[int]:
+    """What transformers generates with the target alone."""
+    output = pair.target.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        **{"max_new_tokens": NUM_NEW, "do_sample": False} | settings,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def decode(pair: ModelPair, arbiter: str, k: int, batch: int, **kwargs: object) -> list[Completion]:
+    engine = Engine(pair, load_arbiter(arbiter), num_speculative_tokens=k, max_batch_size=batch)
+    return engine.generate(**{"prompts": PROMPTS, "sampling": GREEDY} | kwargs)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair_and_expected(request: pytest.FixtureRequest) -> tuple[ModelPair, list[list[int]]]:
+    pair = family_pair(request.param)
+    return pair, [expected_ids(pair, prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+def test_lossless_greedy_output_is_what_transformers_generates(pair_and_expected, k, batch):
+    pair, expected = pair_and_expected
+    done = decode(pair, "lossless", k, batch)
+    assert [c.token_ids for c in done] == expected
+    stats = sum((c.stats for c in done), Stats())
+    assert stats.num_overrides == 0
+    assert stats.num_tokens == sum(map(len, expected))
+    assert 1.1 < stats.mean_acceptance_length < k + 1, "the pair should agree now and then"
+
+
+def test_plain_decoding_is_what_transformers_generates(pair_and_expected):
+    pair, expected = pair_and_expected
+    done = Engine.target_only(pair, max_batch_size=3).generate(PROMPTS, GREEDY)
+    assert [c.token_ids for c in done] == expected
+    assert all(set(c.origins) == {Origin.BONUS} for c in done)
+    assert all(c.stats.num_target_forwards == len(c.token_ids) for c in done)
+
+
+@pytest.mark.parametrize("num_new", [1, 2, 5, 17])
+def test_lossless_stops_at_any_length(llama_pair, num_new):
+    done = decode(llama_pair, "lossless", 4, 3, sampling=SamplingConfig(max_new_tokens=num_new))
+    expected = [expected_ids(llama_pair, p, max_new_tokens=num_new) for p in PROMPTS]
+    assert [c.token_ids for c in done] == expected
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_lossless_stops_at_the_given_stop_tokens(llama_pair, k):
+    free = [expected_ids(llama_pair, p) for p in PROMPTS]
+    stops = (free[1][4], free[2][9])
+    done = decode(
+        llama_pair,
+        "lossless",
+        k,
+        3,
+        sampling=SamplingConfig(max_new_tokens=NUM_NEW, stop_token_ids=stops),
+    )
+    eos = [EOS, *stops]
+    assert [c.token_ids for c in done] == [
+        expected_ids(llama_pair, p, eos_token_id=eos) for p in PROMPTS
+    ]
+    assert {c.finish_reason for c in done} == {"stop", "length"}
+
+
+def test_ignoring_end_of_sequence_runs_to_the_length(llama_pair):
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, ignore_eos=True)
+    done = decode(llama_pair, "lossless", 4, 3, sampling=sampling)
+    expected = [expected_ids(llama_pair, p, eos_token_id=-1) for p in PROMPTS]
+    assert [c.token_ids for c in done] == expected
+    assert any(EOS in c.token_ids for c in done), "no text reached end-of-sequence: choose others"
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_lossless_stops_where_transformers_finds_a_stop_string(llama_pair, tokenizer, k):
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
+    full = [c.text for c in decode(pair, "lossless", 4, 8)]
+    stops = (full[0][9:12], full[3][14:15], full[2][20:22])
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, stop=stops)
+    done = decode(pair, "lossless", k, 3, sampling=sampling)
+    for completion, prompt, text in zip(done, PROMPTS, full, strict=True):
+        expected = expected_ids(pair, prompt, stop_strings=list(stops), tokenizer=tokenizer)
+        assert completion.token_ids == expected
+        cut = min((text.find(s) for s in stops if s in text), default=len(text))
+        assert completion.text == text[:cut]
+
+
+def test_a_prompt_may_fill_the_context_to_the_last_position():
+    for family in ("llama", "gpt2", "opt"):
+        pair = family_pair(family)
+        prompt = (some_prompts(8)[2] * 10)[: pair.context_length - 6]
+        sampling = SamplingConfig(max_new_tokens=6, ignore_eos=True)
+        (done,) = decode(pair, "lossless", 8, 1, prompts=[prompt], sampling=sampling)
+        assert done.token_ids == expected_ids(pair, prompt, max_new_tokens=6, eos_token_id=-1)
+
+
+def test_always_draft_emits_the_drafts_own_choices(pair_and_expected):
+    pair, _ = pair_and_expected
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, override_stop_tokens=True)
+    done = decode(pair, "always_draft", 4, 3, sampling=sampling)
+    assert any(Origin.OVERRIDE in c.origins for c in done)
+    for completion in done:
+        ids = completion.prompt_ids + completion.token_ids
+        with torch.inference_mode():
+            choice = pair.draft(torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
+        start = len(completion.prompt_ids)
+        assert len(completion.origins) == len(completion.token_ids)
+        for i, origin in enumerate(completion.origins, start):
+            assert origin is not Origin.CORRECTION
+            if origin is not Origin.BONUS:
+                assert ids[i] == choice[i - 1]
+
+
+SAMPLED = [
+    SamplingConfig(max_new_tokens=NUM_NEW, temperature=t, top_p=p, top_k=k, min_p=m, seed=s)
+    for t, p, k, m, s in [
+        (1.0, 1.0, 0, 0.0, 0),
+        (0.7, 0.9, 0, 0.0, 1),
+        (0.0, 1.0, 0, 0.0, 2),
+        (1.3, 1.0, 9, 0.0, 3),
+        (1.0, 1.0, 0, 0.1, 4),
+        (0.9, 0.8, 12, 0.05, 5),
+        (1.0, 1.0, 0, 0.0, 6),
+        (0.0, 1.0, 0, 0.0, 7),
+    ]
+]
+
+
+@pytest.mark.parametrize("arbiter", ARBITERS)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+@pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
+def test_the_engine_agrees_with_the_reference_decoder(family, arbiter, sampling):
+    pair = family_pair(family)
+    done = decode(pair, arbiter, 4, 3, sampling=sampling)
+    for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
+        expected = reference_decode(
+            pair, load_arbiter(arbiter), prompt, config, num_speculative_tokens=4, index=i
+        )
+        assert (done[i].token_ids, done[i].origins) == expected
+
+
+@pytest.mark.parametrize("arbiter", ARBITERS)
+@pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
+def test_a_batch_gives_what_each_prompt_gives_alone(pair_and_expected, arbiter, sampling):
+    pair, _ = pair_and_expected
+    together = decode(pair, arbiter, 4, 8, sampling=sampling)
+    in_turn = decode(pair, arbiter, 4, 1, sampling=sampling)
+    assert [c.token_ids for c in together] == [c.token_ids for c in in_turn]
+    assert [c.origins for c in together] == [c.origins for c in in_turn]
+
+
+def test_admission_order_changes_nothing(llama_pair):
+    order = [5, 2, 7, 0, 3, 6, 1, 4]
+    done = decode(llama_pair, "gap:max_gap=2", 4, 3)
+    shuffled = decode(llama_pair, "gap:max_gap=2", 4, 3, prompts=[PROMPTS[i] for i in order])
+    assert [c.token_ids for c in shuffled] == [done[i].token_ids for i in order]
+
+
+@pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("stop", [(), ("e", "th")])
+def test_streaming_equals_not_streaming(llama_pair, tokenizer, sampling, stop):
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
+    sampling = [SamplingConfig.from_dict(s.to_dict() | {"stop": stop}) for s in sampling]
+    engine = Engine(pair, AlwaysTarget(), max_batch_size=3)
+    done = engine.generate(PROMPTS, sampling)
+    texts, ids, origins = [""] * 8, [[] for _ in range(8)], [[] for _ in range(8)]
+    finished = {}
+    for delta in engine.stream(PROMPTS, sampling):
+        assert delta.index not in finished, "nothing may follow the completion"
+        texts[delta.index] += delta.text
+        ids[delta.index] += delta.token_ids
+        origins[delta.index] += delta.origins
+        if delta.completion:
+            finished[delta.index] = delta.completion
+    assert [finished[i] for i in range(8)] == done
+    assert texts == [c.text for c in done]
+    assert ids == [c.token_ids for c in done]
+    assert origins == [c.origins for c in done]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("arbiter", ["lossless", "random:rate=0.5"])
+def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter):
+    pair = family_pair(family)
+    batch = Batch(pair.target, pair.draft, load_arbiter(arbiter), 4, keep_trace=False)
+    waiting = [Row(i, p, GREEDY, frozenset({EOS}), None) for i, p in enumerate(PROMPTS)]
+    batch.admit([waiting.pop() for _ in range(4)])
+    while batch.rows:
+        batch.step()
+        batch.drop_finished()
+        while waiting and len(batch.rows) < 4:
+            batch.admit([waiting.pop()])
+        for cached in batch._models:
+            for r, row in enumerate(batch.rows):
+                num_live = len(row) - 1 - (cached is batch._draft and row.draft_lags)
+                tokens = (row.prompt_ids + row.generated)[:num_live]
+                assert_strip_equals_prefill(cached, r, tokens)
+
+
+def assert_strip_equals_prefill(cached, r, tokens):
+    if not tokens:
+        return
+    fresh = type(cached)(cached.model)
+    fresh.reserve(1, len(tokens))
+    with torch.inference_mode():
+        fresh.prefill([tokens], 0)
+    for ours, theirs in zip(cached._cache.buffers, fresh._cache.buffers, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(
+                a[r, : len(tokens)], b[0, : len(tokens)], rtol=1e-3, atol=1e-4
+            )
+
+
+def test_every_token_and_mismatch_is_accounted_for(pair_and_expected):
+    pair, _ = pair_and_expected
+    for completion in decode(pair, "random:rate=0.5", 4, 3):
+        stats, origins = completion.stats, completion.origins
+        assert stats.num_tokens == len(completion.token_ids) == len(origins)
+        assert stats.num_strict_accepts == origins.count(Origin.MATCH)
+        assert stats.num_overrides == origins.count(Origin.OVERRIDE)
+        assert stats.num_drafts == len(completion.trace)
+        assert stats.num_draft_tokens == 4 * stats.num_drafts
+        assert sum(stats.num_accepted_tokens_per_pos) == stats.num_accepted_tokens
+        reached = [m for step in completion.trace for m in step.mismatches if m.is_reached]
+        assert stats.num_mismatches == len(reached)
+        for m in reached:
+            is_override = origins[m.position] is Origin.OVERRIDE
+            assert m.keep_draft == is_override
+            kept = m.draft_id if is_override else m.target_id
+            assert completion.token_ids[m.position] == kept
+            assert 0 < m.p_draft_id <= m.p_target_id <= 1, "greedy: the target's is its argmax"
+            assert 0 < m.q_target_id <= m.q_draft_id <= 1
+
+
+def test_a_trace_changes_no_token(llama_pair):
+    plain = Engine(llama_pair, AlwaysDraft(), keep_trace=False).generate(PROMPTS, GREEDY)
+    traced = Engine(llama_pair, AlwaysDraft()).generate(PROMPTS, GREEDY)
+    assert [c.token_ids for c in plain] == [c.token_ids for c in traced]
+    assert not any(c.trace for c in plain)
+
+
+def test_trace_probabilities_are_those_of_the_models(llama_pair):
+    (done,) = decode(llama_pair, "gap:max_gap=1", 4, 1, prompts=PROMPTS[2:3])
+    ids = done.prompt_ids + done.token_ids
+    with torch.inference_mode():
+        p, q = (
+            m(torch.tensor([ids]), use_cache=False).logits[0].softmax(-1)
+            for m in (llama_pair.target, llama_pair.draft)
+        )
+    reached = [m for step in done.trace for m in step.mismatches if m.is_reached]
+    assert len(reached) > 3
+    for m in reached:
+        at = len(done.prompt_ids) + m.position - 1
+        seen = [m.p_draft_id, m.p_target_id, m.q_draft_id, m.q_target_id]
+        expected = [p[at, m.draft_id], p[at, m.target_id], q[at, m.draft_id], q[at, m.target_id]]
+        assert seen == pytest.approx([float(x) for x in expected], rel=1e-4)
+
+
+def test_an_arbiter_gets_the_hidden_states_it_asks_for(llama_pair):
+    seen = []
+
+    class Spy(AlwaysTarget):
+        needs = Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN | Needs.LOGITS
+
+        def rule(self, batch):
+            seen.append(batch)
+            return super().rule(batch)
+
+    Engine(llama_pair, Spy(), max_batch_size=3).generate(PROMPTS, GREEDY)
+    heads = llama_pair.target.lm_head, llama_pair.draft.lm_head
+    for batch in seen:
+        with torch.inference_mode():
+            torch.testing.assert_close(heads[0](batch.target_hidden), batch.target_logits)
+            torch.testing.assert_close(heads[1](batch.draft_hidden), batch.draft_logits)
+        assert batch.target_hidden_after.shape == batch.target_hidden.shape
+        assert batch.lookahead_matches is None, "only what was asked for"
+        assert batch.target_logits.shape == (len(batch), VOCAB)
+
+
+def test_the_exact_prefix_equals_the_target(llama_pair):
+    exact = decode(llama_pair, "lossless", 4, 3)
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, exact_prefix_tokens=11)
+    prefixed = decode(llama_pair, "always_draft", 4, 3, sampling=sampling)
+    for a, b in zip(exact, prefixed, strict=True):
+        assert a.token_ids[:11] == b.token_ids[:11]
+        assert Origin.OVERRIDE not in b.origins[:11]
+    assert any(Origin.OVERRIDE in c.origins for c in prefixed)
+
+
+def test_stop_tokens_are_overridden_only_when_allowed(llama_pair):
+    """An arbiter may neither end a text nor keep it from ending unless the settings say so."""
+
+    def vetoes(override_stop_tokens: bool) -> set[str | None]:
+        sampling = SamplingConfig(
+            max_new_tokens=60,
+            stop_token_ids=tuple(range(20)),
+            override_stop_tokens=override_stop_tokens,
+        )
+        done = decode(llama_pair, "always_draft", 4, 3, sampling=sampling)
+        return {m.veto for c in done for step in c.trace for m in step.mismatches}
+
+    assert vetoes(False) == {None, "stop_token"}
+    assert vetoes(True) == {None}
