@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cospec.arbiters import load_arbiter
+    from cospec.config import SamplingConfig
     from cospec.engine import Engine
     from cospec.errors import CospecError
     from cospec.models import ModelPair
-    from cospec.sampling import SamplingConfig
     from cospec.types import Arbiter, Completion, MismatchBatch, Needs, Ruling
 
 __version__ = "0.1.0.dev0"
@@ -28,7 +28,7 @@ _HOMES = {
     "ModelPair": "cospec.models",
     "Needs": "cospec.types",
     "Ruling": "cospec.types",
-    "SamplingConfig": "cospec.sampling",
+    "SamplingConfig": "cospec.config",
     "load_arbiter": "cospec.arbiters",
 }
 

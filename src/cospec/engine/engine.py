@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from cospec.config import SamplingConfig
 from cospec.engine.batch import Batch
 from cospec.engine.rows import Row
 from cospec.errors import ConfigError, CospecError, GenerationInterrupted, PromptError
-from cospec.sampling import SamplingConfig
 from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:

