@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tyro
+
 from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, GenerationInterrupted
 from cospec.results import Json, Provenance, check_writable, document, write_json, write_text
 
 if TYPE_CHECKING:
-    import tyro
-
     from cospec.engine import Engine
     from cospec.models import ModelPair
     from cospec.types import Completion

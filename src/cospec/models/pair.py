@@ -139,18 +139,17 @@ def compare_tokenizers(
     Raises:
         TokenizerMismatchError: An id stands for two strings, or the same text becomes other ids.
     """
-    strings = {i: token for token, i in target.get_vocab().items()}
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    strings = {i: token for token, i in ours.items()}
     notes = []
-    only_draft = []
-    for token, i in sorted(draft.get_vocab().items(), key=lambda item: item[1]):
-        if i not in strings:
-            only_draft.append(token)
-        elif strings[i] != token:
+    for token, i in sorted(theirs.items(), key=lambda item: item[1]):
+        if strings.get(i, token) != token:
             raise TokenizerMismatchError(
                 f"draft and target tokenize differently: id {i} is {token!r} in the draft and "
                 f"{strings[i]!r} in the target; pass a pair that shares a tokenizer."
             )
-    only_target = [t for t in target.get_vocab() if t not in draft.get_vocab()]
+    only_draft = [token for token in theirs if token not in ours]
+    only_target = [token for token in ours if token not in theirs]
     for who, tokens in (("draft", only_draft), ("target", only_target)):
         if tokens:
             some = ", ".join(map(repr, tokens[:3]))
@@ -163,9 +162,9 @@ def compare_tokenizers(
                 "strings; pass a pair that shares its merges and normalisation."
             )
     for name in ("bos_token", "eos_token", "chat_template"):
-        ours, theirs = getattr(target, name, None), getattr(draft, name, None)
-        if ours != theirs:
-            shown = "" if name == "chat_template" else f" ({theirs!r} against {ours!r})"
+        values = getattr(draft, name, None), getattr(target, name, None)
+        if values[0] != values[1]:
+            shown = "" if name == "chat_template" else f" ({values[0]!r} against {values[1]!r})"
             notes.append(f"the draft has another {name}{shown}; the target's is used")
     return notes
 
