@@ -1,6 +1,7 @@
 """How much time the engine adds to the models, and how it compares with assisted generation.
 
-All arms run in one process and take turns; each figure is the median of five trials after a warm-up.
+All arms run in one process and take turns; each figure is the median of five trials after a
+warm-up.
 
 * ``lossless``: CoSpec with the lossless arbiter, batch 1, fixed k.
 * ``assisted``: transformers' assisted generation (``assistant_model=``) with the same fixed k.
@@ -25,12 +26,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import AlwaysTarget
-from cospec.models.cache import CachedModel
+from cospec.models.cache import CachedModel, Output, Window
 from cospec.results import Provenance, check_writable, document, write_json
 
 TRIALS = 5
@@ -68,58 +70,45 @@ def small_pair() -> ModelPair:
     return ModelPair(target, draft)
 
 
-class Recorder:
-    """Notes each forward of a run, and runs the same forwards again without the engine."""
+def recorded_forwards(run: Callable[[], object]) -> list[Callable[[], object]]:
+    """The model forwards that `run` makes, each ready to be made again without the engine.
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[CachedModel, torch.Tensor, object, int]] = []
+    Inputs, masks and cache slots are those of the first time.
+    """
+    forwards: list[Callable[[], object]] = []
+    read = CachedModel.read
 
-    def record(self, run: Callable[[], object]) -> None:
-        read = CachedModel.read
+    def noting(cached: CachedModel, ids: Tensor, window: Window, num_logits: int = 1) -> Output:
+        output = read(cached, ids, window, num_logits)
+        cache, slots = cached._cache, cached._cache._flat_slots
+        masks = window.masks
+        arguments = {
+            "input_ids": ids,
+            "attention_mask": next(iter(masks.values())) if len(masks) == 1 else masks,
+            "position_ids": window.positions,
+            cached._cache_keyword: cache,
+            "use_cache": True,
+            "logits_to_keep": num_logits,
+        }
 
-        def noting(cached: CachedModel, ids: torch.Tensor, window: object, n: int = 1) -> object:
-            self.calls.append((cached, ids, window, n))
-            return read(cached, ids, window, n)
+        def forward() -> object:
+            cache._window, cache._flat_slots = window, slots
+            return cached.model(**arguments)
 
-        CachedModel.read = noting
-        try:
-            run()
-        finally:
-            CachedModel.read = read
+        forwards.append(forward)
+        return output
 
-    @torch.inference_mode()
-    def replay(self) -> int:
-        """Seconds are the caller's to take; inputs are prepared beforehand."""
-        for cached, arguments, window, slots in self._prepared:
-            cached._cache._window, cached._cache._flat_slots = window, slots
-            cached.model(**arguments)
-        return 0
-
-    def prepare(self) -> None:
-        self._prepared = []
-        for cached, ids, window, n in self.calls:
-            cached._cache.aim(window)
-            masks = window.masks
-            self._prepared.append(
-                (
-                    cached,
-                    {
-                        "input_ids": ids,
-                        "attention_mask": next(iter(masks.values())) if len(masks) == 1 else masks,
-                        "position_ids": window.positions,
-                        cached._cache_keyword: cached._cache,
-                        "use_cache": True,
-                        "logits_to_keep": n,
-                    },
-                    window,
-                    cached._cache._flat_slots,
-                )
-            )
+    CachedModel.read = noting
+    try:
+        run()
+    finally:
+        CachedModel.read = read
+    return forwards
 
 
 def arms(
     pair: ModelPair, prompts: list[list[int]], k: int, num_new: int
-) -> tuple[dict[str, Callable[[], int]], Recorder]:
+) -> dict[str, Callable[[], int]]:
     """By name, a run that returns how many tokens it made."""
     sampling = SamplingConfig(max_new_tokens=num_new, ignore_eos=True)
     settings = {"num_speculative_tokens": k, "keep_trace": False}
@@ -147,18 +136,23 @@ def arms(
             total += output.shape[1] - len(prompt)
         return total
 
-    recorder = Recorder()
-    recorder.record(lambda: one.generate(prompts, sampling))
-    recorder.prepare()
+    forwards = recorded_forwards(lambda: one.generate(prompts, sampling))
+
+    @torch.inference_mode()
+    def bare() -> int:
+        for forward in forwards:
+            forward()
+        return num_new * len(prompts)
+
     eight_prompts = (prompts * 8)[:8]
     return {
         "lossless": lambda: count(one, prompts),
         "assisted": lambda: transformers_generate(assistant_model=pair.draft),
         "target": lambda: count(plain, prompts),
         "hf_target": transformers_generate,
-        "bare": lambda: recorder.replay() or num_new * len(prompts),
+        "bare": bare,
         "lossless_b8": lambda: count(eight, eight_prompts),
-    }, recorder
+    }
 
 
 def measure(runs: dict[str, Callable[[], int]]) -> dict[str, dict[str, object]]:
@@ -183,6 +177,7 @@ def measure(runs: dict[str, Callable[[], int]]) -> dict[str, dict[str, object]]:
 
 
 def main() -> None:
+    """Measure and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", help="'small', or the target's folder")
     parser.add_argument("draft", nargs="?", help="the draft's folder")
@@ -204,7 +199,7 @@ def main() -> None:
     else:
         pair, num_new = ModelPair.from_pretrained(args.target, args.draft), args.num_new or 48
         prompt_ids = [pair.encode_chat([{"role": "user", "content": p}]) for p in REAL_PROMPTS]
-    runs, recorder = arms(pair, prompt_ids, args.k, num_new)
+    runs = arms(pair, prompt_ids, args.k, num_new)
     if args.target != "small":
         del runs["lossless_b8"]  # asked of the small pair only; compute-bound on a CPU
     measured = measure(runs)
@@ -223,8 +218,7 @@ def main() -> None:
     ratios = {name: round(value, 3) for name, value in ratios.items()}
     config = {"pair": args.target, "k": args.k, "num_new": num_new, "num_prompts": len(prompt_ids)}
     where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
-    extra = {"num_forwards": len(recorder.calls), "stats": stats, "ratios": ratios}
-    result = document("engine_speed", config, where, arms=measured, **extra)
+    result = document("engine_speed", config, where, arms=measured, stats=stats, ratios=ratios)
     result["argv"] = ["python", "benchmarks/engine_speed.py", args.target, f"-k {args.k}"]
     write_json(args.json, result)
     print({name: values["tokens_per_s"] for name, values in measured.items()})

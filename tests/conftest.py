@@ -20,6 +20,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from cospec.models import ModelPair
 
+torch.set_num_threads(1)  # tiny models; more threads only get in each other's way
+
 VOCAB = 61
 EOS = 5
 CONTEXT = 192
@@ -133,9 +135,12 @@ class TableModel(PreTrainedModel):
         position_ids: object = None,
         cache: object = None,
         use_cache: bool = False,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
     ) -> CausalLMOutput:
-        return CausalLMOutput(logits=self.table[input_ids][:, -logits_to_keep:])
+        logits = self.table[input_ids]
+        if isinstance(logits_to_keep, torch.Tensor):
+            return CausalLMOutput(logits=logits[:, logits_to_keep])
+        return CausalLMOutput(logits=logits[:, -logits_to_keep:])
 
     def get_output_embeddings(self) -> None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,17 +112,17 @@ class Generate:
         )
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
-        clock = Provenance()
+        show = _stream_one if len(prompts) == 1 else _stream_many
+        start = time.perf_counter()
         try:
-            (_stream_one if len(prompts) == 1 else _stream_many)(
-                engine, prompts, self.sampling, done
-            )
+            show(engine, prompts, self.sampling, done)
         except KeyboardInterrupt:
             raise GenerationInterrupted(done) from None
         finally:
-            seconds = clock.to_dict("cpu", "")["seconds"]
+            seconds = round(time.perf_counter() - start, 3)
             where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
-            self._write(done, len(prompts), seconds, where)
+            if done:
+                self._write(done, len(prompts), seconds, where)
 
     def _write(
         self, done: dict[int, Completion], num_prompts: int, seconds: float, provenance: Json
@@ -215,8 +216,9 @@ def _stream_many(
     from rich.console import Console
     from rich.progress import Progress, TextColumn
 
+    console = Console(stderr=True)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[tokens]} tokens"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("generate", total=len(prompts), tokens=0)
         num_tokens = 0
         for delta in engine.stream(prompts, sampling):
@@ -225,5 +227,7 @@ def _stream_many(
             if delta.completion:
                 done[delta.index] = delta.completion
                 progress.advance(bar)
+                if not console.is_terminal:
+                    print(f"{len(done)}/{len(prompts)}  {num_tokens} tokens", file=sys.stderr)
     for i in sorted(done):
         print(f"--- {i} ({done[i].finish_reason})\n{done[i].text}")

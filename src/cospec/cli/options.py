@@ -8,16 +8,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cospec.errors import ConfigError
+import cospec
+from cospec.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from cospec.models import ModelPair
+
+
+def bundled_folder(name: str) -> Path:
+    """Folder of a pair that ships with the package, from a name such as ``bundled:family``.
+
+    Raises:
+        ConfigError: There is no such pair.
+    """
+    home = Path(cospec.__file__).parent / "bundled"
+    pairs = sorted(f"bundled:{p.name}" for p in home.glob("*") if (p / "target").is_dir())
+    if name not in pairs:
+        raise ConfigError(unknown_name("pair", name, pairs or ["none, this build ships no pair"]))
+    return home / name.partition(":")[2]
 
 
 @dataclass(frozen=True)
 class PairOptions:
     """Which models."""
 
+    pair: str | None = None
+    """A pair that ships with the package, such as bundled:family."""
     target: str | None = None
     """Hub id, folder or .gguf file of the target."""
     draft: str | None = None
@@ -37,16 +53,17 @@ class PairOptions:
         """
         from cospec.models import ModelPair
 
+        settings = {"device": self.device, "allow_pickle": self.allow_pickle}
+        if self.pair is not None:
+            if self.target is not None or self.draft is not None:
+                raise ConfigError("--pair names both models; leave out --target and --draft.")
+            dtype = "float32" if self.dtype == "auto" else self.dtype
+            target, draft = (bundled_folder(self.pair) / role for role in ("target", "draft"))
+            return ModelPair.from_pretrained(target, draft, dtype=dtype, **settings)
         if self.target is None or self.draft is None:
             missing = "--target" if self.target is None else "--draft"
-            raise ConfigError(f"{missing} is missing; name both models: --target T --draft D.")
-        return ModelPair.from_pretrained(
-            self.target,
-            self.draft,
-            dtype=self.dtype,
-            device=self.device,
-            allow_pickle=self.allow_pickle,
-        )
+            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
+        return ModelPair.from_pretrained(self.target, self.draft, dtype=self.dtype, **settings)
 
 
 @dataclass(frozen=True)

@@ -103,27 +103,7 @@ class Batch:
             model.reserve(len(self.rows), end)
         proposal = self._propose(end, warper, uniforms)
         verdict = self._verify(proposal, end, warper, uniforms)
-        packed = torch.cat(
-            [
-                proposal.token_ids,
-                verdict.target_ids,
-                verdict.is_match.long(),
-                verdict.is_finite.long(),
-                self._are_drafts_finite(proposal).long(),
-            ],
-            dim=1,
-        )  # (B, 5K + 2)
-        k = self._num_drafted
-        blocks = [
-            Block(
-                v[:k],
-                v[k : 2 * k + 1],
-                v[2 * k + 1 : 3 * k + 1],
-                v[3 * k + 1 : 4 * k + 2],
-                v[4 * k + 2 :],
-            )
-            for v in packed.tolist()
-        ]
+        blocks = self._to_host(proposal, verdict)
         rulings = self._arbitrate(proposal, verdict, warper, uniforms, blocks)
         for row, block, ruled in zip(self.rows, blocks, rulings, strict=True):
             walk(row, block, ruled, self._keep_trace)
@@ -180,11 +160,17 @@ class Batch:
         output = self._target.read(ids, self._target.window(starts, width, end), width)
         return judge(output, proposal, warper, uniforms)
 
-    def _are_drafts_finite(self, proposal: Proposal) -> Tensor:
-        """Whether the logits of each drafted token hold neither NaN nor +inf, (B, K) bool."""
-        if not proposal.logits:
-            return torch.ones_like(proposal.token_ids, dtype=torch.bool)
-        return torch.stack([z.amax(dim=-1) for z in proposal.logits], dim=1).isfinite()
+    def _to_host(self, proposal: Proposal, verdict: Verdict) -> list[Block]:
+        """Bring what the walk needs to the host in one go."""
+        is_draft_finite = torch.ones_like(verdict.is_match)
+        if proposal.logits:
+            tops = [logits.amax(dim=-1) for logits in proposal.logits]  # NaN if any entry is
+            is_draft_finite = torch.stack(tops, dim=1).isfinite()
+        flags = (verdict.is_match, verdict.is_finite, is_draft_finite)
+        parts = [proposal.token_ids, verdict.target_ids, *(flag.long() for flag in flags)]
+        packed = torch.cat(parts, dim=1).cpu()
+        fields = [part.tolist() for part in torch.split(packed, [p.shape[1] for p in parts], dim=1)]
+        return [Block(*row) for row in zip(*fields, strict=True)]
 
     def _arbitrate(
         self,

@@ -62,6 +62,10 @@ class Output(NamedTuple):
     """What the output matrix was applied to, (B, N, H), if asked for."""
 
 
+def _rounded_up(num_slots: int) -> int:
+    return -(-num_slots // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+
+
 class _RaggedCache(Cache):
     """Keys and values of all layers, each (rows, slots, heads, head size), written in place."""
 
@@ -109,7 +113,8 @@ class _RaggedCache(Cache):
             return
         old_rows, old_slots = self.num_rows, self.num_slots
         self.num_rows = max(num_rows, old_rows)
-        self.num_slots = max(-(-num_slots // _SLOT_MULTIPLE) * _SLOT_MULTIPLE, old_slots)
+        if num_slots > old_slots:  # by half at least, so that copying stays rare
+            self.num_slots = _rounded_up(max(num_slots, old_slots * 3 // 2))
 
         def grown(buffer: Tensor) -> Tensor:
             new = buffer.new_zeros(self.num_rows, self.num_slots, *buffer.shape[2:])
@@ -174,7 +179,7 @@ class CachedModel:
             max_end: At least max(starts) + n; known to the caller without asking the device.
             first_row: Cache row of the first entry of `starts`.
         """
-        span = min(-(-max_end // _SLOT_MULTIPLE) * _SLOT_MULTIPLE, self._cache.num_slots)
+        span = min(_rounded_up(max_end), self._cache.num_slots)
         device = starts.device
         slots = (starts[:, None] + torch.arange(num_tokens, device=device)).clamp(min=0)  # (B, n)
         distance = slots[:, :, None] - torch.arange(span, device=device)  # (B, n, S)
@@ -201,13 +206,18 @@ class CachedModel:
         masks: Any = window.masks  # Any: a tensor or a dict, as the model class has it
         if len(masks) == 1:
             (masks,) = masks.values()
+        keep: int | Tensor = num_logits
+        if token_ids.shape[0] > 1 and num_logits < token_ids.shape[1]:
+            # An index copies where a slice gives a strided view, on which bfloat16 matrix products
+            # of the CPU are two hundred times slower.
+            keep = torch.arange(token_ids.shape[1], device=token_ids.device)[-num_logits:]
         arguments = {
             "input_ids": token_ids.clamp(max=self.vocab_size - 1),
             "attention_mask": masks,
             "position_ids": window.positions,
             self._cache_keyword: self._cache,
             "use_cache": True,
-            "logits_to_keep": num_logits,
+            "logits_to_keep": keep,
         }
         if not self.capture_hidden:
             return Output(self.model(**arguments).logits, None)

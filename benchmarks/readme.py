@@ -1,0 +1,89 @@
+"""Fills the README's figures from the result files; ``--check`` fails when they differ.
+
+A block between ``<!-- results: NAME -->`` and ``<!-- end -->`` is replaced by what the function of
+that name makes of the files under ``benchmarks/results``. CI runs the check as a test.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def _read(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def engine_speed() -> str:
+    """Engine against bare forwards and assisted generation, both pairs."""
+    rows = [
+        "| pair | lossless over assisted generation | lossless over target-only | "
+        "engine over bare forwards | batch 8 over batch 1 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    titles = {
+        "engine_speed_real": "Qwen2.5-Coder 1.5B / 0.5B, bfloat16, 2 threads",
+        "engine_speed_small": "random Llama of 8 thin layers / its first layer, float32, 1 thread",
+    }
+    for name, title in titles.items():
+        ratios = _read(name)["ratios"]
+        b8 = f"{ratios['b8_over_b1']:.1f}x" if "b8_over_b1" in ratios else ""
+        rows.append(
+            f"| {title} | {ratios['lossless_over_assisted']:.2f}x "
+            f"| {ratios['lossless_over_target']:.2f}x "
+            f"| {ratios['engine_time_over_bare']:.2f} | {b8} |"
+        )
+    return "\n".join(rows)
+
+
+def generate_gsm8k() -> str:
+    """The main job on real input: one row an arbiter."""
+    rows = [
+        "| arbiter | tokens | mean acceptance length | strict accepts | overrides | "
+        "target forwards per token | tokens/s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in ("generate_gsm8k_lossless", "generate_gsm8k_gap"):
+        document = _read(name)
+        totals = document["totals"]
+        per_token = totals["num_target_forwards"] / totals["num_tokens"]
+        rows.append(
+            f"| `{document['config']['decode']['arbiter']}` | {totals['num_tokens']} "
+            f"| {totals['mean_acceptance_length']:.2f} | {totals['num_strict_accepts']} "
+            f"| {totals['num_overrides']} | {per_token:.3f} | {totals['tokens_per_s']:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+BLOCKS = {"engine_speed": engine_speed, "generate_gsm8k": generate_gsm8k}
+
+
+def filled(text: str) -> str:
+    """The README with every block made anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- results: {name} -->\n{BLOCKS[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Rewrite the README, or with ``--check`` exit 1 if that would change it."""
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = filled(old)
+    if "--check" in sys.argv[1:]:
+        sys.exit("README.md differs from benchmarks/results" if new != old else 0)
+    readme.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

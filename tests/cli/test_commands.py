@@ -1,0 +1,149 @@
+"""The command line as a user starts it, on a tiny pair saved as a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from cospec import cli
+from cospec.cli.paint import STYLES, Painter
+from cospec.engine import Engine
+from cospec.types import Origin
+from tests.conftest import disturbed, random_model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    target = random_model("llama")
+    paths = {}
+    for role, model in {"target": target, "draft": disturbed(target, 0.12)}.items():
+        paths[role] = str(tmp_path_factory.mktemp(role))
+        model.save_pretrained(paths[role])
+        tokenizer.save_pretrained(paths[role])
+    return paths
+
+
+@pytest.fixture
+def cospec(monkeypatch, folders):
+    def run(*arguments: object) -> None:
+        models = [f"--{role}={path}" for role, path in folders.items()]
+        argv = ["cospec", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv + (models if arguments[0] == "generate" else []))
+        cli.main()
+
+    return run
+
+
+def test_info_names_versions_arbiters_and_what_is_missing(cospec, capsys):
+    cospec("info")
+    out = capsys.readouterr().out
+    assert "transformers" in out
+    assert "gap:max_gap=1" in out
+    assert "extra tasks" in out
+
+
+def test_generate_streams_one_prompt_and_writes_result_and_trace(cospec, capsys, tmp_path):
+    result, trace = tmp_path / "r.json", tmp_path / "t.jsonl"
+    cospec(
+        "generate", "--prompt", "the and", "--max-new-tokens", 20, "-k", 3,
+        "--arbiter", "gap:max_gap=2", "--json", result, "--trace", trace,
+    )  # fmt: skip
+    document = json.loads(result.read_text())
+    (row,) = document["rows"]
+    assert capsys.readouterr().out == row["text"] + "\n"
+    assert document["schema"] == 1
+    assert document["command"] == "generate"
+    assert document["config"]["decode"]["num_speculative_tokens"] == 3
+    assert {"git", "versions", "device", "dtype", "threads", "seconds"} <= set(
+        document["provenance"]
+    )
+    (line,) = trace.read_text().splitlines()
+    completion = json.loads(line)
+    assert completion["text"] == row["text"]
+    assert len(completion["origins"]) == len(completion["token_ids"]) == row["num_tokens"]
+    assert completion["trace"][0]["mismatches"] is not None
+    assert document["totals"]["num_drafts"] == len(completion["trace"])
+
+
+def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("".join(json.dumps({"q": w}) + "\n" for w in ("the", "and", "in", "on")))
+    result = tmp_path / "r.json"
+    cospec(
+        "generate", "--file", prompts, "--field", "q", "--num-prompts", 3, "--batch-size", 2,
+        "--template", r"{prompt}\nstone", "--max-new-tokens", 5, "--json", result,
+    )  # fmt: skip
+    document = json.loads(result.read_text())
+    assert [row["id"] for row in document["rows"]] == [0, 1, 2]
+    assert document["num_finished"] == document["num_prompts"] == 3
+    assert capsys.readouterr().out.count("---") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "there is no prompt"),
+        (["--prompt", "a", "--arbiter", "gapp"], "did you mean 'gap'?"),
+        (["--prompt", "a", "-k", 0], "num_speculative_tokens is 0"),
+        (["--prompt", "a", "--temperature", -1], "temperature is -1.0"),
+        (["--file", "nowhere.txt"], "cannot read nowhere.txt"),
+        (["--prompt", "a", "--template", "x"], "it must hold {prompt}"),
+        (["--prompt", "a", "--chat", "True"], "no chat template"),
+        (["--prompt", "a", "--json", "no/such/folder.json"], "does not exist"),
+        (["--prompt", "a", "--max-new-tokens", 500], "the pair's context holds"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(cospec, arguments, sentence):
+    with pytest.raises(SystemExit) as stop:
+        cospec("generate", *arguments)
+    assert sentence in str(stop.value)
+
+
+def test_a_finished_result_is_not_overwritten_silently(cospec, tmp_path):
+    result = tmp_path / "r.json"
+    result.write_text("precious")
+    arguments = ["generate", "--prompt", "a", "--max-new-tokens", 2, "--json", result]
+    with pytest.raises(SystemExit, match="--overwrite"):
+        cospec(*arguments)
+    assert result.read_text() == "precious"
+    cospec(*arguments, "--overwrite")
+    assert json.loads(result.read_text())["num_finished"] == 1
+
+
+def test_an_interrupt_keeps_the_finished_rows(cospec, tmp_path, monkeypatch):
+    stream = Engine.stream
+
+    def interrupted(self, prompts, sampling):
+        for delta in stream(self, prompts, sampling):
+            yield delta
+            if delta.completion:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "stream", interrupted)
+    result = tmp_path / "r.json"
+    with pytest.raises(SystemExit) as stop:
+        cospec(
+            "generate", "--prompt", "a", "--prompt", "the", "--max-new-tokens", 9,
+            "--batch-size", 1, "--json", result,
+        )  # fmt: skip
+    assert stop.value.code == 130
+    document = json.loads(result.read_text())
+    assert (document["num_finished"], document["num_prompts"]) == (1, 2)
+    assert document["rows"][0]["num_tokens"] > 0
+
+
+def test_painted_text_is_the_streamed_text_with_each_origin_in_its_colour(llama_pair, tokenizer):
+    from cospec import ModelPair, SamplingConfig, load_arbiter
+
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
+    engine = Engine(pair, load_arbiter("random:rate=0.5"))
+    painter, styles, origins = Painter(tokenizer), set(), set()
+    for delta in engine.stream([[9, 8, 7]], SamplingConfig(max_new_tokens=40, seed=1, stop=("q",))):
+        painted = painter.paint(delta)
+        assert painted.plain == delta.text
+        styles |= {str(span.style) for span in painted.spans}
+        origins |= set(delta.origins)
+    assert Origin.OVERRIDE in origins
+    assert styles == {STYLES[origin] for origin in origins} - {""}
