@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from cospec.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_NUMBERS: dict[str, type] = {
+    "max_new_tokens": Integral,
+    "temperature": Real,
+    "top_k": Integral,
+    "top_p": Real,
+    "min_p": Real,
+    "seed": Integral,
+    "exact_prefix_tokens": Integral,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +52,14 @@ class SamplingConfig:
     """Allow overrides where one of the two tokens would end the text."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _as_tuple("stop", stop, str))
+        stop_token_ids = _as_tuple("stop_token_ids", self.stop_token_ids, Integral)
+        object.__setattr__(self, "stop_token_ids", stop_token_ids)
+        for name, kind in _NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (name == "seed" and value is None):
+                raise ConfigError(f"{name} is {value!r}; it must be {kind.__name__.lower()}.")
         limits = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or positive"),
@@ -78,3 +94,16 @@ class SamplingConfig:
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The mapping that `from_dict` takes."""
         return dataclasses.asdict(self)
+
+
+def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
+    """The values of a list of one kind.
+
+    Raises:
+        ConfigError: It is no such list.
+    """
+    if isinstance(values, Iterable) and not isinstance(values, str):
+        found = tuple(values)
+        if all(isinstance(value, kind) for value in found):
+            return found
+    raise ConfigError(f"{name} is {values!r}; it must be a list of {kind.__name__}.")

@@ -30,9 +30,12 @@ def row_generator(config: SamplingConfig, index: int) -> torch.Generator:
         config: The prompt's settings; a seed of None draws one from the operating system.
         index: Place of the prompt in the list that was given.
     """
-    entropy = None if config.seed is None else [config.seed % 2**64, index]
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    seed = None if config.seed is None else config.seed % 2**64
+    state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+_LEAST_TEMPERATURE = 1e-30  # a smaller one would be 0 in float32
 
 
 class Warper:
@@ -52,7 +55,8 @@ class Warper:
         self.has_top_p = any(c.top_p < 1 for c in configs)
         self.has_min_p = any(c.min_p for c in configs)
         self.is_greedy = column([c.is_greedy for c in configs], torch.bool)
-        self.temperature = column([c.temperature or 1.0 for c in configs], torch.float32)
+        temperatures = [max(c.temperature, _LEAST_TEMPERATURE) or 1.0 for c in configs]
+        self.temperature = column(temperatures, torch.float32)
         self.top_k = column([c.top_k or 2**31 - 1 for c in configs], torch.int64)
         self.top_p = column([c.top_p for c in configs], torch.float32)
         self.min_p = column([c.min_p for c in configs], torch.float32)
@@ -66,7 +70,8 @@ class Warper:
         Returns:
             (B, N, V) float32, rows sum to 1.
         """
-        warped = logits.float() / self.temperature
+        warped = logits.float()
+        warped = (warped - warped.amax(dim=-1, keepdim=True)) / self.temperature
         if self.has_top_k:
             k = self.top_k.clamp(max=warped.shape[-1])
             ordered = warped.sort(dim=-1, descending=True).values

@@ -64,6 +64,8 @@ class Proposal:
     Attributes:
         token_ids: Drafted tokens, (B, K) int64.
         logits: Raw logits that each was drawn from: K tensors of (B, V).
+        is_finite: Whether they hold neither NaN nor +inf, (B, K) bool; where not, the draft drew
+            from the uniform distribution.
         probs: The distributions drawn from, after temperature and truncation, (B, K, V); None
             when every row is greedy.
         hidden: The draft's last hidden states, K tensors of (B, H), if asked for.
@@ -71,6 +73,7 @@ class Proposal:
 
     token_ids: Tensor
     logits: list[Tensor]
+    is_finite: Tensor
     probs: Tensor | None = None
     hidden: list[Tensor] | None = None
 

@@ -87,7 +87,6 @@ def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_pat
         ([], "there is no prompt"),
         (["--prompt", "a", "--arbiter", "gapp"], "did you mean 'gap'?"),
         (["--prompt", "a", "-k", 0], "num_speculative_tokens is 0"),
-        (["--prompt", "a", "--temperature", -1], "temperature is -1.0"),
         (["--file", "nowhere.txt"], "cannot read nowhere.txt"),
         (["--prompt", "a", "--template", "x"], "it must hold {prompt}"),
         (["--prompt", "a", "--chat", "True"], "no chat template"),
@@ -99,6 +98,12 @@ def test_bad_input_ends_in_a_sentence(cospec, arguments, sentence):
     with pytest.raises(SystemExit) as stop:
         cospec("generate", *arguments)
     assert sentence in str(stop.value)
+
+
+def test_a_setting_that_cannot_be_is_named(cospec, capsys):
+    with pytest.raises(SystemExit):
+        cospec("generate", "--prompt", "a", "--temperature", -1)
+    assert "temperature is -1.0" in capsys.readouterr().err
 
 
 def test_a_finished_result_is_not_overwritten_silently(cospec, tmp_path):

@@ -5,6 +5,7 @@ Each is a frozen dataclass whose fields are its knobs. They see a `MismatchBatch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,8 +28,14 @@ class _Rule:
     @property
     def name(self) -> str:
         """The spec that `load_arbiter` takes."""
-        knobs = ",".join(f"{f.name}={getattr(self, f.name):g}" for f in fields(self))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        knobs = ",".join(f"{k}={repr(v).removesuffix('.0')}" for k, v in values.items())
         return f"{self.kind}:{knobs}" if knobs else self.kind
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not math.isfinite(value := getattr(self, f.name)):
+                raise ConfigError(f"{f.name} is {value}; it must be a finite number.")
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class RandomOverride(_Rule):
     """Probability of ruling for the draft; 0 is lossless."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.rate <= 1:
             raise ConfigError(f"rate is {self.rate}; it must be in [0, 1].")
 
@@ -84,14 +92,14 @@ class LogProbGap(_Rule):
     needs = Needs.TARGET_LOGITS
 
     max_gap: float = 1.0
-    """Largest log p(target's token) - log p(draft's token), in nats. Below 0, and in greedy
-    decoding at 0, it is lossless."""
+    """Largest log p(target's token) - log p(draft's token), in nats; 0 and less is lossless."""
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by the gap; the score is the tolerance left."""
         gap = gathered(batch.log_p, batch.target_ids) - gathered(batch.log_p, batch.draft_ids)
         score = self.max_gap - gap
-        return Ruling(score > 0, score)
+        # When sampling, the target's token may be the less probable one: the gap is then negative.
+        return Ruling((score > 0) & (self.max_gap > 0), score)
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ class FLy(_Rule):
     """Least entropy of the target, in nats: the top 3 terms of the full softmax."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window < 1:
             raise ConfigError(f"window is {self.window}; it must be at least 1.")
 

@@ -53,17 +53,19 @@ class PairOptions:
         """
         from cospec.models import ModelPair
 
-        settings = {"device": self.device, "allow_pickle": self.allow_pickle}
+        target, draft, dtype = self.target, self.draft, self.dtype
         if self.pair is not None:
-            if self.target is not None or self.draft is not None:
+            if target is not None or draft is not None:
                 raise ConfigError("--pair names both models; leave out --target and --draft.")
-            dtype = "float32" if self.dtype == "auto" else self.dtype
-            target, draft = (bundled_folder(self.pair) / role for role in ("target", "draft"))
-            return ModelPair.from_pretrained(target, draft, dtype=dtype, **settings)
-        if self.target is None or self.draft is None:
-            missing = "--target" if self.target is None else "--draft"
+            folder = bundled_folder(self.pair)
+            target, draft = str(folder / "target"), str(folder / "draft")
+            dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
+        if target is None or draft is None:
+            missing = "--target" if target is None else "--draft"
             raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
-        return ModelPair.from_pretrained(self.target, self.draft, dtype=self.dtype, **settings)
+        return ModelPair.from_pretrained(
+            target, draft, dtype=dtype, device=self.device, allow_pickle=self.allow_pickle
+        )
 
 
 @dataclass(frozen=True)

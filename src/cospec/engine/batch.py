@@ -16,10 +16,10 @@ from cospec.engine.verify import (
     collect_mismatches,
     is_forbidden,
     judge,
-    trace_log_probs,
+    trace_probs,
 )
 from cospec.engine.walk import Block, Ruled, walk
-from cospec.errors import ArbiterError
+from cospec.errors import ArbiterError, NonFiniteError
 from cospec.models.cache import CachedModel
 from cospec.sampling import Warper, draw
 from cospec.types import Arbiter, MismatchBatch, Needs, Proposal, Ruling
@@ -54,7 +54,7 @@ class Batch:
         self._arbiter = arbiter
         self._num_drafted = num_drafted
         self._keep_trace = keep_trace
-        self._needs = arbiter.needs | (Needs.LOGITS if keep_trace else Needs.NOTHING)
+        self._needs = arbiter.needs
         self._target = CachedModel(target, Needs.TARGET_HIDDEN in self._needs)
         self._draft = None
         if draft is not None and num_drafted:
@@ -105,39 +105,48 @@ class Batch:
         verdict = self._verify(proposal, end, warper, uniforms)
         blocks = self._to_host(proposal, verdict)
         rulings = self._arbitrate(proposal, verdict, warper, uniforms, blocks)
+        error = None
         for row, block, ruled in zip(self.rows, blocks, rulings, strict=True):
-            walk(row, block, ruled, self._keep_trace)
+            try:
+                walk(row, block, ruled, self._keep_trace)
+            except NonFiniteError as caught:  # the other rows finish their block
+                error = error or caught
+        if error is not None:
+            raise error
 
     def _propose(self, end: int, warper: Warper | None, uniforms: Uniforms | None) -> Proposal:
         """Let the draft choose K tokens for each row."""
         if self._draft is None:
             none = torch.empty(len(self.rows), 0, dtype=torch.int64, device=self._device)
-            return Proposal(none, [])
+            return Proposal(none, [], none.bool())
         num_unread = 2 if any(row.draft_lags for row in self.rows) else 1
         starts = torch.tensor([len(row) - num_unread for row in self.rows], device=self._device)
         window = self._draft.window(starts, num_unread + self._num_drafted - 1, end)
         ids = torch.tensor([r.last_tokens(num_unread) for r in self.rows], device=self._device)
-        drafted, logits, probs, hidden = [], [], [], []
+        drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         column = 0
         for j in range(self._num_drafted):
             output = self._draft.read(ids, window.columns(column, column + ids.shape[1]))
             column += ids.shape[1]
             step_logits = self._fit(output.logits[:, -1])  # (B, V)
+            is_sound = step_logits.amax(dim=-1, keepdim=True).isfinite()  # NaN if any entry is
+            sound_logits = torch.where(is_sound, step_logits, 0.0)
             if warper is None:
-                ids = step_logits.argmax(dim=-1, keepdim=True)
+                ids = sound_logits.argmax(dim=-1, keepdim=True)
             else:
                 assert uniforms is not None, "sampling needs uniforms"
-                is_sound = step_logits.amax(dim=-1, keepdim=True).isfinite()
-                q = warper.probs(torch.where(is_sound, step_logits, 0.0)[:, None])  # (B, 1, V)
+                q = warper.probs(sound_logits[:, None])  # (B, 1, V)
                 ids = draw(q, uniforms.draft[:, j : j + 1])
                 probs.append(q)
             drafted.append(ids)
             logits.append(step_logits)
+            are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
         return Proposal(
             token_ids=torch.cat(drafted, dim=1),
             logits=logits,
+            is_finite=torch.cat(are_sound, dim=1),
             probs=torch.cat(probs, dim=1) if probs else None,
             hidden=hidden or None,
         )
@@ -162,11 +171,7 @@ class Batch:
 
     def _to_host(self, proposal: Proposal, verdict: Verdict) -> list[Block]:
         """Bring what the walk needs to the host in one go."""
-        is_draft_finite = torch.ones_like(verdict.is_match)
-        if proposal.logits:
-            tops = [logits.amax(dim=-1) for logits in proposal.logits]  # NaN if any entry is
-            is_draft_finite = torch.stack(tops, dim=1).isfinite()
-        flags = (verdict.is_match, verdict.is_finite, is_draft_finite)
+        flags = (verdict.is_match, verdict.is_finite, proposal.is_finite)
         parts = [proposal.token_ids, verdict.target_ids, *(flag.long() for flag in flags)]
         packed = torch.cat(parts, dim=1).cpu()
         fields = [part.tolist() for part in torch.split(packed, [p.shape[1] for p in parts], dim=1)]
@@ -197,7 +202,7 @@ class Batch:
         score = forbidden if ruling.score is None else ruling.score
         parts = [ruling.keep_draft, forbidden, score]
         if self._keep_trace:
-            parts += trace_log_probs(batch).exp().unbind()
+            parts += trace_probs(verdict, proposal, batch).unbind()
         columns = torch.stack([part.double() for part in parts], dim=1).tolist()
         for (r, j), (keep, is_impossible, value, *probs) in zip(where, columns, strict=True):
             known_score = None if ruling.score is None else value
@@ -206,9 +211,23 @@ class Batch:
 
 
 def _check(ruling: Ruling, batch: MismatchBatch, name: str) -> None:
-    keep = ruling.keep_draft
-    if keep.shape != (len(batch),) or keep.dtype != torch.bool:
+    """Raise ArbiterError unless the answer is a ruling on each mismatch."""
+    if not isinstance(ruling, Ruling):
+        raise ArbiterError(f"arbiter {name} answered {ruling!r}; it must return a Ruling.")
+    keep, score, size = ruling.keep_draft, ruling.score, (len(batch),)
+    if not isinstance(keep, torch.Tensor) or keep.shape != size or keep.dtype != torch.bool:
         raise ArbiterError(
-            f"arbiter {name} ruled with keep_draft of shape {tuple(keep.shape)} and {keep.dtype}; "
-            f"it must be torch.bool of shape ({len(batch)},), one ruling a mismatch."
+            f"arbiter {name} ruled with keep_draft {_described(keep)}; it must be a tensor of "
+            f"torch.bool of shape {size}, one ruling a mismatch."
         )
+    if score is not None and (not isinstance(score, torch.Tensor) or score.shape != size):
+        raise ArbiterError(
+            f"arbiter {name} ruled with score {_described(score)}; it must be None or a tensor of "
+            f"shape {size}, one score a mismatch."
+        )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"of shape {tuple(value.shape)} and {value.dtype}"
+    return repr(value)

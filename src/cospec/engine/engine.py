@@ -6,17 +6,25 @@ arbiter only by its protocol.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cospec.config import SamplingConfig
 from cospec.engine.batch import Batch
 from cospec.engine.rows import Row
-from cospec.errors import ConfigError, CospecError, GenerationInterrupted, PromptError
+from cospec.errors import (
+    ConfigError,
+    CospecError,
+    GenerationInterrupted,
+    NonFiniteError,
+    PromptError,
+)
 from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from transformers import PreTrainedModel
 
@@ -151,7 +159,11 @@ class Engine:
             admitted = [waiting.popleft() for _ in range(min(num_free, len(waiting)))]
             if admitted:
                 batch.admit(admitted)
-            batch.step()
+            try:
+                batch.step()
+            except NonFiniteError:
+                yield [row for row in batch.rows if row.finish_reason]
+                raise
             yield list(batch.rows)
             batch.drop_finished()
 
@@ -163,6 +175,11 @@ class Engine:
         """Check all prompts before anything is decoded."""
         if isinstance(prompts, str):
             raise PromptError("prompts is one string; pass a list of prompts: [prompt].")
+        if not isinstance(prompts, Sequence):
+            raise PromptError(
+                f"prompts is a {type(prompts).__name__}; pass a list of prompts, each a text or a "
+                "list of token ids."
+            )
         if not prompts:
             raise PromptError("the list of prompts is empty; pass at least one.")
         if sampling is None or isinstance(sampling, SamplingConfig):
@@ -198,7 +215,13 @@ class Engine:
                 )
             ids: list[int] = self.pair.tokenizer(prompt)["input_ids"]
         else:
-            ids = [int(i) for i in prompt]
+            try:
+                ids = [operator.index(i) for i in prompt]
+            except TypeError:
+                raise PromptError(
+                    f"prompt {index} is {prompt!r}; pass a list of prompts, each a text or a list "
+                    "of token ids."
+                ) from None
         vocab_size = self.pair.target.config.get_text_config().vocab_size
         wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
         if not ids:

@@ -184,18 +184,21 @@ def _lookahead(
     return matches, torch.where(is_inside, log_p[rows[:, None], ahead], 0.0)
 
 
-def trace_log_probs(batch: MismatchBatch) -> Tensor:
-    """Log-probabilities of both tokens under both models.
+def trace_probs(verdict: Verdict, proposal: Proposal, batch: MismatchBatch) -> Tensor:
+    """Probabilities of both tokens under both models, before temperature and truncation.
 
     Args:
-        batch: Mismatches with both models' logits.
+        verdict: The target's view of the block.
+        proposal: What was drafted.
+        batch: Its mismatches.
 
     Returns:
-        (4, M): log p(draft's), log p(target's), log q(draft's), log q(target's).
+        (4, M): p(draft's), p(target's), q(draft's), q(target's).
     """
-    assert batch.target_logits is not None and batch.draft_logits is not None
+    rows, places = batch.rows, batch.block_positions
     ids = torch.stack([batch.draft_ids, batch.target_ids], dim=1)  # (M, 2)
     both = []
-    for logits in (batch.target_logits.float(), batch.draft_logits.float()):
+    for raw in (verdict.logits[rows, places], torch.stack(proposal.logits, dim=1)[rows, places]):
+        logits = raw.float()
         both.append(logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True))
-    return torch.cat(both, dim=1).T
+    return torch.cat(both, dim=1).exp().T

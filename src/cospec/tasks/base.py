@@ -1,0 +1,148 @@
+"""What a task is: problems by split, a prompt for each, and a score for what a model wrote.
+
+This file knows nothing of data sets. A `Task` is put together from a source of examples and a
+scorer; `cospec.tasks.load` does so for the tasks that have a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
+
+from cospec.errors import ConfigError, TaskError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from transformers import PreTrainedTokenizerBase
+
+Split: TypeAlias = Literal["train", "tune", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+"""The message that Qwen2.5-Math's and many other evaluations send to chat models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One problem."""
+
+    id: str
+    """Unique in its task, and the same in every run."""
+    question: str
+    """What the model is shown."""
+    answer: str
+    """The right answer, as the scorer wants it."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Whatever else the origin tells, of any type; ``solution`` is a worked answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one answer is worth."""
+
+    reward: float
+    """In [0, 1]."""
+    extracted: str | None = None
+    """The final answer found in the text; None if there is none."""
+    strict: bool | None = None
+    """Right by the stricter rule that some tasks also report; None if there is no such rule."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.reward <= 1:
+            raise TaskError(f"a scorer gave the reward {self.reward}; it must be in [0, 1].")
+
+    @property
+    def correct(self) -> bool:
+        """Only the full reward counts as right."""
+        return self.reward == 1
+
+
+Scorer: TypeAlias = "Callable[[Example, str], Score]"
+
+
+class Source(Protocol):
+    """Where examples come from."""
+
+    def __call__(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
+        """The problems that ``seed`` picks from a split, all of them if no number is given."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems whose answers can be checked."""
+
+    name: str
+    """The spec that `load_task` takes."""
+    source: Source
+    """Where its examples come from."""
+    scorer: Scorer
+    """What an answer is worth."""
+    chat: str = BOXED
+    """The user message for a chat model; ``{question}`` stands for the question."""
+    plain: str = "Question: {question}\nAnswer:"
+    """The prompt for a model without a chat template."""
+    num_shots: int = 0
+    """Worked examples, from the train split, before a plain prompt."""
+    max_new_tokens: int = 512
+    """Room for an answer with its reasoning."""
+    stop: tuple[str, ...] = ("\nQuestion:",)
+    """What ends the answer to a plain prompt, besides the end-of-sequence token."""
+
+    def examples(
+        self, split: Split, num_problems: int | None = None, seed: int = 0
+    ) -> list[Example]:
+        """Problems of a split; no problem is in two splits.
+
+        Args:
+            split: ``train``, ``tune`` or ``test``.
+            num_problems: How many; all of them if None, which a generated task refuses.
+            seed: Picks the problems and their order. The first n are the same for every number.
+
+        Raises:
+            ConfigError: The split is unknown, or a number is out of range.
+            TaskError: There are not that many problems.
+        """
+        if split not in SPLITS:
+            raise ConfigError(unknown_name("split", split, SPLITS))
+        if num_problems is not None and num_problems < 1:
+            raise ConfigError(f"num_problems is {num_problems}; it must be at least 1.")
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; it must not be negative.")
+        return self.source(split, num_problems, seed)
+
+    def prompt(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
+        """The prompt for a pair with this tokenizer.
+
+        With a chat template it is token ids (a string would get a second begin-of-sequence token):
+        one user message, then the start of the answer. Without one it is a string.
+        """
+        if tokenizer.chat_template:
+            message = {"role": "user", "content": self.chat.replace("{question}", example.question)}
+            return list(
+                tokenizer.apply_chat_template(
+                    [message], add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+            )
+        shots = [shot for shot in self._shots if shot.id != example.id][: self.num_shots]
+        worked = [
+            f"{self._plain(shot)} {shot.metadata.get('solution', shot.answer)}" for shot in shots
+        ]
+        return "\n\n".join([*worked, self._plain(example)])
+
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """Strings that end an answer: those of a plain prompt, none for a chat model."""
+        return () if tokenizer.chat_template else self.stop
+
+    def score(self, example: Example, text: str) -> Score:
+        """What ``text``, generated for ``example``, is worth."""
+        return self.scorer(example, text)
+
+    @cached_property
+    def _shots(self) -> list[Example]:
+        """One more than is shown, since an example is never shown its own answer."""
+        return self.source("train", self.num_shots + 1, 0) if self.num_shots else []
+
+    def _plain(self, example: Example) -> str:
+        return self.plain.replace("{question}", example.question)

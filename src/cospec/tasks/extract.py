@@ -1,0 +1,159 @@
+r"""Finds the final answer in what a model wrote.
+
+Models end an answer in many ways. From the surest on: ``\boxed{18}`` (what Qwen2.5 and Llama 3
+write when asked to), ``#### 18`` (GSM8K's own form), ``The answer is 18``, and a bare last number.
+Numbers are returned as they were written, without currency and thousands separators, and compared
+as fractions: 18.00 is 18, and 0.5 is 1/2. A percent sign and units are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NUMBER = re.compile(
+    r"""
+    (?P<sign>(?<![\w)\]}%])-(?=[$€£¥₹]?\s?[\d.]))?   # in "10-3" it is no sign
+    (?:[$€£¥₹]\s?(?P<late_sign>-(?=\d))?)?            # "$-5"
+    (?<![\d^])(?<!\^\{)                               # in "m^2" it is no number
+    (?:(?P<whole>\d+)\ (?=\d+/[1-9]))?                # "3 1/2"
+    (?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\w)\.\d+)
+    (?:/(?P<under>[1-9]\d*)(?![\d/]))?
+    """,
+    re.VERBOSE,
+)
+_LATEX = [
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        ("[\u2212\u2010\u2011]", "-"),
+        (r"\{,\}|(?<=,)\\!", ","),
+        (r"(?<=\d)(?:\\[,;:! ]|[\u00a0\u2009\u202f])(?=\d{3})", ""),
+        (r"\\([$%])", r"\1"),
+        (r"(?<=\d)\s*(?=\\[dtc]?frac)", " "),
+        (r"\\[dtc]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2"),
+        (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\1/\2"),
+    )
+]
+_LEFT_SIDE = re.compile(r"(?:\\(?:times|cdot|div)|[^=A-Za-z\\]|\b[A-Za-z]\b)*=")
+_PHRASE = re.compile(r"\banswer\b[\s*_]*(?:is|are|would be|will be|=|:)[\s*_:]*", re.IGNORECASE)
+_ORNAMENTS = " \t*_$\\([{~≈"
+
+
+def boxed(text: str) -> list[str]:
+    r"""What each ``\boxed{...}`` holds, in order; one that is cut off is left out."""
+    contents: list[str] = []
+    open_braces: list[int | None] = []  # where the content of a box begins; None for other braces
+    for match in re.finditer(r"\\boxed\s*\{|\\[{}]|[{}]", text):
+        if match[0].startswith("\\boxed"):
+            open_braces.append(match.end())
+        elif match[0] == "{":
+            open_braces.append(None)
+        elif match[0] == "}" and open_braces and (start := open_braces.pop()) is not None:
+            contents.append(text[start : match.start()].strip())
+    return contents
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text."""
+    return next(reversed(list(_numbers(_without_latex(text)))), None)
+
+
+def final_number(text: str) -> str | None:
+    r"""The number that the text gives as its answer.
+
+    The last ``\boxed{}`` with a number, else the last ``#### N``, else the last "answer is N", else
+    the last number.
+    """
+    plain = _without_latex(text)
+    for content in reversed(boxed(plain)):
+        if (number := _right_side(content)) is not None:
+            return number
+    for match in reversed(list(re.finditer(r"####([^\n]*)", plain))):
+        rest = match[1].lstrip(_ORNAMENTS)
+        is_heading = re.match(r"\d+(?:\)|[.:]\s+\w)", rest)
+        if _NUMBER.match(rest) and not is_heading:
+            return _right_side(rest)
+    for match in reversed(list(_PHRASE.finditer(plain))):
+        sentence = re.split(r"\.\s|\n", plain[match.end() : match.end() + 200], maxsplit=1)[0]
+        rest = sentence.lstrip(_ORNAMENTS)
+        if _NUMBER.match(rest):
+            return _right_side(rest)
+    return last_number(plain)
+
+
+def strict_gsm8k(text: str) -> str | None:
+    """What lm-evaluation-harness's ``strict-match`` filter finds: the first ``#### N``, cleaned."""
+    match = re.search(r"#### (-?[0-9.,]+)", text)
+    return re.sub(r",|\$|\.$", "", match[1]) if match else None
+
+
+def same_number(left: str | None, right: str | None) -> bool:
+    """Whether two numbers, as this module returns them, have exactly one value."""
+    return left is not None and right is not None and _value(left) == _value(right)
+
+
+def choice(text: str, letters: str = "ABCDE") -> str | None:
+    r"""The letter of the option that the text settles on.
+
+    The last ``\boxed{C}``, else the last "answer is C" or "option C", else the last "(C)", else the
+    last line that is a letter or begins with "C)".
+    """
+    letter = rf"(?:\(?([{letters}])\b(?!['\u2019])|\(([{letters.lower()}])\))"
+    phrase = r"\b(?i:answer|option|choice)\b[\s*_]*(?i:is|:|would be)?[\s:*_]*(?i:option|choice)?"
+    for content in reversed(boxed(text)):
+        if match := re.match(rf"(?:\\text\w*\s*\{{|[\s$*])*{letter}", content):
+            return (match[1] or match[2]).upper()
+    for pattern in (
+        rf"{phrase}[\s*$_]*(?:\\text\w*\{{)?{letter}",
+        rf"\(([{letters}])\)()",
+        rf"(?m)^[\s*$]*([{letters}])(?:\)|[\s*$.]*$)()",
+    ):
+        if found := re.findall(pattern, text):
+            return "".join(found[-1]).upper()
+    return None
+
+
+def final_answer(text: str) -> str | None:
+    r"""The answer in words or signs: in ``<answer>``, boxed, after ``####`` or "answer is".
+
+    Without any of these it is the last line.
+    """
+    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    if marked := tagged or boxed(text) or re.findall(r"####([^\n]*)", text):
+        return str(marked[-1]).strip() or None
+    phrases = list(_PHRASE.finditer(text))
+    lines = (text[phrases[-1].end() :] if phrases else text).strip().splitlines()
+    line = "" if not lines else lines[0] if phrases else lines[-1]
+    return line.strip("*_` \t").removesuffix(".") or None
+
+
+def _without_latex(text: str) -> str:
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    return text
+
+
+def _numbers(text: str) -> Iterator[str]:
+    for match in _NUMBER.finditer(text):
+        sign = "-" if match["sign"] or match["late_sign"] else ""
+        whole = f"{match['whole']} " if match["whole"] else ""
+        under = f"/{match['under']}" if match["under"] else ""
+        yield sign + whole + match["digits"].replace(",", "") + under
+
+
+def _right_side(text: str) -> str | None:
+    """The first number after the equations with which the text begins: 18 in "9 * 2 = 18 eggs"."""
+    while match := _LEFT_SIDE.match(text):
+        text = text[match.end() :]
+    return next(_numbers(text), None)
+
+
+def _value(number: str) -> Fraction:
+    sign = -1 if number.startswith("-") else 1
+    parts = number.lstrip("-").split(" ")
+    over, _, under = parts[-1].partition("/")
+    return sign * (Fraction(parts[0] if len(parts) > 1 else 0) + Fraction(over) / int(under or 1))

@@ -1,0 +1,142 @@
+"""Tasks from files: where a named set lies, how its rows are read, and how they are split.
+
+A named set is read from a *data folder* that holds one folder a set, ``gsm8k/train.jsonl`` and so
+on, with each file as its authors publish it. The folder is the one given, else ``$COSPEC_DATA``,
+else ``data`` in the working directory. Without one, and with the package ``datasets``, the set
+comes from the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from xml.etree import ElementTree
+
+from cospec.errors import ConfigError, TaskError, unknown_name
+from cospec.tasks.base import SPLITS, Example, Split
+from cospec.tasks.extras import import_extra
+from cospec.tasks.splits import normalize, split_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Row: TypeAlias = "dict[str, Any]"
+"""A row as its authors wrote it: values of any type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a named set."""
+
+    files: tuple[str, ...]
+    """The names that it may have; the first that exists is read."""
+    hub_split: str
+    """What the hub calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Where the rows of a named set are."""
+
+    name: str
+    hub_id: str | None
+    """The data set of the hub; None if there is none that can be read without running code."""
+    hub_config: str | None = None
+
+    def rows(self, part: Part, data_dir: Path | None) -> list[tuple[str, Row]]:
+        """The rows of one file, each with its id.
+
+        Raises:
+            TaskError: The folder that was given does not hold it.
+            MissingExtraError: There is no folder, and no ``datasets`` to ask the hub.
+        """
+        given = data_dir or (
+            Path(os.environ["COSPEC_DATA"]) if "COSPEC_DATA" in os.environ else None
+        )
+        folder = (given or Path("data")) / self.name
+        for file in part.files:
+            if (path := folder / file).is_file():
+                stem = file.partition(".")[0]
+                return [(f"{self.name}/{stem}/{i}", row) for i, row in enumerate(read_rows(path))]
+        missing = f"no data for {self.name!r}: {folder} holds no {' or '.join(part.files)}"
+        if given is not None or self.hub_id is None:
+            raise TaskError(
+                f"{missing}. Give a folder that does by data_dir or the environment variable "
+                f"COSPEC_DATA."
+            )
+        return self._hub_rows(part, missing)
+
+    def _hub_rows(self, part: Part, missing: str) -> list[tuple[str, Row]]:
+        what = f"{missing} (COSPEC_DATA is not set), and the package that fetches {self.hub_id}"
+        datasets = import_extra("datasets", what, "hub")
+        rows = datasets.load_dataset(self.hub_id, self.hub_config, split=part.hub_split)
+        return [(f"{self.name}/{part.hub_split}/{i}", dict(row)) for i, row in enumerate(rows)]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a ``.jsonl``, ``.jsonl.gz``, ``.json`` (a list) or ASDiv's ``.xml`` file.
+
+    Raises:
+        TaskError: It cannot be read, or is not what its name says.
+    """
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        if path.suffix == ".xml":
+            return [
+                {field.tag: field.text for field in problem}
+                for problem in ElementTree.fromstring(text).iter("Problem")
+            ]
+        if path.suffix == ".json":
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise TaskError(f"{path} cannot be read: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise TaskError(f"{path} holds something other than rows; each must be a JSON object.")
+    return rows
+
+
+class FileSource:
+    """Examples that are all in memory, by split."""
+
+    def __init__(self, name: str, pools: Mapping[Split, list[Example]]) -> None:
+        self.name = name
+        self.pools = pools
+
+    def __call__(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
+        """The first problems of the split's order under ``seed``."""
+        pool = list(self.pools.get(split, []))
+        wanted = len(pool) if num_problems is None else num_problems
+        if not pool or wanted > len(pool):
+            raise TaskError(
+                f"{self.name} has {len(pool)} {split} problems, {num_problems or 'some'} asked for."
+            )
+        random.Random(seed).shuffle(pool)
+        return pool[:wanted]
+
+
+def by_hash(examples: Iterable[Example], whole: str | None = None) -> dict[Split, list[Example]]:
+    """Splits a set that has one file by `split_of`, or takes it whole for one split."""
+    if whole is not None and whole not in SPLITS:
+        raise ConfigError(unknown_name("split", whole, SPLITS))
+    pools: dict[Split, list[Example]] = {split: [] for split in SPLITS}
+    for example in examples:
+        pools[whole or split_of(example.question)].append(example)
+    return pools
+
+
+def by_file(train: Iterable[Example], test: list[Example]) -> dict[Split, list[Example]]:
+    """Splits a set by its own files; a hash parts tune from train, and test goes before both."""
+    tested = {normalize(example.question) for example in test}
+    pools: dict[Split, list[Example]] = {"train": [], "tune": [], "test": test}
+    for example in train:
+        if normalize(example.question) not in tested:
+            pools["tune" if split_of(example.question) == "tune" else "train"].append(example)
+    return pools

@@ -1,0 +1,118 @@
+"""A user's own problems: ``jsonl:FILE``, one JSON object a line with a question and an answer.
+
+Options follow after commas: ``jsonl:FILE,scorer=numeric,question=prompt,answer=gold,split=test``.
+
+``scorer``
+    ``exact`` (the default: the final answer, blanks and case aside), ``numeric``, ``choice`` (a
+    letter), ``regex`` (the row's answer is a pattern that the text must match somewhere), or
+    ``package.module:function``. The function gets the example and the text and returns a `Score`,
+    or a number in [0, 1].
+``question``, ``answer``
+    The names of the fields.
+``split``
+    The split that the whole file is; without it, a hash of the question parts it (`split_of`).
+
+The example's metadata is the row.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cospec.errors import TaskError, unknown_name
+from cospec.tasks.base import Example, Score, Task
+from cospec.tasks.extract import final_answer
+from cospec.tasks.files import FileSource, by_hash, read_rows
+from cospec.tasks.math_sets import score_choice, score_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cospec.tasks.base import Scorer
+    from cospec.tasks.files import Row
+
+OPTIONS = ("scorer", "question", "answer", "split")
+
+
+def score_exact(example: Example, text: str) -> Score:
+    """Right if the final answer is the same text, blanks and case aside."""
+    found = final_answer(text)
+    left, right = (" ".join(t.split()).casefold() for t in (found or "", example.answer))
+    return Score(float(left == right), found)
+
+
+def score_regex(example: Example, text: str) -> Score:
+    """Right if the answer, as a pattern, matches somewhere in the text."""
+    match = re.search(example.answer, text)
+    return Score(float(match is not None), match[0] if match else None)
+
+
+SCORERS: dict[str, Scorer] = {
+    "exact": score_exact,
+    "numeric": score_number,
+    "choice": score_choice,
+    "regex": score_regex,
+}
+
+
+def jsonl(path: str, options: dict[str, str]) -> Task:
+    """The task for a user's file.
+
+    Raises:
+        TaskError: The file, a field or the scorer cannot be used.
+    """
+    if not Path(path).is_file():
+        raise TaskError(f"there is no file {path!r}; the form is jsonl:FILE,scorer=numeric.")
+    scorer = _scorer(options.get("scorer", "exact"))
+    fields = options.get("question", "question"), options.get("answer", "answer")
+    examples = [
+        _example(f"{Path(path).stem}/{number}", row, *fields)
+        for number, row in enumerate(read_rows(Path(path)))
+    ]
+    if scorer is score_regex:
+        for example in examples:
+            _check_pattern(example)
+    name = ",".join([f"jsonl:{path}", *(f"{key}={value}" for key, value in options.items())])
+    source = FileSource(name, by_hash(examples, options.get("split")))
+    return Task(name, source, scorer, chat="{question}")
+
+
+def _example(identity: str, row: Row, question: str, answer: str) -> Example:
+    for field in (question, answer):
+        if not isinstance(row.get(field), str | int | float):
+            raise TaskError(
+                f"{identity} has no text or number in the field {field!r}; its fields are "
+                f"{', '.join(map(repr, row))}. Name the right ones by question= and answer=."
+            )
+    return Example(identity, str(row[question]), str(row[answer]), row)
+
+
+def _check_pattern(example: Example) -> None:
+    try:
+        re.compile(example.answer)
+    except re.error as error:
+        raise TaskError(f"{example.id}: {example.answer!r} is no pattern: {error}.") from error
+
+
+def _scorer(spec: str) -> Scorer:
+    if spec in SCORERS:
+        return SCORERS[spec]
+    module, _, name = spec.partition(":")
+    if not name:
+        raise TaskError(unknown_name("scorer", spec, [*SCORERS, "package.module:function"]))
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise TaskError(f"the scorer {spec!r} cannot be imported: {error}.") from error
+    return partial(_score_by, function)
+
+
+def _score_by(
+    function: Callable[[Example, str], Score | float], example: Example, text: str
+) -> Score:
+    result = function(example, text)
+    return result if isinstance(result, Score) else Score(float(result))

@@ -1,0 +1,78 @@
+"""Turns a spec such as ``gsm8k`` or ``reasoning_gym:chain_sum`` into a task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.errors import TaskError, unknown_name
+from cospec.tasks import jsonl, math_sets, programs
+from cospec.tasks.reasoning_gym import reasoning_gym_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cospec.tasks.base import Task
+
+SPLIT_BY_FILE: dict[str, Callable[[Path | None], Task]] = {
+    "gsm8k": math_sets.gsm8k,
+    "aqua": math_sets.aqua,
+    "mbpp": programs.mbpp,
+}
+"""Sets whose authors split them."""
+SPLIT_BY_HASH: dict[str, Callable[[Path | None, str | None], Task]] = {
+    "svamp": math_sets.svamp,
+    "asdiv": math_sets.asdiv,
+    "math500": math_sets.math500,
+    "humaneval": programs.humaneval,
+}
+"""Sets of one file."""
+RUNS_PROGRAMS = ("humaneval", "mbpp")
+TASK_NAMES = (*SPLIT_BY_FILE, *SPLIT_BY_HASH, "reasoning_gym:NAME", "jsonl:FILE")
+
+
+def load_task(
+    spec: str, *, data_dir: Path | None = None, allow_code_execution: bool = False
+) -> Task:
+    """The task that a spec names.
+
+    Args:
+        spec: One of ``TASK_NAMES``, and options after commas (``key=value``). The sets of one file
+            and ``jsonl:FILE`` take ``split=test``: all of it is that split, and nothing of it may
+            be trained or tuned on. Without it, a tenth of the problems is the test split.
+            `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
+        data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
+        allow_code_execution: Whether scoring may run what the model wrote, in a sandbox.
+
+    Raises:
+        TaskError: The task is unknown, or its data cannot be used.
+        CodeExecutionRefusedError: It runs generated code, and that was not allowed or is not safe.
+        MissingExtraError: An optional package is missing.
+    """
+    head, *pairs = spec.split(",")
+    kind, _, argument = head.partition(":")
+    if kind == "jsonl":
+        return jsonl.jsonl(argument, _options(kind, pairs, jsonl.OPTIONS))
+    if kind == "reasoning_gym":
+        _options(head, pairs, ())
+        return reasoning_gym_task(argument, allow_code_execution=allow_code_execution)
+    if head in RUNS_PROGRAMS:
+        programs.require_permission(allow_code_execution, head)
+    if head in SPLIT_BY_HASH:
+        return SPLIT_BY_HASH[head](data_dir, _options(head, pairs, ("split",)).get("split"))
+    if head in SPLIT_BY_FILE:
+        _options(head, pairs, ())
+        return SPLIT_BY_FILE[head](data_dir)
+    raise TaskError(unknown_name("task", head, TASK_NAMES))
+
+
+def _options(task: str, pairs: list[str], allowed: tuple[str, ...]) -> dict[str, str]:
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if key not in allowed:
+            raise TaskError(unknown_name(f"option of {task}", key, allowed or ["none"]))
+        if not equals:
+            raise TaskError(f"the option {key!r} of {task} has no value; write {key}=VALUE.")
+        options[key] = value
+    return options

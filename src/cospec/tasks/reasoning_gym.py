@@ -1,0 +1,180 @@
+"""Endless problems from the generators of reasoning-gym, ``reasoning_gym:NAME``.
+
+Item i+1 under seed s is item i under seed s+1 for most generators, so two nearby seeds are nearly
+the same problems. Here a seed picks a window of the generator's seeds far from all others, the
+split of a problem depends on its text alone (`split_of`), and repeated questions are dropped.
+
+Scores are 1 or 0: the generators' scorers give part credit to an answer that merely contains the
+right one, so only their full credit counts, and they see the extracted final answer only.
+gsm_symbolic is scored here by its final number, sign included, which its own scorer ignores.
+
+The items of isomorphic_strings, knight_swap, polynomial_multiplication, ransom_note and word_ladder
+also depend on ``PYTHONHASHSEED`` (reasoning-gym 0.1.25): set it to draw the same ones again.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cospec.errors import ConfigError, TaskError, unknown_name
+from cospec.tasks.base import Example, Score, Split, Task
+from cospec.tasks.extract import final_answer
+from cospec.tasks.extras import import_extra
+from cospec.tasks.math_sets import score_number
+from cospec.tasks.programs import require_permission
+from cospec.tasks.sandbox import Limits, run_program
+from cospec.tasks.splits import BUNDLED_TRAINING_SEEDS, normalize, split_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+SUFFIX = " Give the result as your final answer. Do not include units."
+"""Ends every gsm_symbolic question; hashed with it, shown without."""
+TAGGED = (
+    "{question}\nPlease reason step by step, and put your final answer within <answer> </answer>."
+)
+EVALUATES = (
+    "binary_matrix",
+    "countdown",
+    "intermediate_integration",
+    "n_queens",
+    "polynomial_multiplication",
+    "puzzle24",
+    "simple_integration",
+    "spiral_matrix",
+    "string_insertion",
+)
+"""Generators whose scorers evaluate the answer as Python: it goes through the sandbox."""
+UNUSABLE = {
+    "codeio": "it runs programs from its data file in this process to make its problems",
+    "composite": "it has no problems of its own",
+    "game_of_life_halting": "its scorer calls every answer right",
+}
+_CHUNK = 1000
+"""Items made by one data set object, whose size the generator wants to know beforehand."""
+_STRIDE = 1_000_003
+"""Generator seeds between two seeds, more than any number of items drawn from one."""
+_WINDOWS = 998_244_353
+"""A prime below ``BUNDLED_TRAINING_SEEDS``, so that all seeds below it differ in their window."""
+_PATIENCE = 2000
+"""Items in a row without a new problem, after which the generator has run dry."""
+
+
+def reasoning_gym_task(name: str, *, allow_code_execution: bool = False) -> Task:
+    """The task ``reasoning_gym:NAME``, with the generator's default settings.
+
+    Raises:
+        TaskError: There is no such generator, or it cannot be used.
+        CodeExecutionRefusedError: Its scorer evaluates the answer, which was not allowed.
+    """
+    spec = f"reasoning_gym:{name}"
+    if name in UNUSABLE:
+        raise TaskError(f"{spec} cannot be used: {UNUSABLE[name]}.")
+    known = set(_library().factory.DATASETS) - set(UNUSABLE)
+    if name not in known:
+        raise TaskError(unknown_name("reasoning-gym generator", name, known))
+    if name in EVALUATES:
+        require_permission(allow_code_execution, f"{spec} (its scorer evaluates the answer)")
+    source = partial(_draw, name)
+    if name == "gsm_symbolic":
+        return Task(spec, source, score_number)
+    return Task(spec, source, partial(score_generated, name), chat=TAGGED)
+
+
+def score_generated(name: str, example: Example, text: str) -> Score:
+    """Right if the generator's own scorer gives the final answer in ``text`` full credit."""
+    answer = final_answer(text)
+    if answer is None:
+        return Score(0.0)
+    entry = {
+        "question": example.question,
+        "answer": example.answer or None,
+        "metadata": example.metadata,
+    }
+    if name in EVALUATES:
+        return Score(float(_is_right_in_sandbox(name, answer, entry)), answer)
+    try:
+        is_right = _score_answer(name)(answer, entry) == 1
+    except Exception:  # some scorers fail on what they cannot parse
+        is_right = False
+    return Score(float(is_right), answer)
+
+
+def _is_right_in_sandbox(name: str, answer: str, entry: dict[str, Any]) -> bool:
+    program = f"""
+import json, os
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+import reasoning_gym
+data = reasoning_gym.create_dataset({name!r}, seed=0, size=1)
+assert data.score_answer({answer!r}, json.loads({json.dumps(entry)!r})) == 1
+"""
+    packages = Path(str(_library().__file__)).parents[1]
+    limits = Limits(cpu_s=10, wall_s=30, memory_bytes=2 * 2**30)
+    return run_program(program, limits, extra_trees=[packages]).passed
+
+
+def _draw(name: str, split: Split, num_problems: int | None, seed: int) -> list[Example]:
+    """The first problems of a split in the seed's window of generator seeds."""
+    if num_problems is None:
+        raise TaskError(f"reasoning_gym:{name} has no end; say how many problems (num_problems).")
+    if seed >= BUNDLED_TRAINING_SEEDS and split != "train":
+        raise ConfigError(
+            f"seed {seed} is reserved for training the bundled models; {split} problems take seeds "
+            f"below {BUNDLED_TRAINING_SEEDS}."
+        )
+    start = seed * _STRIDE % _WINDOWS
+    start += BUNDLED_TRAINING_SEEDS if seed >= BUNDLED_TRAINING_SEEDS else 0
+    found: dict[str, Example] = {}
+    num_idle, fault = 0, None
+    for generator_seed, item in _items(name, start):
+        num_idle += 1
+        if isinstance(item, Exception):
+            fault = item
+        elif (key := normalize(item["question"])) not in found and split_of(key) == split:
+            found[key] = _example(name, generator_seed, item)
+            num_idle = 0
+        if len(found) == num_problems:
+            return list(found.values())
+        if num_idle == _PATIENCE:
+            break
+    raise TaskError(
+        f"reasoning_gym:{name} ran dry: seed {seed} gave {len(found)} different {split} problems, "
+        f"{num_problems} asked for."
+    ) from fault
+
+
+def _items(name: str, start: int) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+    """Generator seeds and their items; some generators give up on some seeds."""
+    for chunk in range(start, start + _STRIDE - _CHUNK, _CHUNK):
+        data = _library().create_dataset(name, seed=chunk, size=_CHUNK)
+        for i in range(_CHUNK):
+            try:
+                item = data[i]
+            except Exception as error:
+                item = error
+            yield chunk + i, item
+
+
+def _example(name: str, generator_seed: int, item: dict[str, Any]) -> Example:
+    question = item["question"]
+    if name == "gsm_symbolic":
+        question = question.removesuffix(SUFFIX)
+    return Example(
+        f"{name}/{generator_seed}", question, item["answer"] or "", dict(item["metadata"])
+    )
+
+
+def _library() -> ModuleType:
+    return import_extra("reasoning_gym", "reasoning-gym", "tasks")
+
+
+@cache
+def _score_answer(name: str) -> Callable[[str, dict[str, Any]], float]:
+    scorer: Callable[[str, dict[str, Any]], float] = (
+        _library().create_dataset(name, seed=0, size=1).score_answer
+    )
+    return scorer

@@ -1,0 +1,294 @@
+"""Each rule against its formula, worked by hand on small tensors, and the specs that name them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from cospec import Engine, SamplingConfig, load_arbiter
+from cospec.arbiters import RULES, AlwaysDraft, AlwaysTarget, FLy, LogProbGap, RandomOverride
+from cospec.errors import ArbiterError, ConfigError
+from cospec.models import ModelPair
+from cospec.types import Arbiter, Completion, MismatchBatch, Needs
+from tests.conftest import TableModel, random_table, some_prompts
+
+LN2 = math.log(2)
+
+
+def mismatches(num: int, *, block_length: int = 4, **fields: object) -> MismatchBatch:
+    """A batch of `num` mismatches; the draft says 1 and the target 0 unless told otherwise."""
+    default = dict(
+        rows=torch.arange(num),
+        block_positions=torch.zeros(num, dtype=torch.int64),
+        positions=torch.arange(num),
+        num_overrides=torch.zeros(num, dtype=torch.int64),
+        block_length=block_length,
+        draft_ids=torch.ones(num, dtype=torch.int64),
+        target_ids=torch.zeros(num, dtype=torch.int64),
+    )
+    return MismatchBatch(**default | fields)
+
+
+def logits_of(probs: list[list[float]]) -> torch.Tensor:
+    """Logits of these distributions, shifted: only their differences may count."""
+    return torch.tensor(probs).log() + torch.arange(len(probs))[:, None] - 3.0
+
+
+def test_always_target_keeps_no_draft_and_always_draft_keeps_all():
+    batch = mismatches(3)
+    assert AlwaysTarget().rule(batch).keep_draft.tolist() == [False] * 3
+    assert AlwaysDraft().rule(batch).keep_draft.tolist() == [True] * 3
+    assert AlwaysTarget().needs == AlwaysDraft().needs == Needs.NOTHING
+
+
+def test_random_override_keeps_the_draft_where_the_uniform_is_below_the_rate():
+    uniforms = torch.tensor([0.0, 0.29, 0.3, 0.31, 0.999], dtype=torch.float64)
+    by_hand = {
+        0.0: [False, False, False, False, False],
+        0.3: [True, True, False, False, False],
+        1.0: [True, True, True, True, True],
+    }
+    for rate, expected in by_hand.items():
+        ruling = RandomOverride(rate).rule(mismatches(5, uniforms=uniforms))
+        assert ruling.keep_draft.tolist() == expected
+        assert ruling.score is None
+    assert RandomOverride().needs == Needs.UNIFORMS
+
+
+def test_the_gap_is_that_of_log_probabilities_under_the_target():
+    """By hand: log(p0 / p1) is ln 2, ln 8, 0 and -ln 2."""
+    logits = logits_of(
+        [[0.5, 0.25, 0.25], [0.8, 0.1, 0.1], [0.4, 0.4, 0.2], [0.25, 0.5, 0.25]],
+    )
+    batch = mismatches(4, target_logits=logits)
+    ruling = LogProbGap(1.0).rule(batch)
+    assert ruling.score.tolist() == pytest.approx([1 - LN2, 1 - 3 * LN2, 1, 1 + LN2], abs=1e-6)
+    assert ruling.keep_draft.tolist() == [True, False, True, True]
+    assert LogProbGap(LN2 - 0.01).rule(batch).keep_draft.tolist() == [False, False, True, True]
+    assert LogProbGap(3 * LN2 + 0.01).rule(batch).keep_draft.tolist() == [True] * 4
+    assert LogProbGap(0.0).rule(batch).keep_draft.tolist()[:3] == [False] * 3, "a tie is no gap"
+    assert LogProbGap().needs == Needs.TARGET_LOGITS
+
+
+def test_the_gap_of_an_impossible_token_is_never_kept():
+    batch = mismatches(1, target_logits=torch.tensor([[1.0, float("-inf"), 0.0]]))
+    ruling = LogProbGap(1e9).rule(batch)
+    assert not ruling.keep_draft.any() and ruling.score.tolist() == [-math.inf]
+
+
+def fly_batch(probs: list[list[float]], **fields: object) -> MismatchBatch:
+    """Mismatches at the first place of a block of 5 behind which all drafted tokens match."""
+    num = len(probs)
+    default = dict(
+        block_length=5,
+        target_logits=logits_of(probs),
+        lookahead_matches=torch.ones(num, 4, dtype=torch.bool),
+    )
+    return mismatches(num, **default | fields)
+
+
+def test_flys_entropy_is_the_top_three_terms_of_the_full_softmax():
+    """By hand, in units of ln 2: 1/2 * 1 + 1/4 * 2 + 1/8 * 3, without the fourth term, and not
+    renormalised over the three.
+    """
+    batch = fly_batch([[0.125, 0.5, 0.125, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.0, 0.5, 0.0]])
+    ruling = FLy(window=2, min_entropy=0.0).rule(batch)
+    assert ruling.score.tolist() == pytest.approx([1.375 * LN2, 0, LN2], abs=1e-6)
+    ruling = FLy(window=2, min_entropy=0.3).rule(batch)
+    assert ruling.score.tolist() == pytest.approx([1.375 * LN2 - 0.3, -0.3, LN2 - 0.3], abs=1e-6)
+    assert ruling.keep_draft.tolist() == [True, False, True]
+    just_above = FLy(window=2, min_entropy=1.375 * LN2 + 1e-4).rule(batch)
+    just_below = FLy(window=2, min_entropy=1.375 * LN2 - 1e-4).rule(batch)
+    assert not just_above.keep_draft[0] and just_below.keep_draft[0]
+    assert FLy().needs == Needs.TARGET_LOGITS | Needs.LOOKAHEAD
+
+
+def test_flys_entropy_of_two_tokens_is_their_own():
+    ruling = FLy(window=1, min_entropy=0.0).rule(fly_batch([[0.5, 0.5]]))
+    assert ruling.score.tolist() == pytest.approx([LN2])
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        (1, [True, True, True, True]),
+        (2, [True, True, True, False]),
+        (3, [True, True, False, False]),
+        (4, [True, False, False, False]),
+        (5, [False, False, False, False]),
+    ],
+)
+def test_fly_wants_window_minus_one_matches_behind_the_mismatch(window, expected):
+    """Four mismatches, behind which 4, 2, 1 and 0 drafted tokens match before the first that does
+    not; the third has matches again after it, which do not help.
+    """
+    follows = [
+        [True, True, True, True],
+        [True, True, False, False],
+        [True, False, True, True],
+        [False, True, True, True],
+    ]
+    batch = fly_batch([[0.4, 0.3, 0.3]] * 4, lookahead_matches=torch.tensor(follows))
+    assert FLy(window=window).rule(batch).keep_draft.tolist() == expected
+
+
+@pytest.mark.parametrize(("window", "num_early"), [(1, 4), (2, 3), (3, 2), (4, 1), (5, 0), (9, 0)])
+def test_fly_never_keeps_a_mismatch_in_the_last_window_of_a_block(window, num_early):
+    places = torch.arange(5)
+    inside = torch.arange(1, 5) + places[:, None] < 5
+    batch = fly_batch(
+        [[0.4, 0.3, 0.3]] * 5,
+        block_positions=places,
+        lookahead_matches=inside | (places[:, None] == 4),
+    )
+    expected = [place < num_early for place in range(5)]
+    assert FLy(window=window).rule(batch).keep_draft.tolist() == expected
+
+
+NUM_NEW = 24
+GREEDY = SamplingConfig(max_new_tokens=NUM_NEW)
+SAMPLED = SamplingConfig(max_new_tokens=NUM_NEW, temperature=1.0, seed=0)
+
+
+def decode(pair: ModelPair, arbiter: str, sampling: SamplingConfig, k: int = 4) -> list[Completion]:
+    engine = Engine(pair, load_arbiter(arbiter), num_speculative_tokens=k)
+    return engine.generate(some_prompts(4), sampling)
+
+
+EXACT = [
+    ("random:rate=0", GREEDY),
+    ("random:rate=0", SAMPLED),
+    ("gap:max_gap=0", GREEDY),
+    ("gap:max_gap=-1", GREEDY),
+    ("fly:window=4", GREEDY),
+    ("fly:window=4", SAMPLED),
+    ("fly:window=1,min_entropy=5", GREEDY),
+    ("fly:window=1,min_entropy=5", SAMPLED),
+]
+
+
+@pytest.mark.parametrize(("arbiter", "sampling"), EXACT)
+def test_the_exact_setting_of_a_rule_is_lossless(llama_pair, arbiter, sampling):
+    exact = decode(llama_pair, "lossless", sampling)
+    done = decode(llama_pair, arbiter, sampling)
+    assert [c.token_ids for c in done] == [c.token_ids for c in exact]
+    assert [c.origins for c in done] == [c.origins for c in exact]
+
+
+def test_a_gap_below_zero_is_lossless_when_sampling_too():
+    """Found: the target's token is then a sample, and where it is less probable than the drafted
+    one the gap is negative itself, so that a threshold below 0 still overrides.
+    """
+    pair = ModelPair(TableModel(random_table(4, seed=0)), TableModel(random_table(4, seed=1)))
+    engine = Engine(pair, LogProbGap(-0.5))
+    done = engine.generate([[i % 4] for i in range(64)], SAMPLED)
+    assert sum(c.stats.num_overrides for c in done) == 0
+
+
+def test_the_loosest_setting_of_a_rule_is_always_draft(llama_pair):
+    loose = decode(llama_pair, "always_draft", GREEDY)
+    for arbiter in ("random:rate=1", "gap:max_gap=1000"):
+        done = decode(llama_pair, arbiter, GREEDY)
+        assert [c.token_ids for c in done] == [c.token_ids for c in loose]
+    assert any(c.stats.num_overrides for c in loose)
+
+
+GOOD_SPECS = {
+    "lossless": AlwaysTarget(),
+    "always_draft": AlwaysDraft(),
+    "random": RandomOverride(0.5),
+    "random:": RandomOverride(0.5),
+    "random:rate=0.25": RandomOverride(0.25),
+    "random:rate=1e-3": RandomOverride(1e-3),
+    "gap": LogProbGap(1.0),
+    "gap:max_gap=-2.5": LogProbGap(-2.5),
+    "fly": FLy(6, 0.3),
+    "fly:window=3": FLy(3, 0.3),
+    "fly:min_entropy=0.1,window=2": FLy(2, 0.1),
+}
+
+
+@pytest.mark.parametrize("spec", GOOD_SPECS)
+def test_a_spec_names_a_rule_with_its_knobs(spec):
+    assert load_arbiter(spec) == GOOD_SPECS[spec]
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("lossles", "unknown arbiter 'lossles'; did you mean 'lossless'"),
+        ("Random:rate=0.1", "unknown arbiter 'Random'; did you mean 'random'"),
+        ("zzz", "unknown arbiter 'zzz'.*always_draft, fly, gap, lossless, random"),
+        ("", "unknown arbiter ''"),
+        ("random:rat=0.1", "'rat'; did you mean 'rate'"),
+        ("fly:windows=3", "'windows'; did you mean 'window'"),
+        ("lossless:rate=1", "'rate'.*no settings"),
+        ("random:rate=half", "rate of arbiter random is 'half'; it must be a number"),
+        ("random:rate", "rate of arbiter random is ''; it must be a number"),
+        ("fly:window=2.5", r"window of arbiter fly is '2\.5'; it must be a number \(int\)"),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused_with_the_nearest_that_does(spec, sentence):
+    with pytest.raises(ArbiterError, match=sentence):
+        load_arbiter(spec)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["random:rate=1.5", "random:rate=-0.1", "random:rate=nan", "fly:window=0"],
+)
+def test_a_knob_out_of_its_range_is_refused(spec):
+    with pytest.raises(ConfigError, match="it must be"):
+        load_arbiter(spec)
+
+
+@pytest.mark.parametrize("spec", ["gap:max_gap=inf", "gap:max_gap=nan", "fly:min_entropy=nan"])
+def test_a_threshold_that_is_no_finite_number_is_refused(spec):
+    """Found: an infinite gap makes every score infinite, which the engine rules for the target, so
+    that the loosest setting was silently the strictest.
+    """
+    with pytest.raises(ConfigError, match="it must be"):
+        load_arbiter(spec)
+
+
+RULE_EXAMPLES = [
+    AlwaysTarget(),
+    AlwaysDraft(),
+    RandomOverride(0.0),
+    RandomOverride(0.125),
+    LogProbGap(0.75),
+    LogProbGap(-3.0),
+    FLy(),
+    FLy(3, 0.45),
+]
+
+
+@pytest.mark.parametrize("rule", RULE_EXAMPLES, ids=lambda rule: rule.name)
+def test_the_name_of_a_rule_is_its_spec(rule):
+    assert load_arbiter(rule.name) == rule
+
+
+@pytest.mark.parametrize("rule", [RandomOverride(1 / 3), LogProbGap(1.23456789), FLy(10**6)])
+def test_the_name_of_a_rule_keeps_every_digit(rule):
+    """Found: names kept six digits, and a window of 1000000 became 1e+06, which is no int."""
+    assert load_arbiter(rule.name) == rule
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_every_rule_is_an_arbiter_with_a_docstring(kind):
+    rule = RULES[kind]()
+    assert isinstance(rule, Arbiter)
+    assert rule.name.partition(":")[0] == kind
+    assert type(rule).__doc__ and isinstance(rule.needs, Needs)
+
+
+def test_an_object_without_a_rule_is_no_arbiter():
+    assert not isinstance(object(), Arbiter)
+
+
+def test_rules_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LogProbGap().max_gap = 2.0

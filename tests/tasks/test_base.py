@@ -1,0 +1,103 @@
+"""The task itself: examples, prompts, scores."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cospec.errors import ConfigError, TaskError
+from cospec.tasks import SPLITS, Example, Score, Task, load_task
+from cospec.tasks.files import FileSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXAMPLES = [
+    Example(f"e{i}", f"What is {i}?", str(i), {"solution": f"It is {i}."}) for i in range(9)
+]
+
+
+def make_task(**fields: Any) -> Task:
+    source = FileSource("toy", {"train": EXAMPLES[:6], "test": EXAMPLES[6:]})
+    return Task("toy", source, lambda example, text: Score(float(text == example.answer)), **fields)
+
+
+@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan")])
+def test_a_reward_outside_the_unit_interval_is_refused(reward: float) -> None:
+    with pytest.raises(TaskError, match=r"must be in \[0, 1\]"):
+        Score(reward)
+
+
+def test_only_the_full_reward_counts_as_right() -> None:
+    assert Score(1.0).correct
+    assert not Score(0.999).correct
+
+
+def test_the_seed_picks_problems_and_a_larger_number_only_adds_to_them() -> None:
+    task = make_task()
+    assert task.examples("train", 6, seed=1) != task.examples("train", 6, seed=2)
+    assert task.examples("train", 3, seed=1) == task.examples("train", 6, seed=1)[:3]
+    assert sorted(e.id for e in task.examples("train")) == [e.id for e in EXAMPLES[:6]]
+
+
+def test_settings_that_cannot_be_are_refused_with_what_is_allowed() -> None:
+    task = make_task()
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        task.examples("tests")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="num_problems is 0"):
+        task.examples("test", 0)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        task.examples("test", 1, seed=-1)
+    with pytest.raises(TaskError, match="toy has 3 test problems, 4 asked for"):
+        task.examples("test", 4)
+    with pytest.raises(TaskError, match="toy has 0 tune problems"):
+        task.examples("tune")
+
+
+def test_a_chat_model_gets_one_user_message_as_token_ids(chat_tokenizer: Any) -> None:
+    task = make_task()
+    assert task.prompt(EXAMPLES[7], chat_tokenizer) == [1, 2, 3]
+    (message,) = chat_tokenizer.messages
+    assert message["role"] == "user"
+    assert message["content"].startswith("What is 7?\nPlease reason step by step")
+    assert message["content"].endswith("final answer within \\boxed{}.")
+    assert chat_tokenizer.settings["add_generation_prompt"] is True
+    assert task.stop_strings(chat_tokenizer) == ()
+
+
+def test_a_question_with_braces_goes_into_the_message_unchanged(chat_tokenizer: Any) -> None:
+    make_task().prompt(Example("e", "Is {x} in {question}?", "yes"), chat_tokenizer)
+    assert chat_tokenizer.messages[0]["content"].startswith("Is {x} in {question}?\n")
+
+
+def test_other_models_get_a_plain_question(plain_tokenizer: Any) -> None:
+    task = make_task()
+    assert task.prompt(EXAMPLES[7], plain_tokenizer) == "Question: What is 7?\nAnswer:"
+    assert task.stop_strings(plain_tokenizer) == ("\nQuestion:",)
+
+
+def test_worked_examples_come_from_train_only_and_never_show_the_problem_itself(
+    plain_tokenizer: Any,
+) -> None:
+    task = make_task(num_shots=3)
+    for example in EXAMPLES:
+        *shots, last = task.prompt(example, plain_tokenizer).split("\n\n")
+        assert last == f"Question: {example.question}\nAnswer:"
+        assert len(shots) == 3
+        assert all(example.question not in shot for shot in shots)
+        trained = [f"Question: {e.question}\nAnswer: It is {e.answer}." for e in EXAMPLES[:6]]
+        assert set(shots) <= set(trained)
+
+
+def test_tasks_and_examples_can_be_sent_to_other_processes(data_dir: Path) -> None:
+    for spec in ("gsm8k", "svamp", "math500", "reasoning_gym:gcd"):
+        task = pickle.loads(pickle.dumps(load_task(spec, data_dir=data_dir)))
+        (example,) = task.examples("train", 1)
+        assert pickle.loads(pickle.dumps(example)) == example
+        assert {example}
+
+
+def test_the_splits_have_one_order() -> None:
+    assert SPLITS == ("train", "tune", "test")

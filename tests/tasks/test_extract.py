@@ -1,0 +1,213 @@
+"""Answer extraction, on the ways in which models really end their answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from cospec.tasks.extract import (
+    boxed,
+    choice,
+    final_answer,
+    final_number,
+    last_number,
+    same_number,
+    strict_gsm8k,
+)
+
+NUMBERS = [
+    # Qwen2.5: a boxed answer after its reasoning
+    ("Janet makes 9 * 2 = 18 dollars.\n\nTherefore, the answer is \\(\\boxed{18}\\).", "18"),
+    ("So, Janet makes $\\boxed{18}$ dollars every day at the farmers' market.", "18"),
+    ("The total is \\[\n\\boxed{64}\n\\]\nThis uses 3 trips of 4 hours.", "64"),
+    ("He runs \\( 3 \\times 3 \\times 60 = 540 \\) meters.\n\\[ \\boxed{540} \\]", "540"),
+    ("The profit is \\(\\boxed{\\$70,000}\\).", "70000"),
+    ("The profit is \\(\\boxed{70{,}000}\\).", "70000"),
+    ("The profit is $\\boxed{70\\,000}$.", "70000"),
+    ("The answer is \\(\\boxed{125\\%}\\).", "125"),
+    ("Thus it takes \\(\\boxed{20 \\text{ minutes}}\\).", "20"),
+    ("The area is $\\boxed{24\\ \\text{cm}^2}$.", "24"),
+    ("The area is $\\boxed{24\\text{ m}^{2}}$.", "24"),
+    ("Hence \\boxed{x = 5}.", "5"),
+    ("Hence \\boxed{9 \\times 2 = 18}.", "18"),
+    ("Hence \\boxed{16 - 3 - 4 = 9 \\text{ eggs}}.", "9"),
+    ("\\boxed{\\text{18 dollars}}", "18"),
+    ("\\boxed{\\textbf{42}}", "42"),
+    ("The slope is \\boxed{-3}.", "-3"),
+    ("The change is \\boxed{-\\$5}, a loss.", "-5"),
+    ("The change is $\\boxed{\u22127}$ degrees.", "-7"),
+    ("The part is \\boxed{\\frac{1}{2}}.", "1/2"),
+    ("The part is \\boxed{-\\dfrac{3}{4}}.", "-3/4"),
+    ("The part is \\boxed{\\frac12}.", "0.5"),
+    ("It takes \\boxed{2\\frac{1}{2}} hours.", "2.5"),
+    ("First \\boxed{3}, and then altogether \\boxed{12}.", "12"),
+    ("\\boxed{\\text{No}} since he has 3 of the 5.\n#### 3", "3"),
+    ("We get \\boxed{18} but check: \\boxed{1", "18"),
+    ("He pays \\boxed{0.75} dollars for each of 2.", "0.75"),
+    # Llama 3: step headings, "The final answer is"
+    ("## Step 1: Add 3 and 4.\n\nThe final answer is: $\\boxed{7}$", "7"),
+    ("## Step 3: Conclude\nThe final answer is 540.", "540"),
+    ("The final answer is $18.", "18"),
+    ("The final answer is $18.50.", "18.5"),
+    ("So, the answer is 18 dollars, since she sells 9 of 16.", "18"),
+    ("The answer is 9 * 2 = 18.", "18"),
+    ("The answer is **18**.", "18"),
+    ("**Answer: 18 eggs** (of the 24 she had)", "18"),
+    ("Answer: $1,234.56 in total for 3 people", "1234.56"),
+    ("**Final Answer**: 5\n\nI hope that these 2 steps help!", "5"),
+    ("### Final Answer:\n18\n\nChecked in 2 ways.", "18"),
+    ("The answer is therefore 18.", "18"),
+    ("The answer is the sum of 3 and 5, which is 8.", "8"),
+    ("The answer is -4.", "-4"),
+    ("Answer: -$5", "-5"),
+    # GSM8K's own form, and what looks like it
+    ("She makes 9 * 2 = $<<9*2=18>>18.\n#### 18", "18"),
+    ("#### 1,200", "1200"),
+    ("####18", "18"),
+    ("#### $18", "18"),
+    ("#### 18 dollars for 2 days", "18"),
+    ("#### -5", "-5"),
+    ("#### 18.00", "18"),
+    ("#### 3/4", "0.75"),
+    ("#### 9 + 9 = 18", "18"),
+    ("#### Step 1: eggs\nShe has 16.\n#### Step 2: sell\nShe earns 18 dollars.", "18"),
+    ("#### 1. Count\n16 eggs\n#### 2. Sell\nThat makes 18.", "18"),
+    ("#### 1. Count\n16 eggs\n\n#### 18", "18"),
+    # no marker: the last number
+    ("Janet sells 9 eggs and so makes 18 dollars.", "18"),
+    ("She has 3 + 4 = 7", "7"),
+    ("He has 10-3", "3"),
+    ("He has 10 - 3 = 7 left", "7"),
+    ("x=-3", "-3"),
+    ("It costs $-3.50", "-3.5"),
+    ("It costs -$3.50", "-3.5"),
+    ("It is 20 m^2.", "20"),
+    ("It weighs 1,234,567 grams.", "1234567"),
+    ("He bought 3,4, and 5.", "5"),
+    ("That is 50%.", "50"),
+    ("That is 12.5 %", "12.5"),
+    ("That is \u20ac1,000.", "1000"),
+    ("That is Rs.500", "500"),
+    ("It is .5", "1/2"),
+    ("3/4 of the cake", "3/4"),
+    ("He ate 1 1/2 cakes", "1.5"),
+    ("The total is *72*.", "72"),
+    ("The total is \\(72\\).", "72"),
+    ("18/day", "18"),
+    ("He earns $18.", "18"),
+    ("007", "7"),
+    # none
+    ("I do not know.", None),
+    ("", None),
+    ("\\boxed{}", None),
+    ("#### N", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), NUMBERS)
+def test_the_number_that_a_model_gives_as_its_answer_is_found(
+    text: str, expected: str | None
+) -> None:
+    found = final_number(text)
+    assert found == expected or same_number(found, expected)
+
+
+def test_the_table_of_model_outputs_is_long_enough_to_mean_something() -> None:
+    assert len({text for text, _ in NUMBERS}) == len(NUMBERS) >= 60
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "is_same"),
+    [
+        ("18.00", "18", True),
+        ("0.5", "1/2", True),
+        ("1 1/2", "1.5", True),
+        ("-1 1/2", "-1.5", True),
+        ("0.1", "1/10", True),
+        ("-0", "0", True),
+        ("18", "-18", False),
+        ("0.333", "1/3", False),
+        ("12345678901234567890", "12345678901234567891", False),
+        (None, "1", False),
+        (None, None, False),
+    ],
+)
+def test_numbers_are_compared_exactly(left: str | None, right: str | None, is_same: bool) -> None:
+    assert same_number(left, right) is is_same
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("so 18\n#### 18", "18"),
+        ("#### 1,200.", "1200"),
+        ("#### -5", "-5"),
+        ("#### 18\n\nQuestion: another\n#### 5", "18"),
+        ("#### 18.00", "18.00"),
+        ("####18", None),
+        ("#### $18", None),
+        ("The answer is 18", None),
+    ],
+)
+def test_the_strict_rule_is_that_of_the_evaluation_harness(text: str, expected: str | None) -> None:
+    assert strict_gsm8k(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Answer: C", "C"),
+        ("The correct answer is (C).", "C"),
+        ("The answer is (c).", "C"),
+        ("The answer is C) 600", "C"),
+        ("the correct option is B", "B"),
+        ("So option B is right.", "B"),
+        ("Therefore, the correct answer is **D**.", "D"),
+        ("Therefore, the answer is $\\boxed{C}$.", "C"),
+        ("\\boxed{\\text{E}}", "E"),
+        ("\\boxed{\\text{(B) 150 m}}", "B"),
+        ("\\boxed{(A)}", "A"),
+        ("\\boxed{D) 5}", "D"),
+        ("(A) is too small, so it must be (B)", "B"),
+        ("We find 600.\n\nC", "C"),
+        ("We find 600.\n**C**", "C"),
+        ("C) 600", "C"),
+        ("Answer: A. It is 5, not (B) 6.", "A"),
+        ("A bird flies at 600.", None),
+        ("The answer is Dan's.", None),
+        ("The answer is 600.", None),
+        ("", None),
+    ],
+)
+def test_the_letter_that_a_model_settles_on_is_found(text: str, expected: str | None) -> None:
+    assert choice(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("thinking <answer> a b\nc d </answer> done", "a b\nc d"),
+        ("<answer>1</answer> no, <answer>2</answer>", "2"),
+        ("so \\boxed{\\text{yes}}", "\\text{yes}"),
+        ("27 + 5 = 32\n#### 32", "32"),
+        ("The answer is olleh.", "olleh"),
+        ("**Answer:** olleh\nThat was easy.", "olleh"),
+        ("Some thoughts.\n\nolleh", "olleh"),
+        ("`olleh`", "olleh"),
+        ("<answer></answer>", None),
+        ("", None),
+    ],
+)
+def test_the_final_answer_in_words_is_found(text: str, expected: str | None) -> None:
+    assert final_answer(text) == expected
+
+
+def test_braces_within_a_box_are_matched_and_a_cut_off_box_is_ignored() -> None:
+    assert boxed(r"\boxed{\frac{1}{2}} \boxed{\{1, 2\}} \boxed{cut") == [
+        r"\frac{1}{2}",
+        r"\{1, 2\}",
+    ]
+
+
+def test_extraction_is_fast_on_long_and_repetitive_text() -> None:
+    for text in ("1" * 20000, "1," * 10000, "\\boxed{" * 2000, "answer is " * 4000, "9 = " * 5000):
+        final_number(text), choice(text), last_number(text)

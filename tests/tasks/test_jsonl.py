@@ -1,0 +1,110 @@
+"""A user's own file of problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cospec.errors import ConfigError, TaskError
+from cospec.tasks import SPLITS, Example, Score, load_task, split_of
+
+from .conftest import write_lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def half_for_any_text(example: Example, text: str) -> float:
+    return 1.0 if text == example.metadata["gold"] else 0.5
+
+
+def strict_score(example: Example, text: str) -> Score:
+    return Score(1.0, text, strict=True)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jsonl"
+    rows: list[dict[str, object]] = [{"prompt": f"Say {i}.", "gold": str(i)} for i in range(50)]
+    write_lines(path, rows)
+    return path
+
+
+def only_example(tmp_path: Path, answer: object, options: str) -> tuple[Any, Example]:
+    path = tmp_path / "one.jsonl"
+    write_lines(path, [{"question": "Q\u2028?", "answer": answer}])
+    task = load_task(f"jsonl:{path},split=test{options}")
+    return task, task.examples("test")[0]
+
+
+def test_the_fields_are_named_and_the_hash_splits_the_file(file: Path) -> None:
+    task = load_task(f"jsonl:{file},question=prompt,answer=gold,scorer=numeric")
+    pools = {split: task.examples(split) for split in SPLITS}
+    assert sum(map(len, pools.values())) == 50
+    assert all(split_of(e.question) == split for split in SPLITS for e in pools[split])
+    example = pools["train"][0]
+    assert example.metadata["prompt"] == example.question
+    assert load_task(task.name).examples("train") == pools["train"]
+
+
+def test_a_chat_model_gets_the_question_as_it_stands(file: Path, chat_tokenizer: Any) -> None:
+    task = load_task(f"jsonl:{file},question=prompt,answer=gold")
+    task.prompt(Example("e", "Say 3.", "3"), chat_tokenizer)
+    assert chat_tokenizer.messages == [{"role": "user", "content": "Say 3."}]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "answer", "text", "is_right"),
+    [
+        ("exact", "New  York", "I think.\nThe answer is new york.", True),
+        ("exact", "York", "New York", False),
+        ("exact", "x", "", False),
+        ("numeric", "1/2", "so 0.50", True),
+        ("numeric", 3, "so \\boxed{3}", True),
+        ("numeric", 3, "so -3", False),
+        ("choice", "C", "Answer: (C)", True),
+        ("regex", r"colou?r\b", "the color red", True),
+        ("regex", r"colou?r\b", "colors", False),
+    ],
+)
+def test_the_built_in_scorers(
+    scorer: str, answer: object, text: str, is_right: bool, tmp_path: Path
+) -> None:
+    task, example = only_example(tmp_path, answer, f",scorer={scorer}")
+    assert task.score(example, text).correct is is_right
+
+
+def test_a_users_own_function_scores(file: Path) -> None:
+    options = "question=prompt,answer=gold,split=test"
+    task = load_task(f"jsonl:{file},scorer={__name__}:half_for_any_text,{options}")
+    example = task.examples("test", 1)[0]
+    assert task.score(example, "no").reward == 0.5
+    assert task.score(example, example.answer).correct
+    other = load_task(f"jsonl:{file},scorer={__name__}:strict_score,{options}")
+    assert other.score(example, "a").strict is True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", r"mine/0 has no text or number in the field 'question'; its fields are 'prompt'"),
+        ("question=prompt,answer=gold,scorer=number", "did you mean 'numeric'"),
+        ("question=prompt,answer=gold,scorer=no.such:thing", "cannot be imported"),
+        ("question=prompt,answer=gold,scorer=json:thing", "cannot be imported"),
+        ("questions=prompt", "did you mean 'question'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: str, message: str, file: Path) -> None:
+    with pytest.raises(TaskError, match=message):
+        load_task(",".join(filter(None, [f"jsonl:{file}", options])))
+
+
+def test_a_split_that_does_not_exist_is_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown split 'exam'"):
+        load_task(f"jsonl:{file},question=prompt,answer=gold,split=exam")
+
+
+def test_a_pattern_that_is_none_is_refused_with_its_row(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"one/0: '\(' is no pattern"):
+        only_example(tmp_path, "(", ",scorer=regex")

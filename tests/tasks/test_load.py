@@ -1,0 +1,105 @@
+"""Specs and data folders: what is found, and what is said when nothing is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cospec.errors import CodeExecutionRefusedError, MissingExtraError, TaskError
+from cospec.tasks import load_task
+
+from .conftest import gsm8k_row
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gsm8", "unknown task 'gsm8'; did you mean 'gsm8k'"),
+        ("", "unknown task ''"),
+        ("gsm8k,split=test", "unknown option of gsm8k 'split'"),
+        ("svamp,spilt=test", "did you mean 'split'"),
+        ("svamp,split", "write split=VALUE"),
+        ("reasoning_gym:gsm_symbolik", "did you mean 'gsm_symbolic'"),
+        ("reasoning_gym:composite", "no problems of its own"),
+        ("reasoning_gym:game_of_life_halting", "calls every answer right"),
+        ("reasoning_gym:gcd,size=5", "unknown option of reasoning_gym:gcd 'size'"),
+        ("jsonl:nowhere.jsonl", "there is no file 'nowhere.jsonl'"),
+    ],
+)
+def test_a_spec_that_names_nothing_is_refused_with_the_nearest_name(
+    spec: str, message: str, data_dir: Path
+) -> None:
+    with pytest.raises(TaskError, match=message):
+        load_task(spec, data_dir=data_dir)
+
+
+@pytest.mark.parametrize("spec", ["humaneval", "mbpp", "reasoning_gym:countdown"])
+def test_a_task_that_runs_generated_code_needs_permission(spec: str, data_dir: Path) -> None:
+    with pytest.raises(CodeExecutionRefusedError, match="--allow-code-execution"):
+        load_task(spec, data_dir=data_dir)
+
+
+def test_the_data_folder_is_the_given_one_then_the_environment_then_data(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COSPEC_DATA", raising=False)
+    assert load_task("svamp", data_dir=data_dir)
+    monkeypatch.setenv("COSPEC_DATA", str(data_dir))
+    assert load_task("svamp")
+    with pytest.raises(TaskError, match=r"elsewhere.svamp holds no SVAMP.json.*COSPEC_DATA"):
+        load_task("svamp", data_dir=tmp_path / "elsewhere")
+    monkeypatch.delenv("COSPEC_DATA")
+    monkeypatch.chdir(tmp_path)
+    assert load_task("svamp")
+
+
+def test_without_a_folder_the_message_says_where_it_looked_and_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COSPEC_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"data.gsm8k holds no train.jsonl.*openai/gsm8k"):
+        load_task("gsm8k")
+    with pytest.raises(TaskError, match=r"asdiv holds no ASDiv.xml"):
+        load_task("asdiv")
+
+
+def test_without_a_folder_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, config: str, split: str) -> list[dict[str, object]]:
+        asked.append((name, config, split))
+        return [gsm8k_row(len(asked))]
+
+    monkeypatch.delenv("COSPEC_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert load_task("gsm8k").examples("test")[0].id == "gsm8k/test/0"
+    assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("gsm8k/train.jsonl", b'{"question": "a"\n'),
+        ("gsm8k/train.jsonl", b"[1]\n"),
+        ("gsm8k/train.jsonl", b"\xff\xfe"),
+        ("svamp/SVAMP.json", b'{"a": 1}'),
+        ("asdiv/ASDiv.xml", b"<Root>"),
+    ],
+)
+def test_a_damaged_file_is_named(file: str, content: bytes, data_dir: Path) -> None:
+    (data_dir / file).write_bytes(content)
+    with pytest.raises(TaskError, match=Path(file).name):
+        load_task(file.partition("/")[0], data_dir=data_dir)
+
+
+def test_importing_the_tasks_loads_no_heavy_package() -> None:
+    heavy = ("transformers", "reasoning_gym", "math_verify", "datasets", "sympy")
+    code = f"import cospec.tasks, sys; sys.exit(any(m in sys.modules for m in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

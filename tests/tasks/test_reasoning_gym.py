@@ -1,0 +1,183 @@
+"""Generated problems: splits that cannot overlap, seeds, scores."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cospec.errors import ConfigError, TaskError
+from cospec.tasks import BUNDLED_TRAINING_SEEDS, SPLITS, Example, load_task, split_of
+from cospec.tasks.reasoning_gym import EVALUATES, SUFFIX, UNUSABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+library = pytest.importorskip("reasoning_gym")
+
+
+def test_the_split_rule_is_the_one_that_the_bundled_models_were_trained_by() -> None:
+    """Frozen: a change would put training problems of the bundled models into the test split."""
+    for question in ("What is 1 + 1?", "a", "", "\u00fc\nx"):
+        digest = hashlib.sha256(" ".join(question.split()).encode()).hexdigest()
+        rank = int(digest, 16) % 10
+        assert split_of(question) == {0: "test", 1: "tune"}.get(rank, "train")
+    assert split_of("What is  1 +\n1? ") == split_of("What is 1 + 1?")
+    assert split_of("What is 0 + 1?") == "test"
+    assert split_of("What is 2 + 1?") == "train"
+    assert split_of("What is 9 + 1?") == "tune"
+    assert BUNDLED_TRAINING_SEEDS == 10**9
+
+
+def test_a_tenth_of_the_problems_is_test_and_a_tenth_tune() -> None:
+    splits = [split_of(f"Question {i}") for i in range(10000)]
+    assert 900 < splits.count("test") < 1100
+    assert 900 < splits.count("tune") < 1100
+
+
+@pytest.mark.parametrize("name", ["gsm_symbolic", "chain_sum", "lcm", "leg_counting"])
+def test_no_problem_is_in_two_splits_or_twice_in_one(name: str) -> None:
+    task = load_task(f"reasoning_gym:{name}")
+    drawn = {split: task.examples(split, 60, seed=3) for split in SPLITS}
+    for split, examples in drawn.items():
+        suffix = SUFFIX if name == "gsm_symbolic" else ""
+        assert all(split_of(e.question + suffix) == split for e in examples)
+        assert len({" ".join(e.question.split()) for e in examples}) == 60
+        assert len({e.id for e in examples}) == 60
+
+
+def test_the_same_seed_gives_the_same_problems_and_another_seed_others() -> None:
+    task = load_task("reasoning_gym:chain_sum")
+    first = task.examples("test", 50, seed=1)
+    assert task.examples("test", 80, seed=1)[:50] == first
+    for seed in (0, 2, 1_000_004):
+        assert not {e.question for e in first} & {
+            e.question for e in task.examples("test", 50, seed)
+        }
+
+
+def test_the_seeds_that_train_the_bundled_models_cannot_pick_other_problems() -> None:
+    task = load_task("reasoning_gym:gsm_symbolic")
+    for split in ("tune", "test"):
+        with pytest.raises(ConfigError, match="reserved for training the bundled models"):
+            task.examples(split, 1, seed=BUNDLED_TRAINING_SEEDS)
+    (example,) = task.examples("train", 1, seed=BUNDLED_TRAINING_SEEDS)
+    assert int(example.id.partition("/")[2]) >= BUNDLED_TRAINING_SEEDS
+    (example,) = task.examples("test", 1, seed=BUNDLED_TRAINING_SEEDS - 1)
+    assert int(example.id.partition("/")[2]) < BUNDLED_TRAINING_SEEDS
+
+
+def test_a_generated_task_wants_to_know_how_many_problems() -> None:
+    with pytest.raises(TaskError, match="has no end"):
+        load_task("reasoning_gym:gcd").examples("test")
+
+
+def test_a_generator_that_runs_dry_says_so() -> None:
+    with pytest.raises(TaskError, match=r"ran dry: seed 0 gave \d+ different test problems, 500"):
+        load_task("reasoning_gym:tower_of_hanoi").examples("test", 500)
+
+
+def test_three_thousand_word_problems_take_seconds() -> None:
+    started = time.process_time()
+    assert len(load_task("reasoning_gym:gsm_symbolic").examples("test", 3000, seed=5)) == 3000
+    assert time.process_time() - started < 10
+
+
+def test_word_problems_are_shown_without_the_fixed_suffix_and_scored_by_the_final_number() -> None:
+    task = load_task("reasoning_gym:gsm_symbolic")
+    for example in task.examples("test", 200):
+        assert "final answer" not in example.question
+        assert task.score(example, example.metadata["answer_cot"]).correct
+        assert task.score(example, f"It is {float(example.answer):,.2f} in all").correct
+        assert not task.score(example, f"#### -{example.answer}1").correct
+    negated = Example("e", "?", "5")
+    assert not task.score(negated, "#### -5").correct
+    assert task.score(negated, "5 is what I get: 4 + 1, so\n#### 5").correct
+
+
+def test_only_full_credit_counts_and_only_for_the_final_answer() -> None:
+    task = load_task("reasoning_gym:spell_backward")
+    example = task.examples("test", 1)[0]
+    assert task.score(example, f"Let me see.\n<answer>{example.answer}</answer>").correct
+    assert task.score(example, f"The answer is {example.answer}.").correct
+    padded = task.score(example, f"<answer>{example.answer} or so</answer>")
+    assert padded.reward == 0
+    assert padded.extracted == f"{example.answer} or so"
+    assert task.score(example, "").extracted is None
+
+
+def test_a_scorer_that_fails_on_an_answer_does_not_stop_the_run() -> None:
+    """prime_factorization's raises on what is no number."""
+    task = load_task("reasoning_gym:prime_factorization")
+    assert task.score(task.examples("test", 1)[0], "<answer>no idea</answer>").reward == 0
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_scorer_that_evaluates_the_answer_does_so_in_the_sandbox(tmp_path: Path) -> None:
+    task = load_task("reasoning_gym:countdown", allow_code_execution=True)
+    example = task.examples("test", 1)[0]
+    assert task.score(example, f"<answer>{example.answer}</answer>").correct
+    escaped = tmp_path / "escaped"
+    hostile = f"__import__('pathlib').Path({str(escaped)!r}).write_text('x')"
+    assert not task.score(example, f"<answer>{hostile}</answer>").correct
+    assert not escaped.exists()
+
+
+def test_the_list_of_generators_that_evaluate_answers_is_complete() -> None:
+    """A new version of reasoning-gym may add one: its module would name an evaluator."""
+    for name, (kind, _) in library.factory.DATASETS.items():
+        source = inspect.getsource(kind.score_answer)
+        evaluates = re.search(r"\b(eval\(a|exec\(|parse_expr\((?!metadata)|sympify\()", source)
+        assert not evaluates or name in EVALUATES, name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sandbox")
+def test_an_answer_that_takes_forever_to_evaluate_is_wrong() -> None:
+    task = load_task("reasoning_gym:countdown", allow_code_execution=True)
+    example = task.examples("test", 1)[0]
+    assert not task.score(example, "<answer>9**9**9**9</answer>").correct
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize("name", EVALUATES)
+def test_the_sandbox_gives_each_evaluating_scorer_what_it_needs(name: str) -> None:
+    task = load_task(f"reasoning_gym:{name}", allow_code_execution=True)
+    example = task.examples("test", 1)[0]
+    assert task.score(example, f"<answer>{example.answer}</answer>").correct
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # some generators leave files open or warn of their answers
+def test_every_generator_scores_its_own_answer_right_and_nonsense_wrong() -> None:
+    names = set(library.factory.DATASETS) - set(UNUSABLE) - set(EVALUATES)
+    for name in sorted(names):
+        task = load_task(f"reasoning_gym:{name}")
+        example = task.examples("test", 1)[0]
+        if example.answer:
+            assert task.score(example, f"<answer>{example.answer}</answer>").correct, name
+        assert not task.score(example, "<answer>no idea, 7</answer>").correct, name
+
+
+def test_a_generator_that_fails_on_some_seeds_gives_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Failing:
+        def __init__(self, seed: int) -> None:
+            self.seed = seed
+
+        def __getitem__(self, i: int) -> dict[str, object]:
+            if i % 2:
+                raise RuntimeError("no puzzle for this seed")
+            return {"question": f"q{self.seed + i}", "answer": "a", "metadata": {}}
+
+    task = load_task("reasoning_gym:gcd")
+    monkeypatch.setattr(library, "create_dataset", lambda name, seed, size: Failing(seed))
+    examples = task.examples("test", 20)
+    assert len(examples) == 20
+    assert all(int(e.id.partition("/")[2]) % 2 == 0 for e in examples)

@@ -1,0 +1,105 @@
+"""What the code base promises of itself: light imports, true ``__all__`` lists, small pieces."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cospec
+from cospec.errors import MissingExtraError
+
+SOURCE = Path(cospec.__file__).parent
+FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
+MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 60
+LONG_MODULES: dict[str, str] = {}
+"""By path: the reason."""
+LONG_FUNCTIONS = {
+    "engine/reference.py:reference_decode": "one loop, to be read from top to bottom and trusted",
+}
+"""By path and qualified name: the reason."""
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text())
+
+
+def module_name(name: str) -> str:
+    parts = ["cospec", *Path(name).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def exports(name: str) -> bool:
+    """Whether a file assigns ``__all__``."""
+    targets = [t for node in tree(name).body if isinstance(node, ast.Assign) for t in node.targets]
+    return any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets)
+
+
+def functions(node: ast.AST, prefix: str = "") -> dict[str, int]:
+    """Lines of every function, from ``def`` to its end, by qualified name."""
+    found = {}
+    for child in ast.iter_child_nodes(node):
+        is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+        inner = prefix
+        if is_function or isinstance(child, ast.ClassDef):
+            inner = f"{prefix}{child.name}."
+        if is_function:
+            found[inner[:-1]] = child.end_lineno - child.lineno + 1
+        found |= functions(child, inner)
+    return found
+
+
+@pytest.mark.parametrize("module", ["cospec", "cospec.errors", "cospec.config"])
+def test_importing_loads_nothing_heavy(module):
+    heavy = ["torch", "transformers", "tokenizers", "vllm", "fastapi", "matplotlib", "numpy"]
+    program = (
+        f"import sys, {module}\n"
+        f"print([name for name in {heavy!r} if name in sys.modules], cospec.__file__)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout.strip() == f"[] {cospec.__file__}"
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if exports(name)])
+def test_every_name_in_all_exists(name):
+    try:
+        module = importlib.import_module(module_name(name))
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    assert sorted(set(module.__all__)) == sorted(module.__all__), "a name is listed twice"
+    missing = [each for each in module.__all__ if not hasattr(module, each)]
+    assert not missing
+
+
+def test_every_public_name_of_the_package_is_in_its_all():
+    assert set(cospec.__all__) == {*cospec._HOMES, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'engin'"):
+        cospec.engin  # noqa: B018
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_module_and_no_function_is_too_long(name):
+    num_lines = len(FILES[name].read_text().splitlines())
+    assert num_lines <= MAX_MODULE_LINES or name in LONG_MODULES
+    for function, num in functions(tree(name)).items():
+        assert num <= MAX_FUNCTION_LINES or f"{name}:{function}" in LONG_FUNCTIONS, function
+
+
+def test_the_exceptions_are_still_needed():
+    for name in LONG_MODULES:
+        assert len(FILES[name].read_text().splitlines()) > MAX_MODULE_LINES
+    for where in LONG_FUNCTIONS:
+        name, _, function = where.partition(":")
+        assert functions(tree(name))[function] > MAX_FUNCTION_LINES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_module_says_what_it_knows(name):
+    assert ast.get_docstring(tree(name))
