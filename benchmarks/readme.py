@@ -62,7 +62,12 @@ def generate_gsm8k() -> str:
     return "\n".join(rows)
 
 
-BLOCKS = {"engine_speed": engine_speed, "generate_gsm8k": generate_gsm8k}
+def exactness() -> str:
+    """What ``examples/exactness.py`` printed."""
+    return "```\n" + (RESULTS / "exactness.txt").read_text(encoding="utf-8").strip() + "\n```"
+
+
+BLOCKS = {"exactness": exactness, "engine_speed": engine_speed, "generate_gsm8k": generate_gsm8k}
 
 
 def filled(text: str) -> str:

@@ -34,18 +34,25 @@ def load_model(
     Raises:
         CheckpointError: The checkpoint is missing, corrupt or pickled.
     """
-    arguments = _locate(source)
+    arguments = _locate(source) | {"dtype": as_dtype(dtype), "output_loading_info": True}
+    place = as_device(device)
     if "gguf_file" not in arguments:
         # None would fall back to pickle where there are no safetensors.
         arguments["use_safetensors"] = None if allow_pickle else True
     try:
-        model = AutoModelForCausalLM.from_pretrained(**arguments, dtype=as_dtype(dtype), **kwargs)
+        model, info = AutoModelForCausalLM.from_pretrained(**arguments, **kwargs)
     except ImportError:
         raise
     except Exception as error:  # the parsers of damaged files raise all kinds
         raise _unreadable(source, error) from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise CheckpointError(
+            f"{source} lacks {len(info['missing_keys'])} tensors, such as {missing}, which would "
+            "be random; pass a complete checkpoint of a causal language model."
+        )
     if "device_map" not in kwargs:
-        torch.nn.Module.to(model, as_device(device))  # transformers hides its signature
+        torch.nn.Module.to(model, place)  # transformers hides its signature
     result: PreTrainedModel = model
     return result
 
