@@ -297,9 +297,14 @@ def test_a_draft_of_non_finite_logits_leaves_the_sampled_law_exact(bad):
     settings = [SETTINGS["top_p"]] * NUM_DRAWS
     draft = Spoilt(DRAFT_TABLE, 0, value, place)
     done = sample(TableModel(TARGET_TABLE), draft, settings, k=2)
-    assert p_value(text_counts(done), law(TARGET_TABLE, SETTINGS["top_p"])) > FALSE_ALARM_RATE
+    probs = law(TARGET_TABLE, SETTINGS["top_p"])
+    assert p_value(text_counts(done), probs) > FALSE_ALARM_RATE
     stats = total(done)
     assert stats.num_non_finite_drafts == stats.num_draft_tokens > 0
+    overlap = float(probs.view(4, 16).sum(dim=1).clamp(max=0.25).sum())
+    share = sum(c.origins[0] is Origin.MATCH for c in done) / NUM_DRAWS
+    sigma = (overlap * (1 - overlap) / NUM_DRAWS) ** 0.5
+    assert abs(share - overlap) < 5 * sigma, "it draws uniformly, and is accepted accordingly"
 
 
 def test_only_the_drafted_tokens_of_non_finite_logits_are_counted():
@@ -551,6 +556,13 @@ def test_an_interrupted_stream_raises_where_it_is_read(llama_pair):
 # --- pairs -------------------------------------------------------------------------------------
 
 
+def drafted_ids(completion: Completion) -> set[int]:
+    """All tokens that the draft is known to have proposed."""
+    stood = zip(completion.token_ids, completion.origins, strict=True)
+    ruled = {m.draft_id for step in completion.trace for m in step.mismatches}
+    return ruled | {i for i, origin in stood if origin in (Origin.MATCH, Origin.OVERRIDE)}
+
+
 @pytest.mark.parametrize("width", [40, 60, 62, 90])
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_padded_vocabularies_of_another_width_are_exact_and_in_range(llama_pair, sampling, width):
@@ -564,6 +576,7 @@ def test_padded_vocabularies_of_another_width_are_exact_and_in_range(llama_pair,
     assert total(loose).num_overrides > 0
     for completion in done + loose:
         assert all(0 <= i < VOCAB for i in completion.token_ids)
+        assert all(i < width for i in drafted_ids(completion))
         assert completion.stats.num_non_finite_drafts == 0
 
 
@@ -573,6 +586,7 @@ def test_padded_vocabularies_of_another_width_leave_the_sampled_law_exact(width)
     draft = TableModel(random_table(width, seed=2))
     done = sample(TableModel(TARGET_TABLE), draft, settings, k=3)
     assert p_value(text_counts(done), law(TARGET_TABLE, SETTINGS["temperature"])) > FALSE_ALARM_RATE
+    assert all(i < width for completion in done for i in drafted_ids(completion))
 
 
 def both_ways(llama_pair: ModelPair, model: torch.nn.Module, sentence: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cospec import Engine, SamplingConfig
@@ -338,6 +338,10 @@ def test_a_chat_is_written_in_the_targets_template(llama_pair, tokenizer):
     chatty = rebuilt(tokenizer)
     chatty.add_tokens(["<a>", "<b>"], special_tokens=True)
     chatty.chat_template = TEMPLATE
+    chatty.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    assert chatty("the")["input_ids"][0] == 1
     pair = ModelPair(llama_pair.target, llama_pair.draft, chatty)
     ids = pair.encode_chat(
         [{"role": "user", "content": "the"}, {"role": "assistant", "content": "in"}]

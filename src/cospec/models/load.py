@@ -40,11 +40,13 @@ def load_model(
         # None would fall back to pickle where there are no safetensors.
         arguments["use_safetensors"] = None if allow_pickle else True
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(**arguments, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, **kwargs)  # a pair
     except ImportError:
         raise
     except Exception as error:  # the parsers of damaged files raise all kinds
         raise _unreadable(source, error) from error
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise CheckpointError(
@@ -53,8 +55,7 @@ def load_model(
         )
     if "device_map" not in kwargs:
         torch.nn.Module.to(model, place)  # transformers hides its signature
-    result: PreTrainedModel = model
-    return result
+    return model
 
 
 def load_tokenizer(
