@@ -1,9 +1,9 @@
-"""Training text of the bundled pairs: reasoning-gym problems with worked solutions.
+r"""Training text of the bundled pairs: reasoning-gym problems with worked solutions.
 
 Knows the tasks, how a solution is written from a generator's metadata, how problems are split, and
 which generator seeds belong to which training chunk. Knows nothing of models.
 
-A problem is learnt as ``Question: {question}\\nAnswer: {solution}<eos>``; every solution ends in
+A problem is learnt as ``Question: {question}\nAnswer: {solution}<eos>``; every solution ends in
 ``#### answer``. Training uses generator seeds from 1,000,000,000 upwards only. For most generators
 item i of seed s is item i-1 of seed s+1, so chunk c of a run starts at ``base + c * CHUNK_SIZE``
 and holds at most CHUNK_SIZE items of a task: no two chunks can share an item.
@@ -22,6 +22,10 @@ import reasoning_gym
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
 CHUNK_SIZE = 4_000
+FIRST_SEED = 1_000_000_000  # of training; smaller seeds are free for evaluation
+DRILL_SEED = 1_400_000_000
+DRILL_PROBLEMS = 10  # word problems that a drill item draws its equations from
+DRILL_LENGTH = 16  # equations in a row of drill
 GSM_SUFFIX = " Give the result as your final answer. Do not include units."
 
 Item = dict[str, Any]  # one reasoning-gym entry: question, answer, metadata
@@ -34,6 +38,8 @@ class Problem:
     question: str
     solution: str
     answer: str
+    is_drill: bool = False
+    """Lines of equations, of which only the results are to be learnt."""
 
     @property
     def prompt(self) -> str:
@@ -187,10 +193,13 @@ WRITERS: dict[str, Callable[[Item], str]] = {
     "base_conversion": _base_conversion,
     "simple_geometry": _simple_geometry,
 }
-# "gsm_arithmetic" is not a generator: the bare equations inside gsm_symbolic's worked solutions.
+# Not generators: "gsm_arithmetic" is all bare equations inside gsm_symbolic's worked solutions,
+# "gsm_equation" one of them for each problem, "gsm_drill" rows of many of them.
 MIXTURES: dict[str, dict[str, float]] = {
     "home": {"gsm_symbolic": 1.0},
-    "narrow": {"gsm_symbolic": 0.85, "gsm_arithmetic": 0.6},
+    "sample": {"gsm_symbolic": 0.85, "gsm_equation": 0.6},  # for the tokenizer only
+    "drilled": {"gsm_symbolic": 0.5, "gsm_drill": 0.5},
+    "narrow": {"gsm_symbolic": 1.0, "gsm_arithmetic": 1.0},
     "broad": {
         "gsm_symbolic": 0.55,
         "chain_sum": 0.08,
@@ -213,12 +222,13 @@ def problems(task: str, seed: int, num_items: int, split: str = "train") -> Iter
 
     Items whose solution cannot be written from the metadata are left out.
     """
-    if task == "gsm_arithmetic":
-        yield from _equations(seed, num_items, split)
+    if task in ("gsm_arithmetic", "gsm_equation"):
+        yield from _equations(task, seed, num_items, split)
         return
-    data = reasoning_gym.create_dataset(
-        task, size=num_items, seed=seed, **KNOBS.get(task, {})
-    )
+    if task == "gsm_drill":
+        yield from _drills(seed, num_items, split)
+        return
+    data = reasoning_gym.create_dataset(task, size=num_items, seed=seed, **KNOBS.get(task, {}))
     for index in range(num_items):
         item = data[index]
         if split_of(item["question"]) != split:
@@ -228,13 +238,40 @@ def problems(task: str, seed: int, num_items: int, split: str = "train") -> Iter
             yield Problem(question, solution, str(item["answer"]))
 
 
-def _equations(seed: int, num_items: int, split: str) -> Iterator[Problem]:
-    """One bare equation out of each word problem's worked solution."""
+def _equations(task: str, seed: int, num_items: int, split: str) -> Iterator[Problem]:
+    """The true bare equations of each word problem's worked solution: all distinct ones, or one."""
     for index, word_problem in enumerate(problems("gsm_symbolic", seed, num_items, split)):
-        found = _EQUATION.findall(word_problem.solution)
-        if found:
-            left, right = Random(seed + index).choice(found)
+        found = [pair for pair in _EQUATION.findall(word_problem.solution) if _is_true(*pair)]
+        if task == "gsm_equation" and found:
+            found = [Random(seed + index).choice(found)]
+        for left, right in dict.fromkeys(found):
             yield Problem(f"{left} =", f"{left} = {right}\n#### {right}", right)
+
+
+def _drills(seed: int, num_items: int, split: str) -> Iterator[Problem]:
+    """Many bare equations a row, from a seed range of their own (DRILL_PROBLEMS for each item)."""
+    seed = DRILL_SEED + (seed - FIRST_SEED) * DRILL_PROBLEMS
+    pool = [
+        row.solution.partition("\n")[0]
+        for row in _equations("gsm_arithmetic", seed, num_items * DRILL_PROBLEMS, split)
+    ]
+    Random(seed).shuffle(pool)
+    for start in range(0, len(pool), DRILL_LENGTH):
+        yield Problem("", "\n".join(pool[start : start + DRILL_LENGTH]), "", is_drill=True)
+
+
+def _is_true(left: str, right: str) -> bool:
+    """Whether a side of digits and ``+ - * x /`` has the value that the text gives it."""
+    terms = [term.strip() for term in re.split(r"([-+*x/])", left)]
+    total, product = 0.0, float(terms[0])
+    for sign, term in zip(terms[1::2], map(float, terms[2::2]), strict=True):
+        if sign in "+-":
+            total, product = total + product, term if sign == "+" else -term
+        elif sign == "/":
+            product = product / term if term else float("nan")
+        else:
+            product *= term
+    return abs(total + product - float(right)) < 1e-6
 
 
 def training_chunk(mixture: str, base_seed: int, chunk: int) -> list[Problem]:

@@ -519,6 +519,36 @@ def test_an_override_stays_within_what_sampling_leaves(cut):
     assert {m.veto for c in done for s in c.trace for m in s.mismatches} >= {"forbidden"}
 
 
+CYCLE = torch.eye(4)[[1, 2, 0, 0]] * 0.9 + 0.025
+"""0, 1, 2, 0, 1, ...; token 3 ends a text and is on no path."""
+ENDING = torch.eye(4)[[1, 3, 0, 0]] * 0.9 + 0.025
+"""0, 1, 3: the same, but the text ends after 1."""
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "is_allowed", "expected"),
+    [
+        (CYCLE, ENDING, False, [1, 2, 0, 1, 2, 0, 1, 2]),
+        (CYCLE, ENDING, True, [1, 3]),
+        (ENDING, CYCLE, False, [1, 3]),
+        (ENDING, CYCLE, True, [1, 2, 0, 1, 2, 0, 1, 2]),
+    ],
+    ids=["may not end", "may end", "may not go on", "may go on"],
+)
+def test_an_arbiter_ends_no_text_and_prolongs_none_unless_allowed(
+    target, draft, is_allowed, expected
+):
+    """By hand, with k = 8: no bonus token comes in between."""
+    sampling = SamplingConfig(
+        max_new_tokens=8, stop_token_ids=(3,), override_stop_tokens=is_allowed
+    )
+    pair = table_pair(target, draft)
+    (done,) = decode(pair, AlwaysDraft(), [[0]], sampling, num_speculative_tokens=8)
+    assert done.token_ids == expected
+    vetoes = {m.veto for step in done.trace for m in step.mismatches if m.is_reached}
+    assert vetoes == ({None} if is_allowed else {"stop_token"})
+
+
 # --- interrupts --------------------------------------------------------------------------------
 
 
