@@ -386,6 +386,29 @@ def test_a_rejected_token_that_the_draft_cannot_read_is_forgotten():
     assert not any(math.isnan(m.q_draft_id) for m in first)
 
 
+def test_a_prompt_that_the_target_cannot_read_is_an_error():
+    """Replacing NaN keys and values by 0 would decode as if the token were not there."""
+    _, pair = poisoned("target")
+    prompts = [[7, 9, 11], [7, POISON, 9, 11]]
+    engine = Engine.target_only(pair, max_batch_size=1)
+    (sound,) = engine.generate(prompts[:1], GREEDY)
+    with pytest.raises(NonFiniteError, match="for prompt 1 at generated token 0") as caught:
+        engine.generate(prompts, GREEDY)
+    assert ids(list(caught.value.completions.values())) == [sound.token_ids]
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_values_that_overflow_in_one_layer_are_an_error(value):
+    """Replaced by 0 they would leave finite logits, and text would come out of a broken target."""
+    target = copy.deepcopy(random_model("llama"))
+    target.model.layers[1].self_attn.v_proj.weight.data[3, 5] = value
+    assert target(torch.tensor([[7, 9, 11]])).logits.isnan().any()
+    pair = ModelPair(target, random_model("llama"))
+    for engine in (Engine(pair, AlwaysTarget()), Engine.target_only(pair)):
+        with pytest.raises(NonFiniteError, match="for prompt 0 at generated token 0"):
+            engine.generate([[7, 9, 11]], GREEDY)
+
+
 # --- arbiters ----------------------------------------------------------------------------------
 
 
