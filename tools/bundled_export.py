@@ -40,6 +40,7 @@ def export_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, fo
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # it is written for its owner alone
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
     values = json.loads(settings.read_text())
