@@ -55,7 +55,7 @@ class Warper:
         self.has_top_p = any(c.top_p < 1 for c in configs)
         self.has_min_p = any(c.min_p for c in configs)
         self.is_greedy = column([c.is_greedy for c in configs], torch.bool)
-        temperatures = [max(c.temperature, _LEAST_TEMPERATURE) or 1.0 for c in configs]
+        temperatures = [max(c.temperature, _LEAST_TEMPERATURE) for c in configs]
         self.temperature = column(temperatures, torch.float32)
         self.top_k = column([c.top_k or 2**31 - 1 for c in configs], torch.int64)
         self.top_p = column([c.top_p for c in configs], torch.float32)

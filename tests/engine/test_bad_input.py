@@ -340,10 +340,6 @@ POISON_PROMPTS = some_prompts(8)
 POISON_SAMPLING = SamplingConfig(max_new_tokens=20, ignore_eos=True)
 POISON = 18
 """Drafted now and then, and in no prompt and no completion of the pair below."""
-HIDDEN_NAN = (
-    "masked slots are added to, not replaced: NaN keys and values of rejected tokens reach the "
-    "tokens before them and, until overwritten, behind them"
-)
 
 
 def poisoned(role: str) -> tuple[list[Completion], ModelPair]:
@@ -370,14 +366,12 @@ def test_plain_decoding_never_meets_a_token_that_is_only_drafted():
     assert ids(Engine.target_only(pair).generate(POISON_PROMPTS, POISON_SAMPLING)) == ids(sound)
 
 
-@pytest.mark.xfail(strict=True, reason=HIDDEN_NAN)
 def test_a_rejected_token_that_the_target_cannot_read_does_no_harm():
     sound, pair = poisoned("target")
     done = decode(pair, prompts=POISON_PROMPTS, sampling=POISON_SAMPLING)
     assert ids(done) == ids(sound)
 
 
-@pytest.mark.xfail(strict=True, reason=HIDDEN_NAN)
 def test_a_rejected_token_that_the_draft_cannot_read_is_forgotten():
     """At most the rest of the block is lost, so that no block begins with a lost token."""
     _, pair = poisoned("draft")
@@ -407,6 +401,20 @@ def test_values_that_overflow_in_one_layer_are_an_error(value):
     for engine in (Engine(pair, AlwaysTarget()), Engine.target_only(pair)):
         with pytest.raises(NonFiniteError, match="for prompt 0 at generated token 0"):
             engine.generate([[7, 9, 11]], GREEDY)
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_the_padding_of_short_prompts_need_not_be_readable(role):
+    """Prompts of unlike length are padded with token 0, which counts for nothing."""
+    models = {"target": random_model("llama")}
+    models["draft"] = disturbed(models["target"], 0.12)
+    prompts = [[7, 9], [9] * 12, [11, 7, 8]]
+    sound = decode(ModelPair(**models), prompts=prompts)
+    assert all(0 not in c.token_ids for c in sound), "choose other prompts"
+    pair = ModelPair(**models | {role: unreadable(models[role], 0)})
+    done = decode(pair, prompts=prompts)
+    assert ids(done) == ids(sound)
+    assert [c.origins for c in done] == [c.origins for c in sound]
 
 
 # --- arbiters ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from cospec.engine.verify import (
 )
 from cospec.engine.walk import Block, Ruled, walk
 from cospec.errors import ArbiterError, NonFiniteError
-from cospec.models.cache import CachedModel
+from cospec.models.cache import CachedModel, Output
 from cospec.sampling import Warper, draw
 from cospec.types import Arbiter, MismatchBatch, Needs, Proposal, Ruling
 
@@ -104,6 +104,12 @@ class Batch:
         proposal = self._propose(end, warper, uniforms)
         verdict = self._verify(proposal, end, warper, uniforms)
         blocks = self._to_host(proposal, verdict)
+        if any(0 in block.is_finite for block in blocks):
+            # A drafted token that the target cannot read spoils the places before it as well, for
+            # the mask gives it a weight of 0, and 0 times NaN is NaN. Token by token it cannot.
+            self._clear_ahead([self._target])
+            verdict = self._verify(proposal, end, warper, uniforms, one_by_one=True)
+            blocks = self._to_host(proposal, verdict)
         rulings = self._arbitrate(proposal, verdict, warper, uniforms, blocks)
         error = None
         for row, block, ruled in zip(self.rows, blocks, rulings, strict=True):
@@ -113,6 +119,8 @@ class Batch:
                 error = error or caught
         if error is not None:
             raise error
+        if any(0 in block.is_finite or 0 in block.is_draft_finite for block in blocks):
+            self._clear_ahead(self._models)
 
     def _propose(self, end: int, warper: Warper | None, uniforms: Uniforms | None) -> Proposal:
         """Let the draft choose K tokens for each row."""
@@ -159,15 +167,35 @@ class Batch:
         return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
 
     def _verify(
-        self, proposal: Proposal, end: int, warper: Warper | None, uniforms: Uniforms | None
+        self,
+        proposal: Proposal,
+        end: int,
+        warper: Warper | None,
+        uniforms: Uniforms | None,
+        *,
+        one_by_one: bool = False,
     ) -> Verdict:
-        """One target forward over the last token and the drafted ones."""
+        """One target forward over the last token and the drafted ones, or one for each of them."""
         starts = torch.tensor([len(row) - 1 for row in self.rows], device=self._device)
         last = torch.tensor([row.last_tokens(1) for row in self.rows], device=self._device)
         width = self._num_drafted + 1
         ids = torch.cat([last, proposal.token_ids], dim=1)  # (B, K + 1)
-        output = self._target.read(ids, self._target.window(starts, width, end), width)
+        window = self._target.window(starts, width, end)
+        if not one_by_one:
+            return judge(self._target.read(ids, window, width), proposal, warper, uniforms)
+        steps = [
+            self._target.read(ids[:, j : j + 1], window.columns(j, j + 1)) for j in range(width)
+        ]
+        logits = torch.cat([step.logits for step in steps], dim=1)
+        hidden = [step.hidden for step in steps if step.hidden is not None]
+        output = Output(logits, torch.cat(hidden, dim=1) if hidden else None)
         return judge(output, proposal, warper, uniforms)
+
+    def _clear_ahead(self, models: list[CachedModel]) -> None:
+        """Forget what lies ahead of each row: it may hold NaN."""
+        for model in models:
+            for r, row in enumerate(self.rows):
+                model.clear(r, len(row) - 1)
 
     def _to_host(self, proposal: Proposal, verdict: Verdict) -> list[Block]:
         """Bring what the walk needs to the host in one go."""

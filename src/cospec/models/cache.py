@@ -128,6 +128,12 @@ class _RaggedCache(Cache):
             for buffer in pair:
                 buffer[destination] = buffer[source]
 
+    def clear(self, row: int, start: int) -> None:
+        """Zero what `row` stored from slot `start` on."""
+        for pair in self.buffers:
+            for buffer in pair:
+                buffer[row, start:] = 0
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Not used: the caller passes positions and masks."""
         return 0
@@ -168,6 +174,14 @@ class CachedModel:
     def copy_row(self, source: int, destination: int) -> None:
         """Copy all that row `source` has stored over row `destination`."""
         self._cache.copy_row(source, destination)
+
+    def clear(self, row: int, start: int) -> None:
+        """Forget what `row` stored from position `start` on.
+
+        Only needed where it may hold NaN: the mask gives what lies ahead a weight of 0, and 0 times
+        NaN is NaN.
+        """
+        self._cache.clear(row, start)
 
     def window(self, starts: Tensor, num_tokens: int, max_end: int, first_row: int = 0) -> Window:
         """The window of `num_tokens` tokens of each row, from `starts` on.
@@ -237,7 +251,9 @@ class CachedModel:
         """
         device = self.device
         longest = max(map(len, prompts))
-        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in prompts], device=device)
+        padded = torch.tensor(
+            [ids + (ids[-1:] or [0]) * (longest - len(ids)) for ids in prompts], device=device
+        )
         for start in range(0, longest, _PREFILL_CHUNK):
             chunk = padded[:, start : start + _PREFILL_CHUNK]
             starts = torch.full((len(prompts),), start, device=device)
