@@ -21,7 +21,7 @@ from bundled_data import (
 SUMMARY = {
     "family": (
         "An ordinary pair: target and draft were trained from scratch on the same word problems, "
-        "in the same order. The target is clearly better."
+        "in the same order. The order of the mixtures was chosen while looking at tune problems."
     ),
     "specialist": (
         "A small specialist beside a larger generalist. Both start from the final weights of "
@@ -55,8 +55,8 @@ bfloat16, trained in float32 under bf16 autocast. Both share one byte-level BPE 
 entries (every digit is a token of its own; trained on text of all tasks, generator seeds
 1,100,000,000 to {tokenizer_end:,}).
 
-Prompt: `Question: {{question}}\\nAnswer:`, which is also what the chat template makes of one user
-message. The answer is a worked solution that ends in `#### N` and `<eos>`.
+Prompt: `Question: {{question}}\\nAnswer:`, the plain prompt of `cospec.tasks`. The answer is
+a worked solution that ends in `#### N` and `<eos>`.
 
 ## Data
 

@@ -10,7 +10,6 @@ and holds at most CHUNK_SIZE items of a task: no two chunks can share an item.
 """
 
 import ast
-import hashlib
 import operator
 import re
 from collections.abc import Callable, Iterator
@@ -21,12 +20,14 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
+from cospec.tasks.reasoning_gym import SUFFIX
+from cospec.tasks.splits import BUNDLED_TRAINING_SEEDS, split_of
+
 CHUNK_SIZE = 4_000
-FIRST_SEED = 1_000_000_000  # of training; smaller seeds are free for evaluation
+FIRST_SEED = BUNDLED_TRAINING_SEEDS  # of training; smaller seeds are free for evaluation
 DRILL_SEED = 1_400_000_000
 DRILL_PROBLEMS = 10  # word problems that a drill item draws its equations from
 DRILL_LENGTH = 16  # equations in a row of drill
-GSM_SUFFIX = " Give the result as your final answer. Do not include units."
 
 Item = dict[str, Any]  # one reasoning-gym entry: question, answer, metadata
 
@@ -43,14 +44,8 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """What the model is given; the same text as the tokenizer's chat template makes."""
+        """What the model is given; the same text as the tasks' plain prompt."""
         return f"Question: {self.question}\nAnswer:"
-
-
-def split_of(question: str) -> str:
-    """Split of a question by its hash, so that no choice of seeds can make splits overlap."""
-    digest = hashlib.sha256(" ".join(question.split()).encode()).hexdigest()
-    return {0: "test", 1: "tune"}.get(int(digest, 16) % 10, "train")
 
 
 def _gsm_symbolic(item: Item) -> str:
@@ -233,7 +228,7 @@ def problems(task: str, seed: int, num_items: int, split: str = "train") -> Iter
         item = data[index]
         if split_of(item["question"]) != split:
             continue
-        question = item["question"].removesuffix(GSM_SUFFIX).strip()
+        question = item["question"].removesuffix(SUFFIX).strip()
         if solution := WRITERS[task](item):
             yield Problem(question, solution, str(item["answer"]))
 

@@ -20,15 +20,6 @@ VOCAB_SIZE = 1_024
 MAX_LENGTH = 512
 PAD, EOS = "<pad>", "<eos>"
 TOKENIZER_SEED = 1_100_000_000  # of its training text
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{ 'Question: ' + message['content'] + '\\n' }}"
-    "{%- elif message['role'] == 'assistant' -%}"
-    "{{ 'Answer: ' + message['content'] + eos_token }}"
-    "{%- else -%}{{ raise_exception('only user and assistant messages are known') }}"
-    "{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'Answer:' }}{%- endif -%}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +87,6 @@ def train_tokenizer(num_chunks: int = 3) -> PreTrainedTokenizerFast:
         model_max_length=MAX_LENGTH,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
