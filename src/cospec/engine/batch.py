@@ -137,13 +137,13 @@ class Batch:
             output = self._draft.read(ids, window.columns(column, column + ids.shape[1]))
             column += ids.shape[1]
             step_logits = self._fit(output.logits[:, -1])  # (B, V)
-            is_sound = step_logits.amax(dim=-1, keepdim=True).isfinite()  # NaN if any entry is
-            sound_logits = torch.where(is_sound, step_logits, 0.0)
+            top, ids = step_logits.max(dim=-1, keepdim=True)  # NaN if any entry is
+            is_sound = top.isfinite()
             if warper is None:
-                ids = sound_logits.argmax(dim=-1, keepdim=True)
+                ids = ids * is_sound
             else:
                 assert uniforms is not None, "sampling needs uniforms"
-                q = warper.probs(sound_logits[:, None])  # (B, 1, V)
+                q = warper.probs(torch.where(is_sound, step_logits, 0.0)[:, None])  # (B, 1, V)
                 ids = draw(q, uniforms.draft[:, j : j + 1])
                 probs.append(q)
             drafted.append(ids)
