@@ -147,10 +147,13 @@ class Ruling:
         keep_draft: True where the draft's token is to stand, (M,) bool.
         score: The number behind the ruling, larger for the draft, (M,) float. Where it is not
             finite the engine rules for the target and counts it. None if there is none.
+        features: What the score was computed from, (M, F) float, for the trace; None if the arbiter
+            keeps it to itself.
     """
 
     keep_draft: Tensor
     score: Tensor | None = None
+    features: Tensor | None = None
 
 
 @runtime_checkable
@@ -199,6 +202,8 @@ class MismatchTrace:
     veto: str | None = None
     """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
     ``forbidden`` or ``non_finite``."""
+    features: tuple[float, ...] = ()
+    """What the arbiter saw, if it tells: `Ruling.features`."""
 
 
 @dataclass(frozen=True, slots=True)

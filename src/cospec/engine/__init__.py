@@ -1,5 +1,5 @@
 """The decode engine: propose, verify, arbitrate, walk."""
 
-from cospec.engine.engine import Engine
+from cospec.engine.engine import Branch, Engine, Rollout
 
-__all__ = ["Engine"]
+__all__ = ["Branch", "Engine", "Rollout"]

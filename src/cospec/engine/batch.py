@@ -22,7 +22,7 @@ from cospec.engine.walk import Block, Ruled, walk
 from cospec.errors import ArbiterError, NonFiniteError
 from cospec.models.cache import CachedModel, Output
 from cospec.sampling import Warper, draw
-from cospec.types import Arbiter, MismatchBatch, Needs, Proposal, Ruling
+from cospec.types import Arbiter, MismatchBatch, Needs, Origin, Proposal, Ruling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,13 +67,21 @@ class Batch:
 
     @torch.inference_mode()
     def admit(self, rows: list[Row]) -> None:
-        """Add rows: read all of their prompts but the last token."""
-        prompts = [row.prompt_ids[:-1] for row in rows]
-        for model in self._models:
-            model.reserve(len(self.rows) + len(rows), max(map(len, rows)) + self._num_drafted + 1)
+        """Add rows: read all of their prompts but the last token, or load what was read before."""
+        fresh = [row for row in rows if row.caches is None]
+        branches = [row for row in rows if row.caches is not None]
+        prompts = [row.prompt_ids[:-1] for row in fresh]
+        first = len(self.rows)
+        for m, model in enumerate(self._models):
+            model.reserve(first + len(rows), max(map(len, rows)) + self._num_drafted + 1)
             if any(prompts):
-                model.prefill(prompts, len(self.rows))
-        self.rows += rows
+                model.prefill(prompts, first)
+            for r, row in enumerate(branches, first + len(fresh)):
+                assert row.caches is not None
+                model.load_row(r, row.caches[m], len(row) - 1)
+        for row in branches:
+            row.caches = None
+        self.rows += fresh + branches
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
@@ -121,6 +129,9 @@ class Batch:
             raise error
         if any(0 in block.is_finite or 0 in block.is_draft_finite for block in blocks):
             self._clear_ahead(self._models)
+        for r, row in enumerate(self.rows):
+            if row.finish_reason and row.keep_caches:
+                row.caches = [model.save_row(r, len(row) - 1) for model in self._models]
 
     def _propose(self, end: int, warper: Warper | None, uniforms: Uniforms | None) -> Proposal:
         """Let the draft choose K tokens for each row."""
@@ -219,7 +230,7 @@ class Batch:
         if not where:
             return rulings
         rows, places = torch.tensor(where, device=self._device).unbind(dim=1)
-        counts = [[len(r.generated), r.stats.num_overrides] for r in self.rows]
+        counts = [[len(r.generated), r.origins.count(Origin.OVERRIDE)] for r in self.rows]
         num_generated, num_overrides = torch.tensor(counts, device=self._device).unbind(dim=1)
         batch = collect_mismatches(
             verdict, proposal, rows, places, num_generated, num_overrides, self._needs, uniforms
@@ -231,10 +242,13 @@ class Batch:
         parts = [ruling.keep_draft, forbidden, score]
         if self._keep_trace:
             parts += trace_probs(verdict, proposal, batch).unbind()
+            if ruling.features is not None:
+                parts += ruling.features.unbind(dim=1)
         columns = torch.stack([part.double() for part in parts], dim=1).tolist()
-        for (r, j), (keep, is_impossible, value, *probs) in zip(where, columns, strict=True):
+        for (r, j), (keep, is_impossible, value, *rest) in zip(where, columns, strict=True):
             known_score = None if ruling.score is None else value
-            rulings[r][j] = Ruled(bool(keep), bool(is_impossible), known_score, tuple(probs))
+            probs, features = tuple(rest[:4]), tuple(rest[4:])
+            rulings[r][j] = Ruled(bool(keep), bool(is_impossible), known_score, probs, features)
         return rulings
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cospec.config import SamplingConfig
@@ -21,13 +22,14 @@ from cospec.errors import (
     NonFiniteError,
     PromptError,
 )
-from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Ruling
+from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Origin, Ruling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedModel
 
+    from cospec.models.cache import SavedRow
     from cospec.models.pair import ModelPair
 
 
@@ -39,6 +41,38 @@ class _NoArbiter:
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         raise AssertionError("plain decoding has no mismatches")
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion that branches can leave.
+
+    Attributes:
+        completion: What was generated.
+        config: Its settings.
+        caches: What target and draft stored of it; None if that was not kept.
+    """
+
+    completion: Completion
+    config: SamplingConfig
+    caches: list[SavedRow] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Another token at one place of a rollout.
+
+    Attributes:
+        rollout: What it leaves.
+        position: Index of the token in the generated text; the tokens before it are shared.
+        token_id: What stands there instead.
+        origin: Where that comes from: the draft's token at a mismatch is an override.
+    """
+
+    rollout: Rollout
+    position: int
+    token_id: int
+    origin: Origin = Origin.OVERRIDE
 
 
 class Engine:
@@ -126,6 +160,62 @@ class Engine:
             raise GenerationInterrupted(done) from None
         return [done[i] for i in range(len(done))]
 
+    def rollouts(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+    ) -> list[Rollout]:
+        """The same as `generate`, each completion with what `branches` need to leave it."""
+        rows = self._make_rows(prompts, sampling)
+        return self._run(rows, keep_caches=True)
+
+    def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
+        """Play branches out, each from the caches of the rollout that it leaves.
+
+        Args:
+            branches: Any number, of any rollouts of engines on the same pair.
+            keep_caches: Whether branches can leave the results in turn (it takes memory).
+
+        Returns:
+            One rollout a branch: the whole completion, whose counts and trace begin at the branch.
+        """
+        rows = deque(self._make_branch(i, branch) for i, branch in enumerate(branches))
+        return self._run(rows, keep_caches)
+
+    def _run(self, rows: deque[Row], keep_caches: bool) -> list[Rollout]:
+        all_rows = list(rows)
+        for row in all_rows:
+            row.keep_caches = keep_caches
+        for _ in self._blocks(deque(row for row in rows if not row.finish_reason)):
+            pass
+        return [
+            Rollout(row.completion(), row.config, row.caches if keep_caches else None)
+            for row in all_rows
+        ]
+
+    def _make_branch(self, index: int, branch: Branch) -> Row:
+        """A row that stands behind the branch's token."""
+        parent, caches = branch.rollout.completion, branch.rollout.caches
+        if self._main_model is not self.pair.target:
+            raise ConfigError("draft-only decoding has no branches; use an engine with a target.")
+        if caches is None or len(caches) <= (self.num_speculative_tokens > 0):
+            raise ConfigError(
+                "the rollout of a branch has not kept both models' caches; make it with "
+                "Engine.rollouts, or pass keep_caches=True to the engine's branches."
+            )
+        if not 0 <= branch.position < len(parent.token_ids):
+            raise ConfigError(
+                f"a branch leaves at token {branch.position}; its rollout has tokens 0 to "
+                f"{len(parent.token_ids) - 1}."
+            )
+        row = self._row(index, parent.prompt_ids, branch.rollout.config)
+        row.generated = parent.token_ids[: branch.position]
+        row.origins = parent.origins[: branch.position]
+        row.caches = caches
+        row.draft_lags = True  # whether the draft has read the token before is not recorded
+        row.emit(branch.token_id, branch.origin)
+        return row
+
     def stream(
         self,
         prompts: Sequence[str | Sequence[int]],
@@ -203,6 +293,9 @@ class Engine:
                 f"{config.max_new_tokens}: together {len(ids) + config.max_new_tokens}, but the "
                 f"pair's context holds {limit}; shorten the prompt or lower max_new_tokens."
             )
+        return self._row(index, ids, config)
+
+    def _row(self, index: int, ids: list[int], config: SamplingConfig) -> Row:
         eos = frozenset() if config.ignore_eos else self.pair.eos_token_ids
         return Row(index, ids, config, eos | set(config.stop_token_ids), self.pair.tokenizer)
 

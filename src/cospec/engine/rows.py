@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cospec.config import SamplingConfig
+    from cospec.models.cache import SavedRow
 
 _BROKEN = "\ufffd"  # what a decoder shows for the first bytes of an unfinished character
 
@@ -31,6 +32,9 @@ class Row:
         stop_ids: Token ids that end it.
         tokenizer: For text and stop strings; None if the pair has none.
         draft_lags: Whether the draft has yet to read the last token but one.
+        keep_caches: Whether to save what both models stored of it when it finishes.
+        caches: What target and draft have read already, when a branch waits to be admitted or
+            `keep_caches` has saved it.
     """
 
     index: int
@@ -39,6 +43,8 @@ class Row:
     stop_ids: frozenset[int]
     tokenizer: PreTrainedTokenizerBase | None
     draft_lags: bool = False
+    keep_caches: bool = False
+    caches: list[SavedRow] | None = None
     generator: torch.Generator = field(init=False)
     generated: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)

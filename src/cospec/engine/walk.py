@@ -48,6 +48,8 @@ class Ruled(NamedTuple):
     score: float | None
     probs: tuple[float, ...]
     """p(draft's), p(target's), q(draft's), q(target's); empty if no trace is kept."""
+    features: tuple[float, ...] = ()
+    """What the arbiter saw, if it tells and a trace is kept."""
 
 
 def walk(row: Row, block: Block, rulings: dict[int, Ruled], keep_trace: bool) -> None:
@@ -133,6 +135,7 @@ def _settle(
         keep_draft=ruled.keep_draft and veto is None,
         is_reached=is_reached,
         veto=veto,
+        features=ruled.features,
     )
 
 

@@ -15,7 +15,7 @@ rollback at the price of memory.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from transformers.cache_utils import Cache
@@ -30,6 +30,9 @@ _SLOT_MULTIPLE = 64  # attention spans are rounded up to this, so that shapes st
 _PREFILL_CHUNK = 512
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _SWITCHING_ROPES = {"dynamic", "longrope"}
+
+SavedRow: TypeAlias = "list[tuple[Tensor, Tensor]]"
+"""What one row has stored, by layer: keys and values, (slots, heads, head size) each."""
 
 
 class Window(NamedTuple):
@@ -128,6 +131,20 @@ class _RaggedCache(Cache):
             for buffer in pair:
                 buffer[destination] = buffer[source]
 
+    def save_row(self, row: int, num_slots: int) -> SavedRow:
+        return [
+            (keys[row, :num_slots].clone(), vals[row, :num_slots].clone())
+            for keys, vals in self.buffers
+        ]
+
+    def load_row(self, row: int, saved: SavedRow, num_slots: int) -> None:
+        for layer, (keys, values) in enumerate(saved):
+            if layer == len(self.buffers):  # nothing was read yet
+                shape = self.num_rows, self.num_slots, *keys.shape[1:]
+                self.buffers.append((keys.new_zeros(shape), values.new_zeros(shape)))
+            for buffer, part in zip(self.buffers[layer], (keys, values), strict=True):
+                buffer[row, :num_slots] = part[:num_slots]
+
     def clear(self, row: int, start: int) -> None:
         """Zero what `row` stored from slot `start` on."""
         for pair in self.buffers:
@@ -174,6 +191,14 @@ class CachedModel:
     def copy_row(self, source: int, destination: int) -> None:
         """Copy all that row `source` has stored over row `destination`."""
         self._cache.copy_row(source, destination)
+
+    def save_row(self, row: int, num_slots: int) -> SavedRow:
+        """A copy of the first `num_slots` places of `row`, for `load_row` of any cache."""
+        return self._cache.save_row(row, num_slots)
+
+    def load_row(self, row: int, saved: SavedRow, num_slots: int) -> None:
+        """Put the first `num_slots` places of a saved row into `row`, which `reserve` made."""
+        self._cache.load_row(row, saved, num_slots)
 
     def clear(self, row: int, start: int) -> None:
         """Forget what `row` stored from position `start` on.

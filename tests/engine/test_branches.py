@@ -1,0 +1,103 @@
+"""Branches: what leaves a rollout goes on as if the whole text had been read afresh."""
+
+from __future__ import annotations
+
+import pytest
+
+from cospec.arbiters import load_arbiter
+from cospec.config import SamplingConfig
+from cospec.engine import Branch, Engine, Rollout
+from cospec.errors import ConfigError
+from cospec.types import Completion, Origin
+from tests.conftest import EOS, family_pair, some_prompts
+
+CONFIG = SamplingConfig(max_new_tokens=24)
+
+
+def mismatches(completion: Completion) -> list[tuple[int, int, int]]:
+    """(Position, the draft's token, the target's token) of the mismatches that were reached."""
+    return [
+        (m.position, m.draft_id, m.target_id)
+        for step in completion.trace
+        for m in step.mismatches
+        if m.is_reached
+    ]
+
+
+def read_afresh(engine: Engine, rollout: Rollout, position: int, token_id: int) -> list[int]:
+    """The completion from a prompt that holds all that the branch shares."""
+    completion = rollout.completion
+    kept = [*completion.token_ids[:position], token_id]
+    room = CONFIG.max_new_tokens - len(kept)
+    if token_id == EOS or room == 0:
+        return kept
+    prompt = [*completion.prompt_ids, *kept]
+    (more,) = engine.generate([prompt], SamplingConfig(max_new_tokens=room))
+    return kept + more.token_ids
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_branch_continues_as_the_target_alone_would(family: str, batch_size: int) -> None:
+    pair = family_pair(family)
+    engine = Engine(pair, load_arbiter("lossless"), max_batch_size=batch_size)
+    rollouts = engine.rollouts(some_prompts(4), CONFIG)
+    places = [(r, *m) for r in rollouts for m in mismatches(r.completion)]
+    assert len(places) > 10
+    done = engine.branches([Branch(r, position, draft) for r, position, draft, _ in places])
+    target = Engine.target_only(pair)
+    for (rollout, position, draft_id, _), branch in zip(places, done, strict=True):
+        completion = branch.completion
+        assert completion.token_ids == read_afresh(target, rollout, position, draft_id)
+        assert completion.origins[:position] == rollout.completion.origins[:position]
+        assert completion.origins[position] is Origin.OVERRIDE
+        assert branch.caches is None
+
+
+def test_the_targets_own_token_leads_back_to_the_rollout_at_every_place() -> None:
+    pair = family_pair("llama")
+    engine = Engine(pair, load_arbiter("lossless"), max_batch_size=6)
+    (rollout,) = engine.rollouts(some_prompts(1), CONFIG)
+    ids = rollout.completion.token_ids
+    places = [Branch(rollout, i, ids[i], Origin.CORRECTION) for i in range(len(ids))]
+    for branch in engine.branches(places):
+        assert branch.completion.token_ids == ids
+
+
+def test_a_branch_of_a_branch_under_a_rule_is_what_the_rule_makes_of_the_whole_prefix() -> None:
+    pair = family_pair("qwen2")
+    first = Engine(pair, load_arbiter("lossless"), max_batch_size=3)
+    rollouts = first.rollouts(some_prompts(3), CONFIG)
+    starts = [Branch(r, *mismatches(r.completion)[0][:2]) for r in rollouts]
+    branches = first.branches(starts, keep_caches=True)
+    places = [(b, *m[:2]) for b in branches for m in mismatches(b.completion)]
+    engine = Engine(pair, load_arbiter("always_draft"), max_batch_size=2)
+    done = engine.branches([Branch(*place) for place in places])
+    assert any(r.completion.origins.count(Origin.OVERRIDE) > 2 for r in done)
+    for (parent, position, token_id), branch in zip(places, done, strict=True):
+        expected = read_afresh(engine, parent, position, token_id)
+        assert branch.completion.token_ids == expected
+
+
+def test_a_branch_into_the_end_of_the_text_is_finished_at_once() -> None:
+    engine = Engine(family_pair("llama"), load_arbiter("lossless"))
+    (rollout,) = engine.rollouts(some_prompts(1), CONFIG)
+    (branch,) = engine.branches([Branch(rollout, 2, EOS)])
+    assert branch.completion.token_ids == [*rollout.completion.token_ids[:2], EOS]
+    assert branch.completion.stats.num_drafts == 0
+
+
+def test_what_cannot_be_branched_from_is_refused() -> None:
+    pair = family_pair("llama")
+    engine = Engine(pair, load_arbiter("lossless"))
+    (rollout,) = engine.rollouts(some_prompts(1), CONFIG)
+    (branch,) = engine.branches([Branch(rollout, 0, 7)])
+    with pytest.raises(ConfigError, match="keep_caches"):
+        engine.branches([Branch(branch, 0, 7)])
+    (plain,) = Engine.target_only(pair).rollouts(some_prompts(1), CONFIG)
+    with pytest.raises(ConfigError, match="both models"):
+        engine.branches([Branch(plain, 0, 7)])
+    with pytest.raises(ConfigError, match="token 99"):
+        engine.branches([Branch(rollout, 99, 7)])
+    with pytest.raises(ConfigError, match="draft-only"):
+        Engine.draft_only(pair).branches([Branch(rollout, 0, 7)])
