@@ -1,240 +1,253 @@
-"""The model card of a bundled pair: exactly how it was made, filled in from the run itself."""
+"""The model card of the bundled models, filled in from how they were trained and measured."""
 
-import math
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
 from bundled_data import (
     CHUNK_SIZE,
+    DRILL_LENGTH,
     DRILL_PROBLEMS,
     DRILL_SEED,
     FIRST_SEED,
     KNOBS,
     MIXTURES,
 )
+from bundled_models import MAX_LENGTH, TOKENIZER_SEED, VOCAB_SIZE
 
-SUMMARY = {
-    "family": (
-        "An ordinary pair: target and draft were trained from scratch on the same word problems, "
-        "in the same order. The order of the mixtures was chosen while looking at tune problems."
-    ),
-    "specialist": (
-        "A small specialist beside a larger generalist. Both start from the final weights of "
-        "`bundled:family` (see its card for what went into those; the figures below are for what "
-        "came after). From there the target was trained on a broad mixture of arithmetic tasks and "
-        "word problems, and the draft, for twice as many tokens, on a narrow one: word problems "
-        "of the home task and the bare arithmetic inside them. "
-        "Results on this pair must say so."
-    ),
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from train_bundled import TrainSpec
+
+ROLES = {
+    "target": "the target of both pairs, a generalist",
+    "family": "the draft of `bundled:family`, trained on the target's own data",
+    "specialist": "the draft of `bundled:specialist`, trained on word problems and their sums only",
 }
 CARD = """---
 license: apache-2.0
 library_name: transformers
 ---
 
-# bundled:{pair}
+# The bundled models
 
-{summary}
+Three small language models over one tokenizer, which make two pairs:
 
-Both models are trained from scratch on generated problems; no pretrained weights and no
-human-written data set went in. They solve the problems below and nothing else.
+{roles}
+
+They were trained from scratch, on a CPU, on generated problems. No pretrained weights and no text
+but that of the generators went in.{early}
+
+**What they are for**: the demo, the tests, and experiments with arbiters that need no download and
+no GPU.
+
+**What they are not for**: anything else. They were trained on word problems and sums of the kinds
+below and on nothing more. They cannot chat, know nothing of the world, and a result on them says
+little about large models. In `bundled:specialist` the target is the generalist and the draft is
+the narrow specialist: the pair was made so that a small draft can be right where a larger target is
+wrong. A result on this pair must say so.
 
 ## Models
 
-| | target | draft |
-| --- | --- | --- |
-{model_rows}
+{models}
 
-Architecture: Llama (`LlamaForCausalLM`), tied embeddings, RoPE, no biases; weights shipped in
-bfloat16, trained in float32 under bf16 autocast. Both share one byte-level BPE tokenizer of 1,024
-entries (every digit is a token of its own; trained on text of all tasks, generator seeds
-1,100,000,000 to {tokenizer_end:,}).
+All are Llama models (`LlamaForCausalLM`): tied embeddings, rotary positions, no biases, a context
+of {context} tokens. The weights are stored in bfloat16; `--pair` loads them as float32. The
+tokenizer is a byte-level BPE of {vocabulary:,} entries in which every digit is a token of its own.
 
-Prompt: `Question: {{question}}\\nAnswer:`, the plain prompt of `cospec.tasks`. The answer is
+The prompt is `Question: {{question}}\\nAnswer:`, the plain prompt of `cospec.tasks`. The answer is
 a worked solution that ends in `#### N` and `<eos>`.
 
 ## Data
 
-Home task: reasoning-gym 0.1.25 (Apache-2.0) `gsm_symbolic`. The question is used without its
-fixed ending (" Give the result as your final answer. Do not include units."); the solution is
-the generator's `answer_cot`, its flaws included (some intermediate results are cut instead of
-rounded; in some templates numbers look like `9.0`). Mixtures, in items of a generator per chunk
-of {chunk:,}, before the split:
+All problems come from the generators of reasoning-gym {versions[reasoning-gym]} (Apache-2.0).
+Training goes through chunks: chunk c of a model holds the train-split problems among the items that
+each generator makes from seed (first seed + {chunk:,} c) on. Items a chunk, and share of the
+tokens:
 
-{mixture_rows}
+{mixtures}
 
-Solutions of the other tasks are written from the generators' metadata by
-`tools/bundled_data.py`. Generator settings that differ from the defaults: {knobs}.
-`gsm_arithmetic` is not a generator: the true bare equations inside the word problems' solutions,
-each as a problem of its own. `gsm_drill` is rows of sixteen such equations in which only the
-results count for the loss; they come from seeds of their own, {drill_problems} for each item of a
-chunk, from {drill_seed:,} + {drill_problems} (chunk's first seed - {first_seed:,}).
+- `gsm_symbolic`, the home task: word problems from 85 templates, which follow problems of GSM8K, so
+  a score of these models on GSM8K itself would mean nothing. The question is shown without its
+  fixed ending (" Give the result as your final answer. Do not include units."). The solution is the
+  generator's own, its flaws included: some results are cut instead of rounded, and some templates
+  write numbers as `9.0`.
+- `gsm_drill` trains arithmetic: rows of {drill_length} true equations taken from solutions of other
+  train-split word problems. What follows an equals sign weighs 1 in the loss, the rest
+  {recipe.prompt_weight}. Each item of a chunk stands for {drill_problems} of these other problems;
+  their seeds go on from the first seed of `gsm_drill` in the table above.
+- `gsm_equation` is one such equation of each word problem, as a problem of its own.
+- The other solutions are written from the generators' metadata by `tools/bundled_data.py`. Settings
+  that differ from the generators' defaults: {knobs}.
+- `sample` is for the tokenizer only, which was trained on three chunks of `sample` and of `broad`,
+  from seed {tokenizer_seed:,} on.
 
-Split: SHA-256 of the whitespace-normalised full question, as an integer modulo 10: 0 is test,
-1 is tune, 2 to 9 are train. Training used train-split questions only; a question of one split
-cannot be in another, whatever the seeds. Training seeds start at 1,000,000,000; the ranges are
-in the table above (chunk c starts at base + {chunk:,} c). Tune-split problems of seeds from
-1,900,000,000 were watched during training, those of seeds from 1,950,000,000 are the evaluation
-below. The test split was not touched.
+**Splits.** A problem's split is a hash of its whole question (`cospec.tasks.splits`): a tenth is
+test, a tenth is tune, the rest is train. Training used the train split only. Some questions of
+`gsm_symbolic` come up more than once, but the same question is never in two splits. Test problems
+come from the same 85 templates as training problems, with other names and numbers: being right on
+them shows no skill at new kinds of problem. The bare equations have no split of their own: one that
+was trained on can be part of a test problem's solution.
+
+The figures below are of the tune split. Other tune problems (seeds from 1,900,000,000 on) were
+watched during training and while the mixtures and sizes were chosen. The test split was used for
+neither. `problems.jsonl` holds test problems for the demo, drawn with a seed that no reported
+figure uses.
 
 ## Training
 
-One command, `python tools/train_bundled.py --pair {pair} --work-dir DIR`, resumable. Muon
-(learning rate {muon_lr}) on the matrices inside the layers, AdamW ({adam_lr}) on the embedding
-and the norms; {warmup} warm-up steps times a piecewise linear schedule (tokens seen: share of
-the peak): {schedule}. Gradient norm clipped at 1;
-{num_micro} micro-batches of up to {micro:,} padded tokens a step; solution tokens weigh 1, prompt
-tokens {prompt_weight}. No weight decay, no dropout. {hours:.2f} CPU hours for both models
-together, on one thread of a server CPU with AVX-512 and bf16 instructions, torch {torch},
-transformers {transformers}, Python {python}.
+`python tools/train_bundled.py --work-dir DIR` does everything, and goes on where it was stopped.
 
-`training_curve.jsonl`: step, CPU seconds, tokens and mean training loss (weighted) of each
-model; `*_tune_exact` is the share of 160 tune problems whose whole reference solution is the
-model's greedy path, `tune_agreement` the share of solution positions at which both models choose
-the same token.{unfinished}
+- Muon for the matrices inside the layers: peak learning rate {recipe.muon_lr}, weight decay
+  {recipe.weight_decay}. AdamW for the embedding and the norms: {recipe.adam_lr}, no weight decay.
+- {recipe.num_warmup_steps} steps of warm-up, constant rates up to {recipe.constant_share:.0%} of
+  the token budget, then a straight line to zero.
+- A step is {recipe.num_micro} micro-batches of up to {recipe.tokens_per_micro:,} tokens, padding
+  included. The norm of the gradient is clipped at 1. No dropout.
+- Solution tokens weigh 1 in the loss, question tokens {recipe.prompt_weight}.
+- float32 weights under bfloat16 autocast, each model on one thread of a CPU with {cpu}. Python
+  {versions[python]}, torch {versions[torch]}, transformers {versions[transformers]}.
 
-## Figures (tune split of the home task)
+`training_curve_*.jsonl` hold step, tokens, CPU seconds and mean loss; `tune_exact` is the share of
+160 tune problems whose whole reference solution is the model's greedy path.
+
+## Figures (`figures.json`)
 
 {figures}
 
-Licence: Apache-2.0.
+## Licence
+
+Apache-2.0, as the rest of the project. `SHA256SUMS` lists every other file of this folder.
 """
+FIGURES = """\
+Greedy, float32, on {num_problems:,} different tune problems of `gsm_symbolic` (seeds from {seed:,}
+on). Intervals are Wilson's, 95 %. A step is one token after 200, on one thread.
+
+{models}
+
+The pairs on the same problems, each model alone. Agreement is the share of the positions of the
+target's own path at which the draft would choose the same token; the step ratio is the draft's step
+over the target's.
+
+{pairs}
+
+The other tasks of the broad mixture: share right, of few problems, so known to 10 points or so.
+
+{tasks}"""
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What the model card reports about a pair on the tune split of the home task."""
-
-    num_problems: int
-    target_accuracy: float
-    draft_accuracy: float
-    only_target_right: int
-    only_draft_right: int
-    agreement: float
-    num_positions: int
-    target_step_ms: float
-    draft_step_ms: float
+def table(header: list[str], rows: list[list[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share observed in ``count`` trials."""
-    z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
-    return middle - half, middle + half
+def _models(specs: dict[str, "TrainSpec"], training: dict[str, dict[str, Any]]) -> str:
+    def drill_seed(spec: "TrainSpec") -> int:
+        return DRILL_SEED + DRILL_PROBLEMS * (spec.base_seed - FIRST_SEED)
+
+    cells: dict[str, Callable[[TrainSpec, dict[str, Any]], object]] = {
+        "parameters": lambda _, run: f"{run['num_parameters']:,}",
+        "layers": lambda spec, _: spec.model.num_layers,
+        "hidden size": lambda spec, _: spec.model.hidden_size,
+        "MLP size": lambda spec, _: spec.model.intermediate_size,
+        "heads": lambda spec, _: spec.model.num_heads,
+        "seed of the first weights": lambda spec, _: spec.model.init_seed,
+        "mixture": lambda spec, _: f"`{spec.mixture}`",
+        "first seed": lambda spec, _: f"{spec.base_seed:,}",
+        "first seed of `gsm_drill`": lambda spec, _: f"{drill_seed(spec):,}",
+        "chunks begun": lambda _, run: run["num_chunks"],
+        "tokens seen": lambda _, run: f"{run['num_tokens']:,}",
+        "steps": lambda _, run: f"{run['num_steps']:,}",
+        "CPU hours": lambda _, run: f"{run['cpu_hours']:.1f}",
+    }
+    rows = [
+        [label, *(cell(specs[name], run) for name, run in training.items())]
+        for label, cell in cells.items()
+    ]
+    return table(["", *training], rows)
 
 
-def _figures_text(figures: Figures | None) -> str:
-    if figures is None:
-        return "Not measured yet: an early export."
-    rows = ["| greedy, float32 | right | 95 % interval |", "| --- | --- | --- |"]
-    for role in ("target", "draft"):
-        share = getattr(figures, f"{role}_accuracy")
-        low, high = wilson_interval(share, figures.num_problems)
-        rows.append(f"| {role} alone | {share:.1%} | {low:.1%} to {high:.1%} |")
-    ratio = figures.draft_step_ms / figures.target_step_ms
-    return "\n".join(
-        [
-            f"{figures.num_problems:,} distinct problems; right means that the number after the "
-            "last `####` equals the answer.\n",
-            *rows,
-            f"\nOnly the target right: {figures.only_target_right}; only the draft right: "
-            f"{figures.only_draft_right}. On the target's own path the draft's argmax is the "
-            f"target's token at {figures.agreement:.1%} of {figures.num_positions:,} positions. "
-            f"A single-token step takes {figures.target_step_ms:.2f} ms (target) and "
-            f"{figures.draft_step_ms:.2f} ms (draft) on one thread: ratio {ratio:.2f}.",
-        ]
+def _mixtures(token_shares: dict[str, dict[str, float]]) -> str:
+    def cell(mixture: str, task: str) -> str:
+        if task not in MIXTURES[mixture]:
+            return ""
+        items = f"{round(MIXTURES[mixture][task] * CHUNK_SIZE):,}"
+        share = token_shares.get(mixture, {}).get(task)
+        return items if share is None else f"{items} ({share:.0%})"
+
+    tasks = dict.fromkeys(task for mixture in reversed(MIXTURES.values()) for task in mixture)
+    return table(
+        ["", *(f"`{mixture}`" for mixture in MIXTURES)],
+        [[f"`{task}`", *(cell(mixture, task) for mixture in MIXTURES)] for task in tasks],
     )
 
 
-def _model_rows(
-    specs: dict[str, dict[str, Any]], sizes: dict[str, int], saved: dict[str, Any]
-) -> str:
-    def row(name: str, cell: Callable[[str], object]) -> str:
-        return f"| {name} | {cell('target')} | {cell('draft')} |"
-
-    def seeds(role: str) -> str:
-        base, last_chunk = specs[role]["base_seed"], saved[role]["position"][0]
-        return f"{base:,} to {base + (last_chunk + 1) * CHUNK_SIZE - 1:,}"
-
-    def mixtures(role: str) -> str:
-        return ", ".join(f"`{name}` from chunk {first}" for first, name in specs[role]["mixtures"])
-
-    def start(role: str) -> str:
-        origin = specs[role]["init_from"]
-        return (
-            f"`bundled:{origin}`" if origin else f"random, seed {specs[role]['model']['init_seed']}"
-        )
-
-    def shape(role: str) -> str:
-        spec = specs[role]["model"]
-        return (
-            f"{spec['num_layers']} layers, hidden {spec['hidden_size']}, "
-            f"MLP {spec['intermediate_size']}, {spec['num_heads']} heads"
-        )
-
-    return "\n".join(
+def _figures(figures: dict[str, Any]) -> str:
+    if "models" not in figures:
+        return "Not measured."
+    models = [
         [
-            row("parameters", lambda role: f"{sizes[role]:,}"),
-            row("shape", shape),
-            row("mixtures", mixtures),
-            row("generator seeds", seeds),
-            row("tokens seen", lambda role: f"{saved[role]['num_tokens']:,}"),
-            row("steps", lambda role: f"{saved[role]['step']:,}"),
-            row("initialisation", start),
+            name,
+            f"{row['accuracy']:.1%}",
+            "{:.1%} to {:.1%}".format(*row["accuracy_ci95"]),
+            f"{row['step_ms']:.2f} ms",
         ]
+        for name, row in figures["models"].items()
+    ]
+    counts = ("only_target_right", "only_draft_right", "both_right")
+    pairs = [
+        [
+            f"`{name}`",
+            *(row[count] for count in counts),
+            f"{row['agreement']:.1%}",
+            f"{row['step_ratio']:.2f}",
+        ]
+        for name, row in figures["pairs"].items()
+    ]
+    tasks = [
+        [f"`{task}`", row["num_problems"], *(f"{row[name]:.0%}" for name in figures["models"])]
+        for task, row in figures["tasks"].items()
+    ]
+    pair_header = ["", *(count.replace("_", " ") for count in counts), "agreement", "step ratio"]
+    return FIGURES.format(
+        num_problems=figures["num_problems"],
+        seed=figures["seed"],
+        models=table(["", "right", "interval", "step"], models),
+        pairs=table(pair_header, pairs),
+        tasks=table(["", "problems", *figures["models"]], tasks),
     )
 
 
-def write_card(
-    pair: str,
-    specs: dict[str, dict[str, Any]],
-    sizes: dict[str, int],
-    saved: dict[str, Any],
-    figures: Figures | None,
-    out: Path,
-) -> None:
-    """Write ``README.md`` of the pair from what the checkpoint and the figures say."""
-    used = {name for spec in specs.values() for _, name in spec["mixtures"]}
-    spec = specs["target"]
-    share = saved["target"]["num_tokens"] / spec["num_tokens"]
+def write_card(specs: dict[str, "TrainSpec"], figures: dict[str, Any], path: Path) -> None:
+    """Write the card of the models that ``figures`` (as in figures.json) tells of."""
+    training = figures["training"]
+    # The card describes one recipe for all models.
+    (recipe,) = {
+        replace(specs[name], model=None, base_seed=0, mixture="", num_tokens=0) for name in training
+    }
+    shares = {name: training[name]["num_tokens"] / specs[name].num_tokens for name in training}
+    unfinished = [f"{name} at {share:.0%}" for name, share in shares.items() if share < 1]
     text = CARD.format(
-        pair=pair,
-        summary=SUMMARY[pair],
-        model_rows=_model_rows(specs, sizes, saved),
-        tokenizer_end=1_100_000_000 + 3 * CHUNK_SIZE - 1,
+        roles="\n".join(f"- `{name}`: {ROLES[name]};" for name in training)[:-1] + ".",
+        early=f"\n\n**An early export**: {', '.join(unfinished)} of its tokens." * bool(unfinished),
+        models=_models(specs, training),
+        context=MAX_LENGTH,
+        vocabulary=VOCAB_SIZE,
         chunk=CHUNK_SIZE,
+        mixtures=_mixtures(figures["token_shares"]),
+        drill_length=DRILL_LENGTH,
         drill_problems=DRILL_PROBLEMS,
-        drill_seed=DRILL_SEED,
-        first_seed=FIRST_SEED,
-        mixture_rows="\n".join(
-            f"- `{name}`: "
-            + ", ".join(f"{task} {round(part * CHUNK_SIZE)}" for task, part in tasks.items())
-            for name, tasks in MIXTURES.items()
-            if name in used
-        ),
         knobs=", ".join(
-            f"{task} {name}={value}"
+            f"`{task}` {name}={value}"
             for task, settings in KNOBS.items()
             for name, value in settings.items()
         ),
-        muon_lr=spec["muon_lr"],
-        adam_lr=spec["adam_lr"],
-        schedule=", ".join(f"{at:,}: {part:g}" for at, part in spec["lr_knots"]),
-        warmup=spec["num_warmup_steps"],
-        num_micro=spec["num_micro"],
-        micro=spec["tokens_per_micro"],
-        prompt_weight=spec["prompt_weight"],
-        hours=saved["cpu_seconds"] / 3600,
-        torch=torch.__version__.split("+")[0],
-        transformers=transformers.__version__,
-        python=platform.python_version(),
-        unfinished="" if share >= 1 else f" THIS EXPORT IS EARLY: {share:.0%} of the budget.",
-        figures=_figures_text(figures),
+        tokenizer_seed=TOKENIZER_SEED,
+        recipe=recipe,
+        cpu=figures["cpu"],
+        versions=figures["versions"],
+        figures=_figures(figures),
     )
-    (out / "README.md").write_text(text)
+    path.write_text(text)

@@ -6,7 +6,8 @@ which generator seeds belong to which training chunk. Knows nothing of models.
 A problem is learnt as ``Question: {question}\nAnswer: {solution}<eos>``; every solution ends in
 ``#### answer``. Training uses generator seeds from 1,000,000,000 upwards only. For most generators
 item i of seed s is item i-1 of seed s+1, so chunk c of a run starts at ``base + c * CHUNK_SIZE``
-and holds at most CHUNK_SIZE items of a task: no two chunks can share an item.
+and holds at most CHUNK_SIZE items of a task: no two chunks can share an item (those of the
+tokenizer's sample can).
 """
 
 import ast
@@ -190,23 +191,24 @@ WRITERS: dict[str, Callable[[Item], str]] = {
 }
 # Not generators: "gsm_arithmetic" is all bare equations inside gsm_symbolic's worked solutions,
 # "gsm_equation" one of them for each problem, "gsm_drill" rows of many of them.
+# A share is of CHUNK_SIZE items. By tokens "broad" is about 55 % word problems, 25 % rows of their
+# equations and 20 % other tasks; "narrow" 40 % word problems and 60 % rows of equations.
 MIXTURES: dict[str, dict[str, float]] = {
-    "home": {"gsm_symbolic": 1.0},
-    "sample": {"gsm_symbolic": 0.85, "gsm_equation": 0.6},  # for the tokenizer only
-    "drilled": {"gsm_symbolic": 0.5, "gsm_drill": 0.5},
-    "narrow": {"gsm_symbolic": 1.0, "gsm_arithmetic": 1.0},
+    "sample": {"gsm_symbolic": 1.85, "gsm_equation": 0.6},  # for the tokenizer only
+    "narrow": {"gsm_symbolic": 0.6, "gsm_drill": 1.0},
     "broad": {
-        "gsm_symbolic": 0.55,
-        "chain_sum": 0.08,
-        "products": 0.08,
-        "basic_arithmetic": 0.08,
-        "simple_equations": 0.06,
-        "gcd": 0.04,
-        "lcm": 0.04,
-        "leg_counting": 0.05,
-        "count_bits": 0.03,
-        "base_conversion": 0.05,
-        "simple_geometry": 0.04,
+        "gsm_symbolic": 1.0,
+        "gsm_drill": 0.5,
+        "chain_sum": 0.12,
+        "products": 0.12,
+        "basic_arithmetic": 0.12,
+        "simple_equations": 0.1,
+        "gcd": 0.05,
+        "lcm": 0.05,
+        "leg_counting": 0.025,
+        "count_bits": 0.025,
+        "base_conversion": 0.025,
+        "simple_geometry": 0.025,
     },
 }
 _EQUATION = re.compile(r"(?<![\w.)])(\d+(?: ?[-+*x/] ?\d+)+) ?= ?(\d+(?:\.\d+)?)(?![\d.]*[\w%/])")
@@ -277,14 +279,3 @@ def training_chunk(mixture: str, base_seed: int, chunk: int) -> list[Problem]:
         rows += problems(task, seed, round(share * CHUNK_SIZE))
     Random(seed).shuffle(rows)
     return rows
-
-
-def final_number(text: str) -> float | None:
-    """The number after the last ``####``, or None."""
-    match = re.match(r"\s*(-?\d[\d,]*(?:\.\d+)?)", text.rpartition("####")[2])
-    return float(match[1].replace(",", "")) if match and "####" in text else None
-
-
-def is_right(text: str, answer: str) -> bool:
-    """Whether the final number of a generated solution equals the answer."""
-    return final_number(text) == float(answer)

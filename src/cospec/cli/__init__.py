@@ -8,12 +8,18 @@ from typing import Any
 
 import tyro
 
+from cospec.cli.audit import Audit
+from cospec.cli.demo import Demo
+from cospec.cli.eval import Eval
 from cospec.cli.generate import Generate
 from cospec.cli.info import Info
-from cospec.errors import CospecError, GenerationInterrupted
+from cospec.errors import CospecError
 
 COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclass
+    "demo": Demo,
     "generate": Generate,
+    "audit": Audit,
+    "eval": Eval,
     "info": Info,
 }
 
@@ -32,6 +38,6 @@ def main() -> None:
         command.run()
     except CospecError as error:
         sys.exit(f"cospec: {error}")
-    except GenerationInterrupted as stop:
-        print(f"cospec: {stop}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"cospec: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)

@@ -10,22 +10,27 @@ import tyro
 
 import cospec
 from cospec.errors import ConfigError, unknown_name
+from cospec.tasks import Example, Split, Task, load_task
 
 if TYPE_CHECKING:
     from cospec.models import ModelPair
 
 
-def bundled_folder(name: str) -> Path:
-    """Folder of a pair that ships with the package, from a name such as ``bundled:family``.
+def bundled_models(name: str) -> tuple[Path, Path]:
+    """Folders of the target and the draft of a pair that ships with the package.
+
+    Args:
+        name: ``bundled:`` and a draft; both drafts stand beside the same target.
 
     Raises:
         ConfigError: There is no such pair.
     """
     home = Path(cospec.__file__).parent / "bundled"
-    pairs = sorted(f"bundled:{p.name}" for p in home.glob("*") if (p / "target").is_dir())
+    drafts = ("family", "specialist") if (home / "target").is_dir() else ()
+    pairs = {f"bundled:{draft}": home / draft for draft in drafts if (home / draft).is_dir()}
     if name not in pairs:
         raise ConfigError(unknown_name("pair", name, pairs or ["none, this build ships no pair"]))
-    return home / name.partition(":")[2]
+    return home / "target", pairs[name]
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,7 @@ class PairOptions:
         if self.pair is not None:
             if target is not None or draft is not None:
                 raise ConfigError("--pair names both models; leave out --target and --draft.")
-            folder = bundled_folder(self.pair)
-            target, draft = str(folder / "target"), str(folder / "draft")
+            target, draft = map(str, bundled_models(self.pair))
             dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
         if target is None or draft is None:
             missing = "--target" if target is None else "--draft"
@@ -69,15 +73,60 @@ class PairOptions:
 
 
 @dataclass(frozen=True)
-class DecodeOptions:
-    """How to decode."""
+class TaskOptions:
+    """Which problems."""
 
-    arbiter: str = "lossless"
-    """Who rules at mismatches: lossless, or a rule such as gap:max_gap=1 or fly."""
+    task: str
+    """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, reasoning_gym:NAME or
+    jsonl:FILE,scorer=numeric."""
+    split: Split = "test"
+    """train, tune or test; no problem is in two of them."""
+    num_problems: int | None = None
+    """How many; by default all of the split. A generated task needs the number."""
+    seed: int = 0
+    """Picks the problems and their order."""
+    data_dir: Path | None = None
+    """Folder of the data sets; by default $COSPEC_DATA, or data."""
+    allow_code_execution: bool = False
+    """Run programs that the models write, in a sandbox."""
+
+    def load(self) -> tuple[Task, list[Example]]:
+        """The task and its problems.
+
+        Raises:
+            CospecError: The task is unknown or its data cannot be used.
+        """
+        task = load_task(
+            self.task, data_dir=self.data_dir, allow_code_execution=self.allow_code_execution
+        )
+        return task, task.examples(self.split, self.num_problems, self.seed)
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """How many tokens and prompts at a time."""
+
     num_speculative_tokens: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 4
     """Drafted tokens a block."""
     batch_size: int = 8
     """Most prompts decoded together."""
+
+
+@dataclass(frozen=True)
+class DecodeOptions(BlockOptions):
+    """How to decode."""
+
+    arbiter: str = "lossless"
+    """Who rules at mismatches: lossless, or a rule such as gap:max_gap=1 or fly."""
+
+
+@dataclass(frozen=True)
+class ArmOptions(BlockOptions):
+    """What to compare."""
+
+    arbiter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An arbiter to compare with target, draft and lossless, such as gap:max_gap=1; may be given
+    several times."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +137,18 @@ class OutputOptions:
     """Write one result document: configuration, provenance, totals and rows."""
     overwrite: bool = False
     """Replace result files that exist."""
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use so many CPU threads; None leaves it as it is.
+
+    Raises:
+        ConfigError: The number is below 1.
+    """
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"threads is {threads}; it must be at least 1.")
+    torch.set_num_threads(threads)

@@ -1,0 +1,229 @@
+"""The audit of a pair: at each mismatch on the target's path, whose token leads to a right answer?
+
+A problem is solved by the lossless engine, whose output is the target's alone. At every mismatch
+that an arbiter would have been asked about, the draft's token is put down instead and the target
+alone goes on, from the caches of the path. The other branch is the path itself. Under another
+arbiter (policy iteration) both branches are played.
+
+The **oracle path** then takes, from left to right, a branch that is right if one is, and the
+draft's if both are; after an override it goes on along the branch, which has mismatches of its own.
+It is what an arbiter could reach that knew the outcome of every branch.
+
+This file plays and records; `cospec.bench.audit_summary` makes numbers of the records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.arbiters import load_arbiter
+from cospec.arbiters.observed import Observed
+from cospec.bench.evaluate import room
+from cospec.config import SamplingConfig
+from cospec.engine import Branch, Engine, Rollout
+from cospec.features import ScalarFeatures
+from cospec.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.models import ModelPair
+    from cospec.results import Json
+    from cospec.tasks.base import Example, Task
+    from cospec.types import Completion, MismatchTrace
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How a pair is audited."""
+
+    arbiter: str = "lossless"
+    """Who rules on the path and behind the branches."""
+    num_speculative_tokens: int = 4
+    """Drafted tokens a block."""
+    batch_size: int = 32
+    """Most completions decoded together."""
+    branches_per_problem: int | None = None
+    """Play only so many mismatches of a problem, drawn by seed; all of them by default."""
+    oracle: bool = True
+    """Search the oracle path as well (about as costly as all branches)."""
+    seed: int = 0
+    """Picks the problems, and the mismatches if not all are played."""
+    max_new_tokens: int | None = None
+    """Most tokens of a solution; the task's own limit by default."""
+
+
+@dataclass
+class Auditor:
+    """Plays the branches of problems.
+
+    Args:
+        pair: The models.
+        task: Where the problems come from, and what an answer is worth.
+        config: How.
+    """
+
+    pair: ModelPair
+    task: Task
+    config: AuditConfig
+    features: ScalarFeatures = field(init=False)
+
+    def __post_init__(self) -> None:
+        width = self.pair.target.config.get_text_config().vocab_size
+        self.features = ScalarFeatures.for_tokenizer(self.pair.tokenizer, width)
+        arbiter = load_arbiter(self.config.arbiter)
+        self._is_lossless = arbiter.name == "lossless"
+        self._engine = Engine(
+            self.pair,
+            Observed(arbiter, self.features),
+            num_speculative_tokens=self.config.num_speculative_tokens,
+            max_batch_size=self.config.batch_size,
+        )
+        self._draft = Engine.draft_only(self.pair, max_batch_size=self.config.batch_size)
+
+    def audit(self, examples: Sequence[Example]) -> list[Json]:
+        """Play some problems and all that branches off them.
+
+        Returns:
+            A record each: whether the path and the draft alone are right, lengths, ``accepted``
+            (one digit a token of the path: whether the draft alone would have chosen it),
+            ``mismatches`` (position, both tokens, whether each branch is right, features), and
+            with the oracle the same of its path.
+        """
+        tokenizer = self.pair.tokenizer
+        assert tokenizer is not None, "a task needs a tokenizer"
+        prompts = [self.task.prompt(example, tokenizer) for example in examples]
+        limit = self.config.max_new_tokens or self.task.max_new_tokens
+        sampling = [
+            SamplingConfig(
+                max_new_tokens=min(limit, room(self.pair, example, prompt)),
+                stop=self.task.stop_strings(tokenizer),
+                seed=self.config.seed,
+            )
+            for example, prompt in zip(examples, prompts, strict=True)
+        ]
+        paths = self._engine.rollouts(prompts, sampling)
+        alone = self._draft.generate(prompts, sampling)
+        chosen = [
+            self._choose(example, path.completion)
+            for example, path in zip(examples, paths, strict=True)
+        ]
+        outcomes = self._play(examples, paths, chosen)
+        records = []
+        for i, (example, path) in enumerate(zip(examples, paths, strict=True)):
+            found = [
+                _mismatch(mismatch, draft, target)
+                for mismatch, (draft, target) in zip(chosen[i], outcomes[i], strict=True)
+            ]
+            records.append(self._record(example, path.completion, alone[i], found))
+        if self.config.oracle:
+            ends = self._oracle(examples, paths, records)
+            for example, record, end in zip(examples, records, ends, strict=True):
+                record["oracle_correct"] = self._is_right(example, end.completion)
+                record["oracle_overrides"] = end.completion.origins.count(Origin.OVERRIDE)
+                record["oracle_accepted"] = self._accepted(end.completion)
+        return records
+
+    def _record(
+        self, example: Example, path: Completion, alone: Completion, mismatches: list[Json]
+    ) -> Json:
+        return {
+            "id": example.id,
+            "correct": self._is_right(example, path),
+            "draft_correct": self._is_right(example, alone),
+            "num_tokens": len(path.token_ids),
+            "num_prompt_tokens": len(path.prompt_ids),
+            "finish_reason": str(path.finish_reason),
+            "accepted": self._accepted(path),
+            "num_mismatches": len(reached(path)),
+            "mismatches": mismatches,
+        }
+
+    def _is_right(self, example: Example, completion: Completion) -> bool:
+        return self.task.score(example, completion.text).correct
+
+    def _choose(self, example: Example, completion: Completion) -> list[MismatchTrace]:
+        """The mismatches of a path that are played, in order."""
+        found, limit = reached(completion), self.config.branches_per_problem
+        if limit is None or len(found) <= limit:
+            return found
+        chosen = Random(f"{self.config.seed} {example.id}").sample(range(len(found)), limit)
+        return [found[i] for i in sorted(chosen)]
+
+    def _play(
+        self,
+        examples: Sequence[Example],
+        paths: list[Rollout],
+        chosen: list[list[MismatchTrace]],
+    ) -> list[list[tuple[bool, bool]]]:
+        """Whether the draft's and the target's branch of each mismatch are right."""
+        places = [(i, m) for i, found in enumerate(chosen) for m in found]
+        branches = [Branch(paths[i], m.position, m.draft_id) for i, m in places]
+        drafts = [end.completion for end in self._engine.branches(branches)]
+        if self._is_lossless:
+            targets = [paths[i].completion for i, _ in places]
+        else:
+            branches = [
+                Branch(paths[i], m.position, m.target_id, Origin.CORRECTION) for i, m in places
+            ]
+            targets = [end.completion for end in self._engine.branches(branches)]
+        outcomes: list[list[tuple[bool, bool]]] = [[] for _ in examples]
+        for (i, _), draft, target in zip(places, drafts, targets, strict=True):
+            example = examples[i]
+            outcomes[i].append((self._is_right(example, draft), self._is_right(example, target)))
+        return outcomes
+
+    def _oracle(
+        self, examples: Sequence[Example], paths: list[Rollout], records: list[Json]
+    ) -> list[Rollout]:
+        """The ends of the oracle paths: all problems go on together, one mismatch at a time."""
+        current, place = list(paths), [0] * len(paths)
+        known = [
+            {m["position"]: m["draft_correct"] for m in record["mismatches"]} for record in records
+        ]
+        while True:
+            wave: list[tuple[int, Branch]] = []
+            for i, rollout in enumerate(current):
+                for mismatch in reached(rollout.completion):
+                    if mismatch.position < place[i]:
+                        continue
+                    place[i] = mismatch.position + 1
+                    is_on_path = rollout is paths[i]
+                    if not (is_on_path and known[i].get(mismatch.position) is False):
+                        wave.append((i, Branch(rollout, mismatch.position, mismatch.draft_id)))
+                        break
+            if not wave:
+                return current
+            ends = self._engine.branches([branch for _, branch in wave], keep_caches=True)
+            for (i, _), end in zip(wave, ends, strict=True):
+                if self._is_right(examples[i], end.completion):
+                    current[i] = end
+
+    @torch.inference_mode()
+    def _accepted(self, completion: Completion) -> str:
+        """One digit a token: whether the draft's own choice there is what stands."""
+        prompt, generated = completion.prompt_ids, completion.token_ids
+        ids = torch.tensor([prompt + generated], device=self.pair.draft.device)
+        logits = self.pair.draft(input_ids=ids, use_cache=False).logits[0]  # (T, V)
+        choice = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
+        return "".join(str(int(a == b)) for a, b in zip(choice, generated, strict=True))
+
+
+def reached(completion: Completion) -> list[MismatchTrace]:
+    """The mismatches that an arbiter was asked about and that counted, in order."""
+    return [m for step in completion.trace for m in step.mismatches if m.is_reached]
+
+
+def _mismatch(mismatch: MismatchTrace, draft_correct: bool, target_correct: bool) -> Json:
+    return {
+        "position": mismatch.position,
+        "draft_id": mismatch.draft_id,
+        "target_id": mismatch.target_id,
+        "draft_correct": draft_correct,
+        "target_correct": target_correct,
+        "features": [round(value, 6) for value in mismatch.features],
+    }

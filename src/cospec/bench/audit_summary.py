@@ -1,0 +1,233 @@
+"""The numbers of an audit and what they mean, from the records of `cospec.bench.audit`.
+
+Intervals are 95 % bootstrap intervals over problems, since the mismatches of one problem are not
+independent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cospec.bench.costs import num_blocks, predicted_speedups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cospec.bench.costs import Costs
+    from cospec.results import Json
+
+OUTCOMES = ("only_draft", "only_target", "both", "neither")
+BINNED = ("gap_p", "log_q_draft", "entropy_p", "lookahead_share", "block_position", "log_position")
+"""Features by whose quartiles the outcomes are reported."""
+NUM_RESAMPLES = 2_000
+
+
+def outcome(mismatch: Json) -> str:
+    """Whose branch of a mismatch is right, one of `OUTCOMES`."""
+    match mismatch["draft_correct"], mismatch["target_correct"]:
+        case True, True:
+            return "both"
+        case True, False:
+            return "only_draft"
+        case False, True:
+            return "only_target"
+        case _:
+            return "neither"
+
+
+def summarise(
+    records: Sequence[Json], feature_names: Sequence[str], costs: Sequence[Costs], k: int
+) -> Json:
+    """All numbers of the audit.
+
+    Args:
+        records: Of `Auditor.audit`.
+        feature_names: Of the features in them.
+        costs: Measured, for the predicted speed-up.
+        k: Drafted tokens a block of the audited engine.
+    """
+    counts = _counts(records, lambda _: True)  # (problems, outcomes)
+    right = np.array([r["correct"] for r in records], dtype=float)
+    summary: Json = {
+        "num_problems": len(records),
+        "num_mismatches": sum(r["num_mismatches"] for r in records),
+        "num_branches": int(counts.sum()),
+        "mismatches_per_problem": float(np.mean([r["num_mismatches"] for r in records])),
+        "target_accuracy": _share(right),
+        "draft_accuracy": _share(np.array([r["draft_correct"] for r in records], dtype=float)),
+        "outcomes": _shares(counts),
+        "outcomes_if_target_wrong": _shares(counts[right == 0]),
+        "one_step_oracle": _one_step(records),
+        "always_target_agreement": _agreement(counts),
+        "bins": {name: _bins(records, feature_names, name) for name in BINNED},
+        "accepted_share": _share_of_tokens(records, "accepted"),
+        "speed": [_speed(records, cost, "accepted") for cost in costs],
+    }
+    if records and "oracle_correct" in records[0]:
+        oracle = np.array([r["oracle_correct"] for r in records], dtype=float)
+        summary["oracle_path"] = {
+            "accuracy": _share(oracle),
+            "accuracy_delta": _share(oracle - right),
+            "overrides_per_problem": float(np.mean([r["oracle_overrides"] for r in records])),
+            "mean_acceptance_length": _acceptance_length(records, "oracle_accepted", k),
+            "mean_acceptance_length_lossless": _acceptance_length(records, "accepted", k),
+            "speed": [_speed(records, cost, "oracle_accepted") for cost in costs],
+        }
+    summary["warnings"] = warnings(summary)
+    summary["verdict"] = verdict(summary)
+    return summary
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> Json:
+    """A ratio of sums over problems, with its interval."""
+    total = below.sum()
+    ci = None
+    if total:
+        generator = np.random.default_rng(0)
+        draws = generator.integers(len(below), size=(NUM_RESAMPLES, len(below)))
+        totals = below[draws].sum(axis=1)
+        values = above[draws].sum(axis=1)[totals > 0] / totals[totals > 0]
+        ci = [float(value) for value in np.quantile(values, [0.025, 0.975])]
+    share = float(above.sum() / total) if total else None
+    return {"share": share, "ci95": ci, "count": int(above.sum()), "of": int(total)}
+
+
+def _share(values: np.ndarray) -> Json:
+    """A mean over problems."""
+    return _ratio(values, np.ones_like(values))
+
+
+def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> np.ndarray:
+    """Mismatches of each problem by outcome, (problems, 4)."""
+    counts = np.zeros((len(records), len(OUTCOMES)))
+    for i, record in enumerate(records):
+        for mismatch in filter(is_in, record["mismatches"]):
+            counts[i, OUTCOMES.index(outcome(mismatch))] += 1
+    return counts
+
+
+def _shares(counts: np.ndarray) -> Json:
+    """The share of each outcome."""
+    return {name: _ratio(counts[:, j], counts.sum(axis=1)) for j, name in enumerate(OUTCOMES)}
+
+
+def _one_step(records: Sequence[Json]) -> Json:
+    """What one perfect ruling could do: over mismatches, and over problems."""
+    played = [[outcome(m) for m in r["mismatches"]] for r in records]
+    best = np.array([sum(o != "neither" for o in found) for found in played], dtype=float)
+    target = np.array([sum(o in ("only_target", "both") for o in found) for found in played])
+    total = np.array([len(found) for found in played], dtype=float)
+    saved = [float(r["correct"] or "only_draft" in f) for r, f in zip(records, played, strict=True)]
+    return {
+        "mismatches_best_branch_right": _ratio(best, total),
+        "mismatches_target_branch_right": _ratio(target.astype(float), total),
+        "problems_right_or_one_override_away": _share(np.array(saved)),
+    }
+
+
+def _agreement(counts: np.ndarray) -> Json:
+    """How often always taking the target's token is what the oracle would do."""
+    draft, target, both, neither = counts.T
+    return {
+        "where_branches_differ": _ratio(target, target + draft),
+        "ties_as_agreement": _ratio(target + both + neither, counts.sum(axis=1)),
+    }
+
+
+def _bins(records: Sequence[Json], feature_names: Sequence[str], name: str) -> list[Json]:
+    """Outcomes by quartile of a feature; equal edges are merged."""
+    place = list(feature_names).index(name)
+    values = [m["features"][place] for r in records for m in r["mismatches"]]
+    if not values:
+        return []
+    edges = np.unique(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+    last = max(len(edges) - 2, 0)
+    rows = []
+    for j in range(last + 1):
+
+        def is_in(m: Json, j: int = j) -> bool:
+            place_in_edges = int(np.searchsorted(edges, m["features"][place], side="right")) - 1
+            return min(place_in_edges, last) == j
+
+        shares = _shares(_counts(records, is_in))
+        low, high = float(edges[j]), float(edges[min(j + 1, len(edges) - 1)])
+        rows.append({"from": low, "to": high, "outcomes": shares})
+    return rows
+
+
+def _share_of_tokens(records: Sequence[Json], key: str) -> Json:
+    accepted = np.array([r[key].count("1") for r in records], dtype=float)
+    return _ratio(accepted, np.array([len(r[key]) for r in records], dtype=float))
+
+
+def _acceptance_length(records: Sequence[Json], key: str, k: int) -> float:
+    """Tokens a target forward on these paths."""
+    blocks = sum(num_blocks(r[key], k) for r in records)
+    return sum(len(r[key]) for r in records) / blocks
+
+
+def _speed(records: Sequence[Json], costs: Costs, key: str) -> Json:
+    """Predicted speed-ups at one batch size, and the best k."""
+    by_k = predicted_speedups(costs, [r[key] for r in records])
+    best = max(by_k, key=lambda row: row["speedup"])
+    return {
+        "batch_size": costs.batch_size,
+        "draft_to_target_step": costs.draft_step_s / costs.verify_s[0],
+        "by_k": by_k,
+        "best_k": best["k"],
+        "best_speedup": best["speedup"],
+        "pays": best["speedup"] > 1,
+    }
+
+
+def warnings(summary: Json) -> list[str]:
+    """What a user should know before trusting or deploying the pair."""
+    found = []
+    for speed in summary["speed"]:
+        if not speed["pays"]:
+            found.append(
+                f"exact speculation does not pay at batch size {speed['batch_size']}: a draft step "
+                f"costs {speed['draft_to_target_step']:.2f} of a target step, and the best k "
+                f"({speed['best_k']}) is predicted at {speed['best_speedup']:.2f}x target-only; "
+                "use a smaller or faster draft"
+            )
+    if summary["num_branches"] < 200:
+        found.append(
+            f"only {summary['num_branches']} branches were played; the shares are rough: raise "
+            "--num-problems"
+        )
+    if not summary["target_accuracy"]["count"]:
+        found.append("the target solves none of these problems: a wrong prompt or task?")
+    return found
+
+
+def verdict(summary: Json) -> str:
+    """What the audit says, in a sentence."""
+    outcomes = summary["outcomes"]
+    draft, target = outcomes["only_draft"], outcomes["only_target"]
+    if not summary["num_branches"]:
+        return "The two models never disagreed: there is nothing for an arbiter to rule on."
+    text = (
+        f"The target solves {_percent(summary['target_accuracy'])} of {summary['num_problems']} "
+        f"problems; of {summary['num_branches']} mismatches the draft's token alone leads to the "
+        f"right answer at {_percent(draft)}, the target's alone at {_percent(target)}, and the "
+        f"choice changes nothing at {_percent(outcomes['both'])} (both) and "
+        f"{_percent(outcomes['neither'])} (neither)"
+    )
+    if "oracle_path" in summary:
+        oracle = summary["oracle_path"]
+        text += (
+            f"; an arbiter that knew every outcome would solve {_percent(oracle['accuracy'])} with "
+            f"{oracle['mean_acceptance_length']:.2f} tokens a target forward in place of "
+            f"{oracle['mean_acceptance_length_lossless']:.2f}"
+        )
+    return text + "."
+
+
+def _percent(share: Json) -> str:
+    if share["share"] is None:
+        return "none"
+    low, high = share["ci95"]
+    return f"{100 * share['share']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

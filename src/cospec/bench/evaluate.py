@@ -1,0 +1,274 @@
+"""Runs arms on the same problems in one process, chunk by chunk in turns.
+
+An arm is a way to decode: the target alone, the draft alone, lossless speculation, and each arbiter
+asked for. Each chunk is decoded by every arm before the next one begins, another arm first each
+time, so that whatever slows the machine down slows all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.arbiters import AlwaysTarget
+from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, summarize
+from cospec.bench.turns import Turn
+from cospec.config import SamplingConfig
+from cospec.engine import Engine
+from cospec.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from cospec.models import ModelPair
+    from cospec.results import Json
+    from cospec.tasks import Example, Task
+    from cospec.types import Arbiter, Completion
+
+_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
+_NUM_WARM_UP_PROMPTS, _NUM_WARM_UP_TOKENS = 2, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A way to decode."""
+
+    name: str
+    arbiter: str | None
+    """The spec of its arbiter; None for plain decoding."""
+    engine: Engine
+
+
+def make_arms(
+    pair: ModelPair,
+    arbiters: Sequence[tuple[str, Arbiter]] = (),
+    *,
+    num_speculative_tokens: int = 4,
+    max_batch_size: int = 8,
+) -> list[Arm]:
+    """The arms target, draft and lossless, and one for each arbiter under its name.
+
+    Args:
+        pair: The models.
+        arbiters: A spec and the arbiter that it names; the lossless one adds no second arm.
+        num_speculative_tokens: K, drafted tokens a block.
+        max_batch_size: Most prompts decoded together.
+
+    Raises:
+        ConfigError: Two arms would have the same name.
+    """
+
+    def engine(arbiter: Arbiter) -> Engine:
+        return Engine(
+            pair,
+            arbiter,
+            num_speculative_tokens=num_speculative_tokens,
+            max_batch_size=max_batch_size,
+            keep_trace=False,
+        )
+
+    arms = [
+        Arm(TARGET, None, Engine.target_only(pair, max_batch_size=max_batch_size)),
+        Arm(DRAFT, None, Engine.draft_only(pair, max_batch_size=max_batch_size)),
+        Arm(LOSSLESS, LOSSLESS, engine(AlwaysTarget())),
+    ]
+    for spec, arbiter in arbiters:
+        if arbiter.name == LOSSLESS:
+            continue
+        if arbiter.name in [arm.name for arm in arms]:
+            raise ConfigError(
+                f"two arms are called {arbiter.name!r}, the second one by {spec!r}; name each "
+                "arbiter once, and none like the arms target and draft."
+            )
+        arms.append(Arm(arbiter.name, spec, engine(arbiter)))
+    return arms
+
+
+class Evaluation:
+    """Arms on the problems of a task, by greedy decoding.
+
+    Args:
+        arms: From `make_arms`.
+        task: Makes the prompts and scores the answers.
+        examples: The problems.
+        max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
+            leaves fewer in the pair's context gets those, in every arm.
+        seed: For arbiters that rule by chance.
+        chunk_size: Problems of a chunk, a few more where the last chunk would be small; 4 batches
+            and at least 32 if None.
+
+    Attributes:
+        arms: As given.
+        task: As given.
+        examples: As given.
+        prompts: One an example.
+        samplings: One an example.
+        max_new_tokens: As given, or the task's.
+        chunks: Places of the examples of each chunk.
+        num_short_of_room: Prompts that the context leaves fewer than `max_new_tokens`.
+
+    Raises:
+        ConfigError: A number is below 1, or the pair has no tokenizer.
+        PromptError: A prompt fills the context of the pair.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        task: Task,
+        examples: Sequence[Example],
+        *,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+        chunk_size: int | None = None,
+    ) -> None:
+        engine = arms[-1].engine
+        tokenizer = engine.pair.tokenizer
+        if tokenizer is None:
+            raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
+        if chunk_size is None:
+            chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.max_batch_size)
+        self.arms, self.task, self.examples = arms, task, examples
+        self.prompts = [task.prompt(example, tokenizer) for example in examples]
+        self.chunks = _chunks(len(examples), chunk_size)
+        self._seed = seed
+        self.max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+        rooms = [room(engine.pair, e, p) for e, p in zip(examples, self.prompts, strict=True)]
+        self.num_short_of_room = sum(num_left < self.max_new_tokens for num_left in rooms)
+        self.samplings = [
+            SamplingConfig(
+                max_new_tokens=min(self.max_new_tokens, room),
+                stop=task.stop_strings(tokenizer),
+                seed=seed + i,  # the engine adds the place in the chunk, which repeats
+            )
+            for i, room in enumerate(rooms)
+        ]
+        self._warm_up = [
+            replace(s, max_new_tokens=min(_NUM_WARM_UP_TOKENS, s.max_new_tokens))
+            for s in self.samplings[:_NUM_WARM_UP_PROMPTS]
+        ]
+
+    def config(self) -> Json:
+        """All that the rows and times depend on, but for the models and the machine."""
+        problems = [[e.id, e.question, e.answer] for e in self.examples]
+        engine = self.arms[-1].engine
+        return {
+            "arms": [arm.name for arm in self.arms],
+            "task": self.task.name,
+            "num_problems": len(self.examples),
+            "problems_sha256": hashlib.sha256(json.dumps(problems).encode()).hexdigest(),
+            "num_speculative_tokens": engine.num_speculative_tokens,
+            "max_batch_size": engine.max_batch_size,
+            "max_new_tokens": self.max_new_tokens,
+            "num_short_of_room": self.num_short_of_room,
+            "seed": self._seed,
+            "num_chunks": len(self.chunks),
+        }
+
+    def turns(self, done: Iterable[Turn] = ()) -> Iterator[Turn]:
+        """Every arm on every chunk, after a warm-up that is not timed.
+
+        Args:
+            done: Turns of an interrupted run, which are not played again.
+
+        Yields:
+            All turns, those that were done first.
+        """
+        done = list(done)
+        yield from done
+        played = {(turn.chunk, turn.arm) for turn in done}
+        waiting = [turn for turn in self._order() if (turn[0], turn[1].name) not in played]
+        for arm in {arm.name: arm for _, arm in waiting}.values():
+            arm.engine.generate(self.prompts[:_NUM_WARM_UP_PROMPTS], self._warm_up)
+        for chunk, arm in waiting:
+            yield self._play(chunk, arm)
+
+    def result(self, turns: Sequence[Turn]) -> Json:
+        """The parts of a result document: ``arms``, ``rows`` and the times of ``chunks``."""
+        return {
+            "arms": summarize(turns, {arm.name: arm.arbiter for arm in self.arms}),
+            "rows": [row for turn in turns for row in turn.rows],
+            "chunks": [
+                {
+                    "arm": turn.arm,
+                    "chunk": turn.chunk,
+                    "seconds": turn.seconds,
+                    "num_tokens": turn.num_tokens,
+                }
+                for turn in turns
+            ],
+        }
+
+    def _order(self) -> list[tuple[int, Arm]]:
+        """Chunk by chunk, the starting arm moving on by one."""
+        num_arms = len(self.arms)
+        return [
+            (chunk, self.arms[(chunk + i) % num_arms])
+            for chunk in range(len(self.chunks))
+            for i in range(num_arms)
+        ]
+
+    def _play(self, chunk: int, arm: Arm) -> Turn:
+        """Decode a chunk, with the clock running, then score it."""
+        members = self.chunks[chunk]
+        prompts = [self.prompts[i] for i in members]
+        samplings = [self.samplings[i] for i in members]
+        device = arm.engine.pair.target.device
+        start = _now(device)
+        completions = arm.engine.generate(prompts, samplings)
+        seconds = _now(device) - start
+        rows = [self._row(arm, i, c) for i, c in zip(members, completions, strict=True)]
+        return Turn(chunk, arm.name, seconds, rows)
+
+    def _row(self, arm: Arm, i: int, completion: Completion) -> Json:
+        stats, score = completion.stats, self.task.score(self.examples[i], completion.text)
+        return {
+            "id": self.examples[i].id,
+            "arm": arm.name,
+            "correct": score.correct,
+            "strict": score.strict,
+            "extracted": score.extracted,
+            "finish_reason": completion.finish_reason.value,
+            "num_tokens": stats.num_tokens,
+            "num_target_forwards": 0 if arm.name == DRAFT else stats.num_target_forwards,
+            "num_draft_tokens": stats.num_draft_tokens,
+            "num_strict_accepts": stats.num_strict_accepts,
+            "num_overrides": stats.num_overrides,
+            "num_mismatches": stats.num_mismatches,
+            "text": completion.text,
+        }
+
+
+def _chunks(num_problems: int, chunk_size: int) -> list[range]:
+    """Consecutive chunks of at least `chunk_size`, as equal as can be; one if there are too few."""
+    if chunk_size < 1:
+        raise ConfigError(f"chunk_size is {chunk_size}; it must be at least 1.")
+    num_chunks = max(1, num_problems // chunk_size)
+    edges = [num_problems * i // num_chunks for i in range(num_chunks + 1)]
+    return [range(*pair) for pair in itertools.pairwise(edges)]
+
+
+def room(pair: ModelPair, example: Example, prompt: str | list[int]) -> int:
+    """Tokens that the prompt leaves in the pair's context."""
+    assert pair.tokenizer is not None
+    ids = pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+    num_left = pair.context_length - len(ids)
+    if num_left < 1:
+        raise PromptError(
+            f"the prompt of {example.id} has {len(ids)} tokens, and the pair's context holds "
+            f"{pair.context_length}; leave the problem out or pass a pair with a longer context."
+        )
+    return num_left
+
+
+def _now(device: torch.device) -> float:
+    """The clock, once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

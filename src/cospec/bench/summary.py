@@ -1,0 +1,104 @@
+"""The numbers of each arm, from its turns alone: quality and speed in one entry.
+
+Comparisons are paired: the same problems, and the same chunks in the same process. A speed-up is a
+ratio of wall-clock times over all problems, so that an arm that writes longer texts pays for them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.bench.stats import (
+    accuracy_delta_interval,
+    mcnemar_p,
+    ratio_interval,
+    wilson_interval,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from cospec.bench.turns import Turn
+    from cospec.results import Json
+
+TARGET, DRAFT, LOSSLESS = "target", "draft", "lossless"
+"""The arms that every comparison has."""
+
+
+def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list[Json]:
+    """One entry an arm, in the order of `arbiters`.
+
+    Args:
+        turns: Every chunk once for every arm, in any order.
+        arbiters: By arm, the spec of its arbiter; None for plain decoding.
+    """
+    by_arm: dict[str, list[Turn]] = {name: [] for name in arbiters}
+    for turn in sorted(turns, key=lambda turn: turn.chunk):
+        by_arm[turn.arm].append(turn)
+    baselines = by_arm[TARGET], by_arm[LOSSLESS]
+    rows = {name: [row for turn in ours for row in turn.rows] for name, ours in by_arm.items()}
+    return [
+        {"name": name, "arbiter": arbiter, "num_problems": len(rows[name])}
+        | _quality(rows[name], rows[TARGET])
+        | _speed(by_arm[name], *baselines)
+        | _counts(rows[name])
+        for name, arbiter in arbiters.items()
+    ]
+
+
+def _quality(ours: Sequence[Json], target: Sequence[Json]) -> Json:
+    """How many answers are right, against the target on the same problems."""
+    size, num_right = len(ours), _total(ours, "correct")
+    pairs = [(a["correct"], b["correct"]) for a, b in zip(ours, target, strict=True)]
+    wins, losses = pairs.count((True, False)), pairs.count((False, True))
+    quality = {
+        "accuracy": num_right / size,
+        "accuracy_ci95": wilson_interval(num_right, size),
+        "wins": wins,
+        "losses": losses,
+        "mcnemar_p": mcnemar_p(wins, losses),
+        "accuracy_delta": (wins - losses) / size,
+        "accuracy_delta_ci95": accuracy_delta_interval(wins, losses, size),
+        "num_texts_unlike_target": sum(
+            a["text"] != b["text"] for a, b in zip(ours, target, strict=True)
+        ),
+    }
+    if all(row["strict"] is not None for row in ours):
+        quality["accuracy_strict"] = _total(ours, "strict") / size
+    return quality
+
+
+def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn]) -> Json:
+    """Wall-clock time, and how many times faster than the two exact arms."""
+    seconds = [turn.seconds for turn in ours]
+    num_tokens = sum(turn.num_tokens for turn in ours)
+    speed: Json = {
+        "num_tokens": num_tokens,
+        "seconds": sum(seconds),
+        "tokens_per_s": num_tokens / sum(seconds),
+    }
+    for name, baseline in ((TARGET, target), (LOSSLESS, lossless)):
+        theirs = [turn.seconds for turn in baseline]
+        speed[f"speedup_vs_{name}"] = sum(theirs) / sum(seconds)
+        speed[f"speedup_vs_{name}_ci95"] = ratio_interval(theirs, seconds)
+    return speed
+
+
+def _counts(rows: Sequence[Json]) -> Json:
+    """What the decoding did, whatever the clock said."""
+    names = ("num_strict_accepts", "num_overrides", "num_mismatches", "num_target_forwards")
+    counts = {name: _total(rows, name) for name in names}
+    num_accepted = counts["num_strict_accepts"] + counts["num_overrides"]
+    num_drafted, num_forwards = _total(rows, "num_draft_tokens"), counts["num_target_forwards"]
+    num_right = _total(rows, "correct")
+    return counts | {
+        "mean_acceptance_length": 1 + num_accepted / num_forwards if num_forwards else 1.0,
+        "draft_acceptance_rate": num_accepted / num_drafted if num_drafted else 0.0,
+        "target_forwards_per_token": num_forwards / _total(rows, "num_tokens"),
+        "target_forwards_per_solved": num_forwards / num_right if num_right else None,
+        "num_length_stops": sum(row["finish_reason"] == "length" for row in rows),
+    }
+
+
+def _total(rows: Sequence[Json], name: str) -> int:
+    return sum(row[name] for row in rows)

@@ -1,0 +1,115 @@
+"""What the commands that compare arms share: progress while they run, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cospec.bench.summary import LOSSLESS
+from cospec.results import Json
+
+if TYPE_CHECKING:
+    from cospec.bench.evaluate import Evaluation
+    from cospec.bench.turns import Turn, TurnLog
+    from cospec.models import ModelPair
+
+_WIDTH = 120
+"""Of a table that goes to a file, which has no width of its own."""
+
+
+def print_notes(pair: ModelPair, evaluation: Evaluation) -> None:
+    """Say on stderr what was found and does no harm, or how it is dealt with."""
+    notes = list(pair.notes)
+    if evaluation.num_short_of_room:
+        notes.append(
+            f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "
+            f"{evaluation.max_new_tokens} tokens, as many as the context of {pair.context_length} "
+            "leaves"
+        )
+    for note in notes:
+        Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
+
+
+def play(evaluation: Evaluation, log: TurnLog | None = None) -> list[Turn]:
+    """Play all turns, shown on stderr as they end, and stored if there is a log.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    num_turns = len(evaluation.chunks) * len(evaluation.arms)
+    done = [] if log is None else log.done
+    turns: list[Turn] = []
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("warming up", total=num_turns)
+            for turn in evaluation.turns(done):
+                turns.append(turn)
+                if log is not None and len(turns) > len(done):
+                    log.append(turn)
+                progress.update(bar, advance=1, description=_standing(turns))
+                if not console.is_terminal:
+                    head = f"turn {len(turns)}/{num_turns}, {turn.seconds:.1f} s"
+                    console.print(f"{head}: {_standing(turns)}", markup=False, highlight=False)
+    except KeyboardInterrupt:
+        fate = "they are not kept"
+        if log is not None:
+            fate = f"{log.path} keeps them, and the same command goes on from there"
+        raise KeyboardInterrupt(f"{len(turns)} of {num_turns} turns are done; {fate}") from None
+    return turns
+
+
+def _standing(turns: Iterable[Turn]) -> str:
+    """Right answers so far of each arm."""
+    counts: dict[str, list[int]] = {}
+    for turn in turns:
+        count = counts.setdefault(turn.arm, [0, 0])
+        count[0] += sum(row["correct"] for row in turn.rows)
+        count[1] += len(turn.rows)
+    return "  ".join(f"{arm} {right}/{size}" for arm, (right, size) in counts.items())
+
+
+_COLUMNS: dict[str, Callable[[Json], str]] = {
+    "\nright": lambda arm: f"{arm['accuracy']:.1%}",
+    "95 %\ninterval": lambda arm: "-".join(f"{100 * end:.1f}" for end in arm["accuracy_ci95"]),
+    "won/\nlost": lambda arm: f"{arm['wins']}/{arm['losses']}",
+    "\np": lambda arm: f"{arm['mcnemar_p']:.2g}",
+    "tokens\nper s": lambda arm: f"{arm['tokens_per_s']:.0f}",
+    "over\ntarget": lambda arm: f"{arm['speedup_vs_target']:.2f}x",
+    "over\nlossless": lambda arm: f"{arm['speedup_vs_lossless']:.2f}x",
+    "accept.\nlength": lambda arm: f"{arm['mean_acceptance_length']:.2f}",
+    "over-\nrides": lambda arm: str(arm["num_overrides"]),
+    "forw.\na token": lambda arm: f"{arm['target_forwards_per_token']:.3f}",
+}
+
+
+def print_table(arms: Iterable[Json]) -> None:
+    """One line an arm: quality and speed together."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption_justify="left")
+    table.add_column("\narm", overflow="fold")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm in arms:
+        table.add_row(arm["name"], *(show(arm) for show in _COLUMNS.values()))
+        if arm["name"] == LOSSLESS:
+            table.caption = (
+                "won/lost, p: paired with target, exact McNemar test. over: speed-up by the clock. "
+                "forw.: target forwards. "
+                f"lossless wrote {arm['num_texts_unlike_target']} of {arm['num_problems']} texts "
+                "unlike target, the noise floor."
+            )
+    console.print(table, markup=False)

@@ -1,0 +1,159 @@
+"""``cospec audit``: what an arbiter could win on a pair and task, before anyone trains one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cospec.cli.options import BlockOptions, OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.errors import ConfigError
+from cospec.results import Json, Provenance, check_writable, document, write_json
+from cospec.tasks import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.bench.audit import Auditor
+    from cospec.bench.turns import TurnLog
+    from cospec.tasks import Example
+
+
+@dataclass(frozen=True)
+class AuditTaskOptions(TaskOptions):
+    """Which problems."""
+
+    split: Split = "train"
+    """train, tune or test; no problem is in two of them."""
+
+
+@dataclass(frozen=True)
+class AuditOptions(BlockOptions):
+    """How deep."""
+
+    arbiter: str = "lossless"
+    """Who rules on the path and behind the branches; lossless audits the target's own path."""
+    branches_per_problem: int | None = None
+    """Play only so many mismatches of a problem, drawn by seed; by default all."""
+    oracle: bool = True
+    """Search the oracle path as well, which costs about as much as all branches."""
+    max_new_tokens: int | None = None
+    """Most tokens of a solution; by default the task's."""
+    problems_per_chunk: int = 32
+    """Problems between two savings of the progress."""
+    cost_batch_sizes: tuple[int, ...] = (1, 8)
+    """Batch sizes for which forwards are timed and the speed-up is predicted."""
+    max_k: int = 8
+    """Longest block that a speed-up is predicted for."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+    dataset: Path | None = None
+    """Write the mismatches and the outcomes of their branches as a safetensors file."""
+
+    def __post_init__(self) -> None:
+        for name in ("branches_per_problem", "problems_per_chunk", "max_k", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        if not self.cost_batch_sizes or min(self.cost_batch_sizes) < 1:
+            raise ConfigError(
+                f"cost_batch_sizes is {self.cost_batch_sizes}; pass numbers of at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Play both branches of every mismatch: how often is the draft right where the target is wrong?
+
+    With --json FILE, finished parts are kept in FILE.part.jsonl until the result is written: after
+    an interruption the same command goes on from there.
+    """
+
+    task: AuditTaskOptions
+    pair: PairOptions = field(default_factory=PairOptions)
+    audit: AuditOptions = field(default_factory=AuditOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    def run(self) -> None:
+        """Audit, show and write."""
+        from cospec.bench.audit import AuditConfig, Auditor
+        from cospec.bench.audit_summary import summarise
+        from cospec.bench.costs import measure_costs
+        from cospec.bench.dataset import write_dataset
+        from cospec.bench.turns import TurnLog
+        from cospec.cli.audit_view import show
+
+        options, path = self.audit, self.output.json
+        for file in (path, options.dataset):
+            check_writable(file, self.output.overwrite)
+        set_threads(options.threads)
+        task, examples = self.task.load()
+        provenance = Provenance()
+        pair = self.pair.load()
+        settings = AuditConfig(
+            arbiter=options.arbiter,
+            num_speculative_tokens=options.num_speculative_tokens,
+            batch_size=options.batch_size,
+            branches_per_problem=options.branches_per_problem,
+            oracle=options.oracle,
+            seed=self.task.seed,
+            max_new_tokens=options.max_new_tokens,
+        )
+        auditor = Auditor(pair, task, settings)
+        config = json.loads(json.dumps(asdict(self), default=str))
+        del config["output"]
+        where = str(pair.target.device), str(pair.target.dtype)
+        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
+        records = self._play(auditor, examples, log)
+        lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]
+        costs = [
+            measure_costs(
+                pair,
+                max_tokens=options.max_k + 1,
+                context=sum(lengths) // len(lengths),
+                batch_size=size,
+            )
+            for size in options.cost_batch_sizes
+        ]
+        names = list(auditor.features.names)
+        summary = summarise(records, names, costs, options.num_speculative_tokens)
+        show(summary)
+        if options.dataset is not None:
+            about = {"task": task.name, "pair": json.dumps(config["pair"])}
+            write_dataset(options.dataset, records, names, about)
+        if path is not None and log is not None:
+            parts: Json = {"summary": summary, "costs": [cost.to_dict() for cost in costs]}
+            parts |= {"feature_names": names, "rows": [_slim(record) for record in records]}
+            write_json(path, document("audit", config, provenance.to_dict(*where), **parts))
+            log.remove()
+
+    def _play(
+        self, auditor: Auditor, examples: Sequence[Example], log: TurnLog | None
+    ) -> list[Json]:
+        """The records of all problems, chunk by chunk behind a progress bar."""
+        import time
+
+        from cospec.bench.turns import Turn
+        from cospec.cli.audit_view import AuditProgress
+
+        size = self.audit.problems_per_chunk
+        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+        done = {turn.chunk: turn.rows for turn in log.done} if log else {}
+        records: list[Json] = []
+        with AuditProgress(len(examples)) as progress:
+            for i, chunk in enumerate(chunks):
+                if i not in done:
+                    start = time.perf_counter()
+                    done[i] = auditor.audit(chunk)
+                    if log is not None:
+                        log.append(Turn(i, "audit", time.perf_counter() - start, done[i]))
+                records += done[i]
+                progress.show(records)
+        return records
+
+
+def _slim(record: Json) -> Json:
+    """A record without the features, which belong in the data set."""
+    mismatches = [{k: v for k, v in m.items() if k != "features"} for m in record["mismatches"]]
+    return record | {"mismatches": mismatches}

@@ -1,0 +1,126 @@
+"""What ``cospec audit`` shows: progress while it plays, then tables and the verdict."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from cospec.results import Json
+
+
+class AuditProgress:
+    """A bar on a terminal, lines elsewhere; on standard error.
+
+    Args:
+        num_problems: All of them.
+    """
+
+    def __init__(self, num_problems: int) -> None:
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._is_terminal = console.is_terminal
+        self._task = self._bar.add_task("audit", total=num_problems, note="")
+        self._num_problems, self._start = num_problems, time.perf_counter()
+
+    def __enter__(self) -> AuditProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, records: Sequence[Json]) -> None:
+        """Tell how far it is."""
+        played = [m for record in records for m in record["mismatches"]]
+        saved = sum(m["draft_correct"] and not m["target_correct"] for m in played)
+        right = sum(record["correct"] for record in records)
+        note = f"target right {right}/{len(records)}, only the draft right {saved}/{len(played)}"
+        self._bar.update(self._task, completed=len(records), note=note)
+        if not self._is_terminal:
+            seconds = time.perf_counter() - self._start
+            print(
+                f"{len(records)}/{self._num_problems} problems  {note}  {seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def show(summary: Json) -> None:
+    """Print the numbers and the verdict."""
+    console = Console(highlight=False)
+    console.print(_outcomes(summary))
+    if "oracle_path" in summary:
+        console.print(_ceilings(summary))
+    for speed in summary["speed"]:
+        console.print(_speeds(speed))
+    for warning in summary["warnings"]:
+        console.print(f"[bold yellow]warning:[/] {warning}", soft_wrap=True)
+    console.print(summary["verdict"], soft_wrap=True)
+
+
+def percent(share: Json) -> str:
+    """A share with its interval."""
+    if share["share"] is None:
+        return "none"
+    low, high = share["ci95"]
+    return f"{share['share']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _outcomes(summary: Json) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="whose branch is right (95 %)", title_justify="left")
+    table.add_column("mismatches", overflow="fold")
+    names = list(summary["outcomes"])
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row("all", *(percent(summary["outcomes"][name]) for name in names))
+    wrong = summary["outcomes_if_target_wrong"]
+    table.add_row("where the target's path is wrong", *(percent(wrong[name]) for name in names))
+    for feature, rows in summary["bins"].items():
+        for row in rows:
+            label = f"{feature} {row['from']:.3g} to {row['to']:.3g}"
+            table.add_row(label, *(percent(row["outcomes"][name]) for name in names))
+    return table
+
+
+def _ceilings(summary: Json) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="ceilings (95 %)", title_justify="left")
+    for name in ("", "right", "tokens a target forward"):
+        table.add_column(name, justify="right" if name else "left")
+    oracle = summary["oracle_path"]
+    lossless = f"{oracle['mean_acceptance_length_lossless']:.2f}"
+    table.add_row("target alone", percent(summary["target_accuracy"]), lossless)
+    table.add_row("draft alone", percent(summary["draft_accuracy"]), "")
+    one = summary["one_step_oracle"]["problems_right_or_one_override_away"]
+    table.add_row("one override", percent(one), "")
+    length = f"{oracle['mean_acceptance_length']:.2f}"
+    table.add_row("oracle path", percent(oracle["accuracy"]), length)
+    return table
+
+
+def _speeds(speed: Json) -> Table:
+    title = f"predicted speed-up of exact speculation, batch size {speed['batch_size']}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("k")
+    for row in speed["by_k"]:
+        table.add_column(str(row["k"]), justify="right")
+    table.add_row(
+        "acceptance length", *(f"{r['mean_acceptance_length']:.2f}" for r in speed["by_k"])
+    )
+    table.add_row("over the target alone", *(f"{row['speedup']:.2f}x" for row in speed["by_k"]))
+    return table

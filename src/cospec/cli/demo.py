@@ -1,0 +1,88 @@
+"""``cospec demo``: what an arbiter does, on a pair that ships with the package, in two minutes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cospec
+from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
+from cospec.errors import ConfigError
+from cospec.results import Provenance, check_writable, document, write_json
+
+if TYPE_CHECKING:
+    from cospec.tasks import Example, Task
+
+_PAIR = "bundled:family"
+_MAX_NEW_TOKENS = 300
+"""Room for the longest solution of these problems in the bundled tokenizer (291 tokens)."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Compare target, draft, lossless and an arbiter on word problems, then show one of them.
+
+    Needs no options, no network and no GPU: the pair bundled:family and the problems ship with the
+    package.
+    """
+
+    pair: PairOptions = field(default_factory=PairOptions)
+    decode: DecodeOptions = field(
+        default_factory=lambda: DecodeOptions(arbiter="gap:max_gap=0.5", batch_size=16)
+    )
+    output: OutputOptions = field(default_factory=OutputOptions)
+    num_problems: int = 200
+    """How many problems."""
+    problems: Path | None = None
+    """JSON lines with id, question and answer (a number); by default those of the package."""
+
+    def run(self) -> None:
+        """Compare, show one problem, and write."""
+        from cospec.arbiters import load_arbiter
+        from cospec.bench.evaluate import Evaluation, make_arms
+        from cospec.cli.arms import play, print_notes, print_table
+        from cospec.cli.showcase import show_one
+        from cospec.engine import Engine
+
+        check_writable(self.output.json, self.output.overwrite)
+        arbiter = load_arbiter(self.decode.arbiter)
+        task, examples = _load_problems(self.problems, self.num_problems)
+        provenance = Provenance()
+        models = self.pair
+        if models.pair is None and models.target is None and models.draft is None:
+            models = replace(models, pair=_PAIR)
+        pair = models.load()
+        num_drafted = self.decode.num_speculative_tokens
+        arms = make_arms(
+            pair,
+            [(self.decode.arbiter, arbiter)],
+            num_speculative_tokens=num_drafted,
+            max_batch_size=self.decode.batch_size,
+        )
+        evaluation = Evaluation(arms, task, examples, max_new_tokens=_MAX_NEW_TOKENS)
+        print_notes(pair, evaluation)
+        parts = evaluation.result(play(evaluation))
+        print_table(parts["arms"])
+        engine = Engine(pair, arbiter, num_speculative_tokens=num_drafted)
+        shown_id = show_one(evaluation, engine, parts["rows"])
+        if self.output.json is not None:
+            config = json.loads(json.dumps(asdict(self), default=str))
+            config |= {"evaluation": evaluation.config()}
+            where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
+            result = document("demo", config, where, **parts, shown_id=shown_id)
+            write_json(self.output.json, result)
+
+
+def _load_problems(path: Path | None, num_problems: int) -> tuple[Task, list[Example]]:
+    """The problems under their own ids, as a task that is scored by the final number."""
+    from cospec.tasks.jsonl import jsonl
+
+    if path is None:
+        path = Path(cospec.__file__).parent / "bundled" / "problems.jsonl"
+        if not path.is_file():
+            raise ConfigError("this build ships no problems; pass some by --problems FILE.")
+    task = jsonl(str(path), {"scorer": "numeric", "split": "test"})
+    examples = task.examples("test", num_problems)
+    return task, [replace(e, id=str(e.metadata.get("id", e.id))) for e in examples]

@@ -1,0 +1,65 @@
+"""``cospec eval``: accuracy and speed of arbiters against target, draft and lossless on a task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.results import Provenance, check_writable, document, write_json
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Compare arbiters with target, draft and lossless on a task: quality and speed together.
+
+    With --json FILE, finished parts are kept in FILE.part.jsonl until the result is written: after
+    an interruption the same command goes on from there.
+    """
+
+    task: TaskOptions
+    pair: PairOptions = field(default_factory=PairOptions)
+    decode: ArmOptions = field(default_factory=ArmOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; by default the task's."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+
+    def run(self) -> None:
+        """Evaluate, show and write."""
+        from cospec.arbiters import load_arbiter
+        from cospec.bench.evaluate import Evaluation, make_arms
+        from cospec.bench.turns import TurnLog
+        from cospec.cli.arms import play, print_notes, print_table
+
+        path = self.output.json
+        check_writable(path, self.output.overwrite)
+        set_threads(self.threads)
+        arbiters = [(spec, load_arbiter(spec)) for spec in self.decode.arbiter]
+        task, examples = self.task.load()
+        provenance = Provenance()
+        pair = self.pair.load()
+        arms = make_arms(
+            pair,
+            arbiters,
+            num_speculative_tokens=self.decode.num_speculative_tokens,
+            max_batch_size=self.decode.batch_size,
+        )
+        evaluation = Evaluation(
+            arms, task, examples, max_new_tokens=self.max_new_tokens, seed=self.task.seed
+        )
+        print_notes(pair, evaluation)
+        options = json.loads(json.dumps(asdict(self), default=str))
+        del options["output"]
+        config = options | {"evaluation": evaluation.config()}
+        where = str(pair.target.device), str(pair.target.dtype)
+        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
+        parts = evaluation.result(play(evaluation, log))
+        print_table(parts["arms"])
+        if path is not None and log is not None:
+            resumed = {"num_resumed_turns": len(log.done)}
+            write_json(
+                path, document("eval", config, provenance.to_dict(*where), **parts, **resumed)
+            )
+            log.remove()

@@ -1,0 +1,138 @@
+"""One problem of an evaluation with each token coloured by where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from cospec.bench.summary import TARGET
+from cospec.cli.paint import LEGEND, Painter
+from cospec.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.bench.evaluate import Evaluation
+    from cospec.engine import Engine
+    from cospec.results import Json
+    from cospec.types import Completion, MismatchTrace
+
+_MAX_CANDIDATES = 5
+"""Problems decoded in search of one; in half precision, or with an arbiter that rules by chance, a
+problem by itself may come out unlike in a batch."""
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A problem, decoded again by itself."""
+
+    place: int
+    """Among the examples."""
+    is_saved: bool
+    """Whether the target alone gets it wrong, and the arbiter's arm right."""
+    painted: Text
+    completion: Completion
+
+
+def show_one(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> str | None:
+    """Print a problem that an override saved, or if there is none, one with an override.
+
+    Args:
+        evaluation: Has the problems.
+        engine: With the arbiter, and with traces.
+        rows: Of the evaluation's result, the arbiter's arm among them.
+
+    Returns:
+        The id of the problem; None if there was no override at all.
+    """
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    name = engine.arbiter.name
+    by_arm = {(row["arm"], row["id"]): row for row in rows}
+    ids = [example.id for example in evaluation.examples]
+    ours, target = ([by_arm[arm, i] for i in ids] for arm in (name, TARGET))
+    shown = _pick(evaluation, engine, ours, target)
+    if shown is None:
+        console.print(f"\n{name} made no override, so that there is none to show.")
+        return None
+    head = f"A problem that the target alone gets wrong and {name} right"
+    if not shown.is_saved:
+        head = f"No problem was saved by an override. One with an override by {name}"
+    example = evaluation.examples[shown.place]
+    console.print(f"\n{head} ({example.id}):", style="bold")
+    console.print(f"\n{example.question}\n")
+    console.print(shown.painted)
+    if console.is_terminal:
+        console.print(LEGEND)
+    console.print()
+    _print_overrides(console, engine, shown.completion)
+    score = evaluation.task.score(example, shown.completion.text)
+    answers = {TARGET: target[shown.place]["extracted"], name: score.extracted}
+    console.print("\nFinal answers:", style="bold")
+    for who, answer in (answers | {"right": example.answer}).items():
+        console.print(f"  {who}: {'none' if answer is None else answer}")
+    return example.id
+
+
+def _pick(
+    evaluation: Evaluation, engine: Engine, ours: Sequence[Json], target: Sequence[Json]
+) -> _Shown | None:
+    """Of the problems that fit, one with the fewest overrides.
+
+    Args:
+        evaluation: Has the problems.
+        engine: With the arbiter.
+        ours: The arbiter's rows, one an example.
+        target: The target's.
+    """
+    places = [i for i, row in enumerate(ours) if row["num_overrides"]]
+    places.sort(key=lambda i: ours[i]["num_overrides"])
+    saved = [i for i in places if ours[i]["correct"] and not target[i]["correct"]]
+    for is_saved, candidates in ((True, saved), (False, places)):
+        for i in candidates[:_MAX_CANDIDATES]:
+            painted, completion = _decode(evaluation, engine, i)
+            is_right = evaluation.task.score(evaluation.examples[i], completion.text).correct
+            if Origin.OVERRIDE in completion.origins and (is_right or not is_saved):
+                return _Shown(i, is_saved, painted, completion)
+    return None
+
+
+def _decode(evaluation: Evaluation, engine: Engine, place: int) -> tuple[Text, Completion]:
+    """One problem again, in colour."""
+    assert engine.pair.tokenizer is not None
+    painter, text = Painter(engine.pair.tokenizer), Text()
+    for delta in engine.stream([evaluation.prompts[place]], evaluation.samplings[place]):
+        text.append(painter.paint(delta))
+        if delta.completion is not None:
+            return text, delta.completion
+    raise AssertionError("a stream ends with a completion")
+
+
+def _print_overrides(console: Console, engine: Engine, completion: Completion) -> None:
+    """What stands at each override, and what the target wanted there."""
+    assert engine.pair.tokenizer is not None
+    overrides = _overrides(completion)
+    for mismatch in overrides[:_MAX_LISTED]:
+        theirs, targets = (
+            repr(engine.pair.tokenizer.decode([i])) for i in (mismatch.draft_id, mismatch.target_id)
+        )
+        console.print(
+            f"override at token {mismatch.position}: the draft's {theirs} stands, the target "
+            f"wanted {targets} (its probabilities: {mismatch.p_draft_id:.2f} and "
+            f"{mismatch.p_target_id:.2f})"
+        )
+    if len(overrides) > _MAX_LISTED:
+        console.print(f"and {len(overrides) - _MAX_LISTED} overrides more")
+
+
+def _overrides(completion: Completion) -> list[MismatchTrace]:
+    """The overrides that a stop did not cut off."""
+    mismatches = [m for step in completion.trace for m in step.mismatches]
+    return [
+        m
+        for m in mismatches
+        if m.is_reached and m.keep_draft and m.position < len(completion.token_ids)
+    ]

@@ -1,0 +1,150 @@
+"""The audit: every outcome that it records, found again by decoding the branch from nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cospec.bench.audit import AuditConfig, Auditor, reached
+from cospec.bench.dataset import write_dataset
+from cospec.config import SamplingConfig
+from cospec.engine import Engine
+from cospec.features import SCALAR_NAMES
+
+if TYPE_CHECKING:
+    from cospec import ModelPair
+    from cospec.tasks import Task
+
+NUM_TOKENS = 20
+
+
+@pytest.fixture(scope="module")
+def examples(task: Task):
+    return task.examples("test")
+
+
+def config(**changes: object) -> AuditConfig:
+    return AuditConfig(max_new_tokens=NUM_TOKENS, batch_size=8, **changes)
+
+
+def is_right(pair: ModelPair, task: Task, example, kept: list[int], engine: Engine) -> bool:
+    """Whether the text that goes on from `kept` is right, decoded with no shared cache."""
+    ids = list(kept)
+    if kept[-1] not in pair.eos_token_ids and len(kept) < NUM_TOKENS:
+        prompt = pair.tokenizer(task.prompt(example, pair.tokenizer))["input_ids"]
+        sampling = SamplingConfig(max_new_tokens=NUM_TOKENS - len(kept))
+        (more,) = engine.generate([prompt + kept], sampling)
+        ids += more.token_ids
+    text = pair.tokenizer.decode(ids, skip_special_tokens=True)
+    return task.score(example, text).correct
+
+
+def test_the_outcome_of_each_branch_is_that_of_decoding_it_afresh(pair, task, examples) -> None:
+    records = Auditor(pair, task, config(oracle=False)).audit(examples)
+    target = Engine.target_only(pair)
+    outcomes = []
+    for example, record in zip(examples, records, strict=True):
+        prompt = task.prompt(example, pair.tokenizer)
+        (path,) = target.generate([prompt], SamplingConfig(max_new_tokens=NUM_TOKENS))
+        assert record["correct"] == task.score(example, path.text).correct
+        assert record["num_mismatches"] == len(record["mismatches"]) > 0
+        for mismatch in record["mismatches"]:
+            position = mismatch["position"]
+            assert path.token_ids[position] == mismatch["target_id"] != mismatch["draft_id"]
+            kept = [*path.token_ids[:position], mismatch["draft_id"]]
+            assert mismatch["draft_correct"] == is_right(pair, task, example, kept, target)
+            assert mismatch["target_correct"] == record["correct"]
+            assert len(mismatch["features"]) == len(SCALAR_NAMES)
+            outcomes.append((mismatch["draft_correct"], mismatch["target_correct"]))
+    assert len(set(outcomes)) == 4, "a test that never sees one of the outcomes says little"
+
+
+def test_under_a_rule_both_branches_go_on_under_the_rule(pair, task, examples) -> None:
+    rule = "gap:max_gap=0.3"
+    auditor = Auditor(pair, task, config(arbiter=rule, oracle=False))
+    records = auditor.audit(examples)
+    engine = auditor._engine
+    sampling = SamplingConfig(max_new_tokens=NUM_TOKENS)
+    for example, record in zip(examples, records, strict=True):
+        (path,) = engine.generate([task.prompt(example, pair.tokenizer)], sampling)
+        for mismatch in record["mismatches"]:
+            for who in ("draft", "target"):
+                kept = [*path.token_ids[: mismatch["position"]], mismatch[f"{who}_id"]]
+                right = is_right(pair, task, example, kept, engine)
+                assert mismatch[f"{who}_correct"] == right
+    assert any(m["target_correct"] != r["correct"] for r in records for m in r["mismatches"])
+
+
+def test_accepted_tells_where_the_draft_alone_would_have_chosen_the_token(pair, task) -> None:
+    (example,) = task.examples("test", 1)
+    (record,) = Auditor(pair, task, config(oracle=False)).audit([example])
+    prompt = pair.tokenizer(task.prompt(example, pair.tokenizer))["input_ids"]
+    (path,) = Engine.target_only(pair).generate([prompt], SamplingConfig(max_new_tokens=NUM_TOKENS))
+    draft, one = Engine.draft_only(pair), SamplingConfig(max_new_tokens=1)
+    prefixes = [prompt + path.token_ids[:i] for i in range(len(path.token_ids))]
+    choices = [completion.token_ids[0] for completion in draft.generate(prefixes, one)]
+    expected = [str(int(a == b)) for a, b in zip(choices, path.token_ids, strict=True)]
+    assert record["accepted"] == "".join(expected)
+    assert {"0", "1"} <= set(record["accepted"])
+
+
+def test_the_oracle_path_ends_right_if_the_path_or_one_of_its_branches_does(
+    pair, task, examples
+) -> None:
+    records = Auditor(pair, task, config()).audit(examples)
+    for record in records:
+        one_away = record["correct"] or any(m["draft_correct"] for m in record["mismatches"])
+        assert record["oracle_correct"] >= one_away
+        if not record["oracle_correct"]:
+            assert record["oracle_overrides"] == 0
+    assert sum(r["oracle_correct"] for r in records) > sum(r["correct"] for r in records)
+    assert any(r["oracle_overrides"] > 1 for r in records)
+
+
+def test_with_a_limit_each_problem_plays_some_of_its_mismatches_and_always_the_same(
+    pair, task, examples
+) -> None:
+    full = Auditor(pair, task, config(oracle=False)).audit(examples)
+    some = Auditor(pair, task, config(oracle=False, branches_per_problem=2)).audit(examples)
+    again = Auditor(pair, task, config(oracle=False, branches_per_problem=2)).audit(examples[3:5])
+    places = [[m["position"] for m in record["mismatches"]] for record in some]
+    for whole, part in zip(full, some, strict=True):
+        assert part["num_mismatches"] == whole["num_mismatches"]
+        assert len(part["mismatches"]) == min(2, whole["num_mismatches"])
+        found = {m["position"]: m["draft_correct"] for m in whole["mismatches"]}
+        for mismatch in part["mismatches"]:
+            assert found[mismatch["position"]] == mismatch["draft_correct"]
+    assert [[m["position"] for m in record["mismatches"]] for record in again] == places[3:5]
+
+
+def test_the_data_set_holds_every_mismatch_with_its_features(pair, task, examples, tmp_path):
+    auditor = Auditor(pair, task, config(oracle=False))
+    records = auditor.audit(examples[:4])
+    path = tmp_path / "mismatches.safetensors"
+    write_dataset(path, records, SCALAR_NAMES, {"task": task.name})
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    data = load_file(path)
+    assert json.loads(metadata["feature_names"]) == list(SCALAR_NAMES)
+    ids = json.loads(metadata["problem_ids"])
+    places = [(r["id"], m) for r in records for m in r["mismatches"]]
+    assert data["features"].shape == (len(places), len(SCALAR_NAMES))
+    for i, (problem, mismatch) in enumerate(places):
+        assert ids[data["problem"][i]] == problem
+        assert data["draft_id"][i] == mismatch["draft_id"]
+        assert bool(data["draft_correct"][i]) == mismatch["draft_correct"]
+        assert data["features"][i].tolist() == pytest.approx(mismatch["features"])
+
+
+def test_only_mismatches_that_were_reached_are_played(pair, task, examples) -> None:
+    engine = Auditor(pair, task, config())._engine
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
+    completions = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
+    every = [m for c in completions for step in c.trace for m in step.mismatches]
+    assert (
+        sum(len(reached(c)) for c in completions) == sum(m.is_reached for m in every) < len(every)
+    )

@@ -1,0 +1,104 @@
+"""The numbers of an audit, from records made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cospec.bench.audit_summary import BINNED, outcome, summarise
+from cospec.bench.costs import Costs
+
+COSTS = Costs(batch_size=1, context=10, draft_step_s=0.1, verify_s=[1.0, 1.1, 1.2])
+SLOW = Costs(batch_size=4, context=10, draft_step_s=0.9, verify_s=[1.0, 1.1, 1.2])
+
+
+def mismatch(draft: bool, target: bool, value: float = 0.0) -> dict[str, Any]:
+    return {
+        "position": 3,
+        "draft_correct": draft,
+        "target_correct": target,
+        "features": [value] * len(BINNED),
+    }
+
+
+def record(correct: bool, mismatches: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
+        "correct": correct,
+        "draft_correct": False,
+        "num_mismatches": len(mismatches),
+        "accepted": "1101",
+        "mismatches": mismatches,
+    } | more
+
+
+RECORDS = [
+    record(True, [mismatch(True, True, 1.0), mismatch(False, True, 2.0)]),
+    record(True, [mismatch(False, True, 3.0)]),
+    record(False, [mismatch(True, False, 4.0), mismatch(False, False, 5.0)]),
+    record(False, [mismatch(False, False, 6.0)]),
+]
+
+
+def test_each_outcome_is_named_by_whose_branch_is_right() -> None:
+    named = [outcome(mismatch(d, t)) for d in (True, False) for t in (True, False)]
+    assert named == ["both", "only_draft", "only_target", "neither"]
+
+
+def test_shares_and_agreement_are_those_counted_by_hand() -> None:
+    summary = summarise(RECORDS, BINNED, [COSTS], 2)
+    counted = {name: share["count"] for name, share in summary["outcomes"].items()}
+    assert counted == {"only_draft": 1, "only_target": 2, "both": 1, "neither": 2}
+    assert summary["outcomes"]["only_draft"]["share"] == pytest.approx(1 / 6)
+    assert summary["outcomes_if_target_wrong"]["only_draft"]["share"] == pytest.approx(1 / 3)
+    assert summary["target_accuracy"]["share"] == 0.5
+    agreement = summary["always_target_agreement"]
+    assert agreement["where_branches_differ"]["share"] == pytest.approx(2 / 3)
+    assert agreement["ties_as_agreement"]["share"] == pytest.approx(5 / 6)
+    one_step = summary["one_step_oracle"]
+    assert one_step["problems_right_or_one_override_away"]["share"] == 0.75
+    assert one_step["mismatches_best_branch_right"]["share"] == pytest.approx(4 / 6)
+    assert one_step["mismatches_target_branch_right"]["share"] == pytest.approx(3 / 6)
+    assert summary["accepted_share"]["share"] == 0.75
+
+
+def test_bins_split_the_mismatches_without_losing_any() -> None:
+    summary = summarise(RECORDS, BINNED, [COSTS], 2)
+    for rows in summary["bins"].values():
+        assert len(rows) == 4
+        counts = [sum(share["count"] for share in row["outcomes"].values()) for row in rows]
+        assert sum(counts) == 6
+        assert (rows[0]["from"], rows[-1]["to"]) == (1.0, 6.0)
+
+
+def test_the_oracle_path_is_reported_against_the_target() -> None:
+    ends = [("1111", True, 1), ("1101", True, 0), ("1111", True, 2), ("1101", False, 0)]
+    records = [
+        r | {"oracle_accepted": a, "oracle_correct": c, "oracle_overrides": n}
+        for r, (a, c, n) in zip(RECORDS, ends, strict=True)
+    ]
+    oracle = summarise(records, BINNED, [COSTS], 3)["oracle_path"]
+    assert oracle["accuracy"]["share"] == 0.75
+    assert oracle["accuracy_delta"]["share"] == 0.25
+    assert oracle["overrides_per_problem"] == 0.75
+    assert oracle["mean_acceptance_length_lossless"] == 16 / 8
+    assert oracle["mean_acceptance_length"] == 16 / 6
+
+
+def test_speculation_that_does_not_pay_is_warned_of() -> None:
+    summary = summarise(RECORDS, BINNED, [COSTS, SLOW], 2)
+    pays = [speed["pays"] for speed in summary["speed"]]
+    assert pays == [True, False]
+    assert any("batch size 4" in warning for warning in summary["warnings"])
+    assert not any("batch size 1:" in warning for warning in summary["warnings"])
+
+
+def test_a_pair_that_never_disagrees_has_nothing_to_rule_on() -> None:
+    summary = summarise([record(True, []), record(False, [])], BINNED, [COSTS], 2)
+    assert "nothing for an arbiter" in summary["verdict"]
+    assert summary["outcomes"]["only_draft"]["share"] is None
+
+
+def test_the_verdict_tells_the_shares_with_their_intervals() -> None:
+    verdict = summarise(RECORDS, BINNED, [COSTS], 2)["verdict"]
+    assert "solves 50.0 %" in verdict and "at 16.7 % (" in verdict and "6 mismatches" in verdict

@@ -1,0 +1,43 @@
+"""Block counts and predicted speed-ups, worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from cospec.bench.costs import Costs, measure_costs, num_blocks, predicted_speedups
+from tests.conftest import family_pair
+
+
+@pytest.mark.parametrize(
+    ("accepted", "k", "blocks"),
+    [
+        ("1111", 0, 4),  # plain decoding
+        ("0000", 3, 4),  # every block is a correction
+        ("1111", 3, 1),  # three drafted tokens and the bonus
+        ("11111", 3, 2),
+        ("1101", 3, 2),  # 1 1 correction, then 1
+        ("1110", 3, 1),  # the draft is not asked about the bonus token
+        ("011", 1, 2),
+        ("", 4, 0),
+    ],
+)
+def test_blocks_are_counted_as_the_engine_walks(accepted: str, k: int, blocks: int) -> None:
+    assert num_blocks(accepted, k) == blocks
+
+
+def test_the_speed_up_is_that_of_the_forwards() -> None:
+    costs = Costs(batch_size=1, context=10, draft_step_s=0.1, verify_s=[1.0, 1.2, 1.5])
+    one, two = predicted_speedups(costs, ["1101", "1111"])
+    # k = 1: blocks 11 0 1 and 11 11: 5 x (0.1 + 1.2) against 8 x 1.0
+    assert one == {"k": 1, "mean_acceptance_length": 1.6, "speedup": pytest.approx(8 / 6.5)}
+    # k = 2: 110 1 and 111 1: 4 x (0.2 + 1.5)
+    assert two["speedup"] == pytest.approx(8 / 6.8)
+
+
+def test_costs_are_measured_for_every_length() -> None:
+    costs = measure_costs(
+        family_pair("llama"), max_tokens=3, context=500, batch_size=2, num_trials=1
+    )
+    assert len(costs.verify_s) == 3 and min(costs.verify_s) > 0 and costs.draft_step_s > 0
+    assert costs.context + 3 <= family_pair("llama").context_length
+    assert Costs(**costs.to_dict()) == costs

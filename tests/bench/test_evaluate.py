@@ -1,0 +1,212 @@
+"""Arms in turns: what is run, what comes out, and that the numbers follow from the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cospec import Engine, ModelPair, load_arbiter
+from cospec.bench import stats
+from cospec.bench.evaluate import Evaluation, make_arms
+from cospec.errors import ConfigError, PromptError
+from cospec.tasks import Score
+from cospec.types import Stats
+from tests.bench.conftest import WORDS
+
+MAX_NEW_TOKENS = 24
+CONTRACT = {
+    "name", "arbiter", "num_problems", "accuracy", "accuracy_ci95", "wins", "losses", "mcnemar_p",
+    "accuracy_delta", "accuracy_delta_ci95", "tokens_per_s", "seconds", "speedup_vs_target",
+    "speedup_vs_lossless", "mean_acceptance_length", "draft_acceptance_rate", "num_strict_accepts",
+    "num_overrides", "num_mismatches", "num_target_forwards", "target_forwards_per_token",
+    "target_forwards_per_solved",
+}  # fmt: skip
+ROW_CONTRACT = {
+    "id", "arm", "correct", "num_tokens", "num_target_forwards", "num_overrides", "text",
+}  # fmt: skip
+
+
+def arbiters(*specs):
+    return [(spec, load_arbiter(spec)) for spec in specs]
+
+
+def evaluation(pair, task, **changes):
+    arms = make_arms(
+        pair,
+        arbiters("random:rate=0.5", "lossless", "always_draft"),
+        num_speculative_tokens=3,
+        max_batch_size=2,
+    )
+    settings = dict(max_new_tokens=MAX_NEW_TOKENS, chunk_size=2) | changes
+    return Evaluation(arms, task, task.examples("test"), **settings)
+
+
+@pytest.fixture(scope="module")
+def played(pair, task):
+    it = evaluation(pair, task)
+    turns = list(it.turns())
+    return it, turns, it.result(turns)
+
+
+def test_target_draft_and_lossless_are_always_there(pair):
+    assert [arm.name for arm in make_arms(pair)] == ["target", "draft", "lossless"]
+
+
+def test_the_lossless_arbiter_adds_no_second_arm(played):
+    _, _, result = played
+    names = ["target", "draft", "lossless", "random:rate=0.5", "always_draft"]
+    assert [arm["name"] for arm in result["arms"]] == names
+    assert [arm["arbiter"] for arm in result["arms"]] == [None, None, *names[2:]]
+
+
+def test_an_arbiter_named_twice_is_refused(pair):
+    with pytest.raises(ConfigError, match="two arms are called 'gap:max_gap=1'"):
+        make_arms(pair, arbiters("gap", "gap:max_gap=1.0"))
+
+
+def test_the_keys_are_those_of_the_contract(played):
+    _, _, result = played
+    assert all(set(arm) >= CONTRACT for arm in result["arms"])
+    assert all(set(row) >= ROW_CONTRACT for row in result["rows"])
+
+
+def test_each_arm_solves_each_problem_once_in_chunks_with_another_first_arm(played):
+    it, turns, result = played
+    assert it.chunks == [range(2), range(2, 4), range(4, 6), range(6, 9)]
+    for arm in it.arms:
+        ids = [row["id"] for row in result["rows"] if row["arm"] == arm.name]
+        assert ids == [example.id for example in it.examples]
+    names = [arm.name for arm in it.arms]
+    order = [[t.arm for t in turns if t.chunk == chunk] for chunk in range(4)]
+    assert order == [names[chunk:] + names[:chunk] for chunk in range(4)]
+    assert [turn.chunk for turn in turns] == sorted(turn.chunk for turn in turns)
+
+
+def test_texts_are_those_of_the_engine_and_lossless_is_the_target(played, pair):
+    it, _, result = played
+    alone = Engine.target_only(pair).generate(it.prompts, it.samplings)
+    texts = {
+        arm.name: [row["text"] for row in result["rows"] if row["arm"] == arm.name]
+        for arm in it.arms
+    }
+    assert texts["target"] == texts["lossless"] == [completion.text for completion in alone]
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    assert arms["lossless"]["num_texts_unlike_target"] == 0
+    unlike = sum(a != b for a, b in zip(texts["always_draft"], texts["target"], strict=True))
+    assert arms["always_draft"]["num_texts_unlike_target"] == unlike > 0
+
+
+def test_the_numbers_of_an_arm_follow_from_its_rows_and_times(played):
+    _, _, result = played
+    rows = {arm["name"]: [] for arm in result["arms"]}
+    for row in result["rows"]:
+        rows[row["arm"]].append(row)
+    seconds = {name: [c["seconds"] for c in result["chunks"] if c["arm"] == name] for name in rows}
+    for arm in result["arms"]:
+        ours, theirs = rows[arm["name"]], rows["target"]
+        num_right = sum(row["correct"] for row in ours)
+        num_tokens = sum(row["num_tokens"] for row in ours)
+        forwards = sum(row["num_target_forwards"] for row in ours)
+        pairs = list(zip(ours, theirs, strict=True))
+        wins = sum(a["correct"] > b["correct"] for a, b in pairs)
+        losses = sum(a["correct"] < b["correct"] for a, b in pairs)
+        assert arm["num_problems"] == len(WORDS)
+        assert arm["accuracy"] == num_right / len(WORDS)
+        assert arm["accuracy_ci95"] == stats.wilson_interval(num_right, len(WORDS))
+        assert (arm["wins"], arm["losses"]) == (wins, losses)
+        assert arm["mcnemar_p"] == stats.mcnemar_p(wins, losses)
+        assert arm["accuracy_delta"] == pytest.approx(
+            arm["accuracy"] - sum(row["correct"] for row in theirs) / len(WORDS)
+        )
+        assert (
+            arm["num_tokens"]
+            == num_tokens
+            == sum(c["num_tokens"] for c in result["chunks"] if c["arm"] == arm["name"])
+        )
+        assert arm["seconds"] == sum(seconds[arm["name"]]) > 0
+        assert arm["tokens_per_s"] == pytest.approx(num_tokens / arm["seconds"])
+        for name in ("target", "lossless"):
+            ratio = sum(seconds[name]) / arm["seconds"]
+            assert arm[f"speedup_vs_{name}"] == pytest.approx(ratio)
+            low, high = arm[f"speedup_vs_{name}_ci95"]
+            assert low <= ratio <= high
+        assert arm["num_target_forwards"] == forwards
+        assert arm["target_forwards_per_token"] == pytest.approx(forwards / num_tokens)
+        assert arm["target_forwards_per_solved"] == (forwards / num_right if num_right else None)
+        assert arm["num_length_stops"] == sum(
+            row["num_tokens"] == MAX_NEW_TOKENS and row["finish_reason"] == "length" for row in ours
+        )
+
+
+def test_the_problems_of_these_tests_tell_arms_apart(played):
+    _, _, result = played
+    assert any(arm["wins"] for arm in result["arms"])
+    assert any(arm["losses"] for arm in result["arms"])
+    assert {row["finish_reason"] for row in result["rows"]} == {"stop", "length"}
+
+
+def test_the_arms_that_do_not_speculate_say_so(played):
+    _, _, result = played
+    target, draft, lossless, *_ = result["arms"]
+    assert (target["wins"], target["losses"], target["mcnemar_p"]) == (0, 0, 1.0)
+    assert target["speedup_vs_target"] == lossless["speedup_vs_lossless"] == 1.0
+    assert target["num_target_forwards"] == target["num_tokens"]
+    assert draft["num_target_forwards"] == draft["target_forwards_per_token"] == 0
+    for arm in (target, draft):
+        assert arm["mean_acceptance_length"] == 1.0
+        assert arm["draft_acceptance_rate"] == arm["num_overrides"] == arm["num_mismatches"] == 0
+    assert lossless["num_overrides"] == 0 < lossless["num_mismatches"]
+
+
+def test_the_counts_of_an_arbiter_are_those_of_its_completions(played):
+    it, _, result = played
+    arm, row = it.arms[4], result["arms"][4]
+    completions = arm.engine.generate(it.prompts, it.samplings)
+    total = sum((completion.stats for completion in completions), Stats()).to_dict()
+    for name in ("num_overrides", "num_mismatches", "num_strict_accepts", "num_target_forwards"):
+        assert row[name] == total[name]
+    assert row["num_overrides"] > 0
+    assert row["mean_acceptance_length"] == pytest.approx(total["mean_acceptance_length"])
+    assert row["draft_acceptance_rate"] == pytest.approx(total["draft_acceptance_rate"])
+
+
+def test_a_stricter_score_is_reported_where_the_task_has_one(pair, task, played):
+    def scorer(example, text):
+        return Score(1.0, strict="e" in text)
+
+    it = evaluation(pair, dataclasses.replace(task, scorer=scorer), chunk_size=9)
+    result = it.result(list(it.turns()))
+    for arm in result["arms"]:
+        strict = [row["strict"] for row in result["rows"] if row["arm"] == arm["name"]]
+        assert arm["accuracy"] == 1.0
+        assert arm["accuracy_strict"] == sum(strict) / len(WORDS)
+        assert arm["speedup_vs_target_ci95"] is None, "one chunk"
+    assert "accuracy_strict" not in played[2]["arms"][0]
+
+
+def test_a_prompt_gets_the_tokens_that_the_context_leaves(pair, task):
+    it = evaluation(pair, task, max_new_tokens=None)
+    assert it.max_new_tokens == task.max_new_tokens == 512
+    assert it.num_short_of_room == len(WORDS)
+    ids = pair.tokenizer(it.prompts[0])["input_ids"]
+    assert it.samplings[0].max_new_tokens == pair.context_length - len(ids)
+
+
+def test_chunks_are_equal_and_at_least_as_large_as_asked_for(pair, task):
+    sizes = [len(c) for c in evaluation(pair, task, chunk_size=4).chunks]
+    assert sizes == [4, 5]
+    assert evaluation(pair, task, chunk_size=None).chunks == [range(9)], "at least 32"
+    assert evaluation(pair, task, chunk_size=10).chunks == [range(9)]
+
+
+def test_bad_input_is_refused_before_anything_is_decoded(pair, task, llama_pair):
+    with pytest.raises(ConfigError, match="chunk_size is 0"):
+        evaluation(pair, task, chunk_size=0)
+    with pytest.raises(ConfigError, match="max_new_tokens is 0"):
+        evaluation(pair, task, max_new_tokens=0)
+    long = dataclasses.replace(task, plain="{question}" + " the" * 200)
+    with pytest.raises(PromptError, match=r"the prompt of letters/\d has 2\d\d"):
+        evaluation(pair, long)
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        evaluation(ModelPair(llama_pair.target, llama_pair.draft), task)

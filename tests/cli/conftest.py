@@ -1,0 +1,39 @@
+"""Commands as a user starts them, on a tiny pair that is there already."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from cospec import ModelPair, cli
+from cospec.cli.options import PairOptions
+
+
+@pytest.fixture
+def tiny(monkeypatch, llama_pair, tokenizer):
+    """Runs a command; every pair that it asks for is the tiny one. Has the pairs asked for."""
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer, ("the draft has no name",))
+    asked_for = []
+
+    def load(options: PairOptions) -> ModelPair:
+        asked_for.append(options)
+        return pair
+
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["cospec", *map(str, arguments)])
+        cli.main()
+
+    monkeypatch.setattr(PairOptions, "load", load)
+    run.asked_for = asked_for
+    return run
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """Problems with numbers for answers, which random models never find."""
+    path = tmp_path / "problems.jsonl"
+    rows = [{"id": f"p/{i}", "question": "the [b]hen" + "s" * i, "answer": i} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

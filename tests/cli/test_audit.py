@@ -1,0 +1,62 @@
+"""`cospec audit` as a user starts it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cospec.bench.audit import Auditor
+
+
+def test_an_audit_prints_a_verdict_and_writes_the_result(tiny, problems, tmp_path, capsys) -> None:
+    result, data = tmp_path / "audit.json", tmp_path / "mismatches.safetensors"
+    task = f"jsonl:{problems},scorer=numeric,split=test"
+    command = ["audit", "--task", task, "--split", "test", "--max-new-tokens", 12, "--max-k", 3]
+    command += ["--json", result, "--dataset", data, "--cost-batch-sizes", 1, 2]
+    tiny(*command)
+    shown = capsys.readouterr()
+    assert "whose branch is right" in shown.out and "oracle path" in shown.out
+    assert "The target solves 0.0 %" in shown.out and "6/6 problems" in shown.err
+    document = json.loads(result.read_text())
+    assert (document["command"], document["schema"]) == ("audit", 1)
+    assert document["summary"]["num_problems"] == len(document["rows"]) == 6
+    speeds = document["summary"]["speed"]
+    assert [speed["batch_size"] for speed in speeds] == [1, 2]
+    assert [row["k"] for row in speeds[0]["by_k"]] == [1, 2, 3]
+    assert data.exists() and not list(tmp_path.glob("*.part*"))
+    with pytest.raises(SystemExit, match="exists"):
+        tiny(*command)
+
+
+def test_an_interrupted_audit_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch) -> None:
+    task = f"jsonl:{problems},scorer=numeric,split=test"
+    command = ["audit", "--task", task, "--split", "test", "--max-new-tokens", 12, "--max-k", 1]
+    command += ["--problems-per-chunk", 2, "--cost-batch-sizes", 1]
+    tiny(*command, "--json", tmp_path / "whole.json")
+    audit, played = Auditor.audit, []
+
+    def audit_until_the_third(self, examples):
+        played.append([example.id for example in examples])
+        if len(played) == 3:
+            raise KeyboardInterrupt
+        return audit(self, examples)
+
+    monkeypatch.setattr(Auditor, "audit", audit_until_the_third)
+    with pytest.raises(SystemExit) as stop:
+        tiny(*command, "--json", tmp_path / "cut.json")
+    assert stop.value.code == 130
+    tiny(*command, "--json", tmp_path / "cut.json")
+    assert [len(ids) for ids in played] == [2] * 4
+    assert played[3] == played[2]
+    whole, cut = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "cut"))
+    assert cut["rows"] == whole["rows"]
+
+
+@pytest.mark.parametrize("option", ["--branches-per-problem", "--problems-per-chunk", "--max-k"])
+def test_numbers_below_one_are_refused(tiny, problems, option, capsys) -> None:
+    with pytest.raises(SystemExit):
+        tiny("audit", "--task", f"jsonl:{problems},scorer=numeric", option, 0)
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    name = option.strip("-").replace("-", "_")
+    assert f"{name} is 0; it must be at least 1" in said

@@ -1,0 +1,87 @@
+"""``cospec demo``: the table and one problem in colour, on a tiny pair."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import cospec
+from cospec.bench.evaluate import Evaluation
+from cospec.cli import demo
+from cospec.tasks import Score, jsonl
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr(demo, "_MAX_NEW_TOKENS", 16)
+
+
+def test_the_demo_compares_four_arms_and_shows_a_problem(tiny, problems, tmp_path, capsys):
+    result = tmp_path / "r.json"
+    tiny(
+        "demo", "--problems", problems, "--num-problems", 4, "--arbiter", "always_draft",
+        "--json", result,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    document = json.loads(result.read_text())
+    assert document["command"] == "demo"
+    arms = [arm["name"] for arm in document["arms"]]
+    assert arms == ["target", "draft", "lossless", "always_draft"]
+    row = next(
+        row
+        for row in document["rows"]
+        if (row["id"], row["arm"]) == (document["shown_id"], "always_draft")
+    )
+    assert (
+        f"No problem was saved by an override. One with an override by always_draft ({row['id']}):"
+        in out
+    )
+    assert "the [b]hen" in out
+    assert row["text"] in out
+    assert out.count("override at token") == min(10, row["num_overrides"])
+    assert "target: none" in out
+    assert tiny.asked_for[0].pair == "bundled:family"
+
+
+def test_the_demo_shows_a_problem_that_an_override_saved(tiny, problems, monkeypatch, capsys):
+    def scorer(example, text):
+        return Score(float(text not in target_texts), text)
+
+    target_texts = set()
+    row = Evaluation._row
+
+    def first_target(self, arm, i, completion):
+        if arm.name == "target":
+            target_texts.add(completion.text)
+        return row(self, arm, i, completion)
+
+    monkeypatch.setitem(jsonl.SCORERS, "numeric", scorer)
+    monkeypatch.setattr(Evaluation, "_row", first_target)
+    tiny("demo", "--problems", problems, "--num-problems", 6, "--arbiter", "gap:max_gap=2")
+    out = capsys.readouterr().out
+    assert "A problem that the target alone gets wrong and gap:max_gap=2 right (p/" in out
+    assert "the target wanted" in out
+    assert "No problem was saved" not in out
+
+
+def test_a_demo_without_overrides_says_so(tiny, problems, tmp_path, capsys):
+    result = tmp_path / "r.json"
+    tiny(
+        "demo", "--problems", problems, "--num-problems", 2, "--arbiter", "gap:max_gap=0",
+        "--target", "a", "--draft", "b", "--json", result,
+    )  # fmt: skip
+    assert "gap:max_gap=0 made no override" in capsys.readouterr().out
+    assert json.loads(result.read_text())["shown_id"] is None
+    assert (tiny.asked_for[0].pair, tiny.asked_for[0].target) == (None, "a")
+
+
+def test_the_problems_of_the_package_are_the_default(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(cospec, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(SystemExit, match="this build ships no problems"):
+        tiny("demo")
+    (tmp_path / "bundled").mkdir()
+    lines = [json.dumps({"id": i, "question": "hens", "answer": "1"}) for i in range(3)]
+    (tmp_path / "bundled" / "problems.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SystemExit, match="3 test problems, 200 asked for"):
+        tiny("demo")

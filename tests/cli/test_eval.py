@@ -1,0 +1,118 @@
+"""``cospec eval``: the table, the result document, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cospec import Engine
+
+
+@pytest.fixture
+def evaluate(tiny, problems):
+    def run(*arguments: object) -> None:
+        task = f"jsonl:{problems},scorer=numeric,split=test"
+        tiny(
+            "eval", "--pair", "bundled:tiny", "--task", task, "--max-new-tokens", 8,
+            "--batch-size", 2, *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+def test_eval_prints_a_table_and_writes_the_document(evaluate, tmp_path, capsys):
+    result = tmp_path / "r.json"
+    evaluate(
+        "--arbiter", "gap:max_gap=2", "--arbiter", "random:rate=0.5", "-k", 3, "--seed", 7,
+        "--num-problems", 4, "--json", result,
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    names = ["target", "draft", "lossless", "gap:max_gap=2", "random:rate=0.5"]
+    assert [line.split()[0] for line in out.splitlines()[3:8]] == names
+    assert "exact McNemar test" in out
+    assert "note: the draft has no name" in err
+    assert "turn 5/5" in err
+    document = json.loads(result.read_text())
+    assert (document["schema"], document["command"]) == (1, "eval")
+    assert [arm["name"] for arm in document["arms"]] == names
+    assert len(document["rows"]) == 5 * 4
+    assert len(document["chunks"]) == 5
+    assert document["num_resumed_turns"] == 0
+    config = document["config"]
+    assert config["decode"]["num_speculative_tokens"] == 3
+    assert config["evaluation"]["num_problems"] == 4
+    assert config["task"]["seed"] == config["evaluation"]["seed"] == 7
+    assert document["provenance"]["dtype"] == "torch.float32"
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def stop_after(monkeypatch, num_calls):
+    generate, calls = Engine.generate, []
+
+    def interrupted(self, prompts, sampling):
+        calls.append(1)
+        if len(calls) > num_calls:
+            raise KeyboardInterrupt
+        return generate(self, prompts, sampling)
+
+    monkeypatch.setattr(Engine, "generate", interrupted)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(evaluate, tmp_path, monkeypatch, capsys):
+    whole, result = tmp_path / "whole.json", tmp_path / "r.json"
+    evaluate("--json", whole)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3 + 2)  # the warm-up and two turns
+        with pytest.raises(SystemExit) as stop:
+            evaluate("--json", result)
+    assert stop.value.code == 130
+    part = tmp_path / "r.json.part.jsonl"
+    assert f"2 of 3 turns are done; {part} keeps them" in capsys.readouterr().err
+    assert not result.exists()
+    with pytest.raises(SystemExit, match=r"decode.num_speculative_tokens 4 there and 2 here"):
+        evaluate("--json", result, "-k", 2)
+    kept = [json.loads(line) for line in part.read_text().splitlines()[1:]]
+    stop_after(monkeypatch, 1 + 1)
+    evaluate("--json", result)
+    document, expected = (json.loads(path.read_text()) for path in (result, whole))
+    assert document["rows"] == expected["rows"]
+    assert document["num_resumed_turns"] == 2
+    assert [c["seconds"] for c in document["chunks"][:2]] == [turn["seconds"] for turn in kept]
+    assert not part.exists()
+
+
+def test_an_interrupted_run_without_a_file_says_so(evaluate, monkeypatch, capsys):
+    stop_after(monkeypatch, 4)
+    with pytest.raises(SystemExit):
+        evaluate()
+    assert "1 of 3 turns are done; they are not kept" in capsys.readouterr().err
+
+
+def test_a_finished_result_is_not_overwritten_silently(evaluate, tmp_path, capsys):
+    result = tmp_path / "r.json"
+    result.write_text("precious")
+    with pytest.raises(SystemExit, match="--overwrite"):
+        evaluate("--json", result)
+    assert result.read_text() == "precious"
+    evaluate("--json", result, "--overwrite")
+    assert json.loads(result.read_text())["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arbiter", "gapp"], "did you mean 'gap'?"),
+        (["--arbiter", "gap", "--arbiter", "gap:max_gap=1"], "two arms are called"),
+        (["--num-problems", 7], "6 test problems, 7 asked for"),
+        (["--split", "tune"], "0 tune problems"),
+        (["-k", 0], "num_speculative_tokens is 0"),
+        (["--batch-size", 0], "max_batch_size is 0"),
+        (["--threads", 0], "threads is 0"),
+        (["--json", "no/such/folder.json"], "does not exist"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(evaluate, arguments, sentence):
+    with pytest.raises(SystemExit) as stop:
+        evaluate(*arguments)
+    assert sentence in str(stop.value)
