@@ -70,7 +70,7 @@ class TrainSpec:
 TARGET = ModelSpec(num_layers=12, hidden_size=192, intermediate_size=448, num_heads=3, init_seed=1)
 DRAFT = ModelSpec(num_layers=2, hidden_size=144, intermediate_size=256, num_heads=3, init_seed=2)
 MODELS = {
-    "target": TrainSpec(TARGET, base_seed=1_000_000_000, mixture="broad", num_tokens=12_000_000),
+    "target": TrainSpec(TARGET, base_seed=1_000_000_000, mixture="broad", num_tokens=15_000_000),
     "family": TrainSpec(DRAFT, base_seed=1_000_000_000, mixture="broad", num_tokens=18_000_000),
     "specialist": TrainSpec(
         DRAFT, base_seed=1_300_000_000, mixture="narrow", num_tokens=24_000_000

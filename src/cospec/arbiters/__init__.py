@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, FLy, LogProbGap, RandomOverride
-from cospec.errors import ArbiterError, unknown_name
+from cospec.errors import ArbiterError, CheckpointError, unknown_name
 
 if TYPE_CHECKING:
+    from cospec.models import ModelPair
     from cospec.types import Arbiter
 
 __all__ = [
@@ -23,22 +25,28 @@ __all__ = [
 
 RULES = {rule.kind: rule for rule in (AlwaysTarget, AlwaysDraft, RandomOverride, LogProbGap, FLy)}
 """By name, the arbiters that need no weights."""
+_TRAINED_KNOBS = ("threshold", "point")
 
 
-def load_arbiter(spec: str) -> Arbiter:
+def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
     """An arbiter from its spec.
 
     Args:
         spec: The name of a rule with its knobs, ``NAME`` or ``NAME:key=value,key=value``, such as
-            ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``.
+            ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``; or the folder or hub id of a
+            trained arbiter, as it is or with ``:threshold=0.7`` or ``:point=NAME``.
+        pair: What it will rule on; a trained arbiter is fitted to its tokenizer and device.
 
     Raises:
         ArbiterError: The name or a knob is unknown.
+        CheckpointError: A folder holds no trained arbiter.
         ConfigError: A value is not allowed.
     """
     kind, _, rest = spec.partition(":")
     if kind not in RULES:
-        raise ArbiterError(unknown_name("arbiter", kind, RULES))
+        if "/" in kind or (kind and Path(kind).is_dir()):
+            return _load_trained(kind, rest, pair)
+        raise ArbiterError(unknown_name("arbiter", kind, [*RULES, "a folder or hub id"]))
     knobs = {f.name: f for f in fields(RULES[kind])}
     values: dict[str, float] = {}
     for part in filter(None, rest.split(",")):
@@ -54,3 +62,37 @@ def load_arbiter(spec: str) -> Arbiter:
                 f"({knobs[key].type}), as in {RULES[kind]().name!r}."
             ) from None
     return RULES[kind](**values)  # type: ignore[arg-type]
+
+
+def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:
+    """A trained arbiter from a folder or the hub."""
+    from cospec.arbiters.learned import DEFAULT_POINT, LearnedArbiter  # noqa: PLC0415  # heavy
+
+    values = dict(part.partition("=")[::2] for part in filter(None, knobs.split(",")))
+    for key in values:
+        if key not in _TRAINED_KNOBS:
+            raise ArbiterError(unknown_name("setting of a trained arbiter:", key, _TRAINED_KNOBS))
+    try:
+        threshold = float(values["threshold"]) if "threshold" in values else None
+    except ValueError:
+        raise ArbiterError(
+            f"threshold of {source} is {values['threshold']!r}; it must be a number."
+        ) from None
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(source)
+    point = values.get("point", DEFAULT_POINT)
+    return LearnedArbiter.load(folder, pair, threshold=threshold, point=point)
+
+
+def _download(repo_id: str) -> Path:
+    """The folder of a hub repository, downloaded if it is not there yet."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # heavy
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(repo_id))
+    except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
+        raise CheckpointError(
+            f"{repo_id} is neither a folder nor a repository of the hub: {error}"
+        ) from None

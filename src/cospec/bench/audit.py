@@ -75,7 +75,7 @@ class Auditor:
     def __post_init__(self) -> None:
         width = self.pair.target.config.get_text_config().vocab_size
         self.features = ScalarFeatures.for_tokenizer(self.pair.tokenizer, width)
-        arbiter = load_arbiter(self.config.arbiter)
+        arbiter = load_arbiter(self.config.arbiter, self.pair)
         self._is_lossless = arbiter.name == "lossless"
         self._engine = Engine(
             self.pair,

@@ -25,6 +25,8 @@ _WIDTH = 120
 def print_notes(pair: ModelPair, evaluation: Evaluation) -> None:
     """Say on stderr what was found and does no harm, or how it is dealt with."""
     notes = list(pair.notes)
+    for arm in evaluation.arms:
+        notes += getattr(arm.engine.arbiter, "notes", ())
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "

@@ -89,10 +89,11 @@ class Audit:
             check_writable(file, self.output.overwrite)
         set_threads(options.threads)
         task, examples = self.task.load()
+        spec = self.pair.find_arbiter(options.arbiter)
         provenance = Provenance()
         pair = self.pair.load()
         settings = AuditConfig(
-            arbiter=options.arbiter,
+            arbiter=spec,
             num_speculative_tokens=options.num_speculative_tokens,
             batch_size=options.batch_size,
             branches_per_problem=options.branches_per_problem,

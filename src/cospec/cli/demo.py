@@ -47,13 +47,14 @@ class Demo:
         from cospec.engine import Engine
 
         check_writable(self.output.json, self.output.overwrite)
-        arbiter = load_arbiter(self.decode.arbiter)
-        task, examples = _load_problems(self.problems, self.num_problems)
-        provenance = Provenance()
         models = self.pair
         if models.pair is None and models.target is None and models.draft is None:
             models = replace(models, pair=_PAIR)
+        spec = models.find_arbiter(self.decode.arbiter)
+        task, examples = _load_problems(self.problems, self.num_problems)
+        provenance = Provenance()
         pair = models.load()
+        arbiter = load_arbiter(spec, pair)
         num_drafted = self.decode.num_speculative_tokens
         arms = make_arms(
             pair,

@@ -36,13 +36,13 @@ class Eval:
         path = self.output.json
         check_writable(path, self.output.overwrite)
         set_threads(self.threads)
-        arbiters = [(spec, load_arbiter(spec)) for spec in self.decode.arbiter]
+        specs = [(spec, self.pair.find_arbiter(spec)) for spec in self.decode.arbiter]
         task, examples = self.task.load()
         provenance = Provenance()
         pair = self.pair.load()
         arms = make_arms(
             pair,
-            arbiters,
+            [(spec, load_arbiter(found, pair)) for spec, found in specs],
             num_speculative_tokens=self.decode.num_speculative_tokens,
             max_batch_size=self.decode.batch_size,
         )

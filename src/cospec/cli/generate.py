@@ -99,10 +99,11 @@ class Generate:
         for path in (self.output.json, self.trace):
             check_writable(path, self.output.overwrite)
         self.prompts.read()
-        arbiter = load_arbiter(self.decode.arbiter)
+        spec = self.pair.find_arbiter(self.decode.arbiter)
         provenance = Provenance()
         pair = self.pair.load()
-        for note in pair.notes:
+        arbiter = load_arbiter(spec, pair)
+        for note in (*pair.notes, *getattr(arbiter, "notes", ())):
             print(f"note: {note}", file=sys.stderr)
         engine = Engine(
             pair,

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
 
 
+def bundled_home() -> Path:
+    """Folder of the weights that ship with the package."""
+    return Path(cospec.__file__).parent / "bundled"
+
+
 def bundled_models(name: str) -> tuple[Path, Path]:
     """Folders of the target and the draft of a pair that ships with the package.
 
@@ -25,7 +30,7 @@ def bundled_models(name: str) -> tuple[Path, Path]:
     Raises:
         ConfigError: There is no such pair.
     """
-    home = Path(cospec.__file__).parent / "bundled"
+    home = bundled_home()
     drafts = ("family", "specialist") if (home / "target").is_dir() else ()
     pairs = {f"bundled:{draft}": home / draft for draft in drafts if (home / draft).is_dir()}
     if name not in pairs:
@@ -49,6 +54,29 @@ class PairOptions:
     """Where the models run: auto, cpu, cuda, cuda:1, ..."""
     allow_pickle: bool = False
     """Load pickled checkpoints, which can run any code they hold."""
+
+    def find_arbiter(self, spec: str) -> str:
+        """The spec that `load_arbiter` takes, checked before any model is loaded.
+
+        Args:
+            spec: As given; ``bundled`` is the trained arbiter that ships with the bundled pair.
+
+        Raises:
+            CospecError: There is no such arbiter.
+        """
+        from cospec.arbiters import load_arbiter
+
+        name, colon, knobs = spec.partition(":")
+        if name == "bundled":
+            folder = bundled_home() / "arbiters" / str(self.pair).partition(":")[2]
+            if self.pair is None or not folder.is_dir():
+                raise ConfigError(
+                    f"--arbiter bundled needs a bundled pair that ships with a trained arbiter; "
+                    f"this is {self.pair or 'a pair of your own'}. Name a rule or a folder."
+                )
+            spec = f"{folder}{colon}{knobs}"
+        load_arbiter(spec)
+        return spec
 
     def load(self) -> ModelPair:
         """Load the pair.
@@ -117,7 +145,8 @@ class DecodeOptions(BlockOptions):
     """How to decode."""
 
     arbiter: str = "lossless"
-    """Who rules at mismatches: lossless, or a rule such as gap:max_gap=1 or fly."""
+    """Who rules at mismatches: lossless, a rule such as gap:max_gap=1 or fly, the folder or hub id
+    of a trained arbiter, or bundled."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +154,8 @@ class ArmOptions(BlockOptions):
     """What to compare."""
 
     arbiter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """An arbiter to compare with target, draft and lossless, such as gap:max_gap=1; may be given
-    several times."""
+    """An arbiter to compare with target, draft and lossless: a rule such as gap:max_gap=1, the
+    folder or hub id of a trained arbiter, or bundled; may be given several times."""
 
 
 @dataclass(frozen=True)

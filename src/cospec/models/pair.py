@@ -6,7 +6,9 @@ vocabularies of different width that differ in padding rows only.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cospec.errors import TokenizerMismatchError
@@ -87,6 +89,16 @@ class ModelPair:
         ]
         notes += _compare_models(*models)
         return cls(models[0], models[1], tokenizers[0], tuple(notes))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash that tells this pair from others: shapes of all weights and some of them."""
+        digest = hashlib.sha256()
+        for model in (self.target, self.draft):
+            for name, weight in model.state_dict().items():
+                some = weight.flatten()[:64].float().cpu().numpy().tobytes()
+                digest.update(f"{name} {tuple(weight.shape)}".encode() + some)
+        return digest.hexdigest()[:16]
 
     @property
     def context_length(self) -> int:

@@ -1,0 +1,174 @@
+"""A trained arbiter: features, a policy, and the threshold it is used with.
+
+A checkpoint is a folder: ``config.json`` (feature spec with its hash, policy, operating points, the
+pair and data it was trained on, measured results), ``model.safetensors`` and a model card.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.errors import ArbiterError, CheckpointError, unknown_name
+from cospec.features import ScalarFeatures, spec_hash
+from cospec.results import write_text
+from cospec.types import MismatchBatch, Needs, Ruling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cospec.models import ModelPair
+
+FORMAT = 1
+DEFAULT_POINT = "default"
+
+
+@dataclass(frozen=True)
+class LearnedArbiter:
+    """Keeps the draft's token where the policy's probability exceeds a threshold."""
+
+    policy: Policy
+    features: ScalarFeatures
+    threshold: float = 0.5
+    """In probability; 1 and more is lossless."""
+    label: str = "cospec"
+    """Its name in reports."""
+    is_stochastic: bool = False
+    """Rule by chance with the policy's probability, as in training, in place of the threshold."""
+    about: dict[str, Any] = field(default_factory=dict)  # Any: a JSON object
+    """The rest of ``config.json``: operating points, pair, training, results."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about it on the pair it was loaded for."""
+
+    @property
+    def name(self) -> str:
+        """The label with the threshold."""
+        return f"{self.label}:threshold={self.threshold:.4g}"
+
+    @property
+    def needs(self) -> Needs:
+        """What its features need, and chance if it is stochastic."""
+        return self.features.needs | (Needs.UNIFORMS if self.is_stochastic else Needs.NOTHING)
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """One forward of the policy for all mismatches; the score is the probability."""
+        x = self.features(batch)  # (M, F)
+        with torch.no_grad():
+            probability = torch.sigmoid(self.policy(x))
+        if self.is_stochastic:
+            assert batch.uniforms is not None
+            return Ruling(batch.uniforms < probability, probability, x)
+        return Ruling(probability > self.threshold, probability, x)
+
+    def save(self, folder: Path, card: str = "") -> None:
+        """Write the checkpoint; weights first, so that a folder with a config is whole.
+
+        Args:
+            folder: Made if it does not exist.
+            card: Text of its README.md.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"policy.{k}": v.contiguous() for k, v in self.policy.state_dict().items()}
+        tensors["kinds"] = self.features.kinds.to(torch.uint8)
+        part = folder / "model.safetensors.part"
+        save_file(tensors, part)
+        part.replace(folder / "model.safetensors")
+        points = {DEFAULT_POINT: {"threshold": self.threshold}}
+        config = {
+            "cospec_arbiter": FORMAT,
+            "features": {
+                "spec": "scalar",
+                "hash": spec_hash(self.features.names),
+                "names": list(self.features.names),
+            },
+            "policy": self.policy.config.to_dict(),
+            "operating_points": points | self.about.get("operating_points", {}),
+        }
+        config |= {k: v for k, v in self.about.items() if k not in config}
+        if card:
+            write_text(folder / "README.md", card)
+        write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        pair: ModelPair | None = None,
+        *,
+        threshold: float | None = None,
+        point: str = DEFAULT_POINT,
+    ) -> LearnedArbiter:
+        """Read a checkpoint.
+
+        Args:
+            folder: Of `save`.
+            pair: What it will rule on. Token kinds are then looked up in its tokenizer, and a pair
+                that it was not trained on is noted.
+            threshold: In place of the saved operating point.
+            point: Name of an operating point.
+
+        Raises:
+            CheckpointError: The folder is no such checkpoint, or is damaged.
+            ArbiterError: It was made with other features, or has no such operating point.
+        """
+        config, tensors = _read(folder)
+        if config["features"]["hash"] != spec_hash(ScalarFeatures.names):
+            raise ArbiterError(
+                f"{folder} was trained on other features (spec {config['features']['spec']!r}, hash"
+                f" {config['features']['hash']}; this version has scalar, "
+                f"{spec_hash(ScalarFeatures.names)}); train it again, or install the version that "
+                "made it."
+            )
+        points = config["operating_points"]
+        if threshold is None:
+            if point not in points:
+                raise ArbiterError(unknown_name(f"operating point of {folder}", point, points))
+            threshold = float(points[point]["threshold"])
+        kinds = tensors.pop("kinds").long()
+        notes: tuple[str, ...] = ()
+        if pair is not None:
+            width = pair.target.config.get_text_config().vocab_size
+            trained_on = config.get("pair", {}).get("fingerprint")
+            if trained_on != pair.fingerprint:
+                notes = (f"the arbiter {folder.name} was not trained on this pair",)
+                kinds = ScalarFeatures.for_tokenizer(pair.tokenizer, width).kinds
+        policy = Policy(len(ScalarFeatures.names), PolicyConfig(**config["policy"]))
+        try:
+            policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder}: the weights do not fit the config: {error}") from None
+        if pair is not None:
+            policy.to(pair.target.device)
+            kinds = kinds.to(pair.target.device)
+        label = str(config.get("name", folder.name))
+        return cls(
+            policy.eval(), ScalarFeatures(kinds), threshold, label, about=config, notes=notes
+        )
+
+    def with_threshold(self, threshold: float) -> LearnedArbiter:
+        """The same arbiter, used more or less boldly."""
+        return replace(self, threshold=threshold)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # Any: a JSON object
+    """Config and tensors of a checkpoint."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} is no trained arbiter: {error}; pass a folder that cospec train wrote."
+        ) from None
+    if not isinstance(config, dict) or config.get("cospec_arbiter") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not of a trained arbiter (cospec_arbiter is not {FORMAT}); pass a folder "
+            "that cospec train wrote."
+        )
+    return config, tensors

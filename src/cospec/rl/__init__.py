@@ -1,0 +1,1 @@
+"""Training of the arbiter by reinforcement learning on final answers."""

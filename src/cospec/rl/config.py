@@ -1,0 +1,97 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cospec.arbiters.policy import PolicyConfig
+from cospec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the arbiter is trained."""
+
+    num_rounds: int = 12
+    """Rounds of rollouts and updates."""
+    prompts_per_round: int = 96
+    """Problems of a round."""
+    group_size: int = 2
+    """Rollouts of a problem (G)."""
+    branches_per_rollout: float = 4.0
+    """Decisions of a rollout whose other ruling is played out as well, on average."""
+    cost_weight: float = 0.05
+    """Price of time (lambda): reward lost per target forward, as a share of lossless decoding's."""
+    group_weight: float = 0.2
+    """Weight of the group advantages beside the branch credit; 0 leaves them out."""
+    replay_decay: float = 0.9
+    """What an older round's branches count, per round of age; 0 learns from the last round only."""
+    num_epochs: int = 60
+    """Updates on the stored decisions of a round, each on all of them."""
+    learning_rate: float = 3e-3
+    """Of Adam."""
+    weight_decay: float = 1e-2
+    """Of the policy's weights (decoupled)."""
+    clip: float = 0.2
+    """Epsilon of the clipped ratio."""
+    entropy_bonus: float = 1e-3
+    """Reward for an undecided coin, in nats."""
+    kl_weight: float = 0.0
+    """Price of leaving the starting policy, per nat."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Shape of the policy."""
+    num_speculative_tokens: int = 4
+    """Drafted tokens a block."""
+    batch_size: int = 32
+    """Most completions decoded together."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; by default the task's."""
+    tune_every: int = 4
+    """Rounds between evaluations on the tune split."""
+    num_tune: int = 200
+    """Problems of the tune split."""
+    patience: int = 3
+    """Evaluations without a better one after which training stops."""
+    seed: int = 0
+    """Of problems, policy and rollouts."""
+
+    def __post_init__(self) -> None:
+        least = {
+            "num_rounds": 1,
+            "prompts_per_round": 1,
+            "group_size": 1,
+            "num_epochs": 1,
+            "num_speculative_tokens": 1,
+            "batch_size": 1,
+            "tune_every": 1,
+            "num_tune": 1,
+            "patience": 1,
+            "branches_per_rollout": 0,
+            "cost_weight": 0,
+            "group_weight": 0,
+            "entropy_bonus": 0,
+            "kl_weight": 0,
+            "weight_decay": 0,
+        }
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        for name in ("replay_decay", "clip"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be positive.")
+        if self.group_weight and self.group_size < 2:
+            raise ConfigError(
+                "group_size is 1: a group of one has no advantage; raise it to 2, or "
+                "set group_weight to 0."
+            )
+        if not self.branches_per_rollout and not self.group_weight:
+            raise ConfigError("branches_per_rollout and group_weight are both 0: nothing to learn.")
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """The settings as a JSON object."""
+        from dataclasses import asdict  # noqa: PLC0415
+
+        return asdict(self)

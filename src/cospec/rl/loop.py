@@ -1,0 +1,265 @@
+"""The training loop: play, branch, update, watch, save; one round after another.
+
+A round's problems and coins follow from the seed and the round's number alone, and the state is
+written whole after each round: a run that was killed goes on with the round it was in and ends with
+the same arbiter as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy
+from cospec.features import ScalarFeatures
+from cospec.rl.losses import (
+    branch_loss,
+    entropy,
+    group_advantages,
+    group_loss,
+    has_spread,
+    kl_to,
+    log_prob,
+)
+from cospec.rl.rollouts import BranchData, Played, Player
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cospec.models import ModelPair
+    from cospec.results import Json
+    from cospec.rl.config import TrainConfig
+    from cospec.tasks import Example, Task
+
+_COIN_SEEDS = 10  # per round
+
+
+@dataclass
+class Trainer:
+    """Trains a policy on the problems of a task.
+
+    Args:
+        pair: The models, which are not changed.
+        task: What the problems and answers are.
+        config: How.
+        train: Problems of the train split; a round takes the next ones, over and over.
+        tune: Problems of the tune split.
+        folder: Where the state is kept; None for nowhere.
+    """
+
+    pair: ModelPair
+    task: Task
+    config: TrainConfig
+    train: Sequence[Example]
+    tune: Sequence[Example]
+    folder: Path | None = None
+    round: int = field(init=False, default=0)
+    best: Json = field(init=False, default_factory=dict)
+    history: list[Json] = field(init=False, default_factory=list)
+    replay: list[BranchData] = field(init=False, default_factory=list)
+    baselines: dict[str, tuple[bool, int]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        width = self.pair.target.config.get_text_config().vocab_size
+        features = ScalarFeatures.for_tokenizer(self.pair.tokenizer, width)
+        self.policy = Policy(len(features.names), self.config.policy, self.config.seed)
+        self.arbiter = LearnedArbiter(self.policy, features, label="policy")
+        self.player = Player(self.pair, self.task, self.config)
+        self.start = Policy(len(features.names), self.config.policy, self.config.seed)
+        self.best_policy = self.policy.state_dict()
+        self.restore()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rounds are done, or the tune split has stopped improving."""
+        rounds_since_best = self.round - self.best.get("round", 0)
+        is_stale = rounds_since_best >= self.config.patience * self.config.tune_every
+        return self.round >= self.config.num_rounds or (bool(self.best) and is_stale)
+
+    def run(self, report: Callable[[Json], None] = lambda _: None) -> LearnedArbiter:
+        """Train to the end; the arbiter of the best evaluation on the tune split.
+
+        Args:
+            report: Called with the metrics of each round.
+        """
+        while not self.is_finished:
+            metrics = self.play_round()
+            self.round += 1
+            if self.round % self.config.tune_every == 0 or self.round == self.config.num_rounds:
+                metrics |= self.evaluate()
+            self.history.append(metrics)
+            self.save()
+            report(metrics)
+        self.policy.load_state_dict(self.best_policy)
+        return self.arbiter
+
+    def play_round(self) -> Json:
+        """One round: rollouts under the current policy, branches, and updates."""
+        started = time.perf_counter()
+        size, seed = self.config.prompts_per_round, (self.config.seed * 10_007 + self.round)
+        places = [(self.round * size + i) % len(self.train) for i in range(size)]
+        examples = [self.train[i] for i in places]
+        base = self.baseline(examples)
+        forwards = [num for _, num in base]
+        policy = replace(self.arbiter, is_stochastic=True)
+        played = self.player.play(policy, examples, forwards, seed * _COIN_SEEDS)
+        branches = self.player.branch(policy, examples, forwards, played, seed * _COIN_SEEDS + 1)
+        if self.round == 0:
+            seen = [m.features for one in played for m in one.decisions]
+            self.policy.normalise_by(torch.tensor(seen))
+            self.start.load_state_dict(self.policy.state_dict())
+        self.replay.append(branches)
+        played_s = time.perf_counter() - started
+        metrics: Json = {"round": self.round + 1, **self.update(played)}
+        right = [one.is_right for one in played]
+        decisions = [m for one in played for m in one.decisions]
+        return metrics | {
+            "accuracy": sum(right) / len(right),
+            "accuracy_target": sum(ok for ok, _ in base) / len(base),
+            "reward": sum(self.reward(one) for one in played) / len(played),
+            "relative_cost": sum(one.cost for one in played) / len(played),
+            "override_rate": sum(m.keep_draft for m in decisions) / max(len(decisions), 1),
+            "mean_acceptance_length": _acceptance_length(played),
+            "num_decisions": len(decisions),
+            "num_branches": len(branches),
+            "branches_that_differ": float((branches.delta_right != 0).float().mean()),
+            "branches_for_the_draft": float((branches.delta_right > 0).float().mean()),
+            "rollout_s": played_s,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def baseline(self, examples: Sequence[Example]) -> list[tuple[bool, int]]:
+        """Lossless decoding of each problem, once."""
+        new = [example for example in examples if example.id not in self.baselines]
+        if new:
+            found = self.player.lossless(new)
+            self.baselines |= {e.id: base for e, base in zip(new, found, strict=True)}
+        return [self.baselines[example.id] for example in examples]
+
+    def reward(self, one: Played) -> float:
+        """Of a rollout: right or wrong, minus the price of its cost."""
+        return float(one.is_right) - self.config.cost_weight * one.cost
+
+    def update(self, played: Sequence[Played]) -> Json:
+        """Learn from the round's decisions and from the branches of all rounds."""
+        config = self.config
+        rewards = torch.tensor([self.reward(one) for one in played])
+        rewards = rewards.view(-1, config.group_size)  # (P, G)
+        advantages = group_advantages(rewards).flatten()
+        rows = [
+            (m, a)
+            for one, a in zip(played, advantages.tolist(), strict=True)
+            for m in one.decisions
+        ]
+        features = torch.tensor([m.features for m, _ in rows])
+        keep = torch.tensor([m.keep_draft for m, _ in rows])
+        advantage = torch.tensor([a for _, a in rows])
+        with torch.no_grad():
+            old = log_prob(self.policy(features), keep)
+        known, delta, weight = self._branches()
+        optimiser = torch.optim.AdamW(
+            self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        for _ in range(config.num_epochs):
+            logits = self.policy(features)
+            clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
+            divergence = kl_to(logits, self.start(features).detach()).mean()
+            doubt = entropy(logits).mean()
+            loss = branch_loss(self.policy(known), delta, weight)
+            loss = loss + config.group_weight * clipped_loss
+            loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+            optimiser.step()
+        return {
+            "loss": float(loss.detach()),
+            "entropy": float(doubt.detach()),
+            "kl": float(divergence.detach()),
+            "clip_fraction": float(clip_fraction),
+            "frac_reward_zero_std": 1 - float(has_spread(rewards).float().mean()),
+        }
+
+    def _branches(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, reward differences and weights of the branches of all rounds."""
+        ages = range(len(self.replay) - 1, -1, -1)
+        parts = [
+            (data, self.config.replay_decay**age)
+            for data, age in zip(self.replay, ages, strict=True)
+        ]
+        parts = [(data, weight) for data, weight in parts if weight > 0]
+        features = torch.cat([data.features for data, _ in parts])
+        delta = torch.cat(
+            [data.delta_right - self.config.cost_weight * data.delta_cost for data, _ in parts]
+        )
+        weight = torch.cat([torch.full((len(data),), w) for data, w in parts])
+        return features, delta, weight
+
+    def evaluate(self) -> Json:
+        """Decode the tune split at threshold 0.5 and keep the policy if it is the best so far."""
+        base = self.baseline(self.tune)
+        engine = self.player.engine(self.arbiter)
+        done = engine.generate(*self.player.prompts(self.tune, self.config.seed))
+        right = [self.player.is_right(e, c) for e, c in zip(self.tune, done, strict=True)]
+        cost = sum(c.stats.num_target_forwards for c in done) / sum(num for _, num in base)
+        accuracy = sum(right) / len(right)
+        reward = accuracy - self.config.cost_weight * cost
+        if reward > self.best.get("tune_reward", -math.inf):
+            self.best = {"round": self.round, "tune_reward": reward}
+            self.best_policy = {k: v.clone() for k, v in self.policy.state_dict().items()}
+        return {
+            "tune_accuracy": accuracy,
+            "tune_accuracy_target": sum(ok for ok, _ in base) / len(base),
+            "tune_wins": sum(a and not b for a, (b, _) in zip(right, base, strict=True)),
+            "tune_losses": sum(b and not a for a, (b, _) in zip(right, base, strict=True)),
+            "tune_relative_cost": cost,
+            "tune_reward": reward,
+            "is_best": self.best["round"] == self.round,
+        }
+
+    def save(self) -> None:
+        """Write the state whole or not at all."""
+        if self.folder is None:
+            return
+        state: dict[str, Any] = {  # Any: tensors, lists and numbers
+            "config": self.config.to_dict(),
+            "round": self.round,
+            "best": self.best,
+            "policy": self.policy.state_dict(),
+            "start": self.start.state_dict(),
+            "best_policy": self.best_policy,
+            "history": self.history,
+            "replay": [
+                tuple(getattr(data, name) for name in data.__slots__) for data in self.replay
+            ],
+            "baselines": self.baselines,
+        }
+        part = self.folder / "state.pt.part"
+        torch.save(state, part)
+        part.replace(self.folder / "state.pt")
+
+    def restore(self) -> None:
+        """Go on from the saved state, if there is one."""
+        path = None if self.folder is None else self.folder / "state.pt"
+        if path is None or not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        self.round, self.best, self.history = state["round"], state["best"], state["history"]
+        self.policy.load_state_dict(state["policy"])
+        self.start.load_state_dict(state["start"])
+        self.best_policy, self.baselines = state["best_policy"], state["baselines"]
+        self.replay = [BranchData(*parts) for parts in state["replay"]]
+
+
+def _acceptance_length(played: Sequence[Played]) -> float:
+    stats = [one.rollout.completion.stats for one in played]
+    accepted = sum(s.num_accepted_tokens for s in stats)
+    return 1 + accepted / max(sum(s.num_target_forwards for s in stats), 1)

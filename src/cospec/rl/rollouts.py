@@ -1,0 +1,211 @@
+"""Rollouts under a policy, and the decisions that they leave behind.
+
+Costs are counted in target forwards relative to those of the lossless rollout on the same problem.
+A branch that keeps the draft's token starts a block of its own here, where the engine would have
+gone on in the block that was already verified; the share of that block is taken off its cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.arbiters import AlwaysTarget
+from cospec.bench.audit import reached
+from cospec.bench.evaluate import room
+from cospec.config import SamplingConfig
+from cospec.engine import Branch, Engine, Rollout
+from cospec.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cospec.arbiters.learned import LearnedArbiter
+    from cospec.models import ModelPair
+    from cospec.rl.config import TrainConfig
+    from cospec.tasks import Example, Task
+    from cospec.types import Completion, MismatchTrace
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One rollout of one problem, with its reward."""
+
+    place: int
+    """Of the problem in the round."""
+    rollout: Rollout
+    is_right: bool
+    cost: float
+    """Target forwards over those of the lossless rollout."""
+    decisions: list[MismatchTrace]
+    """Mismatches that the policy decided: reached, and not settled by a safety rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class BranchData:
+    """Decisions whose both outcomes are known."""
+
+    features: Tensor
+    """(N, F)"""
+    delta_right: Tensor
+    """Answer right with the draft's token minus with the target's: -1, 0 or 1, (N,)."""
+    delta_cost: Tensor
+    """Cost with the draft's token minus with the target's, (N,)."""
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+
+class Player:
+    """Plays problems under a policy.
+
+    Args:
+        pair: The models.
+        task: Makes the prompts and scores the answers.
+        config: Of the training run.
+    """
+
+    def __init__(self, pair: ModelPair, task: Task, config: TrainConfig) -> None:
+        self._pair, self._task, self._config = pair, task, config
+
+    def engine(self, arbiter: object) -> Engine:
+        """The engine of the run under an arbiter."""
+        return Engine(
+            self._pair,
+            arbiter,  # type: ignore[arg-type]
+            num_speculative_tokens=self._config.num_speculative_tokens,
+            max_batch_size=self._config.batch_size,
+        )
+
+    def is_right(self, example: Example, completion: Completion) -> bool:
+        """Whether the answer is right."""
+        return self._task.score(example, completion.text).correct
+
+    def prompts(
+        self, examples: Sequence[Example], seed: int
+    ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
+        """Prompts and settings; `seed` is of the policy's coins."""
+        tokenizer = self._pair.tokenizer
+        assert tokenizer is not None, "a task needs a tokenizer"
+        prompts = [self._task.prompt(example, tokenizer) for example in examples]
+        limit = self._config.max_new_tokens or self._task.max_new_tokens
+        stop = self._task.stop_strings(tokenizer)
+        settings = [
+            SamplingConfig(
+                max_new_tokens=min(limit, room(self._pair, example, prompt)), stop=stop, seed=seed
+            )
+            for example, prompt in zip(examples, prompts, strict=True)
+        ]
+        return prompts, settings
+
+    def lossless(self, examples: Sequence[Example]) -> list[tuple[bool, int]]:
+        """Whether the target alone is right, and the target forwards of lossless decoding."""
+        done = self.engine(AlwaysTarget()).generate(*self.prompts(examples, 0))
+        return [
+            (self.is_right(example, c), c.stats.num_target_forwards)
+            for example, c in zip(examples, done, strict=True)
+        ]
+
+    def play(
+        self,
+        arbiter: LearnedArbiter,
+        examples: Sequence[Example],
+        num_forwards: Sequence[int],
+        seed: int,
+    ) -> list[Played]:
+        """`group_size` rollouts of each example, group by group.
+
+        Args:
+            arbiter: The policy, stochastic.
+            examples: Problems of the round.
+            num_forwards: Of lossless decoding, for the cost.
+            seed: Of the coins.
+        """
+        size = self._config.group_size
+        repeated = [example for example in examples for _ in range(size)]
+        rollouts = self.engine(arbiter).rollouts(*self.prompts(repeated, seed))
+        return [
+            Played(
+                place=i // size,
+                rollout=rollout,
+                is_right=self.is_right(repeated[i], rollout.completion),
+                cost=rollout.completion.stats.num_target_forwards / num_forwards[i // size],
+                decisions=[m for m in reached(rollout.completion) if m.veto is None],
+            )
+            for i, rollout in enumerate(rollouts)
+        ]
+
+    def branch(
+        self,
+        arbiter: LearnedArbiter,
+        examples: Sequence[Example],
+        num_forwards: Sequence[int],
+        played: Sequence[Played],
+        seed: int,
+    ) -> BranchData:
+        """Play the other ruling of chosen decisions out under the same policy.
+
+        Decisions are drawn with a probability that grows with the policy's doubt, spread over all
+        rollouts of the round; one place of a text that several rollouts share is played once.
+        """
+        chosen = self._choose(played, Random(f"branches {seed}"))
+        branches = [
+            replace_coins(Branch(one.rollout, m.position, *_other(m)), seed + 1)
+            for one, m in chosen
+        ]
+        ends = self.engine(arbiter).branches(branches)
+        features, delta_right, delta_cost = [], [], []
+        for (one, m), end in zip(chosen, ends, strict=True):
+            before = sum(step.position <= m.position for step in one.rollout.completion.trace)
+            cost = float(before + end.completion.stats.num_target_forwards)
+            if not m.keep_draft:  # the branch kept the draft's token, see the top of this file
+                k = self._config.num_speculative_tokens
+                cost -= (k - m.block_position) / (k + 1)
+            right = self.is_right(examples[one.place], end.completion)
+            difference = (
+                float(one.is_right) - float(right),
+                one.cost - cost / num_forwards[one.place],
+            )
+            sign = 1.0 if m.keep_draft else -1.0
+            features.append(m.features)
+            delta_right.append(sign * difference[0])
+            delta_cost.append(sign * difference[1])
+        return BranchData(*map(torch.tensor, (features, delta_right, delta_cost)))
+
+    def _choose(
+        self, played: Sequence[Played], random: Random
+    ) -> list[tuple[Played, MismatchTrace]]:
+        """Distinct decisions of the round, the doubtful ones first."""
+        seen: set[tuple[int, tuple[int, ...], int]] = set()
+        candidates = []
+        for one in played:
+            ids = one.rollout.completion.token_ids
+            for m in one.decisions:
+                key = (one.place, tuple(ids[: m.position]), m.draft_id)
+                if key in seen:
+                    continue
+                seen.add(key)
+                probability = m.score if m.score is not None else 0.5
+                doubt = probability * (1 - probability) + 0.02
+                candidates.append((random.random() ** (1 / doubt), one, m))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        number = round(self._config.branches_per_rollout * len(played))
+        return [(one, m) for _, one, m in candidates[:number]]
+
+
+def _other(mismatch: MismatchTrace) -> tuple[int, Origin]:
+    """The token that was ruled against, and where it would come from."""
+    if mismatch.keep_draft:
+        return mismatch.target_id, Origin.CORRECTION
+    return mismatch.draft_id, Origin.OVERRIDE
+
+
+def replace_coins(branch: Branch, seed: int) -> Branch:
+    """The branch with coins of its own."""
+    config = replace(branch.rollout.config, seed=seed)
+    return replace(branch, rollout=replace(branch.rollout, config=config))
