@@ -67,7 +67,81 @@ def exactness() -> str:
     return "```\n" + (RESULTS / "exactness.txt").read_text(encoding="utf-8").strip() + "\n```"
 
 
-BLOCKS = {"exactness": exactness, "engine_speed": engine_speed, "generate_gsm8k": generate_gsm8k}
+def _percent(share: dict[str, Any]) -> str:
+    low, high = share["ci95"]
+    return f"{share['share']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def audits() -> str:
+    """What a mismatch decides on each audited pair, and how far an arbiter could go."""
+    summaries = {
+        title: _read(name)["summary"]
+        for name, title in {
+            "audit_family": "`bundled:family`",
+            "audit_specialist": "`bundled:specialist`",
+            "audit_real_gsm8k": "Qwen2.5-Coder 1.5B / 0.5B",
+        }.items()
+        if (RESULTS / f"{name}.json").exists()
+    }
+    lines = [
+        "| |" + "".join(f" {title} |" for title in summaries),
+        "| --- |" + " --- |" * len(summaries),
+    ]
+
+    def row(label: str, values: list[str]) -> None:
+        lines.append(f"| {label} |" + "".join(f" {value} |" for value in values))
+
+    found = list(summaries.values())
+    row("problems", [str(s["num_problems"]) for s in found])
+    row("target alone right", [_percent(s["target_accuracy"]) for s in found])
+    row("draft alone right", [_percent(s["draft_accuracy"]) for s in found])
+    row("mismatches a problem", [f"{s['mismatches_per_problem']:.1f}" for s in found])
+    row("branches played", [str(s["num_branches"]) for s in found])
+    for name in ("only_draft", "only_target", "both", "neither"):
+        row(name.replace("_", " ") + " right", [_percent(s["outcomes"][name]) for s in found])
+    key = "problems_right_or_one_override_away"
+    row("right with at most one override", [_percent(s["one_step_oracle"][key]) for s in found])
+    oracles = [s.get("oracle_path") for s in found]
+    row("oracle path right", [_percent(o["accuracy"]) if o else "not searched" for o in oracles])
+    best = [s["speed"][0] for s in found]
+    row(
+        "best k of exact speculation at batch 1, predicted",
+        [f"{speed['best_k']}: {speed['best_speedup']:.2f}x" for speed in best],
+    )
+    return "\n".join(lines)
+
+
+def comparison(name: str) -> str:
+    """The arms of an evaluation or of the demo, one row each."""
+    lines = [
+        "| arm | right | won / lost | McNemar p | tokens/s | over target | over lossless "
+        "| acceptance length | overrides |",
+        "| --- |" + " --- |" * 8,
+    ]
+    for arm in _read(name)["arms"]:
+        low, high = arm["accuracy_ci95"]
+        lines.append(
+            f"| {arm['name']} | {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) "
+            f"| {arm['wins']} / {arm['losses']} | {arm['mcnemar_p']:.2g} "
+            f"| {arm['tokens_per_s']:.0f} | {arm['speedup_vs_target']:.2f}x "
+            f"| {arm['speedup_vs_lossless']:.2f}x | {arm['mean_acceptance_length']:.2f} "
+            f"| {arm['num_overrides']} |"
+        )
+    return "\n".join(lines)
+
+
+def demo() -> str:
+    """What ``cospec demo`` found."""
+    return comparison("demo")
+
+
+BLOCKS = {
+    "exactness": exactness,
+    "engine_speed": engine_speed,
+    "generate_gsm8k": generate_gsm8k,
+    "audits": audits,
+    "demo": demo,
+}
 
 
 def filled(text: str) -> str:

@@ -9,16 +9,20 @@ from typing import Any
 import tyro
 
 from cospec.cli.audit import Audit
+from cospec.cli.calibrate import Calibrate
 from cospec.cli.demo import Demo
 from cospec.cli.eval import Eval
 from cospec.cli.generate import Generate
 from cospec.cli.info import Info
+from cospec.cli.train import Train
 from cospec.errors import CospecError
 
 COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclass
     "demo": Demo,
     "generate": Generate,
     "audit": Audit,
+    "train": Train,
+    "calibrate": Calibrate,
     "eval": Eval,
     "info": Info,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 _EXTRAS = {
     "gguf": ["gguf", "accelerate"],
     "tasks": ["reasoning_gym", "math_verify"],
+    "tensorboard": ["tensorboard"],
     "vllm": ["vllm"],
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,7 +26,7 @@ from cospec.rl.losses import (
     kl_to,
     log_prob,
 )
-from cospec.rl.rollouts import BranchData, Played, Player
+from cospec.rl.rollouts import Played, Player
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
 
 _COIN_SEEDS = 10  # per round
+_STATE = ("round", "best", "best_policy", "history", "replay", "baselines")
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Trainer:
     round: int = field(init=False, default=0)
     best: Json = field(init=False, default_factory=dict)
     history: list[Json] = field(init=False, default_factory=list)
-    replay: list[BranchData] = field(init=False, default_factory=list)
+    replay: list[tuple[Tensor, ...]] = field(init=False, default_factory=list)
     baselines: dict[str, tuple[bool, int]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,7 +117,7 @@ class Trainer:
             seen = [m.features for one in played for m in one.decisions]
             self.policy.normalise_by(torch.tensor(seen))
             self.start.load_state_dict(self.policy.state_dict())
-        self.replay.append(branches)
+        self.replay.append((branches.features, branches.delta_right, branches.delta_cost))
         played_s = time.perf_counter() - started
         metrics: Json = {"round": self.round + 1, **self.update(played)}
         right = [one.is_right for one in played]
@@ -190,18 +191,12 @@ class Trainer:
 
     def _branches(self) -> tuple[Tensor, Tensor, Tensor]:
         """Features, reward differences and weights of the branches of all rounds."""
-        ages = range(len(self.replay) - 1, -1, -1)
-        parts = [
-            (data, self.config.replay_decay**age)
-            for data, age in zip(self.replay, ages, strict=True)
-        ]
-        parts = [(data, weight) for data, weight in parts if weight > 0]
-        features = torch.cat([data.features for data, _ in parts])
-        delta = torch.cat(
-            [data.delta_right - self.config.cost_weight * data.delta_cost for data, _ in parts]
-        )
-        weight = torch.cat([torch.full((len(data),), w) for data, w in parts])
-        return features, delta, weight
+        features, deltas, weights = [], [], []
+        for age, (seen, delta_right, delta_cost) in enumerate(reversed(self.replay)):
+            features.append(seen)
+            deltas.append(delta_right - self.config.cost_weight * delta_cost)
+            weights.append(torch.full_like(delta_right, self.config.replay_decay**age))
+        return torch.cat(features), torch.cat(deltas), torch.cat(weights)
 
     def evaluate(self) -> Json:
         """Decode the tune split at threshold 0.5 and keep the policy if it is the best so far."""
@@ -229,21 +224,9 @@ class Trainer:
         """Write the state whole or not at all."""
         if self.folder is None:
             return
-        state: dict[str, Any] = {  # Any: tensors, lists and numbers
-            "config": self.config.to_dict(),
-            "round": self.round,
-            "best": self.best,
-            "policy": self.policy.state_dict(),
-            "start": self.start.state_dict(),
-            "best_policy": self.best_policy,
-            "history": self.history,
-            "replay": [
-                tuple(getattr(data, name) for name in data.__slots__) for data in self.replay
-            ],
-            "baselines": self.baselines,
-        }
         part = self.folder / "state.pt.part"
-        torch.save(state, part)
+        models = {name: getattr(self, name).state_dict() for name in ("policy", "start")}
+        torch.save({name: getattr(self, name) for name in _STATE} | models, part)
         part.replace(self.folder / "state.pt")
 
     def restore(self) -> None:
@@ -252,11 +235,10 @@ class Trainer:
         if path is None or not path.exists():
             return
         state = torch.load(path, weights_only=True)
-        self.round, self.best, self.history = state["round"], state["best"], state["history"]
+        for name in _STATE:
+            setattr(self, name, state[name])
         self.policy.load_state_dict(state["policy"])
         self.start.load_state_dict(state["start"])
-        self.best_policy, self.baselines = state["best_policy"], state["baselines"]
-        self.replay = [BranchData(*parts) for parts in state["replay"]]
 
 
 def _acceptance_length(played: Sequence[Played]) -> float:

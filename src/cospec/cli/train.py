@@ -1,0 +1,181 @@
+"""``cospec train``: a pair and a task in, a trained arbiter out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cospec.cli.options import PairOptions, set_threads
+from cospec.errors import ConfigError
+from cospec.results import Json, Provenance, write_text
+from cospec.rl.config import TrainConfig
+
+if TYPE_CHECKING:
+    from cospec.models import ModelPair
+    from cospec.rl.loop import Trainer
+    from cospec.tasks import Example, Task
+
+_SHOWN = (
+    "accuracy",
+    "accuracy_target",
+    "reward",
+    "override_rate",
+    "mean_acceptance_length",
+    "frac_reward_zero_std",
+    "entropy",
+    "kl",
+    "clip_fraction",
+    "tune_accuracy",
+    "tune_accuracy_target",
+    "tune_relative_cost",
+)
+
+
+@dataclass(frozen=True)
+class TrainTaskOptions:
+    """Which problems are learnt from; the tune split of the same task is watched."""
+
+    task: str
+    """gsm8k, reasoning_gym:NAME, jsonl:FILE,scorer=numeric, ... as in cospec eval."""
+    num_problems: int | None = None
+    """Problems of the train split; by default as many as the rounds take."""
+    data_dir: Path | None = None
+    """Folder of the data sets; by default $COSPEC_DATA, or data."""
+    allow_code_execution: bool = False
+    """Run programs that the models write, in a sandbox."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an arbiter by reinforcement learning on final answers.
+
+    The folder --out keeps the state after each round: the same command goes on from there. The
+    trained arbiter is written into it at the end, for --arbiter FOLDER.
+    """
+
+    task: TrainTaskOptions
+    out: Path
+    """Folder of the arbiter and of the run's state."""
+    pair: PairOptions = field(default_factory=PairOptions)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    name: str | None = None
+    """Name of the arbiter in reports; by default that of the folder."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+    dry_run: bool = False
+    """Print the plan and the expected time from a few problems, and stop."""
+
+    def run(self) -> None:
+        """Train, show and write."""
+        from cospec.rl.card import write_card
+        from cospec.rl.loop import Trainer
+
+        self._check_folder()
+        set_threads(self.threads)
+        task, train, tune = self._problems()
+        provenance = Provenance()
+        pair = self.pair.load()
+        if self.dry_run:
+            self._plan(pair, task, train, tune)
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "run.json", json.dumps(self._settings(), indent=1) + "\n")
+        trainer = Trainer(pair, task, self.train, train, tune, self.out)
+        if trainer.round:
+            print(f"going on after round {trainer.round}", flush=True)
+        arbiter = trainer.run(lambda metrics: self._report(trainer, metrics))
+        about: Json = {
+            "name": self.name or self.out.name,
+            "pair": self._pair(pair),
+            "training": self._settings(),
+            "provenance": provenance.to_dict(str(pair.target.device), str(pair.target.dtype)),
+            "best": trainer.best,
+            "history": trainer.history,
+        }
+        arbiter = replace(arbiter, about=about)
+        arbiter.save(self.out, write_card(about))
+        print(f"wrote {self.out}: use it with --arbiter {self.out}")
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that holds a finished arbiter or another run.
+
+        Raises:
+            ConfigError: It does.
+        """
+        if (self.out / "config.json").exists():
+            raise ConfigError(f"{self.out} holds a finished arbiter; name another folder.")
+        path = self.out / "run.json"
+        if not path.exists():
+            return
+        theirs, ours = json.loads(path.read_text()), self._settings()
+        keys = [key for key in ours if theirs.get(key) != ours[key]]
+        if keys:
+            raise ConfigError(
+                f"{self.out} holds an interrupted run with other settings ({', '.join(keys)}); "
+                "repeat its command to finish it, or name another folder."
+            )
+
+    def _settings(self) -> Json:
+        """What the result depends on, as JSON."""
+        options = asdict(self)
+        for key in ("out", "dry_run", "threads", "name"):
+            del options[key]
+        settings: Json = json.loads(json.dumps(options, default=str))
+        return settings
+
+    def _pair(self, pair: ModelPair) -> Json:
+        names = {key: value for key, value in asdict(self.pair).items() if value is not None}
+        return names | {"fingerprint": pair.fingerprint}
+
+    def _problems(self) -> tuple[Task, list[Example], list[Example]]:
+        from cospec.tasks import load_task
+
+        options, config = self.task, self.train
+        task = load_task(
+            options.task,
+            data_dir=options.data_dir,
+            allow_code_execution=options.allow_code_execution,
+        )
+        number = options.num_problems or config.num_rounds * config.prompts_per_round
+        train = task.examples("train", number, config.seed)
+        return task, train, task.examples("tune", config.num_tune, config.seed)
+
+    def _report(self, trainer: Trainer, metrics: Json) -> None:
+        """One line on the terminal, one in metrics.jsonl, and TensorBoard where it is installed."""
+        shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in metrics)
+        number = f"{metrics['round']}/{self.train.num_rounds}"
+        print(f"round {number}  {metrics['seconds']:.0f} s  {shown}", flush=True)
+        lines = "".join(json.dumps(row) + "\n" for row in trainer.history)
+        write_text(self.out / "metrics.jsonl", lines)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        writer = SummaryWriter(str(self.out / "tensorboard"))
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(name, value, metrics["round"])
+        writer.close()
+
+    def _plan(self, pair: ModelPair, task: Task, train: list[Example], tune: list[Example]) -> None:
+        """Print what would be done, and how long it would take, from a small round."""
+        from cospec.rl.loop import Trainer
+
+        config = self.train
+        size = min(16, config.prompts_per_round)
+        small = Trainer(pair, task, replace(config, prompts_per_round=size), train[:size], tune)
+        seconds = small.play_round()["seconds"]
+        round_s = seconds * config.prompts_per_round / size
+        share = config.num_tune / (size * (1 + config.group_size))
+        tune_s = seconds / 2 * share * (1 + config.num_rounds // config.tune_every)
+        num_rollouts = config.prompts_per_round * config.group_size
+        print(
+            f"{config.num_rounds} rounds of {config.prompts_per_round} problems: {num_rollouts} "
+            f"rollouts and {round(num_rollouts * config.branches_per_rollout)} branches each; "
+            f"{len(train)} train and {len(tune)} tune problems\n"
+            f"expected: {round_s:.0f} s a round, "
+            f"{(config.num_rounds * round_s + tune_s) / 60:.0f} min in all "
+            f"(a round of {size} problems took {seconds:.0f} s; longer batches are faster)"
+        )

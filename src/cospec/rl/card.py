@@ -1,0 +1,55 @@
+"""The model card of a trained arbiter, written from what was recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cospec.results import Json
+
+
+def write_card(about: Json) -> str:
+    """README.md of a checkpoint.
+
+    Args:
+        about: Name, pair, training settings, provenance, best round and history of the run.
+    """
+    pair, training = about["pair"], about["training"]
+    models = pair.get("pair") or f"{pair.get('target')} with {pair.get('draft')}"
+    best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
+    rows = [
+        f"| {row['round']} | {row['accuracy']:.3f} | {row['accuracy_target']:.3f} | "
+        f"{row['override_rate']:.3f} | {row['mean_acceptance_length']:.2f} | "
+        f"{row.get('tune_accuracy', float('nan')):.3f} |"
+        for row in about["history"]
+    ]
+    return "\n".join(
+        [
+            f"# {about['name']}: an arbiter for {models}",
+            "",
+            "Rules whose token stands where the draft and the target of a speculative decoder",
+            "disagree. Trained by reinforcement learning on final answers with CoSpec.",
+            "",
+            f"- Pair: {models}, fingerprint {pair['fingerprint']}.",
+            f"- Task: {training['task']['task']}, train split; watched on "
+            f"{training['train']['num_tune']} problems of the tune split.",
+            f"- Price of time (lambda): {training['train']['cost_weight']}; seed "
+            f"{training['train']['seed']}; {len(about['history'])} rounds; commit "
+            f"{about['provenance']['git']}.",
+            f"- Best round: {best['round']}. On the tune problems, which chose the round: "
+            f"{best['tune_accuracy']:.3f} right against {best['tune_accuracy_target']:.3f} of the "
+            f"target alone ({best['tune_wins']} won, {best['tune_losses']} lost), with "
+            f"{best['tune_relative_cost']:.3f} of the target forwards of lossless decoding.",
+            "",
+            "Training, by round (stochastic policy on train problems; tune: threshold 0.5):",
+            "",
+            "| round | right | target alone | override rate | acceptance length | tune right |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "With this arbiter the output is not the target's, by design: the lossless arbiter",
+            "switches it off. On another pair or task it can do harm: measure it with",
+            "`cospec eval`.",
+            "",
+        ]
+    )

@@ -1,0 +1,72 @@
+"""`cospec train` as a user starts it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.rl.loop import Trainer
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A task with a train and a tune split: right is an answer with a y in it."""
+    path = tmp_path / "letters.jsonl"
+    words = [f"{a} {b} {c}" for a, b, c in itertools.product(["the", "on", "ten"], repeat=3)]
+    rows = [{"question": text + end, "answer": "y"} for text in words for end in ("s", "")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"jsonl:{path},scorer=regex"
+
+
+@pytest.fixture
+def command(letters, tmp_path):
+    small = ["--num-rounds", 2, "--prompts-per-round", 4, "--num-tune", 2, "--tune-every", 1]
+    small += ["--max-new-tokens", 12, "--num-problems", 8, "--num-epochs", 2, "--batch-size", 8]
+    return ["train", "--task", letters, "--out", tmp_path / "arbiter", *small]
+
+
+def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_path, capsys):
+    tiny(*command)
+    shown = capsys.readouterr().out
+    assert "round 1/2" in shown and "round 2/2" in shown and "tune_accuracy" in shown
+    folder = tmp_path / "arbiter"
+    card = (folder / "README.md").read_text()
+    assert "# arbiter: an arbiter for" in card and "| 2 |" in card
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    config = json.loads((folder / "config.json").read_text())
+    assert config["pair"]["fingerprint"] and config["training"]["task"]["task"] == letters
+    assert LearnedArbiter.load(folder).threshold == 0.5
+    tiny("eval", "--task", letters, "--split", "test", "--arbiter", folder, "--max-new-tokens", 8)
+    assert "arbiter:threshold=0.5" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="finished arbiter"):
+        tiny(*command)
+
+
+def test_an_interrupted_training_goes_on_with_its_own_settings_only(
+    tiny, command, tmp_path, monkeypatch, capsys
+) -> None:
+    evaluate = Trainer.evaluate
+
+    def until_the_second(self):
+        if self.round == 2:
+            raise KeyboardInterrupt
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", until_the_second)
+    with pytest.raises(SystemExit):
+        tiny(*command)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    with pytest.raises(SystemExit, match="other settings"):
+        tiny(*command, "--cost-weight", 0.5)
+    tiny(*command)
+    assert "going on after round 1" in capsys.readouterr().out
+    assert (tmp_path / "arbiter" / "config.json").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tiny, command, tmp_path, capsys) -> None:
+    tiny(*command, "--dry-run")
+    assert "2 rounds of 4 problems: 8 rollouts and 32 branches each" in capsys.readouterr().out
+    assert not (tmp_path / "arbiter").exists()
