@@ -33,7 +33,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation) -> None:
             f"{evaluation.max_new_tokens} tokens, as many as the context of {pair.context_length} "
             "leaves"
         )
-    for note in notes:
+    for note in dict.fromkeys(notes):
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
 
 

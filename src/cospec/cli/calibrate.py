@@ -1,0 +1,284 @@
+"""``cospec calibrate``: choose the threshold that a trained arbiter is used with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cospec.cli.options import BlockOptions, OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.errors import ConfigError
+from cospec.results import Json, Provenance, check_writable, document, write_json
+
+if TYPE_CHECKING:
+    from cospec.arbiters.learned import LearnedArbiter
+    from cospec.bench.evaluate import Arm
+    from cospec.models import ModelPair
+    from cospec.tasks import Example, Task
+
+_RISKS = {
+    "harm": "the share of problems that the target gets right and the arbiter wrong",
+    "loss": "the target's accuracy minus the arbiter's",
+}
+_GRID = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class CalibrateTaskOptions(TaskOptions):
+    """Which problems."""
+
+    split: Literal["train", "tune"] = "tune"
+    """A guarantee needs problems that the arbiter was not trained on: tune."""
+
+
+@dataclass(frozen=True)
+class CalibrateOptions(BlockOptions):
+    """What to choose, and how."""
+
+    arbiter: str = "bundled"
+    """The trained arbiter: its folder, or bundled."""
+    aim: Literal["accuracy", "speed", "guarantee"] = "accuracy"
+    """accuracy: most right answers. speed: fewest target forwards per right answer, with no fewer
+    right answers than the target. guarantee: the boldest threshold whose risk is certified."""
+    thresholds: tuple[float, ...] = _GRID
+    """Probabilities to try; 1, which is lossless, is always among them."""
+    risk: Literal["harm", "loss"] = "harm"
+    """Of aim guarantee. harm: share of problems that the target gets right and the arbiter wrong.
+    loss: the target's accuracy minus the arbiter's."""
+    epsilon: float = 0.02
+    """Of aim guarantee: the risk that is allowed."""
+    delta: float = 0.1
+    """Of aim guarantee: the probability, over the draw of the problems, that it fails."""
+    cost_weight: float = 0.0
+    """Of aim accuracy: accuracy lost per target forward, as a share of lossless decoding's."""
+    name: str | None = None
+    """Of the operating point; by default the aim. With --overwrite one that exists is replaced."""
+    dataset: Path | None = None
+    """Mismatches from cospec audit --dataset, to show how reliable the arbiter's scores are."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; by default the task's."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= threshold <= 1 for threshold in self.thresholds):
+            raise ConfigError(f"thresholds is {self.thresholds}; each must be in [0, 1].")
+        for name in ("epsilon", "delta"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1).")
+        if self.cost_weight < 0 or (self.cost_weight and self.aim != "accuracy"):
+            raise ConfigError(
+                f"cost_weight is {self.cost_weight}; it must be 0, or positive with --aim accuracy."
+            )
+
+    @property
+    def sequence(self) -> list[float]:
+        """The thresholds from the safest to the boldest, lossless first."""
+        return sorted({1.0, *self.thresholds}, reverse=True)
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Choose the threshold of a trained arbiter, and store it as an operating point of its folder.
+
+    It is used as --arbiter FOLDER:point=NAME. With --json FILE, finished parts are kept in
+    FILE.part.jsonl until the result is written: after an interruption the same command goes on from
+    there.
+    """
+
+    task: CalibrateTaskOptions
+    pair: PairOptions = field(default_factory=PairOptions)
+    calibrate: CalibrateOptions = field(default_factory=CalibrateOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    def __post_init__(self) -> None:
+        if self.calibrate.aim == "guarantee" and self.task.split == "train":
+            raise ConfigError("split is 'train'; a guarantee needs --split tune.")
+
+    def run(self) -> None:
+        """Decode, choose, show and write."""
+        from cospec.arbiters.learned import LearnedArbiter
+        from cospec.bench.evaluate import Evaluation
+        from cospec.bench.turns import TurnLog
+        from cospec.cli.arms import play, print_notes, print_table
+        from cospec.rl.calibrate import check_point, write_point
+
+        options, path, overwrite = self.calibrate, self.output.json, self.output.overwrite
+        name = options.name or options.aim
+        check_writable(path, overwrite)
+        set_threads(options.threads)
+        if options.arbiter != "bundled" and not Path(options.arbiter).is_dir():
+            raise ConfigError(
+                f"arbiter is {options.arbiter!r}; it must be the folder of a trained arbiter, "
+                "where the operating point is written, or bundled."
+            )
+        folder = Path(self.pair.find_arbiter(options.arbiter))
+        check_point(folder, name, overwrite)
+        arbiter = LearnedArbiter.load(folder)
+        scores = _reliability(arbiter, options.dataset) if options.dataset else None
+        task, examples = self._problems(arbiter.about)
+        provenance = Provenance()
+        pair = self.pair.load()
+        arms = self._arms(pair, LearnedArbiter.load(folder, pair))
+        evaluation = Evaluation(
+            arms, task, examples, max_new_tokens=options.max_new_tokens, seed=self.task.seed
+        )
+        print_notes(pair, evaluation)
+        config = json.loads(json.dumps(asdict(self), default=str))
+        del config["output"]
+        config |= {"evaluation": evaluation.config()}
+        where = str(pair.target.device), str(pair.target.dtype)
+        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
+        parts = evaluation.result(play(evaluation, log))
+        print_table(parts["arms"])
+        calibration = self._choose(parts["arms"]) | {"name": name, "reliability": scores}
+        _show(calibration)
+        write_point(folder, name, calibration["point"], overwrite)
+        print(f"wrote the operating point: use it with --arbiter {folder}:point={name}")
+        if path is not None and log is not None:
+            parts |= {"calibration": calibration, "num_resumed_turns": len(log.done)}
+            write_json(path, document("calibrate", config, provenance.to_dict(*where), **parts))
+            log.remove()
+
+    def _problems(self, about: Json) -> tuple[Task, list[Example]]:
+        """The task and its problems; for a guarantee without those that chose the arbiter.
+
+        Training keeps the policy of the round that was best on problems of the tune split: on these
+        the arbiter looks better than it is.
+
+        Raises:
+            ConfigError: There are too few for the guarantee.
+        """
+        from cospec.rl.calibrate import least_num_problems
+
+        options = self.calibrate
+        task, examples = self.task.load()
+        if options.aim != "guarantee":
+            return task, examples
+        training = about.get("training", {})
+        if training.get("task", {}).get("task") == self.task.task:
+            watched = training["train"]["num_tune"], training["train"]["seed"]
+            seen = {example.question for example in task.examples("tune", *watched)}
+            examples = [example for example in examples if example.question not in seen]
+        least = least_num_problems(options.risk, options.epsilon, options.delta)
+        if len(examples) < least:
+            raise ConfigError(
+                f"there are {len(examples)} problems, without those that training was watched on; "
+                f"{options.risk} {options.epsilon} at delta {options.delta} takes at least {least}"
+                ": pass more by --num-problems, others by --seed, or a larger --epsilon."
+            )
+        return task, examples
+
+    def _arms(self, pair: ModelPair, arbiter: LearnedArbiter) -> list[Arm]:
+        """Target, draft, lossless, and the arbiter at each threshold."""
+        from cospec.bench.evaluate import make_arms
+
+        options, (_, *thresholds) = self.calibrate, self.calibrate.sequence
+        quiet = replace(arbiter, notes=())  # the first one tells what all have to say
+        arbiters = [
+            (f"{options.arbiter}:threshold={t}", (quiet if i else arbiter).with_threshold(t))
+            for i, t in enumerate(thresholds)
+        ]
+        return make_arms(
+            pair,
+            arbiters,
+            num_speculative_tokens=options.num_speculative_tokens,
+            max_batch_size=options.batch_size,
+        )
+
+    def _choose(self, arms: list[Json]) -> Json:
+        """The operating point from the numbers of the arms, the tests behind it, and a verdict."""
+        from cospec.rl.calibrate import Candidate, certify, fastest, most_accurate
+
+        options, size = self.calibrate, arms[0]["num_problems"]
+        names = ("accuracy", "wins", "losses", "num_target_forwards")
+        candidates = [
+            Candidate(threshold, *(arm[name] for name in names))
+            for threshold, arm in zip(options.sequence, arms[2:], strict=True)
+        ]
+        tests: list[Json] = []
+        if options.aim == "accuracy":
+            chosen = most_accurate(candidates, options.cost_weight)
+        elif options.aim == "speed":
+            chosen = fastest(candidates)
+        else:
+            chosen, tests = certify(candidates, size, options.risk, options.epsilon, options.delta)
+        point: Json = {"threshold": chosen.threshold, "aim": options.aim}
+        for name in ("risk", "epsilon", "delta"):
+            point[name] = getattr(options, name) if tests else None
+        point |= {
+            "num_problems": size,
+            "task": self.task.task,
+            "split": self.task.split,
+            "seed": self.task.seed,
+            "num_speculative_tokens": options.num_speculative_tokens,
+        }
+        right = f"{chosen.accuracy:.1%} right, the target {arms[0]['accuracy']:.1%}"
+        return {"point": point, "tests": tests, "verdict": f"{_verdict(point)} Here: {right}."}
+
+
+def _verdict(point: Json) -> str:
+    """What the operating point promises, and what it does not."""
+    threshold, size = point["threshold"], point["num_problems"]
+    problems = f"{size} problems of the {point['split']} split"
+    if point["aim"] != "guarantee":
+        return (
+            f"Threshold {threshold:g} is the choice for {point['aim']} on {problems}, and not a "
+            "guarantee: measure it on test problems."
+        )
+    if threshold == 1:
+        return (
+            f"No threshold below 1 is certified on {problems}: the operating point is lossless "
+            "(threshold 1), whose output is the target's."
+        )
+    return (
+        f"Threshold {threshold:g} is certified on {problems}: {_RISKS[point['risk']]} is at most "
+        f"{point['epsilon']:g} on problems drawn like these. The claim fails with probability at "
+        f"most {point['delta']:g} over the draw, provided that nothing was fitted to them."
+    )
+
+
+def _show(calibration: Json) -> None:
+    """Print the tests, the reliability of the scores, and the verdict."""
+    for test in calibration["tests"]:
+        fate = "certified" if test["is_certified"] else "not certified"
+        print(f"threshold {test['threshold']:<6g} p {test['p_value']:<8.2g} {fate}")
+    if calibration["reliability"]:
+        print("\nscore       mismatches whose branches differ, mean score, draft's branch right")
+        for row in calibration["reliability"]["bins"]:
+            low, high = row["ci95"]
+            print(
+                f"{row['from']:.1f} to {row['to']:.1f}  {row['num_mismatches']:6}  "
+                f"{row['mean_score']:.3f}  {row['share_draft_right']:.3f} ({low:.3f} to {high:.3f})"
+            )
+        error = calibration["reliability"]["expected_calibration_error"]
+        print("no branches differ" if error is None else f"expected calibration error {error:.3f}")
+    print(f"\n{calibration['verdict']}")
+
+
+def _reliability(arbiter: LearnedArbiter, path: Path) -> Json:
+    """How reliable the scores of an arbiter are on the mismatches of an audit.
+
+    Raises:
+        ConfigError: The file is no such data set, or has other features.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    from cospec.rl.calibrate import reliability
+
+    names = ("features", "draft_correct", "target_correct")
+    try:
+        with safe_open(path, "pt") as file:
+            feature_names = json.loads((file.metadata() or {}).get("feature_names", "null"))
+            features, *correct = (file.get_tensor(name) for name in names)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"{path} holds no mismatches: {error}; pass a file that cospec audit --dataset wrote."
+        ) from None
+    if feature_names != list(arbiter.features.names):
+        raise ConfigError(f"{path} has other features than the arbiter; run the audit again.")
+    with torch.no_grad():
+        scores = torch.sigmoid(arbiter.policy(features))
+    return reliability(scores.numpy(), *(tensor.numpy() for tensor in correct))

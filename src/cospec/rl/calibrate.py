@@ -1,0 +1,250 @@
+"""Choice of the operating point of a trained arbiter, from counts on calibration problems.
+
+The guarantee is learn then test (Angelopoulos et al., 2110.01052): each threshold has a null
+hypothesis, that its risk exceeds epsilon, and a p-value that is valid for any finite number of
+problems. They are tested in an order fixed beforehand, from the safest threshold (1, lossless) to
+bolder ones, each at the full level delta, up to the first that is not rejected. A threshold that is
+too risky is certified only if the first such one in the order is rejected, which happens with
+probability delta at most, however the risk runs along the order and however the tests depend on
+each other. It takes problems drawn as the later ones are, and an arbiter fixed without them.
+
+Two risks, both against the target alone on the same problem:
+
+* harm: the share of problems where the target is right and the arbiter wrong;
+* loss: the accuracy of the target minus that of the arbiter, so that wins make up for harm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from scipy.stats import binom
+
+from cospec.bench.stats import wilson_interval
+from cospec.errors import CheckpointError, ConfigError
+from cospec.results import Json, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Counts: TypeAlias = NDArray[np.int64]
+    Flags: TypeAlias = NDArray[np.bool_]
+    Floats: TypeAlias = NDArray[np.float64]
+
+Risk: TypeAlias = Literal["harm", "loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What an arbiter did at one threshold."""
+
+    threshold: float
+    accuracy: float
+    wins: int
+    """Problems that only the arbiter got right."""
+    losses: int
+    """Problems that only the target got right."""
+    num_target_forwards: int
+
+
+def most_accurate(candidates: Sequence[Candidate], cost_weight: float = 0.0) -> Candidate:
+    """The candidate with the best accuracy minus the price of its time.
+
+    Args:
+        candidates: The lossless one first. Ties go to the fewest target forwards.
+        cost_weight: Price of a target forward, as a share of the lossless candidate's.
+    """
+    price = cost_weight / candidates[0].num_target_forwards
+    return max(
+        candidates,
+        key=lambda c: (c.accuracy - price * c.num_target_forwards, -c.num_target_forwards),
+    )
+
+
+def fastest(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate with the fewest target forwards per right answer.
+
+    Only those are asked that have no fewer right answers than the target; if numerical noise leaves
+    none, the lossless one it is.
+
+    Args:
+        candidates: The lossless one first.
+    """
+    able = [c for c in candidates if c.wins >= c.losses] or candidates[:1]
+    return min(able, key=lambda c: c.num_target_forwards / max(c.accuracy, 1e-9))
+
+
+def harm_p_values(losses: Counts, num_problems: int, epsilon: float) -> Floats:
+    """P-values of the hypotheses that the harm exceeds epsilon.
+
+    The exact lower tail of the binomial law at epsilon, which no larger risk can exceed.
+
+    Args:
+        losses: Problems that only the target got right, any shape.
+        num_problems: N.
+        epsilon: In (0, 1).
+    """
+    p_values: Floats = binom.cdf(losses, num_problems, epsilon)
+    return p_values
+
+
+def loss_p_values(wins: Counts, losses: Counts, num_problems: int, epsilon: float) -> Floats:
+    """P-values of the hypotheses that the target's accuracy exceeds the arbiter's by over epsilon.
+
+    If P(loss) - P(win) > epsilon, then for any number s either P(loss) >= s + epsilon or
+    P(win) <= s. Each side is an exact binomial test (Clopper and Pearson, 1934); the s that makes
+    the larger of the two p-values smallest makes them equal, and twice their value is the p-value:
+    the smallest level at which two one-sided bounds at half the level each rule the hypothesis out.
+    By the union bound it is valid, though s is chosen on the data.
+
+    Why not simpler tests: that of Hoeffding and Bentkus on (difference + 1) / 2 is valid but blind
+    to how rare differences are, so that it needs thousands of problems. A test that is conditional
+    on the problems that differ (McNemar, 1947) is exact for epsilon = 0 only: else the share of
+    losses among them under the hypothesis depends on how many problems differ, which is unknown.
+
+    Args:
+        wins: Problems that only the arbiter got right, any shape.
+        losses: Problems that only the target got right, same shape.
+        num_problems: N.
+        epsilon: In (0, 1).
+    """
+
+    def sides(split: Floats) -> tuple[Floats, Floats]:
+        losses_p = binom.cdf(losses, num_problems, split + epsilon)
+        return losses_p, binom.sf(wins - 1, num_problems, split)
+
+    low = np.zeros(np.shape(losses))
+    high = np.full_like(low, 1 - epsilon)
+    for _ in range(40):  # halvings: the one side falls with the split, the other rises
+        split = (low + high) / 2
+        losses_p, wins_p = sides(split)
+        low = np.where(losses_p > wins_p, split, low)
+        high = np.where(losses_p > wins_p, high, split)
+    without_wins = binom.cdf(losses, num_problems, epsilon)  # P(win) >= 0 needs no test
+    p_values: Floats = 2 * np.minimum(np.maximum(*sides(high)), without_wins)
+    return np.minimum(p_values, 1.0)
+
+
+def least_num_problems(risk: Risk, epsilon: float, delta: float) -> int:
+    """Problems below which not even an arbiter that never differs from the target is certified."""
+    level = delta if risk == "harm" else delta / 2
+    return math.ceil(math.log(level) / math.log1p(-epsilon))
+
+
+def num_rejected(p_values: Floats, delta: float) -> Counts:
+    """How many hypotheses fixed-sequence testing rejects.
+
+    Args:
+        p_values: (..., T), in the order in which they are tested.
+        delta: Level.
+
+    Returns:
+        (...), in [0, T].
+    """
+    rejected: Counts = np.cumprod(p_values <= delta, axis=-1).sum(axis=-1)
+    return rejected
+
+
+def certify(
+    candidates: Sequence[Candidate], num_problems: int, risk: Risk, epsilon: float, delta: float
+) -> tuple[Candidate, list[Json]]:
+    """The boldest certified candidate, and the test of each one.
+
+    Args:
+        candidates: From the safest to the boldest; the first one is lossless, and is the answer
+            where nothing is certified.
+        num_problems: N.
+        risk: What is bounded.
+        epsilon: The risk that is allowed.
+        delta: The probability that a candidate with more risk is certified.
+    """
+    wins, losses = (np.array([getattr(c, name) for c in candidates]) for name in ("wins", "losses"))
+    p_values = harm_p_values(losses, num_problems, epsilon)
+    if risk == "loss":
+        p_values = loss_p_values(wins, losses, num_problems, epsilon)
+    number = int(num_rejected(p_values, delta))
+    tests: list[Json] = [
+        {"threshold": c.threshold, "p_value": float(p), "is_certified": i < number}
+        for i, (c, p) in enumerate(zip(candidates, p_values, strict=True))
+    ]
+    return candidates[max(number, 1) - 1], tests
+
+
+def reliability(scores: Floats, draft_correct: Flags, target_correct: Flags) -> Json:
+    """How often the draft's branch is the better one, by the arbiter's score.
+
+    Mismatches of one problem depend on each other, so that the intervals are on the narrow side.
+
+    Args:
+        scores: Probability of keeping the draft's token, (N,).
+        draft_correct: Whether the draft's branch is right, (N,).
+        target_correct: Whether the target's branch is right, (N,).
+
+    Returns:
+        ``bins`` of width 0.1, without empty ones, over the mismatches whose branches differ, and
+        ``expected_calibration_error``: the distance of mean score and share, averaged over these
+        mismatches (Guo et al., 1706.04599); None if there are none.
+    """
+    differ = draft_correct != target_correct
+    scores, is_right = scores[differ], draft_correct[differ]
+    places = np.minimum((scores * 10).astype(int), 9)
+    bins, error = [], 0.0
+    for place in np.unique(places).tolist():
+        here = places == place
+        size, num_right = int(here.sum()), int(is_right[here].sum())
+        row = {
+            "from": place / 10,
+            "to": (place + 1) / 10,
+            "num_mismatches": size,
+            "mean_score": float(scores[here].mean()),
+            "share_draft_right": num_right / size,
+            "ci95": wilson_interval(num_right, size),
+        }
+        error += abs(row["mean_score"] - row["share_draft_right"]) * size / len(scores)
+        bins.append(row)
+    return {
+        "num_mismatches": len(differ),
+        "num_differing": len(scores),
+        "expected_calibration_error": error if bins else None,
+        "bins": bins,
+    }
+
+
+def check_point(folder: Path, name: str, overwrite: bool) -> Json:
+    """The config of a checkpoint that can take an operating point of this name.
+
+    Raises:
+        ConfigError: The name cannot be part of an arbiter's spec, or is taken.
+        CheckpointError: The folder cannot be written to.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"name is {name!r}; it must be letters, digits, '.', '_' and '-'.")
+    if not os.access(folder, os.W_OK):
+        raise CheckpointError(f"{folder} cannot be written to; copy it, and name the copy.")
+    config: Json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if name in config["operating_points"] and not overwrite:
+        raise ConfigError(
+            f"{folder} has an operating point {name!r}; pass another --name, or --overwrite to "
+            "replace it."
+        )
+    return config
+
+
+def write_point(folder: Path, name: str, point: Json, overwrite: bool) -> None:
+    """Add an operating point to a checkpoint and leave the rest as it is, whole or not at all.
+
+    Raises:
+        CospecError: As `check_point` does.
+    """
+    config = check_point(folder, name, overwrite)
+    config["operating_points"][name] = point
+    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")

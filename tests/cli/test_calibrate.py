@@ -1,0 +1,212 @@
+"""``cospec calibrate``: the point that is chosen and stored, the document, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cospec import Engine, load_arbiter
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.features import ScalarFeatures
+from cospec.tasks.splits import split_of
+
+THRESHOLDS = (0.2, 0.5, 0.8)
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """An arbiter whose scores depend on the mismatch, by random weights."""
+    features = ScalarFeatures.for_tokenizer(tokenizer, 61)
+    policy = Policy(len(features.names), PolicyConfig(init_logit=0.0))
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        policy.layers[-1].weight.normal_(generator=generator)
+    folder = tmp_path / "arbiter"
+    LearnedArbiter(policy, features).save(folder)
+    return folder
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """Twelve problems of the tune split and two of train, right if there is a y in the answer."""
+    questions = ["the hen" + "s" * i + " and" * j for i in range(20) for j in range(8)]
+    tune = [q for q in questions if split_of(q) == "tune"][:12]
+    train = [q for q in questions if split_of(q) == "train"][:2]
+    assert len(tune) == 12
+    path = tmp_path / "letters.jsonl"
+    rows = [{"question": question, "answer": "y"} for question in [*tune, *train]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"jsonl:{path},scorer=regex"
+
+
+@pytest.fixture
+def calibrate(tiny, letters, folder):
+    def run(*arguments: object) -> None:
+        tiny(
+            "calibrate", "--pair", "bundled:tiny", "--task", letters, "--arbiter", folder,
+            "--thresholds", *THRESHOLDS, "--max-new-tokens", 24, "--batch-size", 4, *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+def points(folder):
+    return json.loads((folder / "config.json").read_text())["operating_points"]
+
+
+def test_the_most_accurate_threshold_becomes_a_point_that_an_arbiter_can_be_loaded_with(
+    calibrate, folder, tmp_path, capsys
+):
+    result = tmp_path / "r.json"
+    calibrate("-k", 3, "--json", result)
+    out, err = capsys.readouterr()
+    document = json.loads(result.read_text())
+    arms = document["arms"]
+    names = [f"arbiter:threshold={threshold}" for threshold in (0.8, 0.5, 0.2)]
+    assert [arm["name"] for arm in arms] == ["target", "draft", "lossless", *names]
+    assert len({arm["num_overrides"] for arm in arms[2:]}) > 2, "the thresholds differ"
+    best = max(arms[2:], key=lambda arm: (arm["accuracy"], -arm["num_target_forwards"]))
+    threshold = 1.0 if best["name"] == "lossless" else float(best["name"].partition("=")[2])
+    point = {
+        "threshold": threshold, "aim": "accuracy", "risk": None, "epsilon": None, "delta": None,
+        "num_problems": 12, "task": document["config"]["task"]["task"], "split": "tune", "seed": 0,
+        "num_speculative_tokens": 3,
+    }  # fmt: skip
+    assert points(folder)["accuracy"] == point == document["calibration"]["point"]
+    assert points(folder)["default"] == {"threshold": 0.5}
+    assert load_arbiter(f"{folder}:point=accuracy").threshold == threshold
+    assert f"Threshold {threshold:g} is the choice for accuracy on 12 problems" in out
+    assert "not a guarantee" in out
+    assert err.count("was not trained on this pair") == 1
+    assert (document["schema"], document["command"]) == (1, "calibrate")
+    assert document["calibration"]["tests"] == []
+    assert document["calibration"]["reliability"] is None
+    assert len(document["rows"]) == 6 * 12
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_the_guarantee_is_told_with_its_terms(calibrate, folder, tmp_path, capsys):
+    result = tmp_path / "r.json"
+    calibrate(
+        "--aim", "guarantee", "--epsilon", 0.9, "--name", "safe", "--seed", 3, "--json", result
+    )
+    out = capsys.readouterr().out
+    point = points(folder)["safe"]
+    tests = json.loads(result.read_text())["calibration"]["tests"]
+    assert [test["threshold"] for test in tests] == [1.0, 0.8, 0.5, 0.2]
+    assert point["threshold"] == [t["threshold"] for t in tests if t["is_certified"]][-1] < 1
+    assert (point["risk"], point["epsilon"], point["delta"]) == ("harm", 0.9, 0.1)
+    assert (point["aim"], point["seed"]) == ("guarantee", 3)
+    assert "is certified on 12 problems of the tune split" in out
+    assert "fails with probability at most 0.1" in out
+
+
+def test_without_a_certificate_the_point_is_lossless(calibrate, folder, letters, capsys):
+    calibrate("--aim", "guarantee", "--epsilon", 0.25, "--risk", "loss", "--delta", 0.1)
+    assert points(folder)["guarantee"]["threshold"] == 1.0
+    assert "No threshold below 1 is certified" in capsys.readouterr().out
+
+
+def test_the_fastest_threshold_is_stored_under_its_aim(calibrate, folder, capsys):
+    calibrate("--aim", "speed")
+    assert points(folder)["speed"]["aim"] == "speed"
+    assert "the choice for speed" in capsys.readouterr().out
+
+
+def test_problems_that_training_was_watched_on_give_no_guarantee(
+    calibrate, folder, letters, tmp_path
+):
+    training = {"task": {"task": letters}, "train": {"num_tune": 5, "seed": 0}}
+    replace(LearnedArbiter.load(folder), about={"training": training}).save(folder)
+    calibrate("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
+    ids = {row["id"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    assert len(ids) == points(folder)["guarantee"]["num_problems"] == 7
+    with pytest.raises(SystemExit, match="there are 2 problems"):
+        calibrate("--aim", "guarantee", "--epsilon", 0.5, "--num-problems", 7, "--name", "few")
+    calibrate("--aim", "accuracy")
+    assert points(folder)["accuracy"]["num_problems"] == 12
+
+
+def test_the_scores_are_held_against_an_audit(tiny, calibrate, folder, letters, tmp_path, capsys):
+    data, result = tmp_path / "m.safetensors", tmp_path / "r.json"
+    tiny(
+        "audit", "--task", letters, "--split", "tune", "--max-new-tokens", 24, "--no-oracle",
+        "--cost-batch-sizes", 1, "--max-k", 1, "--dataset", data,
+    )  # fmt: skip
+    calibrate("--dataset", data, "--json", result)
+    scores = json.loads(result.read_text())["calibration"]["reliability"]
+    assert 0 < scores["num_differing"] < scores["num_mismatches"]
+    assert sum(row["num_mismatches"] for row in scores["bins"]) == scores["num_differing"]
+    error = scores["expected_calibration_error"]
+    assert f"expected calibration error {error:.3f}" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(calibrate, folder, tmp_path, monkeypatch):
+    whole, result = tmp_path / "whole.json", tmp_path / "r.json"
+    calibrate("--json", whole)
+    generate, calls = Engine.generate, []
+
+    def interrupted(self, prompts, sampling):
+        calls.append(1)
+        if len(calls) > 6 + 2:  # the warm-up and two turns
+            raise KeyboardInterrupt
+        return generate(self, prompts, sampling)
+
+    before = points(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "generate", interrupted)
+        with pytest.raises(SystemExit):
+            calibrate("--json", result, "--overwrite")
+    assert points(folder) == before and not result.exists()
+    calibrate("--json", result, "--overwrite")
+    document, expected = (json.loads(path.read_text()) for path in (result, whole))
+    assert document["num_resumed_turns"] == 2
+    assert document["rows"] == expected["rows"]
+    assert document["calibration"] == expected["calibration"]
+
+
+def test_a_point_of_that_name_is_not_replaced_silently(calibrate, folder):
+    with pytest.raises(SystemExit, match="has an operating point 'default'"):
+        calibrate("--name", "default")
+    calibrate("--name", "default", "--overwrite")
+    assert points(folder)["default"]["aim"] == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arbiter", "gap"], "must be the folder of a trained arbiter"),
+        (["--arbiter", "bundled"], "ships with a trained arbiter"),
+        (["--dataset", "pyproject.toml"], "holds no mismatches"),
+        (["--aim", "guarantee"], "takes at least 114"),
+        (["--aim", "guarantee", "--risk", "loss"], "takes at least 149"),
+        (["--name", "a,b"], "name is 'a,b'"),
+        (["--json", "no/such/folder.json"], "does not exist"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(tiny, calibrate, arguments, sentence):
+    with pytest.raises(SystemExit) as stop:
+        calibrate(*arguments)
+    assert sentence in str(stop.value)
+    assert tiny.asked_for == [], "before any model is loaded"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--thresholds", 0.5, 1.2], "each must be in [0, 1]"),
+        (["--epsilon", 0], "epsilon is 0.0; it must be in (0, 1)"),
+        (["--cost-weight", 0.1, "--aim", "speed"], "positive with --aim accuracy"),
+        (["--aim", "guarantee", "--split", "train"], "a guarantee needs --split tune"),
+        (["--split", "test"], "invalid choice"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(calibrate, capsys, arguments, sentence):
+    with pytest.raises(SystemExit):
+        calibrate(*arguments)
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert sentence in said
