@@ -62,11 +62,6 @@ def generate_gsm8k() -> str:
     return "\n".join(rows)
 
 
-def exactness() -> str:
-    """What ``examples/exactness.py`` printed."""
-    return "```\n" + (RESULTS / "exactness.txt").read_text(encoding="utf-8").strip() + "\n```"
-
-
 def _percent(share: dict[str, Any]) -> str:
     low, high = share["ci95"]
     return f"{share['share']:.1%} ({low:.1%} to {high:.1%})"
@@ -136,7 +131,6 @@ def demo() -> str:
 
 
 BLOCKS = {
-    "exactness": exactness,
     "engine_speed": engine_speed,
     "generate_gsm8k": generate_gsm8k,
     "audits": audits,
