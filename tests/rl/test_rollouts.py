@@ -282,11 +282,6 @@ def test_the_cost_of_a_branch_is_counted_from_the_start_less_the_block_that_it_r
     assert any(keep for keep, _ in places)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a branch that ends with the draft's token begins no block, and yet the rest of one is "
-    "taken off its cost: it counts as cheaper than what had been spent before it",
-)
 def test_a_branch_that_ends_with_the_drafts_token_costs_what_was_spent_until_then(
     sure_branches, branch_costs
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,9 +76,11 @@ def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:
     try:
         threshold = float(values["threshold"]) if "threshold" in values else None
     except ValueError:
+        threshold = math.nan
+    if threshold is not None and math.isnan(threshold):
         raise ArbiterError(
             f"threshold of {source} is {values['threshold']!r}; it must be a number."
-        ) from None
+        )
     folder = Path(source)
     if not folder.is_dir():
         folder = _download(source)

@@ -60,7 +60,9 @@ class LearnedArbiter:
         """One forward of the policy for all mismatches; the score is the probability."""
         x = self.features(batch)  # (M, F)
         with torch.no_grad():
-            probability = torch.sigmoid(self.policy(x))
+            logits = self.policy(x)
+        # Not finite stays so: the sigmoid of infinity would be a sound-looking 1.
+        probability = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
         if self.is_stochastic:
             assert batch.uniforms is not None
             return Ruling(batch.uniforms < probability, probability, x)
@@ -88,7 +90,7 @@ class LearnedArbiter:
                 "names": list(self.features.names),
             },
             "policy": self.policy.config.to_dict(),
-            "operating_points": points | self.about.get("operating_points", {}),
+            "operating_points": self.about.get("operating_points", {}) | points,
         }
         config |= {k: v for k, v in self.about.items() if k not in config}
         if card:

@@ -82,8 +82,10 @@ class Policy(nn.Module):
         Args:
             features: (N, F). A feature that never changes is left at its own scale.
         """
+        if not len(features):
+            return
         self.mean.copy_(features.mean(dim=0))
-        std = features.std(dim=0)
+        std = features.std(dim=0, unbiased=len(features) > 1)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, features: Tensor) -> Tensor:

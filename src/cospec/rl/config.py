@@ -75,12 +75,14 @@ class TrainConfig:
             "weight_decay": 0,
         }
         for name, lowest in least.items():
-            if getattr(self, name) < lowest:
+            if not lowest <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         for name in ("replay_decay", "clip"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate is {self.learning_rate}; it must be positive.")
         if self.group_weight and self.group_size < 2:
             raise ConfigError(

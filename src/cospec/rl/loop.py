@@ -177,6 +177,8 @@ class Trainer:
             loss = branch_loss(self.policy(known), delta, weight)
             loss = loss + config.group_weight * clipped_loss
             loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
+            if not (advantage.any() or delta.any()):
+                break  # Adam would follow the entropy bonus alone, in steps of full size
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)

@@ -163,7 +163,9 @@ class Player:
         for (one, m), end in zip(chosen, ends, strict=True):
             before = sum(step.position <= m.position for step in one.rollout.completion.trace)
             cost = float(before + end.completion.stats.num_target_forwards)
-            if not m.keep_draft:  # the branch kept the draft's token, see the top of this file
+            if (
+                not m.keep_draft and end.completion.stats.num_drafts
+            ):  # the branch kept the draft's token, see the top of this file
                 k = self._config.num_speculative_tokens
                 cost -= (k - m.block_position) / (k + 1)
             right = self.is_right(examples[one.place], end.completion)
