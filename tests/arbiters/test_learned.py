@@ -345,10 +345,6 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder, change) -> None:
         LearnedArbiter.load(folder)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="what a folder holds is taken for granted: KeyError, TypeError, AttributeError",
-)
 @pytest.mark.parametrize(
     "damage", ["features", "policy", "operating_points", "kinds", "policy key", "threshold", "pair"]
 )

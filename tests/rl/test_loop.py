@@ -267,11 +267,6 @@ def test_the_metrics_of_a_round_are_those_of_its_rollouts(pair, task, monkeypatc
     assert metrics["num_branches"] == len(it.replay[0][0]) == 14
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a round without decisions has no table of features: the first one normalises the "
-    "policy by NaN, and each fails in its update on shapes",
-)
 @pytest.mark.parametrize("round_number", [0, 1])
 def test_a_round_without_a_decision_is_refused_or_leaves_the_policy_whole(
     pair, task, round_number
@@ -498,9 +493,6 @@ def learner(table: ModelPair, task: Task, **changes: Any) -> Trainer:
     return Trainer(table, task, config, examples[:8], examples[8:])
 
 
-NO_TABLE = "no branches are torch.tensor([]), which the policy cannot read"
-
-
 @pytest.mark.parametrize(
     "credit",
     [
@@ -509,7 +501,6 @@ NO_TABLE = "no branches are torch.tensor([]), which the policy cannot read"
         pytest.param(
             {"branches_per_rollout": 0.0, "group_weight": 1.0, "group_size": 8},
             id="groups",
-            marks=pytest.mark.xfail(strict=True, raises=RuntimeError, reason=NO_TABLE),
         ),
     ],
 )

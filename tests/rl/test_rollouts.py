@@ -161,11 +161,6 @@ def test_a_decision_was_reached_and_tells_what_the_policy_saw(tossed, pair) -> N
     assert 0 < num_decisions < num_mismatches, "no safety rule was met: this test says little"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a mismatch with a stop token counts as a decision if the policy rules for the target, "
-    "though no ruling of it would have counted; its branch plays what the engine never would",
-)
 def test_what_a_safety_rule_settles_is_no_decision_whatever_the_policy_said(tossed, pair) -> None:
     for one in tossed.played:
         for m in one.decisions:
@@ -409,11 +404,6 @@ def test_doubtful_decisions_are_branched_first(pair, task, examples) -> None:
     assert everywhere < 0.4 and share(torch.sigmoid(logits).tolist()) > 2 * everywhere
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="torch.tensor([]) has no feature axis, so that the policy cannot read it: a run without "
-    "branches (branches_per_rollout=0, which the config allows) fails in its first update",
-)
 def test_no_branches_are_an_empty_table_of_features(pair, task, examples) -> None:
     session = Session(player(pair, task, branches_per_rollout=0.0), coin(0.0), examples[:1])
     data = session.branch()

@@ -7,7 +7,7 @@ pair and data it was trained on, measured results), ``model.safetensors`` and a 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +60,7 @@ class LearnedArbiter:
         """One forward of the policy for all mismatches; the score is the probability."""
         x = self.features(batch)  # (M, F)
         with torch.no_grad():
-            logits = self.policy(x)
+            logits = self.policy(x.to(self.policy.mean.device)).to(x.device)  # apart in training
         # Not finite stays so: the sigmoid of infinity would be a sound-looking 1.
         probability = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
         if self.is_stochastic:
@@ -122,8 +122,8 @@ class LearnedArbiter:
         config, tensors = _read(folder)
         if config["features"]["hash"] != spec_hash(ScalarFeatures.names):
             raise ArbiterError(
-                f"{folder} was trained on other features (spec {config['features']['spec']!r}, hash"
-                f" {config['features']['hash']}; this version has scalar, "
+                f"{folder} was trained on other features (spec {config['features'].get('spec')!r}, "
+                f"hash {config['features']['hash']}; this version has scalar, "
                 f"{spec_hash(ScalarFeatures.names)}); train it again, or install the version that "
                 "made it."
             )
@@ -173,4 +173,26 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # An
             f"{path} is not of a trained arbiter (cospec_arbiter is not {FORMAT}); pass a folder "
             "that cospec train wrote."
         )
+    if missing := _missing(config, tensors):
+        raise CheckpointError(
+            f"{path} is damaged: {missing} is missing or of another kind; restore the folder, or "
+            "train the arbiter again."
+        )
     return config, tensors
+
+
+def _missing(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | None:  # Any: JSON
+    """What a whole checkpoint has and this one has not, by name."""
+    for key in ("features", "policy", "operating_points"):
+        if not isinstance(config.get(key), dict):
+            return key
+    if "hash" not in config["features"]:
+        return "features.hash"
+    if unknown := set(config["policy"]) - {f.name for f in fields(PolicyConfig)}:
+        return f"policy (unknown: {', '.join(sorted(unknown))})"
+    for name, point in config["operating_points"].items():
+        if not isinstance(point, dict) or not isinstance(point.get("threshold"), int | float):
+            return f"operating_points.{name}.threshold"
+    if not isinstance(config.get("pair", {}), dict):
+        return "pair"
+    return None if "kinds" in tensors else "kinds (of model.safetensors)"

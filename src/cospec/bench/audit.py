@@ -22,8 +22,7 @@ import torch
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
-from cospec.bench.evaluate import room
-from cospec.config import SamplingConfig
+from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine, Rollout
 from cospec.features import ScalarFeatures
 from cospec.types import Origin
@@ -94,18 +93,9 @@ class Auditor:
             ``mismatches`` (position, both tokens, whether each branch is right, features), and
             with the oracle the same of its path.
         """
-        tokenizer = self.pair.tokenizer
-        assert tokenizer is not None, "a task needs a tokenizer"
-        prompts = [self.task.prompt(example, tokenizer) for example in examples]
-        limit = self.config.max_new_tokens or self.task.max_new_tokens
-        sampling = [
-            SamplingConfig(
-                max_new_tokens=min(limit, room(self.pair, example, prompt)),
-                stop=self.task.stop_strings(tokenizer),
-                seed=self.config.seed,
-            )
-            for example, prompt in zip(examples, prompts, strict=True)
-        ]
+        prompts, sampling = encode_problems(
+            self.pair, self.task, examples, self.config.max_new_tokens, self.config.seed
+        )
         paths = self._engine.rollouts(prompts, sampling)
         alone = self._draft.generate(prompts, sampling)
         chosen = [

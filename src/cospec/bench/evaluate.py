@@ -129,26 +129,18 @@ class Evaluation:
         chunk_size: int | None = None,
     ) -> None:
         engine = arms[-1].engine
-        tokenizer = engine.pair.tokenizer
-        if tokenizer is None:
-            raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
         if chunk_size is None:
             chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.max_batch_size)
         self.arms, self.task, self.examples = arms, task, examples
-        self.prompts = [task.prompt(example, tokenizer) for example in examples]
         self.chunks = _chunks(len(examples), chunk_size)
         self._seed = seed
         self.max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-        rooms = [room(engine.pair, e, p) for e, p in zip(examples, self.prompts, strict=True)]
-        self.num_short_of_room = sum(num_left < self.max_new_tokens for num_left in rooms)
-        self.samplings = [
-            SamplingConfig(
-                max_new_tokens=min(self.max_new_tokens, room),
-                stop=task.stop_strings(tokenizer),
-                seed=seed + i,  # the engine adds the place in the chunk, which repeats
-            )
-            for i, room in enumerate(rooms)
-        ]
+        self.prompts, samplings = encode_problems(
+            engine.pair, task, examples, self.max_new_tokens, seed
+        )
+        self.num_short_of_room = sum(s.max_new_tokens < self.max_new_tokens for s in samplings)
+        # The engine adds the place in the chunk to the seed, which repeats.
+        self.samplings = [replace(s, seed=seed + i) for i, s in enumerate(samplings)]
         self._warm_up = [
             replace(s, max_new_tokens=min(_NUM_WARM_UP_TOKENS, s.max_new_tokens))
             for s in self.samplings[:_NUM_WARM_UP_PROMPTS]
@@ -254,7 +246,40 @@ def _chunks(num_problems: int, chunk_size: int) -> list[range]:
     return [range(*pair) for pair in itertools.pairwise(edges)]
 
 
-def room(pair: ModelPair, example: Example, prompt: str | list[int]) -> int:
+def encode_problems(
+    pair: ModelPair,
+    task: Task,
+    examples: Sequence[Example],
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> tuple[list[str | list[int]], list[SamplingConfig]]:
+    """Prompts and greedy settings of problems, one of each a problem.
+
+    Args:
+        pair: What will answer them.
+        task: Makes the prompts, and says what ends an answer.
+        examples: The problems.
+        max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
+            leaves fewer in the pair's context gets those.
+        seed: For arbiters that rule by chance.
+
+    Raises:
+        ConfigError: The pair has no tokenizer.
+        PromptError: A prompt fills the context of the pair.
+    """
+    if pair.tokenizer is None:
+        raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
+    limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
+    stop = task.stop_strings(pair.tokenizer)
+    samplings = [
+        SamplingConfig(max_new_tokens=min(limit, _room(pair, e, p)), stop=stop, seed=seed)
+        for e, p in zip(examples, prompts, strict=True)
+    ]
+    return prompts, samplings
+
+
+def _room(pair: ModelPair, example: Example, prompt: str | list[int]) -> int:
     """Tokens that the prompt leaves in the pair's context."""
     assert pair.tokenizer is not None
     ids = pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt

@@ -86,4 +86,5 @@ def _load_problems(path: Path | None, num_problems: int) -> tuple[Task, list[Exa
             raise ConfigError("this build ships no problems; pass some by --problems FILE.")
     task = jsonl(str(path), {"scorer": "numeric", "split": "test"})
     examples = task.examples("test", num_problems)
+    task = replace(task, name=f"jsonl:{path.name},scorer=numeric,split=test")  # as anywhere else
     return task, [replace(e, id=str(e.metadata.get("id", e.id))) for e in examples]

@@ -16,6 +16,7 @@ import torch
 
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy
+from cospec.errors import ConfigError
 from cospec.features import ScalarFeatures
 from cospec.rl.losses import (
     branch_loss,
@@ -26,6 +27,7 @@ from cospec.rl.losses import (
     kl_to,
     log_prob,
 )
+from cospec.rl.metrics import round_metrics
 from cospec.rl.rollouts import Played, Player
 
 if TYPE_CHECKING:
@@ -115,24 +117,20 @@ class Trainer:
         branches = self.player.branch(policy, examples, forwards, played, seed * _COIN_SEEDS + 1)
         if self.round == 0:
             seen = [m.features for one in played for m in one.decisions]
+            if not seen:
+                raise ConfigError(
+                    "no mismatch was left to the arbiter in the first round: these two models agree"
+                    " on these problems; pass other problems or another draft."
+                )
             self.policy.normalise_by(torch.tensor(seen))
             self.start.load_state_dict(self.policy.state_dict())
         self.replay.append((branches.features, branches.delta_right, branches.delta_cost))
         played_s = time.perf_counter() - started
         metrics: Json = {"round": self.round + 1, **self.update(played)}
-        right = [one.is_right for one in played]
-        decisions = [m for one in played for m in one.decisions]
         return metrics | {
-            "accuracy": sum(right) / len(right),
+            **round_metrics(played, branches),
             "accuracy_target": sum(ok for ok, _ in base) / len(base),
             "reward": sum(self.reward(one) for one in played) / len(played),
-            "relative_cost": sum(one.cost for one in played) / len(played),
-            "override_rate": sum(m.keep_draft for m in decisions) / max(len(decisions), 1),
-            "mean_acceptance_length": _acceptance_length(played),
-            "num_decisions": len(decisions),
-            "num_branches": len(branches),
-            "branches_that_differ": float((branches.delta_right != 0).float().mean()),
-            "branches_for_the_draft": float((branches.delta_right > 0).float().mean()),
             "rollout_s": played_s,
             "seconds": time.perf_counter() - started,
         }
@@ -160,6 +158,8 @@ class Trainer:
             for one, a in zip(played, advantages.tolist(), strict=True)
             for m in one.decisions
         ]
+        if not rows:
+            return {}
         features = torch.tensor([m.features for m, _ in rows])
         keep = torch.tensor([m.keep_draft for m, _ in rows])
         advantage = torch.tensor([a for _, a in rows])
@@ -241,9 +241,3 @@ class Trainer:
             setattr(self, name, state[name])
         self.policy.load_state_dict(state["policy"])
         self.start.load_state_dict(state["start"])
-
-
-def _acceptance_length(played: Sequence[Played]) -> float:
-    stats = [one.rollout.completion.stats for one in played]
-    accepted = sum(s.num_accepted_tokens for s in stats)
-    return 1 + accepted / max(sum(s.num_target_forwards for s in stats), 1)

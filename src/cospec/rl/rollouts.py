@@ -15,8 +15,7 @@ import torch
 
 from cospec.arbiters import AlwaysTarget
 from cospec.bench.audit import reached
-from cospec.bench.evaluate import room
-from cospec.config import SamplingConfig
+from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine, Rollout
 from cospec.types import Origin
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.arbiters.learned import LearnedArbiter
+    from cospec.config import SamplingConfig
     from cospec.models import ModelPair
     from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
@@ -90,18 +90,7 @@ class Player:
         self, examples: Sequence[Example], seed: int
     ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
         """Prompts and settings; `seed` is of the policy's coins."""
-        tokenizer = self._pair.tokenizer
-        assert tokenizer is not None, "a task needs a tokenizer"
-        prompts = [self._task.prompt(example, tokenizer) for example in examples]
-        limit = self._config.max_new_tokens or self._task.max_new_tokens
-        stop = self._task.stop_strings(tokenizer)
-        settings = [
-            SamplingConfig(
-                max_new_tokens=min(limit, room(self._pair, example, prompt)), stop=stop, seed=seed
-            )
-            for example, prompt in zip(examples, prompts, strict=True)
-        ]
-        return prompts, settings
+        return encode_problems(self._pair, self._task, examples, self._config.max_new_tokens, seed)
 
     def lossless(self, examples: Sequence[Example]) -> list[tuple[bool, int]]:
         """Whether the target alone is right, and the target forwards of lossless decoding."""
@@ -135,10 +124,15 @@ class Player:
                 rollout=rollout,
                 is_right=self.is_right(repeated[i], rollout.completion),
                 cost=rollout.completion.stats.num_target_forwards / num_forwards[i // size],
-                decisions=[m for m in reached(rollout.completion) if m.veto is None],
+                decisions=[m for m in reached(rollout.completion) if self._is_open(m)],
             )
             for i, rollout in enumerate(rollouts)
         ]
+
+    def _is_open(self, mismatch: MismatchTrace) -> bool:
+        """Whether a ruling for the draft would have stood, whatever the ruling was."""
+        ends = {mismatch.draft_id, mismatch.target_id} & self._pair.eos_token_ids
+        return mismatch.veto is None and not ends and mismatch.p_draft_id > 0
 
     def branch(
         self,
@@ -163,21 +157,16 @@ class Player:
         for (one, m), end in zip(chosen, ends, strict=True):
             before = sum(step.position <= m.position for step in one.rollout.completion.trace)
             cost = float(before + end.completion.stats.num_target_forwards)
-            if (
-                not m.keep_draft and end.completion.stats.num_drafts
-            ):  # the branch kept the draft's token, see the top of this file
+            if not m.keep_draft and end.completion.stats.num_drafts:  # see the top of this file
                 k = self._config.num_speculative_tokens
                 cost -= (k - m.block_position) / (k + 1)
             right = self.is_right(examples[one.place], end.completion)
-            difference = (
-                float(one.is_right) - float(right),
-                one.cost - cost / num_forwards[one.place],
-            )
             sign = 1.0 if m.keep_draft else -1.0
             features.append(m.features)
-            delta_right.append(sign * difference[0])
-            delta_cost.append(sign * difference[1])
-        return BranchData(*map(torch.tensor, (features, delta_right, delta_cost)))
+            delta_right.append(sign * (float(one.is_right) - float(right)))
+            delta_cost.append(sign * (one.cost - cost / num_forwards[one.place]))
+        table = torch.tensor(features).reshape(len(features), len(arbiter.features.names))
+        return BranchData(table, torch.tensor(delta_right), torch.tensor(delta_cost))
 
     def _choose(
         self, played: Sequence[Played], random: Random
