@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cospec.arbiters import load_arbiter
@@ -77,6 +79,32 @@ def test_a_branch_of_a_branch_under_a_rule_is_what_the_rule_makes_of_the_whole_p
     for (parent, position, token_id), branch in zip(places, done, strict=True):
         expected = read_afresh(engine, parent, position, token_id)
         assert branch.completion.token_ids == expected
+
+
+def test_the_draft_reads_what_it_lags_behind_before_it_goes_on() -> None:
+    """A rollout that stops at a bonus token leaves the draft one token short.
+
+    Under always_draft a hole in the draft's cache shows in the output.
+    """
+    engine = Engine(family_pair("llama"), load_arbiter("always_draft"))
+    num_tried = 0
+    for prompt in some_prompts(8):
+        (whole,) = engine.generate([prompt], replace(CONFIG, override_stop_tokens=True))
+        for position, origin in enumerate(whole.origins):
+            stop = whole.token_ids[position]
+            if origin is not Origin.BONUS or stop in whole.token_ids[:position]:
+                continue
+            config = replace(CONFIG, override_stop_tokens=True, stop_token_ids=(stop,))
+            (rollout,) = engine.rollouts([prompt], config)
+            other = 7 if stop != 7 else 8
+            assert len(rollout.completion.token_ids) == position + 1
+            (branch,) = engine.branches([Branch(rollout, position, other)])
+            kept = [*whole.token_ids[:position], other]
+            config = replace(config, max_new_tokens=24 - len(kept))
+            (more,) = engine.generate([prompt + kept], config)
+            assert branch.completion.token_ids == kept + more.token_ids
+            num_tried += 1
+    assert num_tried > 3
 
 
 def test_a_branch_into_the_end_of_the_text_is_finished_at_once() -> None:

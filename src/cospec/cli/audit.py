@@ -119,7 +119,6 @@ class Audit:
         ]
         names = list(auditor.features.names)
         summary = summarise(records, names, costs, options.num_speculative_tokens)
-        show(summary)
         if options.dataset is not None:
             about = {"task": task.name, "pair": json.dumps(config["pair"])}
             write_dataset(options.dataset, records, names, about)
@@ -128,6 +127,7 @@ class Audit:
             parts |= {"feature_names": names, "rows": [_slim(record) for record in records]}
             write_json(path, document("audit", config, provenance.to_dict(*where), **parts))
             log.remove()
+        show(summary)  # last: a closed pipe must not cost the result
 
     def _play(
         self, auditor: Auditor, examples: Sequence[Example], log: TurnLog | None

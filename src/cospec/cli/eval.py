@@ -56,10 +56,10 @@ class Eval:
         where = str(pair.target.device), str(pair.target.dtype)
         log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
         parts = evaluation.result(play(evaluation, log))
-        print_table(parts["arms"])
         if path is not None and log is not None:
             resumed = {"num_resumed_turns": len(log.done)}
             write_json(
                 path, document("eval", config, provenance.to_dict(*where), **parts, **resumed)
             )
             log.remove()
+        print_table(parts["arms"])  # last: a closed pipe must not cost the result

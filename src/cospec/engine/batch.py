@@ -67,21 +67,23 @@ class Batch:
 
     @torch.inference_mode()
     def admit(self, rows: list[Row]) -> None:
-        """Add rows: read all of their prompts but the last token, or load what was read before."""
-        fresh = [row for row in rows if row.caches is None]
-        branches = [row for row in rows if row.caches is not None]
-        prompts = [row.prompt_ids[:-1] for row in fresh]
+        """Add rows, which are all prompts or all branches.
+
+        Of prompts all but the last token is read, of branches it is loaded.
+        """
         first = len(self.rows)
+        prompts = [row.prompt_ids[:-1] for row in rows if row.caches is None]
+        assert len(prompts) in (0, len(rows)), "prompts and branches are not admitted together"
         for m, model in enumerate(self._models):
             model.reserve(first + len(rows), max(map(len, rows)) + self._num_drafted + 1)
             if any(prompts):
                 model.prefill(prompts, first)
-            for r, row in enumerate(branches, first + len(fresh)):
-                assert row.caches is not None
-                model.load_row(r, row.caches[m], len(row) - 1)
-        for row in branches:
+            for r, row in enumerate(rows, first):
+                if row.caches is not None:
+                    model.load_row(r, row.caches[m], len(row) - 1)
+        for row in rows:
             row.caches = None
-        self.rows += fresh + branches
+        self.rows += rows
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
