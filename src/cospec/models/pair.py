@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cospec.errors import TokenizerMismatchError
+from cospec.models.attention import use_grouped_attention
 from cospec.models.cache import check_supported, context_length, probe
 from cospec.models.load import load_model, load_tokenizer
 
@@ -53,6 +54,7 @@ class ModelPair:
             check_supported(model)
             model.train(False)
             model.requires_grad_(False)
+            use_grouped_attention(model)
             probe(model)
 
     @classmethod
