@@ -192,24 +192,25 @@ WRITERS: dict[str, Callable[[Item], str]] = {
 # Not generators: "gsm_arithmetic" is all bare equations inside gsm_symbolic's worked solutions,
 # "gsm_equation" one of them for each problem, "gsm_drill" rows of many of them.
 # A share is of CHUNK_SIZE items. By tokens "broad" is about 55 % word problems, 25 % rows of their
-# equations and 20 % other tasks; "narrow" 40 % word problems and 60 % rows of equations.
+# equations and 20 % other tasks; "general" the same without the rows of equations; "narrow" 40 %
+# word problems and 60 % rows of equations.
+_OTHERS = {
+    "chain_sum": 0.12,
+    "products": 0.12,
+    "basic_arithmetic": 0.12,
+    "simple_equations": 0.1,
+    "gcd": 0.05,
+    "lcm": 0.05,
+    "leg_counting": 0.025,
+    "count_bits": 0.025,
+    "base_conversion": 0.025,
+    "simple_geometry": 0.025,
+}
 MIXTURES: dict[str, dict[str, float]] = {
     "sample": {"gsm_symbolic": 1.85, "gsm_equation": 0.6},  # for the tokenizer only
     "narrow": {"gsm_symbolic": 0.6, "gsm_drill": 1.0},
-    "broad": {
-        "gsm_symbolic": 1.0,
-        "gsm_drill": 0.5,
-        "chain_sum": 0.12,
-        "products": 0.12,
-        "basic_arithmetic": 0.12,
-        "simple_equations": 0.1,
-        "gcd": 0.05,
-        "lcm": 0.05,
-        "leg_counting": 0.025,
-        "count_bits": 0.025,
-        "base_conversion": 0.025,
-        "simple_geometry": 0.025,
-    },
+    "general": {"gsm_symbolic": 1.0, **_OTHERS},
+    "broad": {"gsm_symbolic": 1.0, "gsm_drill": 0.5, **_OTHERS},
 }
 _EQUATION = re.compile(r"(?<![\w.)])(\d+(?: ?[-+*x/] ?\d+)+) ?= ?(\d+(?:\.\d+)?)(?![\d.]*[\w%/])")
 

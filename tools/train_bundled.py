@@ -60,6 +60,8 @@ class TrainSpec:
     weight_decay: float = 0.1
     """On Muon's matrices only."""
     num_warmup_steps: int = 100
+    is_compiled: bool = False
+    """By torch.compile: half as fast again, but needs a C++ compiler."""
 
     def lr_scale(self, step: int, num_tokens: int) -> float:
         """Share of the peak learning rates at ``step``, after ``num_tokens``."""
@@ -75,8 +77,19 @@ MODELS = {
     "specialist": TrainSpec(
         DRAFT, base_seed=1_300_000_000, mixture="narrow", num_tokens=24_000_000
     ),
+    "generalist": TrainSpec(
+        TARGET,
+        base_seed=1_000_000_000,
+        mixture="general",
+        num_tokens=12_000_000,
+        constant_share=0.2,
+        is_compiled=True,
+    ),
 }
-LANES = (("target",), ("family", "specialist"))  # processes, and what each trains in turn
+LANES = (
+    ("target", "generalist"),
+    ("family", "specialist"),
+)  # processes, and what each trains in turn
 
 
 class Learner:
@@ -85,6 +98,8 @@ class Learner:
     def __init__(self, spec: TrainSpec, tokenizer: PreTrainedTokenizerFast) -> None:
         self.spec, self.tokenizer = spec, tokenizer
         self.model = spec.model.build()
+        if spec.is_compiled:
+            self.model.compile(dynamic=True)
         layers = self.model.model.layers
         matrices = [weight for weight in layers.parameters() if weight.ndim == 2]
         inside = {id(weight) for weight in matrices}
