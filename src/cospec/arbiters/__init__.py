@@ -7,7 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, FLy, LogProbGap, RandomOverride
+from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, LogProbGap, RandomOverride, Rule
+from cospec.arbiters.target_rules import (
+    FLy,
+)
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
 
 if TYPE_CHECKING:
@@ -24,7 +27,16 @@ __all__ = [
     "load_arbiter",
 ]
 
-RULES = {rule.kind: rule for rule in (AlwaysTarget, AlwaysDraft, RandomOverride, LogProbGap, FLy)}
+RULES: dict[str, type[Rule]] = {
+    rule.kind: rule
+    for rule in (
+        AlwaysTarget,
+        AlwaysDraft,
+        RandomOverride,
+        LogProbGap,
+        FLy,
+    )
+}
 """By name, the arbiters that need no weights."""
 _TRAINED_KNOBS = ("threshold", "point")
 
@@ -62,7 +74,7 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
                 f"{key} of arbiter {kind} is {text!r}; it must be a number "
                 f"({knobs[key].type}), as in {RULES[kind]().name!r}."
             ) from None
-    return RULES[kind](**values)  # type: ignore[arg-type]
+    return RULES[kind](**values)
 
 
 def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:
