@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, LogProbGap, RandomOverride, Rule
 from cospec.arbiters.target_rules import (
     FLy,
+    Mars,
+    SGLangThresholds,
+    TopK,
+    TopKRatio,
+    TypicalAcceptance,
 )
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
 
@@ -23,7 +28,12 @@ __all__ = [
     "AlwaysTarget",
     "FLy",
     "LogProbGap",
+    "Mars",
     "RandomOverride",
+    "SGLangThresholds",
+    "TopK",
+    "TopKRatio",
+    "TypicalAcceptance",
     "load_arbiter",
 ]
 
@@ -35,6 +45,11 @@ RULES: dict[str, type[Rule]] = {
         RandomOverride,
         LogProbGap,
         FLy,
+        TypicalAcceptance,
+        Mars,
+        TopK,
+        TopKRatio,
+        SGLangThresholds,
     )
 }
 """By name, the arbiters that need no weights."""

@@ -54,6 +54,20 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
+class ScoreRule(Rule):
+    """A rule that keeps the draft's token where its score is above 0."""
+
+    @abstractmethod
+    def score(self, batch: MismatchBatch) -> Tensor:
+        """How far each mismatch is inside the rule's bound, (M,)."""
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by the score."""
+        score = self.score(batch)
+        return Ruling(score > 0, score)
+
+
+@dataclass(frozen=True)
 class AlwaysTarget(Rule):
     """Always rules for the target: exactly speculative decoding (Leviathan et al., 2211.17192)."""
 
@@ -96,7 +110,7 @@ class RandomOverride(Rule):
 class LogProbGap(Rule):
     """Rules for the draft where the target finds its token nearly as probable as its own.
 
-    A ratio of probabilities; what TensorRT-LLM calls ``relaxed_delta`` bounds their difference.
+    A ratio of probabilities; `TopK` bounds their difference, as TensorRT-LLM does.
     """
 
     kind = "gap"
