@@ -165,6 +165,15 @@ EXACT_AND_LOOSEST = {
     "top_k:delta=0": "top_k:k=100,delta=1",
     "top_k_ratio:ratio=1": "top_k_ratio:k=100,ratio=0",
     "sglang": "sglang:threshold_single=0",
+    "bild:rollback=0": "bild:fallback=0,rollback=1000",
+    "cascade_chow:alpha=0": "cascade_chow:alpha=1",
+    "cascade_diff:alpha=-1": "cascade_diff:alpha=1",
+    "cascade_opt:alpha=-2": "cascade_opt:alpha=1000",
+    "fsd_js:threshold=0": "fsd_js:threshold=1",
+    "fsd_kl:threshold=0": "fsd_kl:threshold=1000",
+    "mentored:max_kl=0": "mentored:max_kl=1000",
+    "cosd:alpha=1,beta=0": "cosd:alpha=0",
+    "ensemble:draft_weight=0": "ensemble:draft_weight=1",
 }
 """Of each rule of the literature the setting that is lossless, and one that keeps everything."""
 LOOSEST = ["random:rate=1", "gap:max_gap=1000", *filter(None, EXACT_AND_LOOSEST.values())]
@@ -237,7 +246,7 @@ def test_a_spec_names_a_rule_with_its_knobs(spec):
     [
         ("lossles", "unknown arbiter 'lossles'; did you mean 'lossless'"),
         ("Random:rate=0.1", "unknown arbiter 'Random'; did you mean 'random'"),
-        ("zzz", "unknown arbiter 'zzz'.*always_draft, fly, gap, lossless, "),
+        ("zzz", "unknown arbiter 'zzz'.*always_draft, bild, .*fly, .*gap, lossless, "),
         ("", "unknown arbiter ''"),
         ("random:rat=0.1", "'rat'; did you mean 'rate'"),
         ("fly:windows=3", "'windows'; did you mean 'window'"),
@@ -266,6 +275,16 @@ def test_a_spec_that_makes_no_sense_is_refused_with_the_nearest_that_does(spec, 
         "top_k:delta=-0.1",
         "top_k_ratio:ratio=2",
         "sglang:threshold_acc=1.5",
+        "bild:fallback=-1",
+        "bild:rollback=-1",
+        "cascade_chow:alpha=-0.1",
+        "cascade_diff:alpha=-1.5",
+        "cascade_opt:alpha=inf",
+        "fsd_js:threshold=-1",
+        "fsd_kl:threshold=-1",
+        "mentored:max_kl=-0.1",
+        "cosd:beta=-1",
+        "ensemble:draft_weight=1.1",
     ],
 )
 def test_a_knob_out_of_its_range_is_refused(spec):

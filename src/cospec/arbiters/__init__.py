@@ -7,6 +7,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cospec.arbiters.mentored import Mentored
+from cospec.arbiters.pair_rules import (
+    BiLD,
+    ChowCascade,
+    CoSD,
+    DiffCascade,
+    FuzzyJS,
+    FuzzyKL,
+    OptCascade,
+    StaticEnsemble,
+)
 from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, LogProbGap, RandomOverride, Rule
 from cospec.arbiters.target_rules import (
     FLy,
@@ -26,11 +37,20 @@ __all__ = [
     "RULES",
     "AlwaysDraft",
     "AlwaysTarget",
+    "BiLD",
+    "ChowCascade",
+    "CoSD",
+    "DiffCascade",
     "FLy",
+    "FuzzyJS",
+    "FuzzyKL",
     "LogProbGap",
     "Mars",
+    "Mentored",
+    "OptCascade",
     "RandomOverride",
     "SGLangThresholds",
+    "StaticEnsemble",
     "TopK",
     "TopKRatio",
     "TypicalAcceptance",
@@ -50,6 +70,15 @@ RULES: dict[str, type[Rule]] = {
         TopK,
         TopKRatio,
         SGLangThresholds,
+        BiLD,
+        ChowCascade,
+        DiffCascade,
+        OptCascade,
+        FuzzyJS,
+        FuzzyKL,
+        Mentored,
+        CoSD,
+        StaticEnsemble,
     )
 }
 """By name, the arbiters that need no weights."""

@@ -1,7 +1,7 @@
 """Arbiters without weights: what rules share, the two extremes, chance, and the gap.
 
 Each is a frozen dataclass whose fields are its knobs. They see a `MismatchBatch` and nothing else.
-The rules of the literature are in `target_rules`.
+The rules of the literature are in `target_rules`, `pair_rules` and `mentored`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Rules of the literature that look at the target's distribution ``p`` alone.
 
-Constants are those of the released code named in each class. ``x`` is the draft's token.
+Constants are those of the released code named in each class; ``docs/arbiters.md`` has them in one
+table, with where each rule is lossless and what differs from that code. ``x`` is the draft's token.
 """
 
 from __future__ import annotations
