@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -335,6 +336,14 @@ def test_every_rule_is_an_arbiter_with_a_docstring(kind):
     assert isinstance(rule, Arbiter)
     assert rule.name.partition(":")[0] == kind
     assert type(rule).__doc__ and isinstance(rule.needs, Needs)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_the_page_of_rules_lists_each_with_its_defaults(kind):
+    page = Path(__file__).parents[2] / "docs" / "arbiters.md"
+    (row, *_) = [row for row in page.read_text().splitlines() if row.startswith(f"| `{kind}` |")]
+    for knob in filter(None, RULES[kind]().name.partition(":")[2].split(",")):
+        assert f"`{knob}`" in row.split("|")[-3]
 
 
 def test_an_object_without_a_rule_is_no_arbiter():
