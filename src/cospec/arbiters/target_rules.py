@@ -92,9 +92,9 @@ class Mars(Rule):
         assert batch.target_logits is not None
         logits = batch.target_logits.float()
         first, second = logits.topk(2, dim=1).values.unbind(dim=1)
-        score = second - self.theta * first
+        score = second - self.theta * first  # at most 0 where the largest is not positive
         is_second = gathered(logits, batch.draft_ids) >= second
-        return Ruling(is_second & (first > 0) & (score > 0), score)
+        return Ruling(is_second & (score > 0), score)
 
 
 @dataclass(frozen=True)
