@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,7 +160,26 @@ def decode(pair: ModelPair, arbiter: str, sampling: SamplingConfig, k: int = 4) 
     return engine.generate(some_prompts(4), sampling)
 
 
+EXACT_AND_LOOSEST = {
+    "typical:threshold=1,alpha=1e9": "typical:threshold=0",
+    "mars:theta=1": None,
+    "top_k:delta=0": "top_k:k=100,delta=1",
+    "top_k_ratio:ratio=1": "top_k_ratio:k=100,ratio=0",
+    "sglang": "sglang:threshold_single=0",
+    "bild:rollback=0": "bild:fallback=0,rollback=1000",
+    "cascade_chow:alpha=0": "cascade_chow:alpha=1",
+    "cascade_diff:alpha=-1": "cascade_diff:alpha=1",
+    "cascade_opt:alpha=-2": "cascade_opt:alpha=1000",
+    "fsd_js:threshold=0": "fsd_js:threshold=1",
+    "fsd_kl:threshold=0": "fsd_kl:threshold=1000",
+    "mentored:max_kl=0": "mentored:max_kl=1000",
+    "cosd:alpha=1,beta=0": "cosd:alpha=0",
+    "ensemble:draft_weight=0": "ensemble:draft_weight=1",
+}
+"""Of each rule of the literature the setting that is lossless, and one that keeps everything."""
+LOOSEST = ["random:rate=1", "gap:max_gap=1000", *filter(None, EXACT_AND_LOOSEST.values())]
 EXACT = [
+    *itertools.product(EXACT_AND_LOOSEST, [GREEDY, SAMPLED]),
     ("random:rate=0", GREEDY),
     ("random:rate=0", SAMPLED),
     ("gap:max_gap=0", GREEDY),
@@ -178,21 +199,26 @@ def test_the_exact_setting_of_a_rule_is_lossless(llama_pair, arbiter, sampling):
     assert [c.origins for c in done] == [c.origins for c in exact]
 
 
-def test_a_gap_below_zero_is_lossless_when_sampling_too():
-    """Found: the target's token is then a sample, and where it is less probable than the drafted
-    one the gap is negative itself, so that a threshold below 0 still overrides.
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("arbiter", ["gap:max_gap=-0.5", *EXACT_AND_LOOSEST])
+def test_the_exact_setting_of_a_rule_is_lossless_at_any_temperature(arbiter, temperature):
+    """Found: when sampling, the target's token may be less probable than the drafted one, so that
+    the gap is negative itself and a threshold below 0 still overrode. The drafted token may also be
+    the target's best one.
     """
     pair = ModelPair(TableModel(random_table(4, seed=0)), TableModel(random_table(4, seed=1)))
-    engine = Engine(pair, LogProbGap(-0.5))
-    done = engine.generate([[i % 4] for i in range(64)], SAMPLED)
+    engine = Engine(pair, load_arbiter(arbiter))
+    sampling = dataclasses.replace(SAMPLED, temperature=temperature)
+    done = engine.generate([[i % 4] for i in range(32)], sampling)
+    assert sum(c.stats.num_mismatches for c in done) > 100
     assert sum(c.stats.num_overrides for c in done) == 0
 
 
 def test_the_loosest_setting_of_a_rule_is_always_draft(llama_pair):
     loose = decode(llama_pair, "always_draft", GREEDY)
-    for arbiter in ("random:rate=1", "gap:max_gap=1000"):
+    for arbiter in LOOSEST:
         done = decode(llama_pair, arbiter, GREEDY)
-        assert [c.token_ids for c in done] == [c.token_ids for c in loose]
+        assert [c.token_ids for c in done] == [c.token_ids for c in loose], arbiter
     assert any(c.stats.num_overrides for c in loose)
 
 
@@ -221,7 +247,7 @@ def test_a_spec_names_a_rule_with_its_knobs(spec):
     [
         ("lossles", "unknown arbiter 'lossles'; did you mean 'lossless'"),
         ("Random:rate=0.1", "unknown arbiter 'Random'; did you mean 'random'"),
-        ("zzz", "unknown arbiter 'zzz'.*always_draft, fly, gap, lossless, random"),
+        ("zzz", "unknown arbiter 'zzz'.*always_draft, bild, .*fly, .*gap, lossless, "),
         ("", "unknown arbiter ''"),
         ("random:rat=0.1", "'rat'; did you mean 'rate'"),
         ("fly:windows=3", "'windows'; did you mean 'window'"),
@@ -238,7 +264,29 @@ def test_a_spec_that_makes_no_sense_is_refused_with_the_nearest_that_does(spec, 
 
 @pytest.mark.parametrize(
     "spec",
-    ["random:rate=1.5", "random:rate=-0.1", "random:rate=nan", "fly:window=0"],
+    [
+        "random:rate=1.5",
+        "random:rate=-0.1",
+        "random:rate=nan",
+        "fly:window=0",
+        "typical:threshold=2",
+        "typical:alpha=-0.1",
+        "mars:theta=1.1",
+        "top_k:k=0",
+        "top_k:delta=-0.1",
+        "top_k_ratio:ratio=2",
+        "sglang:threshold_acc=1.5",
+        "bild:fallback=-1",
+        "bild:rollback=-1",
+        "cascade_chow:alpha=-0.1",
+        "cascade_diff:alpha=-1.5",
+        "cascade_opt:alpha=inf",
+        "fsd_js:threshold=-1",
+        "fsd_kl:threshold=-1",
+        "mentored:max_kl=-0.1",
+        "cosd:beta=-1",
+        "ensemble:draft_weight=1.1",
+    ],
 )
 def test_a_knob_out_of_its_range_is_refused(spec):
     with pytest.raises(ConfigError, match="it must be"):
@@ -254,14 +302,19 @@ def test_a_threshold_that_is_no_finite_number_is_refused(spec):
         load_arbiter(spec)
 
 
+def test_a_refusal_tells_the_setting_its_value_and_what_is_allowed():
+    with pytest.raises(ConfigError, match=r"^theta is 1\.1; it must be in \[0, 1\]\.$"):
+        load_arbiter("mars:theta=1.1")
+    with pytest.raises(ConfigError, match=r"^k is 0; it must be at least 1\.$"):
+        load_arbiter("top_k:k=0")
+
+
 RULE_EXAMPLES = [
-    AlwaysTarget(),
-    AlwaysDraft(),
+    *(rule() for rule in RULES.values()),
     RandomOverride(0.0),
     RandomOverride(0.125),
     LogProbGap(0.75),
     LogProbGap(-3.0),
-    FLy(),
     FLy(3, 0.45),
 ]
 
@@ -283,6 +336,14 @@ def test_every_rule_is_an_arbiter_with_a_docstring(kind):
     assert isinstance(rule, Arbiter)
     assert rule.name.partition(":")[0] == kind
     assert type(rule).__doc__ and isinstance(rule.needs, Needs)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_the_page_of_rules_lists_each_with_its_defaults(kind):
+    page = Path(__file__).parents[2] / "docs" / "arbiters.md"
+    (row, *_) = [row for row in page.read_text().splitlines() if row.startswith(f"| `{kind}` |")]
+    for knob in filter(None, RULES[kind]().name.partition(":")[2].split(",")):
+        assert f"`{knob}`" in row.split("|")[-3]
 
 
 def test_an_object_without_a_rule_is_no_arbiter():

@@ -7,7 +7,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, FLy, LogProbGap, RandomOverride
+from cospec.arbiters.mentored import Mentored
+from cospec.arbiters.pair_rules import (
+    BiLD,
+    ChowCascade,
+    CoSD,
+    DiffCascade,
+    FuzzyJS,
+    FuzzyKL,
+    OptCascade,
+    StaticEnsemble,
+)
+from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, LogProbGap, RandomOverride, Rule
+from cospec.arbiters.target_rules import (
+    FLy,
+    Mars,
+    SGLangThresholds,
+    TopK,
+    TopKRatio,
+    TypicalAcceptance,
+)
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
 
 if TYPE_CHECKING:
@@ -18,13 +37,50 @@ __all__ = [
     "RULES",
     "AlwaysDraft",
     "AlwaysTarget",
+    "BiLD",
+    "ChowCascade",
+    "CoSD",
+    "DiffCascade",
     "FLy",
+    "FuzzyJS",
+    "FuzzyKL",
     "LogProbGap",
+    "Mars",
+    "Mentored",
+    "OptCascade",
     "RandomOverride",
+    "SGLangThresholds",
+    "StaticEnsemble",
+    "TopK",
+    "TopKRatio",
+    "TypicalAcceptance",
     "load_arbiter",
 ]
 
-RULES = {rule.kind: rule for rule in (AlwaysTarget, AlwaysDraft, RandomOverride, LogProbGap, FLy)}
+RULES: dict[str, type[Rule]] = {
+    rule.kind: rule
+    for rule in (
+        AlwaysTarget,
+        AlwaysDraft,
+        RandomOverride,
+        LogProbGap,
+        FLy,
+        TypicalAcceptance,
+        Mars,
+        TopK,
+        TopKRatio,
+        SGLangThresholds,
+        BiLD,
+        ChowCascade,
+        DiffCascade,
+        OptCascade,
+        FuzzyJS,
+        FuzzyKL,
+        Mentored,
+        CoSD,
+        StaticEnsemble,
+    )
+}
 """By name, the arbiters that need no weights."""
 _TRAINED_KNOBS = ("threshold", "point")
 
@@ -62,7 +118,7 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
                 f"{key} of arbiter {kind} is {text!r}; it must be a number "
                 f"({knobs[key].type}), as in {RULES[kind]().name!r}."
             ) from None
-    return RULES[kind](**values)  # type: ignore[arg-type]
+    return RULES[kind](**values)
 
 
 def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:

@@ -1,11 +1,13 @@
-"""Arbiters without weights: the two extremes, chance, and hand-written rules.
+"""Arbiters without weights: what rules share, the two extremes, chance, and the gap.
 
 Each is a frozen dataclass whose fields are its knobs. They see a `MismatchBatch` and nothing else.
+The rules of the literature are in `target_rules`, `pair_rules` and `mentored`.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,13 +19,17 @@ from cospec.types import MismatchBatch, Needs, Ruling
 if TYPE_CHECKING:
     from torch import Tensor
 
+Limits = dict[str, tuple[float, float]]
+"""By knob, the least and the greatest value that is allowed."""
+
 
 @dataclass(frozen=True)
-class _Rule:
-    """What the rules below share: a name with its settings."""
+class Rule(ABC):
+    """What all rules share: a name with its settings, and the check of these."""
 
     kind: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING
+    limits: ClassVar[Limits] = {}
 
     @property
     def name(self) -> str:
@@ -34,12 +40,35 @@ class _Rule:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if not math.isfinite(value := getattr(self, f.name)):
+            value = getattr(self, f.name)
+            low, high = self.limits.get(f.name, (-math.inf, math.inf))
+            if not math.isfinite(value):
                 raise ConfigError(f"{f.name} is {value}; it must be a finite number.")
+            if not low <= value <= high:
+                allowed = f"in [{low}, {high}]" if math.isfinite(high) else f"at least {low}"
+                raise ConfigError(f"{f.name} is {value}; it must be {allowed}.")
+
+    @abstractmethod
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule on all mismatches of a block."""
 
 
 @dataclass(frozen=True)
-class AlwaysTarget(_Rule):
+class ScoreRule(Rule):
+    """A rule that keeps the draft's token where its score is above 0."""
+
+    @abstractmethod
+    def score(self, batch: MismatchBatch) -> Tensor:
+        """How far each mismatch is inside the rule's bound, (M,)."""
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by the score."""
+        score = self.score(batch)
+        return Ruling(score > 0, score)
+
+
+@dataclass(frozen=True)
+class AlwaysTarget(Rule):
     """Always rules for the target: exactly speculative decoding (Leviathan et al., 2211.17192)."""
 
     kind = "lossless"
@@ -50,7 +79,7 @@ class AlwaysTarget(_Rule):
 
 
 @dataclass(frozen=True)
-class AlwaysDraft(_Rule):
+class AlwaysDraft(Rule):
     """Always rules for the draft: the target only adds a bonus token to each block."""
 
     kind = "always_draft"
@@ -61,19 +90,15 @@ class AlwaysDraft(_Rule):
 
 
 @dataclass(frozen=True)
-class RandomOverride(_Rule):
+class RandomOverride(Rule):
     """Rules for the draft at random: the control for any arbiter of the same rate."""
 
     kind = "random"
     needs = Needs.UNIFORMS
+    limits: ClassVar[Limits] = {"rate": (0, 1)}
 
     rate: float = 0.5
     """Probability of ruling for the draft; 0 is lossless."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.rate <= 1:
-            raise ConfigError(f"rate is {self.rate}; it must be in [0, 1].")
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by the row's own uniform numbers."""
@@ -82,10 +107,10 @@ class RandomOverride(_Rule):
 
 
 @dataclass(frozen=True)
-class LogProbGap(_Rule):
+class LogProbGap(Rule):
     """Rules for the draft where the target finds its token nearly as probable as its own.
 
-    The tolerance that TensorRT-LLM calls ``relaxed_delta``, in nats on the target's distribution.
+    A ratio of probabilities; `TopK` bounds their difference, as TensorRT-LLM does.
     """
 
     kind = "gap"
@@ -100,38 +125,6 @@ class LogProbGap(_Rule):
         score = self.max_gap - gap
         # When sampling, the target's token may be the less probable one: the gap is then negative.
         return Ruling((score > 0) & (self.max_gap > 0), score)
-
-
-@dataclass(frozen=True)
-class FLy(_Rule):
-    """Training-free loosely speculative decoding (2511.22972), as its released code has it.
-
-    A mismatch stands if the target is unsure and the drafted tokens that follow all match. One in
-    the last `window` places of a block is never kept, so that a block has to be longer than that.
-    """
-
-    kind = "fly"
-    needs = Needs.TARGET_LOGITS | Needs.LOOKAHEAD
-
-    window: int = 6
-    """The mismatch and the matches that have to follow it (the released ``win_len``; vLLM's
-    proposal counts the matches alone)."""
-    min_entropy: float = 0.3
-    """Least entropy of the target, in nats: the top 3 terms of the full softmax."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.window < 1:
-            raise ConfigError(f"window is {self.window}; it must be at least 1.")
-
-    def rule(self, batch: MismatchBatch) -> Ruling:
-        """Rule by entropy and look-ahead; the score is the entropy above its least value."""
-        assert batch.lookahead_matches is not None
-        follows = batch.lookahead_matches[:, : self.window - 1].all(dim=1)
-        is_early = batch.block_positions < batch.block_length - self.window
-        log_p = batch.log_p.topk(min(3, batch.log_p.shape[1]), dim=1).values
-        score = -(log_p.exp() * log_p).nan_to_num(0.0).sum(dim=1) - self.min_entropy
-        return Ruling(follows & is_early & (score >= 0), score)
 
 
 def gathered(values: Tensor, token_ids: Tensor) -> Tensor:

@@ -1,0 +1,181 @@
+"""Rules of the literature that look at the target's distribution ``p`` alone.
+
+Constants are those of the released code named in each class; ``docs/arbiters.md`` has them in one
+table, with where each rule is lossless and what differs from that code. ``x`` is the draft's token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cospec.arbiters.rules import Limits, Rule, ScoreRule, gathered
+from cospec.types import MismatchBatch, Needs, Ruling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FLy(Rule):
+    """Training-free loosely speculative decoding (2511.22972), as its released code has it.
+
+    A mismatch stands if the target is unsure and the drafted tokens that follow all match. One in
+    the last `window` places of a block is never kept, so that a block has to be longer than that.
+    """
+
+    kind = "fly"
+    needs = Needs.TARGET_LOGITS | Needs.LOOKAHEAD
+    limits: ClassVar[Limits] = {"window": (1, math.inf)}
+
+    window: int = 6
+    """The mismatch and the matches that have to follow it (the released ``win_len``; vLLM's
+    proposal counts the matches alone)."""
+    min_entropy: float = 0.3
+    """Least entropy of the target, in nats: the top 3 terms of the full softmax."""
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by entropy and look-ahead; the score is the entropy above its least value."""
+        assert batch.lookahead_matches is not None
+        follows = batch.lookahead_matches[:, : self.window - 1].all(dim=1)
+        is_early = batch.block_positions < batch.block_length - self.window
+        log_p = batch.log_p.topk(min(3, batch.log_p.shape[1]), dim=1).values
+        score = -(log_p.exp() * log_p).nan_to_num(0.0).sum(dim=1) - self.min_entropy
+        return Ruling(follows & is_early & (score >= 0), score)
+
+
+@dataclass(frozen=True)
+class TypicalAcceptance(ScoreRule):
+    """Typical acceptance: p(x) > min(threshold, alpha * exp(-H(p))).
+
+    Medusa (2401.10774; FasterDecoding/Medusa e2a5d20, ``medusa/model/utils.py``). That code has no
+    typical acceptance in greedy decoding; here it rules at greedy mismatches too. Lossless with
+    ``threshold=1`` and ``alpha`` at least the size of the vocabulary.
+    """
+
+    kind = "typical"
+    needs = Needs.TARGET_LOGITS
+    limits: ClassVar[Limits] = {"threshold": (0, 1), "alpha": (0, math.inf)}
+
+    threshold: float = 0.09
+    """Probability that always suffices (``posterior_threshold``)."""
+    alpha: float = 0.3
+    """Factor of exp(-entropy), which suffices where the target is unsure (``posterior_alpha``)."""
+
+    def score(self, batch: MismatchBatch) -> Tensor:
+        """Probability above the bound, (M,)."""
+        p = batch.log_p.exp()
+        entropy = -(p * batch.log_p).nan_to_num(0.0).sum(dim=1)
+        bound = (self.alpha * (-entropy).exp()).clamp(max=self.threshold)
+        return gathered(p, batch.draft_ids) - bound
+
+
+@dataclass(frozen=True)
+class Mars(Rule):
+    """Margin-aware verification: x is in the target's top 2, whose logits have a ratio above theta.
+
+    MARS (5SSjw/MARS 8909b41, ``mars/model/utils.py``), which relaxes only when sampling, and where
+    the ratio is above theta rejects every token outside the top 2. A ratio of logits means little
+    where they are not positive: there this rules for the target. Lossless with ``theta=1``.
+    """
+
+    kind = "mars"
+    needs = Needs.TARGET_LOGITS
+    limits: ClassVar[Limits] = {"theta": (0, 1)}
+
+    theta: float = 0.9
+    """Least ratio of the second to the largest logit."""
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by the second logit; the score is what it has above theta times the largest."""
+        assert batch.target_logits is not None
+        logits = batch.target_logits.float()
+        first, second = logits.topk(2, dim=1).values.unbind(dim=1)
+        score = second - self.theta * first  # at most 0 where the largest is not positive
+        is_second = gathered(logits, batch.draft_ids) >= second
+        return Ruling(is_second & (score > 0), score)
+
+
+@dataclass(frozen=True)
+class TopK(Rule):
+    """Relaxed acceptance: x is among the target's top k and p(x) > max p - delta.
+
+    TensorRT-LLM (``mtpRelaxedAcceptanceKernel``: ``relaxed_topk``, ``relaxed_delta``), which does
+    so only while a reasoning model thinks. The defaults are those recommended for DeepSeek-R1; its
+    own, k = 1 and delta = 0, are strict. With ``k`` the size of the vocabulary this is the rule
+    TokenV2 of speculative cascades (2405.19261, eq. 14). Lossless with ``delta=0``.
+    """
+
+    kind = "top_k"
+    needs = Needs.TARGET_LOGITS
+    limits: ClassVar[Limits] = {"k": (1, math.inf), "delta": (0, 1)}
+
+    k: int = 10
+    """How many of the target's tokens are candidates."""
+    delta: float = 0.6
+    """Largest difference in probability to the target's best token."""
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by rank and difference; the score is the tolerance left."""
+        p = batch.log_p.exp()
+        score = self.delta - (p.amax(dim=1) - gathered(p, batch.draft_ids))
+        return Ruling(is_in_top(p, batch.draft_ids, self.k) & (score > 0), score)
+
+
+@dataclass(frozen=True)
+class TopKRatio(Rule):
+    """Relaxed acceptance: x is among the target's top k and p(x) > ratio * max p.
+
+    Proposed for thinking tokens in vLLM (pull request 45229; constants 3 and 0.5). With ``k`` the
+    size of the vocabulary this is the rule TokenV3 of speculative cascades (2405.19261, eq. 15)
+    with alpha = 1 - ratio. Lossless with ``ratio=1``.
+    """
+
+    kind = "top_k_ratio"
+    needs = Needs.TARGET_LOGITS
+    limits: ClassVar[Limits] = {"k": (1, math.inf), "ratio": (0, 1)}
+
+    k: int = 3
+    """How many of the target's tokens are candidates."""
+    ratio: float = 0.5
+    """Least probability in units of that of the target's best token."""
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by rank and ratio; the score is the probability above the bound."""
+        p = batch.log_p.exp()
+        score = gathered(p, batch.draft_ids) - self.ratio * p.amax(dim=1)
+        return Ruling(is_in_top(p, batch.draft_ids, self.k) & (score > 0), score)
+
+
+@dataclass(frozen=True)
+class SGLangThresholds(ScoreRule):
+    """SGLang's thresholds: p(x) > threshold_single, or by chance with p(x) / threshold_acc.
+
+    SGLang (``speculative_sampling.cuh``: ``--speculative-accept-threshold-single`` and ``-acc``)
+    draws u and accepts if u <= p(x) / threshold_acc. That u failed at 1 is all that is known of it
+    here, so it is drawn again above p(x). The law is SGLang's where the draft proposes its best
+    token for certain; it does not relax greedy decoding, while this does. Lossless with both at 1,
+    which is the default there and here.
+    """
+
+    kind = "sglang"
+    needs = Needs.TARGET_LOGITS | Needs.UNIFORMS
+    limits: ClassVar[Limits] = {"threshold_single": (0, 1), "threshold_acc": (0, 1)}
+
+    threshold_single: float = 1.0
+    """Probability that always suffices."""
+    threshold_acc: float = 1.0
+    """What the chance of acceptance is divided by."""
+
+    def score(self, batch: MismatchBatch) -> Tensor:
+        """Probability above the lower of the two bounds, (M,)."""
+        assert batch.uniforms is not None
+        p = gathered(batch.log_p, batch.draft_ids).double().exp()
+        coin = p + (1 - p) * batch.uniforms
+        return p - (self.threshold_acc * coin).clamp(max=self.threshold_single)
+
+
+def is_in_top(values: Tensor, token_ids: Tensor, k: int) -> Tensor:
+    """Whether fewer than k values of a row exceed that of its token: (M, V) and (M,) to (M,)."""
+    return (values > gathered(values, token_ids)[:, None]).sum(dim=1) < k
