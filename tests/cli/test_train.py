@@ -45,6 +45,18 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
         tiny(*command)
 
 
+def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_path, capsys) -> None:
+    folder = tmp_path / "arbiter"
+    tiny(*command, "--features", "hidden", "--hidden-projection", 3, "--dropout", 0.2)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["features"]["spec"] == "hidden" and config["policy"]["hidden_projection"] == 3
+    it = LearnedArbiter.load(folder)
+    assert it.policy.projection.weight.shape == (3, it.features.num_hidden)
+    assert it.policy.mean[-1] != 0, "what it was normalised by is kept"
+    tiny("eval", "--task", letters, "--split", "test", "--arbiter", folder, "--max-new-tokens", 8)
+    assert "arbiter:threshold=0.5" in capsys.readouterr().out
+
+
 def test_an_interrupted_training_goes_on_with_its_own_settings_only(
     tiny, command, tmp_path, monkeypatch, capsys
 ) -> None:
