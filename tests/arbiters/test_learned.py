@@ -555,7 +555,7 @@ def test_a_folder_that_holds_no_arbiter_is_refused(tmp_path) -> None:
 def test_what_is_no_folder_is_asked_of_the_hub(folder, monkeypatch) -> None:
     asked = []
 
-    def download(repo_id: str) -> str:
+    def download(repo_id: str, **_: object) -> str:
         asked.append(repo_id)
         return str(folder)
 
