@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cospec.types import MismatchBatch
 
 FeatureSpec: TypeAlias = Literal["scalar", "hidden"]
+"""Names of what `make_features` makes."""
 
 KINDS = ("digit", "punctuation", "space", "word", "piece")
 """Kinds of tokens; whatever is none of the first three is a word if a space leads it."""
