@@ -7,8 +7,22 @@ import math
 import pytest
 import torch
 
-from cospec.features import FLOOR, KINDS, SCALAR_NAMES, ScalarFeatures, kind_of, spec_hash
-from cospec.types import MismatchBatch
+from cospec import Engine, ModelPair, SamplingConfig
+from cospec.arbiters import AlwaysTarget
+from cospec.arbiters.observed import Observed
+from cospec.errors import ConfigError
+from cospec.features import (
+    FLOOR,
+    KINDS,
+    SCALAR_NAMES,
+    HiddenFeatures,
+    ScalarFeatures,
+    kind_of,
+    make_features,
+    spec_hash,
+)
+from cospec.types import MismatchBatch, Needs
+from tests.conftest import VOCAB, family_pair, random_model, some_prompts
 
 P = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]])
 Q = torch.tensor([[0.125, 0.75, 0.0625, 0.0625], [0.1, 0.2, 0.3, 0.4]])
@@ -83,6 +97,83 @@ def test_impossible_tokens_give_finite_features() -> None:
         | {"target_logits": logits, "draft_logits": logits.flip(1)}
     )
     assert ScalarFeatures(torch.zeros(4, dtype=torch.int64))(cut).isfinite().all()
+
+
+def test_all_at_once_they_are_what_they_are_one_by_one() -> None:
+    """The slow twin: one mismatch, one model and one formula at a time, in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    num, vocab_size = 7, 501
+    logits = [4 * torch.randn(num, vocab_size, generator=generator) for _ in "pq"]
+    ids = torch.randint(0, vocab_size, (2, num), generator=generator)
+    nothing = torch.zeros(num, 0)
+    zeros = torch.zeros(num, dtype=torch.int64)
+    it = MismatchBatch(
+        *(zeros, zeros, zeros, zeros, 1, *ids, *logits),
+        lookahead_matches=nothing.bool(),
+        lookahead_log_p=nothing,
+    )
+    found = ScalarFeatures(torch.zeros(vocab_size, dtype=torch.int64))(it)
+    for row in range(num):
+        log_p, log_q = (x[row].double().log_softmax(0) for x in logits)
+        p, q = log_p.exp(), log_q.exp()
+        log_p, log_q = log_p.clamp(min=FLOOR), log_q.clamp(min=FLOOR)
+        d, t = ids[:, row].tolist()
+        top_p, top_q = (x.sort(descending=True).values for x in (log_p, log_q))
+        expected = [
+            *(log_p[d], log_p[t], log_q[d], log_q[t], log_p[t] - log_p[d], log_q[d] - log_q[t]),
+            *((log_p > log_p[d]).sum().log1p(), (log_q > log_q[t]).sum().log1p()),
+            *(-(p * log_p).sum(), -(q * log_q).sum()),
+            *(top_p[0] - top_p[1], top_q[0] - top_q[1]),
+            *((p * (log_p - log_q)).sum(), (q * (log_q - log_p)).sum()),
+            torch.minimum(p, q).sum(),
+        ]
+        expected = torch.stack([value.float() for value in expected])
+        torch.testing.assert_close(found[row, : len(expected)], expected, rtol=2e-5, atol=2e-5)
+
+
+def test_hidden_features_are_the_scalars_and_the_states_the_models_judged_from() -> None:
+    """Each state is recomputed from scratch; the two models have states of different widths."""
+    target = random_model("opt", word_embed_proj_dim=24)  # which is what its head reads
+    pair = ModelPair(target, random_model("llama", seed=1, hidden_size=16))
+    features = make_features("hidden", pair)
+    assert features.hidden_sizes == (24, 16) and features.num_hidden == 2 * 24 + 16
+    assert len(set(features.names)) == len(features.names) == len(SCALAR_NAMES) + 64
+    assert features.names[-1] == "draft_hidden_15"
+    engine = Engine(pair, Observed(AlwaysTarget(), features), num_speculative_tokens=3)
+    (done,) = engine.generate(some_prompts(1), SamplingConfig(max_new_tokens=8))
+    head = {name: getattr(pair, name).get_output_embeddings() for name in ("target", "draft")}
+
+    def state(name: str, ids: list[int]) -> torch.Tensor:
+        """The last input of a model's head."""
+        seen = []
+        hook = head[name].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0, -1]))
+        getattr(pair, name)(input_ids=torch.tensor([ids]), use_cache=False)
+        hook.remove()
+        return seen[0]
+
+    mismatches = [m for step in done.trace for m in step.mismatches if m.is_reached]
+    assert mismatches
+    for m in mismatches:
+        text = [*done.prompt_ids, *done.token_ids[: m.position]]
+        expected = [state("target", text), state("target", [*text, m.draft_id])]
+        expected.append(state("draft", text))
+        found = torch.tensor(m.features)
+        assert found.shape == (len(features.names),)
+        torch.testing.assert_close(found[-64:], torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_the_hidden_spec_is_bound_to_the_widths() -> None:
+    kinds = torch.zeros(VOCAB, dtype=torch.int64)
+    specs = [HiddenFeatures(kinds, sizes) for sizes in [(4, 2), (2, 4), (4, 3), (4, 2)]]
+    hashes = [spec.to_dict()["hash"] for spec in [*specs, ScalarFeatures(kinds)]]
+    assert len(set(hashes)) == 4 and hashes[0] == hashes[3]
+    assert Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN in specs[0].needs
+    assert not (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN) & ScalarFeatures(kinds).needs
+
+
+def test_a_spec_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown features 'hiden'; did you mean 'hidden'"):
+        make_features("hiden", family_pair("llama"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 The features of the ``scalar`` spec are the same for every pair, so that what is learnt on one pair
 can be tried on another, and in every engine, so that an arbiter trained here rules alike in vLLM.
-They are raw; whoever learns from them normalises and freezes what it normalised with.
+The ``hidden`` spec adds the models' own states, which mean something on one pair only.
+Features are raw; whoever learns from them normalises and freezes what it normalised with.
 
 Where the ideas come from: the gap and rank of relaxed acceptance rules, entropies and divergences
 of cascades (2405.19261) and fuzzy decoding (2502.20704), the look-ahead of FLy (2511.22972), the
@@ -14,17 +15,23 @@ from __future__ import annotations
 import hashlib
 import string
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 
+from cospec.errors import ConfigError, unknown_name
 from cospec.types import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from cospec.models import ModelPair
     from cospec.types import MismatchBatch
+
+FeatureSpec: TypeAlias = Literal["scalar", "hidden"]
+"""Names of what `make_features` makes."""
 
 KINDS = ("digit", "punctuation", "space", "word", "piece")
 """Kinds of tokens; whatever is none of the first three is a word if a space leads it."""
@@ -72,46 +79,108 @@ class ScalarFeatures:
 
     kinds: Tensor
 
-    names = SCALAR_NAMES
     needs = SCALAR_NEEDS
 
-    @classmethod
-    def for_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int
-    ) -> ScalarFeatures:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the F features, in order; those of hidden states come last."""
+        return SCALAR_NAMES
+
+    @property
+    def num_hidden(self) -> int:
+        """How many of the features are hidden states."""
+        return len(self.names) - len(SCALAR_NAMES)
+
+    @staticmethod
+    def for_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> ScalarFeatures:
         """Look up the kind of every token; without a tokenizer all are word pieces."""
         kinds = torch.full((vocab_size,), KINDS.index("piece"))
         if tokenizer is not None:
             for i in range(min(len(tokenizer), vocab_size)):
                 kinds[i] = KINDS.index(kind_of(str(tokenizer.decode([i]))))
-        return cls(kinds)
+        return ScalarFeatures(kinds)
 
     def __call__(self, batch: MismatchBatch) -> Tensor:
         """The features of each mismatch, (M, F) float32, all finite if the logits are."""
-        log_p, log_q = batch.log_p.clamp(min=FLOOR), batch.log_q.clamp(min=FLOOR)  # (M, V)
-        p, q = batch.log_p.exp(), batch.log_q.exp()
-        d, t = batch.draft_ids[:, None], batch.target_ids[:, None]
-        p_d, p_t = log_p.gather(1, d)[:, 0], log_p.gather(1, t)[:, 0]
-        q_d, q_t = log_q.gather(1, d)[:, 0], log_q.gather(1, t)[:, 0]
-        top_p, top_q = (x.topk(2, dim=1).values for x in (log_p, log_q))
+        logs = torch.stack([batch.log_p, batch.log_q], dim=1)  # (M, 2, V): p and q
+        probs, logs = logs.exp(), logs.clamp(min=FLOOR)
+        ids = torch.stack([batch.draft_ids, batch.target_ids], dim=1)  # (M, 2)
+        chosen = logs.gather(2, ids[:, None].expand(-1, 2, -1))  # (M, 2, 2): of both tokens
+        p_d, p_t, q_d, q_t = chosen.flatten(1).unbind(dim=1)
+        ranks = (logs > torch.stack([p_d, q_t], dim=1)[:, :, None]).sum(dim=2).float()  # (M, 2)
+        first, second = logs.topk(2, dim=2).values.unbind(dim=2)
+        kl_p_q, minus_kl_q_p = (probs * (logs[:, :1] - logs[:, 1:])).sum(dim=2).unbind(dim=1)
         columns = [
             *(p_d, p_t, q_d, q_t, p_t - p_d, q_d - q_t),
-            (log_p > p_d[:, None]).sum(dim=1).float().log1p(),
-            (log_q > q_t[:, None]).sum(dim=1).float().log1p(),
-            *(-(p * log_p).sum(dim=1), -(q * log_q).sum(dim=1)),
-            *(top_p[:, 0] - top_p[:, 1], top_q[:, 0] - top_q[:, 1]),
-            *((p * (log_p - log_q)).sum(dim=1), (q * (log_q - log_p)).sum(dim=1)),
-            torch.minimum(p, q).sum(dim=1),
+            *ranks.log1p().unbind(dim=1),
+            *(-(probs * logs).sum(dim=2)).unbind(dim=1),
+            *(first - second).unbind(dim=1),
+            *(kl_p_q, -minus_kl_q_p),
+            probs.amin(dim=1).sum(dim=1),
             *_lookahead(batch),
             batch.block_positions.float(),
             batch.positions.float().log1p(),
             batch.num_overrides.float().log1p(),
         ]
-        kinds = self.kinds.to(d.device)
-        flags = [
-            torch.nn.functional.one_hot(kinds[ids[:, 0]], len(KINDS)).float() for ids in (d, t)
-        ]
-        return torch.cat([torch.stack(columns, dim=1), *flags], dim=1)
+        kinds = self.kinds.to(ids.device)[ids]  # (M, 2)
+        flags = torch.nn.functional.one_hot(kinds, len(KINDS)).float()
+        return torch.cat([torch.stack(columns, dim=1), flags.flatten(1)], dim=1)
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """The spec as a saved arbiter records it."""
+        return {"spec": "scalar", "hash": spec_hash(self.names), "names": list(SCALAR_NAMES)}
+
+
+@dataclass(frozen=True)
+class HiddenFeatures(ScalarFeatures):
+    """The ``hidden`` spec, version 1: the scalars, then last hidden states.
+
+    They are the target's before and after it read the drafted token, and the draft's.
+
+    Attributes:
+        hidden_sizes: Widths of the target's and the draft's states.
+    """
+
+    hidden_sizes: tuple[int, int]
+
+    needs = SCALAR_NEEDS | Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the F features, in order."""
+        target, draft = self.hidden_sizes
+        widths = {"target_hidden": target, "target_hidden_after": target, "draft_hidden": draft}
+        states = (f"{name}_{i}" for name, width in widths.items() for i in range(width))
+        return (*SCALAR_NAMES, *states)
+
+    def __call__(self, batch: MismatchBatch) -> Tensor:
+        """The features of each mismatch, (M, F) float32."""
+        before, after, draft = batch.target_hidden, batch.target_hidden_after, batch.draft_hidden
+        assert before is not None and after is not None, "declare Needs.TARGET_HIDDEN"
+        assert draft is not None, "declare Needs.DRAFT_HIDDEN"
+        states = (state.float() for state in (before, after, draft))
+        return torch.cat([super().__call__(batch), *states], dim=1)
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """The spec as a saved arbiter records it: the names of states follow from the widths."""
+        return super().to_dict() | {"spec": "hidden", "hidden_sizes": list(self.hidden_sizes)}
+
+
+def make_features(spec: FeatureSpec, pair: ModelPair) -> ScalarFeatures:
+    """The features of a spec, fitted to the vocabulary and the widths of a pair.
+
+    Raises:
+        ConfigError: There is no such spec.
+    """
+    if spec not in get_args(FeatureSpec):
+        raise ConfigError(unknown_name("features", spec, get_args(FeatureSpec)))
+    vocab_size = pair.target.config.get_text_config().vocab_size
+    scalar = ScalarFeatures.for_tokenizer(pair.tokenizer, vocab_size)
+    if spec == "scalar":
+        return scalar
+    heads = [model.get_output_embeddings() for model in (pair.target, pair.draft)]  # type: ignore[no-untyped-call]
+    target, draft = (head.weight.shape[1] for head in heads)
+    return HiddenFeatures(scalar.kinds, (target, draft))
 
 
 def _lookahead(batch: MismatchBatch) -> list[Tensor]:

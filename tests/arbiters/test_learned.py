@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,8 @@ from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
-from cospec.features import KINDS, SCALAR_NAMES, ScalarFeatures
+from cospec.features import KINDS, SCALAR_NAMES, ScalarFeatures, make_features
+from cospec.models.cache import CachedModel, Output
 from cospec.types import Arbiter, Completion, MismatchBatch, Needs, Origin
 from tests.conftest import EOS, VOCAB, family_pair, some_prompts
 
@@ -115,12 +117,41 @@ def test_normalising_by_next_to_nothing_leaves_the_scale_alone(num_rows: int) ->
     [
         ({"kind": "tree"}, "kind of policy is 'tree'; it must be mlp or linear"),
         ({"hidden_size": 0}, "hidden_size is 0"),
-        ({"num_layers": 0}, "num_layers 0"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"hidden_projection": 0}, "hidden_projection is 0"),
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
+        ({"dropout": math.nan}, "dropout is nan"),
     ],
 )
 def test_shapes_that_no_policy_has_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PolicyConfig(**values)
+
+
+def test_hidden_states_go_through_a_projection_of_their_own() -> None:
+    network = Policy(7, PolicyConfig(kind="linear", hidden_projection=2), num_hidden=4)
+    assert network.layers[-1].weight.shape == (1, 3 + 2)
+    with torch.no_grad():
+        network.layers[-1].weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 10.0, 100.0]]))
+        network.layers[-1].bias.zero_()
+        network.projection.weight.copy_(torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, -1]]))
+    x = torch.tensor([[1.0, 1, 1, 1, 2, 3, 4]])
+    assert network(x).tolist() == [1 + 2 + 3 + 10 * 3 + 100 * -1]
+    shapes = [PolicyConfig(hidden_projection=n) for n in (2, 16)]
+    first, second = (Policy(7, shape, 5).state_dict() for shape in shapes)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)  # no states, no projection
+
+
+def test_dropout_takes_a_generator_and_is_off_without_one() -> None:
+    network = Policy(3, PolicyConfig(kind="linear", init_logit=0.0, dropout=0.25))
+    with torch.no_grad():
+        network.layers[-1].weight.copy_(torch.tensor([[1.0, 0.0, 0.0]]))
+    x = torch.ones(4000, 3)
+    assert network(x).tolist() == [1.0] * 4000
+    dropped, again = (network(x, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(dropped, again)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.04)
 
 
 # --- rulings -----------------------------------------------------------------------------------
@@ -234,6 +265,57 @@ def test_what_a_draft_of_nan_logits_proposed_gets_a_score_of_nan() -> None:
     )
     score = learned().rule(broken).score
     assert score.isnan().tolist() == [False, False, True, False, False, False]
+
+
+STATES = ("target_hidden", "target_hidden_after", "draft_hidden")
+
+
+def with_states(batch: MismatchBatch, **changes: torch.Tensor) -> MismatchBatch:
+    """Mismatches with states of the width that the tiny pairs have."""
+    generator = torch.Generator().manual_seed(2)
+    states = {name: torch.randn(len(batch), 32, generator=generator) for name in STATES}
+    return replace(batch, **states | changes)
+
+
+def hidden(pair: ModelPair) -> LearnedArbiter:
+    """An arbiter that rules by hidden states, of a pair; it keeps half of what `mismatches` has."""
+    features = make_features("hidden", pair)
+    shape = PolicyConfig(hidden_projection=5)
+    network = Policy(len(features.names), shape, num_hidden=features.num_hidden)
+    with torch.no_grad():
+        network.layers[-1].weight.fill_(1.0)
+        network.layers[-1].bias -= network(features(with_states(mismatches()))).median()
+    about = {"pair": {"pair": "bundled:tiny", "fingerprint": pair.fingerprint}}
+    return LearnedArbiter(network, features, about=about)
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_state_that_is_not_finite_gets_a_score_of_nan(name, value) -> None:
+    it, batch = hidden(family_pair("llama")), with_states(mismatches(6))
+    spoilt = getattr(batch, name).clone()
+    spoilt[2, 7] = value
+    score = it.rule(replace(batch, **{name: spoilt})).score
+    assert score.isnan().tolist() == [False, False, True, False, False, False]
+
+
+def test_states_that_are_not_finite_rule_for_the_target_and_are_counted(monkeypatch) -> None:
+    pair = family_pair("llama")
+    read = CachedModel.read
+
+    def spoilt(model: CachedModel, *args: Any) -> Output:
+        output = read(model, *args)
+        if output.hidden is not None:
+            output.hidden[:, :, 3] = math.inf  # of the arbiter's copy: the logits are there already
+        return output
+
+    target = Engine.target_only(pair).generate(some_prompts(5), SAMPLING)
+    assert any(c.stats.num_overrides for c in decode(pair, hidden(pair).with_threshold(0.0)))
+    monkeypatch.setattr(CachedModel, "read", spoilt)
+    done = decode(pair, hidden(pair).with_threshold(0.0))
+    assert [c.token_ids for c in done] == [c.token_ids for c in target]
+    for c in done:
+        assert c.stats.num_non_finite_scores == c.stats.num_mismatches
 
 
 # --- the folder --------------------------------------------------------------------------------
@@ -399,6 +481,34 @@ def test_the_fingerprint_tells_pairs_apart() -> None:
     assert ModelPair(llama.target, llama.draft).fingerprint == llama.fingerprint
 
 
+def test_an_arbiter_with_hidden_states_is_bound_to_its_pair(tmp_path) -> None:
+    pair, batch = family_pair("llama"), with_states(mismatches())
+    it = hidden(pair)
+    it.save(tmp_path)
+    for again in (LearnedArbiter.load(tmp_path), LearnedArbiter.load(tmp_path, pair)):
+        ours, theirs = it.rule(batch), again.rule(batch)
+        assert torch.equal(ours.score, theirs.score) and 5 < int(ours.keep_draft.sum()) < 35
+        assert again.needs == it.needs and again.notes == ()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["features"]["spec"] == "hidden"
+    assert config["features"]["hidden_sizes"] == [32, 32]
+    assert config["features"]["names"] == list(SCALAR_NAMES), "those of states follow"
+    with pytest.raises(ArbiterError, match=r"hidden states of the pair.*bundled:tiny.*same dtype"):
+        LearnedArbiter.load(tmp_path, family_pair("qwen2"))
+    change_config(tmp_path, pair=None)
+    with pytest.raises(ArbiterError, match="not recorded"):
+        LearnedArbiter.load(tmp_path, pair)
+
+
+@pytest.mark.parametrize("sizes", [[32, 31], [33, 32], "wide", [32], [32, 32.0], []])
+def test_widths_that_are_not_those_it_was_trained_with_are_refused(sizes, tmp_path) -> None:
+    hidden(family_pair("llama")).save(tmp_path)
+    features = json.loads((tmp_path / "config.json").read_text())["features"]
+    change_config(tmp_path, features=features | {"hidden_sizes": sizes})
+    with pytest.raises((ArbiterError, CheckpointError), match=r"other features|hidden_sizes"):
+        LearnedArbiter.load(tmp_path)
+
+
 # --- by spec -----------------------------------------------------------------------------------
 
 
@@ -445,7 +555,7 @@ def test_a_folder_that_holds_no_arbiter_is_refused(tmp_path) -> None:
 def test_what_is_no_folder_is_asked_of_the_hub(folder, monkeypatch) -> None:
     asked = []
 
-    def download(repo_id: str) -> str:
+    def download(repo_id: str, **_: object) -> str:
         asked.append(repo_id)
         return str(folder)
 

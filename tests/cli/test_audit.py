@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from safetensors.torch import load_file
 
 from cospec.bench.audit import Auditor
+from cospec.features import SCALAR_NAMES
 
 
 def test_an_audit_prints_a_verdict_and_writes_the_result(tiny, problems, tmp_path, capsys) -> None:
@@ -27,6 +29,15 @@ def test_an_audit_prints_a_verdict_and_writes_the_result(tiny, problems, tmp_pat
     assert data.exists() and not list(tmp_path.glob("*.part*"))
     with pytest.raises(SystemExit, match="exists"):
         tiny(*command)
+
+
+def test_the_data_set_can_hold_the_states_of_the_models(tiny, problems, tmp_path) -> None:
+    data = tmp_path / "mismatches.safetensors"
+    command = ["audit", "--task", f"jsonl:{problems},scorer=numeric,split=test", "--split", "test"]
+    command += ["--max-new-tokens", 8, "--max-k", 1, "--cost-batch-sizes", 1, "--no-oracle"]
+    tiny(*command, "--features", "hidden", "--dataset", data)
+    states = load_file(data)["features"][:, len(SCALAR_NAMES) :]
+    assert states.shape[0] > 0 and states.shape[1] == 3 * 32, "the tiny models are 32 wide"
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch) -> None:

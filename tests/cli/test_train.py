@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from cospec.arbiters.learned import LearnedArbiter
+from cospec.cli.train import Train
 from cospec.rl.loop import Trainer
 
 
@@ -43,6 +46,66 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
     assert "arbiter:threshold=0.5" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="finished arbiter"):
         tiny(*command)
+
+
+def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_path, capsys) -> None:
+    folder = tmp_path / "arbiter"
+    tiny(*command, "--features", "hidden", "--hidden-projection", 3, "--dropout", 0.2)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["features"]["spec"] == "hidden" and config["policy"]["hidden_projection"] == 3
+    it = LearnedArbiter.load(folder)
+    assert it.policy.projection.weight.shape == (3, it.features.num_hidden)
+    assert it.policy.mean[-1] != 0, "what it was normalised by is kept"
+    tiny("eval", "--task", letters, "--split", "test", "--arbiter", folder, "--max-new-tokens", 8)
+    assert "arbiter:threshold=0.5" in capsys.readouterr().out
+
+
+class Wandb:
+    """What Weights & Biases was told."""
+
+    def __init__(self) -> None:
+        self.inits, self.logs = [], []
+
+    def init(self, **options: object) -> object:
+        self.inits.append(options)
+        return SimpleNamespace(id=options["id"] or "run-1", log=self.log)
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self.logs.append((step, numbers))
+
+
+def test_an_interrupted_training_goes_on_in_the_same_run_of_wandb(
+    tiny, command, tmp_path, monkeypatch
+) -> None:
+    told = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", told)
+    command += ["--wandb-project", "arbiters"]
+    report = Train._report
+
+    def interrupted(self, trainer, *args):
+        report(self, trainer, *args)
+        if trainer.round == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Train, "_report", interrupted)
+    with pytest.raises(SystemExit):
+        tiny(*command)
+    tiny(*command)
+    assert [(i["project"], i["id"], i["resume"]) for i in told.inits] == [
+        ("arbiters", None, "allow"),
+        ("arbiters", "run-1", "allow"),
+    ]
+    assert told.inits[0]["config"]["train"]["num_rounds"] == 2
+    rows = [json.loads(x) for x in (tmp_path / "arbiter/metrics.jsonl").read_text().splitlines()]
+    assert told.logs == [(row["round"], row) for row in rows] and len(rows) == 2
+
+
+def test_a_project_without_wandb_is_refused_with_the_line_that_installs_it(
+    tiny, command, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit, match=r"pip install 'cospec\[wandb\]'"):
+        tiny(*command, "--wandb-project", "arbiters")
 
 
 def test_an_interrupted_training_goes_on_with_its_own_settings_only(

@@ -387,6 +387,16 @@ def test_training_stops_after_so_many_evaluations_without_a_better_one(
     assert tuned == expected
 
 
+def test_dropout_changes_what_is_learnt_and_follows_from_the_seed_alone(pair, task) -> None:
+    weights = []
+    for dropout in (0.0, 0.3, 0.3):
+        torch.rand(1)  # the global generator has no part in it
+        it = trainer(pair, task, policy=PolicyConfig(init_logit=0.0, dropout=dropout))
+        it.play_round()
+        weights.append(it.policy.state_dict()["layers.0.weight"])
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
 # --- settings ----------------------------------------------------------------------------------
 
 

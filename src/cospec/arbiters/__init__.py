@@ -27,7 +27,7 @@ from cospec.arbiters.target_rules import (
     TopKRatio,
     TypicalAcceptance,
 )
-from cospec.errors import ArbiterError, CheckpointError, unknown_name
+from cospec.errors import ArbiterError, unknown_name
 
 if TYPE_CHECKING:
     from cospec.models import ModelPair
@@ -123,6 +123,7 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
 
 def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:
     """A trained arbiter from a folder or the hub."""
+    from cospec.arbiters.hub import download  # noqa: PLC0415  # needed for trained ones only
     from cospec.arbiters.learned import DEFAULT_POINT, LearnedArbiter  # noqa: PLC0415  # heavy
 
     values = dict(part.partition("=")[::2] for part in filter(None, knobs.split(",")))
@@ -137,21 +138,6 @@ def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:
         raise ArbiterError(
             f"threshold of {source} is {values['threshold']!r}; it must be a number."
         )
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _download(source)
+    folder = Path(source) if Path(source).is_dir() else download(source)
     point = values.get("point", DEFAULT_POINT)
     return LearnedArbiter.load(folder, pair, threshold=threshold, point=point)
-
-
-def _download(repo_id: str) -> Path:
-    """The folder of a hub repository, downloaded if it is not there yet."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  # heavy
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
-
-    try:
-        return Path(snapshot_download(repo_id))
-    except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
-        raise CheckpointError(
-            f"{repo_id} is neither a folder nor a repository of the hub: {error}"
-        ) from None

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
-from cospec.features import ScalarFeatures, spec_hash
+from cospec.features import HiddenFeatures, ScalarFeatures, make_features
 from cospec.results import write_text
 from cospec.types import MismatchBatch, Needs, Ruling
 
@@ -84,11 +84,7 @@ class LearnedArbiter:
         points = {DEFAULT_POINT: {"threshold": self.threshold}}
         config = {
             "cospec_arbiter": FORMAT,
-            "features": {
-                "spec": "scalar",
-                "hash": spec_hash(self.features.names),
-                "names": list(self.features.names),
-            },
+            "features": self.features.to_dict(),
             "policy": self.policy.config.to_dict(),
             "operating_points": self.about.get("operating_points", {}) | points,
         }
@@ -110,52 +106,68 @@ class LearnedArbiter:
 
         Args:
             folder: Of `save`.
-            pair: What it will rule on. Token kinds are then looked up in its tokenizer, and a pair
-                that it was not trained on is noted.
+            pair: What it will rule on. If it was not trained on it, that is noted, and token kinds
+                are looked up in its tokenizer; with hidden states it is refused.
             threshold: In place of the saved operating point.
             point: Name of an operating point.
 
         Raises:
             CheckpointError: The folder is no such checkpoint, or is damaged.
-            ArbiterError: It was made with other features, or has no such operating point.
+            ArbiterError: It was made with other features, has no such operating point, or was
+                trained on the hidden states of another pair.
         """
         config, tensors = _read(folder)
-        if config["features"]["hash"] != spec_hash(ScalarFeatures.names):
-            raise ArbiterError(
-                f"{folder} was trained on other features (spec {config['features'].get('spec')!r}, "
-                f"hash {config['features']['hash']}; this version has scalar, "
-                f"{spec_hash(ScalarFeatures.names)}); train it again, or install the version that "
-                "made it."
-            )
+        features = _saved_features(folder, config["features"], tensors.pop("kinds").long())
         points = config["operating_points"]
         if threshold is None:
             if point not in points:
                 raise ArbiterError(unknown_name(f"operating point of {folder}", point, points))
             threshold = float(points[point]["threshold"])
-        kinds = tensors.pop("kinds").long()
         notes: tuple[str, ...] = ()
-        if pair is not None:
-            width = pair.target.config.get_text_config().vocab_size
-            trained_on = config.get("pair", {}).get("fingerprint")
-            if trained_on != pair.fingerprint:
-                notes = (f"the arbiter {folder.name} was not trained on this pair",)
-                kinds = ScalarFeatures.for_tokenizer(pair.tokenizer, width).kinds
-        policy = Policy(len(ScalarFeatures.names), PolicyConfig(**config["policy"]))
+        trained_on = config.get("pair", {})
+        if pair is not None and trained_on.get("fingerprint") != pair.fingerprint:
+            if features.num_hidden:
+                raise ArbiterError(
+                    f"{folder} rules by the hidden states of the pair that it was trained on, "
+                    f"{trained_on or 'not recorded'}; this pair has fingerprint "
+                    f"{pair.fingerprint!r}. Load the same models in the same dtype, or train an "
+                    "arbiter for these."
+                )
+            notes = (f"the arbiter {folder.name} was not trained on this pair",)
+            features = make_features("scalar", pair)
+        shape = PolicyConfig(**config["policy"])
+        policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
         try:
             policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items()})
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: the weights do not fit the config: {error}") from None
         if pair is not None:
             policy.to(pair.target.device)
-            kinds = kinds.to(pair.target.device)
+            features = replace(features, kinds=features.kinds.to(pair.target.device))
         label = str(config.get("name", folder.name))
-        return cls(
-            policy.eval(), ScalarFeatures(kinds), threshold, label, about=config, notes=notes
-        )
+        return cls(policy.eval(), features, threshold, label, about=config, notes=notes)
 
     def with_threshold(self, threshold: float) -> LearnedArbiter:
         """The same arbiter, used more or less boldly."""
         return replace(self, threshold=threshold)
+
+
+def _saved_features(
+    folder: Path,
+    saved: dict[str, Any],  # Any: a JSON object
+    kinds: torch.Tensor,
+) -> ScalarFeatures:
+    """The features of a checkpoint, if this version makes the same ones."""
+    sizes = saved.get("hidden_sizes")
+    features = HiddenFeatures(kinds, (sizes[0], sizes[1])) if sizes else ScalarFeatures(kinds)
+    ours = features.to_dict()
+    if saved["hash"] != ours["hash"]:
+        raise ArbiterError(
+            f"{folder} was trained on other features (spec {saved.get('spec')!r}, hash "
+            f"{saved['hash']}; this version has {ours['spec']}, {ours['hash']}); train it again, "
+            "or install the version that made it."
+        )
+    return features
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # Any: a JSON object
@@ -186,8 +198,10 @@ def _missing(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | 
     for key in ("features", "policy", "operating_points"):
         if not isinstance(config.get(key), dict):
             return key
-    if "hash" not in config["features"]:
-        return "features.hash"
+    sizes = config["features"].get("hidden_sizes", [0, 0])  # scalar has none
+    is_sound = isinstance(sizes, list) and [type(size) for size in sizes] == [int, int]
+    if "hash" not in config["features"] or not is_sound:
+        return "features.hash or features.hidden_sizes"
     if unknown := set(config["policy"]) - {f.name for f in fields(PolicyConfig)}:
         return f"policy (unknown: {', '.join(sorted(unknown))})"
     for name, point in config["operating_points"].items():

@@ -27,15 +27,19 @@ class PolicyConfig:
     """Hidden layers."""
     init_logit: float = -2.0
     """What an untrained policy says: -2 keeps about one drafted token in eight."""
+    hidden_projection: int = 16
+    """Width of the learned projection that hidden states go through first, where there are any."""
+    dropout: float = 0.0
+    """Share of the inputs that are left out at random in updates."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "linear"):
             raise ConfigError(f"kind of policy is {self.kind!r}; it must be mlp or linear.")
-        if self.hidden_size < 1 or self.num_layers < 1:
-            raise ConfigError(
-                f"hidden_size is {self.hidden_size} and num_layers {self.num_layers}; both must be "
-                "at least 1."
-            )
+        for name in ("hidden_size", "num_layers", "hidden_projection"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1).")
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The settings as a JSON object."""
@@ -49,6 +53,7 @@ class Policy(nn.Module):
         num_features: F.
         config: Its shape.
         seed: Of the initial weights.
+        num_hidden: How many of the features, the last ones, are hidden states.
 
     Attributes:
         mean: Subtracted from the features, (F,).
@@ -58,12 +63,15 @@ class Policy(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, num_features: int, config: PolicyConfig, seed: int = 0) -> None:
+    def __init__(
+        self, num_features: int, config: PolicyConfig, seed: int = 0, num_hidden: int = 0
+    ) -> None:
         super().__init__()
         self.config = config
+        self.num_hidden = num_hidden
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))
-        widths = [num_features]
+        widths = [num_features - num_hidden + (config.hidden_projection if num_hidden else 0)]
         if config.kind == "mlp":
             widths += [config.hidden_size] * config.num_layers
         with torch.random.fork_rng(devices=[]):
@@ -72,6 +80,8 @@ class Policy(nn.Module):
             for before, after in itertools.pairwise(widths):
                 layers += [nn.Linear(before, after), nn.SiLU()]
             head = nn.Linear(widths[-1], 1)
+            if num_hidden:
+                self.projection = nn.Linear(num_hidden, config.hidden_projection, bias=False)
         nn.init.zeros_(head.weight)
         nn.init.constant_(head.bias, config.init_logit)
         self.layers = nn.Sequential(*layers, head)
@@ -88,8 +98,22 @@ class Policy(nn.Module):
         std = features.std(dim=0, unbiased=len(features) > 1)
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits, (N,), from raw features (N, F); outliers are cut at 10 spreads."""
-        x = ((features.float() - self.mean) / self.std).clamp(-10, 10)
+    def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits, (N,), from raw features (N, F).
+
+        Outliers are cut at 10 spreads; where a feature is not finite, the logit is NaN.
+
+        Args:
+            features: Raw, (N, F).
+            generator: Of the dropout; without one there is none.
+        """
+        x = (features.float() - self.mean) / self.std
+        x = torch.where(x.isfinite(), x.clamp(-10, 10), torch.nan)
+        if generator is not None and self.config.dropout:
+            is_kept = torch.rand(x.shape, generator=generator) >= self.config.dropout
+            x = x * is_kept / (1 - self.config.dropout)
+        if self.num_hidden:
+            hidden = self.projection(x[:, -self.num_hidden :])
+            x = torch.cat([x[:, : -self.num_hidden], hidden], dim=1)
         logits: Tensor = self.layers(x)[:, 0]
         return logits

@@ -24,7 +24,7 @@ from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
 from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine, Rollout
-from cospec.features import ScalarFeatures
+from cospec.features import FeatureSpec, ScalarFeatures, make_features
 from cospec.types import Origin
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class AuditConfig:
 
     arbiter: str = "lossless"
     """Who rules on the path and behind the branches."""
+    features: FeatureSpec = "scalar"
+    """What is recorded of each mismatch."""
     num_speculative_tokens: int = 4
     """Drafted tokens a block."""
     batch_size: int = 32
@@ -72,8 +74,7 @@ class Auditor:
     features: ScalarFeatures = field(init=False)
 
     def __post_init__(self) -> None:
-        width = self.pair.target.config.get_text_config().vocab_size
-        self.features = ScalarFeatures.for_tokenizer(self.pair.tokenizer, width)
+        self.features = make_features(self.config.features, self.pair)
         arbiter = load_arbiter(self.config.arbiter, self.pair)
         self._is_lossless = arbiter.name == "lossless"
         self._engine = Engine(

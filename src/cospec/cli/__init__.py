@@ -14,6 +14,7 @@ from cospec.cli.demo import Demo
 from cospec.cli.eval import Eval
 from cospec.cli.generate import Generate
 from cospec.cli.info import Info
+from cospec.cli.push import Push
 from cospec.cli.train import Train
 from cospec.errors import CospecError
 
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclas
     "train": Train,
     "calibrate": Calibrate,
     "eval": Eval,
+    "push": Push,
     "info": Info,
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cospec.cli.options import BlockOptions, OutputOptions, PairOptions, TaskOptions, set_threads
 from cospec.errors import ConfigError
+from cospec.features import FeatureSpec
 from cospec.results import Json, Provenance, check_writable, document, write_json
 from cospec.tasks import Split
 
@@ -34,6 +35,8 @@ class AuditOptions(BlockOptions):
 
     arbiter: str = "lossless"
     """Who rules on the path and behind the branches; lossless audits the target's own path."""
+    features: FeatureSpec = "scalar"
+    """What the data set holds of each mismatch: scalar, or hidden (and the models' states)."""
     branches_per_problem: int | None = None
     """Play only so many mismatches of a problem, drawn by seed; by default all."""
     oracle: bool = True
@@ -94,6 +97,7 @@ class Audit:
         pair = self.pair.load()
         settings = AuditConfig(
             arbiter=spec,
+            features=options.features,
             num_speculative_tokens=options.num_speculative_tokens,
             batch_size=options.batch_size,
             branches_per_problem=options.branches_per_problem,

@@ -10,6 +10,7 @@ _EXTRAS = {
     "tasks": ["reasoning_gym", "math_verify"],
     "tensorboard": ["tensorboard"],
     "vllm": ["vllm"],
+    "wandb": ["wandb"],
 }
 
 

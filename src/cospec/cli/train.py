@@ -13,6 +13,7 @@ from cospec.results import Json, Provenance, write_text
 from cospec.rl.config import TrainConfig
 
 if TYPE_CHECKING:
+    from cospec.cli.trackers import Tracker
     from cospec.models import ModelPair
     from cospec.rl.loop import Trainer
     from cospec.tasks import Example, Task
@@ -62,6 +63,8 @@ class Train:
     train: TrainConfig = field(default_factory=TrainConfig)
     name: str | None = None
     """Name of the arbiter in reports; by default that of the folder."""
+    wandb_project: str | None = None
+    """Log each round to this project of Weights & Biases as well."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
     dry_run: bool = False
@@ -69,6 +72,7 @@ class Train:
 
     def run(self) -> None:
         """Train, show and write."""
+        from cospec.cli.trackers import open_trackers
         from cospec.rl.card import write_card
         from cospec.rl.loop import Trainer
 
@@ -82,10 +86,11 @@ class Train:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "run.json", json.dumps(self._settings(), indent=1) + "\n")
+        trackers = open_trackers(self.out, self._settings(), self.wandb_project)
         trainer = Trainer(pair, task, self.train, train, tune, self.out)
         if trainer.round:
             print(f"going on after round {trainer.round}", flush=True)
-        arbiter = trainer.run(lambda metrics: self._report(trainer, metrics))
+        arbiter = trainer.run(lambda metrics: self._report(trainer, metrics, trackers))
         about: Json = {
             "name": self.name or self.out.name,
             "pair": self._pair(pair),
@@ -120,7 +125,7 @@ class Train:
     def _settings(self) -> Json:
         """What the result depends on, as JSON."""
         options = asdict(self)
-        for key in ("out", "dry_run", "threads", "name"):
+        for key in ("out", "dry_run", "threads", "name", "wandb_project"):
             del options[key]
         settings: Json = json.loads(json.dumps(options, default=str))
         return settings
@@ -142,22 +147,15 @@ class Train:
         train = task.examples("train", number, config.seed)
         return task, train, task.examples("tune", config.num_tune, config.seed)
 
-    def _report(self, trainer: Trainer, metrics: Json) -> None:
-        """One line on the terminal, one in metrics.jsonl, and TensorBoard where it is installed."""
+    def _report(self, trainer: Trainer, metrics: Json, trackers: list[Tracker]) -> None:
+        """One line on the terminal, one in metrics.jsonl, and what the trackers make of it."""
         shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in metrics)
         number = f"{metrics['round']}/{self.train.num_rounds}"
         print(f"round {number}  {metrics['seconds']:.0f} s  {shown}", flush=True)
         lines = "".join(json.dumps(row) + "\n" for row in trainer.history)
         write_text(self.out / "metrics.jsonl", lines)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        writer = SummaryWriter(str(self.out / "tensorboard"))
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                writer.add_scalar(name, value, metrics["round"])
-        writer.close()
+        for tracker in trackers:
+            tracker(metrics)
 
     def _plan(self, pair: ModelPair, task: Task, train: list[Example], tune: list[Example]) -> None:
         """Print what would be done, and how long it would take, from a small round."""

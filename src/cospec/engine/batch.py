@@ -244,10 +244,10 @@ class Batch:
         parts = [ruling.keep_draft, forbidden, score]
         if self._keep_trace:
             parts += trace_probs(verdict, proposal, batch).unbind()
-            if ruling.features is not None:
-                parts += ruling.features.unbind(dim=1)
-        columns = torch.stack([part.double() for part in parts], dim=1).tolist()
-        for (r, j), (keep, is_impossible, value, *rest) in zip(where, columns, strict=True):
+        table = torch.stack([part.double() for part in parts], dim=1)  # (M, 3 or 7)
+        if self._keep_trace and ruling.features is not None:
+            table = torch.cat([table, ruling.features.double()], dim=1)
+        for (r, j), (keep, is_impossible, value, *rest) in zip(where, table.tolist(), strict=True):
             known_score = None if ruling.score is None else value
             probs, features = tuple(rest[:4]), tuple(rest[4:])
             rulings[r][j] = Ruled(bool(keep), bool(is_impossible), known_score, probs, features)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cospec.arbiters.policy import PolicyConfig
 from cospec.errors import ConfigError
+from cospec.features import FeatureSpec  # noqa: TC001  # the command line resolves it
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class TrainConfig:
     """Reward for an undecided coin, in nats."""
     kl_weight: float = 0.0
     """Price of leaving the starting policy, per nat."""
+    features: FeatureSpec = "scalar"
+    """What the policy sees: scalar, or hidden (the models' states as well, for this pair only)."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Shape of the policy."""
     num_speculative_tokens: int = 4

@@ -17,7 +17,7 @@ import torch
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy
 from cospec.errors import ConfigError
-from cospec.features import ScalarFeatures
+from cospec.features import make_features
 from cospec.rl.losses import (
     branch_loss,
     entropy,
@@ -71,12 +71,12 @@ class Trainer:
     baselines: dict[str, tuple[bool, int]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        width = self.pair.target.config.get_text_config().vocab_size
-        features = ScalarFeatures.for_tokenizer(self.pair.tokenizer, width)
-        self.policy = Policy(len(features.names), self.config.policy, self.config.seed)
+        features = make_features(self.config.features, self.pair)
+        shape = len(features.names), self.config.policy, self.config.seed, features.num_hidden
+        self.policy = Policy(*shape)
         self.arbiter = LearnedArbiter(self.policy, features, label="policy")
         self.player = Player(self.pair, self.task, self.config)
-        self.start = Policy(len(features.names), self.config.policy, self.config.seed)
+        self.start = Policy(*shape)
         self.best_policy = self.policy.state_dict()
         self.restore()
 
@@ -169,12 +169,13 @@ class Trainer:
         optimiser = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        dropout = torch.Generator().manual_seed(config.seed * 10_007 + self.round)
         for _ in range(config.num_epochs):
-            logits = self.policy(features)
+            logits = self.policy(features, dropout)
             clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
             divergence = kl_to(logits, self.start(features).detach()).mean()
             doubt = entropy(logits).mean()
-            loss = branch_loss(self.policy(known), delta, weight)
+            loss = branch_loss(self.policy(known, dropout), delta, weight)
             loss = loss + config.group_weight * clipped_loss
             loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
             if not (advantage.any() or delta.any()):
