@@ -60,11 +60,15 @@ class TrainSpec:
     weight_decay: float = 0.1
     """On Muon's matrices only."""
     num_warmup_steps: int = 100
+    num_tokens_again: int = 0
+    """Tokens of a second cycle: from half the peak learning rates in a straight line to zero."""
     is_compiled: bool = False
     """By torch.compile: half as fast again, but needs a C++ compiler."""
 
     def lr_scale(self, step: int, num_tokens: int) -> float:
         """Share of the peak learning rates at ``step``, after ``num_tokens``."""
+        if num_tokens >= self.num_tokens and self.num_tokens_again:
+            return 0.5 * (1 - (num_tokens - self.num_tokens) / self.num_tokens_again)
         left = 1 - num_tokens / self.num_tokens
         return min(1.0, (step + 1) / self.num_warmup_steps, left / (1 - self.constant_share))
 
@@ -83,6 +87,7 @@ MODELS = {
         mixture="general",
         num_tokens=12_000_000,
         constant_share=0.2,
+        num_tokens_again=5_000_000,
         is_compiled=True,
     ),
 }
@@ -126,7 +131,7 @@ class Learner:
     @property
     def is_finished(self) -> bool:
         """Whether the token budget is spent."""
-        return self.num_tokens >= self.spec.num_tokens
+        return self.num_tokens >= self.spec.num_tokens + self.spec.num_tokens_again
 
     def train_step(self) -> float:
         """One optimiser step; returns the mean loss over weighted tokens."""

@@ -25,7 +25,7 @@ from cospec.errors import (
 from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Origin, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -73,6 +73,11 @@ class Branch:
     position: int
     token_id: int
     origin: Origin = Origin.OVERRIDE
+
+
+def _longest_first(rows: Iterable[Row]) -> deque[Row]:
+    """Rows of like length beside each other, so that little of what attention reads is padding."""
+    return deque(sorted(rows, key=len, reverse=True))
 
 
 class Engine:
@@ -186,7 +191,7 @@ class Engine:
         all_rows = list(rows)
         for row in all_rows:
             row.keep_caches = keep_caches
-        for _ in self._blocks(deque(row for row in rows if not row.finish_reason)):
+        for _ in self._blocks(_longest_first(row for row in rows if not row.finish_reason)):
             pass
         return [
             Rollout(row.completion(), row.config, row.caches if keep_caches else None)
@@ -235,7 +240,7 @@ class Engine:
         prompts: Sequence[str | Sequence[int]],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     ) -> Iterator[Row]:
-        for rows in self._blocks(self._make_rows(prompts, sampling)):
+        for rows in self._blocks(_longest_first(self._make_rows(prompts, sampling))):
             yield from (row for row in rows if row.finish_reason)
 
     def _blocks(self, waiting: deque[Row]) -> Iterator[list[Row]]:

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from cospec.arbiters.policy import PolicyConfig
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, unknown_name
 from cospec.features import FeatureSpec  # noqa: TC001  # the command line resolves it
+
+Method: TypeAlias = Literal["rl", "gold", "autojudge", "reinforce"]
+"""How an arbiter can be trained: ours, and the controls."""
+ON_TARGET_PATH: tuple[Method, ...] = ("gold", "autojudge")
+"""Methods that learn from branches off the target's own path, played out by the target alone."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How the arbiter is trained."""
 
-    num_rounds: int = 12
+    method: Method = "rl"
+    """rl, or a control on the same features and problems: gold (classifier of which branch of the
+    target's path has the right answer), autojudge (of whether the target's own answer stays,
+    2504.20039), reinforce (no branches, a running baseline, as DIVERSED, 2604.07622)."""
+    num_rounds: int = 10
     """Rounds of rollouts and updates."""
-    prompts_per_round: int = 96
+    prompts_per_round: int = 640
     """Problems of a round."""
-    group_size: int = 2
-    """Rollouts of a problem (G)."""
+    group_size: int = 1
+    """Rollouts of a problem (G); group advantages take at least 2."""
     branches_per_rollout: float = 4.0
     """Decisions of a rollout whose other ruling is played out as well, on average."""
     cost_weight: float = 0.05
     """Price of time (lambda): reward lost per target forward, as a share of lossless decoding's."""
-    group_weight: float = 0.2
+    group_weight: float = 0.0
     """Weight of the group advantages beside the branch credit; 0 leaves them out."""
     replay_decay: float = 0.9
     """What an older round's branches count, per round of age; 0 learns from the last round only."""
@@ -46,13 +55,13 @@ class TrainConfig:
     """Shape of the policy."""
     num_speculative_tokens: int = 4
     """Drafted tokens a block."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Most completions decoded together."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
-    tune_every: int = 4
+    tune_every: int = 2
     """Rounds between evaluations on the tune split."""
-    num_tune: int = 200
+    num_tune: int = 500
     """Problems of the tune split."""
     patience: int = 3
     """Evaluations without a better one after which training stops."""
@@ -60,6 +69,8 @@ class TrainConfig:
     """Of problems, policy and rollouts."""
 
     def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ConfigError(unknown_name("method", self.method, get_args(Method)))
         least = {
             "num_rounds": 1,
             "prompts_per_round": 1,
@@ -92,6 +103,10 @@ class TrainConfig:
                 "group_size is 1: a group of one has no advantage; raise it to 2, or "
                 "set group_weight to 0."
             )
+        if self.method == "reinforce":
+            return
+        if self.method in ON_TARGET_PATH and not self.branches_per_rollout:
+            raise ConfigError(f"branches_per_rollout is 0: {self.method} learns from branches.")
         if not self.branches_per_rollout and not self.group_weight:
             raise ConfigError("branches_per_rollout and group_weight are both 0: nothing to learn.")
 

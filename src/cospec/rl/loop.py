@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import Policy
 from cospec.errors import ConfigError
 from cospec.features import make_features
+from cospec.rl.config import ON_TARGET_PATH
 from cospec.rl.losses import (
     branch_loss,
     entropy,
@@ -25,10 +28,11 @@ from cospec.rl.losses import (
     group_loss,
     has_spread,
     kl_to,
+    label_loss,
     log_prob,
 )
 from cospec.rl.metrics import round_metrics
-from cospec.rl.rollouts import Played, Player
+from cospec.rl.rollouts import BranchData, Played, Player
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,9 +44,12 @@ if TYPE_CHECKING:
     from cospec.results import Json
     from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
+    from cospec.types import Arbiter
 
 _COIN_SEEDS = 10  # per round
-_STATE = ("round", "best", "best_policy", "history", "replay", "baselines")
+_BASELINE_DECAY = 0.9
+_REPLAYED = ("features", "delta_right", "delta_cost", "is_same_answer")
+_STATE = ("round", "best", "best_policy", "history", "replay", "baselines", "running_reward")
 
 
 @dataclass
@@ -69,13 +76,14 @@ class Trainer:
     history: list[Json] = field(init=False, default_factory=list)
     replay: list[tuple[Tensor, ...]] = field(init=False, default_factory=list)
     baselines: dict[str, tuple[bool, int]] = field(init=False, default_factory=dict)
+    running_reward: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         features = make_features(self.config.features, self.pair)
         shape = len(features.names), self.config.policy, self.config.seed, features.num_hidden
         self.policy = Policy(*shape)
         self.arbiter = LearnedArbiter(self.policy, features, label="policy")
-        self.player = Player(self.pair, self.task, self.config)
+        self.player = Player(self.pair, self.task, self.config, len(features.names))
         self.start = Policy(*shape)
         self.best_policy = self.policy.state_dict()
         self.restore()
@@ -112,9 +120,12 @@ class Trainer:
         examples = [self.train[i] for i in places]
         base = self.baseline(examples)
         forwards = [num for _, num in base]
-        policy = replace(self.arbiter, is_stochastic=True)
+        policy: Arbiter = replace(self.arbiter, is_stochastic=True)
+        if self.config.method in ON_TARGET_PATH:
+            policy = Observed(AlwaysTarget(), self.arbiter.features)
         played = self.player.play(policy, examples, forwards, seed * _COIN_SEEDS)
-        branches = self.player.branch(policy, examples, forwards, played, seed * _COIN_SEEDS + 1)
+        left = [] if self.config.method == "reinforce" else played
+        branches = self.player.branch(policy, examples, forwards, left, seed * _COIN_SEEDS + 1)
         if self.round == 0:
             seen = [m.features for one in played for m in one.decisions]
             if not seen:
@@ -124,13 +135,15 @@ class Trainer:
                 )
             self.policy.normalise_by(torch.tensor(seen))
             self.start.load_state_dict(self.policy.state_dict())
-        self.replay.append((branches.features, branches.delta_right, branches.delta_cost))
+        gain = self._gain(branches)
+        self.replay.append(tuple(getattr(branches, name) for name in _REPLAYED))
         played_s = time.perf_counter() - started
         metrics: Json = {"round": self.round + 1, **self.update(played)}
         return metrics | {
             **round_metrics(played, branches),
             "accuracy_target": sum(ok for ok, _ in base) / len(base),
             "reward": sum(self.reward(one) for one in played) / len(played),
+            "branch_gain": gain,
             "rollout_s": played_s,
             "seconds": time.perf_counter() - started,
         }
@@ -143,6 +156,12 @@ class Trainer:
             self.baselines |= {e.id: base for e, base in zip(new, found, strict=True)}
         return [self.baselines[example.id] for example in examples]
 
+    def _gain(self, branches: BranchData) -> float:
+        """Right answers won a problem by the policy at threshold 0.5, on branches new to it."""
+        with torch.no_grad():
+            keep = self.policy(branches.features) > 0
+        return float(branches.delta_right[keep].sum()) / self.config.prompts_per_round
+
     def reward(self, one: Played) -> float:
         """Of a rollout: right or wrong, minus the price of its cost."""
         return float(one.is_right) - self.config.cost_weight * one.cost
@@ -152,7 +171,7 @@ class Trainer:
         config = self.config
         rewards = torch.tensor([self.reward(one) for one in played])
         rewards = rewards.view(-1, config.group_size)  # (P, G)
-        advantages = group_advantages(rewards).flatten()
+        advantages = self._advantages(rewards)
         rows = [
             (m, a)
             for one, a in zip(played, advantages.tolist(), strict=True)
@@ -165,7 +184,7 @@ class Trainer:
         advantage = torch.tensor([a for _, a in rows])
         with torch.no_grad():
             old = log_prob(self.policy(features), keep)
-        known, delta, weight = self._branches()
+        known, delta, is_same, weight = self._branches()
         optimiser = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -175,8 +194,13 @@ class Trainer:
             clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
             divergence = kl_to(logits, self.start(features).detach()).mean()
             doubt = entropy(logits).mean()
-            loss = branch_loss(self.policy(known, dropout), delta, weight)
-            loss = loss + config.group_weight * clipped_loss
+            guess = self.policy(known, dropout)
+            if config.method == "autojudge":
+                loss = label_loss(guess, is_same, weight)
+            elif config.method == "gold":
+                loss = label_loss(guess, delta > 0, weight * delta.abs())
+            else:
+                loss = branch_loss(guess, delta, weight) + self.group_weight * clipped_loss
             loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
             if not (advantage.any() or delta.any()):
                 break  # Adam would follow the entropy bonus alone, in steps of full size
@@ -192,21 +216,40 @@ class Trainer:
             "frac_reward_zero_std": 1 - float(has_spread(rewards).float().mean()),
         }
 
-    def _branches(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, reward differences and weights of the branches of all rounds."""
-        features, deltas, weights = [], [], []
-        for age, (seen, delta_right, delta_cost) in enumerate(reversed(self.replay)):
-            features.append(seen)
-            deltas.append(delta_right - self.config.cost_weight * delta_cost)
-            weights.append(torch.full_like(delta_right, self.config.replay_decay**age))
-        return torch.cat(features), torch.cat(deltas), torch.cat(weights)
+    @property
+    def group_weight(self) -> float:
+        """Weight of what follows from whole rollouts; all of it where there are no branches."""
+        return 1.0 if self.config.method == "reinforce" else self.config.group_weight
+
+    def _advantages(self, rewards: Tensor) -> Tensor:
+        """Of each rollout, (P * G,), from rewards (P, G)."""
+        if self.config.method != "reinforce":
+            return group_advantages(rewards).flatten()
+        mean = float(rewards.mean())
+        before, self.running_reward = self.running_reward, mean
+        if before is not None:
+            self.running_reward = _BASELINE_DECAY * before + (1 - _BASELINE_DECAY) * mean
+        return (rewards - (mean if before is None else before)).flatten()
+
+    def _branches(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features, reward differences, whether the answer stays, and weights, of all rounds."""
+        features, delta_right, delta_cost, is_same = (
+            torch.cat(parts) for parts in zip(*self.replay, strict=True)
+        )
+        ages = range(len(self.replay) - 1, -1, -1)
+        weights = [
+            torch.full((len(one[0]),), self.config.replay_decay**age)
+            for one, age in zip(self.replay, ages, strict=True)
+        ]
+        delta = delta_right - self.config.cost_weight * delta_cost
+        return features, delta, is_same, torch.cat(weights)
 
     def evaluate(self) -> Json:
         """Decode the tune split at threshold 0.5 and keep the policy if it is the best so far."""
         base = self.baseline(self.tune)
         engine = self.player.engine(self.arbiter)
         done = engine.generate(*self.player.prompts(self.tune, self.config.seed))
-        right = [self.player.is_right(e, c) for e, c in zip(self.tune, done, strict=True)]
+        right = [self.player.score(e, c).correct for e, c in zip(self.tune, done, strict=True)]
         cost = sum(c.stats.num_target_forwards for c in done) / sum(num for _, num in base)
         accuracy = sum(right) / len(right)
         reward = accuracy - self.config.cost_weight * cost

@@ -90,6 +90,18 @@ def group_loss(
     return -torch.minimum(plain, clipped).mean(), (clipped < plain).float().mean()
 
 
+def label_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy of a classifier, for the supervised controls.
+
+    Args:
+        logits: Of keeping the draft's token, (N,).
+        label: Whether it should be kept, (N,) bool.
+        weight: How much each decision counts, (N,).
+    """
+    loss = -log_prob(logits, label) * weight
+    return loss.sum() / weight.sum().clamp(min=1e-9)
+
+
 def branch_loss(logits: Tensor, delta: Tensor, weight: Tensor) -> Tensor:
     """The expected reward of decisions whose both outcomes are known, negated.
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cospec.arbiters.learned import LearnedArbiter
     from cospec.config import SamplingConfig
     from cospec.models import ModelPair
     from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
-    from cospec.types import Completion, MismatchTrace
+    from cospec.tasks.base import Score
+    from cospec.types import Arbiter, Completion, MismatchTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Played:
     """Of the problem in the round."""
     rollout: Rollout
     is_right: bool
+    answer: str | None
+    """What was read off the text."""
     cost: float
     """Target forwards over those of the lossless rollout."""
     decisions: list[MismatchTrace]
@@ -56,6 +58,8 @@ class BranchData:
     """Answer right with the draft's token minus with the target's: -1, 0 or 1, (N,)."""
     delta_cost: Tensor
     """Cost with the draft's token minus with the target's, (N,)."""
+    is_same_answer: Tensor
+    """Whether both branches end in the same answer, (N,) bool."""
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -68,23 +72,25 @@ class Player:
         pair: The models.
         task: Makes the prompts and scores the answers.
         config: Of the training run.
+        num_features: F.
     """
 
-    def __init__(self, pair: ModelPair, task: Task, config: TrainConfig) -> None:
+    def __init__(self, pair: ModelPair, task: Task, config: TrainConfig, num_features: int) -> None:
         self._pair, self._task, self._config = pair, task, config
+        self._num_features = num_features
 
-    def engine(self, arbiter: object) -> Engine:
+    def engine(self, arbiter: Arbiter) -> Engine:
         """The engine of the run under an arbiter."""
         return Engine(
             self._pair,
-            arbiter,  # type: ignore[arg-type]
+            arbiter,
             num_speculative_tokens=self._config.num_speculative_tokens,
             max_batch_size=self._config.batch_size,
         )
 
-    def is_right(self, example: Example, completion: Completion) -> bool:
-        """Whether the answer is right."""
-        return self._task.score(example, completion.text).correct
+    def score(self, example: Example, completion: Completion) -> Score:
+        """Whether the answer is right, and what it is."""
+        return self._task.score(example, completion.text)
 
     def prompts(
         self, examples: Sequence[Example], seed: int
@@ -96,13 +102,13 @@ class Player:
         """Whether the target alone is right, and the target forwards of lossless decoding."""
         done = self.engine(AlwaysTarget()).generate(*self.prompts(examples, 0))
         return [
-            (self.is_right(example, c), c.stats.num_target_forwards)
+            (self.score(example, c).correct, c.stats.num_target_forwards)
             for example, c in zip(examples, done, strict=True)
         ]
 
     def play(
         self,
-        arbiter: LearnedArbiter,
+        arbiter: Arbiter,
         examples: Sequence[Example],
         num_forwards: Sequence[int],
         seed: int,
@@ -110,7 +116,7 @@ class Player:
         """`group_size` rollouts of each example, group by group.
 
         Args:
-            arbiter: The policy, stochastic.
+            arbiter: The policy, stochastic; or another one that shows features.
             examples: Problems of the round.
             num_forwards: Of lossless decoding, for the cost.
             seed: Of the coins.
@@ -118,11 +124,13 @@ class Player:
         size = self._config.group_size
         repeated = [example for example in examples for _ in range(size)]
         rollouts = self.engine(arbiter).rollouts(*self.prompts(repeated, seed))
+        scores = [self.score(e, r.completion) for e, r in zip(repeated, rollouts, strict=True)]
         return [
             Played(
                 place=i // size,
                 rollout=rollout,
-                is_right=self.is_right(repeated[i], rollout.completion),
+                is_right=scores[i].correct,
+                answer=scores[i].extracted,
                 cost=rollout.completion.stats.num_target_forwards / num_forwards[i // size],
                 decisions=[m for m in reached(rollout.completion) if self._is_open(m)],
             )
@@ -136,7 +144,7 @@ class Player:
 
     def branch(
         self,
-        arbiter: LearnedArbiter,
+        arbiter: Arbiter,
         examples: Sequence[Example],
         num_forwards: Sequence[int],
         played: Sequence[Played],
@@ -153,20 +161,25 @@ class Player:
             for one, m in chosen
         ]
         ends = self.engine(arbiter).branches(branches)
-        features, delta_right, delta_cost = [], [], []
+        features, delta_right, delta_cost, is_same_answer = [], [], [], []
         for (one, m), end in zip(chosen, ends, strict=True):
             before = sum(step.position <= m.position for step in one.rollout.completion.trace)
             cost = float(before + end.completion.stats.num_target_forwards)
             if not m.keep_draft and end.completion.stats.num_drafts:  # see the top of this file
                 k = self._config.num_speculative_tokens
                 cost -= (k - m.block_position) / (k + 1)
-            right = self.is_right(examples[one.place], end.completion)
+            score = self.score(examples[one.place], end.completion)
             sign = 1.0 if m.keep_draft else -1.0
             features.append(m.features)
-            delta_right.append(sign * (float(one.is_right) - float(right)))
+            delta_right.append(sign * (float(one.is_right) - float(score.correct)))
+            is_same_answer.append(one.answer == score.extracted)
             delta_cost.append(sign * (one.cost - cost / num_forwards[one.place]))
-        table = torch.tensor(features).reshape(len(features), len(arbiter.features.names))
-        return BranchData(table, torch.tensor(delta_right), torch.tensor(delta_cost))
+        return BranchData(
+            torch.tensor(features).reshape(len(features), self._num_features),
+            torch.tensor(delta_right),
+            torch.tensor(delta_cost),
+            torch.tensor(is_same_answer, dtype=torch.bool),
+        )
 
     def _choose(
         self, played: Sequence[Played], random: Random
