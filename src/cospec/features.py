@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 
 from cospec.errors import ConfigError, unknown_name
-from cospec.types import NUM_RECENT, Needs
+from cospec.types import Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 FeatureSpec: TypeAlias = Literal["scalar", "hidden"]
 """Names of what `make_features` makes."""
 
-KINDS = ("digit", "equals", "punctuation", "space", "word", "piece")
-"""Kinds of tokens; whatever is none of the first four is a word if a space leads it."""
+KINDS = ("digit", "punctuation", "space", "word", "piece")
+"""Kinds of tokens; whatever is none of the first three is a word if a space leads it."""
 
 SCALAR_NAMES = (
     "log_p_draft",
@@ -62,17 +62,16 @@ SCALAR_NAMES = (
     "log_num_overrides",
     *(f"draft_{kind}" for kind in KINDS),
     *(f"target_{kind}" for kind in KINDS),
-    *(f"before_{i}_{kind}" for i in range(NUM_RECENT, 0, -1) for kind in KINDS),
 )
 """The features in order. Logarithms are natural; log-probabilities are cut at `FLOOR`."""
 
 FLOOR = -20.0
-SCALAR_NEEDS = Needs.LOGITS | Needs.LOOKAHEAD | Needs.RECENT_TOKENS
+SCALAR_NEEDS = Needs.LOGITS | Needs.LOOKAHEAD
 
 
 @dataclass(frozen=True)
 class ScalarFeatures:
-    """The ``scalar`` spec, version 2.
+    """The ``scalar`` spec, version 1.
 
     Attributes:
         kinds: Index into `KINDS` of each token, (V,) int64.
@@ -123,9 +122,7 @@ class ScalarFeatures:
             batch.positions.float().log1p(),
             batch.num_overrides.float().log1p(),
         ]
-        assert batch.recent_ids is not None, "declare Needs.RECENT_TOKENS"
-        ids = torch.cat([ids, batch.recent_ids], dim=1)  # (M, 2 + NUM_RECENT)
-        kinds = self.kinds.to(ids.device)[ids]
+        kinds = self.kinds.to(ids.device)[ids]  # (M, 2)
         flags = torch.nn.functional.one_hot(kinds, len(KINDS)).float()
         return torch.cat([torch.stack(columns, dim=1), flags.flatten(1)], dim=1)
 
@@ -136,7 +133,7 @@ class ScalarFeatures:
 
 @dataclass(frozen=True)
 class HiddenFeatures(ScalarFeatures):
-    """The ``hidden`` spec, version 2: the scalars, then last hidden states.
+    """The ``hidden`` spec, version 1: the scalars, then last hidden states.
 
     They are the target's before and after it read the drafted token, and the draft's.
 
@@ -205,8 +202,6 @@ def kind_of(text: str) -> str:
         return "space"
     if bare.isdecimal():
         return "digit"
-    if bare.endswith("="):
-        return "equals"
     if all(c in string.punctuation or not (c.isalnum() or c.isspace()) for c in bare):
         return "punctuation"
     return "word" if text[0].isspace() else "piece"

@@ -39,15 +39,9 @@ class Needs(enum.Flag):
     """The target's last hidden states before and after the drafted token."""
     DRAFT_HIDDEN = enum.auto()
     """The draft's last hidden state from which it drew its token."""
-    RECENT_TOKENS = enum.auto()
-    """The tokens that stand before the drafted token."""
     UNIFORMS = enum.auto()
     """One uniform number a mismatch from the row's own generator, for a ruling by chance."""
     LOGITS = TARGET_LOGITS | DRAFT_LOGITS
-
-
-NUM_RECENT = 4
-"""How many tokens `Needs.RECENT_TOKENS` asks for."""
 
 
 class Origin(enum.StrEnum):
@@ -110,8 +104,6 @@ class MismatchBatch:
         target_hidden: State from which the target judged the drafted token, (M, H).
         target_hidden_after: The target's state after reading the drafted token, (M, H).
         draft_hidden: State from which the draft drew its token, (M, H).
-        recent_ids: The tokens before the drafted one, the nearest last, (M, NUM_RECENT) int64; the
-            first token of a short text is repeated.
         uniforms: In [0, 1), (M,) float64.
     """
 
@@ -129,7 +121,6 @@ class MismatchBatch:
     target_hidden: Tensor | None = None
     target_hidden_after: Tensor | None = None
     draft_hidden: Tensor | None = None
-    recent_ids: Tensor | None = None
     uniforms: Tensor | None = None
 
     def __len__(self) -> int:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
 
 
+BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
+"""By name: folders of the target and of the draft."""
+
+
 def bundled_home() -> Path:
     """Folder of the weights that ship with the package."""
     return Path(cospec.__file__).parent / "bundled"
@@ -25,17 +29,20 @@ def bundled_models(name: str) -> tuple[Path, Path]:
     """Folders of the target and the draft of a pair that ships with the package.
 
     Args:
-        name: ``bundled:`` and a draft; both drafts stand beside the same target.
+        name: ``bundled:`` and a pair.
 
     Raises:
         ConfigError: There is no such pair.
     """
     home = bundled_home()
-    drafts = ("family", "specialist") if (home / "target").is_dir() else ()
-    pairs = {f"bundled:{draft}": home / draft for draft in drafts if (home / draft).is_dir()}
+    pairs = {
+        f"bundled:{pair}": (home / target, home / draft)
+        for pair, (target, draft) in BUNDLED_PAIRS.items()
+        if (home / target).is_dir() and (home / draft).is_dir()
+    }
     if name not in pairs:
         raise ConfigError(unknown_name("pair", name, pairs or ["none, this build ships no pair"]))
-    return home / "target", pairs[name]
+    return pairs[name]
 
 
 @dataclass(frozen=True)

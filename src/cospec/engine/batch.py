@@ -22,7 +22,7 @@ from cospec.engine.walk import Block, Ruled, walk
 from cospec.errors import ArbiterError, NonFiniteError
 from cospec.models.cache import CachedModel, Output
 from cospec.sampling import Warper, draw
-from cospec.types import NUM_RECENT, Arbiter, MismatchBatch, Needs, Origin, Proposal, Ruling
+from cospec.types import Arbiter, MismatchBatch, Needs, Origin, Proposal, Ruling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,17 +234,8 @@ class Batch:
         rows, places = torch.tensor(where, device=self._device).unbind(dim=1)
         counts = [[len(r.generated), r.origins.count(Origin.OVERRIDE)] for r in self.rows]
         num_generated, num_overrides = torch.tensor(counts, device=self._device).unbind(dim=1)
-        recent = torch.tensor([r.last_tokens(NUM_RECENT) for r in self.rows], device=self._device)
         batch = collect_mismatches(
-            verdict,
-            proposal,
-            rows,
-            places,
-            num_generated,
-            num_overrides,
-            recent,
-            self._needs,
-            uniforms,
+            verdict, proposal, rows, places, num_generated, num_overrides, self._needs, uniforms
         )
         ruling = self._arbiter.rule(batch)
         _check(ruling, batch, self._arbiter.name)

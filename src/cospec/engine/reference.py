@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
-from cospec.types import NUM_RECENT, Arbiter, MismatchBatch, Needs, Origin
+from cospec.types import Arbiter, MismatchBatch, Needs, Origin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,6 @@ def reference_decode(
                     draft_logits=draft_logits[j][None],
                     lookahead_matches=_lookahead(is_match, j),
                     lookahead_log_p=_lookahead(_token_log_p(target_logits, drafted), j),
-                    recent_ids=torch.tensor([_recent(tokens)]),
                     uniforms=u[3 * k + 1 + j][None] if Needs.UNIFORMS in arbiter.needs else None,
                 )
                 keep = bool(arbiter.rule(mismatch).keep_draft)
@@ -103,11 +102,6 @@ def reference_decode(
                 return tokens[len(prompt_ids) :], origins
             if origin is Origin.CORRECTION:
                 break
-
-
-def _recent(token_ids: list[int]) -> list[int]:
-    """The last tokens; the first one repeated if there are not so many."""
-    return (token_ids[:1] * NUM_RECENT + token_ids)[-NUM_RECENT:]
 
 
 def _logits(model: PreTrainedModel, token_ids: list[int]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.sampling import Warper, accepts, draw, residual
-from cospec.types import NUM_RECENT, MismatchBatch, Needs, Proposal
+from cospec.types import MismatchBatch, Needs, Proposal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +125,6 @@ def collect_mismatches(
     places: Tensor,
     num_generated: Tensor,
     num_overrides: Tensor,
-    recent_ids: Tensor,
     needs: Needs,
     uniforms: Uniforms | None,
 ) -> MismatchBatch:
@@ -138,7 +137,6 @@ def collect_mismatches(
         places: Their places in the block, (M,).
         num_generated: Tokens that each row had generated before the block, (B,).
         num_overrides: Overrides that each row had before the block, (B,).
-        recent_ids: The last tokens of each row before the block, (B, NUM_RECENT).
         needs: What to supply.
         uniforms: Random numbers, if `needs` has them.
     """
@@ -157,10 +155,6 @@ def collect_mismatches(
     if Needs.DRAFT_HIDDEN in needs:
         assert proposal.hidden is not None, "the draft was not asked for hidden states"
         optional["draft_hidden"] = torch.stack(proposal.hidden, dim=1)[rows, places]
-    if Needs.RECENT_TOKENS in needs:
-        ids = torch.cat([recent_ids, proposal.token_ids], dim=1)  # (B, NUM_RECENT + K)
-        before = places[:, None] + torch.arange(NUM_RECENT, device=places.device)
-        optional["recent_ids"] = ids[rows[:, None], before]
     if Needs.UNIFORMS in needs:
         assert uniforms is not None, "uniforms were not drawn"
         optional["uniforms"] = uniforms.arbiter[rows, places]
