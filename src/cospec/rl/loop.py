@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
     from cospec.types import Arbiter
 
-_COIN_SEEDS = 10  # per round
+_COIN_SEEDS = 10_000  # per round
 _BASELINE_DECAY = 0.9
+_ROUNDING = 1e-6  # rewards are float32, and Adam would make whole steps of it
 _REPLAYED = ("features", "delta_right", "delta_cost", "is_same_answer")
 _STATE = ("round", "best", "best_policy", "history", "replay", "baselines", "running_reward")
 
@@ -123,9 +124,7 @@ class Trainer:
         policy: Arbiter = replace(self.arbiter, is_stochastic=True)
         if self.config.method in ON_TARGET_PATH:
             policy = Observed(AlwaysTarget(), self.arbiter.features)
-        played = self.player.play(policy, examples, forwards, seed * _COIN_SEEDS)
-        left = [] if self.config.method == "reinforce" else played
-        branches = self.player.branch(policy, examples, forwards, left, seed * _COIN_SEEDS + 1)
+        played, branches = self.player.round(policy, examples, forwards, seed * _COIN_SEEDS)
         if self.round == 0:
             seen = [m.features for one in played for m in one.decisions]
             if not seen:
@@ -185,6 +184,8 @@ class Trainer:
         with torch.no_grad():
             old = log_prob(self.policy(features), keep)
         known, delta, is_same, weight = self._branches()
+        counts = weight if config.method == "autojudge" else weight * delta
+        is_taught = bool(counts.any() or (self.group_weight * advantage).any())
         optimiser = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -198,11 +199,11 @@ class Trainer:
             if config.method == "autojudge":
                 loss = label_loss(guess, is_same, weight)
             elif config.method == "gold":
-                loss = label_loss(guess, delta > 0, weight * delta.abs())
+                loss = label_loss(guess, delta > 0, counts.abs())
             else:
                 loss = branch_loss(guess, delta, weight) + self.group_weight * clipped_loss
             loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
-            if not (advantage.any() or delta.any()):
+            if not is_taught:
                 break  # Adam would follow the entropy bonus alone, in steps of full size
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -229,7 +230,8 @@ class Trainer:
         before, self.running_reward = self.running_reward, mean
         if before is not None:
             self.running_reward = _BASELINE_DECAY * before + (1 - _BASELINE_DECAY) * mean
-        return (rewards - (mean if before is None else before)).flatten()
+        found = (rewards - (mean if before is None else before)).flatten()
+        return torch.where(found.abs() > _ROUNDING, found, 0.0)
 
     def _branches(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features, reward differences, whether the answer stays, and weights, of all rounds."""

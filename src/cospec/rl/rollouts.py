@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter, Completion, MismatchTrace
 
 
+_CHUNK_SIZE = 128
+"""Problems whose caches are held together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Played:
     """One rollout of one problem, with its reward."""
@@ -63,6 +67,11 @@ class BranchData:
 
     def __len__(self) -> int:
         return self.features.shape[0]
+
+    @classmethod
+    def joined(cls, parts: Sequence[BranchData]) -> BranchData:
+        """All of them, in order."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
 
 class Player:
@@ -105,6 +114,38 @@ class Player:
             (self.score(example, c).correct, c.stats.num_target_forwards)
             for example, c in zip(examples, done, strict=True)
         ]
+
+    def round(
+        self,
+        arbiter: Arbiter,
+        examples: Sequence[Example],
+        num_forwards: Sequence[int],
+        seed: int,
+    ) -> tuple[list[Played], BranchData]:
+        """Rollouts of all examples and the branches off them, some problems at a time.
+
+        So only the caches of these are held; the rollouts that are returned have none.
+
+        Args:
+            arbiter: As in `play`.
+            examples: Problems of the round.
+            num_forwards: Of lossless decoding, for the cost.
+            seed: Of the coins; the next ones up to three a chunk are taken as well.
+        """
+        played: list[Played] = []
+        parts: list[BranchData] = []
+        for start in range(0, len(examples), _CHUNK_SIZE):
+            chunk = examples[start : start + _CHUNK_SIZE]
+            forwards = num_forwards[start : start + _CHUNK_SIZE]
+            new = self.play(arbiter, chunk, forwards, seed)
+            left = [] if self._config.method == "reinforce" else new
+            parts.append(self.branch(arbiter, chunk, forwards, left, seed + 1))
+            played += [
+                replace(one, place=start + one.place, rollout=replace(one.rollout, caches=None))
+                for one in new
+            ]
+            seed += 3
+        return played, BranchData.joined(parts)
 
     def play(
         self,
@@ -172,7 +213,8 @@ class Player:
             sign = 1.0 if m.keep_draft else -1.0
             features.append(m.features)
             delta_right.append(sign * (float(one.is_right) - float(score.correct)))
-            is_same_answer.append(one.answer == score.extracted)
+            are_right = one.is_right and score.correct  # however each was spelt
+            is_same_answer.append(are_right or one.answer == score.extracted)
             delta_cost.append(sign * (one.cost - cost / num_forwards[one.place]))
         return BranchData(
             torch.tensor(features).reshape(len(features), self._num_features),
