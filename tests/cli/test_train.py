@@ -60,6 +60,15 @@ def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_pat
     assert "arbiter:threshold=0.5" in capsys.readouterr().out
 
 
+def test_a_control_is_trained_by_its_method(tiny, command, letters, tmp_path) -> None:
+    tiny(*command, "--method", "gold")
+    config = json.loads((tmp_path / "arbiter" / "config.json").read_text())
+    assert config["training"]["train"]["method"] == "gold"
+    rounds = (tmp_path / "arbiter" / "metrics.jsonl").read_text().splitlines()
+    assert all("branch_gain" in json.loads(line) for line in rounds)
+    assert LearnedArbiter.load(tmp_path / "arbiter").threshold == 0.5
+
+
 class Wandb:
     """What Weights & Biases was told."""
 
@@ -131,5 +140,5 @@ def test_an_interrupted_training_goes_on_with_its_own_settings_only(
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tiny, command, tmp_path, capsys) -> None:
     tiny(*command, "--dry-run")
-    assert "2 rounds of 4 problems: 8 rollouts and 32 branches each" in capsys.readouterr().out
+    assert "2 rounds of 4 problems: 4 rollouts and 16 branches each" in capsys.readouterr().out
     assert not (tmp_path / "arbiter").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -220,16 +221,21 @@ FIRST_BAD = 30
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_a_target_that_turns_non_finite_is_named_by_prompt_and_position(k, sampling, value):
-    """The logits from position 30 on are bad, hence token 31 - 18 = 13 of a prompt of 18."""
+    """The logits from position 30 on are bad, hence token 31 - 18 = 13 of a prompt of 18.
+
+    Longer prompts come first and end before that; shorter ones never come.
+    """
     pair = ModelPair(Spoilt(TARGET_TABLE, FIRST_BAD, value), TableModel(DRAFT_TABLE))
-    prompts = [[0], [1, 2, 3], [2] * 18, [3]]
-    sound = decode(table_pair(), prompts=prompts, sampling=sampling, num_speculative_tokens=k)
+    prompts = [[0] * 20, [1] * 19, [2] * 18, [3]]
+    short = replace(sampling, max_new_tokens=2)
+    settings = [short, short, sampling, sampling]
+    sound = decode(table_pair(), prompts=prompts, sampling=settings, num_speculative_tokens=k)
     engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=k, max_batch_size=1)
     with pytest.raises(NonFiniteError, match="for prompt 2 at generated token 13;") as caught:
-        engine.generate(prompts, sampling)
+        engine.generate(prompts, settings)
     assert isinstance(caught.value, FloatingPointError)
     assert caught.value.completions == {0: sound[0], 1: sound[1]}
-    again = engine.generate(prompts[:2], sampling)
+    again = engine.generate(prompts[:2], short)
     assert again == sound[:2], "the engine is as good as new"
 
 
@@ -267,6 +273,17 @@ def test_rows_that_finish_in_the_block_that_fails_are_handed_over(bad_first):
     with pytest.raises(NonFiniteError) as caught:
         decode(pair, prompts=prompts[::-1] if bad_first else prompts, sampling=sampling)
     assert ids(list(caught.value.completions.values())) == [expected.token_ids]
+
+
+def test_a_stream_gives_what_was_finished_before_the_target_turned_non_finite():
+    """It takes the prompts in their order: the longest one is not the first to fail."""
+    pair = ModelPair(Spoilt(TARGET_TABLE, FIRST_BAD, NAN), TableModel(DRAFT_TABLE))
+    (expected,) = decode(table_pair(), prompts=[[0]])
+    stream = Engine(pair, AlwaysTarget(), max_batch_size=1).stream([[0], [2] * 40], GREEDY)
+    deltas = []
+    with pytest.raises(NonFiniteError, match="for prompt 1 at generated token 0;"):
+        deltas.extend(stream)
+    assert ids([d.completion for d in deltas if d.completion]) == [expected.token_ids]
 
 
 # --- logits of the draft -----------------------------------------------------------------------
@@ -383,7 +400,7 @@ def test_a_rejected_token_that_the_draft_cannot_read_is_forgotten():
 def test_a_prompt_that_the_target_cannot_read_is_an_error():
     """Replacing NaN keys and values by 0 would decode as if the token were not there."""
     _, pair = poisoned("target")
-    prompts = [[7, 9, 11], [7, POISON, 9, 11]]
+    prompts = [[7, 9, 11, 9, 7], [7, POISON, 9, 11]]
     engine = Engine.target_only(pair, max_batch_size=1)
     (sound,) = engine.generate(prompts[:1], GREEDY)
     with pytest.raises(NonFiniteError, match="for prompt 1 at generated token 0") as caught:
@@ -585,7 +602,7 @@ def test_an_arbiter_ends_no_text_and_prolongs_none_unless_allowed(
 
 def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llama_pair):
     prompts = some_prompts(6)
-    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (3, 40, 5, 40, 40, 40)]
+    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40, 40, 40)]
     whole = decode(llama_pair, prompts=prompts, sampling=sampling, max_batch_size=2)
     calls = []
 
@@ -600,8 +617,7 @@ def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llam
         engine.generate(prompts, sampling)
     error = caught.value
     assert isinstance(error, GenerationInterrupted) and not isinstance(error, Exception)
-    assert set(error.completions) == {0, 2}
-    assert error.completions == {i: whole[i] for i in (0, 2)}
+    assert error.completions == {i: whole[i] for i in (1, 2)}
     assert "2 prompts had finished" in str(error)
     assert engine.generate(prompts, sampling) == whole, "the engine is as good as new"
 

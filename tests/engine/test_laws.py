@@ -185,13 +185,37 @@ def test_admission_order_changes_nothing(llama_pair):
     assert [c.token_ids for c in shuffled] == [done[i].token_ids for i in order]
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_completions_come_back_in_the_order_of_the_prompts(llama_pair, batch):
+    engine = Engine(llama_pair, AlwaysTarget(), max_batch_size=batch)
+    rollouts = [rollout.completion for rollout in engine.rollouts(PROMPTS, GREEDY)]
+    for done in (engine.generate(PROMPTS, GREEDY), rollouts):
+        assert [(c.index, c.prompt_ids) for c in done] == list(enumerate(PROMPTS))
+
+
+def test_the_longest_prompts_are_decoded_first_and_a_stream_keeps_the_order(
+    llama_pair, monkeypatch
+):
+    admitted, admit = [], Batch.admit
+    monkeypatch.setattr(Batch, "admit", lambda *args: (admitted.extend(args[1]), admit(*args)))
+    engine = Engine(llama_pair, AlwaysTarget(), max_batch_size=2)
+    prompts = [*PROMPTS, PROMPTS[1]]
+    orders = {}
+    for name in ("generate", "rollouts", "stream"):
+        list(getattr(engine, name)(prompts, SamplingConfig(max_new_tokens=4)))
+        orders[name] = [row.index for row in admitted]
+        admitted.clear()
+    assert orders["stream"] == list(range(9))
+    assert orders["generate"] == orders["rollouts"] == [2, 7, 4, 6, 1, 8, 3, 5, 0]
+
+
 @pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("stop", [(), ("e", "th")])
 def test_streaming_equals_not_streaming(llama_pair, tokenizer, sampling, stop):
     pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
     sampling = [SamplingConfig.from_dict(s.to_dict() | {"stop": stop}) for s in sampling]
-    engine = Engine(pair, AlwaysTarget(), max_batch_size=3)
-    done = engine.generate(PROMPTS, sampling)
+    engine = Engine(pair, AlwaysTarget(), max_batch_size=3, keep_trace=False)
+    done = engine.generate(PROMPTS, sampling)  # other rows beside each: traces differ by rounding
     texts, ids, origins = [""] * 8, [[] for _ in range(8)], [[] for _ in range(8)]
     finished = {}
     for delta in engine.stream(PROMPTS, sampling):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import subprocess
@@ -15,12 +16,15 @@ import torch
 
 from cospec import ModelPair
 from cospec.arbiters.policy import PolicyConfig
+from cospec.engine import Engine
 from cospec.errors import ConfigError, CospecError
 from cospec.features import SCALAR_NAMES
 from cospec.rl.config import TrainConfig
 from cospec.rl.loop import Trainer
 from cospec.rl.rollouts import Player
 from cospec.tasks import load_task
+from cospec.tasks.base import Score
+from cospec.types import Origin
 from tests.conftest import VOCAB, TableModel
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ TINY = dict(
     num_rounds=3,
     prompts_per_round=3,
     group_size=2,
+    group_weight=0.2,
     branches_per_rollout=1.0,
     num_epochs=4,
     learning_rate=0.05,
@@ -67,6 +72,7 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
     weights = [[t.policy.state_dict(), t.start.state_dict(), t.best_policy] for t in (one, other)]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
     assert len(one.replay) == len(other.replay)
+    assert one.running_reward == other.running_reward
     for a, b in zip(one.replay, other.replay, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -188,6 +194,22 @@ def test_a_run_that_was_killed_goes_on_to_the_same_arbiter(whole, pair, task, tm
     assert_same_state(it, whole)
 
 
+@pytest.mark.parametrize("method", ["gold", "autojudge", "reinforce"])
+def test_a_control_interrupted_after_each_round_ends_as_one_that_was_not(
+    pair, task, tmp_path, method
+) -> None:
+    """The running baseline of reinforce is part of the state."""
+    whole = trainer(pair, task, method=method)
+    whole.run()
+    for _ in range(3):
+        with pytest.raises(StopHereError):
+            trainer(pair, task, tmp_path, method=method).run(stop)
+    last = trainer(pair, task, tmp_path, method=method)
+    last.run(stop)
+    assert_same_state(last, whole)
+    assert (last.running_reward is not None) == (method == "reinforce")
+
+
 def test_another_seed_is_another_run(whole, pair, task) -> None:
     it = trainer(pair, task, seed=1, num_rounds=1)
     it.run()
@@ -267,6 +289,18 @@ def test_the_metrics_of_a_round_are_those_of_its_rollouts(pair, task, monkeypatc
     assert metrics["num_branches"] == len(it.replay[0][0]) == 14
 
 
+@pytest.mark.parametrize(("init_logit", "share"), [(1.0, 1), (0.0, 0)])
+def test_the_gain_of_a_round_is_what_the_policy_would_have_won_on_branches_it_has_not_seen(
+    pair, task, init_logit, share
+) -> None:
+    """The policy of the first round keeps everything, or nothing."""
+    policy = PolicyConfig(hidden_size=4, init_logit=init_logit)
+    it = trainer(pair, task, policy=policy, prompts_per_round=7, max_new_tokens=20)
+    gain = it.play_round()["branch_gain"]
+    delta_right = it.replay[0][1]
+    assert delta_right.any() and gain == pytest.approx(share * float(delta_right.sum()) / 7)
+
+
 @pytest.mark.parametrize("round_number", [0, 1])
 def test_a_round_without_a_decision_is_refused_or_leaves_the_policy_whole(
     pair, task, round_number
@@ -274,7 +308,8 @@ def test_a_round_without_a_decision_is_refused_or_leaves_the_policy_whole(
     """A draft that is the target never disagrees; in short answers a good one may not either."""
     it = trainer(ModelPair(pair.target, pair.target, pair.tokenizer), task)
     it.round = round_number
-    it.replay = [(torch.randn(4, len(SCALAR_NAMES)), torch.ones(4), torch.zeros(4))] * round_number
+    seen = torch.randn(4, len(SCALAR_NAMES)), torch.ones(4), torch.zeros(4), torch.ones(4).bool()
+    it.replay = [seen] * round_number
     with contextlib.suppress(CospecError):
         json.dumps(it.play_round(), allow_nan=False)
     for weight in it.policy.state_dict().values():
@@ -299,18 +334,19 @@ def test_branches_of_older_rounds_count_less_with_age(pair, task) -> None:
     it = trainer(pair, task, replay_decay=0.5, cost_weight=0.25)
     it.run()
     expected = [
-        [*row, float(right) - 0.25 * float(cost), weight]
-        for (seen, rights, costs), weight in zip(it.replay, (0.25, 0.5, 1.0), strict=True)
-        for row, right, cost in zip(seen.tolist(), rights, costs, strict=True)
+        [*row.tolist(), float(right - 0.25 * cost), float(is_same), weight]
+        for parts, weight in zip(it.replay, (0.25, 0.5, 1.0), strict=True)
+        for row, right, cost, is_same in zip(*parts, strict=True)
     ]
-    features, delta, weight = it._branches()
-    found = torch.cat([features, delta[:, None], weight[:, None]], dim=1).tolist()
+    features, *columns = it._branches()
+    found = torch.cat([features, *(column[:, None] for column in columns)], dim=1).tolist()
     assert len(expected) == sum(m["num_branches"] for m in it.history) > 15
     torch.testing.assert_close(torch.tensor(sorted(found)), torch.tensor(sorted(expected)))
     forgetful = trainer(pair, task, replay_decay=0.0)
     forgetful.replay = it.replay
-    assert set(forgetful._branches()[2].tolist()) == {0.0, 1.0}
-    assert forgetful._branches()[2].count_nonzero() == it.history[-1]["num_branches"]
+    *_, weight = forgetful._branches()
+    assert set(weight.tolist()) == {0.0, 1.0}
+    assert weight.count_nonzero() == it.history[-1]["num_branches"]
 
 
 # --- stopping ----------------------------------------------------------------------------------
@@ -323,19 +359,19 @@ def scripted(it: Trainer, accuracies: list[float]) -> list[dict[str, torch.Tenso
         The policy at each evaluation, filled in as they come.
     """
     snapshots: list[dict[str, torch.Tensor]] = []
-    evaluate, is_right = it.evaluate, it.player.is_right
+    evaluate, score = it.evaluate, it.player.score
     tune = {example.id: i for i, example in enumerate(it.tune)}
 
-    def judge(example: Any, completion: Any) -> bool:
+    def judge(example: Any, completion: Any) -> Score:
         if example.id not in tune:
-            return is_right(example, completion)
-        return tune[example.id] < accuracies[len(snapshots) - 1] * len(tune)
+            return score(example, completion)
+        return Score(float(tune[example.id] < accuracies[len(snapshots) - 1] * len(tune)))
 
     def watched() -> Json:
         snapshots.append({k: v.clone() for k, v in it.policy.state_dict().items()})
         return evaluate()
 
-    it.evaluate, it.player.is_right = watched, judge  # type: ignore[method-assign]
+    it.evaluate, it.player.score = watched, judge  # type: ignore[method-assign]
     return snapshots
 
 
@@ -423,8 +459,14 @@ def test_dropout_changes_what_is_learnt_and_follows_from_the_seed_alone(pair, ta
         ({"clip": 1.0}, r"clip is 1.0; it must be in \[0, 1\)"),
         ({"clip": math.nan}, "clip is nan"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
-        ({"group_size": 1}, "a group of one has no advantage; raise it to 2"),
+        ({"group_weight": 0.1}, "a group of one has no advantage; raise it to 2"),
         ({"branches_per_rollout": 0.0, "group_weight": 0.0}, "nothing to learn"),
+        ({"branches_per_rollout": 0.0, "method": "gold"}, "gold learns from branches"),
+        ({"branches_per_rollout": 0.0, "method": "autojudge"}, "autojudge learns from branches"),
+        (
+            {"method": "reinforc"},
+            r"unknown method 'reinforc'; did you mean 'reinforce'\? Allowed: autojudge, gold, rein",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
@@ -450,6 +492,7 @@ def test_settings_that_are_no_numbers_or_no_lengths_are_refused_too(values) -> N
 
 def test_groups_of_one_are_allowed_where_they_are_not_used() -> None:
     config = TrainConfig(group_size=1, group_weight=0.0, policy=PolicyConfig(kind="linear"))
+    TrainConfig(method="reinforce", branches_per_rollout=0.0)
     assert config.to_dict()["policy"]["kind"] == "linear"
     assert TrainConfig(**config.to_dict() | {"policy": config.policy}) == config
 
@@ -477,10 +520,11 @@ def table(tokenizer) -> ModelPair:
     return ModelPair(*models, tokenizer)
 
 
-def letters(folder: Path, answer: str) -> Task:
-    """An answer is right if it matches the pattern."""
+def letters(folder: Path, *answers: str) -> Task:
+    """An answer is right if it matches the pattern; the problems take the patterns in turn."""
     path = folder / "letters.jsonl"
-    rows = [{"question": "the " * (i + 1), "answer": answer} for i in range(12)]
+    patterns = itertools.cycle(answers)
+    rows = [{"question": "the " * (i + 1), "answer": next(patterns)} for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_task(f"jsonl:{path},scorer=regex,split=test")
 
@@ -490,6 +534,7 @@ def learner(table: ModelPair, task: Task, **changes: Any) -> Trainer:
         num_rounds=6,
         prompts_per_round=8,
         group_size=4,
+        group_weight=0.2,
         branches_per_rollout=2.0,
         cost_weight=0.0,
         num_epochs=40,
@@ -550,3 +595,142 @@ def test_where_every_answer_is_right_a_price_of_time_teaches_to_override(table, 
     assert first["accuracy"] == last["accuracy"] == 1
     assert first["override_rate"] < 0.25 and last["override_rate"] > 0.75
     assert last["relative_cost"] < first["relative_cost"] - 0.2
+
+
+# --- controls ----------------------------------------------------------------------------------
+
+Y_WINS, X_SPOILS, BOTH_SPOIL = "^[^x]*y[^x]*$", "^[^x]*$", "^[^xy]*$"
+
+
+@pytest.mark.parametrize("method", ["gold", "autojudge"])
+@pytest.mark.parametrize(
+    ("pattern", "delta", "is_same"),
+    [
+        (Y_WINS, {X: 0, Y: 1}, {X: True, Y: False}),  # of a wrong text nothing is read off
+        (X_SPOILS, {X: -1, Y: 0}, {X: False, Y: True}),  # two right texts are one answer
+        (BOTH_SPOIL, {X: -1, Y: -1}, {X: False, Y: False}),
+    ],
+)
+def test_a_control_learns_from_branches_that_leave_the_targets_own_path(
+    table, tmp_path, monkeypatch, method, pattern, delta, is_same
+) -> None:
+    """And that go on as the target does: one token of a branch is the draft's."""
+    played, left = [], []
+    play, branches = Player.play, Engine.branches
+
+    def watched_play(*args: Any) -> Any:
+        new = play(*args)
+        played.extend(new)
+        return new
+
+    def watched_branches(engine: Engine, starts: Any) -> Any:
+        ends = branches(engine, starts)
+        left.extend(zip(starts, ends, strict=True))
+        return ends
+
+    monkeypatch.setattr(Player, "play", watched_play)
+    monkeypatch.setattr(Engine, "branches", watched_branches)
+    it = learner(table, letters(tmp_path, pattern), method=method, branches_per_rollout=9.0)
+    it.play_round()
+    path = [A, B, C] * 3
+    assert all(one.rollout.completion.token_ids == path for one in played)
+    assert all(Origin.OVERRIDE not in one.rollout.completion.origins for one in played)
+    for start, end in left:
+        expected = [*path[: start.position], start.token_id]
+        while len(expected) < 9:
+            expected.append(NEXT[expected[-1]][0])
+        assert end.completion.token_ids == expected
+        assert end.completion.origins.count(Origin.OVERRIDE) == 1
+    tokens = [start.token_id for start, _ in left]
+    assert set(tokens) == {X, Y} and len(tokens) == 8 * 6
+    _, delta_right, _, same = it.replay[0]
+    assert delta_right.tolist() == [delta[token] for token in tokens]
+    assert same.tolist() == [is_same[token] for token in tokens]
+
+
+@pytest.mark.parametrize(
+    ("method", "patterns"), [("gold", [Y_WINS, X_SPOILS]), ("autojudge", [X_SPOILS])]
+)
+def test_a_control_learns_what_its_labels_say(table, tmp_path, method, patterns) -> None:
+    """To keep each y, which wins an answer (or leaves it as it is), and no x, which loses one."""
+    it = learner(table, letters(tmp_path, *patterns), method=method)
+    for it.round in range(3):
+        metrics = it.play_round()
+        features, delta_right, *_ = it.replay[-1]
+        is_y = features[:, SCALAR_NAMES.index("log_p_draft")] > math.log(0.1)
+        assert metrics["override_rate"] == 0 and metrics["accuracy"] == metrics["accuracy_target"]
+    with torch.no_grad():
+        assert torch.equal(it.policy(features) > 0, is_y) and is_y.any() and not is_y.all()
+    assert metrics["branch_gain"] == float(delta_right[is_y].sum()) / 8
+    assert (metrics["branch_gain"] > 0) == (method == "gold")
+
+
+def test_autojudge_learns_from_answers_that_stay_where_no_reward_differs(table, tmp_path) -> None:
+    """Found: without a difference in reward there was no update at all."""
+    changes = dict(method="autojudge", num_rounds=3, tune_every=3)
+    it = learner(table, letters(tmp_path, "a"), **changes)
+    arbiter = it.run()
+    assert all(m["branches_that_differ"] == 0 for m in it.history)
+    prompts, settings = it.player.prompts(it.tune, 0)
+    for completion in it.player.engine(arbiter).generate(prompts, settings):
+        assert {X, Y} <= {*completion.token_ids}
+
+
+def test_reinforce_learns_without_a_branch(table, tmp_path) -> None:
+    it = learner(
+        table, letters(tmp_path, Y_WINS), method="reinforce", group_size=8, group_weight=0.0
+    )
+    it.run()
+    first, last = it.history[0], it.history[-1]
+    assert all(m["num_branches"] == m["branch_gain"] == 0 for m in it.history)
+    assert all(len(part) == 0 for parts in it.replay for part in parts)
+    assert last["reward"] > first["reward"] + 0.4 and last["tune_accuracy"] == 1
+
+
+def test_the_baseline_of_reinforce_runs_behind_the_rewards_of_the_rounds(pair, task) -> None:
+    """By hand: the mean of the first round, then 0.9 of it and 0.1 of the next one's."""
+    it = trainer(pair, task, method="reinforce")
+    assert it._advantages(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).tolist() == [0.5, -0.5, 0, 0]
+    assert it.running_reward == 0.5
+    assert it._advantages(torch.tensor([[1.0, 1.0]])).tolist() == [0.5, 0.5]
+    assert it.running_reward == pytest.approx(0.55)
+
+
+def test_reinforce_takes_the_baseline_from_the_rewards_that_were_played(pair, task) -> None:
+    it = trainer(pair, task, method="reinforce", max_new_tokens=20)
+    rewards = [it.play_round()["reward"] for it.round in range(2)]
+    assert rewards[0] != rewards[1]
+    assert it.running_reward == pytest.approx(0.9 * rewards[0] + 0.1 * rewards[1])
+
+
+def test_rewards_that_are_all_the_same_teach_reinforce_exactly_nothing(pair, task) -> None:
+    """Found: their mean may miss them by a rounding error, of which Adam makes whole steps."""
+    rewards = (torch.arange(1, 200) * 0.05 - 5)[:, None, None].expand(-1, 7, 1)
+    assert (rewards - rewards.mean(dim=1, keepdim=True)).any(), "this test says nothing"
+    it = trainer(pair, task, method="reinforce")
+    for same in rewards:
+        it.running_reward = None
+        assert not it._advantages(same).any() and not it._advantages(same).any()
+    assert it._advantages(same + 1e-4).all()
+
+
+@pytest.mark.parametrize("group_weight", [0.0, 1.0])
+def test_rewards_that_do_not_count_move_nothing(table, tmp_path, group_weight) -> None:
+    """Found: with advantages of weight 0 the optimiser followed the entropy bonus alone."""
+    changes = dict(branches_per_rollout=1e-9, group_weight=group_weight)
+    policy = PolicyConfig(hidden_size=8, init_logit=-1.0)
+    it = learner(table, letters(tmp_path, Y_WINS), policy=policy, **changes)
+    assert it.play_round()["frac_reward_zero_std"] < 1
+    assert len(it.replay[0][0]) == 0
+    moved = it.policy.layers[-1].weight - it.start.layers[-1].weight
+    assert bool(moved.any()) == bool(group_weight)
+
+
+def test_branches_that_have_aged_away_move_nothing(table, tmp_path) -> None:
+    """Found: they let the optimiser follow the entropy bonus alone."""
+    it = learner(table, letters(tmp_path, "a"), group_size=1, group_weight=0.0, replay_decay=0.0)
+    seen = torch.randn(4, len(SCALAR_NAMES)), torch.ones(4), torch.zeros(4), torch.ones(4).bool()
+    it.replay = [seen]
+    it.play_round()
+    assert len(it.replay) == 2 and not it.replay[1][1].any()
+    assert not (it.policy.layers[-1].weight - it.start.layers[-1].weight).any()

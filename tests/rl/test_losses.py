@@ -18,6 +18,7 @@ from cospec.rl.losses import (
     group_loss,
     has_spread,
     kl_to,
+    label_loss,
     log_prob,
 )
 
@@ -178,6 +179,24 @@ def test_decisions_of_weight_zero_do_not_count_and_none_at_all_cost_nothing() ->
     assert float(branch_loss(nothing, nothing, nothing)) == 0
 
 
+def test_the_label_loss_is_the_weighted_cross_entropy_worked_by_hand() -> None:
+    """Probabilities 1/2, 3/4 and 1/4 of keeping: the labels' surprise is ln 2, ln 4 and ln 4."""
+    logits = torch.tensor([0.0, math.log(3), -math.log(3)])
+    label, weight = torch.tensor([True, False, True]), torch.tensor([1.0, 2.0, 0.5])
+    expected = (1 + 2 * 2 + 0.5 * 2) * math.log(2) / 3.5
+    assert float(label_loss(logits, label, weight)) == pytest.approx(expected)
+    nothing = torch.zeros(0)
+    assert float(label_loss(nothing, nothing.bool(), nothing)) == 0
+
+
+def test_a_step_down_the_label_loss_raises_what_should_be_kept_and_lowers_the_rest() -> None:
+    logits = torch.tensor([0.0, 2.0, -2.0, 1.0]).requires_grad_()
+    label, weight = torch.tensor([True, False, True, False]), torch.tensor([1.0, 2.0, 0.5, 0.0])
+    (gradient,) = torch.autograd.grad(label_loss(logits, label, weight), logits)
+    torch.testing.assert_close(gradient, weight * (logits.sigmoid() - label.float()) / 3.5)
+    assert gradient.sign().tolist() == [-1, 1, -1, 0]
+
+
 POINT = 2 * random(24, seed=6)
 BITS = torch.arange(24) % 3 == 0
 OLD = log_prob(POINT + 0.3 * random(24, seed=4), BITS)
@@ -186,6 +205,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "entropy": lambda x: entropy(x).sum(),
     "kl_to": lambda x: kl_to(x, random(24, seed=1)).sum(),
     "branch_loss": lambda x: branch_loss(x, random(24, seed=2), random(24, seed=3).abs()),
+    "label_loss": lambda x: label_loss(x, BITS, random(24, seed=3).abs()),
     "group_loss": lambda x: group_loss(x, BITS, OLD, random(24, seed=5), CLIP)[0],
 }
 

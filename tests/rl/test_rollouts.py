@@ -11,6 +11,7 @@ import torch
 from cospec.arbiters import AlwaysTarget
 from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine
+from cospec.features import SCALAR_NAMES
 from cospec.rl.config import TrainConfig
 from cospec.rl.rollouts import Played, Player
 from cospec.types import Origin, Ruling
@@ -35,7 +36,7 @@ def player(pair: ModelPair, task: Task, **changes: object) -> Player:
         batch_size=16,
         max_new_tokens=NUM_TOKENS,
     )
-    return Player(pair, task, TrainConfig(**settings | changes))
+    return Player(pair, task, TrainConfig(**settings | changes), len(SCALAR_NAMES))
 
 
 class Session:
@@ -196,6 +197,37 @@ def test_the_same_seed_plays_the_same_and_another_one_does_not(pair, task, examp
         assert torch.equal(getattr(first, name), getattr(second, name))
     torch.testing.assert_close(first.features, second.features)
     assert not torch.equal(first.features, third.features), "other ones are drawn"
+
+
+def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
+    sure, sure_branches, monkeypatch
+) -> None:
+    monkeypatch.setattr("cospec.rl.rollouts._CHUNK_SIZE", 2)
+    played, data = sure.player.round(arbiter(sure.policy), sure.examples, sure.num_forwards, 0)
+    for one, expected in zip(played, sure.played, strict=True):
+        assert (one.place, one.is_right, one.cost) == (
+            expected.place,
+            expected.is_right,
+            expected.cost,
+        )
+        assert one.rollout.completion.token_ids == expected.rollout.completion.token_ids
+        assert one.rollout.caches is None, "only those of two problems are held"
+    for name in ("delta_right", "delta_cost", "is_same_answer"):
+        parts = [getattr(it, name).sort().values for it in (data, sure_branches)]
+        torch.testing.assert_close(*parts)
+    sums = [it.features.sum(dim=0) for it in (data, sure_branches)]
+    torch.testing.assert_close(*sums, rtol=1e-3, atol=1e-3)
+
+
+def test_problems_that_are_not_played_together_toss_coins_of_their_own(
+    pair, task, examples, monkeypatch
+) -> None:
+    monkeypatch.setattr("cospec.rl.rollouts._CHUNK_SIZE", 1)
+    it = player(pair, task, group_size=1, branches_per_rollout=1.0)
+    twice = [examples[0]] * 2
+    forwards = [num for _, num in it.lossless(twice)]
+    (first, second), _ = it.round(arbiter(coin(0.0)), twice, forwards, 0)
+    assert first.rollout.completion.token_ids != second.rollout.completion.token_ids
 
 
 # --- branches ----------------------------------------------------------------------------------
@@ -405,6 +437,8 @@ def test_doubtful_decisions_are_branched_first(pair, task, examples) -> None:
 
 
 def test_no_branches_are_an_empty_table_of_features(pair, task, examples) -> None:
-    session = Session(player(pair, task, branches_per_rollout=0.0), coin(0.0), examples[:1])
+    it = player(pair, task, branches_per_rollout=0.0, group_weight=1.0)
+    session = Session(it, coin(0.0), examples[:1])
     data = session.branch()
     assert len(data) == 0 and data.features.shape == (0, session.policy.mean.numel())
+    assert data.is_same_answer.dtype == torch.bool
