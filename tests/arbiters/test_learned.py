@@ -105,6 +105,15 @@ def test_features_are_normalised_and_outliers_cut_at_ten_spreads() -> None:
     assert network(rows).tolist() == pytest.approx([21, 10, -50])
 
 
+def test_a_feature_that_never_changes_can_be_left_out() -> None:
+    network = Policy(2, PolicyConfig(kind="linear", init_logit=0.0))
+    network.normalise_by(torch.tensor([[1.0, 7.0], [3.0, 7.0]]), constant_spread=math.inf)
+    with torch.no_grad():
+        network.layers[-1].weight.fill_(1.0)
+    low, high = network(torch.tensor([[3.0, -50.0], [3.0, 50.0]])).tolist()
+    assert low == high != 0
+
+
 @pytest.mark.parametrize("num_rows", [0, 1])
 def test_normalising_by_next_to_nothing_leaves_the_scale_alone(num_rows: int) -> None:
     network = Policy(3, PolicyConfig(kind="linear"))

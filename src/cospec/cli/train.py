@@ -28,6 +28,7 @@ _SHOWN = (
     "entropy",
     "kl",
     "clip_fraction",
+    "branch_gain",
     "tune_accuracy",
     "tune_accuracy_target",
     "tune_relative_cost",
@@ -169,9 +170,12 @@ class Train:
         share = config.num_tune / (size * (1 + config.group_size))
         tune_s = seconds / 2 * share * (1 + config.num_rounds // config.tune_every)
         num_rollouts = config.prompts_per_round * config.group_size
+        num_branches = round(num_rollouts * config.branches_per_rollout)
+        if config.method == "reinforce":
+            num_branches = 0
         print(
             f"{config.num_rounds} rounds of {config.prompts_per_round} problems: {num_rollouts} "
-            f"rollouts and {round(num_rollouts * config.branches_per_rollout)} branches each; "
+            f"rollouts and {num_branches} branches each; "
             f"{len(train)} train and {len(tune)} tune problems\n"
             f"expected: {round_s:.0f} s a round, "
             f"{(config.num_rounds * round_s + tune_s) / 60:.0f} min in all "

@@ -132,7 +132,9 @@ class Trainer:
                     "no mismatch was left to the arbiter in the first round: these two models agree"
                     " on these problems; pass other problems or another draft."
                 )
-            self.policy.normalise_by(torch.tensor(seen))
+            # No override precedes what the target's path shows; once the policy rules, some do.
+            spread = math.inf if self.config.method in ON_TARGET_PATH else 1.0
+            self.policy.normalise_by(torch.tensor(seen), spread)
             self.start.load_state_dict(self.policy.state_dict())
         gain = self._gain(branches)
         self.replay.append(tuple(getattr(branches, name) for name in _REPLAYED))

@@ -194,7 +194,7 @@ class Player:
         """Play the other ruling of chosen decisions out under the same policy.
 
         Decisions are drawn with a probability that grows with the policy's doubt, spread over all
-        rollouts of the round; one place of a text that several rollouts share is played once.
+        rollouts that are given; one place of a text that several rollouts share is played once.
         """
         chosen = self._choose(played, Random(f"branches {seed}"))
         branches = [
