@@ -98,11 +98,6 @@ def audits() -> str:
     row("right with at most one override", [_percent(s["one_step_oracle"][key]) for s in found])
     oracles = [s.get("oracle_path") for s in found]
     row("oracle path right", [_percent(o["accuracy"]) if o else "not searched" for o in oracles])
-    best = [s["speed"][0] for s in found]
-    row(
-        "best k of exact speculation at batch 1, predicted",
-        [f"{speed['best_k']}: {speed['best_speedup']:.2f}x" for speed in best],
-    )
     return "\n".join(lines)
 
 
@@ -130,11 +125,17 @@ def demo() -> str:
     return comparison("demo")
 
 
+def eval_specialist() -> str:
+    """Trained arbiters of three seeds on test problems."""
+    return comparison("eval_specialist")
+
+
 BLOCKS = {
     "engine_speed": engine_speed,
     "generate_gsm8k": generate_gsm8k,
     "audits": audits,
     "demo": demo,
+    "eval_specialist": eval_specialist,
 }
 
 

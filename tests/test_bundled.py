@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import cospec
+from cospec.arbiters import load_arbiter
 from cospec.cli.options import PairOptions, bundled_models
 from cospec.errors import ConfigError
 from cospec.tasks.reasoning_gym import SUFFIX
@@ -75,6 +76,16 @@ def test_a_bundled_pair_loads_by_its_name(name):
     assert pair.target.dtype == pair.draft.dtype == torch.float32
     assert pair.target.num_parameters() > pair.draft.num_parameters()
     assert not pair.tokenizer.chat_template, "the models were trained on the plain prompt"
+
+
+@requires_weights
+def test_the_trained_arbiter_is_that_of_its_pair():
+    options = PairOptions(pair="bundled:specialist", device="cpu")
+    arbiter = load_arbiter(options.find_arbiter("bundled"), options.load())
+    assert arbiter.name == "specialist-seed1:threshold=0.5"
+    assert not arbiter.notes, "it is said to be of another pair"
+    with pytest.raises(ConfigError, match="ships with a trained arbiter"):
+        PairOptions(pair="bundled:family").find_arbiter("bundled")
 
 
 @requires_weights

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from train_bundled import TrainSpec
 
 ROLES = {
-    "target": "the target of both pairs, a generalist",
+    "target": "the target of `bundled:family`, trained on many tasks and drilled in bare equations",
     "family": "the draft of `bundled:family`, trained on the target's own data",
-    "specialist": "the draft of `bundled:specialist`, trained on word problems and their sums only",
+    "specialist": "the draft of `bundled:specialist`, trained on word problems and such drills",
+    "generalist": "the target of `bundled:specialist`, trained on many tasks without those drills",
 }
 CARD = """---
 license: apache-2.0
@@ -32,7 +33,7 @@ library_name: transformers
 
 # The bundled models
 
-Three small language models over one tokenizer, which make two pairs:
+Four small language models over one tokenizer, which make two pairs:
 
 {roles}
 
@@ -44,9 +45,9 @@ no GPU.
 
 **What they are not for**: anything else. They were trained on word problems and sums of the kinds
 below and on nothing more. They cannot chat, know nothing of the world, and a result on them says
-little about large models. In `bundled:specialist` the target is the generalist and the draft is
-the narrow specialist: the pair was made so that a small draft can be right where a larger target is
-wrong. A result on this pair must say so.
+little about large models. In `bundled:specialist` the target never saw the drills in bare
+equations that the draft was trained on: the pair was made so that a small draft can be right (in
+arithmetic) where a larger target is wrong. A result on this pair must say so.
 
 ## Models
 
@@ -101,8 +102,10 @@ figure uses.
 
 - Muon for the matrices inside the layers: peak learning rate {recipe.muon_lr}, weight decay
   {recipe.weight_decay}. AdamW for the embedding and the norms: {recipe.adam_lr}, no weight decay.
-- {recipe.num_warmup_steps} steps of warm-up, constant rates up to {recipe.constant_share:.0%} of
-  the token budget, then a straight line to zero.
+- {recipe.num_warmup_steps} steps of warm-up, constant rates up to the share of the token budget in
+  the table above, then a straight line to zero. A second cycle starts at half the peak rates and
+  goes to zero in a straight line as well; it was added for `generalist` when its first one had
+  ended and left it hardly better than its draft.
 - A step is {recipe.num_micro} micro-batches of up to {recipe.tokens_per_micro:,} tokens, padding
   included. The norm of the gradient is clipped at 1. No dropout.
 - Solution tokens weigh 1 in the loss, question tokens {recipe.prompt_weight}.
@@ -116,13 +119,19 @@ figure uses.
 
 {figures}
 
+## Trained arbiter
+
+`arbiters/specialist` was trained for `bundled:specialist` by `cospec train`; its card has the
+settings and the curve. It is what `--arbiter bundled` names on that pair.
+
 ## Licence
 
 Apache-2.0, as the rest of the project. `SHA256SUMS` lists every other file of this folder.
 """
 FIGURES = """\
 Greedy, float32, on {num_problems:,} different tune problems of `gsm_symbolic` (seeds from {seed:,}
-on). Intervals are Wilson's, 95 %. A step is one token after 200, on one thread.
+on). Intervals are Wilson's, 95 %. A step is one token after 200, on one thread; a model that was
+exported later than another one may have been timed on another machine, beside other jobs.
 
 {models}
 
@@ -144,8 +153,10 @@ def table(header: list[str], rows: list[list[object]]) -> str:
 
 
 def _models(specs: dict[str, "TrainSpec"], training: dict[str, dict[str, Any]]) -> str:
-    def drill_seed(spec: "TrainSpec") -> int:
-        return DRILL_SEED + DRILL_PROBLEMS * (spec.base_seed - FIRST_SEED)
+    def drill_seed(spec: "TrainSpec") -> str:
+        if "gsm_drill" not in MIXTURES[spec.mixture]:
+            return ""
+        return f"{DRILL_SEED + DRILL_PROBLEMS * (spec.base_seed - FIRST_SEED):,}"
 
     cells: dict[str, Callable[[TrainSpec, dict[str, Any]], object]] = {
         "parameters": lambda _, run: f"{run['num_parameters']:,}",
@@ -156,10 +167,13 @@ def _models(specs: dict[str, "TrainSpec"], training: dict[str, dict[str, Any]]) 
         "seed of the first weights": lambda spec, _: spec.model.init_seed,
         "mixture": lambda spec, _: f"`{spec.mixture}`",
         "first seed": lambda spec, _: f"{spec.base_seed:,}",
-        "first seed of `gsm_drill`": lambda spec, _: f"{drill_seed(spec):,}",
+        "first seed of `gsm_drill`": lambda spec, _: drill_seed(spec),
         "chunks begun": lambda _, run: run["num_chunks"],
         "tokens seen": lambda _, run: f"{run['num_tokens']:,}",
         "steps": lambda _, run: f"{run['num_steps']:,}",
+        "constant rates up to": lambda spec, _: f"{spec.constant_share:.0%}",
+        "tokens of a second cycle": lambda spec, _: f"{spec.num_tokens_again:,}",
+        "by torch.compile": lambda spec, _: "yes" if spec.is_compiled else "no",
         "CPU hours": lambda _, run: f"{run['cpu_hours']:.1f}",
     }
     rows = [
@@ -225,9 +239,19 @@ def write_card(specs: dict[str, "TrainSpec"], figures: dict[str, Any], path: Pat
     training = figures["training"]
     # The card describes one recipe for all models.
     (recipe,) = {
-        replace(specs[name], model=None, base_seed=0, mixture="", num_tokens=0) for name in training
+        replace(
+            specs[name],
+            model=None,
+            base_seed=0,
+            mixture="",
+            num_tokens=0,
+            constant_share=0.0,
+            num_tokens_again=0,
+            is_compiled=False,
+        )
+        for name in training
     }
-    shares = {name: training[name]["num_tokens"] / specs[name].num_tokens for name in training}
+    shares = {name: training[name]["num_tokens"] / specs[name].num_all_tokens for name in training}
     unfinished = [f"{name} at {share:.0%}" for name, share in shares.items() if share < 1]
     text = CARD.format(
         roles="\n".join(f"- `{name}`: {ROLES[name]};" for name in training)[:-1] + ".",

@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cospec.cli.options import BUNDLED_PAIRS
 from cospec.tasks import load_task
 from cospec.tasks.base import Example
 from cospec.tasks.jsonl import score_exact
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from train_bundled import TrainSpec
 
 HOME_TASK = "gsm_symbolic"
-DRAFTS = ("family", "specialist")  # each is the draft of bundled:NAME, beside the same target
 EVAL_SEED = 1_950_000_000  # tune-split problems that the figures of the card are measured on
 DEMO_SEED = 20_261  # test-split problems of problems.jsonl: for the demo only, never for a figure
 NUM_DEMO_PROBLEMS = 400
@@ -166,14 +166,16 @@ def measure(out: Path, names: list[str], num_problems: int) -> Figures:
     sample = torch.tensor([(tokenizer(rows[0].prompt).input_ids * 4)[:200]])
     step_ms = step_times(models, sample)
     pairs = {}
-    for draft in [name for name in DRAFTS if {"target", name} <= models.keys()]:
-        both = list(zip(right["target"], right[draft], strict=True))
-        pairs[f"bundled:{draft}"] = {
+    for pair, (target, draft) in BUNDLED_PAIRS.items():
+        if not {target, draft} <= models.keys():
+            continue
+        both = list(zip(right[target], right[draft], strict=True))
+        pairs[f"bundled:{pair}"] = {
             "only_target_right": both.count((True, False)),
             "only_draft_right": both.count((False, True)),
             "both_right": both.count((True, True)),
-            **agreement(models[draft], tokenizer, rows, outputs["target"]),
-            "step_ratio": step_ms[draft] / step_ms["target"],
+            **agreement(models[draft], tokenizer, rows, outputs[target]),
+            "step_ratio": step_ms[draft] / step_ms[target],
         }
     return {
         "seed": EVAL_SEED,
@@ -233,7 +235,8 @@ def export_checkpoint(
     """Export the model of the last checkpoint in ``work_dir``; returns how far its training is."""
     saved = torch.load(work_dir / "checkpoint.pt", weights_only=True)
     model = spec.model.build()
-    model.load_state_dict(saved["learner"]["model"])
+    weights = saved["learner"]["model"]
+    model.load_state_dict({k.removeprefix("_orig_mod."): v for k, v in weights.items()})
     export_model(model, tokenizer, folder)
     curve = "".join(json.dumps(row) + "\n" for row in saved["curve"])
     (folder.parent / f"training_curve_{folder.name}.jsonl").write_text(curve)
@@ -247,29 +250,48 @@ def export_checkpoint(
 
 
 def export_models(specs: dict[str, "TrainSpec"], work_dir: Path, out: Path, num_eval: int) -> None:
-    """Export every model that has a checkpoint to ``out``, with figures unless num_eval is 0."""
-    names = [name for name in specs if (work_dir / name / "checkpoint.pt").exists()]
-    if not names:
+    """Export every model that has a checkpoint to ``out``, with figures unless num_eval is 0.
+
+    Models without one stay as an earlier export left them, with its figures if these are of as many
+    problems.
+    """
+    new = [name for name in specs if (work_dir / name / "checkpoint.pt").exists()]
+    if not new:
         raise SystemExit(f"{work_dir} holds no checkpoint of {', '.join(specs)}; train first")
-    for name in specs:
-        shutil.rmtree(out / name, ignore_errors=True)  # nothing of an earlier export stays
-        (out / f"training_curve_{name}.jsonl").unlink(missing_ok=True)
+    old: Figures = {}
+    if len(new) < len(specs) and (out / "figures.json").exists():
+        old = json.loads((out / "figures.json").read_text())
+    for name in new:
+        shutil.rmtree(out / name, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
-    training = {
-        name: export_checkpoint(specs[name], work_dir / name, tokenizer, out / name)
-        for name in names
+    training = old.get("training", {}) | {
+        name: export_checkpoint(specs[name], work_dir / name, tokenizer, out / name) for name in new
     }
+    names = [name for name in specs if name in training]
     libraries = ("torch", "transformers", "tokenizers", "reasoning-gym")
     mixtures = {specs[name].mixture: specs[name].base_seed for name in names}
     figures = {
         "versions": {"python": platform.python_version()} | {n: version(n) for n in libraries},
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "training": training,
+        "training": {name: training[name] for name in names},
         "token_shares": {m: token_shares(m, seed, tokenizer) for m, seed in mixtures.items()},
     }
     if num_eval:
-        figures |= measure(out, names, num_eval)
+        if old.get("num_problems") != num_eval:
+            old = {}
+        pairs = [pair for pair in BUNDLED_PAIRS.values() if set(pair) & set(new)]
+        touched = {name for pair in pairs for name in pair} if old else set(names)
+        figures |= _joined(old, measure(out, [n for n in names if n in touched], num_eval))
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     write_problems(out / "problems.jsonl")
     write_card(specs, figures, out / "README.md")
     write_checksums(out)
+
+
+def _joined(old: Figures, new: Figures) -> Figures:
+    """New figures, and the old ones of what was not measured again."""
+    if not old:
+        return new
+    joined = {key: old[key] | new[key] for key in ("models", "pairs")}
+    tasks = {task: old["tasks"][task] | row for task, row in new["tasks"].items()}
+    return new | joined | {"tasks": tasks}

@@ -2,13 +2,14 @@
 
     python tools/train_bundled.py --work-dir ../train
 
-Three models over one tokenizer: a target on a broad mixture of tasks, a draft on the same data
-(``bundled:family``), and a draft on a narrow mixture (``bundled:specialist``). The target trains in
-one process, the two drafts one after the other in a second one, each on a single thread, so two
-cores are busy; ``--model NAME`` trains one of them alone. The same command resumes after any
-interruption: checkpoints are written atomically and hold model, optimisers and the position in the
-data, and the data is a function of the seeds. ``--stage export`` exports what the last checkpoints
-hold, also while training runs.
+Four models over one tokenizer: a target on a broad mixture of tasks and a draft on the same data
+(``bundled:family``); a target on the same mixture without drills in bare equations and a draft on a
+narrow mixture with them (``bundled:specialist``). The targets train one after the other in one
+process, the drafts in a second one, each on a single thread, so two cores are busy; ``--model
+NAME`` trains one of them alone. The same command resumes after any interruption: checkpoints are
+written atomically and hold model, optimisers and the position in the data, and the data is a
+function of the seeds. ``--stage export`` exports what the last checkpoints hold, also while
+training runs.
 
 Optimiser: Muon (Jordan et al., 2024; torch.optim.Muon) for the matrices inside the layers, AdamW
 for the tied embedding and the norms; warm-up, constant rates, then a straight line to zero.
@@ -64,6 +65,11 @@ class TrainSpec:
     """Tokens of a second cycle: from half the peak learning rates in a straight line to zero."""
     is_compiled: bool = False
     """By torch.compile: half as fast again, but needs a C++ compiler."""
+
+    @property
+    def num_all_tokens(self) -> int:
+        """Of both cycles."""
+        return self.num_tokens + self.num_tokens_again
 
     def lr_scale(self, step: int, num_tokens: int) -> float:
         """Share of the peak learning rates at ``step``, after ``num_tokens``."""
@@ -131,7 +137,7 @@ class Learner:
     @property
     def is_finished(self) -> bool:
         """Whether the token budget is spent."""
-        return self.num_tokens >= self.spec.num_tokens + self.spec.num_tokens_again
+        return self.num_tokens >= self.spec.num_all_tokens
 
     def train_step(self) -> float:
         """One optimiser step; returns the mean loss over weighted tokens."""

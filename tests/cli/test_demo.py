@@ -41,7 +41,7 @@ def test_the_demo_compares_four_arms_and_shows_a_problem(tiny, problems, tmp_pat
     assert row["text"] in out
     assert out.count("override at token") == min(10, row["num_overrides"])
     assert "target: none" in out
-    assert tiny.asked_for[0].pair == "bundled:family"
+    assert tiny.asked_for[0].pair == "bundled:specialist"
 
 
 def test_the_demo_shows_a_problem_that_an_override_saved(tiny, problems, monkeypatch, capsys):
@@ -79,9 +79,9 @@ def test_a_demo_without_overrides_says_so(tiny, problems, tmp_path, capsys):
 def test_the_problems_of_the_package_are_the_default(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(cospec, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(SystemExit, match="this build ships no problems"):
-        tiny("demo")
+        tiny("demo", "--arbiter", "gap")
     (tmp_path / "bundled").mkdir()
     lines = [json.dumps({"id": i, "question": "hens", "answer": "1"}) for i in range(3)]
     (tmp_path / "bundled" / "problems.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit, match="3 test problems, 200 asked for"):
-        tiny("demo")
+        tiny("demo", "--arbiter", "gap")

@@ -20,7 +20,7 @@ def write_card(about: Json) -> str:
     rows = [
         f"| {row['round']} | {row['accuracy']:.3f} | {row['accuracy_target']:.3f} | "
         f"{row['override_rate']:.3f} | {row['mean_acceptance_length']:.2f} | "
-        f"{row.get('tune_accuracy', float('nan')):.3f} |"
+        + (f"{row['tune_accuracy']:.3f} |" if "tune_accuracy" in row else "|")
         for row in about["history"]
     ]
     return "\n".join(
