@@ -21,47 +21,6 @@ def _read(name: str) -> dict[str, Any]:
     return result
 
 
-def engine_speed() -> str:
-    """Engine against bare forwards and assisted generation, both pairs."""
-    rows = [
-        "| pair | lossless over assisted generation | lossless over target-only | "
-        "engine over bare forwards | batch 8 over batch 1 |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    titles = {
-        "engine_speed_real": "Qwen2.5-Coder 1.5B / 0.5B, bfloat16, 2 threads",
-        "engine_speed_small": "random Llama of 8 thin layers / its first layer, float32, 1 thread",
-    }
-    for name, title in titles.items():
-        ratios = _read(name)["ratios"]
-        b8 = f"{ratios['b8_over_b1']:.1f}x" if "b8_over_b1" in ratios else ""
-        rows.append(
-            f"| {title} | {ratios['lossless_over_assisted']:.2f}x "
-            f"| {ratios['lossless_over_target']:.2f}x "
-            f"| {ratios['engine_time_over_bare']:.2f} | {b8} |"
-        )
-    return "\n".join(rows)
-
-
-def generate_gsm8k() -> str:
-    """The main job on real input: one row an arbiter."""
-    rows = [
-        "| arbiter | tokens | mean acceptance length | strict accepts | overrides | "
-        "target forwards per token | tokens/s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in ("generate_gsm8k_lossless", "generate_gsm8k_gap"):
-        document = _read(name)
-        totals = document["totals"]
-        per_token = totals["num_target_forwards"] / totals["num_tokens"]
-        rows.append(
-            f"| `{document['config']['decode']['arbiter']}` | {totals['num_tokens']} "
-            f"| {totals['mean_acceptance_length']:.2f} | {totals['num_strict_accepts']} "
-            f"| {totals['num_overrides']} | {per_token:.3f} | {totals['tokens_per_s']:.1f} |"
-        )
-    return "\n".join(rows)
-
-
 def _percent(share: dict[str, Any]) -> str:
     low, high = share["ci95"]
     return f"{share['share']:.1%} ({low:.1%} to {high:.1%})"
@@ -131,8 +90,6 @@ def eval_specialist() -> str:
 
 
 BLOCKS = {
-    "engine_speed": engine_speed,
-    "generate_gsm8k": generate_gsm8k,
     "audits": audits,
     "demo": demo,
     "eval_specialist": eval_specialist,
