@@ -494,10 +494,10 @@ def test_an_arbiter_with_hidden_states_is_bound_to_its_pair(tmp_path) -> None:
     pair, batch = family_pair("llama"), with_states(mismatches())
     it = hidden(pair)
     it.save(tmp_path)
-    for again in (LearnedArbiter.load(tmp_path), LearnedArbiter.load(tmp_path, pair)):
-        ours, theirs = it.rule(batch), again.rule(batch)
-        assert torch.equal(ours.score, theirs.score) and 5 < int(ours.keep_draft.sum()) < 35
-        assert again.needs == it.needs and again.notes == ()
+    again = LearnedArbiter.load(tmp_path, pair)
+    ours, theirs = it.rule(batch), again.rule(batch)
+    assert torch.equal(ours.score, theirs.score) and 5 < int(ours.keep_draft.sum()) < 35
+    assert again.needs == it.needs and again.notes == ()
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["features"]["spec"] == "hidden"
     assert config["features"]["hidden_sizes"] == [32, 32]
@@ -507,6 +507,19 @@ def test_an_arbiter_with_hidden_states_is_bound_to_its_pair(tmp_path) -> None:
     change_config(tmp_path, pair=None)
     with pytest.raises(ArbiterError, match="not recorded"):
         LearnedArbiter.load(tmp_path, pair)
+
+
+def test_an_arbiter_with_hidden_states_does_not_rule_on_a_pair_that_nobody_checked(
+    tmp_path,
+) -> None:
+    """Found: loaded without a pair it ruled on any pair whose states are as wide."""
+    pair, it = family_pair("llama"), hidden(family_pair("llama"))
+    it.save(tmp_path)
+    unbound = load_arbiter(str(tmp_path))
+    assert unbound.needs == it.needs and unbound.name == load_arbiter(str(tmp_path), pair).name
+    with pytest.raises(ArbiterError, match=r"hidden states of the pair.*pass it: load_arb"):
+        decode(pair, unbound)
+    assert decode(pair, load_arbiter(str(tmp_path), pair))
 
 
 @pytest.mark.parametrize("sizes", [[32, 31], [33, 32], "wide", [32], [32, 32.0], []])

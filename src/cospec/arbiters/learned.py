@@ -43,6 +43,8 @@ class LearnedArbiter:
     """Rule by chance with the policy's probability, as in training, in place of the threshold."""
     about: dict[str, Any] = field(default_factory=dict)  # Any: a JSON object
     """The rest of ``config.json``: operating points, pair, training, results."""
+    is_bound: bool = True
+    """False if it rules by hidden states and was loaded without the pair that they are of."""
     notes: tuple[str, ...] = ()
     """What a user should know about it on the pair it was loaded for."""
 
@@ -57,7 +59,18 @@ class LearnedArbiter:
         return self.features.needs | (Needs.UNIFORMS if self.is_stochastic else Needs.NOTHING)
 
     def rule(self, batch: MismatchBatch) -> Ruling:
-        """One forward of the policy for all mismatches; the score is the probability."""
+        """One forward of the policy for all mismatches; the score is the probability.
+
+        Raises:
+            ArbiterError: It rules by hidden states and was loaded without a pair, so that nobody
+                has checked whose states it would see.
+        """
+        if not self.is_bound:
+            raise ArbiterError(
+                f"arbiter {self.label} rules by the hidden states of the pair that it was trained "
+                "on, and was loaded without a pair to compare with that; pass it: "
+                "load_arbiter(spec, pair)."
+            )
         x = self.features(batch)  # (M, F)
         with torch.no_grad():
             logits = self.policy(x.to(self.policy.mean.device)).to(x.device)  # apart in training
@@ -107,7 +120,8 @@ class LearnedArbiter:
         Args:
             folder: Of `save`.
             pair: What it will rule on. If it was not trained on it, that is noted, and token kinds
-                are looked up in its tokenizer; with hidden states it is refused.
+                are looked up in its tokenizer; with hidden states it is refused. Without a pair, an
+                arbiter with hidden states can be looked at, and refuses to rule.
             threshold: In place of the saved operating point.
             point: Name of an operating point.
 
@@ -145,7 +159,8 @@ class LearnedArbiter:
             policy.to(pair.target.device)
             features = replace(features, kinds=features.kinds.to(pair.target.device))
         label = str(config.get("name", folder.name))
-        return cls(policy.eval(), features, threshold, label, about=config, notes=notes)
+        it = cls(policy.eval(), features, threshold, label, about=config, notes=notes)
+        return replace(it, is_bound=pair is not None or not features.num_hidden)
 
     def with_threshold(self, threshold: float) -> LearnedArbiter:
         """The same arbiter, used more or less boldly."""
