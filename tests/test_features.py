@@ -157,7 +157,7 @@ def test_hidden_features_are_the_scalars_and_the_states_the_models_judged_from()
         text = [*done.prompt_ids, *done.token_ids[: m.position]]
         expected = [state("target", text), state("target", [*text, m.draft_id])]
         expected.append(state("draft", text))
-        found = torch.tensor(m.features)
+        found = m.features
         assert found.shape == (len(features.names),)
         torch.testing.assert_close(found[-64:], torch.cat(expected), rtol=1e-4, atol=1e-4)
 

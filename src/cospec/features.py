@@ -65,6 +65,10 @@ SCALAR_NAMES = (
 )
 """The features in order. Logarithms are natural; log-probabilities are cut at `FLOOR`."""
 
+OF_THE_DRAFT = ("log_q_draft", "entropy_q", "margin_q")
+"""Those that the draft alone tells before the target has read anything; besides them the kind of
+its token and its hidden state, whose names begin with ``draft_``."""
+
 FLOOR = -20.0
 SCALAR_NEEDS = Needs.LOGITS | Needs.LOOKAHEAD
 
@@ -85,6 +89,11 @@ class ScalarFeatures:
     def names(self) -> tuple[str, ...]:
         """Of the F features, in order; those of hidden states come last."""
         return SCALAR_NAMES
+
+    @property
+    def is_of_draft(self) -> Tensor:
+        """Whether each feature is known before the target has read anything, (F,) bool."""
+        return torch.tensor([n.startswith("draft_") or n in OF_THE_DRAFT for n in self.names])
 
     @property
     def num_hidden(self) -> int:

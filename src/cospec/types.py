@@ -175,6 +175,10 @@ class Arbiter(Protocol):
         ...
 
 
+NO_FEATURES = torch.empty(0)
+"""Of an arbiter that does not tell what it saw."""
+
+
 @dataclass(frozen=True, slots=True)
 class MismatchTrace:
     """One mismatch and how it was ruled.
@@ -202,8 +206,8 @@ class MismatchTrace:
     veto: str | None = None
     """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
     ``forbidden`` or ``non_finite``."""
-    features: tuple[float, ...] = ()
-    """What the arbiter saw, if it tells: `Ruling.features`."""
+    features: Tensor = field(default=NO_FEATURES, compare=False)
+    """What the arbiter saw, (F,) float32 on the CPU, if it tells: `Ruling.features`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +330,12 @@ class Completion:
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The completion as a JSON object, its trace included."""
-        return asdict(self) | {"stats": self.stats.to_dict()}
+        return asdict(self, dict_factory=_plain_dict) | {"stats": self.stats.to_dict()}
+
+
+def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields of a dataclass
+    """A dict whose tensors are lists."""
+    return {key: value.tolist() if torch.is_tensor(value) else value for key, value in items}
 
 
 @dataclass(frozen=True, slots=True)

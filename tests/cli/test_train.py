@@ -38,6 +38,7 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
     folder = tmp_path / "arbiter"
     card = (folder / "README.md").read_text()
     assert "# arbiter: an arbiter for" in card and "| 2 |" in card
+    assert "Trained by reinforcement learning" in card
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     config = json.loads((folder / "config.json").read_text())
     assert config["pair"]["fingerprint"] and config["training"]["task"]["task"] == letters
@@ -60,10 +61,13 @@ def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_pat
     assert "arbiter:threshold=0.5" in capsys.readouterr().out
 
 
-def test_a_control_is_trained_by_its_method(tiny, command, letters, tmp_path) -> None:
-    tiny(*command, "--method", "gold")
+@pytest.mark.parametrize("method", ["gold", "r2r"])
+def test_a_control_is_trained_by_its_method(tiny, command, letters, tmp_path, method) -> None:
+    tiny(*command, "--method", method)
     config = json.loads((tmp_path / "arbiter" / "config.json").read_text())
-    assert config["training"]["train"]["method"] == "gold"
+    assert config["training"]["train"]["method"] == method
+    card = (tmp_path / "arbiter" / "README.md").read_text()
+    assert f"A control, trained by the method {method}" in card and "reinforcement" not in card
     rounds = (tmp_path / "arbiter" / "metrics.jsonl").read_text().splitlines()
     assert all("branch_gain" in json.loads(line) for line in rounds)
     assert LearnedArbiter.load(tmp_path / "arbiter").threshold == 0.5

@@ -194,7 +194,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_arbiter(whole, pair, task, tm
     assert_same_state(it, whole)
 
 
-@pytest.mark.parametrize("method", ["gold", "autojudge", "reinforce"])
+@pytest.mark.parametrize("method", ["gold", "autojudge", "r2r", "reinforce"])
 def test_a_control_interrupted_after_each_round_ends_as_one_that_was_not(
     pair, task, tmp_path, method
 ) -> None:
@@ -463,9 +463,10 @@ def test_dropout_changes_what_is_learnt_and_follows_from_the_seed_alone(pair, ta
         ({"branches_per_rollout": 0.0, "group_weight": 0.0}, "nothing to learn"),
         ({"branches_per_rollout": 0.0, "method": "gold"}, "gold learns from branches"),
         ({"branches_per_rollout": 0.0, "method": "autojudge"}, "autojudge learns from branches"),
+        ({"branches_per_rollout": 0.0, "method": "r2r"}, "r2r learns from branches"),
         (
             {"method": "reinforc"},
-            r"unknown method 'reinforc'; did you mean 'reinforce'\? Allowed: autojudge, gold, rein",
+            r"unknown method 'reinforc'; did you mean 'reinforce'\? Allowed: autojudge, gold, r2r,",
         ),
     ],
 )
@@ -507,17 +508,21 @@ NEXT = {A: (B, Y), B: (C, X), C: (A, A), X: (C, C), Y: (B, B)}
 """What the target and the draft think most probable behind a letter."""
 
 
-@pytest.fixture(scope="module")
-def table(tokenizer) -> ModelPair:
+def table_pair(tokenizer: Any, wishes: dict[int, tuple[int, int]]) -> ModelPair:
     target, draft = torch.full((2, VOCAB, VOCAB), 1e-4)
     target[:, A] = draft[:, A] = 1.0
-    for letter, (ours, theirs) in NEXT.items():
+    for letter, (ours, theirs) in wishes.items():
         for rows in (target, draft):
             rows[letter] = 1e-4
         target[letter, theirs] = 0.2 if theirs == Y else 0.05
         target[letter, ours] = draft[letter, theirs] = 0.7
     models = [TableModel(rows / rows.sum(dim=1, keepdim=True)) for rows in (target, draft)]
     return ModelPair(*models, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer) -> ModelPair:
+    return table_pair(tokenizer, NEXT)
 
 
 def letters(folder: Path, *answers: str) -> Task:
@@ -674,6 +679,59 @@ def test_autojudge_learns_from_answers_that_stay_where_no_reward_differs(table, 
     prompts, settings = it.player.prompts(it.tune, 0)
     for completion in it.player.engine(arbiter).generate(prompts, settings):
         assert {X, Y} <= {*completion.token_ids}
+
+
+COMMA, LINE = 34, 35
+"""What the tokenizer has for a comma and for the end of a line."""
+
+
+@pytest.fixture(scope="module")
+def sentences(tokenizer) -> ModelPair:
+    """The target writes lines "ab"; the draft wants "a,b", which says the same, and "abx"."""
+    wishes = {A: (B, COMMA), B: (LINE, X), LINE: (A, A), X: (LINE, LINE), COMMA: (B, B)}
+    return table_pair(tokenizer, wishes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "method", "kept"),
+    [
+        ("a", "r2r", {COMMA}),
+        ("a", "autojudge", {COMMA, X}),
+        ("ab\n", "r2r", {COMMA}),  # no answer has to change for that
+    ],
+)
+def test_r2r_keeps_what_leaves_the_sentence_as_it_is_whatever_the_answer(
+    sentences, tmp_path, answer, method, kept
+) -> None:
+    it = learner(sentences, letters(tmp_path, answer), method=method, branches_per_rollout=9.0)
+    for it.round in range(2):
+        it.play_round()
+    features, _, _, is_harmless = it.replay[-1]
+    is_comma = features[:, SCALAR_NAMES.index("draft_punctuation")] == 1
+    assert is_comma.any() and not is_comma.all()
+    if method == "r2r":
+        assert torch.equal(is_harmless, is_comma)
+    with torch.no_grad():
+        is_kept = it.policy(features) > 0
+    assert torch.equal(is_kept, is_comma | (X in kept))
+
+
+@pytest.mark.parametrize("spec", ["scalar", "hidden"])
+def test_r2r_decides_by_what_the_draft_alone_tells(pair, task, spec) -> None:
+    """As a router does, which is asked before the target has read anything."""
+    it = trainer(pair, task, method="r2r", features=spec)
+    it.play_round()
+    features, *_ = it.replay[-1]
+    names = it.arbiter.features.names
+    of_draft = {"log_q_draft", "entropy_q", "margin_q"}
+    seen = [i for i, name in enumerate(names) if name in of_draft or name.startswith("draft_")]
+    shift = torch.full((len(names),), 3.0)
+    shift[seen] = 0.0
+    with torch.no_grad():
+        logits = it.policy(features)
+        assert torch.equal(it.policy(features + shift), logits)
+        moved = [it.policy(features + torch.eye(len(names))[i]) != logits for i in seen]
+    assert any(m.any() for m in moved)
 
 
 def test_reinforce_learns_without_a_branch(table, tmp_path) -> None:

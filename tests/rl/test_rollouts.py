@@ -212,7 +212,7 @@ def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
         )
         assert one.rollout.completion.token_ids == expected.rollout.completion.token_ids
         assert one.rollout.caches is None, "only those of two problems are held"
-    for name in ("delta_right", "delta_cost", "is_same_answer"):
+    for name in ("delta_right", "delta_cost", "is_harmless"):
         parts = [getattr(it, name).sort().values for it in (data, sure_branches)]
         torch.testing.assert_close(*parts)
     sums = [it.features.sum(dim=0) for it in (data, sure_branches)]
@@ -234,8 +234,8 @@ def test_problems_that_are_not_played_together_toss_coins_of_their_own(
 
 
 def key(m: MismatchTrace) -> tuple[float, ...]:
-    """A decision's features as the data holds them, in float32: no two decisions share them."""
-    return tuple(torch.tensor(m.features).tolist())
+    """A decision's features: no two decisions share them."""
+    return tuple(m.features.tolist())
 
 
 def other_ruling(one: Played, m: MismatchTrace) -> tuple[Played, list[int]]:
@@ -441,4 +441,4 @@ def test_no_branches_are_an_empty_table_of_features(pair, task, examples) -> Non
     session = Session(it, coin(0.0), examples[:1])
     data = session.branch()
     assert len(data) == 0 and data.features.shape == (0, session.policy.mean.numel())
-    assert data.is_same_answer.dtype == torch.bool
+    assert data.is_harmless.dtype == torch.bool

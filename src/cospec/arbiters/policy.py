@@ -86,19 +86,24 @@ class Policy(nn.Module):
         nn.init.constant_(head.bias, config.init_logit)
         self.layers = nn.Sequential(*layers, head)
 
-    def normalise_by(self, features: Tensor, constant_spread: float = 1.0) -> None:
+    def normalise_by(
+        self, features: Tensor, constant_spread: float = 1.0, is_used: Tensor | None = None
+    ) -> None:
         """Freeze mean and spread of what is learnt from.
 
         Args:
             features: (N, F).
             constant_spread: Of a feature that never changes: 1 leaves it at its own scale, infinity
                 leaves it out.
+            is_used: Which features are not left out anyway, (F,) bool; by default all.
         """
         if not len(features):
             return
         self.mean.copy_(features.mean(dim=0))
         std = features.std(dim=0, unbiased=len(features) > 1)
         self.std.copy_(torch.where(std > 1e-6, std, constant_spread))
+        if is_used is not None:
+            self.std[~is_used] = torch.inf
 
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits, (N,), from raw features (N, F).

@@ -216,5 +216,5 @@ def _mismatch(mismatch: MismatchTrace, draft_correct: bool, target_correct: bool
         "target_id": mismatch.target_id,
         "draft_correct": draft_correct,
         "target_correct": target_correct,
-        "features": [round(value, 6) for value in mismatch.features],
+        "features": [round(value, 6) for value in mismatch.features.tolist()],
     }

@@ -1,6 +1,7 @@
 """The rows that are decoded together, and one step of them: propose, verify, arbitrate, walk.
 
-The host is synchronised twice a block, after the forwards and after the arbiter; never inside.
+The host is synchronised twice a block, after the forwards and after the arbiter (where it shows
+what it saw to the trace, that is copied there as well); never inside.
 Rolling back costs nothing: the cache (see `cospec.models.cache`) is read from where a row stands.
 """
 
@@ -22,9 +23,11 @@ from cospec.engine.walk import Block, Ruled, walk
 from cospec.errors import ArbiterError, NonFiniteError
 from cospec.models.cache import CachedModel, Output
 from cospec.sampling import Warper, draw
-from cospec.types import Arbiter, MismatchBatch, Needs, Origin, Proposal, Ruling
+from cospec.types import NO_FEATURES, Arbiter, MismatchBatch, Needs, Origin, Proposal, Ruling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -245,12 +248,14 @@ class Batch:
         if self._keep_trace:
             parts += trace_probs(verdict, proposal, batch).unbind()
         table = torch.stack([part.double() for part in parts], dim=1)  # (M, 3 or 7)
+        shown: Sequence[Tensor] = [NO_FEATURES] * len(where)
         if self._keep_trace and ruling.features is not None:
-            table = torch.cat([table, ruling.features.double()], dim=1)
-        for (r, j), (keep, is_impossible, value, *rest) in zip(where, table.tolist(), strict=True):
+            shown = ruling.features.float().cpu().unbind()  # M of (F,)
+        for (r, j), features, numbers in zip(where, shown, table.tolist(), strict=True):
+            keep, is_impossible, value, *probs = numbers
             known_score = None if ruling.score is None else value
-            probs, features = tuple(rest[:4]), tuple(rest[4:])
-            rulings[r][j] = Ruled(bool(keep), bool(is_impossible), known_score, probs, features)
+            known = bool(keep), bool(is_impossible), known_score, tuple(probs)
+            rulings[r][j] = Ruled(*known, features)
         return rulings
 
 

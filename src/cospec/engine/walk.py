@@ -12,9 +12,11 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from cospec.errors import NonFiniteError
-from cospec.types import MismatchTrace, Origin, StepTrace
+from cospec.types import NO_FEATURES, MismatchTrace, Origin, StepTrace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cospec.engine.rows import Row
 
 _UNKNOWN = (math.nan,) * 4
@@ -48,8 +50,8 @@ class Ruled(NamedTuple):
     score: float | None
     probs: tuple[float, ...]
     """p(draft's), p(target's), q(draft's), q(target's); empty if no trace is kept."""
-    features: tuple[float, ...] = ()
-    """What the arbiter saw, if it tells and a trace is kept."""
+    features: Tensor = NO_FEATURES
+    """What the arbiter saw, (F,); empty if it does not tell, or no trace is kept."""
 
 
 def walk(row: Row, block: Block, rulings: dict[int, Ruled], keep_trace: bool) -> None:

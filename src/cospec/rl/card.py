@@ -16,6 +16,10 @@ def write_card(about: Json) -> str:
     """
     pair, training = about["pair"], about["training"]
     models = pair.get("pair") or f"{pair.get('target')} with {pair.get('draft')}"
+    method = training["train"]["method"]
+    how = f"A control, trained by the method {method} of CoSpec."
+    if method == "rl":
+        how = "Trained by reinforcement learning on final answers with CoSpec."
     best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
     rows = [
         f"| {row['round']} | {row['accuracy']:.3f} | {row['accuracy_target']:.3f} | "
@@ -28,7 +32,7 @@ def write_card(about: Json) -> str:
             f"# {about['name']}: an arbiter for {models}",
             "",
             "Rules whose token stands where the draft and the target of a speculative decoder",
-            "disagree. Trained by reinforcement learning on final answers with CoSpec.",
+            f"disagree. {how}",
             "",
             f"- Pair: {models}, fingerprint {pair['fingerprint']}.",
             f"- Task: {training['task']['task']}, train split; watched on "

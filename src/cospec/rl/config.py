@@ -9,9 +9,9 @@ from cospec.arbiters.policy import PolicyConfig
 from cospec.errors import ConfigError, unknown_name
 from cospec.features import FeatureSpec  # noqa: TC001  # the command line resolves it
 
-Method: TypeAlias = Literal["rl", "gold", "autojudge", "reinforce"]
+Method: TypeAlias = Literal["rl", "gold", "autojudge", "r2r", "reinforce"]
 """How an arbiter can be trained: ours, and the controls."""
-ON_TARGET_PATH: tuple[Method, ...] = ("gold", "autojudge")
+ON_TARGET_PATH: tuple[Method, ...] = ("gold", "autojudge", "r2r")
 """Methods that learn from branches off the target's own path, played out by the target alone."""
 
 
@@ -22,7 +22,8 @@ class TrainConfig:
     method: Method = "rl"
     """rl, or a control on the same features and problems: gold (classifier of which branch of the
     target's path has the right answer), autojudge (of whether the target's own answer stays,
-    2504.20039), reinforce (no branches, a running baseline, as DIVERSED, 2604.07622)."""
+    2504.20039), r2r (of whether the sentence means the same, from the draft's features alone,
+    2505.21600), reinforce (no branches, a running baseline, as DIVERSED, 2604.07622)."""
     num_rounds: int = 10
     """Rounds of rollouts and updates."""
     prompts_per_round: int = 640

@@ -21,6 +21,7 @@ from cospec.arbiters.policy import Policy
 from cospec.errors import ConfigError
 from cospec.features import make_features
 from cospec.rl.config import ON_TARGET_PATH
+from cospec.rl.controls import labels
 from cospec.rl.losses import (
     branch_loss,
     entropy,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 _COIN_SEEDS = 10_000  # per round
 _BASELINE_DECAY = 0.9
 _ROUNDING = 1e-6  # rewards are float32, and Adam would make whole steps of it
-_REPLAYED = ("features", "delta_right", "delta_cost", "is_same_answer")
+_REPLAYED = ("features", "delta_right", "delta_cost", "is_harmless")
 _STATE = ("round", "best", "best_policy", "history", "replay", "baselines", "running_reward")
 
 
@@ -134,7 +135,8 @@ class Trainer:
                 )
             # No override precedes what the target's path shows; once the policy rules, some do.
             spread = math.inf if self.config.method in ON_TARGET_PATH else 1.0
-            self.policy.normalise_by(torch.tensor(seen), spread)
+            is_used = self.arbiter.features.is_of_draft if self.config.method == "r2r" else None
+            self.policy.normalise_by(torch.stack(seen), spread, is_used)
             self.start.load_state_dict(self.policy.state_dict())
         gain = self._gain(branches)
         self.replay.append(tuple(getattr(branches, name) for name in _REPLAYED))
@@ -180,13 +182,13 @@ class Trainer:
         ]
         if not rows:
             return {}
-        features = torch.tensor([m.features for m, _ in rows])
+        features = torch.stack([m.features for m, _ in rows])
         keep = torch.tensor([m.keep_draft for m, _ in rows])
         advantage = torch.tensor([a for _, a in rows])
         with torch.no_grad():
             old = log_prob(self.policy(features), keep)
-        known, delta, is_same, weight = self._branches()
-        counts = weight if config.method == "autojudge" else weight * delta
+        known, delta, is_harmless, weight = self._branches()
+        label, counts = labels(config.method, delta, is_harmless, weight) or (None, weight * delta)
         is_taught = bool(counts.any() or (self.group_weight * advantage).any())
         optimiser = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -198,12 +200,10 @@ class Trainer:
             divergence = kl_to(logits, self.start(features).detach()).mean()
             doubt = entropy(logits).mean()
             guess = self.policy(known, dropout)
-            if config.method == "autojudge":
-                loss = label_loss(guess, is_same, weight)
-            elif config.method == "gold":
-                loss = label_loss(guess, delta > 0, counts.abs())
-            else:
+            if label is None:
                 loss = branch_loss(guess, delta, weight) + self.group_weight * clipped_loss
+            else:
+                loss = label_loss(guess, label, counts)
             loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
             if not is_taught:
                 break  # Adam would follow the entropy bonus alone, in steps of full size
@@ -236,8 +236,8 @@ class Trainer:
         return torch.where(found.abs() > _ROUNDING, found, 0.0)
 
     def _branches(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features, reward differences, whether the answer stays, and weights, of all rounds."""
-        features, delta_right, delta_cost, is_same = (
+        """Features, reward differences, which tokens do no harm, and weights, of all rounds."""
+        features, delta_right, delta_cost, is_harmless = (
             torch.cat(parts) for parts in zip(*self.replay, strict=True)
         )
         ages = range(len(self.replay) - 1, -1, -1)
@@ -246,7 +246,7 @@ class Trainer:
             for one, age in zip(self.replay, ages, strict=True)
         ]
         delta = delta_right - self.config.cost_weight * delta_cost
-        return features, delta, is_same, torch.cat(weights)
+        return features, delta, is_harmless, torch.cat(weights)
 
     def evaluate(self) -> Json:
         """Decode the tune split at threshold 0.5 and keep the policy if it is the best so far."""

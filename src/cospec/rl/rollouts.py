@@ -17,6 +17,7 @@ from cospec.arbiters import AlwaysTarget
 from cospec.bench.audit import reached
 from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine, Rollout
+from cospec.rl.controls import same_answer, same_meaning
 from cospec.types import Origin
 
 if TYPE_CHECKING:
@@ -43,13 +44,16 @@ class Played:
     place: int
     """Of the problem in the round."""
     rollout: Rollout
-    is_right: bool
-    answer: str | None
-    """What was read off the text."""
+    score: Score
     cost: float
     """Target forwards over those of the lossless rollout."""
     decisions: list[MismatchTrace]
     """Mismatches that the policy decided: reached, and not settled by a safety rule."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether its answer is."""
+        return self.score.correct
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,9 @@ class BranchData:
     """Answer right with the draft's token minus with the target's: -1, 0 or 1, (N,)."""
     delta_cost: Tensor
     """Cost with the draft's token minus with the target's, (N,)."""
-    is_same_answer: Tensor
-    """Whether both branches end in the same answer, (N,) bool."""
+    is_harmless: Tensor
+    """Whether both branches end in the same answer, or for r2r go on to the same effect, (N,)
+    bool."""
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -170,8 +175,7 @@ class Player:
             Played(
                 place=i // size,
                 rollout=rollout,
-                is_right=scores[i].correct,
-                answer=scores[i].extracted,
+                score=scores[i],
                 cost=rollout.completion.stats.num_target_forwards / num_forwards[i // size],
                 decisions=[m for m in reached(rollout.completion) if self._is_open(m)],
             )
@@ -202,7 +206,7 @@ class Player:
             for one, m in chosen
         ]
         ends = self.engine(arbiter).branches(branches)
-        features, delta_right, delta_cost, is_same_answer = [], [], [], []
+        features, delta_right, delta_cost, is_harmless = [], [], [], []
         for (one, m), end in zip(chosen, ends, strict=True):
             before = sum(step.position <= m.position for step in one.rollout.completion.trace)
             cost = float(before + end.completion.stats.num_target_forwards)
@@ -213,14 +217,17 @@ class Player:
             sign = 1.0 if m.keep_draft else -1.0
             features.append(m.features)
             delta_right.append(sign * (float(one.is_right) - float(score.correct)))
-            are_right = one.is_right and score.correct  # however each was spelt
-            is_same_answer.append(are_right or one.answer == score.extracted)
+            if self._config.method == "r2r":
+                texts = one.rollout.completion.text, end.completion.text
+                is_harmless.append(same_meaning(*texts))
+            else:
+                is_harmless.append(same_answer(one.score, score))
             delta_cost.append(sign * (one.cost - cost / num_forwards[one.place]))
         return BranchData(
-            torch.tensor(features).reshape(len(features), self._num_features),
+            torch.stack(features) if features else torch.zeros(0, self._num_features),
             torch.tensor(delta_right),
             torch.tensor(delta_cost),
-            torch.tensor(is_same_answer, dtype=torch.bool),
+            torch.tensor(is_harmless, dtype=torch.bool),
         )
 
     def _choose(

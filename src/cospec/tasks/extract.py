@@ -57,9 +57,14 @@ def boxed(text: str) -> list[str]:
     return contents
 
 
+def all_numbers(text: str) -> list[str]:
+    """The numbers in a text, in order."""
+    return list(_numbers(_without_latex(text)))
+
+
 def last_number(text: str) -> str | None:
     """The last number in a text."""
-    return next(reversed(list(_numbers(_without_latex(text)))), None)
+    return next(reversed(all_numbers(text)), None)
 
 
 def final_number(text: str) -> str | None:
