@@ -1,0 +1,183 @@
+"""The model ``cospec`` of lm-evaluation-harness; importing this file registers it.
+
+The only file that knows the harness. `generate_until` is the engine's; log-likelihoods and chat
+templates are those of the harness's own Hugging Face model on the target.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from cospec.arbiters import load_arbiter
+from cospec.engine import Engine
+from cospec.errors import ConfigError, MissingExtraError
+from cospec.lm_eval.settings import ModelArgs, sampling_config
+from cospec.types import Stats
+
+try:
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.utils import simple_parse_args_string
+except ImportError as error:
+    raise MissingExtraError("lm-evaluation-harness", "lm-eval") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval.api.instance import Instance
+
+    from cospec.config import SamplingConfig
+
+_log = logging.getLogger(__name__)
+_CHUNKS = 16
+"""Full batches that the engine gets at a time; after each, results are cached and the bar moves."""
+
+
+@register_model("cospec")
+class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
+    """A pair with an arbiter.
+
+    Args:
+        **model_args: The keys of `ModelArgs`, ``k`` for short among them.
+
+    Raises:
+        CospecError: A key or value is not allowed, or the pair or the arbiter cannot be loaded.
+    """
+
+    def __init__(self, **model_args: Any) -> None:  # Any: whatever the user wrote
+        self.args = ModelArgs.from_dict(model_args)
+        spec = self.args.find_arbiter(self.args.arbiter_spec)
+        pair = self.args.load()
+        if pair.tokenizer is None:
+            raise ConfigError("the pair has no tokenizer, and the harness asks in texts.")
+        super().__init__(
+            pretrained=pair.target,
+            tokenizer=pair.tokenizer,
+            backend="causal",
+            batch_size=self.args.batch_size,
+        )
+        self.engine = Engine(
+            pair,
+            load_arbiter(spec, pair),
+            num_speculative_tokens=self.args.num_speculative_tokens,
+            max_batch_size=self.args.batch_size,
+            keep_trace=False,
+        )
+        self.stats = Stats()
+        self._noted: set[str] = set()
+        for note in (*pair.notes, *getattr(self.engine.arbiter, "notes", ())):
+            self._note(note)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls,
+        arg_dict: dict[str, Any],  # Any: whatever the user wrote
+        additional_config: dict[str, Any] | None = None,
+    ) -> CospecLM:
+        """As the harness builds it; ``--model_args`` go before its own options.
+
+        Its ``--device`` is ``cuda:0`` unless the user names another: without CUDA that is no wish.
+        """
+        others = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        if str(others.get("device")).startswith("cuda") and not torch.cuda.is_available():
+            del others["device"]
+        return cls(**others | arg_dict)
+
+    @classmethod
+    def create_from_arg_string(
+        cls,
+        arg_string: str,
+        additional_config: dict[str, Any] | None = None,  # Any: as above
+    ) -> CospecLM:
+        """The same from ``key=value,key=value``."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answer each request with the engine, many at a time."""
+        texts: list[str] = []
+        size = _CHUNKS * self.args.batch_size
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
+            for start in range(0, len(requests), size):
+                chunk = requests[start : start + size]
+                prompts, sampling = zip(*(self._encode(r) for r in chunk), strict=True)
+                seeded = [replace(s, seed=self.args.seed + start) for s in sampling]
+                done = self.engine.generate(prompts, seeded)
+                for request, completion in zip(chunk, done, strict=True):
+                    self.cache_hook.add_partial("generate_until", request.args, completion.text)
+                texts += [completion.text for completion in done]
+                self.stats += sum((completion.stats for completion in done), Stats())
+                bar.update(len(chunk))
+        return texts
+
+    def _encode(self, request: Instance) -> tuple[list[int], SamplingConfig]:
+        """Token ids, cut on the left if they leave no room for an answer, and settings.
+
+        Raises:
+            ConfigError: An answer alone is too long for the context, or a setting is not taken.
+        """
+        context, generation_kwargs = request.args
+        sampling = sampling_config(
+            generation_kwargs,
+            default_max_new_tokens=self.max_gen_toks,
+            stop_token_ids=(self.eot_token_id,),
+        )
+        limit = self.engine.pair.context_length
+        room = limit - sampling.max_new_tokens
+        if room < 1:
+            raise ConfigError(
+                f"the task asks for {sampling.max_new_tokens} new tokens, and the pair's context "
+                f"holds {limit}; lower it with --gen_kwargs max_gen_toks=N."
+            )
+        ids: list[int] = self.tok_encode(context)
+        if len(ids) > room:
+            self._note(
+                f"prompts longer than the context less the answer are cut on the left (first one: "
+                f"{len(ids)} tokens to {room})"
+            )
+        return ids[-room:], sampling
+
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Of the target alone."""
+        self._note_target()
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return found
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Of the target alone."""
+        self._note_target()
+        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+        return found
+
+    def _note_target(self) -> None:
+        self._note(
+            "log-likelihoods are the target's alone: nothing is generated, so that draft and "
+            "arbiter have no part in them"
+        )
+
+    def _note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self._noted:
+            self._noted.add(text)
+            _log.warning("note: %s", text)
+
+    def get_model_info(self) -> dict[str, Any]:  # Any: a JSON object
+        """What the harness writes beside its results: the pair, the arbiter, and its counts."""
+        pair, stats = self.engine.pair, self.stats
+        return {
+            "model_num_parameters": pair.target.num_parameters(),
+            "model_dtype": str(pair.target.dtype),
+            "draft_num_parameters": pair.draft.num_parameters(),
+            "pair_fingerprint": pair.fingerprint,
+            "arbiter": self.engine.arbiter.name,
+            "num_speculative_tokens": self.args.num_speculative_tokens,
+            "generation_stats": stats.to_dict(),
+        }

@@ -1,0 +1,116 @@
+"""What lm-evaluation-harness passes, as this project's settings; knows nothing of the harness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from cospec.cli.options import PairOptions
+from cospec.config import SamplingConfig
+from cospec.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""The harness's names for one setting; the first that is given counts."""
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+_TAKEN = (*_LENGTHS, *_SAMPLING, "until", "do_sample")
+_WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1}
+"""Settings of other backends, and the value with which they change nothing."""
+_IGNORED = ("use_cache",)
+
+
+@dataclass(frozen=True)
+class ModelArgs(PairOptions):
+    """The keys of ``--model_args``."""
+
+    arbiter: str = "lossless"
+    """Who rules at mismatches, as --arbiter of the project's own commands."""
+    threshold: float | None = None
+    """The arbiter's threshold, in place of its own."""
+    num_speculative_tokens: int = 4
+    """Drafted tokens a block; k for short."""
+    batch_size: int = 8
+    """Most prompts decoded together."""
+    seed: int = 0
+    """Of sampling, mixed with the place of the request."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_speculative_tokens", "batch_size", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelArgs:  # Any: whatever the user wrote
+        """Build from what the harness parsed.
+
+        Raises:
+            ConfigError: A key is unknown, or a value is not allowed.
+        """
+        names = {f.name for f in fields(cls)}
+        known = {"num_speculative_tokens" if key == "k" else key: v for key, v in values.items()}
+        if len(known) < len(values):
+            raise ConfigError("k and num_speculative_tokens are the same; pass one of them.")
+        for key in known:
+            if key not in names:
+                raise ConfigError(unknown_name("key of --model_args:", key, {*names, "k"}))
+        return cls(**known)
+
+    @property
+    def arbiter_spec(self) -> str:
+        """The arbiter with its threshold, as `PairOptions.find_arbiter` takes it."""
+        if self.threshold is None:
+            return self.arbiter
+        joint = "," if ":" in self.arbiter else ":"
+        return f"{self.arbiter}{joint}threshold={self.threshold}"
+
+
+def sampling_config(
+    generation_kwargs: Mapping[str, Any],  # Any: whatever a task's author wrote
+    *,
+    default_max_new_tokens: int,
+    stop_token_ids: tuple[int, ...] = (),
+    seed: int = 0,
+) -> SamplingConfig:
+    """The settings of one request, read as the harness's own models read them.
+
+    ``do_sample: false`` is greedy whatever the temperature; without ``do_sample`` a temperature
+    above 0 samples.
+
+    Args:
+        generation_kwargs: Of the task, updated by ``--gen_kwargs``.
+        default_max_new_tokens: Where the task sets no limit.
+        stop_token_ids: Tokens that end the text besides the target's own.
+        seed: Of sampling.
+
+    Raises:
+        ConfigError: A setting is unknown, and has another value than the one without effect; or
+            sampling is asked for without a temperature.
+    """
+    given = {k: v for k, v in generation_kwargs.items() if v is not None and k not in _IGNORED}
+    for key, value in given.items():
+        if key not in _TAKEN and _WITHOUT_EFFECT.get(key) != value:
+            raise ConfigError(
+                f"the task generates with {key}={value!r}, which the engine does not do; it takes "
+                f"{', '.join(_TAKEN)}. Leave the task out, or change it with --gen_kwargs."
+            )
+    until = given.get("until", ())
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    limits = [given[name] for name in _LENGTHS if name in given]
+    temperature = float(given.get("temperature", 0.0))
+    do_sample = given.get("do_sample", temperature > 0)
+    if do_sample and not temperature > 0:
+        raise ConfigError(
+            "the task has do_sample=True and no temperature above 0; pass one, such as "
+            "--gen_kwargs do_sample=True,temperature=1."
+        )
+    chosen = {name: given[name] for name in _SAMPLING if name in given} if do_sample else {}
+    return SamplingConfig(
+        max_new_tokens=int(limits[0]) if limits else default_max_new_tokens,
+        stop=tuple(filter(None, stop)),
+        stop_token_ids=stop_token_ids,
+        seed=seed,
+        **chosen,
+    )
