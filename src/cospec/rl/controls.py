@@ -42,8 +42,8 @@ def same_meaning(one: str, other: str) -> bool:
     """Whether two texts say the same in the sentence in which they part.
 
     They do if it has the same numbers in the same order; without numbers, the same letters, so that
-    punctuation, spaces and capitals do not count. A judge that reads is more lenient with words and
-    stricter with what stands between the numbers.
+    punctuation, spaces and capitals do not count. A judge that reads would let paraphrases pass,
+    and not another name or sign beside the same numbers.
     """
     pairs = enumerate(zip(one, other, strict=False))
     parting = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
