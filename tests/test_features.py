@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -21,7 +22,16 @@ from cospec.features import (
     make_features,
     spec_hash,
 )
-from cospec.types import MismatchBatch, Needs
+from cospec.types import (
+    Completion,
+    FinishReason,
+    MismatchBatch,
+    MismatchTrace,
+    Needs,
+    Origin,
+    Stats,
+    StepTrace,
+)
 from tests.conftest import VOCAB, family_pair, random_model, some_prompts
 
 P = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]])
@@ -199,3 +209,13 @@ def test_the_spec_is_known_by_a_hash_that_orders_and_names_change() -> None:
     assert spec_hash(SCALAR_NAMES) == spec_hash(tuple(SCALAR_NAMES))
     assert spec_hash(SCALAR_NAMES) != spec_hash(SCALAR_NAMES[::-1])
     assert len(set(SCALAR_NAMES)) == len(SCALAR_NAMES)
+
+
+def test_a_trace_writes_its_features_as_numbers() -> None:
+    seen = torch.tensor([0.5, -1.5])
+    numbers = dict(p_draft_id=0.1, p_target_id=0.2, q_draft_id=0.3, q_target_id=0.4, score=None)
+    mismatch = MismatchTrace(0, 0, 1, 2, **numbers, keep_draft=True, is_reached=True, features=seen)
+    steps = [StepTrace(0, 1, 0, 1, (mismatch,))]
+    done = Completion(0, [1], [1], "x", [Origin.OVERRIDE], FinishReason.LENGTH, Stats(), steps)
+    (step,) = json.loads(json.dumps(done.to_dict()))["trace"]
+    assert step["mismatches"][0]["features"] == [0.5, -1.5]
