@@ -15,6 +15,8 @@ from cospec.cli.eval import Eval
 from cospec.cli.generate import Generate
 from cospec.cli.info import Info
 from cospec.cli.push import Push
+from cospec.cli.report import Report
+from cospec.cli.trace import Trace
 from cospec.cli.train import Train
 from cospec.errors import CospecError
 
@@ -25,6 +27,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclas
     "train": Train,
     "calibrate": Calibrate,
     "eval": Eval,
+    "trace": Trace,
+    "report": Report,
     "push": Push,
     "info": Info,
 }

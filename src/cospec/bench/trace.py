@@ -1,0 +1,164 @@
+"""Problems decoded under an arbiter with every token and mismatch told, for people to look at.
+
+The branch that a ruling took is the path itself. Where branches are asked for, the other one of
+each mismatch is played to its end under the same arbiter, from the caches of the path.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.arbiters import AlwaysTarget
+from cospec.bench.evaluate import encode_problems
+from cospec.engine import Branch, Engine
+from cospec.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from cospec.engine import Rollout
+    from cospec.results import Json
+    from cospec.tasks import Example, Task
+    from cospec.types import Completion, MismatchTrace
+
+_TOLD = ("position", "block_position", "p_draft_id", "p_target_id", "q_draft_id", "q_target_id")
+
+
+def trace_problems(
+    engine: Engine,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    keep: int,
+    branches: bool = False,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> list[Json]:
+    """Decode problems and tell the most telling ones in full.
+
+    Args:
+        engine: With the arbiter, and with traces.
+        task: Makes the prompts and scores the answers.
+        examples: The problems.
+        keep: How many are told: first those that the arbiter won or lost against the target alone,
+            then those with the most overrides.
+        branches: Whether to play the other branch of each mismatch.
+        max_new_tokens: Most tokens of an answer; the task's own number if None.
+        seed: For arbiters that rule by chance.
+
+    Returns:
+        One row a problem that is told.
+    """
+    prompts, samplings = encode_problems(engine.pair, task, examples, max_new_tokens, seed)
+    paths = engine.rollouts(prompts, samplings)
+    exact = Engine(
+        engine.pair,
+        AlwaysTarget(),
+        num_speculative_tokens=engine.num_speculative_tokens,
+        max_batch_size=engine.max_batch_size,
+        keep_trace=False,
+    ).generate(prompts, samplings)
+    rows = []
+    for example, path, alone in zip(examples, paths, exact, strict=True):
+        is_right = task.score(example, alone.text).correct
+        rows.append((example, path, _row(engine, task, example, path.completion, is_right)))
+    rows.sort(key=lambda told: _interest(told[2]))
+    if branches:
+        _play_others(engine, task, rows[:keep])
+    return [row for _, _, row in rows[:keep]]
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[str]:
+    """The text that each token adds; joined, they are the completion's text.
+
+    A character made of several tokens belongs to the last of them.
+    """
+    found, num_told = [], 0
+    for i in range(1, len(completion.token_ids) + 1):
+        text = tokenizer.decode(
+            completion.token_ids[:i], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        is_whole = i == len(completion.token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
+        end = min(len(text), len(completion.text)) if is_whole else num_told
+        found.append(completion.text[num_told:end])
+        num_told = max(num_told, end)
+    return found
+
+
+def _interest(row: Json) -> tuple[bool, int]:
+    """Smaller for a problem that tells more."""
+    return row["correct"] == row["target_correct"], -row["num_overrides"]
+
+
+def _row(
+    engine: Engine, task: Task, example: Example, completion: Completion, target_correct: bool
+) -> Json:
+    assert engine.pair.tokenizer is not None
+    score = task.score(example, completion.text)
+    return {
+        "id": example.id,
+        "arm": engine.arbiter.name,
+        "question": example.question,
+        "answer": str(example.answer),
+        "extracted": score.extracted,
+        "correct": score.correct,
+        "target_correct": target_correct,
+        "finish_reason": completion.finish_reason.value,
+        "num_drafts": completion.stats.num_drafts,
+        "num_overrides": completion.stats.num_overrides,
+        "num_accepted_tokens_per_pos": completion.stats.num_accepted_tokens_per_pos,
+        "tokens": [
+            [text, origin.value]
+            for text, origin in zip(
+                pieces(engine.pair.tokenizer, completion), completion.origins, strict=True
+            )
+        ],
+        "mismatches": [_mismatch(engine, m) for m in _told(completion)],
+    }
+
+
+def _told(completion: Completion) -> list[MismatchTrace]:
+    """The mismatches that counted and that no stop cut off."""
+    found = [m for step in completion.trace for m in step.mismatches if m.is_reached]
+    return [m for m in found if m.position < len(completion.token_ids)]
+
+
+def _mismatch(engine: Engine, mismatch: MismatchTrace) -> Json:
+    assert engine.pair.tokenizer is not None
+    return {
+        **{name: getattr(mismatch, name) for name in _TOLD},
+        "draft_text": str(engine.pair.tokenizer.decode([mismatch.draft_id])),
+        "target_text": str(engine.pair.tokenizer.decode([mismatch.target_id])),
+        "score": mismatch.score,
+        "keep_draft": mismatch.keep_draft,
+        "veto": mismatch.veto,
+    }
+
+
+def _play_others(
+    engine: Engine, task: Task, rows: Sequence[tuple[Example, Rollout, Json]]
+) -> None:
+    """Add to each mismatch whether the draft's and the target's branch are right."""
+    places = [
+        (example, path, told, mismatch)
+        for example, path, row in rows
+        for told, mismatch in zip(row["mismatches"], _told(path.completion), strict=True)
+    ]
+    ends = engine.branches([_other(path, mismatch) for _, path, _, mismatch in places])
+    for (example, path, told, mismatch), end in zip(places, ends, strict=True):
+        taken, other = (
+            task.score(example, each.completion.text).correct for each in (path, end)
+        )
+        is_draft = mismatch.keep_draft
+        told["draft_correct"] = taken if is_draft else other
+        told["target_correct"] = other if is_draft else taken
+
+
+def _other(path: Rollout, mismatch: MismatchTrace) -> Branch:
+    """The branch that the ruling did not take."""
+    if mismatch.keep_draft:
+        return Branch(path, mismatch.position, mismatch.target_id, Origin.CORRECTION)
+    return Branch(path, mismatch.position, mismatch.draft_id)

@@ -1,0 +1,82 @@
+"""``cospec trace``: problems with every token's origin and every ruling, for the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.errors import ConfigError
+from cospec.results import Provenance, check_writable, document, write_json
+
+
+@dataclass(frozen=True)
+class TraceOptions(DecodeOptions):
+    """What to record."""
+
+    keep: int = 20
+    """Problems to record: first those won or lost against the target, then by overrides."""
+    branches: bool = True
+    """Play the other branch of each mismatch as well, to tell whose leads to the right answer."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; by default the task's."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ConfigError(f"keep is {self.keep}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Record problems token by token, with every ruling, as a document for cospec report."""
+
+    task: TaskOptions
+    pair: PairOptions = field(default_factory=PairOptions)
+    trace: TraceOptions = field(default_factory=TraceOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+    def run(self) -> None:
+        """Decode, play branches, and write.
+
+        Raises:
+            ConfigError: No file is named for the result.
+        """
+        from cospec.arbiters import load_arbiter
+        from cospec.bench.trace import trace_problems
+        from cospec.engine import Engine
+
+        options, path = self.trace, self.output.json
+        if path is None:
+            raise ConfigError("the traces go to a file; name it by --json FILE.")
+        check_writable(path, self.output.overwrite)
+        set_threads(options.threads)
+        spec = self.pair.find_arbiter(options.arbiter)
+        task, examples = self.task.load()
+        provenance = Provenance()
+        pair = self.pair.load()
+        engine = Engine(
+            pair,
+            load_arbiter(spec, pair),
+            num_speculative_tokens=options.num_speculative_tokens,
+            max_batch_size=options.batch_size,
+        )
+        rows = trace_problems(
+            engine,
+            task,
+            examples,
+            keep=options.keep,
+            branches=options.branches,
+            max_new_tokens=options.max_new_tokens,
+            seed=self.task.seed,
+        )
+        config = json.loads(json.dumps(asdict(self), default=str))
+        del config["output"]
+        where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
+        write_json(path, document("trace", config, where, rows=rows))
+        num_changed = sum(row["correct"] != row["target_correct"] for row in rows)
+        print(
+            f"{len(rows)} of {len(examples)} problems recorded, {num_changed} of them won or lost "
+            f"against the target: {path}"
+        )

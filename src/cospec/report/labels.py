@@ -1,0 +1,94 @@
+"""Puts names beside points so that they cover neither each other nor the points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.transforms import Bbox
+
+from cospec.report.figures import INK, MUTED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+_DIRECTIONS = ((1, 0), (0.8, 0.8), (0.8, -0.8), (0, 1), (0, -1), (-0.8, 0.8), (-0.8, -0.8), (-1, 0))
+_DISTANCES = (7, 14, 24, 36, 50)
+"""In points."""
+_MARKER = 5.0
+"""Half the size of a marker with its margin, in points."""
+
+
+def place_labels(
+    axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], bold: Sequence[bool]
+) -> None:
+    """Write a text beside each point, at the nearest place that is free.
+
+    Args:
+        axes: With its limits set.
+        points: In data coordinates.
+        texts: One a point.
+        bold: Whether to write it in bold.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72
+    frame = axes.get_window_extent()
+    places = [axes.transData.transform(point) for point in points]
+    half = _MARKER * scale
+    taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in places]
+    for (x, y), point, text, is_bold in zip(places, points, texts, bold, strict=True):
+        drawn = axes.text(0, 0, text, fontsize=8.5, weight="bold" if is_bold else "normal")
+        size = drawn.get_window_extent()
+        drawn.remove()
+        options = [
+            (dx * distance, dy * distance, side)
+            for distance in _DISTANCES
+            for dx, dy in _DIRECTIONS
+            for side in (_side(dx),)
+        ]
+        boxes = [
+            _box(x + dx * scale, y + dy * scale, size.width, size.height, side)
+            for dx, dy, side in options
+        ]
+        costs = [
+            sum(_shared(box, other) for other in taken) + 3 * (_area(box) - _shared(box, frame))
+            for box in boxes
+        ]
+        best = min(range(len(costs)), key=lambda i: (round(costs[i]), i))
+        dx, dy, side = options[best]
+        taken.append(boxes[best])
+        is_far = max(abs(dx), abs(dy)) > _DISTANCES[0]
+        axes.annotate(
+            text,
+            point,
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            weight="bold" if is_bold else "normal",
+            arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6} if is_far else None,
+        )
+
+
+def _side(dx: float) -> str:
+    """How a text is aligned that stands to the right, to the left, above or below."""
+    return "left" if dx > 0 else "right" if dx < 0 else "center"
+
+
+def _box(x: float, y: float, width: float, height: float, side: str) -> Bbox:
+    left = {"left": x, "right": x - width, "center": x - width / 2}[side]
+    return Bbox.from_bounds(left, y - height / 2, width, height)
+
+
+def _area(box: Bbox) -> float:
+    return float(box.width * box.height)
+
+
+def _shared(one: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(one, other)
+    return 0.0 if both is None else _area(both)

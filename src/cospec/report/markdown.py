@@ -1,0 +1,43 @@
+"""The tables of a report as Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.report.tables import audit_rows, columns, entries, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.report.read import Inputs
+
+
+def to_markdown(inputs: Inputs) -> str:
+    """Every comparison and the audits, the best numbers in bold."""
+    parts = []
+    for cell in inputs.cells:
+        head = ["arm", *(column.head for column in columns(cell.arms))]
+        rows = [
+            [_escaped(arm["name"]), *(f"**{e.text}**" if e.is_best else e.text for e in row)]
+            for arm, row in zip(cell.arms, entries(cell.arms), strict=True)
+        ]
+        text = _escaped(" ".join(verdict(cell)))
+        parts.append(
+            f"## {_escaped(cell.title)}\n\n{_escaped(cell.about)}\n\n{_table(head, rows)}\n\n{text}"
+        )
+    if inputs.audits:
+        head = ["", *(_escaped(audit.title) for audit in inputs.audits)]
+        parts.append(f"## Audits\n\n{_table(head, audit_rows(inputs.audits))}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """A text that ends no cell and is no markup."""
+    for sign, stand_in in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("\n", " ")):
+        text = text.replace(sign, stand_in)
+    return text

@@ -1,0 +1,163 @@
+"""The page: one HTML file that loads nothing, made of all that was read.
+
+Whatever comes from a file is escaped by the template; only figures, style and script are not, and
+matplotlib escapes the texts of figures.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cospec.errors import MissingExtraError
+from cospec.report.figures import NARROW, WIDE, inline_svg, save
+from cospec.report.frontier import KINDS, draw_frontier
+from cospec.report.plots import draw_acceptance, draw_map, draw_reliability, draw_training, panels
+from cospec.report.tables import audit_rows, columns, entries, frontier, verdict
+from cospec.report.traces import VETOES, tell
+
+try:
+    import jinja2
+    from markupsafe import Markup
+except ModuleNotFoundError:
+    raise MissingExtraError("jinja2", "report") from None
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.figure import Figure
+
+    from cospec.report.read import Inputs
+
+_SIGNS = {"o": "●", "s": "■", "D": "◆", "X": "✖", "^": "▲", "v": "▼"}
+SIGNS = {kind: _SIGNS[marker] for kind, (_, marker) in KINDS.items()}
+"""The marker of each kind of arm as a letter, for tables."""
+
+
+class Picture:
+    """A figure at two widths.
+
+    Args:
+        name: Of its files; unique in a report.
+        label: What it shows.
+        draw: Makes the figure of a width in inches.
+    """
+
+    def __init__(self, name: str, label: str, draw: Callable[[float], Figure]) -> None:
+        self.name, self.label, self._draw = name, label, draw
+
+    def html(self) -> Markup:
+        """Both widths; the style shows the one that fits."""
+        parts = [
+            f'<div class="{kind}">{inline_svg(self._draw(width), self.name + kind, self.label)}'
+            "</div>"
+            for kind, width in (("wide", WIDE), ("narrow", NARROW))
+        ]
+        return Markup("".join(parts))  # noqa: S704  # figures escape their texts
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the wide one as SVG and PNG."""
+        figure = self._draw(WIDE)
+        paths = [folder / f"{self.name}{suffix}" for suffix in (".svg", ".png")]
+        for path in paths:
+            save(figure, path)
+        return paths
+
+
+class Pictures:
+    """All figures that the results allow, by section."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._names: set[str] = set()
+        self.cells = [
+            self._make("frontier", cell.title, lambda width, cell=cell: draw_frontier(cell, width))
+            for cell in inputs.cells
+        ]
+        self.acceptances = [
+            self._make("acceptance", each.title, lambda width, a=each: draw_acceptance(a, width))
+            for each in inputs.acceptances
+        ]
+        self.maps = [
+            self._make("map", each.title, lambda width, m=each: draw_map(m, width))
+            for each in inputs.mismatches
+        ]
+        self.reliabilities = [
+            self._make("reliability", each.title, lambda width, r=each: draw_reliability(r, width))
+            for each in inputs.reliabilities
+        ]
+        self.trainings = []
+        if panels(inputs.trainings):
+            self.trainings = [
+                self._make("training", "", lambda width: draw_training(inputs.trainings, width))
+            ]
+
+    def _make(self, section: str, title: str, draw: Callable[[float], Figure]) -> Picture:
+        stem = "-".join(filter(None, [section, *re.findall(r"[a-z0-9]+", title.lower())]))[:80]
+        name, number = stem, 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}-{number}"
+        self._names.add(name)
+        return Picture(name, f"{section}: {title}" if title else section, draw)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write every figure as SVG and PNG; the folder is made if it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        every = (*self.cells, *self.acceptances, *self.maps, *self.reliabilities, *self.trainings)
+        return [path for picture in every for path in picture.save(folder)]
+
+
+def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
+    """The page.
+
+    Args:
+        inputs: What was read.
+        pictures: Of the same inputs.
+        title: Its heading.
+    """
+    home = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(home),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["probability"] = _probability
+    cells = [
+        {
+            "cell": cell,
+            "picture": picture.html(),
+            "heads": [column.head for column in columns(cell.arms)],
+            "rows": list(zip(cell.arms, entries(cell.arms), strict=True)),
+            "front": frontier(cell.arms),
+            "verdict": verdict(cell),
+        }
+        for cell, picture in zip(inputs.cells, pictures.cells, strict=True)
+    ]
+
+    def shown(parts: list[Picture]) -> list[Markup]:
+        return [picture.html() for picture in parts]
+
+    return environment.get_template("page.html").render(
+        title=title,
+        style=Markup((home / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # ours
+        script=Markup((home / "script.js").read_text(encoding="utf-8")),  # noqa: S704  # ours
+        signs=SIGNS,
+        cells=cells,
+        acceptances=list(zip(inputs.acceptances, shown(pictures.acceptances), strict=True)),
+        audits=inputs.audits,
+        audit_rows=audit_rows(inputs.audits) if inputs.audits else [],
+        maps=list(zip(inputs.mismatches, shown(pictures.maps), strict=True)),
+        reliabilities=list(zip(inputs.reliabilities, shown(pictures.reliabilities), strict=True)),
+        trainings=shown(pictures.trainings),
+        traces=tell(inputs.traces),
+        vetoes=VETOES,
+        sources=inputs.sources,
+    )
+
+
+def _probability(value: float) -> str:
+    """A probability with the digits that tell it from 0 and 1."""
+    return f"{value:.3f}" if 0.001 <= value <= 0.999 or value in (0, 1) else f"{value:.2g}"

@@ -1,0 +1,367 @@
+"""Finds out what a result file holds and brings it into the few shapes that the report shows.
+
+A file is told by the ``command`` of its document, a data set of an audit by the names of its
+features, the progress of a training by its rounds. Files in a folder that are none of these are
+passed over and named; a file that is named by hand has to be one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cospec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cospec.results import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Arms on one task with one setting: a tab of the report."""
+
+    title: str
+    about: str
+    """Pair, problems, block length, batch size, device."""
+    arms: list[Json]
+    """Entries of `cospec.bench.summary.summarize`, each with its ``kind``."""
+    source: str
+    tuning: list[Json] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How far blocks are kept, by arm."""
+
+    title: str
+    rates: dict[str, list[float]]
+    """Entry i: share of the blocks in which more than i drafted tokens stood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The summary of an audit."""
+
+    title: str
+    summary: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatches:
+    """Mismatches on two features, and how each ended."""
+
+    title: str
+    gap_p: NDArray[np.float64]
+    """log p of the target's token minus log p of the draft's, (N,)."""
+    q_draft: NDArray[np.float64]
+    """The draft's probability of its own token, (N,)."""
+    labels: list[str]
+    """One a mismatch: an outcome of its branches, or how it was ruled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """How a trained arbiter's scores compare with outcomes."""
+
+    title: str
+    bins: list[Json]
+    error: float | None
+    """Expected calibration error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The rounds of a training."""
+
+    title: str
+    rounds: list[Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that the report is made of."""
+
+    name: str
+    command: str
+    argv: list[str]
+    provenance: Json
+
+
+@dataclass
+class Inputs:
+    """All that was found."""
+
+    cells: list[Cell] = field(default_factory=list)
+    acceptances: list[Acceptance] = field(default_factory=list)
+    audits: list[Audit] = field(default_factory=list)
+    mismatches: list[Mismatches] = field(default_factory=list)
+    reliabilities: list[Reliability] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    traces: list[Json] = field(default_factory=list)
+    """Rows of `cospec.bench.trace.trace_problems`."""
+    sources: list[Source] = field(default_factory=list)
+    passed_over: list[Path] = field(default_factory=list)
+
+
+_SUFFIXES = (".json", ".jsonl", ".safetensors")
+
+
+def read_all(paths: Sequence[Path]) -> Inputs:
+    """Read files, and the result files directly in folders.
+
+    Raises:
+        ConfigError: A path does not exist, a named file holds no result, a result is damaged, or
+            nothing was found at all.
+    """
+    inputs = Inputs()
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES):
+                if not _read(file, inputs):
+                    inputs.passed_over.append(file)
+        elif not path.exists():
+            raise ConfigError(f"{path} does not exist; pass result files or folders of them.")
+        elif not _read(path, inputs):
+            raise ConfigError(
+                f"{path} holds nothing for a report; pass documents of cospec "
+                f"{', '.join(_READERS)}, .metrics.jsonl of a training or a data set of an audit."
+            )
+    if not inputs.sources:
+        raise ConfigError(
+            f"found no results in {', '.join(map(str, paths))}; pass documents of cospec "
+            f"{', '.join(_READERS)}."
+        )
+    return inputs
+
+
+def _read(path: Path, inputs: Inputs) -> bool:
+    """Add what a file holds; whether it is for a report."""
+    try:
+        if path.suffix == ".safetensors":
+            return _read_dataset(path, inputs)
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return _read_training(path, text, inputs)
+        document = json.loads(text)
+        command = document.get("command") if isinstance(document, dict) else None
+        if command not in _READERS:
+            return False
+        _READERS[command](path, document, inputs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is damaged or of another version ({error!r}); write it again, or leave it out."
+        ) from None
+    inputs.sources.append(
+        Source(path.name, command, document.get("argv", []), document.get("provenance", {}))
+    )
+    return True
+
+
+def _pair(config: Json) -> str:
+    """Names of the models, as they were given."""
+    pair = config.get("pair") or {}
+    if isinstance(pair, str) or pair.get("pair"):
+        return pair if isinstance(pair, str) else str(pair["pair"])
+    return " / ".join(str(pair[name]) for name in ("target", "draft") if pair.get(name))
+
+
+def _about(config: Json, provenance: Json, *parts: str) -> str:
+    known = [_pair(config), *parts, str(provenance.get("device", ""))]
+    return " · ".join(part for part in known if part)
+
+
+def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
+    """An evaluation or a demo: one cell."""
+    config = document["config"]
+    settings = config["evaluation"]
+    about = _about(
+        config,
+        document["provenance"],
+        f"{settings['num_problems']} problems",
+        f"k = {settings['num_speculative_tokens']}",
+        f"batch {settings['max_batch_size']}",
+        "greedy",
+    )
+    title = settings["task"]
+    if document["command"] == "demo":
+        title = f"demo: {title.partition(',')[0].partition(':')[2]}"
+    _add_cell(inputs, title, about, document, path.name)
+
+
+def _bench(path: Path, document: Json, inputs: Inputs) -> None:
+    """A benchmark: a cell for each task, batch size and temperature."""
+    for cell in document["cells"]:
+        temperature = cell["temperature"]
+        about = _about(
+            document["config"],
+            document["provenance"],
+            f"{cell['arms'][0]['num_problems']} problems",
+            f"batch {cell['batch_size']}",
+            f"temperature {temperature:g}" if temperature else "greedy",
+        )
+        title = f"{cell['task']}, batch {cell['batch_size']}"
+        title += f", temperature {temperature:g}" if temperature else ""
+        _add_cell(inputs, title, about, cell, path.name, document.get("tuning", []))
+
+
+def _add_cell(
+    inputs: Inputs,
+    title: str,
+    about: str,
+    part: Json,
+    source: str,
+    tuning: Iterable[Json] = (),
+) -> None:
+    arms = [{"kind": _kind(arm), **arm} for arm in part["arms"]]
+    for arm in arms:  # what every view needs, so that a damaged file is told by its name
+        arm["accuracy"], arm["accuracy_ci95"], arm["speedup_vs_target"], arm["tokens_per_s"]  # noqa: B018
+    inputs.cells.append(Cell(title, about, arms, source, list(tuning)))
+    rates = acceptance_rates(part.get("rows", []))
+    if rates:
+        inputs.acceptances.append(Acceptance(f"{title} ({source})", rates))
+
+
+def _kind(arm: Json) -> str:
+    """What sort of arm an entry without a ``kind`` is."""
+    from cospec.arbiters import RULES  # noqa: PLC0415  # loads torch
+
+    if arm["name"] in ("target", "lossless"):
+        return "exact"
+    if arm["arbiter"] is None:
+        return "reference"
+    name = str(arm["arbiter"]).partition(":")[0]
+    if name == "random":
+        return "random"
+    return "rule" if name in RULES else "learned"
+
+
+def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:
+    """By arm, the share of blocks in which more than i drafted tokens stood.
+
+    Args:
+        rows: With ``num_accepted_tokens_per_pos``; others are passed over.
+    """
+    counts: dict[str, list[int]] = {}
+    blocks: dict[str, int] = {}
+    for row in rows:
+        theirs = row.get("num_accepted_tokens_per_pos")
+        if not theirs:
+            continue
+        arm = row["arm"]
+        ours = counts.get(arm, [])
+        width = max(len(ours), len(theirs))
+        padded = [part + [0] * (width - len(part)) for part in (ours, theirs)]
+        counts[arm] = [a + b for a, b in zip(*padded, strict=True)]
+        blocks[arm] = blocks.get(arm, 0) + row.get("num_drafts", row.get("num_target_forwards", 0))
+    return {arm: [n / blocks[arm] for n in each] for arm, each in counts.items() if blocks[arm]}
+
+
+def _generated(path: Path, document: Json, inputs: Inputs) -> None:
+    """Completions of `cospec generate`: acceptance by position, runs of one setting together."""
+    config = document["config"]
+    rates = acceptance_rates(document["rows"])
+    title = f"{_pair(config)}, k = {config['decode']['num_speculative_tokens']}"
+    for known in inputs.acceptances:
+        if known.title == title:
+            known.rates.update(rates)
+            return
+    if rates:
+        inputs.acceptances.append(Acceptance(title, rates))
+
+
+def _audit(path: Path, document: Json, inputs: Inputs) -> None:
+    config = document["config"]
+    title = f"{_pair(config)}, {config['task']['task']}"
+    for name in ("outcomes", "target_accuracy", "draft_accuracy", "one_step_oracle"):
+        document["summary"][name]
+    inputs.audits.append(Audit(title, document["summary"]))
+
+
+def _calibration(path: Path, document: Json, inputs: Inputs) -> None:
+    scores = document["calibration"]["reliability"]
+    config = document["config"]
+    if scores and scores["bins"]:
+        arbiter = Path(config["calibrate"]["arbiter"]).name
+        title = f"{arbiter}, {config['task']['task']}"
+        inputs.reliabilities.append(
+            Reliability(title, scores["bins"], scores["expected_calibration_error"])
+        )
+
+
+def _traced(path: Path, document: Json, inputs: Inputs) -> None:
+    import numpy as np  # noqa: PLC0415  # so that the command line starts without it
+
+    rows = document["rows"]
+    inputs.traces += rows
+    config = document["config"]
+    title = f"{_pair(config)}, {config['task']['task']} ({path.name})"
+    if rates := acceptance_rates(rows):
+        inputs.acceptances.append(Acceptance(f"recorded problems: {title}", rates))
+    found = [m for row in rows for m in row["mismatches"]]
+    if found:
+        p_draft, p_target = (
+            np.clip([m[name] for m in found], 1e-9, 1.0) for name in ("p_draft_id", "p_target_id")
+        )
+        ruled = ["override" if m["keep_draft"] else "target's token" for m in found]
+        q_draft = np.array([m["q_draft_id"] for m in found])
+        gap_p = np.log(p_target) - np.log(p_draft)
+        inputs.mismatches.append(Mismatches(f"rulings: {title}", gap_p, q_draft, ruled))
+
+
+_READERS: dict[str, Callable[[Path, Json, Inputs], None]] = {
+    "eval": _comparison,
+    "demo": _comparison,
+    "bench": _bench,
+    "audit": _audit,
+    "calibrate": _calibration,
+    "trace": _traced,
+    "generate": _generated,
+}
+
+
+def _read_dataset(path: Path, inputs: Inputs) -> bool:
+    """The data set of an audit."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # loads numpy
+
+    try:
+        with safe_open(path, "numpy") as file:
+            about = file.metadata() or {}
+            if "feature_names" not in about or "draft_correct" not in file.keys():  # noqa: SIM118
+                return False
+            names = json.loads(about["feature_names"])
+            features = file.get_tensor("features")
+            correct = zip(
+                *(file.get_tensor(f"{who}_correct").tolist() for who in ("draft", "target")),
+                strict=True,
+            )
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+    import numpy as np  # noqa: PLC0415
+
+    from cospec.bench.audit_summary import outcome  # noqa: PLC0415
+
+    labels = [outcome({"draft_correct": d, "target_correct": t}) for d, t in correct]
+    gap_p, log_q = (features[:, names.index(name)] for name in ("gap_p", "log_q_draft"))
+    pair = _pair({"pair": json.loads(about.get("pair", "{}"))})
+    title = ", ".join(part for part in (pair, about.get("task", path.stem)) if part)
+    inputs.mismatches.append(Mismatches(f"outcomes: {title}", gap_p, np.exp(log_q), labels))
+    inputs.sources.append(Source(path.name, "audit --dataset", [], {}))
+    return True
+
+
+def _read_training(path: Path, text: str, inputs: Inputs) -> bool:
+    """The progress of a training: JSON lines with rounds."""
+    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if not lines or not all(isinstance(line, dict) and "round" in line for line in lines):
+        return False
+    name = path.name.removesuffix(".jsonl").removesuffix("metrics").rstrip(".")
+    inputs.trainings.append(Training(name or path.resolve().parent.name, lines))
+    inputs.sources.append(Source(path.name, "train", [], {}))
+    return True

@@ -1,0 +1,82 @@
+"""Recorded problems as the trace viewer shows them: tokens in order, mismatches that open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.results import Json
+
+VETOES = {
+    "exact_prefix": "it stands in the exact prefix",
+    "stop_token": "it would end the text or keep it from ending",
+    "forbidden": "the target gives it probability 0",
+    "non_finite": "the score is not finite",
+}
+"""Why the engine turned an override down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token as it is shown."""
+
+    origin: str
+    text: str
+    """What to show of it; a break is shown by a sign as well."""
+    tail: str = ""
+    """Breaks behind it, outside of a button."""
+    mismatch: Json | None = None
+    """The ruling that put it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A problem of the viewer."""
+
+    title: str
+    verdict: str
+    row: Json
+    pieces: list[Piece]
+
+
+def tell(rows: Sequence[Json]) -> list[Told]:
+    """All recorded problems, those first whose answer the arbiter changed."""
+    ordered = sorted(rows, key=lambda row: _order(row))
+    return [Told(f"{row['id']}, {row['arm']}", _verdict(row), row, _pieces(row)) for row in ordered]
+
+
+def _order(row: Json) -> tuple[bool, bool, int]:
+    is_same = row["correct"] == row["target_correct"]
+    return is_same, not row["correct"], -row["num_overrides"]
+
+
+def _verdict(row: Json) -> str:
+    match row["target_correct"], row["correct"]:
+        case False, True:
+            return "won: the target alone is wrong"
+        case True, False:
+            return "lost: the target alone is right"
+        case True, True:
+            return "both right"
+        case _:
+            return "both wrong"
+
+
+def _pieces(row: Json) -> list[Piece]:
+    by_position = {m["position"]: m for m in row["mismatches"]}
+    found: list[Piece] = []
+    for i, (text, origin) in enumerate(row["tokens"]):
+        mismatch = by_position.get(i)
+        if mismatch is None:
+            if text:
+                found.append(Piece(origin, text))
+            continue
+        shown = text or mismatch["draft_text" if mismatch["keep_draft"] else "target_text"]
+        bare = shown.rstrip("\n")
+        breaks = shown[len(bare) :] if text else ""
+        label = bare.replace("\n", "↵") + "↵" * len(breaks)
+        found.append(Piece(origin, label if label.strip() else "␣" * len(label), breaks, mismatch))
+    return found
