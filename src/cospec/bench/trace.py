@@ -138,9 +138,7 @@ def _mismatch(engine: Engine, mismatch: MismatchTrace) -> Json:
     }
 
 
-def _play_others(
-    engine: Engine, task: Task, rows: Sequence[tuple[Example, Rollout, Json]]
-) -> None:
+def _play_others(engine: Engine, task: Task, rows: Sequence[tuple[Example, Rollout, Json]]) -> None:
     """Add to each mismatch whether the draft's and the target's branch are right."""
     places = [
         (example, path, told, mismatch)
@@ -149,9 +147,7 @@ def _play_others(
     ]
     ends = engine.branches([_other(path, mismatch) for _, path, _, mismatch in places])
     for (example, path, told, mismatch), end in zip(places, ends, strict=True):
-        taken, other = (
-            task.score(example, each.completion.text).correct for each in (path, end)
-        )
+        taken, other = (task.score(example, each.completion.text).correct for each in (path, end))
         is_draft = mismatch.keep_draft
         told["draft_correct"] = taken if is_draft else other
         told["target_correct"] = other if is_draft else taken

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from cospec.report.labels import Segment
     from cospec.report.read import Cell
     from cospec.results import Json
 
@@ -34,29 +35,49 @@ _MAX_NAMED = 9
 """Arms that are named beside their points; more are numbered, with the names below."""
 
 
-def draw_frontier(cell: Cell, width: float) -> Figure:
-    """Accuracy against speed-up over the target alone, with 95 % intervals both ways."""
-    is_numbered = len(cell.arms) > _MAX_NAMED or width <= NARROW
-    num_lines = math.ceil(len(cell.arms) / (1 if width <= NARROW else 3)) if is_numbered else 1
+def has_close_up(cell: Cell) -> bool:
+    """Whether enough arms lie between the two models alone for a picture of their own."""
+    return len(_close(cell.arms)) > 2
+
+
+def _close(arms: Sequence[Json]) -> list[Json]:
+    """The arms that two models decode together, which the two alone would press into a corner."""
+    return [arm for arm in arms if arm["name"] not in ("target", "draft")]
+
+
+def draw_frontier(cell: Cell, width: float, *, is_close_up: bool = False) -> Figure:
+    """Accuracy against speed-up over the target alone, with 95 % intervals both ways.
+
+    Args:
+        cell: The arms.
+        width: In inches.
+        is_close_up: Whether to leave out the target and the draft alone.
+    """
+    shown = _close(cell.arms) if is_close_up else cell.arms
+    is_numbered = len(shown) > _MAX_NAMED or width <= NARROW
+    num_columns = 1 if width <= NARROW else 3
+    num_lines = math.ceil((len(shown) + 1) / num_columns) if is_numbered else 1
     height = (4.1 if width > NARROW else 3.4) + 0.19 * num_lines
 
     def plot(figure: Figure, _: float) -> None:
         axes = figure.subplots()
-        front = frontier(cell.arms)
-        _limits(axes, cell.arms)
+        front = [cell.arms[i] for i in frontier(cell.arms)]
+        _limits(axes, shown)
         _regions(axes, cell.arms)
-        _points(axes, cell.arms)
-        _stairs(axes, [cell.arms[i] for i in front])
+        _points(axes, shown)
+        _stairs(axes, front)
+        numbers = [i + 1 for i, arm in enumerate(cell.arms) if arm in shown]
         figure.legend(
-            handles=_handles(cell.arms, front, is_numbered),
+            handles=_handles(shown, numbers if is_numbered else []),
             loc="outside lower left",
-            ncols=(1 if width <= NARROW else 3) if is_numbered else 6,
+            ncols=num_columns if is_numbered else 6,
             handletextpad=0.3,
             columnspacing=1.2,
         )
-        names = [str(i + 1) if is_numbered else arm["name"] for i, arm in enumerate(cell.arms)]
-        places = [(arm["speedup_vs_target"], 100 * arm["accuracy"]) for arm in cell.arms]
-        place_labels(axes, places, names, [i in front for i in range(len(names))])
+        names = [str(i) for i in numbers] if is_numbered else [arm["name"] for arm in shown]
+        places = [(arm["speedup_vs_target"], 100 * arm["accuracy"]) for arm in shown]
+        bold = [arm in front for arm in shown]
+        place_labels(axes, places, names, bold, _segments(axes, cell.arms, front))
 
     return draw(plot, width, height)
 
@@ -124,24 +145,44 @@ def _stairs(axes: Axes, front: Sequence[Json]) -> None:
     xs = [arm["speedup_vs_target"] for arm in front]
     ys = [100 * arm["accuracy"] for arm in front]
     bottom = axes.get_ylim()[0]
+    left = min(axes.get_xlim()[0], xs[0])
     axes.step(
-        [axes.get_xlim()[0], *xs, xs[-1]], [ys[0], *ys, bottom], where="pre",
+        [left, *xs, xs[-1]], [ys[0], *ys, min(bottom, ys[-1])], where="pre",
         color=MUTED, lw=1.6, alpha=0.8, zorder=2,
     )  # fmt: skip
 
 
-def _handles(arms: Sequence[Json], front: Sequence[int], is_numbered: bool) -> list[Line2D]:
-    """Entries of the legend: the arms by number, or the kinds that occur."""
+def _segments(axes: Axes, arms: Sequence[Json], front: Sequence[Json]) -> list[Segment]:
+    """The lines of the picture, which labels stay clear of: intervals, frontier, baselines."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    found: list[Segment] = []
+    corner = left
+    for arm in arms:
+        x, y = arm["speedup_vs_target"], 100 * arm["accuracy"]
+        (slow, fast), (low, high) = _ends(arm, "speedup_vs_target"), _ends(arm, "accuracy", 100)
+        found += [((slow, y), (fast, y)), ((x, low), (x, high))]
+        if arm["name"] == "target":
+            found.append(((left, y), (right, y)))
+        if arm["name"] == "lossless":
+            found.append(((x, bottom), (x, top)))
+    for arm, after in zip(front, [*front[1:], None], strict=True):
+        x, y = arm["speedup_vs_target"], 100 * arm["accuracy"]
+        below = bottom if after is None else 100 * after["accuracy"]
+        found += [((corner, y), (x, y)), ((x, below), (x, y))]
+        corner = x
+    return found
+
+
+def _handles(arms: Sequence[Json], numbers: Sequence[int]) -> list[Line2D]:
+    """Entries of the legend: the arms by number if they have one, or the kinds that occur."""
 
     def handle(kind: str, text: str) -> Line2D:
         colour, marker = KINDS[kind]
         return Line2D([], [], color=colour, marker=marker, ls="none", ms=6, mec="none", label=text)
 
     line = Line2D([], [], color=MUTED, lw=1.6, label="frontier")
-    if is_numbered:
-        return [
-            *(handle(arm["kind"], f"{i + 1}  {arm['name']}") for i, arm in enumerate(arms)),
-            line,
-        ]
-    found = dict.fromkeys(arm["kind"] for arm in arms)
+    if numbers:
+        pairs = zip(arms, numbers, strict=True)
+        return [*(handle(arm["kind"], f"{i}  {arm['name']}") for arm, i in pairs), line]
+    found = {arm["kind"] for arm in arms}
     return [*(handle(kind, kind) for kind in KINDS if kind in found), line]

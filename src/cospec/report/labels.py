@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 from matplotlib.transforms import Bbox
 
 from cospec.report.figures import INK, MUTED
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-_DIRECTIONS = ((1, 0), (0.8, 0.8), (0.8, -0.8), (0, 1), (0, -1), (-0.8, 0.8), (-0.8, -0.8), (-1, 0))
+    Segment: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
+    """Both ends of a line."""
+
+_DIRECTIONS = ((0.8, 0.8), (0.8, -0.8), (1, 0), (-0.8, 0.8), (-0.8, -0.8), (-1, 0), (0, 1), (0, -1))
 _DISTANCES = (7, 14, 24, 36, 50)
 """In points."""
 _MARKER = 5.0
@@ -21,7 +25,11 @@ _MARKER = 5.0
 
 
 def place_labels(
-    axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], bold: Sequence[bool]
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    bold: Sequence[bool],
+    segments: Sequence[Segment] = (),
 ) -> None:
     """Write a text beside each point, at the nearest place that is free.
 
@@ -30,6 +38,7 @@ def place_labels(
         points: In data coordinates.
         texts: One a point.
         bold: Whether to write it in bold.
+        segments: Lines to stay clear of, in data coordinates, level or upright.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -39,6 +48,9 @@ def place_labels(
     places = [axes.transData.transform(point) for point in points]
     half = _MARKER * scale
     taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in places]
+    for segment in segments:
+        (left, right), (low, high) = np.sort(axes.transData.transform(segment).T, axis=1)
+        taken.append(Bbox([[left - scale, low - scale], [right + scale, high + scale]]))
     for (x, y), point, text, is_bold in zip(places, points, texts, bold, strict=True):
         drawn = axes.text(0, 0, text, fontsize=8.5, weight="bold" if is_bold else "normal")
         size = drawn.get_window_extent()
@@ -54,7 +66,8 @@ def place_labels(
             for dx, dy, side in options
         ]
         costs = [
-            sum(_shared(box, other) for other in taken) + 3 * (_area(box) - _shared(box, frame))
+            sum(_shared(box, other) for other in taken if box.overlaps(other))
+            + 3 * (_area(box) - _shared(box, frame))
             for box in boxes
         ]
         best = min(range(len(costs)), key=lambda i: (round(costs[i]), i))

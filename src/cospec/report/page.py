@@ -7,19 +7,20 @@ matplotlib escapes the texts of figures.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import MissingExtraError
 from cospec.report.figures import NARROW, WIDE, inline_svg, save
-from cospec.report.frontier import KINDS, draw_frontier
+from cospec.report.frontier import KINDS, draw_frontier, has_close_up
 from cospec.report.plots import draw_acceptance, draw_map, draw_reliability, draw_training, panels
 from cospec.report.tables import audit_rows, columns, entries, frontier, verdict
 from cospec.report.traces import VETOES, tell
 
 try:
     import jinja2
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 except ModuleNotFoundError:
     raise MissingExtraError("jinja2", "report") from None
 
@@ -54,7 +55,7 @@ class Picture:
             "</div>"
             for kind, width in (("wide", WIDE), ("narrow", NARROW))
         ]
-        return Markup("".join(parts))  # noqa: S704  # figures escape their texts
+        return Markup("".join(parts))  # figures escape their texts
 
     def save(self, folder: Path) -> list[Path]:
         """Write the wide one as SVG and PNG."""
@@ -71,26 +72,30 @@ class Pictures:
     def __init__(self, inputs: Inputs) -> None:
         self._names: set[str] = set()
         self.cells = [
-            self._make("frontier", cell.title, lambda width, cell=cell: draw_frontier(cell, width))
+            self._make("frontier", cell.title, partial(draw_frontier, cell))
+            for cell in inputs.cells
+        ]
+        self.close_ups = [
+            self._make("close-up", cell.title, partial(draw_frontier, cell, is_close_up=True))
+            if has_close_up(cell)
+            else None
             for cell in inputs.cells
         ]
         self.acceptances = [
-            self._make("acceptance", each.title, lambda width, a=each: draw_acceptance(a, width))
+            self._make("acceptance", each.title, partial(draw_acceptance, each))
             for each in inputs.acceptances
         ]
         self.maps = [
-            self._make("map", each.title, lambda width, m=each: draw_map(m, width))
-            for each in inputs.mismatches
+            self._make("map", each.title, partial(draw_map, each)) for each in inputs.mismatches
         ]
         self.reliabilities = [
-            self._make("reliability", each.title, lambda width, r=each: draw_reliability(r, width))
+            self._make("reliability", each.title, partial(draw_reliability, each))
             for each in inputs.reliabilities
         ]
         self.trainings = []
         if panels(inputs.trainings):
-            self.trainings = [
-                self._make("training", "", lambda width: draw_training(inputs.trainings, width))
-            ]
+            draw = partial(draw_training, inputs.trainings)
+            self.trainings = [self._make("training", "", draw)]
 
     def _make(self, section: str, title: str, draw: Callable[[float], Figure]) -> Picture:
         stem = "-".join(filter(None, [section, *re.findall(r"[a-z0-9]+", title.lower())]))[:80]
@@ -104,7 +109,15 @@ class Pictures:
     def save(self, folder: Path) -> list[Path]:
         """Write every figure as SVG and PNG; the folder is made if it is not there."""
         folder.mkdir(parents=True, exist_ok=True)
-        every = (*self.cells, *self.acceptances, *self.maps, *self.reliabilities, *self.trainings)
+        close_ups = filter(None, self.close_ups)
+        every = (
+            *self.cells,
+            *close_ups,
+            *self.acceptances,
+            *self.maps,
+            *self.reliabilities,
+            *self.trainings,
+        )
         return [path for picture in every for path in picture.save(folder)]
 
 
@@ -124,17 +137,20 @@ def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["probability"] = _probability
+    environment.filters |= {"probability": _probability, "breakable": _breakable}
     cells = [
         {
             "cell": cell,
             "picture": picture.html(),
+            "close_up": close_up and close_up.html(),
             "heads": [column.head for column in columns(cell.arms)],
             "rows": list(zip(cell.arms, entries(cell.arms), strict=True)),
             "front": frontier(cell.arms),
             "verdict": verdict(cell),
         }
-        for cell, picture in zip(inputs.cells, pictures.cells, strict=True)
+        for cell, picture, close_up in zip(
+            inputs.cells, pictures.cells, pictures.close_ups, strict=True
+        )
     ]
 
     def shown(parts: list[Picture]) -> list[Markup]:
@@ -142,8 +158,8 @@ def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
 
     return environment.get_template("page.html").render(
         title=title,
-        style=Markup((home / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # ours
-        script=Markup((home / "script.js").read_text(encoding="utf-8")),  # noqa: S704  # ours
+        style=Markup((home / "style.css").read_text(encoding="utf-8")),  # ours
+        script=Markup((home / "script.js").read_text(encoding="utf-8")),  # ours
         signs=SIGNS,
         cells=cells,
         acceptances=list(zip(inputs.acceptances, shown(pictures.acceptances), strict=True)),
@@ -156,6 +172,11 @@ def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
         vetoes=VETOES,
         sources=inputs.sources,
     )
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column may break behind its signs."""
+    return Markup(re.sub(r"([:,/=-])", r"\1<wbr>", str(escape(name))))  # escaped
 
 
 def _probability(value: float) -> str:

@@ -64,7 +64,8 @@ def draw_acceptance(acceptance: Acceptance, width: float) -> Figure:
                 ms=5,
                 label=arm,
             )
-        axes.set_ylim(0, 102)
+        least = min(min(rates) for rates in acceptance.rates.values())
+        axes.set_ylim(max(100 * least - 10, 0), 101)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("drafted position")
         axes.set_ylabel("blocks kept so far, %")
@@ -118,7 +119,7 @@ def draw_reliability(reliability: Reliability, width: float) -> Figure:
             axes.plot([x, x], [low, high], color=RED, lw=1.2, alpha=0.6)
             axes.plot([x], [y], "D", color=RED, ms=6, mec="none")
             axes.annotate(
-                str(row["num_mismatches"]), (x, y), xytext=(6, -3), textcoords="offset points",
+                str(row["num_mismatches"]), (x, y), xytext=(6, -11), textcoords="offset points",
                 fontsize=8, color=INK,
             )  # fmt: skip
         axes.set_xlim(0, 1.04)
@@ -149,9 +150,7 @@ def draw_training(trainings: Sequence[Training], width: float) -> Figure:
             grid_of_axes(figure, width, len(found)), found, strict=True
         ):
             for i, training in enumerate(trainings):
-                rounds = [
-                    r for r in training.rounds if metric in r and (base is None or base in r)
-                ]
+                rounds = [r for r in training.rounds if metric in r and (base is None or base in r)]
                 axes.plot(
                     [r["round"] for r in rounds],
                     [100 * (r[metric] - (r[base] if base else 0)) for r in rounds],
@@ -159,7 +158,7 @@ def draw_training(trainings: Sequence[Training], width: float) -> Figure:
                     marker=MARKERS[i % len(MARKERS)],
                     ls=("-", "--", ":", "-.")[i % 4],
                     ms=4.5,
-                    label=training.title if axes.get_subplotspec().is_first_col() else None,
+                    label=training.title,
                 )
             if base is not None:
                 axes.axhline(0, color=MUTED, lw=0.9, ls=(0, (4, 3)))
@@ -167,9 +166,7 @@ def draw_training(trainings: Sequence[Training], width: float) -> Figure:
             axes.set_xlabel("round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower left", ncols=1 if width <= NARROW else 2
-        )
+        figure.legend(handles, labels, loc="outside lower left", ncols=1 if width <= NARROW else 2)
 
     num_columns = 2 if width > NARROW else 1
     num_rows = math.ceil(len(found) / num_columns)

@@ -29,7 +29,7 @@ class Cell:
 
     title: str
     about: str
-    """Pair, problems, block length, batch size, device."""
+    """Problems, block length, batch size, device."""
     arms: list[Json]
     """Entries of `cospec.bench.summary.summarize`, each with its ``kind``."""
     source: str
@@ -110,6 +110,10 @@ class Inputs:
     passed_over: list[Path] = field(default_factory=list)
 
 
+_NEEDED = (
+    "accuracy", "accuracy_ci95", "wins", "losses", "mcnemar_p", "speedup_vs_target", "tokens_per_s",
+)  # fmt: skip
+"""Of an arm, without which it cannot be shown."""
 _SUFFIXES = (".json", ".jsonl", ".safetensors")
 
 
@@ -165,16 +169,25 @@ def _read(path: Path, inputs: Inputs) -> bool:
 
 
 def _pair(config: Json) -> str:
-    """Names of the models, as they were given."""
+    """Names of the models, without the folders that they lie in."""
     pair = config.get("pair") or {}
     if isinstance(pair, str) or pair.get("pair"):
         return pair if isinstance(pair, str) else str(pair["pair"])
-    return " / ".join(str(pair[name]) for name in ("target", "draft") if pair.get(name))
+    return " / ".join(_short(str(pair[name])) for name in ("target", "draft") if pair.get(name))
 
 
-def _about(config: Json, provenance: Json, *parts: str) -> str:
-    known = [_pair(config), *parts, str(provenance.get("device", ""))]
-    return " · ".join(part for part in known if part)
+def _short(name: str) -> str:
+    """The last part of a path or hub id; with the one before if it says no more than its role."""
+    *folders, last = name.rstrip("/").split("/")
+    return f"{folders[-1]}/{last}" if folders and last in ("target", "draft") else last
+
+
+def _title(config: Json, task: str) -> str:
+    return ", ".join(filter(None, (task, _pair(config))))
+
+
+def _about(provenance: Json, *parts: str) -> str:
+    return " · ".join(filter(None, [*parts, str(provenance.get("device", ""))]))
 
 
 def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
@@ -182,16 +195,13 @@ def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
     config = document["config"]
     settings = config["evaluation"]
     about = _about(
-        config,
         document["provenance"],
         f"{settings['num_problems']} problems",
         f"k = {settings['num_speculative_tokens']}",
         f"batch {settings['max_batch_size']}",
         "greedy",
     )
-    title = settings["task"]
-    if document["command"] == "demo":
-        title = f"demo: {title.partition(',')[0].partition(':')[2]}"
+    title = _title(config, "demo" if document["command"] == "demo" else settings["task"])
     _add_cell(inputs, title, about, document, path.name)
 
 
@@ -200,13 +210,12 @@ def _bench(path: Path, document: Json, inputs: Inputs) -> None:
     for cell in document["cells"]:
         temperature = cell["temperature"]
         about = _about(
-            document["config"],
             document["provenance"],
             f"{cell['arms'][0]['num_problems']} problems",
             f"batch {cell['batch_size']}",
             f"temperature {temperature:g}" if temperature else "greedy",
         )
-        title = f"{cell['task']}, batch {cell['batch_size']}"
+        title = f"{_title(document['config'], cell['task'])}, batch {cell['batch_size']}"
         title += f", temperature {temperature:g}" if temperature else ""
         _add_cell(inputs, title, about, cell, path.name, document.get("tuning", []))
 
@@ -221,7 +230,8 @@ def _add_cell(
 ) -> None:
     arms = [{"kind": _kind(arm), **arm} for arm in part["arms"]]
     for arm in arms:  # what every view needs, so that a damaged file is told by its name
-        arm["accuracy"], arm["accuracy_ci95"], arm["speedup_vs_target"], arm["tokens_per_s"]  # noqa: B018
+        for name in _NEEDED:
+            arm[name]
     inputs.cells.append(Cell(title, about, arms, source, list(tuning)))
     rates = acceptance_rates(part.get("rows", []))
     if rates:
@@ -259,7 +269,9 @@ def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:
         width = max(len(ours), len(theirs))
         padded = [part + [0] * (width - len(part)) for part in (ours, theirs)]
         counts[arm] = [a + b for a, b in zip(*padded, strict=True)]
-        blocks[arm] = blocks.get(arm, 0) + row.get("num_drafts", row.get("num_target_forwards", 0))
+        blocks[arm] = blocks.get(arm, 0) + int(
+            row["num_drafts" if "num_drafts" in row else "num_target_forwards"]
+        )
     return {arm: [n / blocks[arm] for n in each] for arm, each in counts.items() if blocks[arm]}
 
 
@@ -278,7 +290,7 @@ def _generated(path: Path, document: Json, inputs: Inputs) -> None:
 
 def _audit(path: Path, document: Json, inputs: Inputs) -> None:
     config = document["config"]
-    title = f"{_pair(config)}, {config['task']['task']}"
+    title = _title(config, config["task"]["task"])
     for name in ("outcomes", "target_accuracy", "draft_accuracy", "one_step_oracle"):
         document["summary"][name]
     inputs.audits.append(Audit(title, document["summary"]))
@@ -301,7 +313,7 @@ def _traced(path: Path, document: Json, inputs: Inputs) -> None:
     rows = document["rows"]
     inputs.traces += rows
     config = document["config"]
-    title = f"{_pair(config)}, {config['task']['task']} ({path.name})"
+    title = f"{_title(config, config['task']['task'])} ({path.name})"
     if rates := acceptance_rates(rows):
         inputs.acceptances.append(Acceptance(f"recorded problems: {title}", rates))
     found = [m for row in rows for m in row["mismatches"]]
@@ -349,8 +361,8 @@ def _read_dataset(path: Path, inputs: Inputs) -> bool:
 
     labels = [outcome({"draft_correct": d, "target_correct": t}) for d, t in correct]
     gap_p, log_q = (features[:, names.index(name)] for name in ("gap_p", "log_q_draft"))
-    pair = _pair({"pair": json.loads(about.get("pair", "{}"))})
-    title = ", ".join(part for part in (pair, about.get("task", path.stem)) if part)
+    pair = {"pair": json.loads(about.get("pair", "{}"))}
+    title = _title(pair, about.get("task", path.stem))
     inputs.mismatches.append(Mismatches(f"outcomes: {title}", gap_p, np.exp(log_q), labels))
     inputs.sources.append(Source(path.name, "audit --dataset", [], {}))
     return True

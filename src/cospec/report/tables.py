@@ -38,7 +38,7 @@ def _interval(arm: Json, name: str, scale: float = 1.0, form: str = ".2f") -> st
 def _optional(name: str, form: str) -> Callable[[Json], str]:
     def show(arm: Json) -> str:
         value = arm.get(name)
-        return "–" if value is None else f"{value:{form}}"
+        return "-" if value is None else f"{value:{form}}"
 
     return show
 
@@ -56,8 +56,6 @@ def _fewest(name: str) -> Callable[[Json], float | None]:
 
 
 _COLUMNS = (
-    Column("k", _optional("k", "d")),
-    Column("knob", lambda arm: str(arm.get("knob") or "–")),
     Column(
         "right (95 %)",
         lambda arm: f"{arm['accuracy']:.1%}" + _interval(arm, "accuracy", 100, ".1f"),
@@ -73,9 +71,11 @@ _COLUMNS = (
     ),
     Column(
         "over lossless",
-        lambda arm: _optional("speedup_vs_lossless", ".2f")(arm)
-        + ("x" if arm.get("speedup_vs_lossless") else "")
-        + _interval(arm, "speedup_vs_lossless"),
+        lambda arm: (
+            _optional("speedup_vs_lossless", ".2f")(arm)
+            + ("x" if arm.get("speedup_vs_lossless") else "")
+            + _interval(arm, "speedup_vs_lossless")
+        ),
         lambda arm: arm.get("speedup_vs_lossless"),
     ),
     Column(
@@ -94,6 +94,8 @@ _COLUMNS = (
         _optional("target_forwards_per_solved", ".1f"),
         _fewest("target_forwards_per_solved"),
     ),
+    Column("k", _optional("k", "d")),
+    Column("knob", lambda arm: str(arm.get("knob") or "-")),
 )
 
 
@@ -109,7 +111,7 @@ def columns(arms: Sequence[Json]) -> list[Column]:
 
 def is_in_the_running(arm: Json) -> bool:
     """Whether an arm can be the best: not the draft alone, and no ceiling, which knows answers."""
-    return arm["name"] != "draft" and arm["kind"] != "ceiling"
+    return bool(arm["name"] != "draft" and arm["kind"] != "ceiling")
 
 
 def entries(arms: Sequence[Json]) -> list[list[Entry]]:
@@ -178,7 +180,7 @@ def audit_rows(audits: Sequence[Audit]) -> list[list[str]]:
 
     def percent(share: Json) -> str:
         if share["share"] is None:
-            return "–"
+            return "-"
         low, high = (100 * end for end in share["ci95"])
         return f"{share['share']:.1%} ({low:.1f} to {high:.1f})"
 

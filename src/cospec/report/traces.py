@@ -44,13 +44,14 @@ class Told:
 
 def tell(rows: Sequence[Json]) -> list[Told]:
     """All recorded problems, those first whose answer the arbiter changed."""
-    ordered = sorted(rows, key=lambda row: _order(row))
+    ordered = sorted(rows, key=_order)
     return [Told(f"{row['id']}, {row['arm']}", _verdict(row), row, _pieces(row)) for row in ordered]
 
 
 def _order(row: Json) -> tuple[bool, bool, int]:
-    is_same = row["correct"] == row["target_correct"]
-    return is_same, not row["correct"], -row["num_overrides"]
+    """Won, lost, then the rest; of those won or lost the plainest first."""
+    is_same, number = row["correct"] == row["target_correct"], row["num_overrides"]
+    return is_same, not row["correct"], -number if is_same else number
 
 
 def _verdict(row: Json) -> str:
