@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cospec.report.figures import BLUE, GREEN, INK, MUTED, NARROW, ORANGE, PURPLE, RED, draw
 from cospec.report.labels import place_labels
+from cospec.report.inputs import KINDS
 from cospec.report.tables import frontier
 
 if TYPE_CHECKING:
@@ -19,17 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from cospec.report.labels import Segment
-    from cospec.report.read import Cell
+    from cospec.report.inputs import Cell
     from cospec.results import Json
 
-KINDS = {
-    "exact": (INK, "o"),
-    "rule": (BLUE, "s"),
-    "learned": (RED, "D"),
-    "random": (PURPLE, "X"),
-    "ceiling": (GREEN, "^"),
-    "reference": (ORANGE, "v"),
-}
+_COLOURS = (INK, BLUE, RED, PURPLE, GREEN, ORANGE)
+MARKS = dict(zip(KINDS, zip(_COLOURS, "osDX^v", strict=True), strict=True))
 """Colour and marker of each kind of arm."""
 _MAX_NAMED = 9
 """Arms that are named beside their points; more are numbered, with the names below."""
@@ -98,13 +93,21 @@ def _limits(axes: Axes, arms: Sequence[Json]) -> None:
     axes.set_xlim(low / margin, high * margin)
     pad = max(0.08 * (max(up) - min(up)), 0.5)
     axes.set_ylim(max(min(up) - pad, -2), min(max(up) + pad, 102))
-    subs = (1, 1.5, 2, 3, 4, 5, 7) if high / low > 1.6 else tuple(1 + i / 10 for i in range(90))
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_locator(LogLocator(subs=_ticks(high / low)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axes.tick_params(axis="x", which="minor", length=0)
     axes.set_xlabel("speed-up over the target alone")
     axes.set_ylabel("right answers, %")
+
+
+def _ticks(ratio: float) -> tuple[float, ...]:
+    """Ticks of a decade, by how many times the axis goes up."""
+    if ratio > 3.5:
+        return (1, 1.5, 2, 3, 4, 5, 7)
+    if ratio > 1.6:
+        return (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    return tuple(1 + i / 10 for i in range(90))
 
 
 def _regions(axes: Axes, arms: Sequence[Json]) -> None:
@@ -132,7 +135,7 @@ def _regions(axes: Axes, arms: Sequence[Json]) -> None:
 
 def _points(axes: Axes, arms: Sequence[Json]) -> None:
     for arm in arms:
-        colour, marker = KINDS[arm["kind"]]
+        colour, marker = MARKS[arm["kind"]]
         x, y = arm["speedup_vs_target"], 100 * arm["accuracy"]
         across, up = _ends(arm, "speedup_vs_target"), _ends(arm, "accuracy", 100)
         axes.plot(across, [y, y], color=colour, lw=1.2, alpha=0.55)
@@ -177,7 +180,7 @@ def _handles(arms: Sequence[Json], numbers: Sequence[int]) -> list[Line2D]:
     """Entries of the legend: the arms by number if they have one, or the kinds that occur."""
 
     def handle(kind: str, text: str) -> Line2D:
-        colour, marker = KINDS[kind]
+        colour, marker = MARKS[kind]
         return Line2D([], [], color=colour, marker=marker, ls="none", ms=6, mec="none", label=text)
 
     line = Line2D([], [], color=MUTED, lw=1.6, label="frontier")

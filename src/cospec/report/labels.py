@@ -48,6 +48,7 @@ def place_labels(
     places = [axes.transData.transform(point) for point in points]
     half = _MARKER * scale
     taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in places]
+    taken += [text.get_window_extent() for text in axes.texts]
     for segment in segments:
         (left, right), (low, high) = np.sort(axes.transData.transform(segment).T, axis=1)
         taken.append(Bbox([[left - scale, low - scale], [right + scale, high + scale]]))

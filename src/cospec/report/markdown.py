@@ -9,7 +9,7 @@ from cospec.report.tables import audit_rows, columns, entries, verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.report.read import Inputs
+    from cospec.report.inputs import Inputs
 
 
 def to_markdown(inputs: Inputs) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from cospec.errors import MissingExtraError
 from cospec.report.figures import NARROW, WIDE, inline_svg, save
-from cospec.report.frontier import KINDS, draw_frontier, has_close_up
+from cospec.report.frontier import MARKS, draw_frontier, has_close_up
 from cospec.report.plots import draw_acceptance, draw_map, draw_reliability, draw_training, panels
-from cospec.report.tables import audit_rows, columns, entries, frontier, verdict
+from cospec.report.tables import audit_rows, columns, entries, frontier, tuning_rows, verdict
 from cospec.report.traces import VETOES, tell
 
 try:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from cospec.report.read import Inputs
+    from cospec.report.inputs import Inputs
 
 _SIGNS = {"o": "●", "s": "■", "D": "◆", "X": "✖", "^": "▲", "v": "▼"}
-SIGNS = {kind: _SIGNS[marker] for kind, (_, marker) in KINDS.items()}
+SIGNS = {kind: _SIGNS[marker] for kind, (_, marker) in MARKS.items()}
 """The marker of each kind of arm as a letter, for tables."""
 
 
@@ -147,6 +147,7 @@ def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
             "rows": list(zip(cell.arms, entries(cell.arms), strict=True)),
             "front": frontier(cell.arms),
             "verdict": verdict(cell),
+            "tuning": tuning_rows(cell),
         }
         for cell, picture, close_up in zip(
             inputs.cells, pictures.cells, pictures.close_ups, strict=True

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from cospec.report.read import Acceptance, Mismatches, Reliability, Training
+    from cospec.report.inputs import Acceptance, Mismatches, Reliability, Training
 
 LABELS = {
     "neither": ("neither right", MUTED, "."),

@@ -8,106 +8,27 @@ passed over and named; a file that is named by hand has to be one.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import ConfigError
+from cospec.report.inputs import (
+    KINDS,
+    Acceptance,
+    Audit,
+    Cell,
+    Inputs,
+    Mismatches,
+    Reliability,
+    Source,
+    Training,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from cospec.results import Json
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """Arms on one task with one setting: a tab of the report."""
-
-    title: str
-    about: str
-    """Problems, block length, batch size, device."""
-    arms: list[Json]
-    """Entries of `cospec.bench.summary.summarize`, each with its ``kind``."""
-    source: str
-    tuning: list[Json] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """How far blocks are kept, by arm."""
-
-    title: str
-    rates: dict[str, list[float]]
-    """Entry i: share of the blocks in which more than i drafted tokens stood."""
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """The summary of an audit."""
-
-    title: str
-    summary: Json
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatches:
-    """Mismatches on two features, and how each ended."""
-
-    title: str
-    gap_p: NDArray[np.float64]
-    """log p of the target's token minus log p of the draft's, (N,)."""
-    q_draft: NDArray[np.float64]
-    """The draft's probability of its own token, (N,)."""
-    labels: list[str]
-    """One a mismatch: an outcome of its branches, or how it was ruled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """How a trained arbiter's scores compare with outcomes."""
-
-    title: str
-    bins: list[Json]
-    error: float | None
-    """Expected calibration error."""
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """The rounds of a training."""
-
-    title: str
-    rounds: list[Json]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file that the report is made of."""
-
-    name: str
-    command: str
-    argv: list[str]
-    provenance: Json
-
-
-@dataclass
-class Inputs:
-    """All that was found."""
-
-    cells: list[Cell] = field(default_factory=list)
-    acceptances: list[Acceptance] = field(default_factory=list)
-    audits: list[Audit] = field(default_factory=list)
-    mismatches: list[Mismatches] = field(default_factory=list)
-    reliabilities: list[Reliability] = field(default_factory=list)
-    trainings: list[Training] = field(default_factory=list)
-    traces: list[Json] = field(default_factory=list)
-    """Rows of `cospec.bench.trace.trace_problems`."""
-    sources: list[Source] = field(default_factory=list)
-    passed_over: list[Path] = field(default_factory=list)
 
 
 _NEEDED = (
@@ -202,7 +123,7 @@ def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
         "greedy",
     )
     title = _title(config, "demo" if document["command"] == "demo" else settings["task"])
-    _add_cell(inputs, title, about, document, path.name)
+    _add_cell(inputs, Cell(title, about, document["arms"], path.name), document)
 
 
 def _bench(path: Path, document: Json, inputs: Inputs) -> None:
@@ -217,25 +138,32 @@ def _bench(path: Path, document: Json, inputs: Inputs) -> None:
         )
         title = f"{_title(document['config'], cell['task'])}, batch {cell['batch_size']}"
         title += f", temperature {temperature:g}" if temperature else ""
-        _add_cell(inputs, title, about, cell, path.name, document.get("tuning", []))
+        notes = [
+            f"{each['arm']} is left out: {each['reason']}." for each in cell.get("left_out", [])
+        ]
+        if cell.get("best_rival"):
+            notes.insert(0, f"Best rival on the tune split: {cell['best_rival']}.")
+        tuning = [t for t in document.get("tuning", []) if t.get("temperature") == temperature]
+        _add_cell(inputs, Cell(title, about, cell["arms"], path.name, notes, tuning), cell)
 
 
-def _add_cell(
-    inputs: Inputs,
-    title: str,
-    about: str,
-    part: Json,
-    source: str,
-    tuning: Iterable[Json] = (),
-) -> None:
-    arms = [{"kind": _kind(arm), **arm} for arm in part["arms"]]
-    for arm in arms:  # what every view needs, so that a damaged file is told by its name
+def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
+    """Add a cell, once its arms have what every view needs.
+
+    Args:
+        inputs: Takes it.
+        cell: With the arms as they are in the file.
+        part: Of the document, with the rows.
+    """
+    arms = [{"kind": _kind(arm), **arm} for arm in cell.arms]
+    for arm in arms:
         for name in _NEEDED:
             arm[name]
-    inputs.cells.append(Cell(title, about, arms, source, list(tuning)))
-    rates = acceptance_rates(part.get("rows", []))
-    if rates:
-        inputs.acceptances.append(Acceptance(f"{title} ({source})", rates))
+        if arm["kind"] not in KINDS:
+            raise ValueError(f"kind {arm['kind']!r} of arm {arm['name']}")
+    inputs.cells.append(replace(cell, arms=arms))
+    if rates := acceptance_rates(part.get("rows", [])):
+        inputs.acceptances.append(Acceptance(f"{cell.title} ({cell.source})", rates))
 
 
 def _kind(arm: Json) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cospec.report.read import Audit, Cell
+    from cospec.report.inputs import Audit, Cell
     from cospec.results import Json
 
 
@@ -20,6 +20,8 @@ class Column:
     show: Callable[[Json], str]
     best: Callable[[Json], float | None] | None = None
     """What the best arm has most of; None if no arm is best."""
+    needs: str | None = None
+    """Shown only if some arm has this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,13 @@ def _rate(arm: Json) -> str:
     return f"{shown} ({min(repeats):.0f} to {max(repeats):.0f})" if len(repeats) > 1 else shown
 
 
+def _against_rival(arm: Json) -> str:
+    found = arm.get("vs_rival")
+    return f"{found['wins']} / {found['losses']}, {found['mcnemar_p']:.2g}" if found else "-"
+
+
 def _fewest(name: str) -> Callable[[Json], float | None]:
-    """Least target forwards; an arm without any is not in the running."""
+    """The least cost; an arm without any is not in the running."""
     return lambda arm: -arm[name] if arm.get(name) else None
 
 
@@ -94,19 +101,21 @@ _COLUMNS = (
         _optional("target_forwards_per_solved", ".1f"),
         _fewest("target_forwards_per_solved"),
     ),
-    Column("k", _optional("k", "d")),
-    Column("knob", lambda arm: str(arm.get("knob") or "-")),
+    Column(
+        "seconds a solved problem",
+        _optional("seconds_per_solved", ".3g"),
+        _fewest("seconds_per_solved"),
+        needs="seconds_per_solved",
+    ),
+    Column("won / lost, p, best rival", _against_rival, needs="vs_rival"),
+    Column("k", _optional("k", "d"), needs="k"),
+    Column("knob", lambda arm: str(arm.get("knob") or "-"), needs="knob"),
 )
 
 
 def columns(arms: Sequence[Json]) -> list[Column]:
     """The columns that these arms fill."""
-    optional = {"k": "k", "knob": "knob"}
-    return [
-        c
-        for c in _COLUMNS
-        if c.head not in optional or any(arm.get(optional[c.head]) is not None for arm in arms)
-    ]
+    return [c for c in _COLUMNS if c.needs is None or any(arm.get(c.needs) for arm in arms)]
 
 
 def is_in_the_running(arm: Json) -> bool:
@@ -168,7 +177,18 @@ def verdict(cell: Cell) -> list[str]:
                 f"Noise floor: lossless wrote {arm['num_texts_unlike_target']} of "
                 f"{arm['num_problems']} texts unlike the target."
             )
-    return sentences
+    return sentences + cell.notes
+
+
+def tuning_rows(cell: Cell) -> list[list[str]]:
+    """What was chosen for each arm on the tune split: arm, tries, k, setting, right answers."""
+    rows = []
+    for entry in cell.tuning:
+        one = entry["tries"][entry["chosen"]]
+        right = f"{one['accuracy']:.1%}" if "accuracy" in one else "-"
+        number, k, knob = len(entry["tries"]), one.get("k") or "-", one.get("knob") or "-"
+        rows.append([entry["arm"], str(number), str(k), str(knob), right])
+    return rows
 
 
 def _listed(names: Sequence[str]) -> str:

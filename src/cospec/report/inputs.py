@@ -1,0 +1,107 @@
+"""The shapes that the report shows, whatever file they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cospec.results import Json
+
+KINDS = ("exact", "rule", "learned", "random", "ceiling", "reference")
+"""What sort of arm there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Arms on one task with one setting: a tab of the report."""
+
+    title: str
+    about: str
+    """Problems, block length, batch size, device."""
+    arms: list[Json]
+    """Entries of `cospec.bench.summary.summarize`, each with its ``kind``."""
+    source: str
+    notes: list[str] = field(default_factory=list)
+    """Sentences of the file itself."""
+    tuning: list[Json] = field(default_factory=list)
+    """What was tried for each arm on the tune split, and chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How far blocks are kept, by arm."""
+
+    title: str
+    rates: dict[str, list[float]]
+    """Entry i: share of the blocks in which more than i drafted tokens stood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The summary of an audit."""
+
+    title: str
+    summary: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatches:
+    """Mismatches on two features, and how each ended."""
+
+    title: str
+    gap_p: NDArray[np.float64]
+    """log p of the target's token minus log p of the draft's, (N,)."""
+    q_draft: NDArray[np.float64]
+    """The draft's probability of its own token, (N,)."""
+    labels: list[str]
+    """One a mismatch: an outcome of its branches, or how it was ruled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """How a trained arbiter's scores compare with outcomes."""
+
+    title: str
+    bins: list[Json]
+    error: float | None
+    """Expected calibration error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The rounds of a training."""
+
+    title: str
+    rounds: list[Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that the report is made of."""
+
+    name: str
+    command: str
+    argv: list[str]
+    provenance: Json
+
+
+@dataclass
+class Inputs:
+    """All that was found."""
+
+    cells: list[Cell] = field(default_factory=list)
+    acceptances: list[Acceptance] = field(default_factory=list)
+    audits: list[Audit] = field(default_factory=list)
+    mismatches: list[Mismatches] = field(default_factory=list)
+    reliabilities: list[Reliability] = field(default_factory=list)
+    trainings: list[Training] = field(default_factory=list)
+    traces: list[Json] = field(default_factory=list)
+    """Rows of `cospec.bench.trace.trace_problems`."""
+    sources: list[Source] = field(default_factory=list)
+    passed_over: list[Path] = field(default_factory=list)
