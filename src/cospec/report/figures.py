@@ -123,7 +123,8 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"(font: (?:bold )?[\d.]+px )[^;\"]+", r"\1system-ui, sans-serif", svg)
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: system-ui, sans-serif", svg)
+    svg = re.sub(r"(font: [^;\"]*?[\d.]+px )[^;\"]+", r"\1system-ui, sans-serif", svg)
     for colour, variable in _VARIABLES.items():
         svg = re.sub(rf"(: ?){colour}\b", rf"\1var({variable})", svg)
     body = svg[svg.index("<svg") :]

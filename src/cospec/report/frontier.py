@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cospec.report.figures import BLUE, GREEN, INK, MUTED, NARROW, ORANGE, PURPLE, RED, draw
-from cospec.report.labels import place_labels
 from cospec.report.inputs import KINDS
+from cospec.report.labels import place_labels
 from cospec.report.tables import frontier
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from cospec.report.labels import Segment
     from cospec.report.inputs import Cell
+    from cospec.report.labels import Segment
     from cospec.results import Json
 
 _COLOURS = (INK, BLUE, RED, PURPLE, GREEN, ORANGE)
@@ -140,7 +140,7 @@ def _points(axes: Axes, arms: Sequence[Json]) -> None:
         across, up = _ends(arm, "speedup_vs_target"), _ends(arm, "accuracy", 100)
         axes.plot(across, [y, y], color=colour, lw=1.2, alpha=0.55)
         axes.plot([x, x], up, color=colour, lw=1.2, alpha=0.55)
-        axes.plot([x], [y], marker, color=colour, ms=7, mec="none", zorder=4)
+        axes.plot([x], [y], marker, color=colour, ms=7, mew=0, zorder=4)
 
 
 def _stairs(axes: Axes, front: Sequence[Json]) -> None:
@@ -181,7 +181,7 @@ def _handles(arms: Sequence[Json], numbers: Sequence[int]) -> list[Line2D]:
 
     def handle(kind: str, text: str) -> Line2D:
         colour, marker = MARKS[kind]
-        return Line2D([], [], color=colour, marker=marker, ls="none", ms=6, mec="none", label=text)
+        return Line2D([], [], color=colour, marker=marker, ls="none", ms=6, mew=0, label=text)
 
     line = Line2D([], [], color=MUTED, lw=1.6, label="frontier")
     if numbers:

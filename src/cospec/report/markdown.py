@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cospec.report.inputs import Inputs
+    from cospec.report.tables import Entry
 
 
 def to_markdown(inputs: Inputs) -> str:
@@ -18,7 +19,7 @@ def to_markdown(inputs: Inputs) -> str:
     for cell in inputs.cells:
         head = ["arm", *(column.head for column in columns(cell.arms))]
         rows = [
-            [_escaped(arm["name"]), *(f"**{e.text}**" if e.is_best else e.text for e in row)]
+            [_escaped(arm["name"]), *(_bold(e) for e in row)]
             for arm, row in zip(cell.arms, entries(cell.arms), strict=True)
         ]
         text = _escaped(" ".join(verdict(cell)))
@@ -34,6 +35,11 @@ def to_markdown(inputs: Inputs) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _bold(entry: Entry) -> str:
+    text = _escaped(entry.text)
+    return f"**{text}**" if entry.is_best else text
 
 
 def _escaped(text: str) -> str:

@@ -117,7 +117,7 @@ def draw_reliability(reliability: Reliability, width: float) -> Figure:
         for row in reliability.bins:
             x, y, (low, high) = row["mean_score"], row["share_draft_right"], row["ci95"]
             axes.plot([x, x], [low, high], color=RED, lw=1.2, alpha=0.6)
-            axes.plot([x], [y], "D", color=RED, ms=6, mec="none")
+            axes.plot([x], [y], "D", color=RED, ms=6, mew=0)
             axes.annotate(
                 str(row["num_mismatches"]), (x, y), xytext=(6, -11), textcoords="offset points",
                 fontsize=8, color=INK,

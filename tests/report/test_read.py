@@ -1,0 +1,90 @@
+"""What is found in result files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from cospec.errors import ConfigError
+from cospec.report.read import acceptance_rates, read_all
+
+from .conftest import ARMS, arm, eval_document, write_metrics
+
+
+def test_every_kind_of_file_finds_its_place(results):
+    found = read_all([results])
+    assert [cell.title for cell in found.cells] == [
+        "gsm8k, bundled:family, batch 16",
+        "gsm8k, bundled:family, batch 16, temperature 1",
+        "gsm8k, Big-7B / Small-1B",
+    ]
+    assert found.cells[2].about == "100 problems · k = 4 · batch 8 · greedy · a machine"
+    kinds = ["exact", "reference", "exact", "learned", "rule", "random"]
+    assert [arm["kind"] for arm in found.cells[2].arms] == kinds
+    assert [arm["kind"] for arm in found.cells[0].arms] == [*kinds, "ceiling"]
+    assert found.cells[0].notes == ["Best rival on the tune split: gap:max_gap=1."]
+    assert found.cells[1].notes == ["assisted is left out: it is greedy."]
+    assert (len(found.cells[0].tuning), len(found.cells[1].tuning)) == (1, 0)
+    outcomes, rulings = found.mismatches
+    assert outcomes.labels == ["only_draft", "neither", "both"]
+    assert np.allclose(outcomes.q_draft, np.exp([-0.5, -1.5, 0.0]))
+    assert rulings.labels == ["target's token", "override", "target's token"]
+    assert np.allclose(rulings.gap_p, np.log(0.5 / 0.25))
+    assert [training.title for training in found.trainings] == ["ours"]
+    assert (len(found.audits), len(found.reliabilities), len(found.traces)) == (1, 1, 2)
+    assert [path.name for path in found.passed_over] == ["other.json"]
+    assert len(found.sources) == 7
+
+
+def test_acceptance_is_a_share_of_all_blocks_of_an_arm(results):
+    by_title = {each.title: each.rates for each in read_all([results]).acceptances}
+    rates = by_title["gsm8k, bundled:family, batch 16 (bench.json)"]
+    assert rates == {"lossless": [17 / 20, 12 / 20, 4 / 20]}
+    row = {"arm": "a", "num_drafts": 4, "num_target_forwards": 9}
+    assert acceptance_rates([row | {"num_accepted_tokens_per_pos": [2]}]) == {"a": [0.5]}
+    assert acceptance_rates([row]) == {}
+
+
+def test_a_training_that_has_no_name_takes_that_of_its_folder(tmp_path):
+    (tmp_path / "my-arbiter").mkdir()
+    path = tmp_path / "my-arbiter" / "metrics.jsonl"
+    write_metrics(path)
+    assert read_all([path]).trainings[0].title == "my-arbiter"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"command": "engine_speed"}', "holds nothing for a report"),
+        ("[1]", "holds nothing for a report"),
+        ("{", "damaged"),
+        (json.dumps(eval_document([{"name": "target", "arbiter": None}])), "KeyError.*accuracy"),
+        (json.dumps(eval_document([arm("a", 0.5, 1.0, kind="new")])), "kind 'new' of arm a"),
+    ],
+)
+def test_a_named_file_that_cannot_be_shown_is_an_error(tmp_path, text, message):
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_all([path])
+    assert "result.json" in str(error.value)
+
+
+def test_what_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_all([tmp_path / "none.json"])
+    with pytest.raises(ConfigError, match="found no results"):
+        read_all([tmp_path])
+    broken = tmp_path / "data.safetensors"
+    broken.write_bytes(b"no tensors")
+    with pytest.raises(ConfigError, match=r"data\.safetensors is damaged"):
+        read_all([broken])
+
+
+def test_an_evaluation_without_rows_has_no_acceptance(tmp_path):
+    path = tmp_path / "e.json"
+    path.write_text(json.dumps(eval_document(ARMS, [{"arm": "lossless", "text": None}])))
+    found = read_all([path])
+    assert (len(found.cells), found.acceptances) == (1, [])

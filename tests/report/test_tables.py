@@ -1,0 +1,89 @@
+"""The numbers of the tables, what is best, and what is said of them."""
+
+from __future__ import annotations
+
+from cospec.report.inputs import Cell
+from cospec.report.markdown import to_markdown
+from cospec.report.read import read_all
+from cospec.report.tables import columns, entries, frontier, verdict
+
+from .conftest import ARMS, arm
+
+KINDS = ["exact", "reference", "exact", "learned", "rule", "random"]
+WITH_KINDS = [each | {"kind": kind} for each, kind in zip(ARMS, KINDS, strict=True)]
+
+
+def best(arms):
+    """By column, the arms whose number is marked."""
+    rows = entries(arms)
+    return {
+        column.head: [a["name"] for a, row in zip(arms, rows, strict=True) if row[i].is_best]
+        for i, column in enumerate(columns(arms))
+    }
+
+
+def test_the_best_of_each_column_is_marked_without_draft_and_ceilings():
+    ceiling = arm("oracle", 0.9, 9.0, kind="ceiling")
+    found = best([*WITH_KINDS, ceiling])
+    assert found["right (95 %)"] == ["runs/ours"]
+    assert found["tokens/s"] == found["over target"] == found["over lossless"] == ["gap:max_gap=1"]
+    assert found["acceptance length"] == ["runs/ours"]
+    assert found["won / lost"] == found["McNemar p"] == found["overrides"] == []
+
+
+def test_arms_that_show_the_same_best_number_are_all_marked():
+    one, two = (arm(n, a, 2.0, kind="rule") for n, a in (("a", 0.60001), ("b", 0.60002)))
+    assert best([one, two])["right (95 %)"] == ["a", "b"]
+
+
+def test_an_arm_without_forwards_is_not_the_best_in_them():
+    none = arm("free", 0.5, 1.0, kind="rule", target_forwards_per_token=0.0)
+    some = arm("paid", 0.5, 1.0, kind="rule", target_forwards_per_token=0.2)
+    assert best([none, some])["forwards a token"] == ["paid"]
+
+
+def test_columns_that_no_arm_fills_are_left_out():
+    heads = [column.head for column in columns(WITH_KINDS)]
+    assert "k" not in heads and "knob" not in heads
+    with_k = [each | {"k": 4} for each in WITH_KINDS]
+    assert "k" in [column.head for column in columns(with_k)]
+
+
+def test_the_frontier_has_the_arms_that_none_dominates():
+    ceiling = arm("oracle", 0.9, 9.0, kind="ceiling")
+    found = [[*WITH_KINDS, ceiling][i]["name"] for i in frontier([*WITH_KINDS, ceiling])]
+    assert found == ["runs/ours", "gap:max_gap=1", "draft"]
+    twins = [arm("a", 0.5, 2.0, kind="rule"), arm("b", 0.5, 2.0, kind="rule")]
+    assert frontier(twins) == [0]
+
+
+def test_the_verdict_claims_what_the_tests_and_intervals_carry():
+    assert verdict(Cell("t", "", WITH_KINDS, "f", ["A note."])) == [
+        "On the frontier: runs/ours, gap:max_gap=1, draft.",
+        "More right than the target (p < 0.05): runs/ours.",
+        "Less right: random:rate=0.5.",
+        "Faster than lossless (whole interval above 1): gap:max_gap=1.",
+        "Noise floor: lossless wrote 0 of 100 texts unlike the target.",
+        "A note.",
+    ]
+
+
+def test_markdown_has_the_same_numbers_with_the_best_in_bold(results):
+    text = to_markdown(read_all([results]))
+    lines = text.split("## gsm8k, Big-7B / Small-1B\n")[1].splitlines()
+    (ours,) = (line for line in lines if line.startswith("| runs/ours"))
+    cells = [cell.strip() for cell in ours.strip("|").split("|")]
+    assert cells == [
+        "runs/ours", "**60.0% (55.0 to 65.0)**", "20 / 10", "0.01", "1900", "1.90x (1.71 to 2.09)",
+        "0.95x (0.85 to 1.04)", "**3.90**", "7", "**0.300**", "**30.0**",
+    ]  # fmt: skip
+    assert "| target alone right | 50.0% (40.0 to 60.0) |" in text
+    assert "<script" not in text
+
+
+def test_a_name_cannot_break_a_markdown_table():
+    from cospec.report.inputs import Inputs
+
+    hostile = arm("a|b*<c>\nd", 0.5, 1.0, kind="rule")
+    text = to_markdown(Inputs(cells=[Cell("t|u", "", [hostile], "f")]))
+    assert "| a\\|b\\*&lt;c> d | **50.0%" in text
