@@ -19,6 +19,9 @@ from .conftest import ARMS, arm
 KINDS = ["exact", "reference", "exact", "learned", "rule", "random"]
 CELL = Cell("t", "", [each | {"kind": k} for each, k in zip(ARMS, KINDS, strict=True)], "f")
 
+_CLOSE = [arm(f"rule-{i}", 0.5 + 0.004 * (i % 3), 2.0 + 0.03 * i, kind="rule") for i in range(14)]
+MANY = Cell("t", "", [*CELL.arms[:3], *_CLOSE], "f")
+
 
 def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
@@ -41,16 +44,18 @@ def test_intervals_are_drawn_both_ways_and_one_without_is_a_point():
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_names_beside_points_do_not_cover_each_other(width):
-    close = [
-        arm(f"rule-{i}", 0.5 + 0.004 * (i % 3), 2.0 + 0.03 * i, kind="rule") for i in range(14)
-    ]
-    figure = draw_frontier(Cell("t", "", [*CELL.arms[:3], *close], "f"), width)
+def test_numbers_beside_points_do_not_cover_each_other(width):
+    figure = draw_frontier(MANY, width, is_close_up=True)
     labels = [text for text in figure.axes[0].texts if text.get_text().isdigit()]
     boxes = [Text.get_window_extent(label) for label in labels]  # without the line to the point
-    assert len(boxes) == 17
+    assert len(boxes) == 15
     shared = [a for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
     assert len(shared) <= 1
+
+
+def test_with_many_arms_the_whole_picture_names_those_that_matter():
+    named = [name for name in texts(draw_frontier(MANY, WIDE)) if "\n" not in name]
+    assert set(named) == {"target", "draft", "lossless", "rule-11", "rule-13"}
 
 
 def test_few_arms_are_named_and_many_numbered():

@@ -40,6 +40,20 @@ def _close(arms: Sequence[Json]) -> list[Json]:
     return [arm for arm in arms if arm["name"] not in ("target", "draft")]
 
 
+def _told(cell: Cell, *, is_close_up: bool) -> list[Json]:
+    """The arms that are named: where a close-up names all, those that matter most."""
+    if is_close_up:
+        return _close(cell.arms)
+    if len(cell.arms) <= _MAX_NAMED or not has_close_up(cell):
+        return cell.arms
+    front = frontier(cell.arms)
+    return [
+        arm
+        for i, arm in enumerate(cell.arms)
+        if i in front or arm["name"] in ("target", "draft", "lossless") or arm["kind"] == "ceiling"
+    ]
+
+
 def draw_frontier(cell: Cell, width: float, *, is_close_up: bool = False) -> Figure:
     """Accuracy against speed-up over the target alone, with 95 % intervals both ways.
 
@@ -49,9 +63,10 @@ def draw_frontier(cell: Cell, width: float, *, is_close_up: bool = False) -> Fig
         is_close_up: Whether to leave out the target and the draft alone.
     """
     shown = _close(cell.arms) if is_close_up else cell.arms
-    is_numbered = len(shown) > _MAX_NAMED or width <= NARROW
+    told = _told(cell, is_close_up=is_close_up)
+    is_numbered = len(told) > _MAX_NAMED or width <= NARROW
     num_columns = 1 if width <= NARROW else 3
-    num_lines = math.ceil((len(shown) + 1) / num_columns) if is_numbered else 1
+    num_lines = math.ceil((len(told) + 1) / num_columns) if is_numbered else 1
     height = (4.1 if width > NARROW else 3.4) + 0.19 * num_lines
 
     def plot(figure: Figure, _: float) -> None:
@@ -61,20 +76,24 @@ def draw_frontier(cell: Cell, width: float, *, is_close_up: bool = False) -> Fig
         _regions(axes, cell.arms)
         _points(axes, shown)
         _stairs(axes, front)
-        numbers = [i + 1 for i, arm in enumerate(cell.arms) if arm in shown]
+        numbers = [i + 1 for i, arm in enumerate(cell.arms) if arm in told]
         figure.legend(
-            handles=_handles(shown, numbers if is_numbered else []),
+            handles=_handles(told, numbers) if is_numbered else _handles(shown, []),
             loc="outside lower left",
-            ncols=num_columns if is_numbered else 6,
+            ncols=num_columns if is_numbered else 7,
             handletextpad=0.3,
             columnspacing=1.2,
         )
-        names = [str(i) for i in numbers] if is_numbered else [arm["name"] for arm in shown]
-        places = [(arm["speedup_vs_target"], 100 * arm["accuracy"]) for arm in shown]
-        bold = [arm in front for arm in shown]
-        place_labels(axes, places, names, bold, _segments(axes, cell.arms, front))
+        names = [str(i) for i in numbers] if is_numbered else [arm["name"] for arm in told]
+        segments = _segments(axes, cell.arms, front)
+        bold = [arm in front for arm in told]
+        place_labels(axes, _places(told), names, bold, _places(shown), segments)
 
     return draw(plot, width, height)
+
+
+def _places(arms: Sequence[Json]) -> list[tuple[float, float]]:
+    return [(arm["speedup_vs_target"], 100 * arm["accuracy"]) for arm in arms]
 
 
 def _ends(arm: Json, name: str, scale: float = 1.0) -> tuple[float, float]:

@@ -29,6 +29,7 @@ def place_labels(
     points: Sequence[tuple[float, float]],
     texts: Sequence[str],
     bold: Sequence[bool],
+    markers: Sequence[tuple[float, float]] = (),
     segments: Sequence[Segment] = (),
 ) -> None:
     """Write a text beside each point, at the nearest place that is free.
@@ -38,6 +39,7 @@ def place_labels(
         points: In data coordinates.
         texts: One a point.
         bold: Whether to write it in bold.
+        markers: Other points to stay clear of, in data coordinates.
         segments: Lines to stay clear of, in data coordinates, level or upright.
     """
     figure = axes.get_figure(root=True)
@@ -47,7 +49,8 @@ def place_labels(
     frame = axes.get_window_extent()
     places = [axes.transData.transform(point) for point in points]
     half = _MARKER * scale
-    taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in places]
+    drawn_at = [*places, *(axes.transData.transform(point) for point in markers)]
+    taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in drawn_at]
     taken += [text.get_window_extent() for text in axes.texts]
     for segment in segments:
         (left, right), (low, high) = np.sort(axes.transData.transform(segment).T, axis=1)
