@@ -61,6 +61,7 @@ def test_a_training_that_has_no_name_takes_that_of_its_folder(tmp_path):
         ("[1]", "holds nothing for a report"),
         ("{", "damaged"),
         (json.dumps(eval_document([{"name": "target", "arbiter": None}])), "KeyError.*accuracy"),
+        (json.dumps(eval_document([])), "no arms"),
         (json.dumps(eval_document([arm("a", 0.5, 1.0, kind="new")])), "kind 'new' of arm a"),
     ],
 )

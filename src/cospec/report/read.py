@@ -156,6 +156,8 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
         part: Of the document, with the rows.
     """
     arms = [{"kind": _kind(arm), **arm} for arm in cell.arms]
+    if all(arm["kind"] == "ceiling" for arm in arms):
+        raise ValueError("no arms besides ceilings")
     for arm in arms:
         for name in _NEEDED:
             arm[name]
