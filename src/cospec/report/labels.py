@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _DIRECTIONS = ((0.8, 0.8), (0.8, -0.8), (1, 0), (-0.8, 0.8), (-0.8, -0.8), (-1, 0), (0, 1), (0, -1))
 _DISTANCES = (7, 14, 24, 36, 50)
 """In points."""
+_SIZE = 8.5
+_LINE = {"arrowstyle": "-", "color": MUTED, "lw": 0.6}
+"""From a point to a label that does not stand right beside it."""
 _MARKER = 5.0
 """Half the size of a marker with its margin, in points."""
 
@@ -47,27 +50,17 @@ def place_labels(
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     frame = axes.get_window_extent()
-    places = [axes.transData.transform(point) for point in points]
-    half = _MARKER * scale
-    drawn_at = [*places, *(axes.transData.transform(point) for point in markers)]
-    taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in drawn_at]
-    taken += [text.get_window_extent() for text in axes.texts]
-    for segment in segments:
-        (left, right), (low, high) = np.sort(axes.transData.transform(segment).T, axis=1)
-        taken.append(Bbox([[left - scale, low - scale], [right + scale, high + scale]]))
-    for (x, y), point, text, is_bold in zip(places, points, texts, bold, strict=True):
-        drawn = axes.text(0, 0, text, fontsize=8.5, weight="bold" if is_bold else "normal")
+    taken = _obstacles(axes, [*points, *markers], segments, scale)
+    options = [(dx * far, dy * far) for far in _DISTANCES for dx, dy in _DIRECTIONS]
+    for point, text, is_bold in zip(points, texts, bold, strict=True):
+        weight = "bold" if is_bold else "normal"
+        x, y = axes.transData.transform(point)
+        drawn = axes.text(0, 0, text, fontsize=_SIZE, weight=weight)
         size = drawn.get_window_extent()
         drawn.remove()
-        options = [
-            (dx * distance, dy * distance, side)
-            for distance in _DISTANCES
-            for dx, dy in _DIRECTIONS
-            for side in (_side(dx),)
-        ]
         boxes = [
-            _box(x + dx * scale, y + dy * scale, size.width, size.height, side)
-            for dx, dy, side in options
+            _box(x + dx * scale, y + dy * scale, size.width, size.height, _side(dx))
+            for dx, dy in options
         ]
         costs = [
             sum(_shared(box, other) for other in taken if box.overlaps(other))
@@ -75,21 +68,27 @@ def place_labels(
             for box in boxes
         ]
         best = min(range(len(costs)), key=lambda i: (round(costs[i]), i))
-        dx, dy, side = options[best]
         taken.append(boxes[best])
-        is_far = max(abs(dx), abs(dy)) > _DISTANCES[0]
+        dx, dy = options[best]
         axes.annotate(
-            text,
-            point,
-            xytext=(dx, dy),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=8.5,
-            color=INK,
-            weight="bold" if is_bold else "normal",
-            arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6} if is_far else None,
-        )
+            text, point, xytext=(dx, dy), textcoords="offset points", ha=_side(dx), va="center",
+            fontsize=_SIZE, color=INK, weight=weight,
+            arrowprops=_LINE if max(abs(dx), abs(dy)) > _DISTANCES[0] else None,
+        )  # fmt: skip
+
+
+def _obstacles(
+    axes: Axes, points: Sequence[tuple[float, float]], segments: Sequence[Segment], scale: float
+) -> list[Bbox]:
+    """What no label may cover, in pixels: markers, texts that are there, and lines."""
+    half = _MARKER * scale
+    places = [axes.transData.transform(point) for point in points]
+    found = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in places]
+    found += [text.get_window_extent() for text in axes.texts]
+    for segment in segments:
+        (left, right), (low, high) = np.sort(axes.transData.transform(segment).T, axis=1)
+        found.append(Bbox([[left - scale, low - scale], [right + scale, high + scale]]))
+    return found
 
 
 def _side(dx: float) -> str:
