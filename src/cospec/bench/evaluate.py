@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -35,6 +35,20 @@ _MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
 _NUM_WARM_UP_PROMPTS, _NUM_WARM_UP_TOKENS = 2, 8
 
 
+class Decoder(Protocol):
+    """What an arm needs of an engine; `Engine` is one."""
+
+    pair: ModelPair
+    max_batch_size: int
+    num_speculative_tokens: int
+
+    def generate(
+        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+    ) -> list[Completion]:
+        """Complete all prompts, in their order."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """A way to decode."""
@@ -42,7 +56,7 @@ class Arm:
     name: str
     arbiter: str | None
     """The spec of its arbiter; None for plain decoding."""
-    engine: Engine
+    engine: Decoder
 
 
 def make_arms(
@@ -91,7 +105,7 @@ def make_arms(
 
 
 class Evaluation:
-    """Arms on the problems of a task, by greedy decoding.
+    """Arms on the problems of a task.
 
     Args:
         arms: From `make_arms`.
@@ -99,7 +113,8 @@ class Evaluation:
         examples: The problems.
         max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
             leaves fewer in the pair's context gets those, in every arm.
-        seed: For arbiters that rule by chance.
+        seed: For arbiters that rule by chance, and for sampling.
+        temperature: Of sampling; 0 is greedy.
         chunk_size: Problems of a chunk, a few more where the last chunk would be small; 4 batches
             and at least 32 if None.
 
@@ -126,6 +141,7 @@ class Evaluation:
         *,
         max_new_tokens: int | None = None,
         seed: int = 0,
+        temperature: float = 0.0,
         chunk_size: int | None = None,
     ) -> None:
         engine = arms[-1].engine
@@ -140,7 +156,9 @@ class Evaluation:
         )
         self.num_short_of_room = sum(s.max_new_tokens < self.max_new_tokens for s in samplings)
         # The engine adds the place in the chunk to the seed, which repeats.
-        self.samplings = [replace(s, seed=seed + i) for i, s in enumerate(samplings)]
+        self.samplings = [
+            replace(s, seed=seed + i, temperature=temperature) for i, s in enumerate(samplings)
+        ]
         self._warm_up = [
             replace(s, max_new_tokens=min(_NUM_WARM_UP_TOKENS, s.max_new_tokens))
             for s in self.samplings[:_NUM_WARM_UP_PROMPTS]
@@ -148,13 +166,11 @@ class Evaluation:
 
     def config(self) -> Json:
         """All that the rows and times depend on, but for the models and the machine."""
-        problems = [[e.id, e.question, e.answer] for e in self.examples]
         engine = self.arms[-1].engine
         return {
             "arms": [arm.name for arm in self.arms],
             "task": self.task.name,
-            "num_problems": len(self.examples),
-            "problems_sha256": hashlib.sha256(json.dumps(problems).encode()).hexdigest(),
+            **describe_problems(self.examples),
             "num_speculative_tokens": engine.num_speculative_tokens,
             "max_batch_size": engine.max_batch_size,
             "max_new_tokens": self.max_new_tokens,
@@ -163,11 +179,12 @@ class Evaluation:
             "num_chunks": len(self.chunks),
         }
 
-    def turns(self, done: Iterable[Turn] = ()) -> Iterator[Turn]:
+    def turns(self, done: Iterable[Turn] = (), *, warm_up: bool = True) -> Iterator[Turn]:
         """Every arm on every chunk, after a warm-up that is not timed.
 
         Args:
             done: Turns of an interrupted run, which are not played again.
+            warm_up: Leave the warm-up out if False, where no time is reported.
 
         Yields:
             All turns, those that were done first.
@@ -176,7 +193,7 @@ class Evaluation:
         yield from done
         played = {(turn.chunk, turn.arm) for turn in done}
         waiting = [turn for turn in self._order() if (turn[0], turn[1].name) not in played]
-        for arm in {arm.name: arm for _, arm in waiting}.values():
+        for arm in {arm.name: arm for _, arm in waiting}.values() if warm_up else ():
             arm.engine.generate(self.prompts[:_NUM_WARM_UP_PROMPTS], self._warm_up)
         for chunk, arm in waiting:
             yield self._play(chunk, arm)
@@ -229,12 +246,22 @@ class Evaluation:
             "finish_reason": completion.finish_reason.value,
             "num_tokens": stats.num_tokens,
             "num_target_forwards": 0 if arm.name == DRAFT else stats.num_target_forwards,
+            "num_draft_forwards": (
+                stats.num_drafts if arm.name == DRAFT else stats.num_draft_forwards
+            ),
             "num_draft_tokens": stats.num_draft_tokens,
             "num_strict_accepts": stats.num_strict_accepts,
             "num_overrides": stats.num_overrides,
             "num_mismatches": stats.num_mismatches,
             "text": completion.text,
         }
+
+
+def describe_problems(examples: Sequence[Example]) -> Json:
+    """How many problems there are, and a hash of all that they ask and want."""
+    problems = [[e.id, e.question, e.answer] for e in examples]
+    digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()
+    return {"num_problems": len(examples), "problems_sha256": digest}
 
 
 def _chunks(num_problems: int, chunk_size: int) -> list[range]:

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 TARGET, DRAFT, LOSSLESS = "target", "draft", "lossless"
 """The arms that every comparison has."""
+_COUNTED = (
+    "num_strict_accepts",
+    "num_overrides",
+    "num_mismatches",
+    "num_target_forwards",
+    "num_draft_forwards",
+)
 
 
 def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list[Json]:
@@ -41,24 +48,40 @@ def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list
         {"name": name, "arbiter": arbiter, "num_problems": len(rows[name])}
         | _quality(rows[name], rows[TARGET])
         | _speed(by_arm[name], *baselines)
-        | _counts(rows[name])
+        | counts(rows[name])
         for name, arbiter in arbiters.items()
     ]
+
+
+def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
+    """Right answers of two arms on the same problems, row by row.
+
+    Args:
+        ours: Rows with ``correct``.
+        theirs: Of the same problems in the same order.
+
+    Returns:
+        Wins (only ours is right), losses, McNemar's exact p, and the difference in accuracy with
+        its bootstrap interval.
+    """
+    pairs = [(a["correct"], b["correct"]) for a, b in zip(ours, theirs, strict=True)]
+    wins, losses = pairs.count((True, False)), pairs.count((False, True))
+    return {
+        "wins": wins,
+        "losses": losses,
+        "mcnemar_p": mcnemar_p(wins, losses),
+        "accuracy_delta": (wins - losses) / len(pairs),
+        "accuracy_delta_ci95": accuracy_delta_interval(wins, losses, len(pairs)),
+    }
 
 
 def _quality(ours: Sequence[Json], target: Sequence[Json]) -> Json:
     """How many answers are right, against the target on the same problems."""
     size, num_right = len(ours), _total(ours, "correct")
-    pairs = [(a["correct"], b["correct"]) for a, b in zip(ours, target, strict=True)]
-    wins, losses = pairs.count((True, False)), pairs.count((False, True))
     quality = {
         "accuracy": num_right / size,
         "accuracy_ci95": wilson_interval(num_right, size),
-        "wins": wins,
-        "losses": losses,
-        "mcnemar_p": mcnemar_p(wins, losses),
-        "accuracy_delta": (wins - losses) / size,
-        "accuracy_delta_ci95": accuracy_delta_interval(wins, losses, size),
+        **paired(ours, target),
         "num_texts_unlike_target": sum(
             a["text"] != b["text"] for a, b in zip(ours, target, strict=True)
         ),
@@ -72,10 +95,13 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
     """Wall-clock time, and how many times faster than the two exact arms."""
     seconds = [turn.seconds for turn in ours]
     num_tokens = sum(turn.num_tokens for turn in ours)
+    num_right = sum(_total(turn.rows, "correct") for turn in ours)
     speed: Json = {
         "num_tokens": num_tokens,
         "seconds": sum(seconds),
         "tokens_per_s": num_tokens / sum(seconds),
+        "seconds_per_token": sum(seconds) / num_tokens,
+        "seconds_per_solved": sum(seconds) / num_right if num_right else None,
     }
     for name, baseline in ((TARGET, target), (LOSSLESS, lossless)):
         theirs = [turn.seconds for turn in baseline]
@@ -84,14 +110,15 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
     return speed
 
 
-def _counts(rows: Sequence[Json]) -> Json:
-    """What the decoding did, whatever the clock said."""
-    names = ("num_strict_accepts", "num_overrides", "num_mismatches", "num_target_forwards")
-    counts = {name: _total(rows, name) for name in names}
-    num_accepted = counts["num_strict_accepts"] + counts["num_overrides"]
-    num_drafted, num_forwards = _total(rows, "num_draft_tokens"), counts["num_target_forwards"]
+def counts(rows: Sequence[Json]) -> Json:
+    """What the decoding of some rows did, whatever the clock said."""
+    found = {name: _total(rows, name) for name in _COUNTED}
+    num_accepted = found["num_strict_accepts"] + found["num_overrides"]
+    num_drafted, num_forwards = _total(rows, "num_draft_tokens"), found["num_target_forwards"]
     num_right = _total(rows, "correct")
-    return counts | {
+    num_ruled = found["num_mismatches"]
+    return found | {
+        "override_share": found["num_overrides"] / num_ruled if num_ruled else 0.0,
         "mean_acceptance_length": 1 + num_accepted / num_forwards if num_forwards else 1.0,
         "draft_acceptance_rate": num_accepted / num_drafted if num_drafted else 0.0,
         "target_forwards_per_token": num_forwards / _total(rows, "num_tokens"),

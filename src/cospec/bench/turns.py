@@ -27,6 +27,8 @@ class Turn:
     """Wall-clock time of the generation alone."""
     rows: list[Json]
     """One a problem."""
+    part: str = ""
+    """Which part of the run it belongs to, where a run has several."""
 
     @property
     def num_tokens(self) -> int:

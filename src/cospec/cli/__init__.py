@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from cospec.cli.audit import Audit
+from cospec.cli.bench import Bench
 from cospec.cli.calibrate import Calibrate
 from cospec.cli.demo import Demo
 from cospec.cli.eval import Eval
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclas
     "eval": Eval,
     "trace": Trace,
     "report": Report,
+    "bench": Bench,
     "push": Push,
     "info": Info,
 }

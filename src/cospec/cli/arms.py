@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich import box
 from rich.console import Console
@@ -20,25 +21,47 @@ if TYPE_CHECKING:
 
 _WIDTH = 120
 """Of a table that goes to a file, which has no width of its own."""
+_MAX_STANDING = 6
+"""Of so many arms all are shown while they run; of more, the one that has just played."""
 
 
-def print_notes(pair: ModelPair, evaluation: Evaluation) -> None:
-    """Say on stderr what was found and does no harm, or how it is dealt with."""
+def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None = None) -> None:
+    """Say on stderr what was found and does no harm, or how it is dealt with.
+
+    Args:
+        pair: The models.
+        evaluation: What is to be played.
+        told: Notes that are not repeated; those that are printed are added.
+    """
+    told = set() if told is None else told
     notes = list(pair.notes)
     for arm in evaluation.arms:
-        notes += getattr(arm.engine.arbiter, "notes", ())
+        notes += getattr(getattr(arm.engine, "arbiter", None), "notes", ())
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "
             f"{evaluation.max_new_tokens} tokens, as many as the context of {pair.context_length} "
             "leaves"
         )
-    for note in dict.fromkeys(notes):
+    for note in (note for note in dict.fromkeys(notes) if note not in told):
+        told.add(note)
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
 
 
-def play(evaluation: Evaluation, log: TurnLog | None = None) -> list[Turn]:
+def play(
+    evaluation: Evaluation,
+    log: TurnLog | None = None,
+    part: str = "",
+    *,
+    warm_up: bool = True,
+) -> list[Turn]:
     """Play all turns, shown on stderr as they end, and stored if there is a log.
+
+    Args:
+        evaluation: What is played.
+        log: Has the turns that are done already.
+        part: Name of this part of the run, where it has several.
+        warm_up: Whether the arms are warmed up, which is not timed.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
@@ -51,19 +74,21 @@ def play(evaluation: Evaluation, log: TurnLog | None = None) -> list[Turn]:
         TextColumn("{task.description}", markup=False),
     )
     num_turns = len(evaluation.chunks) * len(evaluation.arms)
-    done = [] if log is None else log.done
+    done = [] if log is None else [turn for turn in log.done if turn.part == part]
     turns: list[Turn] = []
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("warming up", total=num_turns)
-            for turn in evaluation.turns(done):
-                turns.append(turn)
+            for turn in evaluation.turns(done, warm_up=warm_up):
+                turns.append(replace(turn, part=part))
                 if log is not None and len(turns) > len(done):
-                    log.append(turn)
-                progress.update(bar, advance=1, description=_standing(turns))
+                    log.append(turns[-1])
+                shown = turns if len(evaluation.arms) <= _MAX_STANDING else [turn]
+                progress.update(bar, advance=1, description=_standing(shown))
                 if not console.is_terminal:
                     head = f"turn {len(turns)}/{num_turns}, {turn.seconds:.1f} s"
-                    console.print(f"{head}: {_standing(turns)}", markup=False, highlight=False)
+                    head = f"{part}, {head}" if part else head
+                    console.print(f"{head}: {_standing(shown)}", markup=False, highlight=False)
     except KeyboardInterrupt:
         fate = "they are not kept"
         if log is not None:
@@ -82,7 +107,10 @@ def _standing(turns: Iterable[Turn]) -> str:
     return "  ".join(f"{arm} {right}/{size}" for arm, (right, size) in counts.items())
 
 
-_COLUMNS: dict[str, Callable[[Json], str]] = {
+Columns: TypeAlias = Mapping[str, Callable[[Json], str]]
+"""By head of a column, what it shows of an arm."""
+
+COLUMNS: Columns = {
     "\nright": lambda arm: f"{arm['accuracy']:.1%}",
     "95 %\ninterval": lambda arm: "-".join(f"{100 * end:.1f}" for end in arm["accuracy_ci95"]),
     "won/\nlost": lambda arm: f"{arm['wins']}/{arm['losses']}",
@@ -96,18 +124,18 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
 }
 
 
-def print_table(arms: Iterable[Json]) -> None:
+def print_table(arms: Iterable[Json], columns: Columns = COLUMNS) -> None:
     """One line an arm: quality and speed together."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption_justify="left")
     table.add_column("\narm", overflow="fold")
-    for name in _COLUMNS:
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for arm in arms:
-        table.add_row(arm["name"], *(show(arm) for show in _COLUMNS.values()))
-        if arm["name"] == LOSSLESS:
+        table.add_row(arm["name"], *(show(arm) for show in columns.values()))
+        if arm["name"] == LOSSLESS:  # with no settings, so never relabelled
             table.caption = (
                 "won/lost, p: paired with target, exact McNemar test. over: speed-up by the clock. "
                 "forw.: target forwards. "

@@ -1,0 +1,129 @@
+"""Assisted generation of transformers on the same pair, as an outside reference.
+
+It decodes greedily, one prompt at a time (it refuses more), with a constant number of drafted
+tokens and none of the draft's confidence thresholds, so that it does what the lossless arm does.
+Tokens and stops are counted by the same code as in every other arm.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria
+
+from cospec.engine.rows import Row
+from cospec.errors import ConfigError
+from cospec.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.config import SamplingConfig
+    from cospec.models import ModelPair
+    from cospec.types import Completion
+
+
+class AssistedEngine:
+    """Decodes prompts by ``generate(assistant_model=...)``.
+
+    Args:
+        pair: The models; the draft's own generation settings are left as they were.
+        num_speculative_tokens: K, drafted tokens a block.
+    """
+
+    def __init__(self, pair: ModelPair, num_speculative_tokens: int) -> None:
+        self.pair = pair
+        self.num_speculative_tokens = num_speculative_tokens
+        self.max_batch_size = 1
+
+    def generate(
+        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+    ) -> list[Completion]:
+        """Complete all prompts, one after the other.
+
+        Args:
+            prompts: Texts or token ids.
+            sampling: Greedy settings, one a prompt.
+
+        Raises:
+            ConfigError: The settings are not greedy, or a text has no tokenizer.
+        """
+        if not all(config.is_greedy for config in sampling):
+            raise ConfigError("assisted generation is a reference for greedy decoding only.")
+        draft = self.pair.draft
+        num_forwards = [0]
+
+        def count(*_: object) -> None:
+            num_forwards[0] += 1
+
+        own, draft.generation_config = draft.generation_config, self._draft_config()
+        hook = draft.register_forward_hook(count)
+        try:
+            rows = [
+                self._complete(i, *each, num_forwards)
+                for i, each in enumerate(zip(prompts, sampling, strict=True))
+            ]
+        finally:
+            hook.remove()
+            draft.generation_config = own
+        return [row.completion() for row in rows]
+
+    def _draft_config(self) -> GenerationConfig:
+        return GenerationConfig(  # type: ignore[no-untyped-call]
+            num_assistant_tokens=self.num_speculative_tokens,
+            num_assistant_tokens_schedule="constant",
+            assistant_confidence_threshold=0.0,
+        )
+
+    def _complete(
+        self, index: int, prompt: str | list[int], config: SamplingConfig, num_forwards: list[int]
+    ) -> Row:
+        """One prompt; `num_forwards` counts those of the draft."""
+        tokenizer, target = self.pair.tokenizer, self.pair.target
+        if isinstance(prompt, str):
+            if tokenizer is None:
+                raise ConfigError("the pair has no tokenizer, which a text needs; pass token ids.")
+            prompt = list(tokenizer(prompt)["input_ids"])
+        eos = frozenset() if config.ignore_eos else self.pair.eos_token_ids
+        row = Row(index, prompt, config, eos | set(config.stop_token_ids), tokenizer)
+        before = num_forwards[0]
+        ids = torch.tensor([prompt], device=target.device)
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            max_new_tokens=config.max_new_tokens,
+            eos_token_id=sorted(row.stop_ids) or None,
+            pad_token_id=min(row.stop_ids, default=0),
+        )
+        target.generate(  # type: ignore[operator]  # torch types it as a tensor or a module
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            assistant_model=self.pair.draft,
+            stopping_criteria=[_Follow(row)],
+        )
+        row.stats.num_draft_forwards = num_forwards[0] - before
+        row.stats.num_draft_tokens = row.stats.num_draft_forwards
+        return row
+
+
+class _Follow(StoppingCriteria):
+    """Hands the tokens of each target forward to a row, which knows when the text ends."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: object, **_: object
+    ) -> torch.BoolTensor:
+        row = self.row
+        row.stats.num_drafts += 1
+        *matches, bonus = input_ids[0, len(row) :].tolist()
+        for token_id in matches:
+            if row.finish_reason is None:
+                row.emit(token_id, Origin.MATCH)
+                row.stats.num_strict_accepts += 1
+        if row.finish_reason is None:
+            row.emit(bonus, Origin.BONUS)
+        is_done = [row.finish_reason is not None]
+        return torch.tensor(is_done, device=input_ids.device)  # type: ignore[return-value]

@@ -1,0 +1,183 @@
+"""Measures every arm on the test split: one cell a batch size and temperature, in several repeats.
+
+In a cell all arms take turns, chunk by chunk, and the whole is played again for each repeat. The
+repeats decode the same texts (the same seeds), so that quality is that of the first, whatever the
+temperature; where one differs it is counted. Speed is the mean, with its spread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from cospec.arbiters import load_arbiter
+from cospec.bench.assisted import AssistedEngine
+from cospec.bench.entrants import ASSISTED
+from cospec.bench.evaluate import Arm, Decoder, Evaluation
+from cospec.bench.protocol import knob_of
+from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, paired, summarize
+from cospec.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cospec.bench.entrants import Entrant
+    from cospec.bench.protocol import Contest, Player, Setting
+    from cospec.bench.turns import Turn
+    from cospec.results import Json
+
+
+def measure(
+    contest: Contest,
+    entrants: Sequence[Entrant],
+    settings: Mapping[str, Setting],
+    rival: str | None,
+    batch_size: int,
+    temperature: float,
+    play: Player,
+) -> Json:
+    """Play a cell.
+
+    Args:
+        contest: The models, the problems, and how.
+        entrants: Who takes part.
+        settings: By entrant, what it decodes with.
+        rival: The arm that all others are compared with besides the target, if there is one.
+        batch_size: Most prompts decoded together.
+        temperature: Of sampling.
+        play: Plays the turns.
+
+    Returns:
+        The cell of a result document (see ``docs/results.md``).
+    """
+    present = [e for e in entrants if e.name != ASSISTED or (batch_size == 1 and temperature == 0)]
+    arms = [_arm(contest, entrant, settings, batch_size) for entrant in present]
+    evaluation = Evaluation(
+        arms,
+        contest.task,
+        contest.test,
+        max_new_tokens=contest.config.max_new_tokens,
+        seed=contest.seed,
+        temperature=temperature,
+    )
+    head = f"test, batch {batch_size}, temperature {temperature:g}"
+    repeats = [
+        play(evaluation, f"{head}, repeat {i + 1}", warm_up=True)
+        for i in range(contest.config.repeats)
+    ]
+    parts = result(repeats, {arm.name: arm.arbiter for arm in arms}, rival)
+    for entry, entrant, arm in zip(parts["arms"], present, arms, strict=True):
+        k = arm.engine.num_speculative_tokens
+        knob = None if arm.arbiter is None else knob_of(load_arbiter(arm.arbiter).name)
+        entry.update(kind=entrant.kind, k=k or None, knob=knob)
+    left_out = [
+        {"arm": ASSISTED, "reason": "transformers decodes with a draft one prompt at a time"}
+        if batch_size > 1
+        else {"arm": ASSISTED, "reason": "it is a reference for greedy decoding"}
+        for entrant in entrants
+        if entrant not in present
+    ]
+    return {
+        "task": contest.task.name,
+        "batch_size": batch_size,
+        "temperature": temperature,
+        "best_rival": rival,
+        "left_out": left_out,
+        **parts,
+    }
+
+
+def result(
+    repeats: Sequence[Sequence[Turn]], arbiters: Mapping[str, str | None], rival: str | None
+) -> Json:
+    """The numbers of a cell from its turns alone.
+
+    Args:
+        repeats: The turns of each repeat.
+        arbiters: By arm, the spec of its arbiter; None for plain decoding.
+        rival: The arm that the others are compared with besides the target, if there is one.
+
+    Returns:
+        ``arms``, ``rows`` of the first repeat, and the times of ``chunks``. A row has its text only
+        where it differs from that of ``target`` on the same problem, else None.
+    """
+    entries = summarize(_mean(repeats), arbiters)
+    alone = [{entry["name"]: entry for entry in summarize(r, arbiters)} for r in repeats]
+    rows = [_rows(repeat) for repeat in repeats]
+    for entry in entries:
+        name = entry["name"]
+        entry["repeats"] = {
+            key: [numbers[name][key] for numbers in alone]
+            for key in ("tokens_per_s", "speedup_vs_target", "speedup_vs_lossless")
+        }
+        entry["num_rows_unlike_first_repeat"] = sum(
+            a != b for later in rows[1:] for a, b in zip(later[name], rows[0][name], strict=True)
+        )
+        entry["vs_rival"] = None
+        if rival is not None:
+            entry["vs_rival"] = {"rival": rival, **paired(rows[0][name], rows[0][rival])}
+    return {
+        "arms": entries,
+        "rows": [row for name in arbiters for row in _lean(rows[0][name], rows[0][TARGET])],
+        "chunks": [
+            {
+                "arm": turn.arm,
+                "chunk": turn.chunk,
+                "repeat": i,
+                "seconds": turn.seconds,
+                "num_tokens": turn.num_tokens,
+            }
+            for i, turns in enumerate(repeats)
+            for turn in turns
+        ],
+    }
+
+
+def _mean(repeats: Sequence[Sequence[Turn]]) -> list[Turn]:
+    """The turns of the first repeat with the mean of the seconds."""
+    seconds: dict[tuple[int, str], list[float]] = {}
+    for turn in (turn for repeat in repeats for turn in repeat):
+        seconds.setdefault((turn.chunk, turn.arm), []).append(turn.seconds)
+    return [replace(turn, seconds=fmean(seconds[turn.chunk, turn.arm])) for turn in repeats[0]]
+
+
+def _rows(turns: Sequence[Turn]) -> dict[str, list[Json]]:
+    """By arm, its rows in the order of the problems."""
+    rows: dict[str, list[Json]] = {}
+    for turn in sorted(turns, key=lambda turn: turn.chunk):
+        rows.setdefault(turn.arm, []).extend(turn.rows)
+    return rows
+
+
+def _lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
+    """Rows without the texts that the target's rows have already."""
+    return [
+        row | {"text": None} if row["text"] == exact["text"] and row["arm"] != TARGET else row
+        for row, exact in zip(ours, target, strict=True)
+    ]
+
+
+def _arm(
+    contest: Contest, entrant: Entrant, settings: Mapping[str, Setting], batch_size: int
+) -> Arm:
+    """An entrant with what was chosen for it."""
+    pair, name = contest.pair, entrant.name
+    spec: str | None = None
+    engine: Decoder
+    if name == TARGET:
+        engine = Engine.target_only(pair, max_batch_size=batch_size)
+    elif name == DRAFT:
+        engine = Engine.draft_only(pair, max_batch_size=batch_size)
+    elif name == ASSISTED:
+        engine = AssistedEngine(pair, settings[LOSSLESS].k)
+    else:
+        spec = settings[name].spec
+        engine = Engine(
+            pair,
+            load_arbiter(spec, pair),
+            num_speculative_tokens=settings[name].k,
+            max_batch_size=batch_size,
+            keep_trace=False,
+        )
+    return Arm(name, spec, engine)

@@ -1,0 +1,121 @@
+"""Who takes part in a benchmark: arms as they are asked for, and what each of them is tried with.
+
+An entrant keeps its name through the whole benchmark, whatever tuning makes of its settings. Knows
+specs and arbiters, nothing of models that are loaded or of problems.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from cospec.arbiters import RULES, RandomOverride, load_arbiter
+from cospec.arbiters.rules import Rule
+from cospec.bench.grids import GRIDS, THRESHOLDS
+from cospec.bench.summary import DRAFT, LOSSLESS, TARGET
+from cospec.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Kind: TypeAlias = Literal["exact", "rule", "learned", "random", "reference"]
+ASSISTED = "assisted"
+MATCH = "random:match="
+OWN_RULES = ("lossless", "always_draft", "random", "gap")
+"""Rules that are no one's proposal: the ends of the scale, chance, and the project's own."""
+SETS = ("rules", "all")
+"""Names that stand for several arms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """An arm as it is asked for.
+
+    Attributes:
+        name: In reports.
+        kind: ``exact`` (gives the target's own output), ``rule``, ``learned``, ``random`` (the
+            control), or ``reference`` (draft alone, and other people's code).
+        tries: Specs of arbiters, of which the tune split picks one; none for plain decoding, for
+            ``assisted``, and for a rate that follows from another arm.
+        match: The name of the arm whose share of overrides is taken for a rate.
+    """
+
+    name: str
+    kind: Kind
+    tries: tuple[str, ...] = ()
+    match: str | None = None
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether a trained arbiter has to beat it: played on the tune split, and not trained."""
+        return self.kind != "learned" and (self.name == DRAFT or bool(self.tries))
+
+
+def expand(specs: Sequence[str], has_bundled: bool) -> list[str]:
+    """Put the members of named sets in the place of their names, each once.
+
+    Args:
+        specs: As given.
+        has_bundled: Whether the pair ships with a trained arbiter.
+    """
+    rules = [name for name in RULES if name not in OWN_RULES]
+    bundled = ["bundled", f"{MATCH}bundled"] if has_bundled else ["random"]
+    sets = {"rules": rules, "all": ["gap", *rules, *bundled, ASSISTED]}
+    return list(dict.fromkeys(one for spec in specs for one in sets.get(spec, [spec])))
+
+
+def enlist(
+    specs: Sequence[str], find: Callable[[str], str], *, tune_knobs: bool = False
+) -> list[Entrant]:
+    """The entrants target, draft and lossless, and one for each spec.
+
+    Args:
+        specs: From `expand`: of an arbiter as `load_arbiter` takes it, ``assisted``, or
+            ``random:match=NAME`` with the name or spec of another arm.
+        find: Turns a spec into one that `load_arbiter` takes, or raises.
+        tune_knobs: Try the grid of an arbiter whose spec has no settings.
+
+    Raises:
+        CospecError: There is no such arbiter, two arms have one name, or a matched arm is missing.
+    """
+    found = [
+        Entrant(TARGET, "exact"),
+        Entrant(DRAFT, "reference"),
+        Entrant(LOSSLESS, "exact", (LOSSLESS,)),
+    ]
+    by_spec: dict[str, str] = {}
+    for spec in specs:
+        if spec == LOSSLESS or spec.startswith(MATCH):
+            continue
+        is_assisted = spec == ASSISTED
+        entrant = Entrant(spec, "reference") if is_assisted else _one(find(spec), tune_knobs)
+        if entrant.name in [other.name for other in found]:
+            raise ConfigError(
+                f"two arms are called {entrant.name!r}, the second one by {spec!r}; name each "
+                "arbiter once, and none like the arms target and draft."
+            )
+        found.append(entrant)
+        by_spec |= {spec: entrant.name, entrant.name: entrant.name}
+    ruled = {spec: name for spec, name in by_spec.items() if spec != ASSISTED}
+    for spec in specs:
+        if spec.startswith(MATCH):
+            wanted = spec.removeprefix(MATCH)
+            if wanted not in ruled:
+                allowed = ruled or ["none, no arbiter is asked for"]
+                raise ConfigError(unknown_name(f"arm to match by {spec}:", wanted, allowed))
+            name = ruled[wanted]
+            found.append(Entrant(MATCH + name, "random", match=name))
+    return found
+
+
+def _one(spec: str, tune_knobs: bool) -> Entrant:
+    """The entrant of an arbiter; settings that are given stay as they are."""
+    base, _, given = spec.partition(":")
+    arbiter = load_arbiter(spec)
+    label = arbiter.name.partition(":")[0]
+    grid = GRIDS.get(base, ()) if isinstance(arbiter, Rule) else THRESHOLDS
+    tries = tuple(f"{base}:{setting}" for setting in grid) if tune_knobs and not given else ()
+    kind: Kind = "learned"
+    if isinstance(arbiter, Rule):
+        kind = "random" if isinstance(arbiter, RandomOverride) else "rule"
+    return Entrant(arbiter.name if given else label, kind, tries or (spec,))

@@ -1,0 +1,150 @@
+"""How a benchmark is run: its settings, and the order of its parts.
+
+First everything is tuned on the tune split, then the test split is touched, once. The protocol is
+Spec-Bench's (2401.07851: one process, plain decoding in the same run, warm-up, three runs) with
+what it leaves open filled in: k and settings tuned for every arm alike, paired tests, batches and
+temperatures. No clock has a part in the choice of k and settings, so that the same problems give
+the same choice on any machine:
+
+* An arm that changes the output takes what is right most often, ties by cost.
+* An exact arm takes what costs least.
+
+Cost is target forwards plus draft forwards at `BenchConfig.draft_cost` each, of all problems:
+target forwards alone would always choose the longest block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cospec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.bench.evaluate import Evaluation
+    from cospec.bench.turns import Turn
+    from cospec.models import ModelPair
+    from cospec.results import Json
+    from cospec.tasks import Example, Task
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How arms are tuned and measured."""
+
+    num_speculative_tokens: int = 4
+    """Drafted tokens a block, where --tune-k does not choose it."""
+    batch_sizes: tuple[int, ...] = (8,)
+    """Most prompts decoded together; a table for each."""
+    temperatures: tuple[float, ...] = (0.0,)
+    """0 is greedy; a table for each."""
+    repeats: int = 3
+    """Times that the test problems are decoded: speed is the mean, quality that of the first."""
+    tune_k: tuple[int, ...] = ()
+    """Drafted tokens a block to try for each arm on the tune split."""
+    tune_knobs: bool = False
+    """Try the grid of settings of each arbiter on the tune split (docs/bench.md). Settings that are
+    given with an arbiter stay as they are."""
+    num_tune_problems: int = 100
+    """Problems of the tune split, which also choose the best rival; 0 for no tuning."""
+    draft_cost: float | None = None
+    """Cost of a draft forward in target forwards, for choosing k; by default the ratio of the
+    models' numbers of weights."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; by default the task's."""
+
+    def __post_init__(self) -> None:
+        positive = {
+            "num_speculative_tokens": (self.num_speculative_tokens,),
+            "batch_sizes": self.batch_sizes,
+            "repeats": (self.repeats,),
+            "tune_k": self.tune_k,
+        }
+        for name, numbers in positive.items():
+            for number in numbers:
+                if number < 1:
+                    raise ConfigError(f"{name} has {number}; it must be at least 1.")
+        for name in ("batch_sizes", "temperatures", "tune_k"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values) or not (values or name == "tune_k"):
+                raise ConfigError(f"{name} is {values}; give one or more numbers, each once.")
+        if self.num_tune_problems < 0:
+            raise ConfigError(f"num_tune_problems is {self.num_tune_problems}; 0 turns tuning off.")
+        if not self.num_tune_problems and (self.tune_k or self.tune_knobs):
+            raise ConfigError(
+                "num_tune_problems is 0, and --tune-k and --tune-knobs choose on these problems; "
+                "give some, or leave both out."
+            )
+        if self.draft_cost is not None and not self.draft_cost >= 0:
+            raise ConfigError(f"draft_cost is {self.draft_cost}; it must be 0 or positive.")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an arm decodes with: the spec of its arbiter and its k."""
+
+    spec: str
+    k: int
+
+
+class Player(Protocol):
+    """Plays the turns of a part of the run, or finds them in the log."""
+
+    def __call__(self, evaluation: Evaluation, part: str, *, warm_up: bool) -> list[Turn]:
+        """All turns of the evaluation, under the name of the part."""
+        ...
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What all parts of a benchmark share.
+
+    Attributes:
+        pair: The models.
+        task: Where the problems come from.
+        tune: Problems of the tune split; none if nothing is tuned.
+        test: Problems of the test split.
+        config: How.
+        seed: For sampling, and for arbiters that rule by chance.
+    """
+
+    pair: ModelPair
+    task: Task
+    tune: Sequence[Example]
+    test: Sequence[Example]
+    config: BenchConfig
+    seed: int
+
+    @property
+    def draft_cost(self) -> float:
+        """Cost of a draft forward in target forwards."""
+        if self.config.draft_cost is not None:
+            return self.config.draft_cost
+        draft, target = (
+            sum(weight.numel() for weight in model.parameters())
+            for model in (self.pair.draft, self.pair.target)
+        )
+        return draft / target
+
+
+def knob_of(name: str) -> str | None:
+    """The settings in the name of an arbiter; None if it has none."""
+    return name.partition(":")[2] or None
+
+
+def describe(contest: Contest) -> Json:
+    """What is tuned on and measured on, for the configuration of a run."""
+    from cospec.bench.evaluate import describe_problems  # noqa: PLC0415  # heavy
+
+    config = contest.config
+    limit = config.max_new_tokens
+    return {
+        "task": contest.task.name,
+        **describe_problems(contest.test),
+        "tune": describe_problems(contest.tune),
+        "max_new_tokens": contest.task.max_new_tokens if limit is None else limit,
+        "draft_cost": contest.draft_cost,
+        "seed": contest.seed,
+    }

@@ -1,0 +1,93 @@
+"""``cospec bench``: all arbiters, tuned alike, against each other on one pair and task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from cospec.bench.protocol import BenchConfig
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, bundled_home, set_threads
+from cospec.errors import ConfigError
+from cospec.results import Provenance, check_writable, document, write_json
+
+if TYPE_CHECKING:
+    from cospec.bench.entrants import Entrant
+
+
+@dataclass(frozen=True)
+class BenchOptions(BenchConfig):
+    """How arms are tuned and measured."""
+
+    num_speculative_tokens: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 4
+    """Drafted tokens a block, where --tune-k does not choose it."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Compare all arbiters on one pair and task: k and settings tuned alike, then tested once.
+
+    target, draft and lossless are always there. With --json FILE, finished parts are kept in
+    FILE.part.jsonl until the result is written: after an interruption the same command goes on from
+    there. The protocol is in docs/bench.md.
+    """
+
+    task: TaskOptions
+    pair: PairOptions = field(default_factory=PairOptions)
+    bench: BenchOptions = field(default_factory=BenchOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    arms: tuple[str, ...] = ("all",)
+    """Who takes part: arbiters as in eval; assisted (transformers' assisted generation, greedy and
+    batch 1); random:match=ARM (overrides by chance, as often as ARM); rules (every cited rule); all
+    (rules, gap, assisted, the pair's trained arbiter and chance at its rate)."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+
+    def run(self) -> None:
+        """Tune, measure, show and write."""
+        from cospec.bench.protocol import Contest, describe
+        from cospec.bench.turns import TurnLog
+        from cospec.cli.contest import compete, print_cells
+
+        path = self.output.json
+        check_writable(path, self.output.overwrite)
+        set_threads(self.threads)
+        entrants = self._entrants()
+        if self.task.split == "tune":
+            raise ConfigError("split is tune, which the settings are chosen on; pass test.")
+        task, test = self.task.load()
+        num_tune = self.bench.num_tune_problems
+        tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
+        provenance = Provenance()
+        pair = self.pair.load()
+        contest = Contest(pair, task, tune, test, self.bench, self.task.seed)
+        config = json.loads(json.dumps(asdict(self), default=str))
+        del config["output"]
+        config |= {"evaluation": describe(contest), "fingerprint": pair.fingerprint}
+        where = str(pair.target.device), str(pair.target.dtype)
+        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
+        parts = compete(contest, entrants, log)
+        if path is not None and log is not None:
+            resumed = {"num_resumed_turns": len(log.done)}
+            write_json(
+                path, document("bench", config, provenance.to_dict(*where), **parts, **resumed)
+            )
+            log.remove()
+        print_cells(parts["cells"])  # last: a closed pipe must not cost the result
+
+    def _entrants(self) -> list[Entrant]:
+        """Who takes part, checked before any model is loaded."""
+        from cospec.bench.entrants import enlist, expand
+
+        folder = bundled_home() / "arbiters" / str(self.pair.pair).partition(":")[2]
+        specs = expand(self.arms, self.pair.pair is not None and folder.is_dir())
+        entrants = enlist(specs, self.pair.find_arbiter, tune_knobs=self.bench.tune_knobs)
+        matched = next((entrant.name for entrant in entrants if entrant.match), None)
+        if matched is not None and not self.bench.num_tune_problems:
+            raise ConfigError(
+                f"{matched} takes its rate from the tune split, and num_tune_problems is 0; give "
+                "some, or a rate: random:rate=0.3."
+            )
+        return entrants

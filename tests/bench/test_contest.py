@@ -1,0 +1,285 @@
+"""Tuning and cells: what is chosen, from what, and that the numbers follow from rows and times."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cospec import Engine
+from cospec.bench import stats
+from cospec.bench.assisted import AssistedEngine
+from cospec.bench.cells import measure, result
+from cospec.bench.entrants import enlist
+from cospec.bench.evaluate import Evaluation, make_arms
+from cospec.bench.protocol import BenchConfig, Contest, describe
+from cospec.bench.summary import summarize
+from cospec.bench.tuning import best_rival, settings, tune
+from cospec.bench.turns import Turn
+from cospec.config import SamplingConfig
+from cospec.errors import ConfigError
+from tests.bench.conftest import WORDS
+
+SPECS = ["gap", "random:rate=0.5", "random:match=gap", "assisted"]
+
+
+def play(evaluation, part, *, warm_up):
+    return [dataclasses.replace(turn, part=part) for turn in evaluation.turns(warm_up=warm_up)]
+
+
+def contest(pair, task, **changes):
+    """Tuned on the first problems and tested on the others; the task itself has one split."""
+    examples = task.examples("test")
+    config = dict(
+        num_speculative_tokens=3, batch_sizes=(4,), repeats=2, tune_k=(2, 3), tune_knobs=True,
+        max_new_tokens=16,
+    )  # fmt: skip
+    return Contest(pair, task, examples[:4], examples[4:], BenchConfig(**config | changes), seed=0)
+
+
+@pytest.fixture(scope="module")
+def entrants():
+    return enlist(SPECS, lambda spec: spec, tune_knobs=True)
+
+
+@pytest.fixture(scope="module")
+def tuning(pair, task, entrants):
+    return tune(contest(pair, task), entrants, 0.0, play)
+
+
+@pytest.fixture(scope="module")
+def cell(pair, task, entrants, tuning):
+    chosen, rival = settings(tuning), best_rival(tuning, entrants)
+    return measure(contest(pair, task), entrants, chosen, rival, 4, 0.0, play)
+
+
+def by_name(entries, key="name"):
+    return {entry[key]: entry for entry in entries}
+
+
+def test_every_arm_is_tried_with_every_k_and_setting(tuning):
+    found = by_name(tuning, "arm")
+    assert list(found) == ["draft", "lossless", "gap", "random:rate=0.5", "random:match=gap"]
+    assert [len(entry["tries"]) for entry in tuning] == [1, 2, 10, 2, 1]
+    assert {(one["knob"], one["k"]) for one in found["gap"]["tries"]} == {
+        (f"max_gap={gap}", k) for gap in (0.25, 0.5, 1, 2, 4) for k in (2, 3)
+    }
+    assert all(one["num_problems"] == 4 for one in found["gap"]["tries"])
+
+
+def test_a_rule_takes_what_is_right_most_often_and_ties_go_by_cost(pair, task, tuning):
+    found = by_name(tuning, "arm")["gap"]
+    best = found["tries"][found["chosen"]]
+    assert best["num_right"] == max(one["num_right"] for one in found["tries"])
+    ties = [one for one in found["tries"] if one["num_right"] == best["num_right"]]
+    assert best["cost"] == min(one["cost"] for one in ties)
+    cost = contest(pair, task).draft_cost
+    assert cost == pytest.approx(1.0)  # the draft is a disturbed copy of the target
+    for one in found["tries"]:
+        assert one["cost"] == one["num_target_forwards"] + cost * one["num_draft_forwards"]
+
+
+def test_lossless_takes_what_costs_least(tuning):
+    found = by_name(tuning, "arm")["lossless"]
+    costs = [one["cost"] for one in found["tries"]]
+    assert costs[0] != costs[1]
+    assert found["chosen"] == costs.index(min(costs))
+
+
+def test_a_cheap_draft_makes_blocks_longer(pair, task):
+    dear, cheap = (
+        contest(pair, task, draft_cost=cost, tune_k=(1, 3), tune_knobs=False) for cost in (10, 0)
+    )
+    exact = enlist([], lambda spec: spec)
+    assert settings(tune(dear, exact, 0.0, play))["lossless"].k == 1
+    assert settings(tune(cheap, exact, 0.0, play))["lossless"].k == 3
+
+
+def test_chance_gets_the_rate_of_the_arm_that_it_matches(tuning):
+    found = by_name(tuning, "arm")
+    model = found["gap"]["tries"][found["gap"]["chosen"]]
+    share = model["num_overrides"] / model["num_mismatches"]
+    assert found["random:match=gap"]["matches"] == "gap"
+    (one,) = found["random:match=gap"]["tries"]
+    assert one == {
+        "k": model["k"], "arbiter": f"random:rate={share:.4g}", "knob": f"rate={share:.4g}"
+    }  # fmt: skip
+    assert 0 < share < 1
+
+
+def test_the_best_rival_is_chosen_on_the_tune_split(tuning, entrants):
+    rivals = {entry["arm"]: entry["tries"][entry["chosen"]] for entry in tuning[:4]}
+    best = best_rival(tuning, entrants)
+    most = max(one["num_right"] for one in rivals.values())
+    ties = {name: one["cost"] for name, one in rivals.items() if one["num_right"] == most}
+    assert best == min(ties, key=ties.get)
+
+
+def test_without_tune_problems_nothing_is_played_and_there_is_no_rival(pair, task):
+    config = dict(num_tune_problems=0, tune_k=(), tune_knobs=False)
+    untuned = dataclasses.replace(contest(pair, task, **config), tune=[])
+    entrants = enlist(["gap"], lambda spec: spec)
+    found = tune(untuned, entrants, 0.0, lambda *_, **__: pytest.fail("played"))
+    assert {name: each.spec for name, each in settings(found).items()}["gap"] == "gap"
+    assert best_rival(found, entrants) is None
+
+
+def test_a_cell_has_every_arm_with_what_was_chosen_for_it(cell, tuning):
+    chosen = settings(tuning)
+    names = ["target", "draft", "lossless", "gap", "random:rate=0.5", "random:match=gap"]
+    assert [arm["name"] for arm in cell["arms"]] == names
+    for arm in cell["arms"]:
+        k = chosen[arm["name"]].k if arm["name"] in chosen else 0
+        assert arm["k"] == (k or None)
+        assert len(arm["repeats"]["tokens_per_s"]) == 2
+        assert arm["num_rows_unlike_first_repeat"] == 0
+    arms = by_name(cell["arms"])
+    assert arms["gap"]["arbiter"] == chosen["gap"].spec == f"gap:{arms['gap']['knob']}"
+    assert arms["target"]["knob"] is arms["lossless"]["knob"] is arms["draft"]["knob"] is None
+    assert len(cell["rows"]) == len(names) * (len(WORDS) - 4)
+
+
+def test_assisted_generation_is_left_out_of_batches_and_of_sampling_with_the_reason(
+    pair, task, entrants, tuning, cell
+):
+    assert [each["arm"] for each in cell["left_out"]] == ["assisted"]
+    assert "one prompt at a time" in cell["left_out"][0]["reason"]
+    sampled = measure(
+        contest(pair, task, repeats=1), entrants, settings(tuning), None, 1, 1.0, play
+    )
+    assert "greedy" in sampled["left_out"][0]["reason"]
+    alone = measure(contest(pair, task, repeats=1), entrants, settings(tuning), None, 1, 0.0, play)
+    assert alone["left_out"] == []
+    arms = by_name(alone["arms"])
+    assert arms["assisted"]["kind"] == "reference"
+    assert arms["assisted"]["num_texts_unlike_target"] == 0
+    assert arms["assisted"]["k"] == arms["lossless"]["k"]
+
+
+def test_a_temperature_samples(pair, task, entrants, tuning, cell):
+    sampled = measure(
+        contest(pair, task, repeats=2), entrants, settings(tuning), None, 4, 1.0, play
+    )
+    texts = [[r["text"] for r in each["rows"] if r["arm"] == "target"] for each in (cell, sampled)]
+    assert texts[0] != texts[1]
+    assert {arm["num_rows_unlike_first_repeat"] for arm in sampled["arms"]} == {0}
+
+
+def test_a_text_is_stored_where_it_differs_from_that_of_the_target(pair, task):
+    arms = make_arms(pair, num_speculative_tokens=3)
+    evaluation = Evaluation(arms, task, task.examples("test"), max_new_tokens=16)
+    turns = list(evaluation.turns())
+    rows = result([turns], {arm.name: arm.arbiter for arm in arms}, None)["rows"]
+    full = {(row["arm"], row["id"]): row["text"] for turn in turns for row in turn.rows}
+    kept = {(row["arm"], row["id"]): row["text"] for row in rows}
+    assert len(kept) == len(full) == 3 * len(WORDS)
+    for (arm, name), text in kept.items():
+        if arm == "target" or full[arm, name] != full["target", name]:
+            assert text == full[arm, name]
+        else:
+            assert text is None
+    assert {text for (arm, _), text in kept.items() if arm == "lossless"} == {None}
+    assert any(text is not None for (arm, _), text in kept.items() if arm == "draft")
+
+
+def made_turns(seconds, right):
+    """One turn a chunk of two problems, for the arms target, lossless and gap."""
+    return [
+        Turn(
+            chunk,
+            arm,
+            seconds[arm] * (chunk + 1),
+            [
+                {
+                    "id": f"{chunk}/{i}", "arm": arm, "correct": right[arm][2 * chunk + i],
+                    "strict": None, "finish_reason": "stop", "num_tokens": 10,
+                    "num_target_forwards": 5, "num_draft_forwards": 20, "num_draft_tokens": 20,
+                    "num_strict_accepts": 4, "num_overrides": 1, "num_mismatches": 4,
+                    "text": f"{arm} {chunk}",
+                }
+                for i in range(2)
+            ],
+        )
+        for chunk in range(2)
+        for arm in seconds
+    ]  # fmt: skip
+
+
+def test_quality_is_that_of_the_first_repeat_and_speed_is_the_mean():
+    right = {"target": [1, 0, 0, 0], "lossless": [1, 0, 0, 0], "gap": [1, 1, 1, 0]}
+    first = made_turns({"target": 4.0, "lossless": 2.0, "gap": 1.0}, right)
+    wrong = {name: [0] * 4 for name in right}
+    second = made_turns({"target": 6.0, "lossless": 2.0, "gap": 3.0}, wrong)
+    arbiters = {"target": None, "lossless": "lossless", "gap": "gap"}
+    arms = by_name(result([first, second], arbiters, "lossless")["arms"])
+    gap = arms["gap"]
+    assert gap["accuracy"] == 0.75
+    assert gap["repeats"]["tokens_per_s"] == pytest.approx([40 / 3, 40 / 9])
+    assert gap["repeats"]["speedup_vs_target"] == pytest.approx([4, 2])
+    assert gap["repeats"]["speedup_vs_lossless"] == pytest.approx([2, 2 / 3])
+    assert gap["seconds"] == pytest.approx(6)
+    assert gap["tokens_per_s"] == pytest.approx(40 / 6)
+    assert gap["speedup_vs_target"] == pytest.approx(5 / 2)
+    assert gap["seconds_per_token"] == pytest.approx(6 / 40)
+    assert gap["seconds_per_solved"] == pytest.approx(2)
+    assert gap["override_share"] == 0.25
+    assert gap["num_rows_unlike_first_repeat"] == 3, "the ones that were right"
+    assert gap["vs_rival"] == {
+        "rival": "lossless", "wins": 2, "losses": 0, "mcnemar_p": stats.mcnemar_p(2, 0),
+        "accuracy_delta": 0.5, "accuracy_delta_ci95": stats.accuracy_delta_interval(2, 0, 4),
+    }  # fmt: skip
+    once = summarize(first, arbiters)
+    assert once[2]["wins"] == gap["wins"]
+
+
+def test_the_configuration_tells_the_problems_of_both_splits(pair, task):
+    one = contest(pair, task)
+    found = describe(one)
+    assert (found["num_problems"], found["tune"]["num_problems"]) == (5, 4)
+    other = describe(dataclasses.replace(one, tune=one.tune[1:]))
+    assert other["problems_sha256"] == found["problems_sha256"]
+    assert other["tune"] != found["tune"]
+
+
+def test_assisted_generation_is_the_target_alone_in_fewer_forwards(pair, task):
+    arms = make_arms(pair, num_speculative_tokens=3, max_batch_size=1)
+    it = Evaluation(arms, task, task.examples("test"), max_new_tokens=24)
+    own = pair.draft.generation_config
+    ours = AssistedEngine(pair, 3).generate(it.prompts, it.samplings)
+    alone = Engine.target_only(pair).generate(it.prompts, it.samplings)
+    for mine, theirs in zip(ours, alone, strict=True):
+        assert mine.token_ids == theirs.token_ids
+        assert (mine.text, mine.finish_reason) == (theirs.text, theirs.finish_reason)
+    forwards = sum(c.stats.num_target_forwards for c in ours)
+    tokens = sum(len(c.token_ids) for c in ours)
+    accepted = sum(c.stats.num_strict_accepts for c in ours)
+    assert forwards < tokens <= forwards + accepted
+    assert accepted <= sum(c.stats.num_draft_tokens for c in ours) <= 3 * forwards
+    assert pair.draft.generation_config is own
+
+
+def test_assisted_generation_ends_at_a_stop_string_as_any_other_arm(pair, task):
+    it = Evaluation(make_arms(pair), task, task.examples("test"), max_new_tokens=24)
+    samplings = [SamplingConfig(max_new_tokens=24, stop=("e",)) for _ in it.prompts]
+    ours = AssistedEngine(pair, 4).generate(it.prompts, samplings)
+    alone = Engine.target_only(pair).generate(it.prompts, samplings)
+    assert [c.token_ids for c in ours] == [c.token_ids for c in alone]
+    assert [c.text for c in ours] == [c.text for c in alone]
+    assert any(len(c.token_ids) < 24 for c in ours)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (dict(repeats=0), "repeats has 0"),
+        (dict(batch_sizes=(4, 0)), "batch_sizes has 0"),
+        (dict(batch_sizes=(4, 4)), "each once"),
+        (dict(temperatures=()), "one or more"),
+        (dict(num_tune_problems=0, tune_k=(4,)), "num_tune_problems is 0"),
+        (dict(num_tune_problems=-1), "num_tune_problems is -1"),
+        (dict(draft_cost=-1.0), "draft_cost is -1"),
+    ],
+)
+def test_bad_settings_are_refused(changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        BenchConfig(**changes)

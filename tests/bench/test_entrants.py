@@ -1,0 +1,91 @@
+"""Who takes part in a benchmark, and that all are tuned alike."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from cospec import load_arbiter
+from cospec.arbiters import RULES
+from cospec.bench.entrants import OWN_RULES, enlist, expand
+from cospec.bench.grids import GRIDS, NUM_TRIES, THRESHOLDS
+from cospec.errors import ArbiterError, ConfigError
+
+
+def same(spec: str) -> str:
+    return spec
+
+
+def test_every_rule_with_settings_has_the_same_number_of_tries_and_no_other_has_any():
+    assert set(GRIDS) == {name for name, rule in RULES.items() if fields(rule)}
+    assert {len(grid) for grid in GRIDS.values()} == {len(THRESHOLDS)} == {NUM_TRIES}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_tries_of_a_rule_differ_and_the_released_constants_are_among_them(name):
+    tried = [load_arbiter(f"{name}:{setting}") for setting in GRIDS[name]]
+    assert len(set(tried)) == NUM_TRIES
+    assert RULES[name]() in tried
+
+
+def test_rules_are_all_cited_ones_and_all_adds_the_own_ones_and_the_references():
+    rules = expand(["rules"], has_bundled=False)
+    assert set(rules) == set(RULES) - set(OWN_RULES)
+    assert set(expand(["all"], has_bundled=False)) == {*rules, "gap", "random", "assisted"}
+    bundled = {"bundled", "random:match=bundled"}
+    assert set(expand(["all"], has_bundled=True)) == {*rules, "gap", "assisted", *bundled}
+    assert expand(["fly", "rules", "fly"], has_bundled=False)[0] == "fly"
+    assert expand(["fly", "rules"], has_bundled=False).count("fly") == 1
+
+
+def test_target_draft_and_lossless_are_always_there():
+    names = [(e.name, e.kind, e.tries) for e in enlist(["lossless"], same)]
+    exact = ("lossless", "exact", ("lossless",))
+    assert names == [("target", "exact", ()), ("draft", "reference", ()), exact]
+
+
+def test_an_arbiter_without_settings_is_tuned_and_one_with_settings_is_not():
+    *_, gap, fixed = enlist(["gap", "fly:window=2"], same, tune_knobs=True)
+    assert gap.name == "gap"
+    assert gap.tries == tuple(f"gap:{setting}" for setting in GRIDS["gap"])
+    assert fixed.name == "fly:window=2,min_entropy=0.3"
+    assert fixed.tries == ("fly:window=2",)
+    *_, untuned = enlist(["gap"], same)
+    assert untuned.tries == ("gap",)
+
+
+def test_kinds_and_rivals():
+    specs = ["gap", "random:rate=0.3", "assisted", "always_draft", "random:match=gap"]
+    found = {e.name: e for e in enlist(specs, same)}
+    kinds = {name: e.kind for name, e in found.items()}
+    assert kinds == {
+        "target": "exact", "draft": "reference", "lossless": "exact", "gap": "rule",
+        "random:rate=0.3": "random", "assisted": "reference", "always_draft": "rule",
+        "random:match=gap": "random",
+    }  # fmt: skip
+    rivals = [name for name, e in found.items() if e.is_rival]
+    assert rivals == ["draft", "lossless", "gap", "random:rate=0.3", "always_draft"]
+    assert found["random:match=gap"].match == "gap"
+
+
+def test_an_arm_is_matched_by_its_spec_or_its_name():
+    by_spec = enlist(["random:match=gap:max_gap=1.0", "gap:max_gap=1.0"], same)
+    by_name = enlist(["random:match=gap:max_gap=1", "gap:max_gap=1.0"], same)
+    assert by_spec[-1] == by_name[-1]
+    assert by_spec[-1].match == "gap:max_gap=1"
+
+
+@pytest.mark.parametrize(
+    ("specs", "error", "sentence"),
+    [
+        (["gap:max_gap=1", "gap:max_gap=1.0"], ConfigError, "two arms are called 'gap:max_gap=1'"),
+        (["gap", "random:match=gaap"], ConfigError, "did you mean 'gap'"),
+        (["random:match=gap"], ConfigError, "no arbiter is asked for"),
+        (["assisted", "random:match=assisted"], ConfigError, "unknown arm to match"),
+        (["gaap"], ArbiterError, "did you mean 'gap'"),
+    ],
+)
+def test_bad_input_is_refused(specs, error, sentence):
+    with pytest.raises(error, match=sentence):
+        enlist(specs, lambda spec: load_arbiter(spec) and spec)

@@ -1,0 +1,142 @@
+"""``cospec bench``: tables, the document, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cospec import Engine
+from cospec.tasks.splits import split_of
+
+
+@pytest.fixture
+def bench(tiny, tmp_path):
+    """Runs the benchmark on problems of both splits: four to tune on and five to test on."""
+    wanted, rows = {"tune": 4, "test": 5}, []
+    for i in range(500):
+        question = "the [b]hen" + "s" * (i % 12) + " in" * (i // 12)
+        if wanted.get(split_of(question), 0):
+            wanted[split_of(question)] -= 1
+            rows.append({"id": f"p/{i}", "question": question, "answer": i})
+    path = tmp_path / "split.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(*arguments: object) -> None:
+        tiny(
+            "bench", "--pair", "bundled:tiny", "--task", f"jsonl:{path},scorer=numeric",
+            "--num-tune-problems", 3, "--max-new-tokens", 6, "--batch-sizes", 2, "--repeats", 2,
+            *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, capsys):
+    result = tmp_path / "r.json"
+    bench(
+        "--arms", "gap", "random:match=gap", "assisted", "--tune-k", 2, 3, "--tune-knobs",
+        "--batch-sizes", 1, 4, "--temperatures", 0, 1, "--json", result,
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    for batch in (1, 4):
+        for temperature in (0, 1):
+            assert f"batch {batch}, temperature {temperature}; best rival on the tune split" in out
+    assert out.count("assisted is left out") == 3
+    assert err.count("note: the draft has no name") == 1
+    document = json.loads(result.read_text())
+    assert (document["schema"], document["command"]) == (1, "bench")
+    cells = document["cells"]
+    assert [(c["batch_size"], c["temperature"]) for c in cells] == [(1, 0), (4, 0), (1, 1), (4, 1)]
+    names = [[arm["name"] for arm in cell["arms"]] for cell in cells]
+    common = ["target", "draft", "lossless", "gap", "random:match=gap"]
+    assert names == [[*common[:4], "assisted", common[4]], common, common, common]
+    for cell in cells:
+        assert len(cell["rows"]) == 5 * len(cell["arms"])
+        assert {chunk["repeat"] for chunk in cell["chunks"]} == {0, 1}
+    assert [entry["temperature"] for entry in document["tuning"]] == [0] * 4 + [1] * 4
+    assert document["config"]["evaluation"]["num_problems"] == 5
+    assert document["config"]["evaluation"]["tune"]["num_problems"] == 3
+    assert document["config"]["fingerprint"]
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def stop_after(monkeypatch, num_calls):
+    generate, calls = Engine.generate, []
+
+    def interrupted(self, prompts, sampling):
+        calls.append(1)
+        if len(calls) > num_calls:
+            raise KeyboardInterrupt
+        return generate(self, prompts, sampling)
+
+    monkeypatch.setattr(Engine, "generate", interrupted)
+
+
+TUNED = ("--arms", "gap", "random:match=gap", "--tune-k", 2, 3, "--tune-knobs")
+NUM_TRIES = 1 + 2 + 2 * 5  # draft, lossless, gap
+NUM_ARMS = 5
+
+
+@pytest.mark.parametrize("num_calls", [4, NUM_TRIES + 3 * NUM_ARMS - 2])
+def test_an_interrupted_run_goes_on_in_any_part(bench, tmp_path, monkeypatch, capsys, num_calls):
+    """Once in tuning, once in the second repeat (each has a warm-up)."""
+    whole, result = tmp_path / "whole.json", tmp_path / "r.json"
+    bench(*TUNED, "--json", whole)
+    with monkeypatch.context() as patch:
+        stop_after(patch, num_calls)
+        with pytest.raises(SystemExit) as stop:
+            bench(*TUNED, "--json", result)
+    assert stop.value.code == 130
+    part = tmp_path / "r.json.part.jsonl"
+    assert f"{part} keeps them" in capsys.readouterr().err
+    kept = [json.loads(line) for line in part.read_text().splitlines()[1:]]
+    bench(*TUNED, "--json", result)
+    document, expected = (json.loads(path.read_text()) for path in (result, whole))
+    assert document["num_resumed_turns"] == len(kept) > 0
+    assert document["tuning"] == expected["tuning"]
+    assert document["cells"][0]["rows"] == expected["cells"][0]["rows"]
+    times = [chunk["seconds"] for chunk in document["cells"][0]["chunks"]]
+    assert all(turn["seconds"] in times for turn in kept if turn["part"].startswith("test"))
+    assert not part.exists()
+
+
+def test_another_configuration_does_not_go_on(bench, tmp_path, monkeypatch):
+    result = tmp_path / "r.json"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            bench(*TUNED, "--json", result)
+    with pytest.raises(SystemExit, match=r"bench.repeats 2 there and 1 here"):
+        bench(*TUNED, "--json", result, "--repeats", 1)
+
+
+def test_without_tuning_there_is_no_rival(bench, capsys):
+    bench("--arms", "gap", "--num-tune-problems", 0, "--repeats", 1)
+    out = capsys.readouterr().out
+    assert "best rival" not in out
+    assert "gap (max_gap=1)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arms", "gapp"], "did you mean 'gap'?"),
+        (["--arms", "random:match=gap"], "unknown arm to match"),
+        (["--split", "tune"], "split is tune"),
+        (["--num-tune-problems", 9], "4 tune problems, 9 asked for"),
+        (["--arms", "gap", "random:match=gap", "--num-tune-problems", 0], "takes its rate from"),
+        (["--json", "no/such/folder.json"], "does not exist"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(bench, arguments, sentence):
+    with pytest.raises(SystemExit) as stop:
+        bench(*arguments)
+    assert sentence in str(stop.value)
+
+
+def test_a_setting_that_cannot_be_is_refused_with_the_options(bench, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench("--repeats", 0)
+    assert stop.value.code == 2
+    assert "repeats has 0" in capsys.readouterr().err
