@@ -52,6 +52,25 @@ def write_json(path: Path, document: Json) -> None:
     write_text(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
 
+def read_document(path: Path) -> Json:
+    """A result file.
+
+    Raises:
+        ConfigError: There is no such file, or it is no result document of this version.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a result file: {error}.") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        schema = found.get("schema") if isinstance(found, dict) else None
+        raise ConfigError(
+            f"{path} is no result file of this version (schema {schema!r}, wanted {SCHEMA}); pass "
+            "a file that a command wrote by --json."
+        )
+    return found
+
+
 class Provenance:
     """What a number depends on besides the configuration; create it when the run starts."""
 

@@ -57,7 +57,7 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
     assert [entry["temperature"] for entry in document["tuning"]] == [0] * 4 + [1] * 4
     assert document["config"]["evaluation"]["num_problems"] == 5
     assert document["config"]["evaluation"]["tune"]["num_problems"] == 3
-    assert document["config"]["fingerprint"]
+    assert document["config"]["models"]["fingerprint"]
     assert not list(tmp_path.glob("*.part*"))
 
 

@@ -257,6 +257,15 @@ class Evaluation:
         }
 
 
+def describe_models(pair: ModelPair) -> Json:
+    """What tells the models from others: a hash of their weights, and their commits on the hub."""
+    revisions = {
+        f"{name}_revision": getattr(model.config, "_commit_hash", None)
+        for name, model in (("target", pair.target), ("draft", pair.draft))
+    }
+    return {"fingerprint": pair.fingerprint} | revisions
+
+
 def describe_problems(examples: Sequence[Example]) -> Json:
     """How many problems there are, and a hash of all that they ask and want."""
     problems = [[e.id, e.question, e.answer] for e in examples]

@@ -11,6 +11,7 @@ import tyro
 from cospec.cli.audit import Audit
 from cospec.cli.bench import Bench
 from cospec.cli.calibrate import Calibrate
+from cospec.cli.compare import Compare
 from cospec.cli.demo import Demo
 from cospec.cli.eval import Eval
 from cospec.cli.generate import Generate
@@ -18,6 +19,7 @@ from cospec.cli.info import Info
 from cospec.cli.push import Push
 from cospec.cli.report import Report
 from cospec.cli.trace import Trace
+from cospec.cli.reproduce import Reproduce
 from cospec.cli.train import Train
 from cospec.errors import CospecError
 
@@ -31,6 +33,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclas
     "trace": Trace,
     "report": Report,
     "bench": Bench,
+    "compare": Compare,
+    "reproduce": Reproduce,
     "push": Push,
     "info": Info,
 }

@@ -47,6 +47,7 @@ class Bench:
 
     def run(self) -> None:
         """Tune, measure, show and write."""
+        from cospec.bench.evaluate import describe_models
         from cospec.bench.protocol import Contest, describe
         from cospec.bench.turns import TurnLog
         from cospec.cli.contest import compete, print_cells
@@ -65,7 +66,7 @@ class Bench:
         contest = Contest(pair, task, tune, test, self.bench, self.task.seed)
         config = json.loads(json.dumps(asdict(self), default=str))
         del config["output"]
-        config |= {"evaluation": describe(contest), "fingerprint": pair.fingerprint}
+        config |= {"evaluation": describe(contest), "models": describe_models(pair)}
         where = str(pair.target.device), str(pair.target.dtype)
         log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
         parts = compete(contest, entrants, log)

@@ -29,7 +29,7 @@ class Eval:
     def run(self) -> None:
         """Evaluate, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.bench.evaluate import Evaluation, make_arms
+        from cospec.bench.evaluate import Evaluation, describe_models, make_arms
         from cospec.bench.turns import TurnLog
         from cospec.cli.arms import play, print_notes, print_table
 
@@ -52,7 +52,7 @@ class Eval:
         print_notes(pair, evaluation)
         options = json.loads(json.dumps(asdict(self), default=str))
         del options["output"]
-        config = options | {"evaluation": evaluation.config()}
+        config = options | {"evaluation": evaluation.config(), "models": describe_models(pair)}
         where = str(pair.target.device), str(pair.target.dtype)
         log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
         parts = evaluation.result(play(evaluation, log))

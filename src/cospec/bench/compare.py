@@ -1,0 +1,203 @@
+"""Two result documents side by side: whether they may be compared, and a paired comparison.
+
+Knows documents only (``docs/results.md``), no models. ``a`` is the first file, ``b`` the second;
+wins are problems that only b gets right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.bench.summary import TARGET, paired
+from cospec.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from cospec.results import Json
+
+Place = tuple[str, int, float]
+"""Task, batch size and temperature of a cell."""
+_MODELS = ("pair", "target", "draft")
+
+
+def conditions(document: Json) -> Json:
+    """All that two runs have to share for their difference to be one of arms, by key.
+
+    What a document does not record is left out; the version of CoSpec and its commit are what one
+    may want to compare, and no conditions.
+    """
+    config, provenance = document["config"], document["provenance"]
+    evaluation, models = config["evaluation"], config.get("models", {})
+    digest = f"{evaluation['num_problems']} problems, sha256 {evaluation['problems_sha256'][:12]}"
+    found = {
+        "task": evaluation["task"],
+        "problems": digest,
+        "seed": evaluation["seed"],
+        "max_new_tokens": evaluation["max_new_tokens"],
+        **{name: config["pair"][name] for name in _MODELS},
+        **models,
+        **{name: provenance[name] for name in ("dtype", "device", "threads")},
+    }
+    for name, version in provenance["versions"].items():
+        if name != "cospec":
+            found[f"versions.{name}"] = version
+    return found
+
+
+def differences(a: Json, b: Json) -> dict[str, tuple[object, object]]:
+    """Conditions that both documents record and that are not the same, by key.
+
+    Names of models count where a document has no hash of their weights.
+    """
+    ours, theirs = conditions(a), conditions(b)
+    names = _MODELS if "fingerprint" in ours and "fingerprint" in theirs else ()
+    return {
+        key: (ours[key], theirs[key])
+        for key in ours
+        if key in theirs and ours[key] != theirs[key] and key not in names
+    }
+
+
+def check_alike(a: Json, b: Json, allow: Collection[str] = ()) -> None:
+    """Refuse to compare runs that were made under other conditions.
+
+    Args:
+        a: A result document.
+        b: Another one.
+        allow: Conditions that may differ, by key; ``versions`` stands for those of all libraries.
+
+    Raises:
+        ConfigError: Others differ, all of which are listed; or a key is unknown.
+    """
+    known = {"versions", *conditions(a), *conditions(b)}
+    for key in allow:
+        if key not in known:
+            raise ConfigError(unknown_name("condition in --allow:", key, known))
+    unlike = {
+        key: values
+        for key, values in differences(a, b).items()
+        if key not in allow and key.partition(".")[0] not in allow
+    }
+    if unlike:
+        listed = "\n".join(f"  {key}: {x!r} and {y!r}" for key, (x, y) in unlike.items())
+        raise ConfigError(
+            f"the two runs were made under other conditions:\n{listed}\nCompare runs that share "
+            f"them, or accept these by --allow {' '.join(unlike)}."
+        )
+
+
+def compare(a: Json, b: Json) -> list[Json]:
+    """Pair the arms that both documents have, on the problems that both have.
+
+    Args:
+        a: A result document of ``eval`` or ``bench`` (``demo`` and ``calibrate`` have its shape).
+        b: Another one; see `check_alike`.
+
+    Returns:
+        For each cell that both have: ``task``, ``batch_size``, ``temperature``, and for each common
+        arm its ``name``, ``num_problems``, right answers and tokens per second in both, the paired
+        comparison (`cospec.bench.summary.paired`, wins are those of b), ``speed_ratio`` (seconds a
+        problem in a over those in b), ``forwards_ratio`` (the same of target forwards) and
+        ``num_texts_unlike``; and ``only_in_a`` and ``only_in_b``, names of other arms.
+
+    Raises:
+        ConfigError: They have no cell, or no problem, in common.
+    """
+    ours, theirs = _cells(a), _cells(b)
+    common = [place for place in ours if place in theirs]
+    if not common:
+        raise ConfigError(
+            "the two runs have no cell (task, batch size, temperature) in common: "
+            f"{_named(ours)} and {_named(theirs)}."
+        )
+    return [
+        dict(zip(("task", "batch_size", "temperature"), place, strict=True))
+        | _compare_cells(ours[place], theirs[place])
+        for place in common
+    ]
+
+
+def _named(places: Collection[Place]) -> str:
+    return "; ".join(f"{task}, batch {size}, temperature {t:g}" for task, size, t in places)
+
+
+def _cells(document: Json) -> dict[Place, Json]:
+    """The cells of a document; one with arms of its own is a cell."""
+    cells = document.get("cells")
+    if cells is None:
+        evaluation = document["config"]["evaluation"]
+        place = {"batch_size": evaluation["max_batch_size"], "temperature": 0.0}
+        k = {"k": evaluation["num_speculative_tokens"]}
+        arms = [arm | (k if arm["arbiter"] else {}) for arm in document["arms"]]
+        cells = [place | {"task": evaluation["task"], "arms": arms, "rows": document["rows"]}]
+    return {(c["task"], c["batch_size"], float(c["temperature"])): c for c in cells}
+
+
+def full_rows(cell: Json) -> dict[str, dict[str, Json]]:
+    """By arm and problem, the rows of a cell with every text in place."""
+    rows: dict[str, dict[str, Json]] = {}
+    for row in cell["rows"]:
+        rows.setdefault(row["arm"], {})[row["id"]] = row
+    return {
+        arm: {
+            name: row if row["text"] is not None else row | {"text": rows[TARGET][name]["text"]}
+            for name, row in found.items()
+        }
+        for arm, found in rows.items()
+    }
+
+
+def _compare_cells(a: Json, b: Json) -> Json:
+    """The comparison of two cells."""
+    rows_a, rows_b = full_rows(a), full_rows(b)
+    arms_a, arms_b = ({arm["name"]: arm for arm in cell["arms"]} for cell in (a, b))
+    entries = []
+    for name in (name for name in arms_a if name in arms_b):
+        shared = [key for key in rows_a[name] if key in rows_b[name]]
+        if not shared:
+            raise ConfigError(
+                "the two runs have no problem in common; compare runs on the same task and split."
+            )
+        ours, theirs = ([rows[name][key] for key in shared] for rows in (rows_a, rows_b))
+        entries.append(_entry(arms_a[name], arms_b[name], ours, theirs))
+    return {
+        "arms": entries,
+        "only_in_a": [name for name in arms_a if name not in arms_b],
+        "only_in_b": [name for name in arms_b if name not in arms_a],
+    }
+
+
+def _entry(a: Json, b: Json, rows_a: Sequence[Json], rows_b: Sequence[Json]) -> Json:
+    """One arm in both runs."""
+    seconds = [arm["seconds"] / arm["num_problems"] for arm in (a, b)]
+    forwards = [sum(row["num_target_forwards"] for row in rows) for rows in (rows_a, rows_b)]
+    return {
+        "name": a["name"],
+        "num_problems": len(rows_a),
+        "num_right": [sum(row["correct"] for row in rows) for rows in (rows_a, rows_b)],
+        **paired(rows_b, rows_a),
+        "settings": [{key: arm.get(key) for key in ("k", "knob")} for arm in (a, b)],
+        "tokens_per_s": [arm["tokens_per_s"] for arm in (a, b)],
+        "speedup_vs_target": [arm["speedup_vs_target"] for arm in (a, b)],
+        "speed_ratio": seconds[0] / seconds[1],
+        "forwards_ratio": forwards[0] / forwards[1] if forwards[1] else None,
+        "num_texts_unlike": sum(
+            x["text"] != y["text"] for x, y in zip(rows_a, rows_b, strict=True)
+        ),
+    }
+
+
+def worse_arms(cells: Sequence[Json], alpha: float) -> list[str]:
+    """Arms that are significantly less accurate in b.
+
+    Args:
+        cells: From `compare`.
+        alpha: Chance of naming any arm at all if none is worse, at most (Bonferroni).
+    """
+    entries = [(cell, arm) for cell in cells for arm in cell["arms"]]
+    return [
+        f"{arm['name']} (batch {cell['batch_size']}, temperature {cell['temperature']:g})"
+        for cell, arm in entries
+        if arm["losses"] > arm["wins"] and arm["mcnemar_p"] < alpha / len(entries)
+    ]

@@ -1,0 +1,131 @@
+"""``cospec reproduce FILE``: run the command of a result file again, and compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cospec.errors import ConfigError
+from cospec.results import Json, check_writable
+
+_VERBS = ("bench", "demo", "eval")
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run the command of a published result again, into a new file, and compare the two.
+
+    Exits with 1 if the answers differ although nothing that they depend on does (decoding at
+    temperature 0, and the same problems, models, dtype, device, threads and library versions).
+    """
+
+    file: tyro.conf.Positional[Path]
+    """A result file of eval, bench or demo."""
+    out: Path | None = None
+    """The new file; by default FILE's name with .again before .json, in the current folder."""
+
+    def run(self) -> None:
+        """Run again, compare and judge."""
+        from cospec.bench.compare import compare, differences
+        from cospec.cli.compare import print_comparison, read_comparable
+
+        old = read_comparable(self.file)
+        out = self.out or Path(f"{self.file.stem}.again.json")
+        if out.resolve() == self.file.resolve():
+            raise ConfigError(f"{out} is the result itself, which is never overwritten.")
+        check_writable(out, overwrite=False)
+        argv = _argv(old, self.file)
+        _check_paths(argv)
+        command = [*argv, "--json", str(out)]
+        print(f"running: {' '.join(command)}", file=sys.stderr, flush=True)
+        _run(command)
+        new = read_comparable(out)
+        cells = compare(old, new)
+        print_comparison(cells)
+        unlike = differences(old, new)
+        for key, (before, now) in unlike.items():
+            print(f"not the same: {key} was {before!r}, is {now!r}")
+        if not _judge(cells, is_alike=not unlike):
+            sys.exit(1)
+
+
+def _argv(document: Json, path: Path) -> list[str]:
+    """The command of a result without the file that it wrote.
+
+    Raises:
+        ConfigError: It is no command of the benchmark.
+    """
+    argv = document.get("argv", [])
+    if len(argv) < 2 or argv[1] not in _VERBS:
+        raise ConfigError(
+            f"{path} was made by {' '.join(argv[:2]) or 'an unknown command'!r}; what can be "
+            f"reproduced are results of {', '.join(_VERBS)}."
+        )
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--json":
+            next(words, None)
+        elif not word.startswith("--json=") and word not in ("--overwrite", "--no-overwrite"):
+            kept.append(word)
+    return kept
+
+
+def _check_paths(argv: Sequence[str]) -> None:
+    """Refuse a command whose files are not here.
+
+    Raises:
+        ConfigError: A word looks like a path (a hub id has one slash), and there is no such file.
+    """
+    for word in argv[2:]:
+        name = word.removeprefix("jsonl:").removeprefix("random:match=")
+        name = name.partition(",")[0].partition(":")[0]
+        is_path = name.startswith(("/", "./", "../")) or name.count("/") > 1
+        is_file = word.startswith("jsonl:") or name.endswith(".gguf")
+        if (is_path or is_file) and not Path(name).exists():
+            raise ConfigError(
+                f"the result was made with {name}, which does not exist here; start in the folder "
+                "where it was made, or put the file or folder there."
+            )
+
+
+def _run(command: list[str]) -> None:
+    """Run a command as if it had been typed, so that the new file records it."""
+    from cospec.cli import COMMANDS
+
+    before, sys.argv = sys.argv, command
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="cospec", config=(tyro.conf.OmitArgPrefixes,)
+        ).run()
+    finally:
+        sys.argv = before
+
+
+def _judge(cells: Sequence[Json], *, is_alike: bool) -> bool:
+    """Say whether the answers are the same; False if they should be and are not."""
+    is_sound = True
+    for cell in cells:
+        place = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"
+        arms = cell["arms"]
+        num_unlike, size = (
+            sum(arm[key] for arm in arms) for key in ("num_texts_unlike", "num_problems")
+        )
+        missing = cell["only_in_a"]
+        if not num_unlike and not missing:
+            print(f"{place}: all {size} answers are identical.")
+            continue
+        changed = [arm["name"] for arm in arms if arm["wins"] or arm["losses"]]
+        print(f"{place}: {num_unlike} of {size} texts differ; right answers differ in", end=" ")
+        print(f"{', '.join(changed) or 'no arm'}.", end=" ")
+        print(f"Missing: {', '.join(missing)}." if missing else "")
+        is_sound = is_sound and not (is_alike and cell["temperature"] == 0)
+    if not is_sound:
+        print("Nothing that they depend on is known to differ: the result is not reproduced.")
+    elif not is_alike:
+        print("The conditions differ (above), so that answers and times need not be the same.")
+    return is_sound

@@ -1,0 +1,170 @@
+"""Two result documents: when they may be compared, and what comes out."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from cospec.bench import stats
+from cospec.bench.compare import check_alike, compare, differences, full_rows, worse_arms
+from cospec.errors import ConfigError
+
+
+def rows(arm, right, texts=None):
+    texts = texts or [f"t{i}" for i in range(len(right))]
+    return [
+        {"id": f"p/{i}", "arm": arm, "correct": bool(c), "num_target_forwards": 10, "text": t}
+        for i, (c, t) in enumerate(zip(right, texts, strict=True))
+    ]
+
+
+def arm(name, seconds, k=4, knob=None):
+    return {
+        "name": name, "num_problems": 4, "seconds": seconds, "tokens_per_s": 40 / seconds,
+        "speedup_vs_target": 8 / seconds, "k": k, "knob": knob,
+    }  # fmt: skip
+
+
+def bench(seconds=2.0, right=(1, 0, 0, 0), knob="max_gap=1", **conditions):
+    evaluation = {
+        "task": "sums", "num_problems": 4, "problems_sha256": "abc", "seed": 0,
+        "max_new_tokens": 16,
+    }  # fmt: skip
+    provenance = {
+        "dtype": "float32", "device": "cpu", "threads": 1,
+        "versions": {"cospec": "1", "torch": "2.6", "transformers": "5"},
+    }  # fmt: skip
+    texts = ["t0", "other", None, None]
+    cell = {
+        "task": "sums", "batch_size": 1, "temperature": 0.0,
+        "arms": [arm("target", 8.0), arm("gap", seconds, knob=knob)],
+        "rows": [*rows("target", [1, 0, 0, 0]), *rows("gap", right, texts)],
+    }  # fmt: skip
+    document = {
+        "schema": 1, "command": "bench", "provenance": provenance, "cells": [cell],
+        "config": {
+            "pair": {"pair": "bundled:family", "target": None, "draft": None},
+            "evaluation": evaluation, "models": {"fingerprint": "f"},
+        },
+    }  # fmt: skip
+    for key, value in conditions.items():
+        place = next(
+            (part for part in (evaluation, provenance, provenance["versions"]) if key in part),
+            document["config"]["models"],
+        )
+        place[key] = value
+    return document
+
+
+def test_arms_are_compared_problem_by_problem():
+    a, b = bench(2.0), bench(1.0, [1, 1, 1, 0], "max_gap=2")
+    (cell,) = compare(a, b)
+    assert (cell["task"], cell["batch_size"], cell["temperature"]) == ("sums", 1, 0.0)
+    target, gap = cell["arms"]
+    assert (target["wins"], target["losses"], target["speed_ratio"]) == (0, 0, 1.0)
+    assert (gap["wins"], gap["losses"]) == (2, 0)
+    assert gap["mcnemar_p"] == stats.mcnemar_p(2, 0)
+    assert gap["num_right"] == [1, 3]
+    assert gap["accuracy_delta"] == 0.5
+    assert gap["speed_ratio"] == 2.0
+    assert gap["forwards_ratio"] == 1.0
+    assert gap["settings"] == [{"k": 4, "knob": "max_gap=1"}, {"k": 4, "knob": "max_gap=2"}]
+    assert gap["num_texts_unlike"] == 0
+
+
+def test_a_text_that_is_not_stored_is_that_of_the_target():
+    found = full_rows(bench()["cells"][0])
+    assert [row["text"] for row in found["gap"].values()] == ["t0", "other", "t2", "t3"]
+    b = bench()
+    b["cells"][0]["rows"][-1]["text"] = "changed"
+    assert compare(bench(), b)[0]["arms"][1]["num_texts_unlike"] == 1
+
+
+def test_only_common_problems_and_arms_are_compared():
+    a, b = bench(), bench(problems_sha256="def")
+    b["cells"][0]["rows"] = [row for row in b["cells"][0]["rows"] if row["id"] != "p/0"]
+    b["cells"][0]["arms"].append(arm("new", 1.0))
+    check_alike(a, b, ["problems"])
+    (cell,) = compare(a, b)
+    assert [one["num_problems"] for one in cell["arms"]] == [3, 3]
+    assert (cell["only_in_a"], cell["only_in_b"]) == ([], ["new"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("task", "products", "task: 'sums' and 'products'"),
+        ("problems_sha256", "def", "problems: '4 problems, sha256 abc'"),
+        ("seed", 1, "seed: 0 and 1"),
+        ("max_new_tokens", 32, "max_new_tokens: 16 and 32"),
+        ("fingerprint", "g", "fingerprint: 'f' and 'g'"),
+        ("dtype", "bfloat16", "dtype: 'float32' and 'bfloat16'"),
+        ("device", "gpu", "device: 'cpu' and 'gpu'"),
+        ("threads", 2, "threads: 1 and 2"),
+        ("torch", "2.7", "versions.torch: '2.6' and '2.7'"),
+    ],
+)
+def test_unlike_runs_are_refused_unless_the_difference_is_accepted(key, value, named):
+    a, b = bench(), bench(**{key: value})
+    with pytest.raises(ConfigError, match=named) as refusal:
+        check_alike(a, b)
+    accept = named.partition(":")[0]
+    assert f"--allow {accept}." in str(refusal.value)
+    check_alike(a, b, [accept])
+
+
+def test_a_refusal_lists_every_difference():
+    b = bench(dtype="bfloat16", threads=2, torch="2.7", transformers="6")
+    with pytest.raises(ConfigError) as refusal:
+        check_alike(bench(), b, ["versions"])
+    assert "--allow dtype threads." in str(refusal.value)
+    assert "versions" not in str(refusal.value)
+    assert list(differences(bench(), b)) == [
+        "dtype", "threads", "versions.torch", "versions.transformers"
+    ]  # fmt: skip
+
+
+def test_the_version_of_cospec_is_what_one_may_want_to_compare():
+    assert not differences(bench(), bench(cospec="2"))
+
+
+def test_names_of_models_count_where_there_is_no_hash_of_their_weights():
+    a, b = bench(), bench()
+    b["config"]["pair"]["pair"] = "bundled:specialist"
+    check_alike(a, b)
+    del a["config"]["models"]
+    with pytest.raises(ConfigError, match="pair: 'bundled:family' and 'bundled:specialist'"):
+        check_alike(a, b)
+
+
+def test_an_unknown_condition_is_refused():
+    with pytest.raises(ConfigError, match="did you mean 'threads'"):
+        check_alike(bench(), bench(), ["thread"])
+
+
+def test_runs_with_nothing_in_common_are_refused():
+    b = copy.deepcopy(bench())
+    b["cells"][0]["batch_size"] = 4
+    with pytest.raises(ConfigError, match="sums, batch 1, temperature 0 and sums, batch 4"):
+        compare(bench(), b)
+    b = copy.deepcopy(bench())
+    for row in b["cells"][0]["rows"]:
+        row["id"] += "x"
+    with pytest.raises(ConfigError, match="no problem in common"):
+        compare(bench(), b)
+
+
+def test_an_arm_is_worse_only_if_chance_over_all_arms_does_not_explain_it():
+    def cell(*arms):
+        return {"batch_size": 1, "temperature": 0.0, "arms": list(arms)}
+
+    def entry(name, wins, losses):
+        p = stats.mcnemar_p(wins, losses)
+        return {"name": name, "wins": wins, "losses": losses, "mcnemar_p": p}
+
+    bad, good, same = entry("bad", 0, 7), entry("good", 9, 0), entry("same", 3, 4)
+    assert bad["mcnemar_p"] == pytest.approx(0.015625)
+    assert worse_arms([cell(bad, good, same)], 0.05) == ["bad (batch 1, temperature 0)"]
+    assert worse_arms([cell(bad, good), cell(same, same)], 0.05) == []
+    assert worse_arms([cell(good, same)], 0.05) == []

@@ -1,0 +1,157 @@
+"""``cospec compare`` and ``cospec reproduce`` on files that eval and bench wrote."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def evaluate(tiny, problems):
+    def run(path, *arguments: object) -> None:
+        tiny(
+            "eval", "--pair", "bundled:tiny", "--task",
+            f"jsonl:{problems},scorer=numeric,split=test", "--max-new-tokens", 8,
+            "--batch-size", 2, "--arbiter", "gap", "--json", path, *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def results(evaluate, tmp_path):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    evaluate(a)
+    evaluate(b)
+    return a, b
+
+
+def change(path, edit):
+    document = json.loads(path.read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+def test_two_runs_of_one_command_are_alike(results, tiny, capsys):
+    capsys.readouterr()
+    tiny("compare", *results, "--fail-if-worse")
+    out = capsys.readouterr().out
+    assert "batch 2, temperature 0" in out
+    lines = [line.split() for line in out.splitlines()]
+    for name in ("target", "draft", "lossless", "gap:max_gap=1"):
+        (line,) = (line for line in lines if line and line[0] == name)
+        assert line[1] == "6"
+        assert line[4] == "0/0"
+
+
+def test_a_worse_run_fails_if_asked_to(results, tiny, capsys):
+    a, b = results
+    change(a, lambda d: [row.update(correct=True) for row in d["rows"]])
+    tiny("compare", a, b, "--alpha", 0.9)
+    assert "worse in B: target (batch 2, temperature 0)" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        tiny("compare", a, b, "--alpha", 0.9, "--fail-if-worse")
+    assert stop.value.code == 1
+    tiny("compare", b, a, "--alpha", 0.9, "--fail-if-worse")
+
+
+def test_unlike_runs_are_refused_and_can_be_accepted(results, tiny):
+    a, b = results
+    change(b, lambda d: d["provenance"].update(threads=7))
+    with pytest.raises(SystemExit, match=r"threads: 1 and 7"):
+        tiny("compare", a, b)
+    tiny("compare", a, b, "--allow", "threads")
+
+
+def test_settings_that_differ_are_shown(evaluate, results, tiny, capsys):
+    a, _ = results
+    c = a.with_name("c.json")
+    evaluate(c, "-k", 2)
+    tiny("compare", a, c)
+    assert "lossless (k 4 then 2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "cannot be read as a result file"),
+        ("[]", "no result file of this version"),
+        ('{"schema": 2}', "schema 2, wanted 1"),
+        ('{"schema": 1, "command": "audit", "config": {}}', "a result of 'audit'"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused(tiny, tmp_path, text, sentence):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=sentence):
+        tiny("compare", path, path)
+    with pytest.raises(SystemExit, match="cannot be read"):
+        tiny("compare", tmp_path / "none.json", path)
+
+
+def test_a_bad_level_is_refused(results, tiny):
+    with pytest.raises(SystemExit, match="alpha is 2"):
+        tiny("compare", *results, "--alpha", 2)
+
+
+def test_a_result_is_reproduced_into_a_new_file(results, tiny, capsys, monkeypatch, tmp_path):
+    a, _ = results
+    before = a.read_text()
+    monkeypatch.chdir(tmp_path)
+    tiny("reproduce", a)
+    captured = capsys.readouterr()
+    assert "running: cospec eval --pair bundled:tiny" in captured.err
+    assert "all 24 answers are identical" in captured.out
+    assert a.read_text() == before
+    again = json.loads((tmp_path / "a.again.json").read_text())
+    assert again["argv"][-2:] == ["--json", "a.again.json"]
+    assert again["rows"] == json.loads(before)["rows"]
+    with pytest.raises(SystemExit, match=r"a\.again\.json exists; name another file"):
+        tiny("reproduce", a)
+
+
+def test_a_benchmark_is_reproduced(tiny, problems, tmp_path, capsys):
+    path, out = tmp_path / "bench.json", tmp_path / "out.json"
+    tiny(
+        "bench", "--pair", "bundled:tiny", "--task", f"jsonl:{problems},scorer=numeric,split=test",
+        "--max-new-tokens", 8, "--arms", "gap", "--num-tune-problems", 0, "--repeats", 1,
+        f"--json={path}", "--overwrite",
+    )  # fmt: skip
+    tiny("reproduce", path, "--out", out)
+    assert "all 24 answers are identical" in capsys.readouterr().out
+    assert "--overwrite" not in json.loads(out.read_text())["argv"]
+
+
+def test_an_answer_that_changed_is_told_and_fails_where_nothing_else_did(
+    results, tiny, tmp_path, capsys
+):
+    a, _ = results
+    change(a, lambda d: d["rows"][0].update(text="another", correct=True))
+    with pytest.raises(SystemExit) as stop:
+        tiny("reproduce", a, "--out", tmp_path / "1.json")
+    assert stop.value.code == 1
+    out = capsys.readouterr().out
+    assert "1 of 24 texts differ; right answers differ in target." in out
+    assert "not reproduced" in out
+    change(a, lambda d: d["provenance"]["versions"].update(torch="1.0"))
+    tiny("reproduce", a, "--out", tmp_path / "2.json")
+    out = capsys.readouterr().out
+    assert "versions.torch was '1.0'" in out
+    assert "need not be the same" in out
+
+
+def test_what_cannot_be_reproduced_is_refused(results, tiny, problems, tmp_path):
+    a, b = results
+    with pytest.raises(SystemExit, match="never overwritten"):
+        tiny("reproduce", a, "--out", a)
+    problems.unlink()
+    with pytest.raises(SystemExit, match=r"problems\.jsonl, which does not exist here"):
+        tiny("reproduce", a, "--out", tmp_path / "new.json")
+    change(b, lambda d: d.update(argv=["cospec", "calibrate"]))
+    with pytest.raises(SystemExit, match="made by 'cospec calibrate'"):
+        tiny("reproduce", b, "--out", tmp_path / "new.json")
+    change(b, lambda d: d.update(argv=["cospec", "eval", "--arbiter", "no/such/arbiter:point=x"]))
+    with pytest.raises(SystemExit, match="no/such/arbiter, which does not exist"):
+        tiny("reproduce", b, "--out", tmp_path / "new.json")
+    assert not (tmp_path / "new.json").exists()
