@@ -7,9 +7,12 @@ import dataclasses
 import pytest
 
 from cospec import Engine
-from cospec.bench import stats
+from cospec.bench import ceiling, stats
 from cospec.bench.assisted import AssistedEngine
+from cospec.bench.audit import AuditConfig, Auditor
+from cospec.bench.ceiling import search
 from cospec.bench.cells import measure, result
+from cospec.bench.costs import num_blocks
 from cospec.bench.entrants import enlist
 from cospec.bench.evaluate import Evaluation, make_arms
 from cospec.bench.protocol import BenchConfig, Contest, describe
@@ -266,6 +269,32 @@ def test_assisted_generation_ends_at_a_stop_string_as_any_other_arm(pair, task):
     assert [c.token_ids for c in ours] == [c.token_ids for c in alone]
     assert [c.text for c in ours] == [c.text for c in alone]
     assert any(len(c.token_ids) < 24 for c in ours)
+
+
+def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_without_times(
+    pair, task, tuning, cell
+):
+    one = contest(pair, task)
+    k = settings(tuning)["lossless"].k
+    rows = search(one, k, play)
+    audit = AuditConfig(num_speculative_tokens=k, batch_size=4, max_new_tokens=16)
+    records = Auditor(pair, task, audit).audit(one.test)
+    assert [row["correct"] for row in rows] == [r["oracle_correct"] for r in records]
+    assert [row["num_overrides"] for row in rows] == [r["oracle_overrides"] for r in records]
+    assert sum(row["num_overrides"] for row in rows) > 0
+    for row, record in zip(rows, records, strict=True):
+        accepted = record["oracle_accepted"]
+        assert row["num_tokens"] == len(accepted)
+        assert row["num_target_forwards"] == num_blocks(accepted, k)
+        assert row["correct"] >= record["correct"], "a path that is right is left for none"
+    target = [row for row in cell["rows"] if row["arm"] == "target"]
+    *_, found = ceiling.add(cell | {"best_rival": "target"}, rows, k)["arms"]
+    assert found["kind"] == "ceiling"
+    assert found["losses"] == 0 < found["wins"]
+    assert found["accuracy"] * len(rows) == found["wins"] + sum(row["correct"] for row in target)
+    assert found["seconds"] is found["tokens_per_s"] is found["speedup_vs_target"] is None
+    assert found["vs_rival"]["wins"] == found["wins"]
+    assert set(found) == set(cell["arms"][0])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,13 @@ def same(spec: str) -> str:
 def test_every_rule_with_settings_has_the_same_number_of_tries_and_no_other_has_any():
     assert set(GRIDS) == {name for name, rule in RULES.items() if fields(rule)}
     assert {len(grid) for grid in GRIDS.values()} == {len(THRESHOLDS)} == {NUM_TRIES}
+
+
+def test_the_documentation_has_the_settings_that_are_tried():
+    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    for name, grid in {**GRIDS, "a trained arbiter": THRESHOLDS}.items():
+        shown = f"`{name}`" if name in GRIDS else name
+        assert f"| {shown} | {' '.join(f'`{setting}`' for setting in grid)} |" in text
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -56,12 +64,13 @@ def test_an_arbiter_without_settings_is_tuned_and_one_with_settings_is_not():
 
 
 def test_kinds_and_rivals():
-    specs = ["gap", "random:rate=0.3", "assisted", "always_draft", "random:match=gap"]
+    specs = ["gap", "random:rate=0.3", "assisted", "oracle", "always_draft", "random:match=gap"]
     found = {e.name: e for e in enlist(specs, same)}
     kinds = {name: e.kind for name, e in found.items()}
     assert kinds == {
         "target": "exact", "draft": "reference", "lossless": "exact", "gap": "rule",
-        "random:rate=0.3": "random", "assisted": "reference", "always_draft": "rule",
+        "random:rate=0.3": "random", "assisted": "reference", "oracle": "ceiling",
+        "always_draft": "rule",
         "random:match=gap": "random",
     }  # fmt: skip
     rivals = [name for name, e in found.items() if e.is_rival]

@@ -35,7 +35,7 @@ def bench(tiny, tmp_path):
 def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, capsys):
     result = tmp_path / "r.json"
     bench(
-        "--arms", "gap", "random:match=gap", "assisted", "--tune-k", 2, 3, "--tune-knobs",
+        "--arms", "gap", "random:match=gap", "assisted", "oracle", "--tune-k", 2, 3, "--tune-knobs",
         "--batch-sizes", 1, 4, "--temperatures", 0, 1, "--json", result,
     )  # fmt: skip
     out, err = capsys.readouterr()
@@ -43,6 +43,7 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
         for temperature in (0, 1):
             assert f"batch {batch}, temperature {temperature}; best rival on the tune split" in out
     assert out.count("assisted is left out") == 3
+    assert out.count("oracle is left out") == 2
     assert err.count("note: the draft has no name") == 1
     document = json.loads(result.read_text())
     assert (document["schema"], document["command"]) == (1, "bench")
@@ -50,7 +51,9 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
     assert [(c["batch_size"], c["temperature"]) for c in cells] == [(1, 0), (4, 0), (1, 1), (4, 1)]
     names = [[arm["name"] for arm in cell["arms"]] for cell in cells]
     common = ["target", "draft", "lossless", "gap", "random:match=gap"]
-    assert names == [[*common[:4], "assisted", common[4]], common, common, common]
+    with_assisted = [*common[:4], "assisted", common[4], "oracle"]
+    assert names == [with_assisted, [*common, "oracle"], common, common]
+    assert {arm["name"] for arm in cells[1]["arms"] if arm["kind"] == "ceiling"} == {"oracle"}
     for cell in cells:
         assert len(cell["rows"]) == 5 * len(cell["arms"])
         assert {chunk["repeat"] for chunk in cell["chunks"]} == {0, 1}

@@ -14,7 +14,7 @@ This file plays and records; `cospec.bench.audit_summary` makes numbers of the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,11 @@ import torch
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
+from cospec.bench.costs import num_blocks
 from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine, Rollout
 from cospec.features import FeatureSpec, ScalarFeatures, make_features
-from cospec.types import Origin
+from cospec.types import Origin, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,6 +119,31 @@ class Auditor:
                 record["oracle_overrides"] = end.completion.origins.count(Origin.OVERRIDE)
                 record["oracle_accepted"] = self._accepted(end.completion)
         return records
+
+    def oracle_paths(self, examples: Sequence[Example]) -> list[Completion]:
+        """The oracle paths of some problems alone, with the counts of decoding them in one go."""
+        prompts, sampling = encode_problems(
+            self.pair, self.task, examples, self.config.max_new_tokens, self.config.seed
+        )
+        paths = self._engine.rollouts(prompts, sampling)
+        ends = self._oracle(examples, paths, [{"mismatches": []} for _ in examples])
+        return [self._counted(end.completion) for end in ends]
+
+    def _counted(self, completion: Completion) -> Completion:
+        """A path with counts of its own: those of a branch begin where it left."""
+        k, accepted = self.config.num_speculative_tokens, self._accepted(completion)
+        num_blocks_of_path = num_blocks(accepted, k)
+        num_overrides = completion.origins.count(Origin.OVERRIDE)
+        stats = Stats(
+            num_tokens=len(completion.token_ids),
+            num_drafts=num_blocks_of_path,
+            num_draft_tokens=k * num_blocks_of_path,
+            num_draft_forwards=k * num_blocks_of_path,
+            num_strict_accepts=len(completion.token_ids) - num_blocks_of_path - num_overrides,
+            num_overrides=num_overrides,
+            num_mismatches=num_overrides + completion.origins.count(Origin.CORRECTION),
+        )
+        return replace(completion, stats=stats, trace=[])
 
     def _record(
         self, example: Example, path: Completion, alone: Completion, mismatches: list[Json]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cospec.arbiters import load_arbiter
 from cospec.bench.assisted import AssistedEngine
-from cospec.bench.entrants import ASSISTED
+from cospec.bench.entrants import ASSISTED, ORACLE
 from cospec.bench.evaluate import Arm, Decoder, Evaluation
 from cospec.bench.protocol import knob_of
 from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, paired, summarize
@@ -51,7 +51,9 @@ def measure(
     Returns:
         The cell of a result document (see ``docs/results.md``).
     """
-    present = [e for e in entrants if e.name != ASSISTED or (batch_size == 1 and temperature == 0)]
+    left_out = _left_out(entrants, batch_size, temperature)
+    absent = {ORACLE, *(each["arm"] for each in left_out)}
+    present = [entrant for entrant in entrants if entrant.name not in absent]
     arms = [_arm(contest, entrant, settings, batch_size) for entrant in present]
     evaluation = Evaluation(
         arms,
@@ -71,13 +73,6 @@ def measure(
         k = arm.engine.num_speculative_tokens
         knob = None if arm.arbiter is None else knob_of(load_arbiter(arm.arbiter).name)
         entry.update(kind=entrant.kind, k=k or None, knob=knob)
-    left_out = [
-        {"arm": ASSISTED, "reason": "transformers decodes with a draft one prompt at a time"}
-        if batch_size > 1
-        else {"arm": ASSISTED, "reason": "it is a reference for greedy decoding"}
-        for entrant in entrants
-        if entrant not in present
-    ]
     return {
         "task": contest.task.name,
         "batch_size": batch_size,
@@ -86,6 +81,21 @@ def measure(
         "left_out": left_out,
         **parts,
     }
+
+
+def _left_out(entrants: Sequence[Entrant], batch_size: int, temperature: float) -> list[Json]:
+    """Arms that cannot take part in a cell, and why."""
+    reasons = {}
+    if batch_size > 1:
+        reasons[ASSISTED] = "transformers decodes with a draft one prompt at a time"
+    if temperature > 0:
+        reasons[ASSISTED] = "it is a reference for greedy decoding"
+        reasons[ORACLE] = "its path is that of greedy decoding"
+    return [
+        {"arm": entrant.name, "reason": reasons[entrant.name]}
+        for entrant in entrants
+        if entrant.name in reasons
+    ]
 
 
 def result(
@@ -119,7 +129,7 @@ def result(
             entry["vs_rival"] = {"rival": rival, **paired(rows[0][name], rows[0][rival])}
     return {
         "arms": entries,
-        "rows": [row for name in arbiters for row in _lean(rows[0][name], rows[0][TARGET])],
+        "rows": [row for name in arbiters for row in lean(rows[0][name], rows[0][TARGET])],
         "chunks": [
             {
                 "arm": turn.arm,
@@ -150,8 +160,8 @@ def _rows(turns: Sequence[Turn]) -> dict[str, list[Json]]:
     return rows
 
 
-def _lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
-    """Rows without the texts that the target's rows have already."""
+def lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
+    """Rows of an arm without the texts that the target's rows, in the same order, have already."""
     return [
         row | {"text": None} if row["text"] == exact["text"] and row["arm"] != TARGET else row
         for row, exact in zip(ours, target, strict=True)

@@ -96,9 +96,10 @@ def compare(a: Json, b: Json) -> list[Json]:
 
     Returns:
         For each cell that both have: ``task``, ``batch_size``, ``temperature``, and for each common
-        arm its ``name``, ``num_problems``, right answers and tokens per second in both, the paired
-        comparison (`cospec.bench.summary.paired`, wins are those of b), ``speed_ratio`` (seconds a
-        problem in a over those in b), ``forwards_ratio`` (the same of target forwards) and
+        arm that is no ceiling its ``name``, ``num_problems``, ``num_right``, ``settings``,
+        ``tokens_per_s`` and ``speedup_vs_target`` in both, the paired comparison
+        (`cospec.bench.summary.paired`, wins are those of b), ``speed_ratio`` (seconds a problem in
+        a over those in b), ``forwards_ratio`` (the same of target forwards) and
         ``num_texts_unlike``; and ``only_in_a`` and ``only_in_b``, names of other arms.
 
     Raises:
@@ -151,7 +152,10 @@ def full_rows(cell: Json) -> dict[str, dict[str, Json]]:
 def _compare_cells(a: Json, b: Json) -> Json:
     """The comparison of two cells."""
     rows_a, rows_b = full_rows(a), full_rows(b)
-    arms_a, arms_b = ({arm["name"]: arm for arm in cell["arms"]} for cell in (a, b))
+    arms_a, arms_b = (
+        {arm["name"]: arm for arm in cell["arms"] if arm.get("kind") != "ceiling"}
+        for cell in (a, b)
+    )
     entries = []
     for name in (name for name in arms_a if name in arms_b):
         shared = [key for key in rows_a[name] if key in rows_b[name]]

@@ -18,8 +18,10 @@ from cospec.errors import ConfigError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Kind: TypeAlias = Literal["exact", "rule", "learned", "random", "reference"]
-ASSISTED = "assisted"
+Kind: TypeAlias = Literal["exact", "rule", "learned", "random", "reference", "ceiling"]
+ASSISTED, ORACLE = "assisted", "oracle"
+_UNRULED: dict[str, Kind] = {ASSISTED: "reference", ORACLE: "ceiling"}
+"""Arms that no arbiter of ours rules on."""
 MATCH = "random:match="
 OWN_RULES = ("lossless", "always_draft", "random", "gap")
 """Rules that are no one's proposal: the ends of the scale, chance, and the project's own."""
@@ -34,9 +36,9 @@ class Entrant:
     Attributes:
         name: In reports.
         kind: ``exact`` (gives the target's own output), ``rule``, ``learned``, ``random`` (the
-            control), or ``reference`` (draft alone, and other people's code).
+            control), ``reference`` (draft alone, and other people's code), or ``ceiling``.
         tries: Specs of arbiters, of which the tune split picks one; none for plain decoding, for
-            ``assisted``, and for a rate that follows from another arm.
+            ``assisted`` and ``oracle``, and for a rate that follows from another arm.
         match: The name of the arm whose share of overrides is taken for a rate.
     """
 
@@ -70,7 +72,7 @@ def enlist(
     """The entrants target, draft and lossless, and one for each spec.
 
     Args:
-        specs: From `expand`: of an arbiter as `load_arbiter` takes it, ``assisted``, or
+        specs: From `expand`: of an arbiter as `load_arbiter` takes it, ``assisted``, ``oracle``, or
             ``random:match=NAME`` with the name or spec of another arm.
         find: Turns a spec into one that `load_arbiter` takes, or raises.
         tune_knobs: Try the grid of an arbiter whose spec has no settings.
@@ -87,8 +89,8 @@ def enlist(
     for spec in specs:
         if spec == LOSSLESS or spec.startswith(MATCH):
             continue
-        is_assisted = spec == ASSISTED
-        entrant = Entrant(spec, "reference") if is_assisted else _one(find(spec), tune_knobs)
+        kind = _UNRULED.get(spec)
+        entrant = Entrant(spec, kind) if kind else _one(find(spec), tune_knobs)
         if entrant.name in [other.name for other in found]:
             raise ConfigError(
                 f"two arms are called {entrant.name!r}, the second one by {spec!r}; name each "
@@ -96,7 +98,7 @@ def enlist(
             )
         found.append(entrant)
         by_spec |= {spec: entrant.name, entrant.name: entrant.name}
-    ruled = {spec: name for spec, name in by_spec.items() if spec != ASSISTED}
+    ruled = {spec: name for spec, name in by_spec.items() if spec not in _UNRULED}
     for spec in specs:
         if spec.startswith(MATCH):
             wanted = spec.removeprefix(MATCH)

@@ -46,7 +46,7 @@ def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list
     rows = {name: [row for turn in ours for row in turn.rows] for name, ours in by_arm.items()}
     return [
         {"name": name, "arbiter": arbiter, "num_problems": len(rows[name])}
-        | _quality(rows[name], rows[TARGET])
+        | quality(rows[name], rows[TARGET])
         | _speed(by_arm[name], *baselines)
         | counts(rows[name])
         for name, arbiter in arbiters.items()
@@ -75,10 +75,10 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
     }
 
 
-def _quality(ours: Sequence[Json], target: Sequence[Json]) -> Json:
+def quality(ours: Sequence[Json], target: Sequence[Json]) -> Json:
     """How many answers are right, against the target on the same problems."""
     size, num_right = len(ours), _total(ours, "correct")
-    quality = {
+    found = {
         "accuracy": num_right / size,
         "accuracy_ci95": wilson_interval(num_right, size),
         **paired(ours, target),
@@ -87,8 +87,8 @@ def _quality(ours: Sequence[Json], target: Sequence[Json]) -> Json:
         ),
     }
     if all(row["strict"] is not None for row in ours):
-        quality["accuracy_strict"] = _total(ours, "strict") / size
-    return quality
+        found["accuracy_strict"] = _total(ours, "strict") / size
+    return found
 
 
 def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn]) -> Json:

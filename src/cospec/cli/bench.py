@@ -40,8 +40,9 @@ class Bench:
     output: OutputOptions = field(default_factory=OutputOptions)
     arms: tuple[str, ...] = ("all",)
     """Who takes part: arbiters as in eval; assisted (transformers' assisted generation, greedy and
-    batch 1); random:match=ARM (overrides by chance, as often as ARM); rules (every cited rule); all
-    (rules, gap, assisted, the pair's trained arbiter and chance at its rate)."""
+    batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a ceiling: it knows
+    the answers); rules (every cited rule); all (rules, gap, assisted, the pair's trained arbiter
+    and chance at its rate)."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 

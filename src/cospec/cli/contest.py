@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import stdev
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from cospec.bench.summary import LOSSLESS
 from cospec.cli.arms import COLUMNS, Columns, play, print_notes, print_table
 from cospec.results import Json
 
@@ -29,7 +30,9 @@ def compete(contest: Contest, entrants: Sequence[Entrant], log: TurnLog | None) 
     Returns:
         The parts ``cells`` and ``tuning`` of a result document.
     """
+    from cospec.bench import ceiling
     from cospec.bench.cells import measure
+    from cospec.bench.entrants import ORACLE
     from cospec.bench.tuning import best_rival, settings, tune
 
     told: set[str] = set()
@@ -39,13 +42,15 @@ def compete(contest: Contest, entrants: Sequence[Entrant], log: TurnLog | None) 
         return play(evaluation, log, part, warm_up=warm_up)
 
     config, cells = contest.config, []
+    wants_oracle = ORACLE in [entrant.name for entrant in entrants]
     tuning = {t: tune(contest, entrants, t, player) for t in config.temperatures}
     for temperature, found in tuning.items():
-        rival = best_rival(found, entrants)
+        rival, chosen = best_rival(found, entrants), settings(found)
+        k = chosen[LOSSLESS].k
+        oracle = ceiling.search(contest, k, player) if wants_oracle and temperature == 0 else []
         for size in config.batch_sizes:
-            cells.append(
-                measure(contest, entrants, settings(found), rival, size, temperature, player)
-            )
+            cell = measure(contest, entrants, chosen, rival, size, temperature, player)
+            cells.append(ceiling.add(cell, oracle, k) if oracle else cell)
     return {"cells": cells, "tuning": [entry for found in tuning.values() for entry in found]}
 
 
@@ -65,11 +70,27 @@ def _p_against_rival(arm: Json) -> str:
     return "" if found is None else f"{found['mcnemar_p']:.2g}"
 
 
+def _solved(key: str, form: str) -> Callable[[Json], str]:
+    return lambda arm: "" if arm[key] is None else format(arm[key], form)
+
+
+def _timed(show: Callable[[Json], str]) -> Callable[[Json], str]:
+    """Nothing where an arm has no times."""
+    return lambda arm: "" if arm["seconds"] is None else show(arm)
+
+
+_TIMED = ("tokens\nper s", "over\ntarget", "over\nlossless")
 _COLUMNS: Columns = {
     "\nk": lambda arm: str(arm["k"] or ""),
-    **{head: show for head, show in COLUMNS.items() if head != "over-\nrides"},
+    **{
+        head: _timed(show) if head in _TIMED else show
+        for head, show in COLUMNS.items()
+        if head != "over-\nrides"
+    },
+    "forw.\nsolved": _solved("target_forwards_per_solved", ".0f"),
+    "s per\nsolved": _solved("seconds_per_solved", ".2g"),
     "over-\nride": lambda arm: f"{arm['override_share']:.0%}",
-    "+-\nspeed": _spread,
+    "+-\nspeed": _timed(_spread),
     "rival\nw/l": _against_rival,
     "rival\np": _p_against_rival,
 }
@@ -99,5 +120,5 @@ def print_cells(cells: Sequence[Json]) -> None:
 
 def _label(arm: Json) -> str:
     """The name of an arm, with the settings that were chosen for it."""
-    knob = arm["knob"]
+    knob = "a ceiling" if arm["kind"] == "ceiling" else arm["knob"]
     return arm["name"] if knob is None or knob in arm["name"] else f"{arm['name']} ({knob})"

@@ -1,0 +1,116 @@
+"""The oracle path as an entry of a benchmark: a ceiling in quality, without times.
+
+It has to know how every branch ends (`cospec.bench.audit`), so that it is no arbiter, and its
+search takes a time that says nothing of decoding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.bench.audit import AuditConfig, Auditor
+from cospec.bench.cells import lean
+from cospec.bench.entrants import ORACLE
+from cospec.bench.evaluate import Arm, Evaluation
+from cospec.bench.summary import TARGET, counts, paired, quality
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.bench.protocol import Contest, Player
+    from cospec.config import SamplingConfig
+    from cospec.results import Json
+    from cospec.types import Completion
+
+_TIMES = (
+    "seconds",
+    "tokens_per_s",
+    "seconds_per_token",
+    "seconds_per_solved",
+    "speedup_vs_target",
+    "speedup_vs_target_ci95",
+    "speedup_vs_lossless",
+    "speedup_vs_lossless_ci95",
+)
+
+
+class OracleEngine:
+    """Finds the oracle path of problems that it knows the answers of.
+
+    Args:
+        contest: The models, the problems, and how.
+        num_speculative_tokens: K, drafted tokens a block.
+        max_batch_size: Most completions decoded together.
+    """
+
+    def __init__(self, contest: Contest, num_speculative_tokens: int, max_batch_size: int) -> None:
+        self.pair = contest.pair
+        self.num_speculative_tokens = num_speculative_tokens
+        self.max_batch_size = max_batch_size
+        assert self.pair.tokenizer is not None, "an Evaluation has checked it"
+        self._examples = {
+            str(contest.task.prompt(example, self.pair.tokenizer)): example
+            for example in contest.test
+        }
+        config = AuditConfig(
+            num_speculative_tokens=num_speculative_tokens,
+            batch_size=max_batch_size,
+            seed=contest.seed,
+            max_new_tokens=contest.config.max_new_tokens,
+        )
+        self._auditor = Auditor(contest.pair, contest.task, config)
+
+    def generate(
+        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+    ) -> list[Completion]:
+        """The oracle path of each prompt; settings are those of the contest."""
+        return self._auditor.oracle_paths([self._examples[str(prompt)] for prompt in prompts])
+
+
+def search(contest: Contest, k: int, play: Player) -> list[Json]:
+    """The rows of the oracle path on the test problems, greedy.
+
+    Args:
+        contest: The models, the problems, and how.
+        k: Drafted tokens a block.
+        play: Plays the turns.
+    """
+    engine = OracleEngine(contest, k, max(contest.config.batch_sizes))
+    evaluation = Evaluation(
+        [Arm(ORACLE, None, engine)],
+        contest.task,
+        contest.test,
+        max_new_tokens=contest.config.max_new_tokens,
+        seed=contest.seed,
+    )
+    turns = sorted(play(evaluation, "oracle", warm_up=False), key=lambda turn: turn.chunk)
+    return [row for turn in turns for row in turn.rows]
+
+
+def add(cell: Json, rows: Sequence[Json], k: int) -> Json:
+    """A cell with the ceiling as its last arm.
+
+    Args:
+        cell: From `cospec.bench.cells.measure`.
+        rows: From `search`.
+        k: Drafted tokens a block.
+    """
+    target, rival = (
+        [row for row in cell["rows"] if row["arm"] == name] for name in (TARGET, cell["best_rival"])
+    )
+    entry = {
+        "name": ORACLE,
+        "arbiter": None,
+        "num_problems": len(rows),
+        **quality(rows, target),
+        "num_tokens": sum(row["num_tokens"] for row in rows),
+        **dict.fromkeys(_TIMES),
+        **counts(rows),
+        "repeats": {"tokens_per_s": [], "speedup_vs_target": [], "speedup_vs_lossless": []},
+        "num_rows_unlike_first_repeat": 0,
+        "vs_rival": {"rival": cell["best_rival"], **paired(rows, rival)} if rival else None,
+        "kind": "ceiling",
+        "k": k,
+        "knob": None,
+    }
+    return cell | {"arms": [*cell["arms"], entry], "rows": [*cell["rows"], *lean(rows, target)]}
