@@ -14,9 +14,12 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cospec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SCHEMA = 1
 
@@ -48,8 +51,27 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: Json) -> None:
-    """Write a result file whole or not at all."""
-    write_text(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+    """Write a result file whole or not at all, a row a line."""
+    write_text(path, _dump(document) + "\n")
+
+
+def _dump(value: object, indent: str = "") -> str:
+    """JSON in which an object or list that holds no other one takes one line."""
+    deeper = indent + " "
+    if isinstance(value, dict) and _is_nested(value.values()):
+        brackets = "{}"
+        lines = [f"{json.dumps(key)}: {_dump(part, deeper)}" for key, part in value.items()]
+    elif isinstance(value, list | tuple) and _is_nested(value):
+        brackets = "[]"
+        lines = [_dump(part, deeper) for part in value]
+    else:
+        return json.dumps(value, ensure_ascii=False)
+    body = f",\n{deeper}".join(lines)
+    return f"{brackets[0]}\n{deeper}{body}\n{indent}{brackets[1]}"
+
+
+def _is_nested(parts: Iterable[object]) -> bool:
+    return any(isinstance(part, dict | list | tuple) for part in parts)
 
 
 def read_document(path: Path) -> Json:

@@ -35,7 +35,7 @@ def bench(tiny, tmp_path):
 def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, capsys):
     result = tmp_path / "r.json"
     bench(
-        "--arms", "gap", "random:match=gap", "assisted", "oracle", "--tune-k", 2, 3, "--tune-knobs",
+        "--arms", "gap", "random:match=gap", "assisted", "oracle", "--tune-k", 2, 3,
         "--batch-sizes", 1, 4, "--temperatures", 0, 1, "--json", result,
     )  # fmt: skip
     out, err = capsys.readouterr()
@@ -56,6 +56,10 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
     assert {arm["name"] for arm in cells[1]["arms"] if arm["kind"] == "ceiling"} == {"oracle"}
     for cell in cells:
         assert len(cell["rows"]) == 5 * len(cell["arms"])
+        stored = [row["text"] for row in cell["rows"] if row["arm"] in ("target", "lossless")]
+        assert None not in stored[:5]
+        if cell["temperature"] == 0:
+            assert stored[5:] == [None] * 5
         assert {chunk["repeat"] for chunk in cell["chunks"]} == {0, 1}
     assert [entry["temperature"] for entry in document["tuning"]] == [0] * 4 + [1] * 4
     assert document["config"]["evaluation"]["num_problems"] == 5

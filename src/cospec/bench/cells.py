@@ -27,6 +27,18 @@ if TYPE_CHECKING:
     from cospec.bench.turns import Turn
     from cospec.results import Json
 
+_STORED = (
+    "id",
+    "arm",
+    "correct",
+    "finish_reason",
+    "num_tokens",
+    "num_target_forwards",
+    "num_strict_accepts",
+    "num_overrides",
+    "num_mismatches",
+)
+
 
 def measure(
     contest: Contest,
@@ -161,9 +173,15 @@ def _rows(turns: Sequence[Turn]) -> dict[str, list[Json]]:
 
 
 def lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
-    """Rows of an arm without the texts that the target's rows, in the same order, have already."""
+    """Rows of an arm as they are stored: many arms make large files.
+
+    Args:
+        ours: Its rows.
+        target: Those of the target on the same problems, whose text is not stored once more.
+    """
     return [
-        row | {"text": None} if row["text"] == exact["text"] and row["arm"] != TARGET else row
+        {name: row[name] for name in _STORED}
+        | {"text": row["text"] if row["arm"] == TARGET or row["text"] != exact["text"] else None}
         for row, exact in zip(ours, target, strict=True)
     ]
 
