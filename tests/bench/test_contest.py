@@ -89,6 +89,23 @@ def test_lossless_takes_what_costs_least(tuning):
     assert found["chosen"] == costs.index(min(costs))
 
 
+def test_what_two_arms_try_is_decoded_once(pair, task):
+    played = []
+
+    def spy(evaluation, part, *, warm_up):
+        played.extend(arm.name for arm in evaluation.arms)
+        return play(evaluation, part, warm_up=warm_up)
+
+    fixed = enlist(["gap:max_gap=1"], lambda spec: spec)
+    tuned = enlist(["gap"], lambda spec: spec, tune_knobs=True)
+    found = tune(contest(pair, task, tune_k=(2,)), [*tuned, fixed[-1]], 0.0, spy)
+    assert played == ["draft", "lossless, k=2"] + [
+        f"gap:max_gap={gap}, k=2" for gap in (0.25, 0.5, 1, 2, 4)
+    ]
+    by_arm = by_name(found, "arm")
+    assert by_arm["gap:max_gap=1"]["tries"][0] == by_arm["gap"]["tries"][2]
+
+
 def test_a_cheap_draft_makes_blocks_longer(pair, task):
     dear, cheap = (
         contest(pair, task, draft_cost=cost, tune_k=(1, 3), tune_knobs=False) for cost in (10, 0)

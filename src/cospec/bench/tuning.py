@@ -43,7 +43,7 @@ def tune(
     rows: dict[str, list[Json]] = {arm.name: [] for arm in arms}
     if contest.tune:
         evaluation = Evaluation(
-            arms,
+            list({arm.name: arm for arm in arms}.values()),
             contest.task,
             contest.tune,
             max_new_tokens=contest.config.max_new_tokens,
@@ -95,7 +95,7 @@ def _settings(contest: Contest, entrant: Entrant) -> list[Setting]:
 
 
 def _arm(contest: Contest, entrant: Entrant, setting: Setting) -> Arm:
-    """An arm under a name of its own."""
+    """An arm under the name of what it decodes with: two entrants may try the same."""
     size = max(contest.config.batch_sizes)
     if entrant.name == DRAFT:
         return Arm(DRAFT, None, Engine.draft_only(contest.pair, max_batch_size=size))
@@ -107,7 +107,7 @@ def _arm(contest: Contest, entrant: Entrant, setting: Setting) -> Arm:
         max_batch_size=size,
         keep_trace=False,
     )
-    return Arm(f"{entrant.name} as {arbiter.name} with k={setting.k}", setting.spec, engine)
+    return Arm(f"{arbiter.name}, k={setting.k}", setting.spec, engine)
 
 
 def _tally(rows: Sequence[Json], draft_cost: float) -> Json:
