@@ -133,13 +133,15 @@ class Auditor:
         """A path with counts of its own: those of a branch begin where it left."""
         k, accepted = self.config.num_speculative_tokens, self._accepted(completion)
         num_blocks_of_path = num_blocks(accepted, k)
+        # A path may end inside its last block, which then has no token of the target's own.
+        num_own = num_blocks_of_path - (num_blocks(accepted + "0", k) == num_blocks_of_path)
         num_overrides = completion.origins.count(Origin.OVERRIDE)
         stats = Stats(
             num_tokens=len(completion.token_ids),
             num_drafts=num_blocks_of_path,
             num_draft_tokens=k * num_blocks_of_path,
             num_draft_forwards=k * num_blocks_of_path,
-            num_strict_accepts=len(completion.token_ids) - num_blocks_of_path - num_overrides,
+            num_strict_accepts=len(completion.token_ids) - num_own - num_overrides,
             num_overrides=num_overrides,
             num_mismatches=num_overrides + completion.origins.count(Origin.CORRECTION),
         )

@@ -124,11 +124,11 @@ COLUMNS: Columns = {
 }
 
 
-def print_table(arms: Iterable[Json], columns: Columns = COLUMNS) -> None:
+def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = _WIDTH) -> None:
     """One line an arm: quality and speed together."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=_WIDTH)
+        console = Console(width=width)
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption_justify="left")
     table.add_column("\narm", overflow="fold")
     for name in columns:

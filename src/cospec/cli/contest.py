@@ -79,13 +79,15 @@ def _timed(show: Callable[[Json], str]) -> Callable[[Json], str]:
     return lambda arm: "" if arm["seconds"] is None else show(arm)
 
 
+_WIDTH = 140
+"""Of a table that goes to a file."""
 _TIMED = ("tokens\nper s", "over\ntarget", "over\nlossless")
 _COLUMNS: Columns = {
     "\nk": lambda arm: str(arm["k"] or ""),
     **{
         head: _timed(show) if head in _TIMED else show
         for head, show in COLUMNS.items()
-        if head != "over-\nrides"
+        if head not in ("over-\nrides", "forw.\na token")
     },
     "forw.\nsolved": _solved("target_forwards_per_solved", ".0f"),
     "s per\nsolved": _solved("seconds_per_solved", ".2g"),
@@ -105,7 +107,7 @@ def print_cells(cells: Sequence[Json]) -> None:
             title += f"; best rival on the tune split: {cell['best_rival']}"
         shown = [arm | {"name": _label(arm)} for arm in cell["arms"]]
         console.print(f"\n{title}", markup=False)
-        print_table(shown, _COLUMNS)
+        print_table(shown, _COLUMNS, _WIDTH)
         for each in cell["left_out"]:
             console.print(f"{each['arm']} is left out: {each['reason']}.", markup=False)
         unlike = {arm["name"]: arm["num_rows_unlike_first_repeat"] for arm in cell["arms"]}
