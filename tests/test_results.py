@@ -8,7 +8,9 @@ from cospec.results import write_json
 
 
 def test_a_document_is_read_back_and_has_a_row_a_line(tmp_path):
-    rows = [{"id": f"p/{i}", "text": 'a "quoted"\nline, ü', "n": None} for i in range(3)]
+    rows = [
+        {"id": f"p/{i}", "text": 'a "quoted"\nline, ü', "n": None, "each": [1, 2]} for i in range(3)
+    ]
     document = {
         "schema": 1, "empty": {}, "rows": rows, "none": [], "nested": {"a": {"b": [1.5, True]}},
         "cells": [{"arms": [{"x": {"y": [[1, 2], [3]]}}], "rows": rows}],

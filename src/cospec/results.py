@@ -14,12 +14,9 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cospec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SCHEMA = 1
 
@@ -56,12 +53,12 @@ def write_json(path: Path, document: Json) -> None:
 
 
 def _dump(value: object, indent: str = "") -> str:
-    """JSON in which an object or list that holds no other one takes one line."""
+    """JSON in which an object with plain values, or plain lists, takes one line."""
     deeper = indent + " "
-    if isinstance(value, dict) and _is_nested(value.values()):
+    if isinstance(value, dict) and not all(map(_is_plain, value.values())):
         brackets = "{}"
         lines = [f"{json.dumps(key)}: {_dump(part, deeper)}" for key, part in value.items()]
-    elif isinstance(value, list | tuple) and _is_nested(value):
+    elif not _is_plain(value) and isinstance(value, list | tuple):
         brackets = "[]"
         lines = [_dump(part, deeper) for part in value]
     else:
@@ -70,8 +67,11 @@ def _dump(value: object, indent: str = "") -> str:
     return f"{brackets[0]}\n{deeper}{body}\n{indent}{brackets[1]}"
 
 
-def _is_nested(parts: Iterable[object]) -> bool:
-    return any(isinstance(part, dict | list | tuple) for part in parts)
+def _is_plain(value: object) -> bool:
+    """Whether it is no object, and no list that holds one or another list."""
+    if isinstance(value, list | tuple):
+        return not any(isinstance(part, dict | list | tuple) for part in value)
+    return not isinstance(value, dict)
 
 
 def read_document(path: Path) -> Json:

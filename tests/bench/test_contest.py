@@ -215,6 +215,7 @@ def made_turns(seconds, right):
                     "strict": None, "finish_reason": "stop", "num_tokens": 10,
                     "num_target_forwards": 5, "num_draft_forwards": 20, "num_draft_tokens": 20,
                     "num_strict_accepts": 4, "num_overrides": 1, "num_mismatches": 4,
+                    "num_accepted_tokens_per_pos": [3, 2],
                     "text": f"{arm} {chunk}",
                 }
                 for i in range(2)
@@ -288,7 +289,7 @@ def test_assisted_generation_ends_at_a_stop_string_as_any_other_arm(pair, task):
     assert any(len(c.token_ids) < 24 for c in ours)
 
 
-def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_without_times(
+def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_speed_of_its_forwards(
     pair, task, tuning, cell
 ):
     one = contest(pair, task)
@@ -311,7 +312,9 @@ def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_without_time
     assert found["kind"] == "ceiling"
     assert found["losses"] == 0 < found["wins"]
     assert found["accuracy"] * len(rows) == found["wins"] + sum(row["correct"] for row in target)
-    assert found["seconds"] is found["tokens_per_s"] is found["speedup_vs_target"] is None
+    share = found["num_target_forwards"] / by_name(cell["arms"])["lossless"]["num_target_forwards"]
+    assert found["speedup_vs_lossless"] == pytest.approx(1 / share)
+    assert found["speedup_vs_target_ci95"] is None
     assert found["vs_rival"]["wins"] == found["wins"]
     assert set(found) == set(cell["arms"][0])
 

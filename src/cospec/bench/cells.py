@@ -37,6 +37,7 @@ _STORED = (
     "num_strict_accepts",
     "num_overrides",
     "num_mismatches",
+    "num_accepted_tokens_per_pos",
 )
 
 

@@ -18,8 +18,8 @@ from cospec.cli.generate import Generate
 from cospec.cli.info import Info
 from cospec.cli.push import Push
 from cospec.cli.report import Report
-from cospec.cli.trace import Trace
 from cospec.cli.reproduce import Reproduce
+from cospec.cli.trace import Trace
 from cospec.cli.train import Train
 from cospec.errors import CospecError
 

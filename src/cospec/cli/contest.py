@@ -74,25 +74,19 @@ def _solved(key: str, form: str) -> Callable[[Json], str]:
     return lambda arm: "" if arm[key] is None else format(arm[key], form)
 
 
-def _timed(show: Callable[[Json], str]) -> Callable[[Json], str]:
-    """Nothing where an arm has no times."""
-    return lambda arm: "" if arm["seconds"] is None else show(arm)
-
-
 _WIDTH = 140
 """Of a table that goes to a file."""
-_TIMED = ("tokens\nper s", "over\ntarget", "over\nlossless")
 _COLUMNS: Columns = {
     "\nk": lambda arm: str(arm["k"] or ""),
     **{
-        head: _timed(show) if head in _TIMED else show
+        head: show
         for head, show in COLUMNS.items()
         if head not in ("over-\nrides", "forw.\na token")
     },
     "forw.\nsolved": _solved("target_forwards_per_solved", ".0f"),
     "s per\nsolved": _solved("seconds_per_solved", ".2g"),
     "over-\nride": lambda arm: f"{arm['override_share']:.0%}",
-    "+-\nspeed": _timed(_spread),
+    "+-\nspeed": _spread,
     "rival\nw/l": _against_rival,
     "rival\np": _p_against_rival,
 }
@@ -122,5 +116,5 @@ def print_cells(cells: Sequence[Json]) -> None:
 
 def _label(arm: Json) -> str:
     """The name of an arm, with the settings that were chosen for it."""
-    knob = "a ceiling" if arm["kind"] == "ceiling" else arm["knob"]
+    knob = "a ceiling; speed estimated" if arm["kind"] == "ceiling" else arm["knob"]
     return arm["name"] if knob is None or knob in arm["name"] else f"{arm['name']} ({knob})"
