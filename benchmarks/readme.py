@@ -89,9 +89,15 @@ def eval_specialist() -> str:
     return comparison("eval_specialist")
 
 
+def eval_real() -> str:
+    """A rule on the real pair."""
+    return comparison("eval_real_gsm8k")
+
+
 BLOCKS = {
     "audits": audits,
     "demo": demo,
+    "eval_real": eval_real,
     "eval_specialist": eval_specialist,
 }
 

@@ -103,9 +103,9 @@ figure uses.
 - Muon for the matrices inside the layers: peak learning rate {recipe.muon_lr}, weight decay
   {recipe.weight_decay}. AdamW for the embedding and the norms: {recipe.adam_lr}, no weight decay.
 - {recipe.num_warmup_steps} steps of warm-up, constant rates up to the share of the token budget in
-  the table above, then a straight line to zero. A second cycle starts at half the peak rates and
-  goes to zero in a straight line as well; it was added for `generalist` when its first one had
-  ended and left it hardly better than its draft.
+  the table above, then a straight line to zero. Later cycles start at half the peak rates and go
+  to zero in a straight line as well; `generalist` got each of its two when the one before had ended
+  and left it no better than its draft.
 - A step is {recipe.num_micro} micro-batches of up to {recipe.tokens_per_micro:,} tokens, padding
   included. The norm of the gradient is clipped at 1. No dropout.
 - Solution tokens weigh 1 in the loss, question tokens {recipe.prompt_weight}.
@@ -172,7 +172,7 @@ def _models(specs: dict[str, "TrainSpec"], training: dict[str, dict[str, Any]]) 
         "tokens seen": lambda _, run: f"{run['num_tokens']:,}",
         "steps": lambda _, run: f"{run['num_steps']:,}",
         "constant rates up to": lambda spec, _: f"{spec.constant_share:.0%}",
-        "tokens of a second cycle": lambda spec, _: f"{spec.num_tokens_again:,}",
+        "tokens of later cycles": lambda spec, _: " + ".join(f"{n:,}" for n in spec.later_cycles),
         "by torch.compile": lambda spec, _: "yes" if spec.is_compiled else "no",
         "CPU hours": lambda _, run: f"{run['cpu_hours']:.1f}",
     }
@@ -246,7 +246,7 @@ def write_card(specs: dict[str, "TrainSpec"], figures: dict[str, Any], path: Pat
             mixture="",
             num_tokens=0,
             constant_share=0.0,
-            num_tokens_again=0,
+            later_cycles=(),
             is_compiled=False,
         )
         for name in training

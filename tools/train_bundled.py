@@ -61,31 +61,48 @@ class TrainSpec:
     weight_decay: float = 0.1
     """On Muon's matrices only."""
     num_warmup_steps: int = 100
-    num_tokens_again: int = 0
-    """Tokens of a second cycle: from half the peak learning rates in a straight line to zero."""
+    later_cycles: tuple[int, ...] = ()
+    """Tokens of each further cycle: from half the peak learning rates in a straight line to zero."""
     is_compiled: bool = False
     """By torch.compile: half as fast again, but needs a C++ compiler."""
 
     @property
     def num_all_tokens(self) -> int:
-        """Of both cycles."""
-        return self.num_tokens + self.num_tokens_again
+        """Of all cycles."""
+        return self.num_tokens + sum(self.later_cycles)
 
     def lr_scale(self, step: int, num_tokens: int) -> float:
         """Share of the peak learning rates at ``step``, after ``num_tokens``."""
-        if num_tokens >= self.num_tokens and self.num_tokens_again:
-            return 0.5 * (1 - (num_tokens - self.num_tokens) / self.num_tokens_again)
-        left = 1 - num_tokens / self.num_tokens
-        return min(1.0, (step + 1) / self.num_warmup_steps, left / (1 - self.constant_share))
+        if num_tokens < self.num_tokens:
+            left = 1 - num_tokens / self.num_tokens
+            return min(1.0, (step + 1) / self.num_warmup_steps, left / (1 - self.constant_share))
+        done = num_tokens - self.num_tokens
+        for length in self.later_cycles:
+            if done < length:
+                return 0.5 * (1 - done / length)
+            done -= length
+        return 0.0
 
 
 TARGET = ModelSpec(num_layers=12, hidden_size=192, intermediate_size=448, num_heads=3, init_seed=1)
 DRAFT = ModelSpec(num_layers=2, hidden_size=144, intermediate_size=256, num_heads=3, init_seed=2)
 MODELS = {
     "target": TrainSpec(TARGET, base_seed=1_000_000_000, mixture="broad", num_tokens=15_000_000),
-    "family": TrainSpec(DRAFT, base_seed=1_000_000_000, mixture="broad", num_tokens=18_000_000),
+    "family": TrainSpec(
+        DRAFT,
+        base_seed=1_000_000_000,
+        mixture="broad",
+        num_tokens=24_000_000,
+        constant_share=0.2,
+        is_compiled=True,
+    ),
     "specialist": TrainSpec(
-        DRAFT, base_seed=1_300_000_000, mixture="narrow", num_tokens=24_000_000
+        DRAFT,
+        base_seed=1_300_000_000,
+        mixture="narrow",
+        num_tokens=36_000_000,
+        constant_share=0.2,
+        is_compiled=True,
     ),
     "generalist": TrainSpec(
         TARGET,
@@ -93,7 +110,7 @@ MODELS = {
         mixture="general",
         num_tokens=12_000_000,
         constant_share=0.2,
-        num_tokens_again=5_000_000,
+        later_cycles=(5_000_000, 6_000_000),
         is_compiled=True,
     ),
 }

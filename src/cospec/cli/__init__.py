@@ -43,7 +43,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command named in ``sys.argv``; exit 2 on bad input, 130 on Ctrl-C."""
+    """Run the command named in ``sys.argv``; exit 1 with a sentence on bad input, 130 on Ctrl-C."""
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="cospec",

@@ -24,7 +24,7 @@ class TrainConfig:
     target's path has the right answer), autojudge (of whether the target's own answer stays,
     2504.20039), r2r (of whether the sentence means the same, from the draft's features alone,
     2505.21600), reinforce (no branches, a running baseline, as DIVERSED, 2604.07622)."""
-    num_rounds: int = 10
+    num_rounds: int = 6
     """Rounds of rollouts and updates."""
     prompts_per_round: int = 640
     """Problems of a round."""
@@ -46,7 +46,7 @@ class TrainConfig:
     """Of the policy's weights (decoupled)."""
     clip: float = 0.2
     """Epsilon of the clipped ratio."""
-    entropy_bonus: float = 1e-3
+    entropy_bonus: float = 0.05
     """Reward for an undecided coin, in nats."""
     kl_weight: float = 0.0
     """Price of leaving the starting policy, per nat."""
