@@ -62,7 +62,7 @@ class TrainSpec:
     """On Muon's matrices only."""
     num_warmup_steps: int = 100
     later_cycles: tuple[int, ...] = ()
-    """Tokens of each further cycle: from half the peak learning rates in a straight line to zero."""
+    """Tokens of each further cycle: from half the peak rates in a straight line to zero."""
     is_compiled: bool = False
     """By torch.compile: half as fast again, but needs a C++ compiler."""
 

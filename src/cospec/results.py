@@ -124,7 +124,9 @@ class Provenance:
 
 def document(command: str, config: Json, provenance: Json, **parts: object) -> Json:
     """A result document in the common shape."""
-    argv = ["cospec", *sys.argv[1:]]
+    program = Path(sys.argv[0])
+    is_script = program.suffix == ".py" and program.name != "__main__.py"
+    argv = [str(program) if is_script else "cospec", *sys.argv[1:]]
     head = {"schema": SCHEMA, "command": command, "argv": argv, "config": config}
     return head | {"provenance": provenance} | parts
 
