@@ -144,7 +144,7 @@ def collect_mismatches(
     if Needs.TARGET_LOGITS in needs:
         optional["target_logits"] = verdict.logits[rows, places]
     if Needs.DRAFT_LOGITS in needs:
-        optional["draft_logits"] = torch.stack(proposal.logits, dim=1)[rows, places]
+        optional["draft_logits"] = _at(proposal.logits, rows, places)
     if Needs.LOOKAHEAD in needs:
         matches, log_p = _lookahead(verdict, proposal.token_ids, rows, places)
         optional |= {"lookahead_matches": matches, "lookahead_log_p": log_p}
@@ -154,7 +154,7 @@ def collect_mismatches(
         optional["target_hidden_after"] = verdict.hidden[rows, places + 1]
     if Needs.DRAFT_HIDDEN in needs:
         assert proposal.hidden is not None, "the draft was not asked for hidden states"
-        optional["draft_hidden"] = torch.stack(proposal.hidden, dim=1)[rows, places]
+        optional["draft_hidden"] = _at(proposal.hidden, rows, places)
     if Needs.UNIFORMS in needs:
         assert uniforms is not None, "uniforms were not drawn"
         optional["uniforms"] = uniforms.arbiter[rows, places]
@@ -170,18 +170,25 @@ def collect_mismatches(
     )
 
 
+def _at(steps: list[Tensor], rows: Tensor, places: Tensor) -> Tensor:
+    """What K tensors of (B, X) hold at the mismatches, (M, X), without a copy of them all."""
+    used, inverse = rows.unique_consecutive(return_inverse=True)
+    return torch.stack([step[used] for step in steps], dim=1)[inverse, places]
+
+
 def _lookahead(
     verdict: Verdict, drafted: Tensor, rows: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What the target thinks of the drafted tokens behind each mismatch, each (M, K - 1)."""
     num_drafted = drafted.shape[1]
-    logits = verdict.logits[:, :-1].float()
-    log_p = logits.gather(-1, drafted[..., None])[..., 0] - logits.logsumexp(dim=-1)  # (B, K)
+    used, inverse = rows.unique_consecutive(return_inverse=True)  # R rows with a mismatch
+    logits = verdict.logits[used, :-1].float()
+    log_p = logits.gather(-1, drafted[used, :, None])[..., 0] - logits.logsumexp(dim=-1)  # (R, K)
     ahead = places[:, None] + torch.arange(1, num_drafted, device=places.device)  # (M, K - 1)
     is_inside = ahead < num_drafted
     ahead = ahead.clamp(max=num_drafted - 1)
     matches = verdict.is_match[rows[:, None], ahead] & is_inside
-    return matches, torch.where(is_inside, log_p[rows[:, None], ahead], 0.0)
+    return matches, torch.where(is_inside, log_p[inverse[:, None], ahead], 0.0)
 
 
 def trace_probs(verdict: Verdict, proposal: Proposal, batch: MismatchBatch) -> Tensor:
@@ -198,7 +205,7 @@ def trace_probs(verdict: Verdict, proposal: Proposal, batch: MismatchBatch) -> T
     rows, places = batch.rows, batch.block_positions
     ids = torch.stack([batch.draft_ids, batch.target_ids], dim=1)  # (M, 2)
     both = []
-    for raw in (verdict.logits[rows, places], torch.stack(proposal.logits, dim=1)[rows, places]):
+    for raw in (verdict.logits[rows, places], _at(proposal.logits, rows, places)):
         logits = raw.float()
         both.append(logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True))
     return torch.cat(both, dim=1).exp().T
