@@ -118,7 +118,7 @@ class DecisionLog:
             lines = []
             for i, request_id in enumerate(ids):
                 if wanted[i] and reached[i]:
-                    row = {"request_id": request_id}
+                    row: dict[str, object] = {"request_id": request_id}
                     row |= {name: _rounded(v[i]) for name, v in zip(names, values, strict=True)}
                     lines.append(json.dumps(row))
             self._append(lines)

