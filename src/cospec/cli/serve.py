@@ -9,9 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,14 +78,16 @@ class Serve:
             CospecError: The pair and the arbiter cannot work together, or vLLM is not usable.
         """
         settings = self.settings()
-        command = self.command(settings)
+        command = self.command(settings)  # what is wrong with it is said first
         for note in self.check(settings):
             print(f"cospec: note: {note}", file=sys.stderr)
         if self.dry_run:
             print(shlex.join(command))
             return
         check_vllm()
-        sys.exit(supervise(command))
+        with tempfile.TemporaryDirectory(prefix="cospec-serve-") as folder:
+            status = supervise(self.command(replace(settings, counts_dir=folder)))
+        sys.exit(status)
 
     def models(self) -> tuple[str, str]:
         """Target and draft, as vLLM takes them.

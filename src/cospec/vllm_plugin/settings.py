@@ -63,6 +63,9 @@ class Settings:
     """Keep this many first tokens of each completion lossless."""
     decisions: DecisionLogSettings | None = None
     """Write reached decisions to a file; None writes none."""
+    counts_dir: str | None = None
+    """Folder in which engine and server share their counts; None is one of the system's temporary
+    folder."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.arbiter, str) or not self.arbiter:
@@ -74,6 +77,8 @@ class Settings:
             name = f"threshold of {WHERE}"
             object.__setattr__(self, "threshold", _number(name, self.threshold))
         _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
+        if self.counts_dir is not None and not isinstance(self.counts_dir, str):
+            raise ConfigError(f"counts_dir of {WHERE} is {self.counts_dir!r}; it must be a folder.")
 
     @property
     def arbiter_spec(self) -> str:
