@@ -115,9 +115,10 @@ class CountsFile:
             os.ftruncate(fd, size)  # new bytes are zero
         self._fd = fd
         self._map = mmap.mmap(fd, size)
-        self._written, self._taken, self._keys, self._overrides = torch.frombuffer(
-            self._map, dtype=torch.int64
-        ).split([len(COUNTS), len(COUNTS), self.NUM_SLOTS, self.NUM_SLOTS])
+        numbers = torch.frombuffer(self._map, dtype=torch.int64)
+        num = len(COUNTS)
+        self._written, self._taken = numbers[: 2 * num].view(2, num)
+        self._keys, self._overrides = numbers[2 * num :].view(2, self.NUM_SLOTS)
         self._slots: OrderedDict[str, int] = OrderedDict()
 
     def add(self, counts: Tensor, overrides: dict[str, int] | None = None) -> None:
