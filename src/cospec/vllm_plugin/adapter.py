@@ -116,7 +116,8 @@ class Adapter:
         outcome = settle(rows, judgement, num_accepted)
         self.table.add_overrides(slots, outcome.num_overrides)
         if self.counts is not None:
-            self.counts.add(outcome.counts)
+            of_rows = outcome.num_overrides[rows.requests]  # (T,), alike in the rows of a request
+            self.counts.add(outcome.counts, request_ids(), of_rows)
         if self.log is not None:
             self.log.add(
                 request_ids(),

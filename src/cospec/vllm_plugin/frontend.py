@@ -1,14 +1,13 @@
 """In the process of the server: requests are checked, and responses tell overrides apart.
 
 A request with a wrong setting has to be refused here, since an error in the engine ends the engine.
-`install` is called once in every process and wraps two private names of vLLM; each is looked up
-first, so that another version fails here by name.
+`install` wraps private names of vLLM; in another version it may fail, and does so by name.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
@@ -18,13 +17,22 @@ from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 from cospec.errors import ConfigError
 from cospec.vllm_plugin.settings import RequestSettings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _MARK = "_is_cospec"
 
 
-def install() -> None:
-    """Wrap what has to be wrapped; calling it again does nothing."""
+def install(
+    find_overrides: Callable[[str], int | None],
+) -> None:
+    """Wrap what has to be wrapped; calling it again does nothing.
+
+    Args:
+        find_overrides: How many overrides a request had, by its id in the engine.
+    """
     _wrap(SamplingParams, "_verify_extra_args", _checked)
-    _wrap(RequestState, "_new_completion_output", _with_overrides)
+    _wrap(RequestState, "_new_completion_output", lambda stock: _annotated(stock, find_overrides))
     _wrap(RequestSpecDecodeMetrics, "to_dict", _with_counts)
 
 
@@ -48,13 +56,14 @@ def _checked(stock: Any) -> Any:  # Any: a method of SamplingParams
     return verify_extra_args
 
 
-def _with_overrides(stock: Any) -> Any:  # Any: a method of RequestState
+def _annotated(
+    stock: Any,  # Any: a method of RequestState
+    find_overrides: Callable[[str], int | None],
+) -> Any:  # Any: the same
     def new_completion_output(state: RequestState, *args: object, **kwargs: object) -> Any:
         output = stock(state, *args, **kwargs)
         if output.spec_decode_metrics is not None:
-            from cospec.vllm_plugin.stat_logger import request_overrides  # noqa: PLC0415  # server's
-
-            output.spec_decode_metrics.cospec_overrides = request_overrides(state.request_id)
+            output.spec_decode_metrics.cospec_overrides = find_overrides(state.request_id)
         return output
 
     return new_completion_output

@@ -237,8 +237,8 @@ class StepCounts:
 
         Args:
             counts: (len(COUNTS),) integers, on any device.
-            request_ids: R requests whose overrides are told apart.
-            num_overrides: Of each in this step, (R,) integers.
+            request_ids: Of rows or requests, to tell their overrides apart; may repeat.
+            num_overrides: Of each one's request in this step, integers.
         """
         tensors = [counts] if num_overrides is None else [counts, num_overrides]
         ids = list(request_ids)

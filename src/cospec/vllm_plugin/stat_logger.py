@@ -4,7 +4,7 @@ vLLM makes the stat loggers of the entry-point group ``vllm.stat_logger_plugins`
 process, one for each engine, and calls them at every output. This one reads the file to which the
 engine's worker adds (`metrics`) and hands the new counts to Prometheus. With several server
 processes, which see the same file, each count is taken by one of them, and vLLM's own multi-process
-set-up adds them up.
+set-up adds them up. It is also where `frontend` is installed: only in servers with settings.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY, Counter
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from cospec.vllm_plugin import frontend
 from cospec.vllm_plugin.metrics import COUNTS, HELP, CountsFile, counts_path
 from cospec.vllm_plugin.settings import Settings
 
@@ -35,6 +36,7 @@ class CospecStatLogger(StatLoggerBase):  # type: ignore[misc]  # Any where vLLM 
         self._file: CountsFile | None = None
         if Settings.from_vllm(vllm_config) is None:
             return
+        frontend.install(request_overrides)
         self._file = CountsFile(counts_path(vllm_config, engine_index))
         _FILES.append(self._file)
         atexit.register(self._file.remove)
