@@ -184,7 +184,7 @@ class Judge:
         size = max(1, MAX_ELEMENTS // rows.target_logits.shape[1])
         parts = [
             self.arbiter.rule(self._batch(rows, chunk, target_ids, lookahead, uniforms))
-            for chunk in index.split(size)
+            for chunk in torch.split(index, size)
             if len(chunk)
         ]
         return _spread(parts, index, num_rows, self.keep_features)
@@ -241,9 +241,7 @@ def _spread(
     return keep, columns[0], columns[1]
 
 
-def look_ahead(
-    rows: VerifiedRows, is_mismatch: Tensor, block_length: int
-) -> tuple[Tensor, Tensor]:
+def look_ahead(rows: VerifiedRows, is_mismatch: Tensor, block_length: int) -> tuple[Tensor, Tensor]:
     """What the target thinks of the drafted tokens behind each row.
 
     Args:

@@ -58,6 +58,12 @@ V2_NAMES: dict[str, str] = {
         "self logits draft_logits draft_sampled pos cu_num_logits idx_mapping idx_mapping_np "
         "expanded_idx_mapping expanded_local_pos seq_lens_upper_bound_np verify_draft_sampled"
     ),
+    f"{_GPU}spec_decode.rejection_sampler:rejection_sample": (
+        "target_logits draft_logits draft_sampled cu_num_logits pos idx_mapping "
+        "expanded_idx_mapping expanded_local_pos temperature seed num_speculative_steps "
+        "synthetic_conditional_rates use_fp64 use_block_verification contexts watermarking "
+        "watermarking_skip_mask watermark_key"
+    ),
     f"{_GPU}sample.sampler:Sampler.add_request": "self req_idx sampling_params",
     f"{_GPU}sample.sampler:Sampler.apply_sampling_params": (
         "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids "

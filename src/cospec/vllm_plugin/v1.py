@@ -182,7 +182,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         runner, device = self._runner, logits.device
         num_reqs, num_rows = len(metadata.num_draft_tokens), len(logits)
         host = [*self._find_slots(), *runner.input_batch.num_prompt_tokens[:num_reqs].tolist()]
-        slots, prompt_lens = to_device(host, device).split(num_reqs)
+        slots, prompt_lens = torch.split(to_device(host, device), num_reqs)
         ends = metadata.cu_num_draft_tokens.long()  # (R,)
         here = torch.arange(num_rows, device=device)
         requests = torch.searchsorted(ends, here, right=True)  # (T,)
