@@ -32,7 +32,7 @@ import torch
 
 from cospec.bench.summary import quality
 from cospec.cli.demo import _load_problems
-from cospec.cli.serve import Serve
+from cospec.cli.serve import Serve, speculative_config
 from cospec.models.load import load_tokenizer
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.vllm_plugin.metrics import read_counts
@@ -69,15 +69,12 @@ def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -
     serve = Serve(pair=args.pair, target=args.target, draft=args.draft)
     target, draft = serve.models()
     options: Json = {}
-    if arm != "target":
-        options["speculative_config"] = {
-            "method": "draft_model",
-            "model": draft,
-            "num_speculative_tokens": args.k,
-        }
     if settings is not None:
         given = {name: value for name, value in settings.to_dict().items() if value is not None}
         options["additional_config"] = {KEY: given}
+        options["speculative_config"] = speculative_config(draft, args.k, settings)
+    elif arm == "stock":
+        options["speculative_config"] = speculative_config(draft, args.k, Settings("lossless"))
     return LLM(
         target,
         dtype="float32" if args.pair and args.dtype == "auto" else args.dtype,

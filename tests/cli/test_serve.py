@@ -65,6 +65,7 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
         "method": "draft_model",
         "model": DRAFT,
         "num_speculative_tokens": 6,
+        "draft_sample_method": "probabilistic",
     }
     settings = Settings.from_dict(json.loads(options["--additional-config"])["cospec"])
     assert settings.arbiter_spec == f"{ARBITER}:threshold=0.7"
@@ -89,8 +90,9 @@ def test_an_arbiter_for_another_bundled_pair_is_said_aloud(run):
 
 
 def test_a_rule_needs_no_training_and_gets_no_note(run):
-    _, notes = dry(run, "--target", TARGET, "--draft", DRAFT, "--arbiter", "gap:max_gap=1")
+    options, notes = dry(run, "--target", TARGET, "--draft", DRAFT, "--arbiter", "gap:max_gap=1")
     assert "note" not in notes
+    assert "draft_sample_method" not in json.loads(options["--speculative-config"])
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,7 @@ class Serve:
                     "--target, --draft and -k, or start vLLM yourself (docs/vllm.md)."
                 )
         target, draft = self.models()
-        speculation = {
-            "method": "draft_model",
-            "model": draft,
-            "num_speculative_tokens": self.num_speculative_tokens,
-        }
+        speculation = speculative_config(draft, self.num_speculative_tokens, settings)
         given = {key: value for key, value in settings.to_dict().items() if value is not None}
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", target]
         command += ["--speculative-config", json.dumps(speculation)]
@@ -188,6 +184,24 @@ class Serve:
             f"the arbiter {arbiter.label} was trained on another pair by name ({known}); measure "
             "it on this one (cospec eval) before you trust it"
         ]
+
+
+def speculative_config(
+    draft: str, num_speculative_tokens: int, settings: Settings
+) -> dict[str, str | int]:
+    """What vLLM is told of the draft.
+
+    An arbiter that looks at the draft's logits needs drafts to be sampled when the target samples:
+    vLLM's model runner for CUDA keeps the logits in that mode only. Greedy requests draft alike.
+    """
+    from cospec.arbiters import load_arbiter
+    from cospec.types import Needs
+
+    found: dict[str, str | int] = {"method": "draft_model", "model": draft}
+    found["num_speculative_tokens"] = num_speculative_tokens
+    if Needs.DRAFT_LOGITS in load_arbiter(settings.arbiter_spec).needs:
+        found["draft_sample_method"] = "probabilistic"
+    return found
 
 
 def check_vllm() -> None:
