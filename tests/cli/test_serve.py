@@ -80,8 +80,12 @@ def test_a_bundled_pair_is_served_under_its_name_in_float32(run):
     assert options["--served-model-name"] == "bundled:specialist"
     assert options["--dtype"] == "float32"
     assert json.loads(options["--additional-config"])["cospec"]["arbiter"] == ARBITER
-    options, _ = dry(run, "--pair", "bundled:family", "--", "--dtype", "bfloat16")
+    options, _ = dry(
+        run, "--pair", "bundled:family", "--draft-options", '{"quantization": "fp8"}',
+        "--", "--dtype", "bfloat16",
+    )  # fmt: skip
     assert options["--dtype"] == "bfloat16"
+    assert json.loads(options["--speculative-config"])["quantization"] == "fp8"
 
 
 def test_an_arbiter_for_another_bundled_pair_is_said_aloud(run):
@@ -106,6 +110,11 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
         (("--pair", "bundled:specialist", "--threshold", 0.5), "setting of arbiter lossless"),
         (("--pair", "bundled:specialist", "-k", 0), "num_speculative_tokens is 0"),
         (("--pair", "bundled:specialist", "--decisions", "/nowhere/d"), "does not exist"),
+        (("--pair", "bundled:specialist", "--draft-options", "{"), "must be a JSON object"),
+        (
+            ("--pair", "bundled:specialist", "--draft-options", '{"model": "x"}'),
+            "draft_options names model, which --draft and -k say",
+        ),
         (
             ("--pair", "bundled:specialist", "--", "--speculative-config={}"),
             "--speculative-config behind -- is what cospec serve sets itself",

@@ -20,7 +20,7 @@ PROMPT = (
     "in May. How many clips did she sell in April and May together?\nAnswer:"
 )
 CHAT_TEMPLATE = "{% for m in messages %}Question: {{ m.content }}\n{% endfor %}Answer:"
-START_S, STOP_S = 300.0, 45.0
+START_S, STOP_S = 600.0, 60.0
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",

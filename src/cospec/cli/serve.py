@@ -11,7 +11,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -57,6 +57,9 @@ class Serve:
     """Share of the requests whose decisions are written."""
     decisions_max_mb: int = 100
     """The file never grows larger than this."""
+    draft_options: str = "{}"
+    """More of vLLM's speculative configuration, as JSON, such as
+    {"draft_tensor_parallel_size": 1}."""
     dry_run: bool = False
     """Print the command and start nothing."""
 
@@ -128,11 +131,13 @@ class Serve:
         for argument in self.vllm:
             if argument.partition("=")[0] in _OURS:
                 raise ConfigError(
-                    f"{argument.partition('=')[0]} behind -- is what cospec serve sets itself; use "
-                    "--target, --draft and -k, or start vLLM yourself (docs/vllm.md)."
+                    f"{argument.partition('=')[0]} behind -- is what cospec serve sets itself; "
+                    "use --target, --draft, -k and --draft-options, or start vLLM yourself "
+                    "(docs/vllm.md)."
                 )
         target, draft = self.models()
         speculation = speculative_config(draft, self.num_speculative_tokens, settings)
+        speculation |= self._more_options(set(speculation) - {"draft_sample_method"})
         given = {key: value for key, value in settings.to_dict().items() if value is not None}
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", target]
         command += ["--speculative-config", json.dumps(speculation)]
@@ -144,6 +149,27 @@ class Serve:
             if "--served-model-name" not in named:
                 command += ["--served-model-name", self.pair]
         return [*command, *self.vllm]
+
+    def _more_options(self, taken: set[str]) -> dict[str, Any]:  # Any: a JSON object
+        """The user's part of the speculative configuration.
+
+        Raises:
+            ConfigError: It is no JSON object, or says what other options say.
+        """
+        try:
+            options = json.loads(self.draft_options)
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            raise ConfigError(
+                f"draft_options is {self.draft_options!r}; it must be a JSON object, such as "
+                '{"draft_tensor_parallel_size": 1}.'
+            )
+        if both := sorted(taken & set(options)):
+            raise ConfigError(
+                f"draft_options names {both[0]}, which --draft and -k say; leave it out there."
+            )
+        return options
 
     def check(self, settings: Settings) -> list[str]:
         """What a user should know about this arbiter on this pair.
@@ -188,7 +214,7 @@ class Serve:
 
 def speculative_config(
     draft: str, num_speculative_tokens: int, settings: Settings
-) -> dict[str, str | int]:
+) -> dict[str, Any]:  # Any: a JSON object
     """What vLLM is told of the draft.
 
     An arbiter that looks at the draft's logits needs drafts to be sampled when the target samples:
@@ -197,7 +223,7 @@ def speculative_config(
     from cospec.arbiters import load_arbiter
     from cospec.types import Needs
 
-    found: dict[str, str | int] = {"method": "draft_model", "model": draft}
+    found: dict[str, Any] = {"method": "draft_model", "model": draft}
     found["num_speculative_tokens"] = num_speculative_tokens
     if Needs.DRAFT_LOGITS in load_arbiter(settings.arbiter_spec).needs:
         found["draft_sample_method"] = "probabilistic"
