@@ -24,7 +24,7 @@ from cospec.errors import ConfigError, MissingExtraError
 from cospec.features import HiddenFeatures
 from cospec.vllm_plugin.settings import Settings
 from tests.conftest import VOCAB
-from tests.vllm_plugin.serving import is_alive
+from tests.vllm_plugin.serving import is_alive, still_alive
 
 TARGET, DRAFT = map(str, bundled_models("bundled:specialist"))
 ARBITER = str(bundled_home() / "arbiters" / "specialist")
@@ -134,6 +134,16 @@ def test_models_that_tokenize_differently_are_refused(run, tmp_path, tokenizer):
         run("--dry-run", "--target", TARGET, "--draft", tmp_path)
 
 
+def test_models_with_logits_of_two_widths_are_refused(run, tmp_path):
+    for path in Path(DRAFT).iterdir():
+        if path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 2048 + 128}))
+    with pytest.raises(SystemExit, match="wide and the draft's 2176"):
+        run("--dry-run", "--target", TARGET, "--draft", tmp_path)
+
+
 def test_an_arbiter_that_sees_hidden_states_is_refused(run, tmp_path):
     features = HiddenFeatures(torch.zeros(VOCAB, dtype=torch.long), (4, 4))
     shape = PolicyConfig(hidden_projection=2)
@@ -229,7 +239,7 @@ def test_a_signal_stops_the_server_and_its_engine(supervised, kind, signum, stat
     supervisor, *below = supervised(kind)
     supervisor.send_signal(signum)
     assert supervisor.wait(timeout=30) == status
-    assert not any(map(is_alive, below))
+    assert not still_alive(set(below), patience_s=10)
 
 
 def test_a_second_signal_does_not_wait(supervised):
@@ -238,20 +248,20 @@ def test_a_second_signal_does_not_wait(supervised):
         supervisor.send_signal(signal.SIGINT)
         time.sleep(0.1)
     assert supervisor.wait(timeout=30) == 130
-    assert not any(map(is_alive, below))
+    assert not still_alive(set(below), patience_s=10)
 
 
 def test_an_engine_does_not_outlive_a_server_that_is_killed(supervised):
     supervisor, server, engine = supervised("gentle")
     os.kill(server, signal.SIGKILL)
     assert supervisor.wait(timeout=30) == 137
-    assert not is_alive(engine)
+    assert not still_alive({engine}, patience_s=10)
 
 
 def test_a_server_that_ends_by_itself_gives_its_status(supervised):
     supervisor, _, engine = supervised("ends")
     assert supervisor.wait(timeout=30) == 3
-    assert not is_alive(engine)
+    assert not still_alive({engine}, patience_s=10)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")

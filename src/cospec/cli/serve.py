@@ -182,7 +182,15 @@ class Serve:
         from cospec.models.pair import compare_tokenizers
         from cospec.types import Needs
 
-        notes = compare_tokenizers(*(load_tokenizer(source) for source in self.models()))
+        models = self.models()
+        notes = compare_tokenizers(*(load_tokenizer(source) for source in models))
+        widths = [vocab_size(source) for source in models]
+        if None not in widths and widths[0] != widths[1]:
+            raise ConfigError(
+                f"the target's logits are {widths[0]} wide and the draft's {widths[1]}; vLLM "
+                "speculates only with models of one width, even if the rest is padding. Pad the "
+                "smaller one's embeddings, or pass another draft."
+            )
         arbiter = load_arbiter(settings.arbiter_spec)
         if arbiter.needs & (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN):
             raise ConfigError(
@@ -228,6 +236,15 @@ def speculative_config(
     if Needs.DRAFT_LOGITS in load_arbiter(settings.arbiter_spec).needs:
         found["draft_sample_method"] = "probabilistic"
     return found
+
+
+def vocab_size(source: str) -> int | None:
+    """Width of a model's logits by its config; None if that does not tell."""
+    from transformers import PretrainedConfig
+
+    config, _ = PretrainedConfig.get_config_dict(source)
+    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return found if isinstance(found, int) else None
 
 
 def check_vllm() -> None:
