@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    clients: list[Any] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -90,11 +91,18 @@ class Server:
         )
         return child
 
-    def client(self, **options: Any) -> Any:
+    def client(self) -> Any:
+        """A new client of OpenAI's, closed with all others."""
         import openai
 
-        defaults = {"timeout": 60, "max_retries": 0}
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", **defaults | options)
+        url = f"{self.url}/v1"
+        client = openai.OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0)
+        self.clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        for client in self.clients:
+            client.close()
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """Values of ``/metrics`` by name, summed over labels."""

@@ -91,6 +91,7 @@ def test_a_killed_server_leaves_clients_with_an_error_and_no_process(tmp_path, v
         pids |= server.pids
         os.kill(server.api_server_pid if victim == "vllm" else server.process.pid, signal.SIGKILL)
         results = [stream.result(timeout=60) for stream in streams]
+    server.close_clients()
     if victim == "vllm":  # the supervisor is told to stop gently, and its server may finish streams
         assert "finished" not in results
     assert server.process.wait(timeout=30) == (137 if victim == "vllm" else -signal.SIGKILL)
@@ -103,6 +104,7 @@ def server(tmp_path_factory):
     server = serving.start(folder, "--decisions", str(folder / "decisions.jsonl"))
     pids = server.pids
     yield server
+    server.close_clients()
     pids |= server.pids
     assert server.stop() == 0
     assert not serving.still_alive(pids, patience_s=5)
