@@ -19,6 +19,7 @@ from cospec.cli.info import Info
 from cospec.cli.push import Push
 from cospec.cli.report import Report
 from cospec.cli.reproduce import Reproduce
+from cospec.cli.serve import Serve
 from cospec.cli.trace import Trace
 from cospec.cli.train import Train
 from cospec.errors import CospecError
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclas
     "bench": Bench,
     "compare": Compare,
     "reproduce": Reproduce,
+    "serve": Serve,
     "push": Push,
     "info": Info,
 }

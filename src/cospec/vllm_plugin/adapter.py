@@ -1,0 +1,198 @@
+"""What both adapters share: the arbiter on the engine's device, and whom the counts go to.
+
+`v1` and `v2` hand in rows and take back judged logits; the mathematics is in `bridge`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cospec.arbiters import load_arbiter
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.errors import ConfigError
+from cospec.features import ScalarFeatures
+from cospec.types import Needs
+from cospec.vllm_plugin.bridge import Judge, Judgement, VerifiedRows, settle
+from cospec.vllm_plugin.decisions import DecisionLog
+from cospec.vllm_plugin.metrics import StepCounts
+from cospec.vllm_plugin.requests import RequestTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from cospec.types import Arbiter
+    from cospec.vllm_plugin.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Adapter:
+    """An arbiter at work in one vLLM worker.
+
+    Attributes:
+        judge: Rules.
+        table: The running requests.
+        counts: Where counts go; None on ranks that repeat what another one counts.
+        log: Where decisions go, if anywhere.
+    """
+
+    judge: Judge
+    table: RequestTable
+    counts: StepCounts | None = None
+    log: DecisionLog | None = None
+
+    @classmethod
+    def build(
+        cls,
+        settings: Settings,
+        vllm_config: Any,  # Any: vLLM's VllmConfig
+        device: torch.device,
+        *,
+        is_reporting: bool,
+        find_tokenizer: Callable[[], PreTrainedTokenizerBase | None],
+    ) -> Adapter:
+        """Load the arbiter for an engine.
+
+        Args:
+            settings: What the plugin was told.
+            vllm_config: The engine's.
+            device: The worker's.
+            is_reporting: Whether this worker is the one that counts and logs.
+            find_tokenizer: Looks up the target's tokenizer, if a trained arbiter asks for it.
+
+        Raises:
+            ConfigError: The engine is set up in a way that the adapter does not support.
+        """
+        check_supported(vllm_config)
+        vocab_size = vllm_config.model_config.get_vocab_size()
+        arbiter = place(load_arbiter(settings.arbiter_spec), device, vocab_size, find_tokenizer)
+        keep_features = is_reporting and settings.decisions is not None
+        generator = None
+        if Needs.UNIFORMS in arbiter.needs:  # alike on all ranks, which judge the same rows
+            generator = torch.Generator(device).manual_seed(vllm_config.model_config.seed)
+        judge = Judge(
+            arbiter,
+            vllm_config.speculative_config.num_speculative_tokens,
+            exact_prefix_tokens=settings.exact_prefix_tokens,
+            generator=generator,
+            keep_features=keep_features,
+        )
+        has_thresholds = isinstance(arbiter, LearnedArbiter)
+        num_slots = vllm_config.scheduler_config.max_num_seqs
+        adapter = cls(judge, RequestTable(num_slots, device, has_thresholds=has_thresholds))
+        if is_reporting:
+            adapter.counts = StepCounts.for_engine(vllm_config)
+            if settings.decisions is not None:
+                names = arbiter.features.names if isinstance(arbiter, LearnedArbiter) else ()
+                adapter.log = DecisionLog(settings.decisions, arbiter.name, names)
+        logger.info("CoSpec: arbiter %s rules in this engine", arbiter.name)
+        return adapter
+
+    def settle(
+        self,
+        rows: VerifiedRows,
+        judgement: Judgement,
+        num_accepted: Tensor,
+        slots: Tensor,
+        request_ids: Callable[[], Sequence[str]],
+    ) -> None:
+        """Count and log what became of a step.
+
+        Args:
+            rows: The rows.
+            judgement: What was ruled on them.
+            num_accepted: Drafted tokens that the engine accepted, by request, (R,).
+            slots: Of the requests, (R,) int64.
+            request_ids: Gives the request's id of each row, T of them.
+        """
+        outcome = settle(rows, judgement, num_accepted)
+        self.table.add_overrides(slots, outcome.num_overrides)
+        if self.counts is not None:
+            of_rows = outcome.num_overrides[rows.requests]  # (T,), alike in the rows of a request
+            self.counts.add(outcome.counts, request_ids(), of_rows)
+        if self.log is not None:
+            self.log.add(
+                request_ids(),
+                outcome.is_reached,
+                positions=rows.positions,
+                block_positions=rows.block_positions,
+                draft_ids=rows.draft_ids,
+                target_ids=judgement.target_ids,
+                keep_draft=judgement.keep_draft,
+                score=judgement.score,
+                features=judgement.features,
+            )
+
+
+def check_supported(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
+    """Raise unless the adapters can work with an engine's configuration.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        raise ConfigError(
+            "CoSpec rules on drafted tokens and this engine drafts none; pass a "
+            'speculative_config, such as {"method": "draft_model", "model": FOLDER, '
+            '"num_speculative_tokens": 6}.'
+        )
+    wanted = {
+        "rejection_sample_method": ("standard",),
+        "use_heterogeneous_vocab": (False,),
+        "use_local_argmax_reduction": (False,),
+        "enable_adaptive_verification": (False,),
+    }
+    for name, allowed in wanted.items():
+        value = getattr(speculative, name, allowed[0])
+        if value not in allowed:
+            raise ConfigError(
+                f"{name} of the speculative_config is {value!r}; with CoSpec it must be "
+                f"{allowed[0]!r}."
+            )
+
+
+def place(
+    arbiter: Arbiter,
+    device: torch.device,
+    vocab_size: int,
+    find_tokenizer: Callable[[], PreTrainedTokenizerBase | None],
+) -> Arbiter:
+    """An arbiter ready to rule in an engine: weights on its device, kinds of its tokens.
+
+    Raises:
+        ConfigError: It rules by hidden states.
+    """
+    if arbiter.needs & (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN):
+        raise ConfigError(
+            f"arbiter {arbiter.name} rules by hidden states, which vLLM does not hand out; train "
+            "one on the scalar features (cospec train --features scalar)."
+        )
+    if not isinstance(arbiter, LearnedArbiter):
+        return arbiter
+    tokenizer = find_tokenizer()
+    kinds = arbiter.features.kinds
+    if tokenizer is not None:
+        kinds = ScalarFeatures.for_tokenizer(tokenizer, vocab_size).kinds
+    elif len(kinds) < vocab_size:
+        raise ConfigError(
+            f"arbiter {arbiter.name} knows {len(kinds)} tokens and the target has {vocab_size}; "
+            "start the engine with its tokenizer."
+        )
+    features = replace(arbiter.features, kinds=kinds.to(device))
+    return replace(arbiter, policy=arbiter.policy.to(device), features=features)
+
+
+def to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers of the host as (N,) int64 on a device, without waiting for it."""
+    is_pinned = device.type == "cuda"
+    host = torch.tensor(values, dtype=torch.int64, pin_memory=is_pinned)
+    return host.to(device, non_blocking=True)

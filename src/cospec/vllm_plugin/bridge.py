@@ -1,0 +1,310 @@
+"""From an engine's verified rows to an arbiter's rulings and back: mathematics on tensors only.
+
+Another engine has its own accept kernels, and they stay. What is edited is their input: where a
+drafted token is kept, the target's row becomes 0 at that token and -inf elsewhere, so that greedy
+and sampled acceptance both take it. The target judged the later rows given the drafted tokens, so
+they are its true verdict on the prefix that then stands.
+
+All rows are ruled on, and masks say which rulings count: every shape is known beforehand and
+nothing waits for the device. On a CPU, where nothing has to be waited for, only the rows that can
+be kept are ruled on. The rules and vetoes are those of `cospec.engine`.
+
+Axes: T rows of the step, those of a request adjacent and in order; R requests; V vocabulary.
+This file knows nothing of vLLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from cospec.types import MismatchBatch, Needs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cospec.types import Arbiter, Ruling
+
+MAX_ELEMENTS = 2**26
+"""Most logits (rows times vocabulary) that the arbiter sees in one call, to bound its memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRows:
+    """The target's rows of one step, and what is known of each.
+
+    Attributes:
+        target_logits: Before temperature and truncation, (T, V).
+        draft_ids: Drafted tokens, (T,) int64; anything where none was drafted.
+        is_drafted: Whether a token was drafted there, (T,) bool. False for bonus rows, and for
+            padding within a block.
+        requests: Request of each row, 0 to R - 1, (T,) int64.
+        block_positions: Place in the block, from 0 on, (T,) int64.
+        positions: Index of the drafted token in the generated text, (T,) int64.
+        num_overrides: Overrides of the request before this block, (T,) int64.
+        is_open: Whether the request lets the arbiter rule, (T,) bool.
+        stop_ids: Tokens that end the request, padded with -1, (T, S) int64.
+        max_tokens: Most tokens that the request generates, (T,) int64.
+        draft_logits: Before temperature, (T, V); None if the engine has none.
+        thresholds: Of the request in place of the arbiter's own, NaN where it has none,
+            (T,) float; None if no request has one.
+        is_sampled: Whether the request samples, (T,) bool; None if all are greedy.
+        is_cut: Whether truncation took the drafted token from the target's distribution, (T,)
+            bool; None if there is no truncation.
+    """
+
+    target_logits: Tensor
+    draft_ids: Tensor
+    is_drafted: Tensor
+    requests: Tensor
+    block_positions: Tensor
+    positions: Tensor
+    num_overrides: Tensor
+    is_open: Tensor
+    stop_ids: Tensor
+    max_tokens: Tensor
+    draft_logits: Tensor | None = None
+    thresholds: Tensor | None = None
+    is_sampled: Tensor | None = None
+    is_cut: Tensor | None = None
+
+    @property
+    def safe_ids(self) -> Tensor:
+        """The drafted tokens, 0 where there is none, (T,) int64."""
+        return torch.where(self.is_drafted, self.draft_ids, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was ruled on the rows of a step.
+
+    Attributes:
+        keep_draft: Whether the drafted token stands against the target, vetoes applied, (T,) bool.
+        is_mismatch: Whether it is not the target's most probable token, (T,) bool.
+        target_ids: The token that it stands against: the target's most probable one, or if the
+            request samples, the most probable other one, (T,) int64.
+        is_non_finite: Whether the arbiter was asked and its score was not finite, (T,) bool.
+        score: (T,) float, NaN where the arbiter was not asked; None if it gives none.
+        features: (T, F) float, likewise; None if not asked for.
+    """
+
+    keep_draft: Tensor
+    is_mismatch: Tensor
+    target_ids: Tensor
+    is_non_finite: Tensor
+    score: Tensor | None = None
+    features: Tensor | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of a step, after the engine's kernels have run."""
+
+    is_reached: Tensor
+    """Mismatches that were reached, (T,) bool."""
+    num_overrides: Tensor
+    """By request, (R,) int64."""
+    counts: Tensor
+    """Strict accepts, overrides, reached mismatches, non-finite scores among them: (4,) int64."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Rules on verified rows.
+
+    Attributes:
+        arbiter: Who rules.
+        block_length: K, drafted tokens of a whole block.
+        exact_prefix_tokens: So many first tokens of a text stay lossless.
+        generator: Chance, for an arbiter that rules by it.
+        keep_features: Whether to return what the arbiter saw.
+        is_compact: Rule on the rows that can be kept only, which waits for the device; None does so
+            where that is a CPU.
+    """
+
+    arbiter: Arbiter
+    block_length: int
+    exact_prefix_tokens: int = 0
+    generator: torch.Generator | None = None
+    keep_features: bool = False
+    is_compact: bool | None = None
+
+    def __call__(self, rows: VerifiedRows) -> Judgement:
+        """Rule on the rows of a step.
+
+        A drafted token is never kept where an input that the arbiter needs is missing, where the
+        target's logits are not finite or give it probability 0, where the arbiter's score is not
+        finite, in the exact prefix, or where either token would end the text.
+        """
+        top, argmax = rows.target_logits.max(dim=-1)  # the maximum is NaN if any entry is
+        is_mismatch = rows.is_drafted & (argmax != rows.draft_ids)
+        target_ids = argmax
+        may_differ = is_mismatch
+        if rows.is_sampled is not None:
+            others = rows.target_logits.scatter(1, rows.safe_ids[:, None], float("-inf"))
+            target_ids = torch.where(rows.is_sampled, others.argmax(dim=-1), argmax)
+            may_differ = is_mismatch | (rows.is_sampled & rows.is_drafted)
+        nothing = torch.zeros_like(is_mismatch)
+        if Needs.DRAFT_LOGITS in self.arbiter.needs and rows.draft_logits is None:
+            return Judgement(nothing, is_mismatch, target_ids, nothing)
+        asked = may_differ & rows.is_open & top.isfinite()
+        keep, score, features = self._ask(rows, asked, is_mismatch, target_ids)
+        if rows.thresholds is not None and score is not None:
+            keep = torch.where(rows.thresholds.isnan(), keep, score > rows.thresholds)
+        is_non_finite = nothing if score is None else asked & ~score.isfinite()
+        keep = keep & asked & ~is_non_finite & ~self._is_vetoed(rows, target_ids)
+        return Judgement(keep, is_mismatch, target_ids, is_non_finite, score, features)
+
+    def _is_vetoed(self, rows: VerifiedRows, target_ids: Tensor) -> Tensor:
+        """Where the safety rules of the engine turn a ruling for the draft down, (T,) bool."""
+        ids = rows.safe_ids
+        is_vetoed = rows.target_logits.gather(1, ids[:, None])[:, 0] == float("-inf")
+        if rows.is_cut is not None:
+            is_vetoed = is_vetoed | rows.is_cut
+        is_vetoed = is_vetoed | (rows.positions < self.exact_prefix_tokens)
+        both = torch.stack([ids, target_ids], dim=1)  # (T, 2)
+        return is_vetoed | (both[:, :, None] == rows.stop_ids[:, None]).flatten(1).any(dim=1)
+
+    def _ask(
+        self, rows: VerifiedRows, asked: Tensor, is_mismatch: Tensor, target_ids: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The arbiter's bare rulings, scores and features, (T,), (T,) and (T, F)."""
+        num_rows, device = len(asked), asked.device
+        lookahead = None
+        if Needs.LOOKAHEAD in self.arbiter.needs:
+            lookahead = look_ahead(rows, is_mismatch, self.block_length)
+        uniforms = None
+        if Needs.UNIFORMS in self.arbiter.needs:
+            uniforms = torch.rand(
+                num_rows, generator=self.generator, dtype=torch.float64, device=device
+            )
+        is_compact = device.type == "cpu" if self.is_compact is None else self.is_compact
+        index = asked.nonzero()[:, 0] if is_compact else torch.arange(num_rows, device=device)
+        size = max(1, MAX_ELEMENTS // rows.target_logits.shape[1])
+        parts = [
+            self.arbiter.rule(self._batch(rows, chunk, target_ids, lookahead, uniforms))
+            for chunk in torch.split(index, size)
+            if len(chunk)
+        ]
+        return _spread(parts, index, num_rows, self.keep_features)
+
+    def _batch(
+        self,
+        rows: VerifiedRows,
+        chunk: Tensor,
+        target_ids: Tensor,
+        lookahead: tuple[Tensor, Tensor] | None,
+        uniforms: Tensor | None,
+    ) -> MismatchBatch:
+        """Some rows, as an arbiter sees them."""
+        needs, optional = self.arbiter.needs, {}
+        if Needs.TARGET_LOGITS in needs:
+            optional["target_logits"] = rows.target_logits[chunk]
+        if Needs.DRAFT_LOGITS in needs:
+            assert rows.draft_logits is not None
+            optional["draft_logits"] = rows.draft_logits[chunk]
+        if lookahead is not None:
+            optional["lookahead_matches"] = lookahead[0][chunk]
+            optional["lookahead_log_p"] = lookahead[1][chunk]
+        if uniforms is not None:
+            optional["uniforms"] = uniforms[chunk]
+        return MismatchBatch(
+            rows=rows.requests[chunk],
+            block_positions=rows.block_positions[chunk],
+            positions=rows.positions[chunk],
+            num_overrides=rows.num_overrides[chunk],
+            block_length=self.block_length,
+            draft_ids=rows.safe_ids[chunk],
+            target_ids=target_ids[chunk],
+            **optional,
+        )
+
+
+def _spread(
+    parts: list[Ruling], index: Tensor, num_rows: int, keep_features: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Rulings on the rows of `index` as columns of all rows."""
+    keep = torch.zeros(num_rows, dtype=torch.bool, device=index.device)
+    if not parts:
+        return keep, None, None
+    keep = keep.index_put((index,), torch.cat([part.keep_draft for part in parts]))
+    columns: list[Tensor | None] = []
+    for name in ("score", "features"):
+        given = [getattr(part, name) for part in parts]
+        if given[0] is None or (name == "features" and not keep_features):
+            columns.append(None)
+            continue
+        values = torch.cat(given)
+        column = values.new_full((num_rows, *values.shape[1:]), float("nan"))
+        columns.append(column.index_put((index,), values))
+    return keep, columns[0], columns[1]
+
+
+def look_ahead(rows: VerifiedRows, is_mismatch: Tensor, block_length: int) -> tuple[Tensor, Tensor]:
+    """What the target thinks of the drafted tokens behind each row.
+
+    Args:
+        rows: The rows.
+        is_mismatch: Whether the target's most probable token is another, (T,) bool.
+        block_length: K.
+
+    Returns:
+        Whether it agrees with each, (T, K - 1) bool, and their log-probabilities, (T, K - 1)
+        float32; False and 0 where the block has ended.
+    """
+    num_rows, device = len(rows.draft_ids), rows.draft_ids.device
+    logits = rows.target_logits.float()
+    log_p = logits.gather(1, rows.safe_ids[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (T,)
+    here = torch.arange(num_rows, device=device)[:, None]
+    ahead = here + torch.arange(1, block_length, device=device)  # (T, K - 1)
+    is_inside = ahead < num_rows
+    ahead = ahead.clamp(max=num_rows - 1)
+    is_inside = is_inside & (rows.requests[ahead] == rows.requests[:, None])
+    is_inside = is_inside & rows.is_drafted[ahead]
+    return is_inside & ~is_mismatch[ahead], torch.where(is_inside, log_p[ahead], 0.0)
+
+
+def force(logits: Tensor, draft_ids: Tensor, keep_draft: Tensor) -> Tensor:
+    """A copy of the logits in which kept tokens have all the probability.
+
+    Args:
+        logits: (T, V).
+        draft_ids: (T,) int64, valid where kept.
+        keep_draft: (T,) bool.
+
+    Returns:
+        (T, V).
+    """
+    index = torch.where(keep_draft, draft_ids, 0)[:, None]
+    own = torch.where(keep_draft[:, None], 0.0, logits.gather(1, index))
+    return logits.masked_fill(keep_draft[:, None], float("-inf")).scatter_(1, index, own)
+
+
+def settle(rows: VerifiedRows, judgement: Judgement, num_accepted: Tensor) -> Outcome:
+    """Count what became of a step.
+
+    A drafted token counts if it stands in the text: what comes after a stop token or beyond the
+    request's last token does not. Where a request samples, overrides are kept tokens that are not
+    the target's most probable one.
+
+    Args:
+        rows: The rows.
+        judgement: What was ruled on them.
+        num_accepted: Drafted tokens that the engine accepted, by request, (R,).
+    """
+    accepted = num_accepted.long()[rows.requests]  # (T,)
+    is_stop = rows.is_drafted & (rows.draft_ids[:, None] == rows.stop_ids).any(dim=1)
+    stops_before = is_stop.long().cumsum(dim=0) - is_stop.long()  # in the whole step
+    first = torch.arange(len(is_stop), device=is_stop.device) - rows.block_positions
+    is_in_text = (stops_before == stops_before[first]) & (rows.positions < rows.max_tokens)
+    in_block = rows.is_drafted & is_in_text
+    stands = in_block & (rows.block_positions < accepted)
+    is_override = stands & judgement.keep_draft & judgement.is_mismatch
+    is_end = rows.block_positions == accepted
+    is_reached = (stands & judgement.is_mismatch) | (in_block & is_end)
+    num_overrides = torch.zeros_like(num_accepted, dtype=torch.int64)
+    num_overrides = num_overrides.index_add(0, rows.requests, is_override.long())
+    columns = [stands & ~is_override, is_override, is_reached, is_reached & judgement.is_non_finite]
+    counts = torch.stack(columns).sum(dim=1)
+    return Outcome(is_reached, num_overrides, counts)

@@ -1,0 +1,185 @@
+"""A log of decisions: what the arbiter saw and ruled, as training data for the next one.
+
+Off by default: it holds token ids of users' texts. One JSON object a line; the first line of a file
+says what the features are. Whole lines are appended in one call each, so that a crash leaves no
+half of one and several engines may share a file. The file never grows over its limit: what comes
+later is dropped and counted. A disk that fails ends the log and never the server.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from cospec.errors import ConfigError
+from cospec.vllm_plugin.metrics import HostQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cospec.vllm_plugin.settings import DecisionLogSettings
+
+FORMAT = 1
+
+logger = logging.getLogger(__name__)
+
+
+class DecisionLog:
+    """Appends reached decisions to a file, without waiting for the device.
+
+    Attributes:
+        num_written: Decisions in the file by this process.
+        num_dropped: Decisions that came after the file was full or the disk failed.
+
+    Raises:
+        ConfigError: The file cannot be opened.
+    """
+
+    def __init__(
+        self, settings: DecisionLogSettings, arbiter: str, feature_names: Sequence[str] = ()
+    ) -> None:
+        """Open the file.
+
+        Args:
+            settings: Where, how many, and up to which size.
+            arbiter: Name of the arbiter, for the head line.
+            feature_names: Of the F features; empty if the arbiter does not tell what it sees.
+        """
+        self.settings = settings
+        self.num_written = 0
+        self.num_dropped = 0
+        self._is_open = True
+        self._queue = HostQueue()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            self._fd = os.open(settings.path, flags, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"decisions cannot be written to {settings.path}: {error.strerror}; name a file in "
+                "a folder that exists and may be written to."
+            ) from None
+        head = {"cospec_decisions": FORMAT, "arbiter": arbiter, "features": list(feature_names)}
+        self._append([json.dumps(head)], is_head=True)
+
+    def wants(self, request_id: str) -> bool:
+        """Whether a request is in the sample: by its id, so that all processes agree."""
+        digest = hashlib.sha256(request_id.encode()).digest()
+        return int.from_bytes(digest[:8]) < self.settings.sampling_rate * 2**64
+
+    def add(
+        self,
+        request_ids: Sequence[str],
+        is_reached: Tensor,
+        *,
+        positions: Tensor,
+        block_positions: Tensor,
+        draft_ids: Tensor,
+        target_ids: Tensor,
+        keep_draft: Tensor,
+        score: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> None:
+        """Write down the reached decisions of a step, when they have come to the host.
+
+        Args:
+            request_ids: Of each drafted row, T of them.
+            is_reached: Whether the row is a mismatch that was reached, (T,) bool.
+            positions: Index in the generated text, (T,).
+            block_positions: Index in the block, (T,).
+            draft_ids: (T,).
+            target_ids: (T,).
+            keep_draft: The ruling that counted, (T,) bool.
+            score: (T,) float, if there is one.
+            features: (T, F) float, if the arbiter tells.
+        """
+        wanted = [self.wants(request_id) for request_id in request_ids]
+        if not any(wanted):
+            return
+        columns = {
+            "position": positions,
+            "block_position": block_positions,
+            "draft_id": draft_ids,
+            "target_id": target_ids,
+            "keep_draft": keep_draft,
+            "score": score,
+            "features": features,
+        }
+        given = {name: column for name, column in columns.items() if column is not None}
+        names, ids = list(given), list(request_ids)
+
+        def use(hosts: list[Tensor]) -> None:
+            reached, *values = (host.tolist() for host in hosts)
+            lines = []
+            for i, request_id in enumerate(ids):
+                if wanted[i] and reached[i]:
+                    row: dict[str, object] = {"request_id": request_id}
+                    row |= {name: _rounded(v[i]) for name, v in zip(names, values, strict=True)}
+                    lines.append(json.dumps(row))
+            self._append(lines)
+
+        self._queue.put([is_reached, *given.values()], use)
+
+    def close(self) -> None:
+        """Write what is under way and close the file."""
+        self._queue.flush()
+        if self._is_open:
+            self._is_open = False
+            os.close(self._fd)
+
+    def _append(self, lines: list[str], *, is_head: bool = False) -> None:
+        """Append whole lines while they fit."""
+        if not lines:
+            return
+        if not self._is_open:
+            self.num_dropped += len(lines)
+            return
+        try:
+            num_written = self._append_locked(lines, is_head=is_head)
+        except OSError as error:
+            self._stop(f"writing to {self.settings.path} failed: {error}")
+            num_written = 0
+        if not is_head:
+            self.num_written += num_written
+            self.num_dropped += len(lines) - num_written
+
+    def _append_locked(self, lines: list[str], *, is_head: bool) -> int:
+        """Append what fits in one call; how many lines that was."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # several engines may share the file
+        try:
+            size = os.fstat(self._fd).st_size
+            if is_head and size:
+                return 0
+            data, num_written = b"", 0
+            for line in lines:
+                more = line.encode() + b"\n"
+                if size + len(data) + len(more) > self.settings.max_bytes:
+                    break
+                data, num_written = data + more, num_written + 1
+            if data and os.write(self._fd, data) < len(data):
+                os.ftruncate(self._fd, size)
+                raise OSError("the disk took only a part of a line")
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if num_written < len(lines):
+            self._stop(f"{self.settings.path} has reached max_bytes={self.settings.max_bytes}")
+        return num_written
+
+    def _stop(self, reason: str) -> None:
+        logger.warning("CoSpec writes no more decisions: %s", reason)
+        self._is_open = False
+        os.close(self._fd)
+
+
+def _rounded(value: object) -> object:
+    """A number as JSON allows it: floats with six digits, null if not finite."""
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if abs(value) < float("inf") else None
+    return value

@@ -1,0 +1,81 @@
+"""In the process of the server: requests are checked, and responses tell overrides apart.
+
+A request with a wrong setting has to be refused here, since an error in the engine ends the engine.
+`install` wraps private names of vLLM; in another version it may fail, and does so by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.output_processor import RequestState
+from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
+
+from cospec.errors import ConfigError
+from cospec.vllm_plugin.settings import RequestSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MARK = "_is_cospec"
+
+
+def install(
+    find_overrides: Callable[[str], int | None],
+) -> None:
+    """Wrap what has to be wrapped; calling it again does nothing.
+
+    Args:
+        find_overrides: How many overrides a request had, by its id in the engine.
+    """
+    _wrap(SamplingParams, "_verify_extra_args", _checked)
+    _wrap(RequestState, "_new_completion_output", lambda stock: _annotated(stock, find_overrides))
+    _wrap(RequestSpecDecodeMetrics, "to_dict", _with_counts)
+
+
+def _wrap(owner: type, name: str, wrapper: Any) -> None:  # Any: takes and gives a method
+    """Replace a method by a wrapper around it, once."""
+    stock = getattr(owner, name)
+    if not hasattr(stock, _MARK):
+        wrapped = functools.wraps(stock)(wrapper(stock))
+        setattr(wrapped, _MARK, True)
+        setattr(owner, name, wrapped)
+
+
+def _checked(stock: Any) -> Any:  # Any: a method of SamplingParams
+    def verify_extra_args(params: SamplingParams) -> None:
+        stock(params)
+        try:
+            RequestSettings.from_extra_args(params.extra_args)
+        except ConfigError as error:
+            raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
+
+    return verify_extra_args
+
+
+def _annotated(
+    stock: Any,  # Any: a method of RequestState
+    find_overrides: Callable[[str], int | None],
+) -> Any:  # Any: the same
+    def new_completion_output(state: RequestState, *args: object, **kwargs: object) -> Any:
+        output = stock(state, *args, **kwargs)
+        if output.spec_decode_metrics is not None:
+            output.spec_decode_metrics.cospec_overrides = find_overrides(state.request_id)
+        return output
+
+    return new_completion_output
+
+
+def _with_counts(stock: Any) -> Any:  # Any: a method of RequestSpecDecodeMetrics
+    def to_dict(metrics: RequestSpecDecodeMetrics) -> dict[str, Any]:  # Any: a JSON object
+        found: dict[str, Any] = stock(metrics)
+        overrides = getattr(metrics, "cospec_overrides", None)
+        if overrides is not None:
+            strict = found["num_accepted_draft_tokens"] - overrides
+            found |= {"num_strict_accepts": strict, "num_overrides": overrides}
+        return found
+
+    return to_dict

@@ -1,0 +1,145 @@
+"""What is known of each running request, one slot each, on the device.
+
+vLLM's runners keep their requests in slots or lists of their own; `v1` and `v2` say which slot is
+meant. Sampling parameters are read by their public names only; this file loads without vLLM.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cospec.errors import ConfigError
+from cospec.vllm_plugin.settings import RequestSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestColumns:
+    """Some requests, one entry a row: see `cospec.vllm_plugin.bridge.VerifiedRows`."""
+
+    num_overrides: Tensor
+    is_open: Tensor
+    stop_ids: Tensor
+    max_tokens: Tensor
+    thresholds: Tensor | None
+
+
+class RequestTable:
+    """The running requests of an engine.
+
+    Args:
+        num_slots: How many there can be; more are made room for.
+        device: Where the columns are needed.
+        has_thresholds: Whether the arbiter has a threshold that a request can change.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device, *, has_thresholds: bool) -> None:
+        self._has_thresholds = has_thresholds
+        self._num_overrides = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._is_open = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._max_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._thresholds = torch.full((num_slots,), float("nan"), device=device)
+        self._stop_ids = torch.full((num_slots, 1), -1, dtype=torch.int64, device=device)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that there is room for."""
+        return len(self._is_open)
+
+    def add(self, slot: int, params: Any) -> None:  # Any: vLLM's SamplingParams
+        """Begin a request in a slot, in place of what was there.
+
+        Args:
+            slot: Where.
+            params: Its sampling parameters, with the model's stop tokens filled in as vLLM does.
+        """
+        settings = _settings_of(params)
+        stop_ids = sorted(_stop_ids_of(params))
+        self._make_room(slot + 1, len(stop_ids))
+        self._num_overrides[slot] = 0
+        self._is_open[slot] = settings.enabled and is_plain(params)
+        self._max_tokens[slot] = 2**62 if params.max_tokens is None else params.max_tokens
+        nan = float("nan")
+        self._thresholds[slot] = nan if settings.threshold is None else settings.threshold
+        self._stop_ids[slot] = -1
+        if stop_ids:
+            ids = torch.tensor(stop_ids, device=self._stop_ids.device)
+            self._stop_ids[slot, : len(stop_ids)] = ids
+
+    def columns(self, slots: Tensor) -> RequestColumns:
+        """What is known of the requests in some slots.
+
+        Args:
+            slots: One a row, (T,) int64, on the device.
+        """
+        return RequestColumns(
+            num_overrides=self._num_overrides[slots],
+            is_open=self._is_open[slots],
+            stop_ids=self._stop_ids[slots],
+            max_tokens=self._max_tokens[slots],
+            thresholds=self._thresholds[slots] if self._has_thresholds else None,
+        )
+
+    def add_overrides(self, slots: Tensor, num_overrides: Tensor) -> None:
+        """Count the overrides of a step, (R,), to the requests in `slots`, (R,)."""
+        self._num_overrides.index_add_(0, slots, num_overrides)
+
+    def _make_room(self, num_slots: int, num_stop_ids: int) -> None:
+        """Widen the columns; doubled, so that it is rare."""
+        more = 0 if num_slots <= self.num_slots else max(num_slots, 2 * self.num_slots)
+        if more:
+            more -= self.num_slots
+            pad = torch.nn.functional.pad
+            self._num_overrides = pad(self._num_overrides, (0, more))
+            self._is_open = pad(self._is_open, (0, more))
+            self._max_tokens = pad(self._max_tokens, (0, more))
+            self._thresholds = pad(self._thresholds, (0, more), value=float("nan"))
+            self._stop_ids = pad(self._stop_ids, (0, 0, 0, more), value=-1)
+        wider = num_stop_ids - self._stop_ids.shape[1]
+        if wider > 0:
+            self._stop_ids = torch.nn.functional.pad(self._stop_ids, (0, wider), value=-1)
+
+
+def is_plain(params: Any) -> bool:  # Any: vLLM's SamplingParams
+    """Whether a request's logits are the model's own, so that an arbiter may rule on them.
+
+    Grammars, penalties, bad words, allowed tokens and biases change the law that the target stands
+    for; such requests are decoded losslessly.
+    """
+    changes = (
+        params.presence_penalty,
+        params.frequency_penalty,
+        params.repetition_penalty != 1.0,
+        params.bad_words,
+        params.allowed_token_ids,
+        params.logit_bias,
+        params.structured_outputs,
+        getattr(params, "thinking_token_budget", None) is not None,
+    )
+    return not any(changes)
+
+
+def _settings_of(params: Any) -> RequestSettings:  # Any: vLLM's SamplingParams
+    """What the request says to us; nonsense is refused at the door, and here decodes losslessly."""
+    try:
+        return RequestSettings.from_extra_args(params.extra_args)
+    except ConfigError as error:
+        logger.warning("CoSpec decodes a request losslessly: %s", error)
+        return RequestSettings(enabled=False)
+
+
+def _stop_ids_of(params: Any) -> set[int]:  # Any: vLLM's SamplingParams
+    """Tokens that end the request."""
+    stop_ids: Sequence[int] = params.stop_token_ids or ()
+    eos = params.eos_token_id  # None if it is ignored
+    return {*stop_ids} if eos is None else {*stop_ids, eos}

