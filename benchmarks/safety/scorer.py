@@ -140,8 +140,8 @@ CHECKS: dict[str, Callable[[str, str], bool]] = {
         len(_lines(text)) == 1 and len([p for p in text.split(";") if p.strip()]) == int(number)
     ),
     "json": _is_json,
-    "lower": lambda text, _: text == text.lower() and bool(_num_words(text)),
-    "upper": lambda text, _: text == text.upper() and bool(_num_words(text)),
+    "lower": lambda text, _: text.islower(),
+    "upper": lambda text, _: text.isupper(),
     "no_digits": lambda text, _: not re.search(r"\d", text),
     "without": lambda text, part: part not in text,
     "starts": lambda text, word: bool(re.match(rf"{re.escape(word)}\b", text)),
