@@ -1,4 +1,4 @@
-"""Fills the README's figures from the result files; ``--check`` fails when they differ.
+"""Fills the figures of the pages from the result files; ``--check`` fails when they differ.
 
 A block between ``<!-- results: NAME -->`` and ``<!-- end -->`` is replaced by what the function of
 that name makes of the files under ``benchmarks/results``. CI runs the check as a test.
@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safety import summary
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/safety.md")
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -94,16 +97,28 @@ def eval_real() -> str:
     return comparison("eval_real_gsm8k")
 
 
+def safety_real() -> str:
+    """Refusals and format on the real pair, no token held to the target."""
+    return summary.table(_read("safety_real"))
+
+
+def safety_real_prefix16() -> str:
+    """The same with the first 16 tokens held."""
+    return summary.table(_read("safety_real_prefix16"))
+
+
 BLOCKS = {
     "audits": audits,
     "demo": demo,
     "eval_real": eval_real,
     "eval_specialist": eval_specialist,
+    "safety_real": safety_real,
+    "safety_real_prefix16": safety_real_prefix16,
 }
 
 
 def filled(text: str) -> str:
-    """The README with every block made anew."""
+    """A page with every block made anew."""
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -113,13 +128,14 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the README, or with ``--check`` exit 1 if that would change it."""
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = filled(old)
-    if "--check" in sys.argv[1:]:
-        sys.exit("README.md differs from benchmarks/results" if new != old else 0)
-    readme.write_text(new, encoding="utf-8")
+    """Rewrite the pages, or with ``--check`` exit 1 if that would change one."""
+    for page in PAGES:
+        old = (ROOT / page).read_text(encoding="utf-8")
+        new = filled(old)
+        if "--check" not in sys.argv[1:]:
+            (ROOT / page).write_text(new, encoding="utf-8")
+        elif new != old:
+            sys.exit(f"{page} differs from benchmarks/results")
 
 
 if __name__ == "__main__":

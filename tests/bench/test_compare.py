@@ -129,6 +129,16 @@ def test_the_version_of_cospec_is_what_one_may_want_to_compare():
     assert not differences(bench(), bench(cospec="2"))
 
 
+def test_a_run_that_does_not_tell_its_exact_prefix_had_none():
+    a, b = bench(), bench()
+    b["config"]["evaluation"]["exact_prefix_tokens"] = 0
+    assert not differences(a, b)
+    b["config"]["evaluation"]["exact_prefix_tokens"] = 16
+    with pytest.raises(ConfigError, match="exact_prefix_tokens: 0 and 16"):
+        check_alike(a, b)
+    check_alike(a, b, ["exact_prefix_tokens"])
+
+
 def test_names_of_models_count_where_there_is_no_hash_of_their_weights():
     a, b = bench(), bench()
     b["config"]["pair"]["pair"] = "bundled:specialist"

@@ -334,3 +334,25 @@ def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_spe
 def test_bad_settings_are_refused(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         BenchConfig(**changes)
+
+
+def test_within_the_exact_prefix_every_arm_that_has_an_arbiter_is_the_target(pair, task, entrants):
+    """And so is the oracle's path, while a shorter prefix leaves it something to choose."""
+    whole = contest(pair, task, exact_prefix_tokens=16, repeats=1, tune_knobs=False, tune_k=(3,))
+    assert describe(whole)["exact_prefix_tokens"] == 16
+    tuning = tune(whole, entrants, 0.0, play)
+    assert {one["num_overrides"] for entry in tuning[1:4] for one in entry["tries"]} == {0}
+    cell = measure(whole, entrants, settings(tuning), None, 4, 0.0, play)
+    unlike = {arm["name"]: arm["num_texts_unlike_target"] for arm in cell["arms"]}
+    assert unlike.pop("draft") > 0
+    assert set(unlike.values()) == {0}
+    target = [row["text"] for row in cell["rows"] if row["arm"] == "target"]
+    assert [row["text"] for row in search(whole, 3, play)] == target
+    half = search(contest(pair, task, exact_prefix_tokens=4), 3, play)
+    assert sum(row["num_overrides"] for row in half) > 0
+    beginnings = Engine.target_only(pair).generate(
+        [task.prompt(example, pair.tokenizer) for example in whole.test],
+        SamplingConfig(max_new_tokens=4),
+    )
+    for row, begun in zip(half, beginnings, strict=True):
+        assert row["text"].startswith(begun.text)

@@ -97,6 +97,26 @@ def test_texts_are_those_of_the_engine_and_lossless_is_the_target(played, pair):
     assert arms["always_draft"]["num_texts_unlike_target"] == unlike > 0
 
 
+def test_the_exact_prefix_is_the_targets_in_every_arm_with_an_arbiter(played, pair, task):
+    it, _, free = played
+    texts = {}
+    for length in (0, 9, MAX_NEW_TOKENS):
+        held = evaluation(pair, task, exact_prefix_tokens=length)
+        assert held.config()["exact_prefix_tokens"] == length
+        rows = held.result(list(held.turns(warm_up=False)))["rows"]
+        texts[length] = {(row["arm"], row["id"]): row["text"] for row in rows}
+    assert texts[0] == {(row["arm"], row["id"]): row["text"] for row in free["rows"]}
+    beginnings = Engine.target_only(pair).generate(
+        it.prompts, [dataclasses.replace(s, max_new_tokens=9) for s in it.samplings]
+    )
+    for example, begun in zip(it.examples, beginnings, strict=True):
+        for arm in ("lossless", "random:rate=0.5", "always_draft"):
+            assert texts[MAX_NEW_TOKENS][arm, example.id] == texts[0]["target", example.id]
+            assert texts[9][arm, example.id].startswith(begun.text)
+    always = {n: [texts[n]["always_draft", e.id] for e in it.examples] for n in texts}
+    assert always[0] != always[9] != always[MAX_NEW_TOKENS]
+
+
 def test_the_numbers_of_an_arm_follow_from_its_rows_and_times(played):
     _, _, result = played
     rows = {arm["name"]: [] for arm in result["arms"]}

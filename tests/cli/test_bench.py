@@ -118,6 +118,24 @@ def test_another_configuration_does_not_go_on(bench, tmp_path, monkeypatch):
         bench(*TUNED, "--json", result, "--repeats", 1)
 
 
+def test_the_exact_prefix_is_part_of_the_configuration(bench, tmp_path, monkeypatch):
+    result = tmp_path / "r.json"
+    arguments = ("--arms", "always_draft", "--exact-prefix-tokens", 6, "--json", result)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            bench(*arguments)
+    with pytest.raises(SystemExit, match=r"bench.exact_prefix_tokens 6 there and 0 here"):
+        bench(*arguments[:2], "--json", result)
+    bench(*arguments)
+    document = json.loads(result.read_text())
+    assert document["config"]["evaluation"]["exact_prefix_tokens"] == 6
+    (cell,) = document["cells"]
+    arms = {arm["name"]: arm for arm in cell["arms"]}
+    assert arms["always_draft"]["num_overrides"] == 0
+    assert arms["always_draft"]["num_texts_unlike_target"] == 0
+
+
 def test_without_tuning_there_is_no_rival(bench, capsys):
     bench("--arms", "gap", "--num-tune-problems", 0, "--repeats", 1)
     out = capsys.readouterr().out
@@ -142,8 +160,15 @@ def test_bad_input_ends_in_a_sentence(bench, arguments, sentence):
     assert sentence in str(stop.value)
 
 
-def test_a_setting_that_cannot_be_is_refused_with_the_options(bench, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--repeats", 0], "repeats has 0"),
+        (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_with_the_options(bench, capsys, arguments, sentence):
     with pytest.raises(SystemExit) as stop:
-        bench("--repeats", 0)
+        bench(*arguments)
     assert stop.value.code == 2
-    assert "repeats has 0" in capsys.readouterr().err
+    assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())

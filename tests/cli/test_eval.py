@@ -47,6 +47,28 @@ def test_eval_prints_a_table_and_writes_the_document(evaluate, tmp_path, capsys)
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_the_exact_prefix_is_part_of_the_configuration(evaluate, tmp_path, monkeypatch):
+    result = tmp_path / "r.json"
+    settings = ("--arbiter", "always_draft", "--json", result)
+    evaluate(*settings, "--exact-prefix-tokens", 8)
+    document = json.loads(result.read_text())
+    config = document["config"]
+    assert config["exact_prefix_tokens"] == config["evaluation"]["exact_prefix_tokens"] == 8
+    arms = {arm["name"]: arm for arm in document["arms"]}
+    assert arms["always_draft"]["num_overrides"] == 0
+    assert arms["always_draft"]["num_texts_unlike_target"] == 0
+    result.unlink()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4 + 2)
+        with pytest.raises(SystemExit):
+            evaluate(*settings)
+    with pytest.raises(SystemExit, match=r"exact_prefix_tokens 0 there and 2 here"):
+        evaluate(*settings, "--exact-prefix-tokens", 2)
+    evaluate(*settings)
+    arms = {arm["name"]: arm for arm in json.loads(result.read_text())["arms"]}
+    assert arms["always_draft"]["num_overrides"] > 0
+
+
 def stop_after(monkeypatch, num_calls):
     generate, calls = Engine.generate, []
 
@@ -108,6 +130,7 @@ def test_a_finished_result_is_not_overwritten_silently(evaluate, tmp_path, capsy
         (["--split", "tune"], "0 tune problems"),
         (["-k", 0], "num_speculative_tokens is 0"),
         (["--batch-size", 0], "max_batch_size is 0"),
+        (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
         (["--threads", 0], "threads is 0"),
         (["--json", "no/such/folder.json"], "does not exist"),
     ],

@@ -120,13 +120,21 @@ class Auditor:
                 record["oracle_accepted"] = self._accepted(end.completion)
         return records
 
-    def oracle_paths(self, examples: Sequence[Example]) -> list[Completion]:
-        """The oracle paths of some problems alone, with the counts of decoding them in one go."""
+    def oracle_paths(
+        self, examples: Sequence[Example], *, exact_prefix_tokens: int = 0
+    ) -> list[Completion]:
+        """The oracle paths of some problems alone, with the counts of decoding them in one go.
+
+        Args:
+            examples: The problems.
+            exact_prefix_tokens: Nothing branches off among so many first tokens.
+        """
         prompts, sampling = encode_problems(
             self.pair, self.task, examples, self.config.max_new_tokens, self.config.seed
         )
         paths = self._engine.rollouts(prompts, sampling)
-        ends = self._oracle(examples, paths, [{"mismatches": []} for _ in examples])
+        records: list[Json] = [{"mismatches": []} for _ in examples]
+        ends = self._oracle(examples, paths, records, exact_prefix_tokens)
         return [self._counted(end.completion) for end in ends]
 
     def _counted(self, completion: Completion) -> Completion:
@@ -197,10 +205,14 @@ class Auditor:
         return outcomes
 
     def _oracle(
-        self, examples: Sequence[Example], paths: list[Rollout], records: list[Json]
+        self,
+        examples: Sequence[Example],
+        paths: list[Rollout],
+        records: list[Json],
+        start: int = 0,
     ) -> list[Rollout]:
         """The ends of the oracle paths: all problems go on together, one mismatch at a time."""
-        current, place = list(paths), [0] * len(paths)
+        current, place = list(paths), [start] * len(paths)
         known = [
             {m["position"]: m["draft_correct"] for m in record["mismatches"]} for record in records
         ]

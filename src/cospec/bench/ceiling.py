@@ -49,12 +49,14 @@ class OracleEngine:
             max_new_tokens=contest.config.max_new_tokens,
         )
         self._auditor = Auditor(contest.pair, contest.task, config)
+        self._num_exact = contest.config.exact_prefix_tokens
 
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
     ) -> list[Completion]:
         """The oracle path of each prompt; settings are those of the contest."""
-        return self._auditor.oracle_paths([self._examples[str(prompt)] for prompt in prompts])
+        examples = [self._examples[str(prompt)] for prompt in prompts]
+        return self._auditor.oracle_paths(examples, exact_prefix_tokens=self._num_exact)
 
 
 def search(contest: Contest, k: int, play: Player) -> list[Json]:

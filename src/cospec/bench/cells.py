@@ -75,6 +75,7 @@ def measure(
         max_new_tokens=contest.config.max_new_tokens,
         seed=contest.seed,
         temperature=temperature,
+        exact_prefix_tokens=contest.config.exact_prefix_tokens,
     )
     head = f"test, batch {batch_size}, temperature {temperature:g}"
     repeats = [

@@ -35,6 +35,7 @@ def conditions(document: Json) -> Json:
         "problems": digest,
         "seed": evaluation["seed"],
         "max_new_tokens": evaluation["max_new_tokens"],
+        "exact_prefix_tokens": evaluation.get("exact_prefix_tokens", 0),  # once not recorded
         **{name: config["pair"][name] for name in _MODELS},
         **models,
         **{name: provenance[name] for name in ("dtype", "device", "threads")},

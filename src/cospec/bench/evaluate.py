@@ -117,6 +117,7 @@ class Evaluation:
         temperature: Of sampling; 0 is greedy.
         chunk_size: Problems of a chunk, a few more where the last chunk would be small; 4 batches
             and at least 32 if None.
+        exact_prefix_tokens: No arbiter keeps a draft's token among so many first ones of an answer.
 
     Attributes:
         arms: As given.
@@ -125,6 +126,7 @@ class Evaluation:
         prompts: One an example.
         samplings: One an example.
         max_new_tokens: As given, or the task's.
+        exact_prefix_tokens: As given.
         chunks: Places of the examples of each chunk.
         num_short_of_room: Prompts that the context leaves fewer than `max_new_tokens`.
 
@@ -143,13 +145,14 @@ class Evaluation:
         seed: int = 0,
         temperature: float = 0.0,
         chunk_size: int | None = None,
+        exact_prefix_tokens: int = 0,
     ) -> None:
         engine = arms[-1].engine
         if chunk_size is None:
             chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.max_batch_size)
         self.arms, self.task, self.examples = arms, task, examples
         self.chunks = _chunks(len(examples), chunk_size)
-        self._seed = seed
+        self._seed, self.exact_prefix_tokens = seed, exact_prefix_tokens
         self.max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
         self.prompts, samplings = encode_problems(
             engine.pair, task, examples, self.max_new_tokens, seed
@@ -157,7 +160,13 @@ class Evaluation:
         self.num_short_of_room = sum(s.max_new_tokens < self.max_new_tokens for s in samplings)
         # The engine adds the place in the chunk to the seed, which repeats.
         self.samplings = [
-            replace(s, seed=seed + i, temperature=temperature) for i, s in enumerate(samplings)
+            replace(
+                s,
+                seed=seed + i,
+                temperature=temperature,
+                exact_prefix_tokens=exact_prefix_tokens,
+            )
+            for i, s in enumerate(samplings)
         ]
         self._warm_up = [
             replace(s, max_new_tokens=min(_NUM_WARM_UP_TOKENS, s.max_new_tokens))
@@ -174,6 +183,7 @@ class Evaluation:
             "num_speculative_tokens": engine.num_speculative_tokens,
             "max_batch_size": engine.max_batch_size,
             "max_new_tokens": self.max_new_tokens,
+            "exact_prefix_tokens": self.exact_prefix_tokens,
             "num_short_of_room": self.num_short_of_room,
             "seed": self._seed,
             "num_chunks": len(self.chunks),

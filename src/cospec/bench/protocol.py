@@ -54,6 +54,8 @@ class BenchConfig:
     models' numbers of weights."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
+    exact_prefix_tokens: int = 0
+    """Keep this many first tokens of every answer lossless: no override there."""
 
     def __post_init__(self) -> None:
         positive = {
@@ -76,6 +78,10 @@ class BenchConfig:
             raise ConfigError(
                 "num_tune_problems is 0, and --tune-k and --tune-knobs choose on these problems; "
                 "give some, or leave both out."
+            )
+        if self.exact_prefix_tokens < 0:
+            raise ConfigError(
+                f"exact_prefix_tokens is {self.exact_prefix_tokens}; it must be 0 or positive."
             )
         if self.draft_cost is not None and not self.draft_cost >= 0:
             raise ConfigError(f"draft_cost is {self.draft_cost}; it must be 0 or positive.")
@@ -145,6 +151,7 @@ def describe(contest: Contest) -> Json:
         **describe_problems(contest.test),
         "tune": describe_problems(contest.tune),
         "max_new_tokens": contest.task.max_new_tokens if limit is None else limit,
+        "exact_prefix_tokens": config.exact_prefix_tokens,
         "draft_cost": contest.draft_cost,
         "seed": contest.seed,
     }

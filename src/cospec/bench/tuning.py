@@ -49,6 +49,7 @@ def tune(
             max_new_tokens=contest.config.max_new_tokens,
             seed=contest.seed,
             temperature=temperature,
+            exact_prefix_tokens=contest.config.exact_prefix_tokens,
         )
         turns = play(evaluation, f"tune, temperature {temperature:g}", warm_up=False)
         for turn in sorted(turns, key=lambda turn: turn.chunk):

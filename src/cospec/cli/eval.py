@@ -23,6 +23,8 @@ class Eval:
     output: OutputOptions = field(default_factory=OutputOptions)
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
+    exact_prefix_tokens: int = 0
+    """Keep this many first tokens of every answer lossless: no override there."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 
@@ -47,7 +49,12 @@ class Eval:
             max_batch_size=self.decode.batch_size,
         )
         evaluation = Evaluation(
-            arms, task, examples, max_new_tokens=self.max_new_tokens, seed=self.task.seed
+            arms,
+            task,
+            examples,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.task.seed,
+            exact_prefix_tokens=self.exact_prefix_tokens,
         )
         print_notes(pair, evaluation)
         options = json.loads(json.dumps(asdict(self), default=str))

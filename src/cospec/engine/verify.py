@@ -172,8 +172,14 @@ def collect_mismatches(
 
 def _at(steps: list[Tensor], rows: Tensor, places: Tensor) -> Tensor:
     """What K tensors of (B, X) hold at the mismatches, (M, X), without a copy of them all."""
-    used, inverse = rows.unique_consecutive(return_inverse=True)
+    used, inverse = _distinct(rows)
     return torch.stack([step[used] for step in steps], dim=1)[inverse, places]
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows with a mismatch, (R,), and which of them each mismatch is in, (M,)."""
+    used, inverse = torch.unique_consecutive(rows, return_inverse=True)
+    return used, inverse
 
 
 def _lookahead(
@@ -181,7 +187,7 @@ def _lookahead(
 ) -> tuple[Tensor, Tensor]:
     """What the target thinks of the drafted tokens behind each mismatch, each (M, K - 1)."""
     num_drafted = drafted.shape[1]
-    used, inverse = rows.unique_consecutive(return_inverse=True)  # R rows with a mismatch
+    used, inverse = _distinct(rows)  # R rows with a mismatch
     logits = verdict.logits[used, :-1].float()
     log_p = logits.gather(-1, drafted[used, :, None])[..., 0] - logits.logsumexp(dim=-1)  # (R, K)
     ahead = places[:, None] + torch.arange(1, num_drafted, device=places.device)  # (M, K - 1)

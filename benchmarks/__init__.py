@@ -1,0 +1,1 @@
+"""Measurements, and what fills the tables of the pages from their results."""

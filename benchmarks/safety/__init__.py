@@ -1,0 +1,1 @@
+"""Prompts that tell what an arbiter does to refusals and to orders on format (docs/safety.md)."""
