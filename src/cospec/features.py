@@ -132,7 +132,8 @@ class ScalarFeatures:
             batch.num_overrides.float().log1p(),
         ]
         kinds = self.kinds.to(ids.device)[ids]  # (M, 2)
-        flags = torch.nn.functional.one_hot(kinds, len(KINDS)).float()
+        # Not one_hot, which looks at the values and so may wait for the device.
+        flags = (kinds[:, :, None] == torch.arange(len(KINDS), device=ids.device)).float()
         return torch.cat([torch.stack(columns, dim=1), flags.flatten(1)], dim=1)
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object

@@ -22,6 +22,7 @@ from cospec.cli import serve
 from cospec.cli.options import bundled_home, bundled_models
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.features import HiddenFeatures
+from cospec.vllm_plugin.compat import SUPPORTED
 from cospec.vllm_plugin.settings import Settings
 from tests.conftest import VOCAB
 from tests.vllm_plugin.serving import is_alive, still_alive
@@ -174,6 +175,10 @@ def test_the_vllm_that_is_not_there_is_asked_for(monkeypatch, found, error, mess
     monkeypatch.setattr(importlib.metadata, "version", versions(found))
     with pytest.raises(error, match=message):
         serve.check_vllm()
+
+
+def test_command_and_plugin_ask_for_the_same_vllm():
+    assert serve.VLLM_VERSION == SUPPORTED
 
 
 def test_an_allow_list_without_the_plugin_is_refused(monkeypatch):

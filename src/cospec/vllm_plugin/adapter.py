@@ -102,7 +102,8 @@ class Adapter:
         judgement: Judgement,
         num_accepted: Tensor,
         slots: Tensor,
-        request_ids: Callable[[], Sequence[str]],
+        request_ids: Sequence[str],
+        num_rows: Callable[[], Sequence[int]],
     ) -> None:
         """Count and log what became of a step.
 
@@ -111,16 +112,17 @@ class Adapter:
             judgement: What was ruled on them.
             num_accepted: Drafted tokens that the engine accepted, by request, (R,).
             slots: Of the requests, (R,) int64.
-            request_ids: Gives the request's id of each row, T of them.
+            request_ids: Of the requests, R of them.
+            num_rows: Gives the number of rows of each; asked for a log of decisions only.
         """
         outcome = settle(rows, judgement, num_accepted)
         self.table.add_overrides(slots, outcome.num_overrides)
         if self.counts is not None:
-            of_rows = outcome.num_overrides[rows.requests]  # (T,), alike in the rows of a request
-            self.counts.add(outcome.counts, request_ids(), of_rows)
+            self.counts.add(outcome.counts, request_ids, outcome.num_overrides)
         if self.log is not None:
+            pairs = zip(request_ids, num_rows(), strict=True)
             self.log.add(
-                request_ids(),
+                [request_id for request_id, n in pairs for _ in range(n)],
                 outcome.is_reached,
                 positions=rows.positions,
                 block_positions=rows.block_positions,

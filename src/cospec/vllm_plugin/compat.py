@@ -69,7 +69,7 @@ V2_NAMES: dict[str, str] = {
         "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids "
         "expanded_local_pos seq_lens_upper_bound_np skip_top_k_top_p"
     ),
-    f"{_GPU}model_runner:GPUModelRunner.load_model": "self load_dummy_weights model",
+    f"{_GPU}model_runner:GPUModelRunner.load_model": "self load_dummy_weights args model kwargs",
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }

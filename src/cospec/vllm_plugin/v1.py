@@ -141,14 +141,13 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         output = super().forward(metadata, draft_probs, logits, sampling_metadata)
         if step.rows is not None and step.judgement is not None and step.slots is not None:
             num_accepted = (output.sampled_token_ids >= 0).sum(dim=1) - 1
-            counts = metadata.num_draft_tokens
-            ids = self._runner.input_batch.req_ids
             self._adapter.settle(
                 step.rows,
                 step.judgement,
                 num_accepted,
                 step.slots,
-                lambda: [i for i, n in zip(ids, counts, strict=True) for _ in range(n)],
+                list(self._runner.input_batch.req_ids),
+                lambda: metadata.num_draft_tokens,
             )
         self._step = Step(None)
         return output

@@ -21,8 +21,6 @@ from cospec.vllm_plugin.bridge import VerifiedRows, force
 from cospec.vllm_plugin.compat import is_first_tensor_rank, require, tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     from torch import Tensor
 
@@ -197,11 +195,19 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             use_fp64=self.sampler.use_fp64_gumbel,
         )
 
-        def request_ids() -> Sequence[str]:  # waits for the device: for a log of decisions only
-            return [self._req_states.index_to_req_id.get(i, "") for i in slots.tolist()]
+        def num_rows() -> list[int]:  # waits for the device: for a log of decisions only
+            counts: list[int] = cu_num_logits.diff().tolist()
+            return counts
 
-        num_accepted = (num_sampled.long() - 1).clamp(min=0)
-        self._adapter.settle(rows, judgement, num_accepted, idx_mapping.long(), request_ids)
+        known = self._req_states.index_to_req_id
+        self._adapter.settle(
+            rows,
+            judgement,
+            (num_sampled.long() - 1).clamp(min=0),
+            idx_mapping.long(),
+            [known.get(slot, "") for slot in idx_mapping_np.tolist()],
+            num_rows,
+        )
         return processed, sampled, num_sampled
 
     def _rows(

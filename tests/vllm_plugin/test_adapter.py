@@ -1,0 +1,146 @@
+"""Requests as the adapters know them, and engines and arbiters that they refuse."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+
+from cospec.arbiters import AlwaysDraft
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.errors import ConfigError
+from cospec.features import HiddenFeatures, ScalarFeatures
+from cospec.vllm_plugin.adapter import check_supported, place
+from cospec.vllm_plugin.requests import RequestTable, is_plain
+
+CPU = torch.device("cpu")
+
+
+def params(**changes):
+    """A request's parameters by vLLM's names, all at their defaults."""
+    defaults = dict(
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        repetition_penalty=1.0,
+        bad_words=None,
+        allowed_token_ids=None,
+        logit_bias=None,
+        structured_outputs=None,
+        extra_args=None,
+        stop_token_ids=[],
+        eos_token_id=1,
+        max_tokens=16,
+    )
+    return types.SimpleNamespace(**defaults | changes)
+
+
+def column(table, name, *slots):
+    return getattr(table.columns(torch.tensor(slots)), name).tolist()
+
+
+def test_a_slot_holds_what_its_request_asked_for():
+    table = RequestTable(4, CPU, has_thresholds=True)
+    table.add(2, params(stop_token_ids=[7, 9], max_tokens=None))
+    table.add(0, params(extra_args={"cospec": "threshold=0.25"}))
+    assert column(table, "stop_ids", 2, 0) == [[1, 7, 9], [1, -1, -1]]
+    assert column(table, "max_tokens", 2, 0) == [2**62, 16]
+    assert column(table, "is_open", 2, 0, 1) == [True, True, False]
+    assert column(table, "thresholds", 0) == [0.25]
+    assert table.columns(torch.tensor([2])).thresholds.isnan().all()
+
+
+def test_a_new_request_in_a_slot_leaves_nothing_of_the_old_one():
+    table = RequestTable(2, CPU, has_thresholds=True)
+    table.add(1, params(stop_token_ids=[7, 9], extra_args={"cospec": "threshold=0.25"}))
+    table.add_overrides(torch.tensor([1, 0]), torch.tensor([3, 0]))
+    assert column(table, "num_overrides", 1, 0) == [3, 0]
+    table.add(1, params(eos_token_id=None))
+    assert column(table, "num_overrides", 1) == [0]
+    assert column(table, "stop_ids", 1) == [[-1, -1, -1]]
+    assert table.columns(torch.tensor([1])).thresholds.isnan().all()
+
+
+def test_more_requests_than_expected_find_room():
+    table = RequestTable(2, CPU, has_thresholds=False)
+    table.add(1, params(stop_token_ids=[4]))
+    table.add_overrides(torch.tensor([1]), torch.tensor([5]))
+    table.add(9, params(stop_token_ids=[6]))
+    assert column(table, "stop_ids", 1, 9) == [[1, 4], [1, 6]]
+    assert column(table, "num_overrides", 1, 9) == [5, 0]
+    assert table.columns(torch.tensor([9])).thresholds is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": -0.1},
+        {"repetition_penalty": 1.1},
+        {"bad_words": ["no"]},
+        {"allowed_token_ids": [3]},
+        {"logit_bias": {3: 1.0}},
+        {"structured_outputs": object()},
+        {"thinking_token_budget": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_request_that_changes_the_targets_law_is_left_to_the_target(change):
+    assert is_plain(params())
+    assert not is_plain(params(**change))
+    table = RequestTable(1, CPU, has_thresholds=False)
+    table.add(0, params(**change))
+    assert column(table, "is_open", 0) == [False]
+
+
+def test_nonsense_in_a_request_does_not_end_the_engine(caplog):
+    table = RequestTable(1, CPU, has_thresholds=False)
+    table.add(0, params(extra_args={"cospec": "perhaps"}))
+    assert column(table, "is_open", 0) == [False]
+    assert "losslessly" in caplog.text
+
+
+def test_an_engine_that_we_do_not_support_is_refused():
+    def engine(**speculative):
+        return types.SimpleNamespace(speculative_config=types.SimpleNamespace(**speculative))
+
+    check_supported(engine(rejection_sample_method="standard"))
+    with pytest.raises(ConfigError, match="drafts none"):
+        check_supported(types.SimpleNamespace(speculative_config=None))
+    with pytest.raises(ConfigError, match=r"rejection_sample_method .* 'block'"):
+        check_supported(engine(rejection_sample_method="block"))
+    with pytest.raises(ConfigError, match="use_heterogeneous_vocab"):
+        check_supported(engine(use_heterogeneous_vocab=True))
+
+
+def learned(features):
+    policy = Policy(len(features.names), PolicyConfig(), num_hidden=features.num_hidden)
+    return LearnedArbiter(policy, features)
+
+
+class Letters:
+    """A tokenizer whose tokens are digits."""
+
+    def __len__(self):
+        return 6
+
+    def decode(self, ids):
+        return str(ids[0])
+
+
+def test_a_trained_arbiter_learns_the_kinds_of_the_engines_tokens():
+    arbiter = learned(ScalarFeatures(torch.full((4,), 3)))
+    placed = place(arbiter, CPU, 8, Letters)
+    assert placed.features.kinds.tolist() == [0] * 6 + [4] * 2
+    with pytest.raises(ConfigError, match="knows 4 tokens and the target has 8"):
+        place(arbiter, CPU, 8, lambda: None)
+    assert place(arbiter, CPU, 4, lambda: None).features.kinds.tolist() == [3] * 4
+    rule = AlwaysDraft()
+    assert place(rule, CPU, 8, Letters) is rule
+
+
+def test_an_arbiter_with_hidden_states_is_refused():
+    arbiter = learned(HiddenFeatures(torch.zeros(4, dtype=torch.int64), (3, 2)))
+    with pytest.raises(ConfigError, match="hidden states, which vLLM does not hand out"):
+        place(arbiter, CPU, 4, Letters)

@@ -1,0 +1,364 @@
+"""Rows of another engine are ruled on, and become text, as in our own."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cospec.arbiters import AlwaysDraft, AlwaysTarget, LogProbGap, RandomOverride
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.config import SamplingConfig
+from cospec.engine.rows import Row
+from cospec.engine.verify import collect_mismatches, is_forbidden, judge
+from cospec.engine.walk import Block, Ruled, walk
+from cospec.features import ScalarFeatures
+from cospec.models.cache import Output
+from cospec.types import MismatchBatch, Needs, Origin, Proposal, Ruling
+from cospec.vllm_plugin import bridge
+from cospec.vllm_plugin.bridge import Judge, VerifiedRows, force, settle
+
+K, V = 4, 12
+STOP = 3
+ALL = Needs.LOGITS | Needs.LOOKAHEAD
+
+
+class Recorder:
+    """Answers as another arbiter does, and remembers what it saw."""
+
+    def __init__(self, arbiter, needs=ALL):
+        self.arbiter, self.needs, self.name = arbiter, needs, arbiter.name
+        self.seen = []
+
+    def rule(self, batch):
+        self.seen.append(batch)
+        return self.arbiter.rule(batch)
+
+
+class Scores:
+    """Rules for the draft, with a fixed score."""
+
+    name, needs = "scores", Needs.NOTHING
+
+    def __init__(self, score):
+        self.score = score
+
+    def rule(self, batch):
+        ones = torch.ones(len(batch))
+        return Ruling(ones.bool(), ones * self.score)
+
+
+def learned(threshold=0.15):
+    features = ScalarFeatures(torch.arange(V) % 5)
+    torch.manual_seed(5)
+    policy = Policy(len(features.names), PolicyConfig())
+    torch.nn.init.normal_(policy.layers[-1].weight, std=0.5)  # it begins with one ruling for all
+    return LearnedArbiter(policy.eval(), features, threshold)
+
+
+def blocks(num_rows, seed):
+    """Logits and drafted tokens such that about half of them match: p (B, K + 1, V), q, ids."""
+    g = torch.Generator().manual_seed(seed)
+    p, q = (
+        3 * torch.randn(num_rows, K + 1, V, generator=g),
+        torch.randn(num_rows, K, V, generator=g),
+    )
+    q = q + p[:, :-1]
+    return p, q, q.argmax(dim=-1)
+
+
+def flat(p, q, ids, lengths=None, **changes):
+    """The rows as a runner has them, all blocks from position 7 on."""
+    lengths = [K] * len(p) if lengths is None else lengths
+    where = [(r, j) for r, n in enumerate(lengths) for j in range(n)]
+    r, j = torch.tensor(where).reshape(-1, 2).unbind(dim=1)
+    values = dict(
+        target_logits=p[r, j],
+        draft_logits=q[r, j],
+        draft_ids=ids[r, j],
+        is_drafted=torch.ones(len(r), dtype=torch.bool),
+        requests=r,
+        block_positions=j,
+        positions=7 + j,
+        num_overrides=2 * r,
+        is_open=torch.ones(len(r), dtype=torch.bool),
+        stop_ids=torch.full((len(r), 2), -1),
+        max_tokens=torch.full((len(r),), 100),
+    )
+    return VerifiedRows(**values | changes)
+
+
+def stock_greedy(rows, judged, bonus_ids):
+    """What vLLM's greedy kernel emits, and how many drafted tokens it accepts, by request."""
+    emitted, accepted = [], []
+    for r, bonus in enumerate(bonus_ids):
+        tokens = []
+        for i in (rows.requests == r).nonzero()[:, 0].tolist():
+            tokens.append(int(judged[i].argmax()))
+            if tokens[-1] != rows.draft_ids[i] or not rows.is_drafted[i]:
+                break
+        else:
+            tokens.append(int(bonus))
+        emitted.append(tokens)
+        accepted.append(len(tokens) - 1)
+    return emitted, torch.tensor(accepted)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_arbiter_sees_what_our_engine_shows_it(seed):
+    p, q, ids = blocks(6, seed)
+    proposal = Proposal(ids, list(q.unbind(dim=1)), torch.ones_like(ids).bool())
+    verdict = judge(Output(p, None), proposal, None, None)
+    rows, places = (~verdict.is_match).nonzero().unbind(dim=1)
+    num_generated, num_overrides = torch.full((6,), 7), 2 * torch.arange(6)
+    theirs = collect_mismatches(
+        verdict, proposal, rows, places, num_generated, num_overrides, ALL, None
+    )
+    recorder = Recorder(AlwaysTarget())
+    Judge(recorder, K)(flat(p, q, ids))
+    (ours,) = recorder.seen
+    for field in fields(MismatchBatch):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        assert a is b is None or torch.equal(torch.as_tensor(a), torch.as_tensor(b)), field.name
+
+
+@pytest.mark.parametrize("arbiter", [LogProbGap(2.0), learned(), AlwaysDraft(), AlwaysTarget()])
+@pytest.mark.parametrize("seed", range(8))
+def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
+    p, q, ids = blocks(8, seed)
+    exact, max_tokens = 8, [9 + r // 2 for r in range(8)]
+    proposal = Proposal(ids, list(q.unbind(dim=1)), torch.ones_like(ids).bool())
+    verdict = judge(Output(p, None), proposal, None, None)
+    where = (~verdict.is_match).nonzero()
+    r, j = where.unbind(dim=1)
+    num_overrides = 2 * torch.arange(8)
+    batch = collect_mismatches(
+        verdict, proposal, r, j, torch.full((8,), 7), num_overrides, arbiter.needs, None
+    )
+    ruling, forbidden = arbiter.rule(batch), is_forbidden(verdict, proposal, None, r, j)
+    walked = []
+    for row_index in range(8):
+        config = SamplingConfig(max_new_tokens=max_tokens[row_index], exact_prefix_tokens=exact)
+        row = Row(row_index, [0], config, frozenset({STOP}), None)
+        row.generated, row.origins = [0] * 7, [Origin.MATCH] * 7
+        rulings = {
+            int(place): Ruled(
+                bool(ruling.keep_draft[m]),
+                bool(forbidden[m]),
+                None if ruling.score is None else float(ruling.score[m]),
+                (),
+            )
+            for m, (at, place) in enumerate(where.tolist())
+            if at == row_index
+        }
+        flags = [verdict.is_match, verdict.is_finite, proposal.is_finite]
+        block = Block(
+            ids[row_index].tolist(),
+            verdict.target_ids[row_index].tolist(),
+            *(flag[row_index].long().tolist() for flag in flags),
+        )
+        walk(row, block, rulings, keep_trace=True)
+        walked.append(row)
+
+    rows = flat(p, q, ids)
+    rows = replace(
+        rows,
+        stop_ids=torch.full((len(rows.requests), 1), STOP),
+        max_tokens=torch.tensor(max_tokens)[rows.requests],
+    )
+    judgement = Judge(arbiter, K, exact_prefix_tokens=exact)(rows)
+    judged = force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
+    emitted, accepted = stock_greedy(rows, judged, verdict.target_ids[:, -1])
+    outcome = settle(rows, judgement, accepted)
+    for row, tokens, number in zip(walked, emitted, outcome.num_overrides.tolist(), strict=True):
+        kept = row.generated[7:]
+        assert tokens[: len(kept)] == kept  # vLLM's scheduler cuts what a stop leaves over
+        assert number == row.stats.num_overrides
+    total = sum((row.stats for row in walked), start=walked[0].stats.__class__())
+    assert outcome.counts.tolist() == [
+        total.num_strict_accepts,
+        total.num_overrides,
+        total.num_mismatches,
+        total.num_non_finite_scores,
+    ]
+    assert int(outcome.is_reached.sum()) == total.num_mismatches
+
+
+@pytest.mark.parametrize("arbiter", [LogProbGap(2.0), learned(), AlwaysDraft()])
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_ruling_on_all_rows_is_ruling_on_those_that_can_be_kept(arbiter, is_sampled):
+    p, q, ids = blocks(24, 11)
+    rows = flat(p, q, ids, lengths=4 * [4, 0, 2, 4, 1, 3])
+    rows = replace(
+        rows,
+        is_sampled=rows.requests % 2 == 0 if is_sampled else None,
+        is_open=rows.requests != 3,
+        is_drafted=rows.block_positions != 2,
+    )
+    compact, full = (
+        Judge(arbiter, K, keep_features=True, is_compact=flag)(rows) for flag in (True, False)
+    )
+    assert torch.equal(compact.keep_draft, full.keep_draft)
+    assert compact.keep_draft.any() and not compact.keep_draft.all()
+    assert torch.equal(compact.target_ids, full.target_ids)
+    assert torch.equal(compact.is_non_finite, full.is_non_finite)
+
+
+def test_rows_in_pieces_are_ruled_on_as_in_one_call(monkeypatch):
+    p, q, ids = blocks(6, 2)
+    rows, arbiter = flat(p, q, ids), learned()
+    whole = Judge(arbiter, K, keep_features=True)(rows)
+    recorder = Recorder(arbiter)
+    monkeypatch.setattr(bridge, "MAX_ELEMENTS", 5 * V)
+    pieces = Judge(recorder, K, keep_features=True)(rows)
+    assert max(map(len, recorder.seen)) == 5
+    assert torch.equal(whole.keep_draft, pieces.keep_draft)
+    for a, b in [(whole.score, pieces.score), (whole.features, pieces.features)]:
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def one_mismatch(**changes):
+    """A request with one drafted token, 1, where the target prefers 0."""
+    p = torch.zeros(1, K + 1, V)
+    p[..., 0], p[..., 1] = 2.0, 1.0
+    q = torch.zeros(1, K, V)
+    return flat(p, q, torch.ones(1, K, dtype=torch.int64), lengths=[1], **changes)
+
+
+def with_logit(token, value):
+    logits = one_mismatch().target_logits.clone()
+    logits[0, token] = value
+    return {"target_logits": logits}
+
+
+INF, NAN = float("inf"), float("nan")
+TRUE, FALSE = torch.tensor([True]), torch.tensor([False])
+VETOES = {
+    "the draft's token ends the text": (Scores(1.0), {"stop_ids": torch.tensor([[9, 1]])}),
+    "the target's token ends the text": (Scores(1.0), {"stop_ids": torch.tensor([[0, -1]])}),
+    "exact prefix": (Scores(1.0), {"positions": torch.tensor([4])}),
+    "masked": (Scores(1.0), with_logit(1, -INF)),
+    "truncated": (Scores(1.0), {"is_cut": TRUE}),
+    "score NaN": (Scores(NAN), {}),
+    "score infinite": (Scores(INF), {}),
+    "target NaN": (Scores(1.0), with_logit(5, NAN)),
+    "target infinite": (Scores(1.0), with_logit(5, INF)),
+    "no token drafted": (Scores(1.0), {"is_drafted": FALSE, "draft_ids": torch.tensor([-1])}),
+    "request opted out": (Scores(1.0), {"is_open": FALSE}),
+    "threshold of the request": (Scores(0.6), {"thresholds": torch.tensor([0.7])}),
+    "no draft logits": (Recorder(AlwaysDraft()), {"draft_logits": None}),
+    "draft NaN": (learned(-1.0), {"draft_logits": torch.full((1, V), NAN)}),
+}
+
+
+@pytest.mark.parametrize("is_compact", [False, True])
+@pytest.mark.parametrize("arbiter, changes", VETOES.values(), ids=VETOES.keys())
+def test_a_ruling_for_the_draft_is_turned_down(arbiter, changes, is_compact):
+    rows = one_mismatch(**changes)
+    judge_it = Judge(arbiter, K, exact_prefix_tokens=5, is_compact=is_compact)
+    judgement = judge_it(rows)
+    assert not judgement.keep_draft.any()
+    forced = force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
+    assert torch.equal(forced.nan_to_num(), rows.target_logits.nan_to_num())
+    kept = Judge(AlwaysDraft(), K, exact_prefix_tokens=5, is_compact=is_compact)(one_mismatch())
+    assert kept.keep_draft.all(), "without the change it stands"
+
+
+def test_scores_that_are_not_finite_are_counted_where_they_were_reached():
+    rows = one_mismatch()
+    judgement = Judge(Scores(NAN), K)(rows)
+    assert settle(rows, judgement, torch.tensor([0])).counts.tolist() == [0, 0, 1, 1]
+
+
+def test_a_threshold_of_the_request_replaces_the_arbiters():
+    p, q, ids = blocks(6, 4)
+    rows, arbiter = flat(p, q, ids), learned(0.3)
+    bold = replace(rows, thresholds=torch.full(rows.positions.shape, 0.12))
+    own = replace(rows, thresholds=torch.full(rows.positions.shape, NAN))
+    expected = Judge(arbiter.with_threshold(0.12), K)(rows).keep_draft
+    assert torch.equal(Judge(arbiter, K)(bold).keep_draft, expected)
+    assert not torch.equal(Judge(arbiter, K)(rows).keep_draft, expected)
+    assert torch.equal(Judge(arbiter, K)(own).keep_draft, Judge(arbiter, K)(rows).keep_draft)
+
+
+def test_a_kept_token_gets_all_probability_in_a_copy():
+    logits = torch.randn(3, V)
+    before = logits.clone()
+    ids, keep = torch.tensor([4, -1, 6]), torch.tensor([True, False, False])
+    judged = force(logits, ids, keep)
+    assert torch.equal(logits, before)
+    assert torch.equal(judged[1:], before[1:])
+    assert judged[0].softmax(dim=-1).tolist() == [float(i == 4) for i in range(V)]
+
+
+def test_a_sampled_token_stands_against_the_best_other_one():
+    rows = one_mismatch(is_sampled=TRUE)
+    recorder = Recorder(LogProbGap(0.5))
+    likely = replace(rows, draft_ids=torch.tensor([0]))  # the target's favourite may be rejected
+    assert Judge(recorder, K)(likely).keep_draft.all()
+    assert recorder.seen[0].target_ids.tolist() == [1]
+    assert not Judge(recorder, K)(rows).keep_draft.any()
+    assert recorder.seen[1].target_ids.tolist() == [0]
+
+
+def test_a_sampled_token_that_the_target_prefers_is_no_override():
+    rows = one_mismatch(is_sampled=TRUE, draft_ids=torch.tensor([0]))
+    judgement = Judge(AlwaysDraft(), K)(rows)
+    assert settle(rows, judgement, torch.tensor([1])).counts.tolist() == [1, 0, 0, 0]
+    assert settle(rows, judgement, torch.tensor([0])).counts.tolist() == [0, 0, 1, 0]
+
+
+def test_lookahead_ends_with_the_block_of_the_request():
+    p, q, ids = blocks(3, 6)
+    recorder = Recorder(AlwaysTarget())
+    rows = flat(p, q, ids, lengths=[2, 1, 4])
+    Judge(recorder, K, is_compact=False)(rows)
+    (batch,) = recorder.seen
+    has_ended = torch.tensor([0, 1, 1] + [1] * 6 + [0, 0, 0] + [0, 0, 1] + [0, 1, 1] + [1] * 3)
+    has_ended = has_ended.reshape(7, 3).bool()
+    assert (batch.lookahead_log_p[has_ended] == 0).all()
+    assert (batch.lookahead_log_p[~has_ended] < 0).all()
+    assert not batch.lookahead_matches[has_ended].any()
+
+
+def test_chance_comes_from_the_generator_and_is_the_same_on_every_rank():
+    p, q, ids = blocks(40, 1)
+    rows, arbiter = flat(p, q, ids), RandomOverride(0.5)
+    first, second = (
+        Judge(arbiter, K, generator=torch.Generator().manual_seed(3))(rows).keep_draft
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert 0.3 < first.sum() / Judge(AlwaysDraft(), K)(rows).keep_draft.sum() < 0.7
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at operations whose result's shape or value the host has to wait for on a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        assert not name.startswith(self.WAITING), f"{name} waits for the device"
+        if name in {"index", "index_put", "index_put_"}:
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index"
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("arbiter", [LogProbGap(2.0), learned(), AlwaysDraft(), AlwaysTarget()])
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_nothing_waits_for_the_device(arbiter, is_sampled):
+    p, q, ids = blocks(6, 11)
+    rows = flat(p, q, ids, lengths=[4, 0, 2, 4, 1, 3])
+    some = torch.ones(len(rows.positions)).bool()
+    rows = replace(rows, is_sampled=some, is_cut=~some) if is_sampled else rows
+    judge_it = Judge(arbiter, K, keep_features=True, is_compact=False)
+    with NoWaiting():
+        judgement = judge_it(rows)
+        force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
+        settle(rows, judgement, torch.zeros(6, dtype=torch.int32))
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        replace(judge_it, is_compact=True)(rows)

@@ -1,0 +1,141 @@
+"""The plugin enters only a vLLM that it knows, and only where it was asked to."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+
+from cospec.errors import ConfigError
+from cospec.vllm_plugin import compat, register
+
+
+def test_a_version_that_we_do_not_know_is_refused_in_one_sentence():
+    compat.check_version("0.32.0")
+    compat.check_version("0.32.11+cpu")
+    for version in ("0.33.0", "0.3.2", "0.320.0", "dev"):
+        with pytest.raises(ConfigError, match=rf"vLLM {version} is installed .* knows 0\.32\.\*"):
+            compat.check_version(version)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module with one class, as vLLM might have it."""
+
+    class Sampler:
+        def forward(self, logits, metadata):
+            pass
+
+    made = types.ModuleType("some_engine")
+    made.Sampler = Sampler
+    monkeypatch.setitem(sys.modules, "some_engine", made)
+    return made
+
+
+def test_a_name_has_to_be_there_with_the_parameters_that_we_know(module):
+    compat.check_names({"some_engine:Sampler.forward": "self logits metadata"})
+    with pytest.raises(ConfigError, match=r"forward .* takes \(self logits metadata\) .* \(self"):
+        compat.check_names({"some_engine:Sampler.forward": "self metadata logits"})
+    with pytest.raises(ConfigError, match=r"has no some_engine:Sampler\.sample"):
+        compat.check_names({"some_engine:Sampler.sample": "self"})
+    with pytest.raises(ConfigError, match="has no no_such_engine:Sampler"):
+        compat.check_names({"no_such_engine:Sampler": ""})
+
+
+def test_attributes_of_objects_are_looked_up_too():
+    runner = types.SimpleNamespace(input_batch=types.SimpleNamespace(req_ids=[]))
+    compat.require(runner, ["input_batch.req_ids"])
+    with pytest.raises(ConfigError, match=r"has no input_batch\.prompts"):
+        compat.require(runner, ["input_batch.req_ids", "input_batch.prompts"])
+
+
+def wrapper_module(monkeypatch):
+    """vLLM's module of worker wrappers, as far as we touch it."""
+
+    class WorkerWrapperBase:
+        def __init__(self, additional_config):
+            self.vllm_config = types.SimpleNamespace(additional_config=additional_config)
+            self.worker = None
+
+        def init_device(self):
+            self.worker = types.SimpleNamespace(model_runner="stock")
+
+    name = "vllm.v1.worker.worker_base"
+    made = types.ModuleType(name)
+    made.WorkerWrapperBase = WorkerWrapperBase
+    for part in ("vllm", "vllm.v1", "vllm.v1.worker"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+def test_without_settings_a_worker_stays_as_it_is(monkeypatch):
+    base = wrapper_module(monkeypatch).WorkerWrapperBase
+    register()
+    for additional_config in ({}, {"other": 1}, None):
+        wrapper = base(additional_config)
+        wrapper.init_device()
+        assert vars(wrapper.worker) == {"model_runner": "stock"}
+
+
+def test_with_settings_an_unknown_vllm_does_not_start(monkeypatch):
+    base = wrapper_module(monkeypatch).WorkerWrapperBase
+    sys.modules["vllm"].__version__ = "0.99.0"
+    register()
+    with pytest.raises(ConfigError, match=r"vLLM 0\.99\.0"):
+        base({"cospec": {"arbiter": "lossless"}}).init_device()
+    with pytest.raises(ConfigError, match="unknown key"):
+        base({"cospec": {"arbitre": "lossless"}}).init_device()
+
+
+def test_registering_again_changes_nothing(monkeypatch):
+    base = wrapper_module(monkeypatch).WorkerWrapperBase
+    register()
+    hooked = base.init_device
+    register()
+    assert base.init_device is hooked
+
+
+def test_a_vllm_without_workers_is_left_alone_with_a_warning(monkeypatch, caplog):
+    wrapper_module(monkeypatch)
+    del sys.modules["vllm.v1.worker.worker_base"].WorkerWrapperBase
+    register()
+    assert "stays off" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_values_of_requests_are_spread_over_their_tokens(dtype):
+    """vLLM 0.32 returns memory that was never written here, on a CPU."""
+    x = torch.tensor([2, 0, 7, 5], dtype=dtype)
+    spread = compat.expand_batch_to_tokens(
+        x, torch.tensor([2, 3, 3, 6], dtype=torch.int32), 6, 0, 1
+    )
+    assert spread.tolist() == [2, 2, 1, 5, 5, 5]
+    assert spread.dtype == dtype
+    nothing = torch.tensor([0, 0, 0, 0], dtype=torch.int32)
+    assert compat.expand_batch_to_tokens(x, nothing, 0).shape == (0,)
+
+
+def test_a_step_without_drafted_rows_is_no_error_on_a_cpu():
+    """vLLM 0.32 asks for the maximum of nothing here, with top-k."""
+    calls = []
+    sampler = types.SimpleNamespace(
+        apply_sampling_constraints=lambda *args: calls.append(args) or "stock",
+        expand_batch_to_tokens=None,
+    )
+    for _ in range(2):
+        compat.repair_cpu(sampler)
+    empty = torch.empty(0, 5)
+    assert sampler.apply_sampling_constraints(empty, None, None) is empty
+    assert sampler.apply_sampling_constraints(torch.ones(1, 5), 2, 3) == "stock"
+    assert len(calls) == 1, "repaired once only"
+    assert sampler.expand_batch_to_tokens is compat.expand_batch_to_tokens
+
+
+@pytest.mark.parametrize("names", [compat.V1_NAMES, compat.V2_NAMES], ids=["v1", "v2"])
+def test_the_installed_vllm_has_the_names_that_we_use(names):
+    vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
+    compat.check_version(vllm.__version__)
+    compat.check_names(names)
