@@ -34,7 +34,7 @@ TARGET, DRAFT = HOME / "generalist", HOME / "specialist"
 LEARNED = str(HOME / "arbiters" / "specialist")
 ARBITERS = [LEARNED, "gap:max_gap=1", "lossless"]
 K, NUM_PROMPTS, MAX_TOKENS, NUM_OPTED_OUT = 6, 60, 120, 6
-NUM_SAMPLES, NUM_TOKENS = 1500, 3
+NUM_SAMPLES, NUM_TOKENS = 600, 3
 LAWS = {
     "plain": dict(temperature=1.0, drafts_are_sampled=False),
     "warm, top-k": dict(temperature=1.4, top_k=5, drafts_are_sampled=False),
