@@ -1,6 +1,6 @@
 """Runs vLLM in a process of its own and writes down what it generates: see test_v1_offline.
 
-Usage: python offline.py off|on JOB.json RESULT.json
+Usage: python offline.py off|on|laws JOB.json RESULT.json
 """
 
 from __future__ import annotations
@@ -88,16 +88,20 @@ def on(job):
     some = job["prompts"][: job["num_opted_out"]]
     result["opted out"] = generate(llm, some, extra_args={"cospec": "off"}, **greedy)
     result["penalised"] = generate(llm, some, repetition_penalty=1.0001, **greedy)
-    adapter.judge = replace(judge, arbiter=load_arbiter("lossless"))
-    result["sampled"] = {}
+    return result
+
+
+def laws(job):
+    """Many samples of one prompt under the lossless arbiter, by law."""
+    llm, runner = make(job, {"arbiter": "lossless"})
+    result = {}
     for name, law in job["laws"].items():
         runner.drafter._enable_probabilistic_draft_probs = law.pop("drafts_are_sampled")
-        prompts = [job["prompts"][0]] * job["num_samples"]
-        result["sampled"][name] = generate(llm, prompts, **law)
+        result[name] = generate(llm, [job["law_prompt"]] * job["num_samples"], **law)
     return result
 
 
 if __name__ == "__main__":
     mode, given, written = sys.argv[1:]
-    answer = {"off": off, "on": on}[mode](json.loads(Path(given).read_text()))
+    answer = {"off": off, "on": on, "laws": laws}[mode](json.loads(Path(given).read_text()))
     Path(written).write_text(json.dumps(answer))
