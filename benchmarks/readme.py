@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safety import summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/safety.md")
+PAGES = ("README.md", "docs/numbers.md", "docs/safety.md")
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -82,21 +83,6 @@ def comparison(name: str) -> str:
     return "\n".join(lines)
 
 
-def demo() -> str:
-    """What ``cospec demo`` found."""
-    return comparison("demo")
-
-
-def eval_specialist() -> str:
-    """Trained arbiters of three seeds on test problems."""
-    return comparison("eval_specialist")
-
-
-def eval_real() -> str:
-    """A rule on the real pair."""
-    return comparison("eval_real_gsm8k")
-
-
 def safety_real() -> str:
     """Refusals and format on the real pair, no token held to the target."""
     return summary.table(_read("safety_real"))
@@ -109,9 +95,9 @@ def safety_real_prefix16() -> str:
 
 BLOCKS = {
     "audits": audits,
-    "demo": demo,
-    "eval_real": eval_real,
-    "eval_specialist": eval_specialist,
+    "demo": partial(comparison, "demo"),
+    "eval_real": partial(comparison, "eval_real_gsm8k"),
+    "eval_specialist": partial(comparison, "eval_specialist"),
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
 }
