@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from cospec.vllm_plugin.bridge import Judgement
     from cospec.vllm_plugin.settings import Settings
 
 RUNNER_NAMES = (
@@ -195,6 +196,20 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             use_fp64=self.sampler.use_fp64_gumbel,
         )
 
+        self._settle(rows, judgement, num_sampled, cu_num_logits, idx_mapping, idx_mapping_np)
+        return processed, sampled, num_sampled
+
+    def _settle(
+        self,
+        rows: VerifiedRows,
+        judgement: Judgement,
+        num_sampled: Tensor,
+        cu_num_logits: Tensor,
+        idx_mapping: Tensor,
+        idx_mapping_np: np.ndarray[Any, Any],  # Any: of integers
+    ) -> None:
+        """Count what became of some requests; arguments as in `_verify`."""
+
         def num_rows() -> list[int]:  # waits for the device: for a log of decisions only
             counts: list[int] = cu_num_logits.diff().tolist()
             return counts
@@ -208,7 +223,6 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             [known.get(slot, "") for slot in idx_mapping_np.tolist()],
             num_rows,
         )
-        return processed, sampled, num_sampled
 
     def _rows(
         self,
