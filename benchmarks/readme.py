@@ -17,7 +17,7 @@ from safety import summary
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/numbers.md", "docs/safety.md")
+PAGES = ("README.md", "docs/numbers.md", "docs/safety.md", "docs/vllm.md")
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -83,6 +83,26 @@ def comparison(name: str) -> str:
     return "\n".join(lines)
 
 
+def vllm_speed() -> str:
+    """Target alone, stock speculation, and the arbiter inside vLLM."""
+    lines = [
+        "| arm | right | won / lost | McNemar p | tokens/s at 1 | over stock | tokens/s at 8 "
+        "| over stock | acceptance length | overrides |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for arm in _read("vllm_speed_specialist")["arms"]:
+        low, high = arm["accuracy_ci95"]
+        speeds = (
+            f"{arm['tokens_per_s'][n]:.0f} | {arm['speedup_vs_stock'][n]:.2f}x" for n in ("1", "8")
+        )
+        lines.append(
+            f"| {arm['name']} | {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) "
+            f"| {arm['wins']} / {arm['losses']} | {arm['mcnemar_p']:.2g} | {' | '.join(speeds)} "
+            f"| {arm['mean_acceptance_length']:.2f} | {arm.get('num_overrides', 0)} |"
+        )
+    return "\n".join(lines)
+
+
 def safety_real() -> str:
     """Refusals and format on the real pair, no token held to the target."""
     return summary.table(_read("safety_real"))
@@ -100,6 +120,7 @@ BLOCKS = {
     "eval_specialist": partial(comparison, "eval_specialist"),
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
+    "vllm_speed": vllm_speed,
 }
 
 

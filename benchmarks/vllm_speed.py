@@ -32,6 +32,7 @@ import torch
 
 from cospec.bench.summary import quality
 from cospec.cli.demo import _load_problems
+from cospec.cli.options import bundled_home
 from cospec.cli.serve import Serve, speculative_config
 from cospec.models.load import load_tokenizer
 from cospec.results import Provenance, check_writable, document, write_json
@@ -139,7 +140,9 @@ def run_arm(arm: str, args: argparse.Namespace) -> Json:
             speed = sum(len(each.token_ids) for each in timed) / seconds
             trials.setdefault(str(concurrency), []).append(round(speed, 3))
             print(f"{arm}: {speed:.0f} tokens/s at {concurrency}", flush=True)
-    arbiter = settings.arbiter_spec if settings else None
+    arbiter = None
+    if settings:  # without the folder that this machine has the package in
+        arbiter = settings.arbiter_spec.removeprefix(f"{bundled_home()}/")
     return {
         "arm": arm,
         "arbiter": arbiter,
