@@ -83,6 +83,20 @@ def comparison(name: str) -> str:
     return "\n".join(lines)
 
 
+def oracle_agreement() -> str:
+    """How near the trained arbiters come to the oracle."""
+    result = _read("oracle_agreement_specialist")
+    lines = [
+        "| arm | rules as the oracle where branches differ | points won | of the oracle path's gain |",
+        "| --- | --- | --- | --- |",
+        f"| always the target | {_percent(result['summary']['always_target'])} | 0 | 0 |",
+    ]
+    for row in result["rows"]:
+        shares = (_percent(row[key]) for key in ("agreement", "gain", "captured"))
+        lines.append(f"| {row['arm']} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
 def vllm_speed() -> str:
     """Target alone, stock speculation, and the arbiter inside vLLM."""
     lines = [
@@ -118,6 +132,7 @@ BLOCKS = {
     "demo": partial(comparison, "demo"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
     "eval_specialist": partial(comparison, "eval_specialist"),
+    "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
     "vllm_speed": vllm_speed,
