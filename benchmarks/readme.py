@@ -87,7 +87,7 @@ def oracle_agreement() -> str:
     """How near the trained arbiters come to the oracle."""
     result = _read("oracle_agreement_specialist")
     lines = [
-        "| arm | rules as the oracle where branches differ | points won | of the oracle path's gain |",
+        "| arm | rules as the oracle where branches differ | points won | of the oracle's gain |",
         "| --- | --- | --- | --- |",
         f"| always the target | {_percent(result['summary']['always_target'])} | 0 | 0 |",
     ]
