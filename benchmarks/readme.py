@@ -83,6 +83,29 @@ def comparison(name: str) -> str:
     return "\n".join(lines)
 
 
+def bench_specialist() -> str:
+    """Every rule at its tuned setting beside the trained arbiters."""
+    (cell,) = _read("bench_specialist")["cells"]
+    lines = [
+        "| arm | right | won / lost | McNemar p | against the best rival | over target "
+        "| over lossless | forwards a token | overrides |",
+        "| --- |" + " --- |" * 8,
+    ]
+    for arm in cell["arms"]:
+        low, high = arm["accuracy_ci95"]
+        knob = f" ({arm['knob']})" if arm["knob"] else ""
+        rival = arm["vs_rival"]
+        against = f"{rival['wins']} / {rival['losses']}, p {rival['mcnemar_p']:.2g}"
+        lines.append(
+            f"| {arm['name']}{knob} "
+            f"| {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) | {arm['wins']} / {arm['losses']} "
+            f"| {arm['mcnemar_p']:.2g} | {against} | {arm['speedup_vs_target']:.2f}x "
+            f"| {arm['speedup_vs_lossless']:.2f}x | {arm['target_forwards_per_token']:.3f} "
+            f"| {arm['num_overrides']} |"
+        )
+    return "\n".join(lines)
+
+
 def oracle_agreement() -> str:
     """How near the trained arbiters come to the oracle."""
     result = _read("oracle_agreement_specialist")
@@ -129,6 +152,7 @@ def safety_real_prefix16() -> str:
 
 BLOCKS = {
     "audits": audits,
+    "bench_specialist": bench_specialist,
     "demo": partial(comparison, "demo"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
     "eval_specialist": partial(comparison, "eval_specialist"),
