@@ -96,10 +96,7 @@ def test_an_endless_sleep_is_cut_by_the_wall_clock() -> None:
 
 def test_a_fork_bomb_stays_small_and_leaves_nothing() -> None:
     verdict = run(
-        "import os\n"
-        "while True:\n"
-        "    try: os.fork()\n"
-        "    except BlockingIOError: pass\n",
+        "import os\nwhile True:\n    try: os.fork()\n    except BlockingIOError: pass\n",
         Limits(cpu_s=1, wall_s=1),
     )
     assert not verdict.passed
