@@ -1,0 +1,47 @@
+"""What an arbiter is shown of a block, against the same numbers picked one by one."""
+
+from __future__ import annotations
+
+import torch
+
+from cospec.engine.verify import collect_mismatches, judge
+from cospec.models.cache import Output
+from cospec.types import Needs, Proposal
+
+B, K, V, H = 5, 4, 11, 3
+
+
+def test_each_mismatch_is_shown_its_own_row_and_place():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(B, K + 1, V, generator=generator)
+    hidden = torch.randn(B, K + 1, H, generator=generator)
+    drafted = logits[:, :-1].argmax(dim=-1)
+    where = [(1, 0), (1, 2), (3, 1), (4, 3)]  # several in a row, rows without, the last place
+    for row, place in where:
+        drafted[row, place] = (drafted[row, place] + 1) % V
+    steps = [torch.randn(B, V, generator=generator) for _ in range(K)]
+    states = [torch.randn(B, H, generator=generator) for _ in range(K)]
+    proposal = Proposal(drafted, steps, torch.ones(B, K, dtype=torch.bool), hidden=states)
+    verdict = judge(Output(logits, hidden), proposal, None, None)
+    rows, places = torch.tensor(where).unbind(dim=1)
+    needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
+    counts = torch.arange(B)
+    batch = collect_mismatches(verdict, proposal, rows, places, counts, 10 * counts, needs, None)
+
+    log_p = logits.log_softmax(dim=-1)
+    for i, (row, place) in enumerate(where):
+        assert batch.draft_ids[i] == drafted[row, place]
+        assert batch.target_ids[i] == logits[row, place].argmax()
+        assert batch.positions[i] == row + place and batch.num_overrides[i] == 10 * row
+        assert torch.equal(batch.target_logits[i], logits[row, place])
+        assert torch.equal(batch.draft_logits[i], steps[place][row])
+        assert torch.equal(batch.target_hidden[i], hidden[row, place])
+        assert torch.equal(batch.target_hidden_after[i], hidden[row, place + 1])
+        assert torch.equal(batch.draft_hidden[i], states[place][row])
+        for ahead in range(K - 1):
+            j = place + 1 + ahead
+            is_inside = j < K
+            expected = log_p[row, j, drafted[row, j]] if is_inside else torch.tensor(0.0)
+            assert torch.isclose(batch.lookahead_log_p[i, ahead], expected)
+            is_match = is_inside and (row, j) not in where
+            assert batch.lookahead_matches[i, ahead] == is_match
