@@ -269,12 +269,9 @@ def test_a_server_that_ends_by_itself_gives_its_status(supervised):
     assert not still_alive({engine}, patience_s=10)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs the parent-death signal of Linux")
-def test_a_killed_supervisor_takes_the_server_along(supervised):
-    supervisor, server, _ = supervised("gentle")
+@pytest.mark.parametrize("kind", ["gentle", "stubborn"])
+def test_a_killed_supervisor_takes_the_server_and_its_engine_along(supervised, kind):
+    supervisor, *below = supervised(kind)
     supervisor.kill()
     supervisor.wait(timeout=30)
-    end = time.monotonic() + 20
-    while is_alive(server):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    assert not still_alive(set(below), patience_s=20)

@@ -18,25 +18,39 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 30.0
 """For a server that was asked to stop."""
-_LAUNCHER = (
-    "import ctypes, os, signal, sys\n"
-    "if sys.platform == 'linux':  # PR_SET_PDEATHSIG: end if `cospec serve` itself is killed\n"
-    "    ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
-    "os.execv(sys.argv[1], sys.argv[1:])\n"
-)
+_GUARDIAN = """
+import os, signal, sys, time
+server, patience = int(sys.argv[1]), float(sys.argv[2])
+sys.stdin.buffer.read()  # until `cospec serve` has ended, however it did
+try:
+    os.kill(server, signal.SIGTERM)
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        os.kill(server, 0)
+        time.sleep(0.5)
+except ProcessLookupError:
+    pass
+try:
+    os.killpg(server, signal.SIGKILL)
+except ProcessLookupError:
+    pass
+"""
 
 
 def supervise(command: list[str]) -> int:
     """Run a server until it ends or a signal stops it, and leave no process behind.
 
     vLLM's engine is another process, which outlives a server that is killed. So all of them run in
-    a group of their own, and what is left of the group when the server has ended is killed.
+    a group of their own, and what is left of the group when the server has ended is killed. A
+    guardian does it should this process itself be killed: asked to stop, vLLM ends its engine at
+    once, but its server waits for open streams, which nobody feeds any more.
 
     Returns:
         The exit status: the server's own, or 0 after SIGTERM and 130 after SIGINT.
     """
-    launch = [sys.executable, "-c", _LAUNCHER, *command]  # before exec: no threads to trip over
-    server = subprocess.Popen(launch, start_new_session=True)
+    server = subprocess.Popen(command, start_new_session=True)
+    guard = [sys.executable, "-c", _GUARDIAN, str(server.pid), str(PATIENCE_S)]
+    guardian = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
     stopped_by: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -57,6 +71,8 @@ def supervise(command: list[str]) -> int:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+        guardian.kill()
+        guardian.communicate()
         for each, handler in old.items():
             signal.signal(each, handler)
     if stopped_by:
