@@ -16,6 +16,7 @@ import torch
 
 from cospec import ModelPair
 from cospec.arbiters.policy import PolicyConfig
+from cospec.bench.dataset import read_dataset, write_dataset
 from cospec.engine import Engine
 from cospec.errors import ConfigError, CospecError
 from cospec.features import SCALAR_NAMES
@@ -109,6 +110,66 @@ def test_a_run_interrupted_after_each_round_ends_as_one_that_was_not(
     arbiter = last.run(stop)  # nothing is left to play, and so nothing to report
     assert_same_state(last, whole)
     assert arbiter.policy is last.policy
+
+
+# --- a start from an audit ---------------------------------------------------------------------
+
+
+def audit_file(folder: Path, names: tuple[str, ...] = SCALAR_NAMES) -> Path:
+    """Forty mismatches at which the draft is right if, and only if, the target doubts itself."""
+    features = torch.randn(40, len(names), generator=torch.Generator().manual_seed(0))
+    is_unsure = (features[:, 0] > 0).tolist()
+    mismatches = [
+        {"position": i, "draft_id": 1, "target_id": 2, "features": row.tolist()}
+        | {"draft_correct": unsure, "target_correct": not unsure}
+        for i, (row, unsure) in enumerate(zip(features, is_unsure, strict=True))
+    ]
+    write_dataset(folder / "audit.safetensors", [{"id": "a", "mismatches": mismatches}], names, {})
+    return folder / "audit.safetensors"
+
+
+@pytest.mark.parametrize("method", ["rl", "gold"])
+def test_what_an_audit_tells_is_learnt_before_the_first_round(pair, task, tmp_path, method) -> None:
+    path = audit_file(tmp_path)
+    it = trainer(pair, task, warm_start=path, method=method, num_epochs=60, num_rounds=1)
+    it.learn_from_audit(path)
+    features = read_dataset(path, SCALAR_NAMES)["features"]
+    keep = it.policy(features) > 0
+    assert ((features[:, 0] > 0) == keep).float().mean() > 0.9
+    mean = it.policy.mean.clone()
+    it.run()
+    assert len(it.replay) == 2
+    assert torch.equal(it.policy.mean, mean)
+
+
+def test_a_warm_run_interrupted_after_a_round_ends_as_one_that_was_not(
+    pair, task, tmp_path
+) -> None:
+    path = audit_file(tmp_path)
+    whole = trainer(pair, task, warm_start=path)
+    whole.run()
+    for _ in range(2):
+        with pytest.raises(StopHereError):
+            trainer(pair, task, tmp_path, warm_start=path).run(stop)
+    last = trainer(pair, task, tmp_path, warm_start=path)
+    last.run()
+    assert_same_state(last, whole)
+
+
+def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="methods rl and gold, and the method is autojudge"):
+        trainer(pair, task, warm_start=tmp_path / "x", method="autojudge")
+    with pytest.raises(ConfigError, match="not a data set of cospec audit"):
+        trainer(pair, task, warm_start=tmp_path / "x").run()
+    (tmp_path / "y").write_text("no")
+    with pytest.raises(ConfigError, match="not a data set of cospec audit"):
+        trainer(pair, task, warm_start=tmp_path / "y").run()
+    path = audit_file(tmp_path, SCALAR_NAMES[:-1])
+    with pytest.raises(ConfigError, match=r"must hold the 33 features .* holds 32 others"):
+        trainer(pair, task, warm_start=path).run()
+
+
+# --- going on ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("moment", ["branch", "update", "evaluate", "save"])

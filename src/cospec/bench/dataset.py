@@ -1,4 +1,4 @@
-"""The mismatches of an audit as a data set that others can train on: one safetensors file."""
+"""The mismatches of an audit as a data set to train on: one safetensors file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import json
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from cospec.results import Json
 
@@ -40,3 +45,28 @@ def write_dataset(
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata)
     part.replace(path)
+
+
+def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of a data set, by the names that `write_dataset` lists.
+
+    Args:
+        path: The file.
+        feature_names: Of the features that it must hold, in order.
+
+    Raises:
+        ConfigError: It is no such file, or holds other features.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            names = json.loads((file.metadata() or {}).get("feature_names", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} is not a data set of cospec audit: {error}.") from error
+    if names != list(feature_names):
+        found = "none" if names is None else f"{len(names)} others"
+        raise ConfigError(
+            f"{path} must hold the {len(feature_names)} features that the policy sees, and holds "
+            f"{found}; make it with cospec audit --dataset FILE --features ... of this version."
+        )
+    return tensors

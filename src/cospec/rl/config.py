@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path  # noqa: TC003  # the command line resolves it
 from typing import Any, Literal, TypeAlias, get_args
 
 from cospec.arbiters.policy import PolicyConfig
@@ -66,6 +67,8 @@ class TrainConfig:
     """Problems of the tune split."""
     patience: int = 3
     """Evaluations without a better one after which training stops."""
+    warm_start: Path | None = None
+    """Data set of a cospec audit of this pair, learnt from before the first round (rl and gold)."""
     seed: int = 0
     """Of problems, policy and rollouts."""
 
@@ -103,6 +106,11 @@ class TrainConfig:
             raise ConfigError(
                 "group_size is 1: a group of one has no advantage; raise it to 2, or "
                 "set group_weight to 0."
+            )
+        if self.warm_start is not None and self.method not in ("rl", "gold"):
+            raise ConfigError(
+                f"warm_start is for the methods rl and gold, and the method is {self.method}: an "
+                "audit does not tell what else it is taught."
             )
         if self.method == "reinforce":
             return

@@ -18,6 +18,7 @@ from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import Policy
+from cospec.bench.dataset import read_dataset
 from cospec.errors import ConfigError
 from cospec.features import make_features
 from cospec.rl.config import ON_TARGET_PATH
@@ -103,6 +104,8 @@ class Trainer:
         Args:
             report: Called with the metrics of each round.
         """
+        if not self.replay and self.config.warm_start is not None:
+            self.learn_from_audit(self.config.warm_start)
         while not self.is_finished:
             metrics = self.play_round()
             self.round += 1
@@ -113,6 +116,19 @@ class Trainer:
             report(metrics)
         self.policy.load_state_dict(self.best_policy)
         return self.arbiter
+
+    def learn_from_audit(self, path: Path) -> None:
+        """Learn from the branches of an audit, as if they were those of a round before the first.
+
+        What they cost is not known and counts as nothing.
+        """
+        data = read_dataset(path, self.arbiter.features.names)
+        features, right = data["features"], data["draft_correct"].float()
+        delta = right - data["target_correct"].float()
+        self.replay.append((features, delta, torch.zeros_like(delta), delta == 0))
+        self.policy.normalise_by(features, math.inf)
+        self.start.load_state_dict(self.policy.state_dict())
+        self.learn(features, torch.zeros(len(delta), dtype=torch.bool), torch.zeros_like(delta))
 
     def play_round(self) -> Json:
         """One round: rollouts under the current policy, branches, and updates."""
@@ -126,7 +142,7 @@ class Trainer:
         if self.config.method in ON_TARGET_PATH:
             policy = Observed(AlwaysTarget(), self.arbiter.features)
         played, branches = self.player.round(policy, examples, forwards, seed * _COIN_SEEDS)
-        if self.round == 0:
+        if not self.replay:
             seen = [m.features for one in played for m in one.decisions]
             if not seen:
                 raise ConfigError(
@@ -171,9 +187,8 @@ class Trainer:
 
     def update(self, played: Sequence[Played]) -> Json:
         """Learn from the round's decisions and from the branches of all rounds."""
-        config = self.config
         rewards = torch.tensor([self.reward(one) for one in played])
-        rewards = rewards.view(-1, config.group_size)  # (P, G)
+        rewards = rewards.view(-1, self.config.group_size)  # (P, G)
         advantages = self._advantages(rewards)
         rows = [
             (m, a)
@@ -184,7 +199,18 @@ class Trainer:
             return {}
         features = torch.stack([m.features for m, _ in rows])
         keep = torch.tensor([m.keep_draft for m, _ in rows])
-        advantage = torch.tensor([a for _, a in rows])
+        metrics = self.learn(features, keep, torch.tensor([a for _, a in rows]))
+        return metrics | {"frac_reward_zero_std": 1 - float(has_spread(rewards).float().mean())}
+
+    def learn(self, features: Tensor, keep: Tensor, advantage: Tensor) -> Json:
+        """Update the policy on decisions, and on the branches of all rounds.
+
+        Args:
+            features: Of each decision, (N, F).
+            keep: Its bit, (N,) bool.
+            advantage: Of its rollout, (N,).
+        """
+        config = self.config
         with torch.no_grad():
             old = log_prob(self.policy(features), keep)
         known, delta, is_harmless, weight = self._branches()
@@ -216,7 +242,6 @@ class Trainer:
             "entropy": float(doubt.detach()),
             "kl": float(divergence.detach()),
             "clip_fraction": float(clip_fraction),
-            "frac_reward_zero_std": 1 - float(has_spread(rewards).float().mean()),
         }
 
     @property
