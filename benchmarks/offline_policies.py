@@ -1,0 +1,109 @@
+"""Policies of many kinds from the branches of finished training runs, as arbiters to evaluate.
+
+    python benchmarks/offline_policies.py RUN RUN [RUN ...] --out FOLDER
+
+A run is a folder of ``cospec train`` (with its ``state.pt``). All branches of all runs are joined,
+in an order drawn by seed; each arbiter of `VARIANTS` learns from them with one thing changed, or
+from the first N alone. So one evaluation tells what features, shape, price of time and number of
+branches are worth, apart from the luck of rollouts. ``cospec eval --arbiter FOLDER/NAME`` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.features import SCALAR_NAMES
+from cospec.rl.losses import branch_loss, entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CONFIDENCE = ("log_p_draft", "log_p_target", "log_q_draft", "log_q_target", "gap_p", "gap_q")
+_NUM_UPDATES = 300
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the arbiter ``all``."""
+
+    policy: PolicyConfig = PolicyConfig()  # noqa: RUF009  # frozen
+    cost_weight: float = 0.05
+    entropy_bonus: float = 0.05
+    num_branches: int | None = None
+    without: tuple[str, ...] = ()
+    """Features that are left out, by how their names begin."""
+    only: tuple[str, ...] = SCALAR_NAMES
+
+
+VARIANTS = {
+    "all": Variant(),
+    "linear": Variant(policy=PolicyConfig(kind="linear")),
+    "two-layers": Variant(policy=PolicyConfig(num_layers=2)),
+    "no-lookahead": Variant(without=("lookahead",)),
+    "no-kinds": Variant(without=("draft_", "target_")),
+    "no-distributions": Variant(only=(*_CONFIDENCE, *(n for n in SCALAR_NAMES if "ahead" in n))),
+    "confidence-only": Variant(only=_CONFIDENCE),
+    "no-entropy-bonus": Variant(entropy_bonus=0.0),
+    **{f"lambda-{x:g}": Variant(cost_weight=x) for x in (0.0, 0.2, 0.5, 1.0, 2.0)},
+    **{f"branches-{n}": Variant(num_branches=n) for n in (250, 500, 1000, 2000, 4000, 8000)},
+}
+
+
+def learn(variant: Variant, features: Tensor, delta_right: Tensor, delta_cost: Tensor) -> Policy:
+    """A policy from branches: features (N, F), differences of being right and of cost (N,)."""
+    number = variant.num_branches or len(features)
+    x, right, cost = features[:number], delta_right[:number], delta_cost[:number]
+    policy = Policy(x.shape[1], variant.policy)
+    used = [n in variant.only and not n.startswith(variant.without or "-") for n in SCALAR_NAMES]
+    policy.normalise_by(x, is_used=torch.tensor(used))
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.01)
+    delta = right - variant.cost_weight * cost
+    for _ in range(_NUM_UPDATES):
+        logits = policy(x)
+        loss = branch_loss(logits, delta, torch.ones_like(delta))
+        loss = loss - variant.entropy_bonus * entropy(logits).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+    return policy
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    replays = [
+        part
+        for run in args.runs
+        for part in torch.load(run / "state.pt", weights_only=True)["replay"]
+    ]
+    branches = [torch.cat(parts) for parts in list(zip(*replays, strict=True))[:3]]
+    order = torch.randperm(len(branches[0]), generator=torch.Generator().manual_seed(0))
+    branches = [part[order] for part in branches]
+    base = LearnedArbiter.load(args.runs[0])
+    for name, variant in VARIANTS.items():
+        policy = learn(variant, *branches)
+        about = {"name": name, "pair": base.about["pair"], "branches": len(order)}
+        replace(base, policy=policy, label=name, threshold=0.5, about=about).save(args.out / name)
+        with torch.no_grad():
+            kept = policy(branches[0]) > 0
+        print(
+            f"{name}: keeps {float(kept.float().mean()):.3f} of {len(kept)} branches, net "
+            f"{float(branches[1][kept].sum()):+.0f} answers on them",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
