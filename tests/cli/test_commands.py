@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -152,3 +153,20 @@ def test_painted_text_is_the_streamed_text_with_each_origin_in_its_colour(llama_
         origins |= set(delta.origins)
     assert Origin.OVERRIDE in origins
     assert styles == {STYLES[origin] for origin in origins} - {""}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_a_large_tensor_takes_the_memory_of_the_one_before():
+    """In a process of its own: the setting is for good."""
+    script = (
+        "import resource, torch\n"
+        "from cospec.cli import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.zeros(2**24); before = faults()\n"  # 64 MB: 16,384 pages
+        "for _ in range(4): torch.zeros(2**24)\n"
+        "print(faults() - before)"
+    )
+    run = [sys.executable, "-c", script]
+    num_faults = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert num_faults < 100  # and else 65,536
