@@ -20,7 +20,8 @@ import torch
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import SCALAR_NAMES
-from cospec.rl.losses import branch_loss, entropy
+from cospec.rl.config import TrainConfig
+from cospec.rl.updates import Decisions, known_branches, update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,19 +61,18 @@ def learn(variant: Variant, features: Tensor, delta_right: Tensor, delta_cost: T
     """A policy from branches: features (N, F), differences of being right and of cost (N,)."""
     number = variant.num_branches or len(features)
     x, right, cost = features[:number], delta_right[:number], delta_cost[:number]
-    policy = Policy(x.shape[1], variant.policy)
+    config = TrainConfig(
+        policy=variant.policy,
+        cost_weight=variant.cost_weight,
+        entropy_bonus=variant.entropy_bonus,
+        num_epochs=_NUM_UPDATES,
+    )
+    policy = Policy(x.shape[1], config.policy)
     used = [n in variant.only and not n.startswith(variant.without or "-") for n in SCALAR_NAMES]
     policy.normalise_by(x, is_used=torch.tensor(used))
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.01)
-    delta = right - variant.cost_weight * cost
-    for _ in range(_NUM_UPDATES):
-        logits = policy(x)
-        loss = branch_loss(logits, delta, torch.ones_like(delta))
-        loss = loss - variant.entropy_bonus * entropy(logits).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimiser.step()
+    known = known_branches([(x, right, cost, right == 0)], config)
+    none = torch.zeros_like(right)
+    update(policy, policy, Decisions(x, none.bool(), none), known, config, seed=0)
     return policy
 
 

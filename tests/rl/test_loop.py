@@ -23,6 +23,7 @@ from cospec.features import SCALAR_NAMES
 from cospec.rl.config import TrainConfig
 from cospec.rl.loop import Trainer
 from cospec.rl.rollouts import Player
+from cospec.rl.updates import known_branches
 from cospec.tasks import load_task
 from cospec.tasks.base import Score
 from cospec.types import Origin
@@ -211,6 +212,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 from cospec import ModelPair
 from cospec.rl.rollouts import Player
+from cospec.rl.updates import known_branches
 from cospec.tasks import load_task
 from tests.conftest import family_pair
 from tests.rl.test_loop import trainer
@@ -399,13 +401,13 @@ def test_branches_of_older_rounds_count_less_with_age(pair, task) -> None:
         for parts, weight in zip(it.replay, (0.25, 0.5, 1.0), strict=True)
         for row, right, cost, is_same in zip(*parts, strict=True)
     ]
-    features, *columns = it._branches()
+    features, *columns = known_branches(it.replay, it.config)
     found = torch.cat([features, *(column[:, None] for column in columns)], dim=1).tolist()
     assert len(expected) == sum(m["num_branches"] for m in it.history) > 15
     torch.testing.assert_close(torch.tensor(sorted(found)), torch.tensor(sorted(expected)))
     forgetful = trainer(pair, task, replay_decay=0.0)
     forgetful.replay = it.replay
-    *_, weight = forgetful._branches()
+    *_, weight = known_branches(forgetful.replay, forgetful.config)
     assert set(weight.tolist()) == {0.0, 1.0}
     assert weight.count_nonzero() == it.history[-1]["num_branches"]
 

@@ -22,19 +22,10 @@ from cospec.bench.dataset import read_dataset
 from cospec.errors import ConfigError
 from cospec.features import make_features
 from cospec.rl.config import ON_TARGET_PATH
-from cospec.rl.controls import labels
-from cospec.rl.losses import (
-    branch_loss,
-    entropy,
-    group_advantages,
-    group_loss,
-    has_spread,
-    kl_to,
-    label_loss,
-    log_prob,
-)
+from cospec.rl.losses import group_advantages, has_spread
 from cospec.rl.metrics import round_metrics
 from cospec.rl.rollouts import BranchData, Played, Player
+from cospec.rl.updates import Decisions, known_branches, update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,7 +119,7 @@ class Trainer:
         self.replay.append((features, delta, torch.zeros_like(delta), delta == 0))
         self.policy.normalise_by(features, math.inf)
         self.start.load_state_dict(self.policy.state_dict())
-        self.learn(features, torch.zeros(len(delta), dtype=torch.bool), torch.zeros_like(delta))
+        self.learn(Decisions(features, torch.zeros_like(delta).bool(), torch.zeros_like(delta)))
 
     def play_round(self) -> Json:
         """One round: rollouts under the current policy, branches, and updates."""
@@ -197,57 +188,19 @@ class Trainer:
         ]
         if not rows:
             return {}
-        features = torch.stack([m.features for m, _ in rows])
-        keep = torch.tensor([m.keep_draft for m, _ in rows])
-        metrics = self.learn(features, keep, torch.tensor([a for _, a in rows]))
+        decisions = Decisions(
+            torch.stack([m.features for m, _ in rows]),
+            torch.tensor([m.keep_draft for m, _ in rows]),
+            torch.tensor([a for _, a in rows]),
+        )
+        metrics = self.learn(decisions)
         return metrics | {"frac_reward_zero_std": 1 - float(has_spread(rewards).float().mean())}
 
-    def learn(self, features: Tensor, keep: Tensor, advantage: Tensor) -> Json:
-        """Update the policy on decisions, and on the branches of all rounds.
-
-        Args:
-            features: Of each decision, (N, F).
-            keep: Its bit, (N,) bool.
-            advantage: Of its rollout, (N,).
-        """
-        config = self.config
-        with torch.no_grad():
-            old = log_prob(self.policy(features), keep)
-        known, delta, is_harmless, weight = self._branches()
-        label, counts = labels(config.method, delta, is_harmless, weight) or (None, weight * delta)
-        is_taught = bool(counts.any() or (self.group_weight * advantage).any())
-        optimiser = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        dropout = torch.Generator().manual_seed(config.seed * 10_007 + self.round)
-        for _ in range(config.num_epochs):
-            logits = self.policy(features, dropout)
-            clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
-            divergence = kl_to(logits, self.start(features).detach()).mean()
-            doubt = entropy(logits).mean()
-            guess = self.policy(known, dropout)
-            if label is None:
-                loss = branch_loss(guess, delta, weight) + self.group_weight * clipped_loss
-            else:
-                loss = label_loss(guess, label, counts)
-            loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
-            if not is_taught:
-                break  # Adam would follow the entropy bonus alone, in steps of full size
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
-            optimiser.step()
-        return {
-            "loss": float(loss.detach()),
-            "entropy": float(doubt.detach()),
-            "kl": float(divergence.detach()),
-            "clip_fraction": float(clip_fraction),
-        }
-
-    @property
-    def group_weight(self) -> float:
-        """Weight of what follows from whole rollouts; all of it where there are no branches."""
-        return 1.0 if self.config.method == "reinforce" else self.config.group_weight
+    def learn(self, decisions: Decisions) -> Json:
+        """Update the policy on decisions, and on the branches of all rounds."""
+        known = known_branches(self.replay, self.config)
+        seed = self.config.seed * 10_007 + self.round
+        return update(self.policy, self.start, decisions, known, self.config, seed)
 
     def _advantages(self, rewards: Tensor) -> Tensor:
         """Of each rollout, (P * G,), from rewards (P, G)."""
@@ -259,19 +212,6 @@ class Trainer:
             self.running_reward = _BASELINE_DECAY * before + (1 - _BASELINE_DECAY) * mean
         found = (rewards - (mean if before is None else before)).flatten()
         return torch.where(found.abs() > _ROUNDING, found, 0.0)
-
-    def _branches(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features, reward differences, which tokens do no harm, and weights, of all rounds."""
-        features, delta_right, delta_cost, is_harmless = (
-            torch.cat(parts) for parts in zip(*self.replay, strict=True)
-        )
-        ages = range(len(self.replay) - 1, -1, -1)
-        weights = [
-            torch.full((len(one[0]),), self.config.replay_decay**age)
-            for one, age in zip(self.replay, ages, strict=True)
-        ]
-        delta = delta_right - self.config.cost_weight * delta_cost
-        return features, delta, is_harmless, torch.cat(weights)
 
     def evaluate(self) -> Json:
         """Decode the tune split at threshold 0.5 and keep the policy if it is the best so far."""

@@ -1,0 +1,121 @@
+"""One round's updates of a policy: no language model, no loop but that over epochs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from cospec.rl.controls import labels
+from cospec.rl.losses import branch_loss, entropy, group_loss, kl_to, label_loss, log_prob
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cospec.arbiters.policy import Policy
+    from cospec.results import Json
+    from cospec.rl.config import TrainConfig
+
+
+class Decisions(NamedTuple):
+    """What the policy tossed in rollouts."""
+
+    features: Tensor
+    """(N, F)"""
+    keep: Tensor
+    """The bits, (N,) bool."""
+    advantage: Tensor
+    """Of each one's rollout, (N,)."""
+
+
+class KnownBranches(NamedTuple):
+    """Decisions whose both outcomes are known, of all rounds."""
+
+    features: Tensor
+    """(N, F)"""
+    delta: Tensor
+    """Reward for the draft's token minus that for the target's, (N,)."""
+    is_harmless: Tensor
+    """Whether both branches come to the same, (N,) bool."""
+    weight: Tensor
+    """What each counts, (N,)."""
+
+
+def known_branches(replay: Sequence[tuple[Tensor, ...]], config: TrainConfig) -> KnownBranches:
+    """The branches of all rounds, older ones for less.
+
+    Args:
+        replay: Of each round features (N, F), and the differences of being right and of cost and
+            whether both are the same, (N,) each.
+        config: The price of cost, and how fast old rounds fade.
+    """
+    features, delta_right, delta_cost, is_harmless = (
+        torch.cat(parts) for parts in zip(*replay, strict=True)
+    )
+    weights = [
+        torch.full((len(one[0]),), config.replay_decay**age)
+        for one, age in zip(replay, range(len(replay) - 1, -1, -1), strict=True)
+    ]
+    delta = delta_right - config.cost_weight * delta_cost
+    return KnownBranches(features, delta, is_harmless, torch.cat(weights))
+
+
+def update(
+    policy: Policy,
+    start: Policy,
+    decisions: Decisions,
+    known: KnownBranches,
+    config: TrainConfig,
+    seed: int,
+) -> Json:
+    """Change the policy by what decisions and branches tell, for `config.num_epochs` steps.
+
+    Args:
+        policy: What learns.
+        start: What a divergence is measured from.
+        decisions: Of the round's rollouts; entropy and divergence are those on them.
+        known: Branches of all rounds.
+        config: Objective and optimiser.
+        seed: Of the dropout.
+
+    Returns:
+        Of the last step: loss, entropy, kl (both in nats) and clip_fraction.
+    """
+    features, keep, advantage = decisions
+    group_weight = 1.0 if config.method == "reinforce" else config.group_weight
+    with torch.no_grad():
+        old = log_prob(policy(features), keep)
+    counts = known.weight * known.delta
+    label = None
+    if taught := labels(config.method, known.delta, known.is_harmless, known.weight):
+        label, counts = taught
+    is_taught = bool(counts.any() or (group_weight * advantage).any())
+    optimiser = torch.optim.AdamW(
+        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    dropout = torch.Generator().manual_seed(seed)
+    for _ in range(config.num_epochs):
+        logits = policy(features, dropout)
+        clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
+        divergence = kl_to(logits, start(features).detach()).mean()
+        doubt = entropy(logits).mean()
+        guess = policy(known.features, dropout)
+        if label is None:
+            loss = branch_loss(guess, known.delta, known.weight) + group_weight * clipped_loss
+        else:
+            loss = label_loss(guess, label, counts)
+        loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
+        if not is_taught:
+            break  # Adam would follow the entropy bonus alone, in steps of full size
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+    return {
+        "loss": float(loss.detach()),
+        "entropy": float(doubt.detach()),
+        "kl": float(divergence.detach()),
+        "clip_fraction": float(clip_fraction),
+    }
