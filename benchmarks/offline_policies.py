@@ -1,21 +1,25 @@
 """Policies of many kinds from the branches of finished training runs, as arbiters to evaluate.
 
-    python benchmarks/offline_policies.py RUN RUN [RUN ...] --out FOLDER
+    python benchmarks/offline_policies.py FILE --collect RUN [RUN ...]
+    python benchmarks/offline_policies.py FILE --like ARBITER --out FOLDER
 
-A run is a folder of ``cospec train`` (with its ``state.pt``). All branches of all runs are joined,
-in an order drawn by seed; each arbiter of `VARIANTS` learns from them with one thing changed, or
-from the first N alone. So one evaluation tells what features, shape, price of time and number of
-branches are worth, apart from the luck of rollouts. ``cospec eval --arbiter FOLDER/NAME`` does it.
+A run is a folder of ``cospec train`` (with its ``state.pt``). The first command joins the branches of
+all runs, in an order drawn by seed, into one safetensors file. The second lets each arbiter of
+`VARIANTS` learn from them with one thing changed, or from the first N alone, and writes it for the
+pair of another arbiter. So one evaluation tells what features, shape, price of time and number of
+branches are worth, apart from the luck of rollouts: ``cospec eval --arbiter FOLDER/NAME``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
@@ -76,25 +80,40 @@ def learn(variant: Variant, features: Tensor, delta_right: Tensor, delta_cost: T
     return policy
 
 
+def collect(runs: list[Path], file: Path) -> None:
+    """Write the branches of runs to a file."""
+    replays = [
+        part for run in runs for part in torch.load(run / "state.pt", weights_only=True)["replay"]
+    ]
+    features, right, cost = (torch.cat(parts) for parts in list(zip(*replays, strict=True))[:3])
+    order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0))
+    tensors = {
+        "features": features[order, : len(SCALAR_NAMES)],
+        "delta_right": right[order],
+        "delta_cost": cost[order],
+    }
+    save_file(tensors, file, {"feature_names": json.dumps(SCALAR_NAMES)})
+    print(f"{file}: {len(order)} branches of {len(runs)} runs")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--collect", type=Path, nargs="+")
+    parser.add_argument("--like", type=Path)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    replays = [
-        part
-        for run in args.runs
-        for part in torch.load(run / "state.pt", weights_only=True)["replay"]
-    ]
-    branches = [torch.cat(parts) for parts in list(zip(*replays, strict=True))[:3]]
-    order = torch.randperm(len(branches[0]), generator=torch.Generator().manual_seed(0))
-    branches = [part[order] for part in branches]
-    base = LearnedArbiter.load(args.runs[0])
+    if args.collect:
+        collect(args.collect, args.file)
+        return
+    found = load_file(args.file)
+    branches = [found[name] for name in ("features", "delta_right", "delta_cost")]
+    base = LearnedArbiter.load(args.like)
     for name, variant in VARIANTS.items():
         policy = learn(variant, *branches)
-        about = {"name": name, "pair": base.about["pair"], "branches": len(order)}
+        about = {"name": name, "pair": base.about["pair"], "num_branches": len(branches[0])}
         replace(base, policy=policy, label=name, threshold=0.5, about=about).save(args.out / name)
         with torch.no_grad():
             kept = policy(branches[0]) > 0
