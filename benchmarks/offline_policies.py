@@ -3,8 +3,8 @@
     python benchmarks/offline_policies.py FILE --collect RUN [RUN ...]
     python benchmarks/offline_policies.py FILE --like ARBITER --out FOLDER
 
-A run is a folder of ``cospec train`` (with its ``state.pt``). The first command joins the branches of
-all runs, in an order drawn by seed, into one safetensors file. The second lets each arbiter of
+A run is a folder of ``cospec train`` (with its ``state.pt``). The first command joins the branches
+of all runs, in an order drawn by seed, into one safetensors file. The second lets each arbiter of
 `VARIANTS` learn from them with one thing changed, or from the first N alone, and writes it for the
 pair of another arbiter. So one evaluation tells what features, shape, price of time and number of
 branches are worth, apart from the luck of rollouts: ``cospec eval --arbiter FOLDER/NAME``.
