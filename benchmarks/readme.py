@@ -15,6 +15,8 @@ from typing import Any
 
 from safety import summary
 
+from cospec.bench.stats import mcnemar_p
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/numbers.md", "docs/safety.md", "docs/vllm.md")
@@ -120,6 +122,31 @@ def oracle_agreement() -> str:
     return "\n".join(lines)
 
 
+def variants(reference: str, names: tuple[str, ...]) -> str:
+    """Arms of the slim evaluation of variants, each against the target and against one of them."""
+    result = _read("eval_specialist_variants")
+    right = {row["arm"].removesuffix(":threshold=0.5"): row["correct"] for row in result["rows"]}
+    arms = {arm["name"].removesuffix(":threshold=0.5"): arm for arm in result["arms"]}
+    lossless = arms["lossless"]["num_target_forwards"]
+    lines = [
+        f"| arm | right | won / lost against the target | against `{reference}` "
+        "| target forwards of lossless's | overrides |",
+        "| --- |" + " --- |" * 5,
+    ]
+    for name in names:
+        arm = arms[name]
+        low, high = arm["accuracy_ci95"]
+        pairs = list(zip(right[name], right[reference], strict=True))
+        won, lost = pairs.count(("1", "0")), pairs.count(("0", "1"))
+        against = f"{won} / {lost}, p {mcnemar_p(won, lost):.2g}" if name != reference else ""
+        lines.append(
+            f"| {name} | {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) "
+            f"| {arm['wins']} / {arm['losses']}, p {arm['mcnemar_p']:.2g} | {against} "
+            f"| {arm['num_target_forwards'] / lossless:.1%} | {arm['num_overrides']} |"
+        )
+    return "\n".join(lines)
+
+
 def vllm_speed() -> str:
     """Target alone, stock speculation, and the arbiter inside vLLM."""
     lines = [
@@ -150,6 +177,25 @@ def safety_real_prefix16() -> str:
     return summary.table(_read("safety_real_prefix16"))
 
 
+CONTROLS = (
+    *("target", "draft", "lossless", "all", "specialist-seed0", "specialist-seed1"),
+    *("specialist-seed2", "specialist-gold", "spec-autojudge", "specialist-reinforce"),
+    *("spec-hidden", "cosd:alpha=0.9,beta=0.5", "cascade_chow:alpha=0.2"),
+    *("bild:fallback=0.6,rollback=5", "ensemble:draft_weight=0.4", "cascade_diff:alpha=0.1"),
+    "random:rate=0.35",
+)
+CHANGES = (
+    *("all", "linear", "two-layers", "no-lookahead", "no-kinds", "confidence-only"),
+    "no-entropy-bonus",
+)
+CURVE = (*(f"branches-{n}" for n in (250, 500, 1000, 2000, 4000, 8000)), "all")
+FRONTIER = (
+    *("all:threshold=0.9", "all:threshold=0.7", "all", "all:threshold=0.3", "all:threshold=0.1"),
+    *("lambda-0", "lambda-0.2", "lambda-0.5", "lambda-1", "lambda-2"),
+    *("ensemble:draft_weight=0.2", "ensemble:draft_weight=0.4", "ensemble:draft_weight=0.5"),
+    *("gap:max_gap=1", "gap:max_gap=4", "cascade_diff:alpha=0.1"),
+)
+
 BLOCKS = {
     "audits": audits,
     "bench_specialist": bench_specialist,
@@ -159,6 +205,10 @@ BLOCKS = {
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
+    "variants_changes": partial(variants, "all", CHANGES),
+    "variants_controls": partial(variants, "all", CONTROLS),
+    "variants_curve": partial(variants, "all", CURVE),
+    "variants_frontier": partial(variants, "all", FRONTIER),
     "vllm_speed": vllm_speed,
 }
 
