@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import rich.progress
 
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.cli.train import Train
@@ -47,6 +48,20 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
     assert "arbiter:threshold=0.5" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="finished arbiter"):
         tiny(*command)
+
+
+def test_the_progress_bar_counts_every_completion(tiny, command, monkeypatch) -> None:
+    """Its total is what is decoded at most: a rollout may have fewer decisions to leave it at."""
+    totals, finished = [], []
+    monkeypatch.setattr(
+        rich.progress.Progress, "add_task", lambda _, __, total: totals.append(total)
+    )
+    monkeypatch.setattr(
+        rich.progress.Progress, "advance", lambda _, __, number: finished.append(number)
+    )
+    tiny(*command, "--branches-per-rollout", 1)
+    assert totals == [2 * (4 + 4 + 4) + 2 * (1 + 2)]
+    assert 2 * (4 + 4) + 2 * (1 + 2) < sum(finished) <= totals[0]
 
 
 def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_path, capsys) -> None:

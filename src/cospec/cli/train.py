@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +75,8 @@ class Train:
 
     def run(self) -> None:
         """Train, show and write."""
+        from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
         from cospec.cli.trackers import open_trackers
         from cospec.rl.card import write_card
         from cospec.rl.loop import Trainer
@@ -91,7 +95,11 @@ class Train:
         trainer = Trainer(pair, task, self.train, train, tune, self.out)
         if trainer.round:
             print(f"going on after round {trainer.round}", flush=True)
-        arbiter = trainer.run(lambda metrics: self._report(trainer, metrics, trackers))
+        columns = *Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
+            completions = progress.add_task("completions", total=self._num_completions(trainer))
+            trainer.player.on_finished = partial(progress.advance, completions)
+            arbiter = trainer.run(lambda metrics: self._report(trainer, metrics, trackers))
         about: Json = {
             "name": self.name or self.out.name,
             "pair": self._pair(pair),
@@ -147,6 +155,13 @@ class Train:
         number = options.num_problems or config.num_rounds * config.prompts_per_round
         train = task.examples("train", number, config.seed)
         return task, train, task.examples("tune", config.num_tune, config.seed)
+
+    def _num_completions(self, trainer: Trainer) -> int:
+        """How many texts are left to decode, at most: lossless, rollouts, branches, tune split."""
+        config, left = self.train, self.train.num_rounds - trainer.round
+        branches = 0 if config.method == "reinforce" else config.branches_per_rollout
+        round_size = config.prompts_per_round * (1 + round(config.group_size * (1 + branches)))
+        return left * round_size + config.num_tune * (1 + left // config.tune_every)
 
     def _report(self, trainer: Trainer, metrics: Json, trackers: list[Tracker]) -> None:
         """One line on the terminal, one in metrics.jsonl, and what the trackers make of it."""

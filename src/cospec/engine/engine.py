@@ -25,7 +25,7 @@ from cospec.errors import (
 from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Origin, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from transformers import PreTrainedModel
 
@@ -89,6 +89,7 @@ class Engine:
         num_speculative_tokens: K, drafted tokens a block.
         max_batch_size: Most prompts decoded together; further ones are admitted as rows finish.
         keep_trace: Record every mismatch in `Completion.trace`.
+        on_finished: Called after each block with the number of completions that it ended.
 
     Raises:
         ConfigError: A number is below 1.
@@ -102,6 +103,7 @@ class Engine:
         num_speculative_tokens: int = 4,
         max_batch_size: int = 8,
         keep_trace: bool = True,
+        on_finished: Callable[[int], None] | None = None,
     ) -> None:
         if num_speculative_tokens < 1:
             raise ConfigError(
@@ -115,6 +117,7 @@ class Engine:
         self.num_speculative_tokens = num_speculative_tokens
         self.max_batch_size = max_batch_size
         self.keep_trace = keep_trace
+        self.on_finished = on_finished
         self._main_model: PreTrainedModel = pair.target
 
     @classmethod
@@ -260,6 +263,8 @@ class Engine:
                 yield [row for row in batch.rows if row.finish_reason]
                 raise
             yield list(batch.rows)
+            if self.on_finished is not None:
+                self.on_finished(sum(row.finish_reason is not None for row in batch.rows))
             batch.drop_finished()
 
     def _make_rows(

@@ -21,7 +21,7 @@ from cospec.rl.controls import same_answer, same_meaning
 from cospec.types import Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -87,11 +87,15 @@ class Player:
         task: Makes the prompts and scores the answers.
         config: Of the training run.
         num_features: F.
+
+    Attributes:
+        on_finished: Called with the number of completions that each block of decoding ended.
     """
 
     def __init__(self, pair: ModelPair, task: Task, config: TrainConfig, num_features: int) -> None:
         self._pair, self._task, self._config = pair, task, config
         self._num_features = num_features
+        self.on_finished: Callable[[int], None] = lambda _: None
 
     def engine(self, arbiter: Arbiter) -> Engine:
         """The engine of the run under an arbiter."""
@@ -100,6 +104,7 @@ class Player:
             arbiter,
             num_speculative_tokens=self._config.num_speculative_tokens,
             max_batch_size=self._config.batch_size,
+            on_finished=self.on_finished,
         )
 
     def score(self, example: Example, completion: Completion) -> Score:
