@@ -1,106 +1,85 @@
-"""What policies of several kinds would win on branches of training runs, each run held out once.
+"""What policies of many kinds, and rules, would win on branches that they have not learnt from.
 
-    python benchmarks/branch_learning.py RUN RUN [RUN ...] --json benchmarks/results/NAME.json
+    python benchmarks/branch_learning.py FILE --json benchmarks/results/NAME.json
 
-A run is a folder of ``cospec train`` on one pair and task, with other seeds and so other problems.
-Policies learn from the branches of all runs but one and are judged on those of that one: right
-answers won less those lost, per 100 problems, where each branch is followed by the policy of its
-own round. It decides between objectives without decoding anything.
+FILE is what ``benchmarks/offline_policies.py --collect`` wrote. Policies learn from the branches of
+all rounds but those of one fold, and are judged on that fold: answers won and lost by the mismatches
+that they would keep, where each branch is followed by the policy of its own round. It decides between
+objectives, features and shapes without decoding anything. Rules learn nothing, so that all branches
+judge them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from offline_policies import VARIANTS, learn
+from safetensors.torch import load_file
 
-from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.features import SCALAR_NAMES
 from cospec.results import Provenance, document, write_json
-from cospec.rl.losses import branch_loss, entropy, label_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-OBJECTIVES: dict[str, tuple[str, str, int, float]] = {
-    "labels, linear": ("linear", "labels", 300, 0.0),
-    "labels, MLP": ("mlp", "labels", 150, 0.0),
-    "reward, MLP, 60 updates": ("mlp", "reward", 60, 0.0),
-    "reward, MLP, 400 updates": ("mlp", "reward", 400, 0.0),
-    "reward, MLP, entropy bonus 0.02": ("mlp", "reward", 400, 0.02),
-    "reward, MLP, entropy bonus 0.05": ("mlp", "reward", 400, 0.05),
-    "reward, linear, entropy bonus 0.02": ("linear", "reward", 400, 0.02),
-}
-"""By name: kind of policy, what it learns from, updates, and the entropy bonus."""
+_MAX_FOLDS = 5
 
 
-def learn(name: str, features: Tensor, delta: Tensor) -> Policy:
-    """A policy from branches: features (N, F) and differences of rewards (N,)."""
-    kind, target, num_updates, bonus = OBJECTIVES[name]
-    config = PolicyConfig(kind=kind, init_logit=0.0 if target == "labels" else -2.0)  # type: ignore[arg-type]
-    policy = Policy(features.shape[1], config)
-    policy.normalise_by(features)
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=3e-3, weight_decay=0.01)
-    weight = torch.ones_like(delta)
-    for _ in range(num_updates):
-        logits = policy(features)
-        if target == "labels":
-            loss = label_loss(logits, delta > 0, delta.abs())
-        else:
-            loss = branch_loss(logits, delta, weight) - bonus * entropy(logits).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return policy
-
-
-@torch.no_grad()
-def judged(policy: Policy, features: Tensor, delta: Tensor) -> tuple[int, int, int]:
-    """Overrides at threshold 0.5, and how many of them win and lose an answer."""
-    kept = delta[policy(features) > 0]
-    return len(kept), int((kept > 0).sum()), int((kept < 0).sum())
+def ruled(features: Tensor) -> dict[str, Tensor]:
+    """What rules would keep, (N,) bool each, from features (N, F)."""
+    columns = dict(zip(SCALAR_NAMES, features.unbind(dim=1), strict=True))
+    names = ("log_p_draft", "log_p_target", "log_q_draft", "log_q_target")
+    p_d, p_t, q_d, q_t = (columns[name].exp() for name in names)
+    return {
+        "always_draft": torch.ones_like(p_d).bool(),
+        "gap:max_gap=1": columns["gap_p"] < 1,
+        "cascade_chow:alpha=0.2": q_d > 0.8,
+        "cascade_diff:alpha=0": q_d > p_t,
+        "ensemble:draft_weight=0.3": 0.3 * (q_d - q_t) + 0.7 * (p_d - p_t) > 0,
+        "ensemble:draft_weight=0.5": q_d - q_t + p_d - p_t > 0,
+    }
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("file", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
     provenance = Provenance()
-    states = [torch.load(run / "state.pt", weights_only=True) for run in args.runs]
-    branches = [
-        [torch.cat(part) for part in zip(*((f, d) for f, d, *_ in s["replay"]), strict=True)]
-        for s in states
-    ]
-    settings = [json.loads((run / "run.json").read_text())["train"] for run in args.runs]
-    num_problems = sum(
-        s["prompts_per_round"] * r["round"] for s, r in zip(settings, states, strict=True)
-    )
+    data = load_file(args.file)
+    features, right, cost = (data[name] for name in ("features", "delta_right", "delta_cost"))
+    num_folds = min(_MAX_FOLDS, int(data["round"].max()) + 1)
+    folds = data["round"] % num_folds
+    kept = ruled(features)
+    for name, variant in VARIANTS.items():
+        if (variant.num_branches or 0) > len(right) * (num_folds - 1) // num_folds:
+            continue
+        kept[name] = torch.zeros_like(right).bool()
+        for fold in range(num_folds):
+            is_held_out = folds == fold
+            policy = learn(variant, *(part[~is_held_out] for part in (features, right, cost)))
+            with torch.no_grad():
+                kept[name][is_held_out] = policy(features[is_held_out]) > 0
     rows = []
-    for name in OBJECTIVES:
-        found = []
-        for i, (features, delta) in enumerate(branches):
-            others = [b for j, b in enumerate(branches) if j != i]
-            policy = learn(name, *(torch.cat(part) for part in zip(*others, strict=True)))
-            found.append(judged(policy, features, delta))
-        kept, won, lost = (sum(values) for values in zip(*found, strict=True))
-        net = 100 * (won - lost) / num_problems
-        rows.append({"objective": name, "overrides": kept, "won": won, "lost": lost, "net": net})
-        print(f"{name}: {kept} overrides, {won} won, {lost} lost, {net:.2f} net", flush=True)
-    deltas = torch.cat([delta for _, delta in branches])
+    for name, keep in kept.items():
+        won, lost = int((right[keep] > 0).sum()), int((right[keep] < 0).sum())
+        net = 100 * (won - lost) / len(right)
+        rows.append({"name": name, "kept": int(keep.sum()), "won": won, "lost": lost, "net": net})
+        print(f"{name}: {int(keep.sum())} kept, {won} won, {lost} lost, {net:+.2f}", flush=True)
     counts = {
-        "num_problems": num_problems,
-        "num_branches": len(deltas),
-        "for_the_draft": int((deltas > 0).sum()),
-        "for_the_target": int((deltas < 0).sum()),
+        "file": args.file.name,
+        "num_branches": len(right),
+        "num_folds": num_folds,
+        "for_the_draft": int((right > 0).sum()),
+        "for_the_target": int((right < 0).sum()),
     }
-    config = {"runs": [run.name for run in args.runs], **counts}
     where = provenance.to_dict("cpu", "torch.float32")
-    write_json(args.json, document("branch_learning", config, where, rows=rows))
+    write_json(args.json, document("branch_learning", counts, where, rows=rows))
 
 
 if __name__ == "__main__":

@@ -81,16 +81,18 @@ def learn(variant: Variant, features: Tensor, delta_right: Tensor, delta_cost: T
 
 
 def collect(runs: list[Path], file: Path) -> None:
-    """Write the branches of runs to a file."""
+    """Write the branches of runs to a file; ``round`` counts the rounds of all runs."""
     replays = [
         part for run in runs for part in torch.load(run / "state.pt", weights_only=True)["replay"]
     ]
     features, right, cost = (torch.cat(parts) for parts in list(zip(*replays, strict=True))[:3])
+    rounds = torch.cat([torch.full((len(part[0]),), i) for i, part in enumerate(replays)])
     order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0))
     tensors = {
         "features": features[order, : len(SCALAR_NAMES)],
         "delta_right": right[order],
         "delta_cost": cost[order],
+        "round": rounds[order],
     }
     save_file(tensors, file, {"feature_names": json.dumps(SCALAR_NAMES)})
     print(f"{file}: {len(order)} branches of {len(runs)} runs")
