@@ -2,11 +2,11 @@
 
     python benchmarks/branch_learning.py FILE --json benchmarks/results/NAME.json
 
-FILE is what ``benchmarks/offline_policies.py --collect`` wrote. Policies learn from the branches of
-all rounds but those of one fold, and are judged on that fold: answers won and lost by the mismatches
-that they would keep, where each branch is followed by the policy of its own round. It decides between
-objectives, features and shapes without decoding anything. Rules learn nothing, so that all branches
-judge them.
+FILE is what ``benchmarks/offline_policies.py --collect`` wrote. Policies learn from the branches
+of all rounds but those of one fold, and are judged on that fold: answers won and lost by the
+mismatches that they would keep, where each branch is followed by the policy of its own round. It
+decides between objectives, features and shapes without decoding anything. Rules learn nothing, so
+that all branches judge them.
 """
 
 from __future__ import annotations
