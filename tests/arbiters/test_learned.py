@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.learned import LearnedArbiter, notes_on
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
 from cospec.features import KINDS, SCALAR_NAMES, ScalarFeatures, make_features
@@ -480,6 +480,21 @@ def test_a_pair_that_it_was_not_trained_on_is_noted_and_its_tokens_are_looked_up
     it = LearnedArbiter.load(folder, pair)
     assert it.notes == () and torch.equal(it.features.kinds, saved)
     assert LearnedArbiter.load(folder).notes == (), "no pair, nothing to note"
+
+
+def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> None:
+    change_config(
+        folder,
+        pair={"fingerprint": llama_pair.fingerprint},
+        training={"train": {"num_speculative_tokens": 6}},
+    )
+    it = LearnedArbiter.load(folder, llama_pair)
+    assert notes_on(it, 6) == ()
+    (note,) = notes_on(it, 16)
+    assert "trained at 6 drafted tokens" in note and "rules at 16" in note
+    change_config(folder, pair=None)
+    assert len(notes_on(LearnedArbiter.load(folder, llama_pair), 16)) == 2, "and another pair"
+    assert notes_on(load_arbiter("gap:max_gap=1"), 16) == ()
 
 
 def test_the_fingerprint_tells_pairs_apart() -> None:

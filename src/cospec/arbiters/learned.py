@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cospec.models import ModelPair
+    from cospec.types import Arbiter
 
 FORMAT = 1
 DEFAULT_POINT = "default"
@@ -165,6 +166,22 @@ class LearnedArbiter:
     def with_threshold(self, threshold: float) -> LearnedArbiter:
         """The same arbiter, used more or less boldly."""
         return replace(self, threshold=threshold)
+
+
+def notes_on(arbiter: Arbiter, num_speculative_tokens: int) -> tuple[str, ...]:
+    """What a user should know about an arbiter that rules on blocks of K drafted tokens."""
+    if not isinstance(arbiter, LearnedArbiter):
+        return ()
+    training = arbiter.about.get("training", {}).get("train", {})
+    trained_at = training.get("num_speculative_tokens", num_speculative_tokens)
+    if trained_at == num_speculative_tokens:
+        return arbiter.notes
+    return (
+        *arbiter.notes,
+        f"the arbiter {arbiter.label} was trained at {trained_at} drafted tokens a block and rules "
+        f"at {num_speculative_tokens}, where it sees more or less of what is ahead: train it at "
+        "that number, or measure it there (cospec eval) before you trust it",
+    )
 
 
 def _saved_features(

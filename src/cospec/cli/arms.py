@@ -33,10 +33,14 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         evaluation: What is to be played.
         told: Notes that are not repeated; those that are printed are added.
     """
+    from cospec.arbiters.learned import notes_on
+    from cospec.engine import Engine
+
     told = set() if told is None else told
     notes = list(pair.notes)
     for arm in evaluation.arms:
-        notes += getattr(getattr(arm.engine, "arbiter", None), "notes", ())
+        if isinstance(arm.engine, Engine):
+            notes += notes_on(arm.engine.arbiter, arm.engine.num_speculative_tokens)
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "

@@ -47,7 +47,7 @@ class AuditOptions(BlockOptions):
     """Problems between two savings of the progress."""
     cost_batch_sizes: tuple[int, ...] = (1, 8)
     """Batch sizes for which forwards are timed and the speed-up is predicted."""
-    max_k: int = 8
+    max_k: int = 16
     """Longest block that a speed-up is predicted for."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""

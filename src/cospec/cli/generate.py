@@ -94,6 +94,7 @@ class Generate:
     def run(self) -> None:
         """Generate, show and write."""
         from cospec.arbiters import load_arbiter
+        from cospec.arbiters.learned import notes_on
         from cospec.engine import Engine
 
         for path in (self.output.json, self.trace):
@@ -103,7 +104,7 @@ class Generate:
         provenance = Provenance()
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
-        for note in (*pair.notes, *getattr(arbiter, "notes", ())):
+        for note in (*pair.notes, *notes_on(arbiter, self.decode.num_speculative_tokens)):
             print(f"note: {note}", file=sys.stderr)
         engine = Engine(
             pair,

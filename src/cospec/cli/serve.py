@@ -178,6 +178,7 @@ class Serve:
             CospecError: They cannot work together.
         """
         from cospec.arbiters import load_arbiter
+        from cospec.arbiters.learned import notes_on
         from cospec.models.load import load_tokenizer
         from cospec.models.pair import compare_tokenizers
         from cospec.types import Needs
@@ -197,6 +198,7 @@ class Serve:
                 f"arbiter {arbiter.name} rules by hidden states, which are not handed out in vLLM; "
                 "use one with the features 'scalar' (cospec train --features scalar)."
             )
+        notes += notes_on(arbiter, self.num_speculative_tokens)
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
 
     def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:

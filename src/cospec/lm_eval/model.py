@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from cospec.arbiters import load_arbiter
+from cospec.arbiters.learned import notes_on
 from cospec.engine import Engine
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.lm_eval.settings import ModelArgs, sampling_config
@@ -70,7 +71,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         )
         self.stats = Stats()
         self._noted: set[str] = set()
-        for note in (*pair.notes, *getattr(self.engine.arbiter, "notes", ())):
+        for note in (*pair.notes, *notes_on(self.engine.arbiter, self.args.num_speculative_tokens)):
             self._note(note)
 
     @classmethod
