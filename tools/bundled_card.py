@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 ROLES = {
     "target": "the target of `bundled:family`, trained on many tasks and drilled in bare equations",
-    "family": "the draft of `bundled:family`, trained on the target's own data",
+    "family": "the draft of `bundled:family`, trained on the target's mixture of tasks, on other "
+    "problems of it and on more of them",
     "specialist": "the draft of `bundled:specialist`, trained on word problems and such drills",
     "generalist": "the target of `bundled:specialist`, trained on many tasks without those drills",
 }

@@ -2,7 +2,7 @@
 
     python tools/train_bundled.py --work-dir ../train
 
-Four models over one tokenizer: a target on a broad mixture of tasks and a draft on the same data
+Four models over one tokenizer: a target on a broad mixture of tasks and a draft on more of the same
 (``bundled:family``); a target on the same mixture without drills in bare equations and a draft on a
 narrow mixture with them (``bundled:specialist``). The targets train one after the other in one
 process, the drafts in a second one, each on a single thread, so two cores are busy; ``--model
@@ -90,9 +90,9 @@ MODELS = {
     "target": TrainSpec(TARGET, base_seed=1_000_000_000, mixture="broad", num_tokens=15_000_000),
     "family": TrainSpec(
         DRAFT,
-        base_seed=1_000_000_000,
+        base_seed=1_300_000_000,
         mixture="broad",
-        num_tokens=24_000_000,
+        num_tokens=36_000_000,
         constant_share=0.2,
         is_compiled=True,
     ),

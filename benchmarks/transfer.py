@@ -1,0 +1,65 @@
+"""Trained arbiters on tasks and pairs that they have not seen, beside rules.
+
+    python benchmarks/transfer.py --arbiter SPEC [SPEC ...] -k 16 \
+        --json benchmarks/results/transfer.json
+
+Each bundled pair solves test problems of each task of `TASKS`. What is written for each pair and
+task are the arms of ``cospec eval``, without texts: which problems each arm got right, as a string
+with a 1 for each that was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cospec.arbiters import load_arbiter
+from cospec.bench.evaluate import Evaluation, make_arms
+from cospec.cli.arms import play
+from cospec.cli.options import BUNDLED_PAIRS, PairOptions, set_threads
+from cospec.results import Provenance, check_writable, document, write_json
+from cospec.tasks import load_task
+
+TASKS = ("gsm_symbolic", "chain_sum", "products", "gcd", "simple_geometry")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arbiter", nargs="+", required=True)
+    parser.add_argument("-k", type=int, default=16)
+    parser.add_argument("--num-problems", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    check_writable(args.json, overwrite=False)
+    set_threads(1)
+    provenance = Provenance()
+    cells = []
+    for name in (f"bundled:{short}" for short in BUNDLED_PAIRS):
+        pair = PairOptions(pair=name).load()
+        arms = make_arms(
+            pair,
+            [(spec, load_arbiter(spec, pair)) for spec in args.arbiter],
+            num_speculative_tokens=args.k,
+            max_batch_size=args.batch_size,
+        )
+        for short in TASKS:
+            task = load_task(f"reasoning_gym:{short}")
+            examples = task.examples("test", args.num_problems, seed=args.seed)
+            evaluation = Evaluation(arms, task, examples, seed=args.seed)
+            result = evaluation.result(play(evaluation))
+            right = {arm["name"]: "" for arm in result["arms"]}
+            for row in result["rows"]:
+                right[row["arm"]] += str(int(row["correct"]))
+            found = [arm | {"correct": right[arm["name"]]} for arm in result["arms"]]
+            cells.append({"pair": name, "task": short, "arms": found})
+            print(f"{name}, {short}: {len(examples)} problems", flush=True)
+    config = {name: value for name, value in vars(args).items() if name != "json"}
+    where = provenance.to_dict("cpu", "torch.float32")
+    write_json(args.json, document("transfer", config, where, cells=cells))
+
+
+if __name__ == "__main__":
+    main()
