@@ -82,7 +82,7 @@ def test_a_bundled_pair_loads_by_its_name(name):
 def test_the_trained_arbiter_is_that_of_its_pair():
     options = PairOptions(pair="bundled:specialist", device="cpu")
     arbiter = load_arbiter(options.find_arbiter("bundled"), options.load())
-    assert arbiter.name == "specialist-seed0:threshold=0.5"
+    assert arbiter.name == "specialist-k16-seed1:threshold=0.5"
     assert not arbiter.notes, "it is said to be of another pair"
     with pytest.raises(ConfigError, match="ships with a trained arbiter"):
         PairOptions(pair="bundled:family").find_arbiter("bundled")

@@ -32,7 +32,7 @@ class Demo:
     pair: PairOptions = field(default_factory=PairOptions)
     decode: DecodeOptions = field(
         default_factory=lambda: DecodeOptions(
-            arbiter="bundled", num_speculative_tokens=6, batch_size=16
+            arbiter="bundled", num_speculative_tokens=16, batch_size=16
         )
     )
     output: OutputOptions = field(default_factory=OutputOptions)
