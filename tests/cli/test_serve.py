@@ -145,13 +145,20 @@ def test_models_with_logits_of_two_widths_are_refused(run, tmp_path):
         run("--dry-run", "--target", TARGET, "--draft", tmp_path)
 
 
-def test_an_arbiter_that_sees_hidden_states_is_refused(run, tmp_path):
+def test_an_arbiter_that_sees_hidden_states_is_refused_before_vllm_starts(
+    run, tmp_path, monkeypatch
+):
+    started: list[list[str]] = []
+    monkeypatch.setattr(serve, "supervise", started.append)
+    monkeypatch.setattr(serve, "check_vllm", lambda: None)
     features = HiddenFeatures(torch.zeros(VOCAB, dtype=torch.long), (4, 4))
     shape = PolicyConfig(hidden_projection=2)
     policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
     LearnedArbiter(policy, features).save(tmp_path)
-    with pytest.raises(SystemExit, match="rules by hidden states"):
-        run("--dry-run", "--target", TARGET, "--draft", DRAFT, "--arbiter", tmp_path)
+    for more in ((), ("--dry-run",)):
+        with pytest.raises(SystemExit, match="rules by hidden states, which are not handed out in"):
+            run("--target", TARGET, "--draft", DRAFT, "--arbiter", tmp_path, *more)
+    assert started == []
 
 
 def versions(found: dict[str, str]):
