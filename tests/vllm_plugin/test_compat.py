@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+import re
 import sys
 import types
 
@@ -134,8 +138,33 @@ def test_a_step_without_drafted_rows_is_no_error_on_a_cpu():
     assert sampler.expand_batch_to_tokens is compat.expand_batch_to_tokens
 
 
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
+)
+
+
+@needs_vllm
 @pytest.mark.parametrize("names", [compat.V1_NAMES, compat.V2_NAMES], ids=["v1", "v2"])
 def test_the_installed_vllm_has_the_names_that_we_use(names):
-    vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
-    compat.check_version(vllm.__version__)
+    compat.check_version(importlib.import_module("vllm").__version__)
     compat.check_names(names)
+
+
+@needs_vllm
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_a_worker_does_not_start_where_one_name_takes_other_parameters(runner, monkeypatch):
+    """The modules are those of the installed vLLM; the second runner's load without a GPU too."""
+    worker = types.SimpleNamespace(use_v2_model_runner=runner == "v2")
+    config = types.SimpleNamespace(additional_config={"cospec": {"arbiter": "lossless"}})
+    for name in compat.V2_NAMES if runner == "v2" else compat.V1_NAMES:
+        module, _, path = name.partition(":")
+        *owners, last = path.split(".")
+        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, last, lambda other: None)
+            sentence = rf"{re.escape(name)} of this vLLM takes \(other\) and CoSpec's plugin knows"
+            with pytest.raises(ConfigError, match=sentence):
+                compat.activate(worker, config)
+            patch.delattr(owner, last)
+            with pytest.raises(ConfigError, match=re.escape(name)):
+                compat.activate(worker, config)

@@ -15,6 +15,7 @@ from cospec.vllm_plugin.adapter import Adapter
 from cospec.vllm_plugin.bridge import Judge, force
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.requests import RequestTable
+from tests.vllm_plugin.conftest import DRAFT, TARGET, encoded_problems, run
 from tests.vllm_plugin.test_bridge import K, V, blocks, flat, learned, stock_greedy
 
 pytestmark = [
@@ -169,34 +170,59 @@ def test_a_model_with_a_sampler_of_its_own_is_refused(v2):
         v2.attach(runner, adapter_for(AlwaysTarget()))
 
 
+def test_the_arbiter_enters_samplers_that_are_vllms_own(v2, monkeypatch):
+    """With the buffers that vLLM has for a CPU."""
+    from vllm import SamplingParams as Params
+    from vllm.v1.worker.cpu.buffer_utils import UvaBuffer
+    from vllm.v1.worker.gpu import buffer_utils
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+    from vllm.v1.worker.gpu.states import RequestState
+
+    monkeypatch.setattr(buffer_utils, "UvaBuffer", UvaBuffer)
+    states = RequestState(NUM_SLOTS, 64, 64, K, V, torch.device("cpu"))
+    config = types.SimpleNamespace(
+        reasoning_config=None, num_speculative_tokens=K, enable_adaptive_verification=False
+    )
+    config.rejection_sample_method = "standard"
+    sampler = Sampler(config, NUM_SLOTS, V, torch.device("cpu"), states)
+    runner = types.SimpleNamespace(
+        sampler=sampler,
+        req_states=states,
+        rejection_sampler=v2.sampler_module.RejectionSampler(sampler, config, None),
+        speculator=types.SimpleNamespace(draft_logits=None),
+        is_last_pp_rank=True,
+    )
+    adapter = adapter_for(LogProbGap(1.0))
+    v2.attach(runner, adapter)
+    assert isinstance(runner.rejection_sampler, v2.JudgingSampler)
+    states.add_request("a request", 20, [1] * 20, 0, 40)
+    (slot,) = states.index_to_req_id
+    runner.sampler.add_request(slot, Params(temperature=0.5, max_tokens=40))
+    assert sampler.sampling_states.temperature.np[slot] == 0.5
+    columns = adapter.table.columns(torch.tensor([slot]))
+    assert (columns.is_open.item(), columns.max_tokens.item()) == (True, 40)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_the_lossless_arbiter_gives_the_text_of_stock_vllm(tmp_path):
     """And the gap rule another one. Not yet seen to run: written without a GPU."""
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
-    from tests.vllm_plugin import test_v1_offline as offline
-
-    task = offline.jsonl(
-        str(offline.HOME / "problems.jsonl"), {"scorer": "numeric", "split": "test"}
-    )
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(offline.TARGET)
-    prompts = [task.prompt(example, tokenizer) for example in task.examples("test", 20)]
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
     job = dict(
-        target=str(offline.TARGET),
-        draft=str(offline.DRAFT),
+        target=str(TARGET),
+        draft=str(DRAFT),
         k=K,
         batch_size=16,
-        prompts=[tokenizer.encode(prompt) for prompt in prompts],
+        prompts=encoded_problems(tokenizer, 20),
         max_tokens=100,
         arbiters=["lossless", "gap:max_gap=1"],
         num_opted_out=4,
-        laws={},
-        num_samples=1,
     )
-    stock = offline.run("off", job, tmp_path)
-    judged = offline.run("on", job, tmp_path)
+    stock = run("off", job, tmp_path)
+    judged = run("on", job, tmp_path)
     assert judged["lossless"]["texts"] == stock["texts"]
     assert judged["opted out"] == stock["texts"][:4]
     assert judged["gap:max_gap=1"]["counts"]["num_overrides"] > 0

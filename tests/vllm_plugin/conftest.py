@@ -1,0 +1,84 @@
+"""The bundled pair and the jobs that `offline.py` does with it in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import cospec
+from cospec.tasks.jsonl import jsonl
+
+HOME = Path(cospec.__file__).parent / "bundled"
+TARGET, DRAFT = HOME / "generalist", HOME / "specialist"
+LEARNED = str(HOME / "arbiters" / "specialist")
+ARBITERS = [LEARNED, "gap:max_gap=1", "lossless"]
+K, NUM_PROMPTS, MAX_TOKENS, NUM_OPTED_OUT = 6, 60, 120, 6
+
+
+def encoded_problems(tokenizer, num):
+    """The first problems of the test split as token ids."""
+    task = jsonl(str(HOME / "problems.jsonl"), {"scorer": "numeric", "split": "test"})
+    prompts = [task.prompt(example, tokenizer) for example in task.examples("test", num)]
+    return [p if isinstance(p, list) else tokenizer.encode(p) for p in prompts]
+
+
+@pytest.fixture(scope="session")
+def pair():
+    return cospec.ModelPair.from_pretrained(TARGET, DRAFT, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def job(pair):
+    """What all modes of `offline.py` read; tests add what theirs needs."""
+    return dict(
+        target=str(TARGET),
+        draft=str(DRAFT),
+        k=K,
+        batch_size=16,
+        prompts=encoded_problems(pair.tokenizer, NUM_PROMPTS),
+        max_tokens=MAX_TOKENS,
+        arbiters=ARBITERS,
+        num_opted_out=NUM_OPTED_OUT,
+    )
+
+
+def run(mode, job, folder):
+    """What `offline.py` answers."""
+    given, written = folder / "job.json", folder / f"{mode}.json"
+    given.write_text(json.dumps(job))
+    script = Path(__file__).with_name("offline.py")
+    done = subprocess.run(
+        [sys.executable, str(script), mode, str(given), str(written)],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return json.loads(written.read_text())
+
+
+class Later:
+    """An arbiter that is told as if a text had begun earlier.
+
+    Args:
+        arbiter: Who rules.
+        num_tokens: So many tokens earlier,
+        num_overrides: with so many overrides among them.
+    """
+
+    def __init__(self, arbiter, num_tokens=1, num_overrides=0):
+        self.arbiter, self.name, self.needs = arbiter, arbiter.name, arbiter.needs
+        self.num_tokens, self.num_overrides = num_tokens, num_overrides
+
+    def rule(self, batch):
+        later = dict(
+            positions=batch.positions + self.num_tokens,
+            num_overrides=batch.num_overrides + self.num_overrides,
+        )
+        return self.arbiter.rule(replace(batch, **later))
