@@ -1,6 +1,6 @@
 """Runs vLLM in a process of its own and writes down what it generates: see test_v1_offline.
 
-Usage: python offline.py off|on|laws JOB.json RESULT.json
+Usage: python offline.py off|on|laws|mixed|preempted|refused JOB.json RESULT.json
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ os.environ |= {
 }
 
 
-def make(job, settings):
+def make(job, settings, **options):
     from vllm import LLM
 
     llm = LLM(
@@ -29,7 +29,7 @@ def make(job, settings):
         enforce_eager=True,
         max_model_len=512,
         max_num_seqs=job["batch_size"],
-        disable_log_stats=True,
+        **{"disable_log_stats": True} | options,
         speculative_config={
             "method": "draft_model",
             "model": job["draft"],
@@ -40,12 +40,16 @@ def make(job, settings):
     return llm, llm.llm_engine.model_executor.driver_worker.worker.model_runner
 
 
-def generate(llm, prompts, **params):
+def complete(llm, prompts, params):
     from vllm import SamplingParams
 
     requests = [{"prompt_token_ids": ids} for ids in prompts]
-    outputs = llm.generate(requests, SamplingParams(**params), use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    outputs = llm.generate(requests, [SamplingParams(**each) for each in params], use_tqdm=False)
+    return [output.outputs[0] for output in outputs]
+
+
+def generate(llm, prompts, **params):
+    return [list(each.token_ids) for each in complete(llm, prompts, [params] * len(prompts))]
 
 
 def off(job):
@@ -92,16 +96,114 @@ def on(job):
 
 
 def laws(job):
-    """Many samples of one prompt under the lossless arbiter, by law."""
-    llm, runner = make(job, {"arbiter": "lossless"})
+    """Many samples of one prompt under an arbiter, by law."""
+    from cospec.arbiters import load_arbiter
+
+    llm, runner = make(job, {"arbiter": job["law_arbiter"]})
+    adapter = runner.rejection_sampler._adapter
     result = {}
     for name, law in job["laws"].items():
         runner.drafter._enable_probabilistic_draft_probs = law.pop("drafts_are_sampled")
+        if (spec := law.pop("arbiter", None)) is not None:
+            adapter.judge = replace(adapter.judge, arbiter=load_arbiter(spec))
         result[name] = generate(llm, [job["law_prompt"]] * job["num_samples"], **law)
     return result
 
 
+def mixed(job):
+    """Requests of many kinds in one batch, twice, and what is told of their probabilities."""
+    from vllm.v1.sample.rejection_sampler import RejectionSampler
+    from vllm.v1.sample.sampler import Sampler
+
+    from cospec.arbiters import load_arbiter
+    from cospec.vllm_plugin.v1 import JudgingSampler
+
+    llm, runner = make(job, {"arbiter": job["arbiters"][0]})
+    adapter = runner.rejection_sampler._adapter
+    params, prompts = job["mixed"], job["mixed_prompts"]
+    result = {}
+    for name, drafts_are_sampled in {"chosen": False, "sampled": True}.items():
+        runner.drafter._enable_probabilistic_draft_probs = drafts_are_sampled
+        before = adapter.counts.drain()["num_overrides"]
+        texts = [list(each.token_ids) for each in complete(llm, prompts, params)]
+        num_overrides = adapter.counts.drain()["num_overrides"] - before
+        again = complete(llm, prompts[::-1], params[::-1])[::-1]
+        again = [list(each.token_ids) for each in again]
+        result[name] = {"texts": texts, "again": again, "num_overrides": num_overrides}
+    keeps_most = load_arbiter("fsd_js:threshold=0.5")  # it needs the draft's logits too
+    adapter.judge = replace(adapter.judge, arbiter=keeps_most)
+    for mode in job["logprobs_modes"]:
+        runner.sampler = Sampler(logprobs_mode=mode)
+        runner.rejection_sampler = JudgingSampler(RejectionSampler(runner.sampler), adapter, runner)
+        done = complete(llm, prompts, [each | {"logprobs": 2} for each in params])
+        result[mode] = [
+            [
+                (token, told[token].logprob, told[token].rank)
+                for token, told in zip(each.token_ids, each.logprobs, strict=True)
+            ]
+            for each in done
+        ]
+    return result
+
+
+def preempted(job):
+    """Too few blocks for the batch: requests lose theirs and begin again behind their text."""
+    from cospec.arbiters import load_arbiter
+
+    few = dict(block_size=32, num_gpu_blocks_override=job["num_blocks"], disable_log_stats=False)
+    llm, runner = make(job, {"arbiter": job["seed_arbiter"]}, **few)
+    adapter = runner.rejection_sampler._adapter
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    stock, resumed = scheduler.schedule, []
+
+    def schedule(*args, **kwargs):
+        output = stock(*args, **kwargs)
+        for request_id in output.scheduled_cached_reqs.resumed_req_ids:
+            number = int(request_id.partition("-")[0])  # from 0 on, over both runs
+            num_tokens = len(scheduler.requests[request_id].output_token_ids)
+            resumed.append((number % len(job["prompts"]), num_tokens))
+        return output
+
+    scheduler.schedule = schedule
+
+    def num_preemptions():
+        counters = {metric.name: metric for metric in llm.get_metrics()}
+        return counters["vllm:num_preemptions"].value
+
+    result = {}
+    for name, spec in {"learned": None, "lossless": "lossless"}.items():
+        if spec is not None:
+            adapter.judge = replace(adapter.judge, arbiter=load_arbiter(spec))
+        resumed.clear()
+        before = num_preemptions()
+        texts = generate(llm, job["prompts"], temperature=0, max_tokens=job["max_tokens"])
+        result[name] = {
+            "texts": texts,
+            "resumed": list(resumed),
+            "num_preemptions": num_preemptions() - before,
+        }
+    return result
+
+
+def refused(job):
+    """What an engine says to an arbiter that it cannot serve."""
+    try:
+        make(job, {"arbiter": job["hidden_arbiter"]})
+    except Exception as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    return {"error": None}
+
+
+MODES = {
+    "off": off,
+    "on": on,
+    "laws": laws,
+    "mixed": mixed,
+    "preempted": preempted,
+    "refused": refused,
+}
+
 if __name__ == "__main__":
     mode, given, written = sys.argv[1:]
-    answer = {"off": off, "on": on, "laws": laws}[mode](json.loads(Path(given).read_text()))
+    answer = MODES[mode](json.loads(Path(given).read_text()))
     Path(written).write_text(json.dumps(answer))

@@ -8,82 +8,35 @@ lie elsewhere, an arbiter that looks ahead sees other places, and a few texts di
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from scipy.stats import chi2
+from scipy.stats import chi2, chi2_contingency
 
 import cospec
 from cospec.arbiters import load_arbiter
-from cospec.tasks.jsonl import jsonl
 from cospec.types import Stats
+from tests.vllm_plugin.conftest import ARBITERS, LEARNED, MAX_TOKENS, NUM_OPTED_OUT, K, Later, run
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-HOME = Path(cospec.__file__).parent / "bundled"
-TARGET, DRAFT = HOME / "generalist", HOME / "specialist"
-LEARNED = str(HOME / "arbiters" / "specialist")
-ARBITERS = [LEARNED, "gap:max_gap=1", "lossless"]
-K, NUM_PROMPTS, MAX_TOKENS, NUM_OPTED_OUT = 6, 60, 120, 6
-NUM_SAMPLES, NUM_TOKENS = 600, 3
+NUM_SAMPLES, NUM_OURS, NUM_TOKENS = 600, 300, 3
+NEVER_KEEPS = f"{LEARNED}:threshold=1"
+DIVERGENCE = "fsd_js:threshold=0.1"
+"""A rule that needs the draft's logits and does not ask what the draft's token stands against,
+which is a sample in our engine and the most probable other token in vLLM."""
 LAWS = {
     "plain": dict(temperature=1.0, drafts_are_sampled=False),
     "warm, top-k": dict(temperature=1.4, top_k=5, drafts_are_sampled=False),
     "warm, top-p": dict(temperature=1.4, top_p=0.9, drafts_are_sampled=True),
 }
+OVERRIDDEN = dict(temperature=1.0, drafts_are_sampled=True, arbiter=DIVERGENCE)
 FALSE_ALARM = 1e-4
 """Odds of each test of a law to fail although all is well."""
-
-
-@pytest.fixture(scope="module")
-def pair():
-    return cospec.ModelPair.from_pretrained(TARGET, DRAFT, dtype="float32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def job(pair):
-    task = jsonl(str(HOME / "problems.jsonl"), {"scorer": "numeric", "split": "test"})
-    examples = task.examples("test", NUM_PROMPTS)
-    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
-    encoded = [p if isinstance(p, list) else pair.tokenizer.encode(p) for p in prompts]
-    laws = {n: law | dict(max_tokens=NUM_TOKENS, ignore_eos=True) for n, law in LAWS.items()}
-    return dict(
-        target=str(TARGET),
-        draft=str(DRAFT),
-        k=K,
-        batch_size=16,
-        prompts=encoded,
-        law_prompt=encoded[0][:20],  # in the middle of a question: what follows is open
-        max_tokens=MAX_TOKENS,
-        arbiters=ARBITERS,
-        num_opted_out=NUM_OPTED_OUT,
-        laws=laws,
-        num_samples=NUM_SAMPLES,
-    )
-
-
-def run(mode, job, folder):
-    given, written = folder / "job.json", folder / f"{mode}.json"
-    given.write_text(json.dumps(job))
-    script = Path(__file__).with_name("offline.py")
-    done = subprocess.run(
-        [sys.executable, str(script), mode, str(given), str(written)],
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return json.loads(written.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -98,24 +51,38 @@ def judged(job, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sampled(job, tmp_path_factory):
-    return run("laws", job, tmp_path_factory.mktemp("laws"))
+    """Samples by arbiter and law."""
+    some = dict(max_tokens=NUM_TOKENS, ignore_eos=True)
+    laws = {
+        "lossless": LAWS,
+        NEVER_KEEPS: LAWS | {"overridden": OVERRIDDEN},
+    }
+    return {
+        arbiter: run(
+            "laws",
+            job
+            | dict(
+                law_arbiter=arbiter,
+                law_prompt=law_prompt(job),
+                laws={name: law | some for name, law in these.items()},
+                num_samples=NUM_SAMPLES,
+            ),
+            tmp_path_factory.mktemp("laws"),
+        )
+        for arbiter, these in laws.items()
+    }
 
 
-class OneLater:
-    """An arbiter that is told of positions as if a text had begun one token earlier."""
-
-    def __init__(self, arbiter):
-        self.arbiter, self.name, self.needs = arbiter, arbiter.name, arbiter.needs
-
-    def rule(self, batch):
-        return self.arbiter.rule(replace(batch, positions=batch.positions + 1))
+def law_prompt(job):
+    """In the middle of a question: what follows is open."""
+    return job["prompts"][0][:20]
 
 
 @pytest.mark.parametrize("spec", ARBITERS, ids=["learned", "gap", "lossless"])
 def test_tokens_and_rulings_are_those_of_our_engine(spec, pair, job, judged):
     texts = judged[spec]["texts"]
     behind = [ids + text[:1] for ids, text in zip(job["prompts"], texts, strict=True)]
-    arbiter = OneLater(load_arbiter(spec, pair))
+    arbiter = Later(load_arbiter(spec, pair))
     engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, max_batch_size=16)
     sampling = cospec.SamplingConfig(max_new_tokens=MAX_TOKENS - 1)
     completions = engine.generate(behind, sampling)
@@ -172,13 +139,14 @@ def joint_law(model, prompt, settings, least):
     return law
 
 
+@pytest.mark.parametrize("arbiter", ["lossless", NEVER_KEEPS], ids=["lossless", "learned"])
 @pytest.mark.parametrize("name", LAWS)
-def test_lossless_sampling_follows_the_target(name, pair, job, sampled):
+def test_lossless_sampling_follows_the_target(name, arbiter, pair, job, sampled):
     """Stock vLLM 0.32 does not, on a CPU: it divides by temperatures that were never written."""
     settings = {k: v for k, v in LAWS[name].items() if k != "drafts_are_sampled"}
-    law = joint_law(pair.target, job["law_prompt"], settings, least=10 / NUM_SAMPLES)
+    law = joint_law(pair.target, law_prompt(job), settings, least=10 / NUM_SAMPLES)
     assert len(law) >= 8, "the law has something to get wrong"
-    seen = Counter(tuple(text) for text in sampled[name])
+    seen = Counter(tuple(text) for text in sampled[arbiter][name])
     expected = [p * NUM_SAMPLES for p in law.values()]
     observed = [seen[tokens] for tokens in law]
     rest = NUM_SAMPLES - sum(expected)
@@ -186,3 +154,22 @@ def test_lossless_sampling_follows_the_target(name, pair, job, sampled):
         expected, observed = [*expected, rest], [*observed, NUM_SAMPLES - sum(observed)]
     statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
     assert statistic < chi2.ppf(1 - FALSE_ALARM, len(expected) - 1), (expected, observed)
+
+
+def test_sampling_with_overrides_follows_our_engine(pair, job, sampled):
+    theirs = [tuple(text) for text in sampled[NEVER_KEEPS]["overridden"]]
+    behind = [[*law_prompt(job), first] for first, *_ in theirs[:NUM_OURS]]
+    arbiter = Later(load_arbiter(DIVERGENCE))
+    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, max_batch_size=64)
+    sampling = cospec.SamplingConfig(max_new_tokens=NUM_TOKENS - 1, temperature=1.0, seed=0)
+    completions = engine.generate(behind, sampling)
+    assert sum(c.stats.num_overrides for c in completions) > 50, "the test has something to see"
+    ours = Counter((c.prompt_ids[-1], *c.token_ids) for c in completions)
+    theirs = Counter(theirs[NUM_OURS:])
+    common = [text for text, n in (ours + theirs).items() if n >= 10]
+    table = [
+        [*(seen[text] for text in common), seen.total() - sum(seen[text] for text in common)]
+        for seen in (ours, theirs)
+    ]
+    assert len(common) >= 8, "the law has something to get wrong"
+    assert chi2_contingency(table).pvalue > FALSE_ALARM, table
