@@ -60,7 +60,8 @@ def install(
 def keep_draft_logits(drafter: Any) -> None:  # Any: vLLM's SpecDecodeBaseProposer
     """Make a drafter hand out its logits where it would hand out probabilities.
 
-    It drafts the same tokens as before: the most probable ones, unless it was told to sample.
+    It drafts the same tokens as before: the most probable ones, unless it was told to sample. Then
+    requests with a seed get drafts by their seed, which vLLM 0.32 does not heed there.
     """
 
     def sample(
@@ -69,8 +70,15 @@ def keep_draft_logits(drafter: Any) -> None:  # Any: vLLM's SpecDecodeBasePropos
         sampling_metadata: Any,  # Any: vLLM's SamplingMetadata
     ) -> tuple[Tensor, Tensor]:
         logits: Tensor = self.model.compute_logits(hidden_states)
-        raw = logits.clone() if is_sampling(self, sampling_metadata) else logits
+        if not is_sampling(self, sampling_metadata):
+            return logits.argmax(dim=-1), logits
+        raw = logits.clone()
         token_ids, _ = self._sample_from_logits(logits, sampling_metadata)  # may divide in place
+        for row, generator in sampling_metadata.generators.items():
+            warm = raw[row] / sampling_metadata.temperature[row]
+            probs = warm.softmax(dim=-1, dtype=torch.float32)
+            noise = torch.empty_like(probs).exponential_(generator=generator)
+            token_ids[row] = (probs / noise).argmax()
         return token_ids, raw
 
     drafter._sample_draft_tokens = types.MethodType(sample, drafter)

@@ -1,0 +1,144 @@
+"""vLLM's first runner with requests of several kinds, too little memory, or the wrong arbiter."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import cospec
+from cospec.arbiters import load_arbiter
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.features import HiddenFeatures
+from cospec.types import Origin
+from tests.vllm_plugin.conftest import ARBITERS, MAX_TOKENS, K, Later, run
+from tests.vllm_plugin.test_v1_offline import warped
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+NUM_MIXED_TOKENS, NUM_PREEMPTED, NUM_BLOCKS = 60, 12, 30
+SEED_ARBITER = str(Path(__file__).parents[2] / "benchmarks" / "arbiters" / "specialist-seed0")
+GREEDY, SEEDED, FREE = (
+    dict(temperature=0.0),
+    dict(temperature=1.0, top_k=20, seed=1),
+    dict(temperature=1.2, top_p=0.95),
+)
+KINDS = [GREEDY, SEEDED, GREEDY, FREE] * 2
+LOGPROBS_MODES = ["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
+
+
+def ours(pair, prompts, arbiter, max_tokens):
+    """What our engine says to prompts, greedily."""
+    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, max_batch_size=16)
+    return engine.generate(prompts, cospec.SamplingConfig(max_new_tokens=max_tokens))
+
+
+def beginnings(job):
+    """Prompts that break off within a question: what follows is open."""
+    return [prompt[:20] for prompt in job["prompts"][: len(KINDS)]]
+
+
+@pytest.fixture(scope="module")
+def mixed(job, tmp_path_factory):
+    params = [kind | {"max_tokens": NUM_MIXED_TOKENS} for kind in KINDS]
+    extra = dict(mixed=params, mixed_prompts=beginnings(job), logprobs_modes=LOGPROBS_MODES)
+    return run("mixed", job | extra, tmp_path_factory.mktemp("mixed"))
+
+
+@pytest.mark.parametrize("drafts", ["chosen", "sampled"])
+def test_greedy_requests_among_sampled_ones_are_those_of_our_engine(drafts, pair, job, mixed):
+    pairs = zip(beginnings(job), mixed[drafts]["texts"], KINDS, strict=True)
+    greedy = [(prompt, text) for prompt, text, kind in pairs if kind == GREEDY]
+    behind = [prompt + text[:1] for prompt, text in greedy]
+    completions = ours(pair, behind, Later(load_arbiter(ARBITERS[0], pair)), NUM_MIXED_TOKENS - 1)
+    assert [c.token_ids for c in completions] == [text[1:] for _, text in greedy]
+    assert mixed[drafts]["num_overrides"] > sum(c.stats.num_overrides for c in completions)
+
+
+@pytest.mark.parametrize("drafts", ["chosen", "sampled"])
+def test_a_seed_gives_one_text_wherever_its_request_lies_in_the_batch(drafts, mixed):
+    """vLLM 0.32 samples drafts without regard to seeds."""
+    texts, again = mixed[drafts]["texts"], mixed[drafts]["again"]
+    differ = [i for i, kind in enumerate(KINDS) if texts[i] != again[i]]
+    assert [KINDS[i] for i in differ if KINDS[i] != FREE] == []
+    assert differ, "what has no seed is sampled anew"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", LOGPROBS_MODES)
+def test_an_overridden_token_has_the_probability_that_the_target_gives_it(mode, pair, job, mixed):
+    num_overridden = 0
+    for prompt, told, kind in zip(beginnings(job), mixed[mode], KINDS, strict=True):
+        tokens, values, ranks = zip(*told, strict=True)
+        ids = torch.tensor([[*prompt, *tokens]])
+        logits = pair.target(ids).logits[0, len(prompt) - 1 : -1].double()
+        if mode.startswith("processed") and kind != GREEDY:
+            settings = {name: value for name, value in kind.items() if name != "seed"}
+            cut = warped(logits, **settings) == 0
+            logits = (logits / kind["temperature"]).masked_fill(cut, float("-inf"))
+        expected = logits if mode.endswith("logits") else logits.log_softmax(dim=-1)
+        own = expected.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert own.isfinite().all(), kind
+        assert torch.tensor(values, dtype=torch.float64).allclose(own, atol=1e-3), kind
+        num_overridden += sum(rank > 1 for rank in ranks) if kind == GREEDY else 0
+    assert num_overridden > 5, "the test has something to see"
+
+
+@pytest.fixture(scope="module")
+def preempted(job, tmp_path_factory):
+    extra = dict(seed_arbiter=SEED_ARBITER, num_blocks=NUM_BLOCKS)
+    extra["prompts"] = job["prompts"][:NUM_PREEMPTED]
+    return run("preempted", job | extra, tmp_path_factory.mktemp("preempted"))
+
+
+@pytest.fixture(scope="module")
+def plain(pair, job):
+    """The target's own texts by our engine."""
+    engine = cospec.Engine.target_only(pair, max_batch_size=16)
+    sampling = cospec.SamplingConfig(max_new_tokens=MAX_TOKENS)
+    return [c.token_ids for c in engine.generate(job["prompts"][:NUM_PREEMPTED], sampling)]
+
+
+def test_preempted_requests_go_on_losslessly(plain, preempted):
+    """Stock vLLM's greedy texts are the target's: see test_v1_offline."""
+    assert preempted["lossless"]["num_preemptions"] >= 4
+    assert preempted["lossless"]["texts"] == plain
+
+
+def test_preempted_requests_go_on_as_in_our_engine(pair, job, preempted):
+    """A new beginning is like a prompt's end: the next token is the target's, then come blocks.
+
+    So our engine is started anew behind that token, and told what was before it.
+    """
+    found = preempted["learned"]
+    assert found["num_preemptions"] >= 4
+    arbiter = load_arbiter(SEED_ARBITER, pair)
+    num_overrides = 0
+    for index, text in enumerate(found["texts"]):
+        resumed = [n for request, n in found["resumed"] if request == index]
+        starts, before = [0, *resumed], 0
+        for start, end in zip(starts, [*resumed, len(text)], strict=True):
+            behind = job["prompts"][index] + text[: start + 1]
+            later = Later(arbiter, start + 1, before)
+            (completion,) = ours(pair, [behind], later, MAX_TOKENS - start - 1)
+            num_new = end - start - 1
+            assert completion.token_ids[:num_new] == text[start + 1 : end], (index, start)
+            before += completion.origins[:num_new].count(Origin.OVERRIDE)
+        num_overrides += before
+    assert num_overrides > 5, "the test has something to see"
+
+
+def test_an_engine_refuses_an_arbiter_with_hidden_states(job, tmp_path):
+    kinds = torch.zeros(2048, dtype=torch.long)
+    features = HiddenFeatures(kinds, (4, 4))
+    policy = Policy(len(features.names), PolicyConfig(), num_hidden=features.num_hidden)
+    LearnedArbiter(policy, features).save(tmp_path / "arbiter")
+    told = run("refused", job | dict(hidden_arbiter=str(tmp_path / "arbiter")), tmp_path)
+    assert told["error"] == "ConfigError"
+    assert "rules by hidden states, which vLLM does not hand out" in told["message"]
