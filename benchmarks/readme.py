@@ -196,22 +196,15 @@ def safety_real_prefix16() -> str:
 
 
 CONTROLS = (
-    *("target", "draft", "lossless", "all", "specialist-seed0", "specialist-seed1"),
-    *("specialist-seed2", "specialist-gold", "spec-autojudge", "specialist-reinforce"),
-    *("spec-hidden", "cosd:alpha=0.9,beta=0.5", "cascade_chow:alpha=0.2"),
-    *("bild:fallback=0.6,rollback=5", "ensemble:draft_weight=0.4", "cascade_diff:alpha=0.1"),
-    "random:rate=0.35",
+    *("target", "draft", "lossless", *(f"specialist-k16-seed{seed}" for seed in range(3)), "all"),
+    *("specialist-k16-gold", "specialist-k16-reinforce", "cosd:alpha=0.9,beta=0.5"),
+    *("cascade_chow:alpha=0.2", "ensemble:draft_weight=0.4", "random:rate=0.4"),
 )
-CHANGES = (
-    *("all", "linear", "two-layers", "no-lookahead", "no-kinds", "confidence-only"),
-    "no-entropy-bonus",
-)
-CURVE = (*(f"branches-{n}" for n in (250, 500, 1000, 2000, 4000, 8000)), "all")
+CHANGES = ("all", "linear", "no-lookahead", "confidence-only", "lambda-1")
+CURVE = ("branches-1000", "branches-4000", "all")
 FRONTIER = (
-    *("all:threshold=0.9", "all:threshold=0.7", "all", "all:threshold=0.3", "all:threshold=0.1"),
-    *("lambda-0", "lambda-0.2", "lambda-0.5", "lambda-1", "lambda-2"),
-    *("ensemble:draft_weight=0.2", "ensemble:draft_weight=0.4", "ensemble:draft_weight=0.5"),
-    *("gap:max_gap=1", "gap:max_gap=4", "cascade_diff:alpha=0.1"),
+    *("all:threshold=0.8", "all", "all:threshold=0.3", "all:threshold=0.1", "lambda-1"),
+    *("cosd:alpha=0.9,beta=0.5", "ensemble:draft_weight=0.4", "gap:max_gap=4"),
 )
 
 BLOCKS = {
