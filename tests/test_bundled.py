@@ -11,6 +11,7 @@ import torch
 
 import cospec
 from cospec.arbiters import load_arbiter
+from cospec.arbiters.learned import notes_on
 from cospec.cli.options import PairOptions, bundled_models
 from cospec.errors import ConfigError
 from cospec.tasks.reasoning_gym import SUFFIX
@@ -79,13 +80,14 @@ def test_a_bundled_pair_loads_by_its_name(name):
 
 
 @requires_weights
-def test_the_trained_arbiter_is_that_of_its_pair():
-    options = PairOptions(pair="bundled:specialist", device="cpu")
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_trained_arbiter_is_that_of_its_pair(name):
+    options = PairOptions(pair=name, device="cpu")
     arbiter = load_arbiter(options.find_arbiter("bundled"), options.load())
-    assert arbiter.name == "specialist-k16-seed1:threshold=0.5"
-    assert not arbiter.notes, "it is said to be of another pair"
+    assert arbiter.name.startswith(name.partition(":")[2])
+    assert not notes_on(arbiter, 16), "it is said to be of another pair or block length"
     with pytest.raises(ConfigError, match="ships with a trained arbiter"):
-        PairOptions(pair="bundled:family").find_arbiter("bundled")
+        PairOptions(target="T", draft="D").find_arbiter("bundled")
 
 
 @requires_weights

@@ -120,10 +120,11 @@ figure uses.
 
 {figures}
 
-## Trained arbiter
+## Trained arbiters
 
-`arbiters/specialist` was trained for `bundled:specialist` by `cospec train`; its card has the
-settings and the curve. It is what `--arbiter bundled` names on that pair.
+`arbiters/family` and `arbiters/specialist` were trained for the pairs of these names by `cospec
+train`, at 16 drafted tokens a block (`-k 16`); their cards have the settings and the curves. They
+are what `--arbiter bundled` names.
 
 ## Licence
 
