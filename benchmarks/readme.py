@@ -211,6 +211,7 @@ BLOCKS = {
     "audits": audits,
     "bench_specialist": partial(bench, "bench_specialist"),
     "demo": partial(comparison, "demo"),
+    "eval_family": partial(comparison, "eval_family"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
     "eval_specialist": partial(comparison, "eval_specialist"),
     "oracle_agreement": oracle_agreement,
