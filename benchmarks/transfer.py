@@ -3,9 +3,9 @@
     python benchmarks/transfer.py --arbiter SPEC [SPEC ...] -k 16 \
         --json benchmarks/results/transfer.json
 
-Each bundled pair solves test problems of each task of `TASKS`. What is written for each pair and
-task are the arms of ``cospec eval``, without texts: which problems each arm got right, as a string
-with a 1 for each that was.
+Each pair (``--pair``, by default the bundled ones) solves test problems of each task of `TASKS`.
+What is written for each pair and task are the arms of ``cospec eval``, without texts: which
+problems each arm got right, as a string with a 1 for each that was.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arbiter", nargs="+", required=True)
+    parser.add_argument("--pair", nargs="+", default=[f"bundled:{name}" for name in BUNDLED_PAIRS])
     parser.add_argument("-k", type=int, default=16)
     parser.add_argument("--num-problems", type=int, default=300)
     parser.add_argument("--seed", type=int, default=17)
@@ -37,7 +38,7 @@ def main() -> None:
     set_threads(1)
     provenance = Provenance()
     cells = []
-    for name in (f"bundled:{short}" for short in BUNDLED_PAIRS):
+    for name in args.pair:
         pair = PairOptions(pair=name).load()
         arms = make_arms(
             pair,
