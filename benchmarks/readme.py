@@ -209,6 +209,7 @@ FRONTIER = (
 
 BLOCKS = {
     "audits": audits,
+    "bench_family": partial(bench, "bench_family"),
     "bench_specialist": partial(bench, "bench_specialist"),
     "demo": partial(comparison, "demo"),
     "eval_family": partial(comparison, "eval_family"),
