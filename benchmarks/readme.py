@@ -147,24 +147,6 @@ def variants(reference: str, names: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def transfer() -> str:
-    """What each arm wins over the target by task and pair, in points, with answers won and lost."""
-    cells = _read("transfer")["cells"]
-    names = [arm["name"] for arm in cells[0]["arms"] if arm["name"] not in ("target", "lossless")]
-    lines = [
-        "| pair | task | target |" + "".join(f" {name} |" for name in names),
-        "| --- | --- | --- |" + " --- |" * len(names),
-    ]
-    for cell in cells:
-        arms = {arm["name"]: arm for arm in cell["arms"]}
-        line = f"| `{cell['pair']}` | `{cell['task']}` | {arms['target']['accuracy']:.1%} |"
-        for arm in (arms[name] for name in names):
-            delta = 100 * (arm["accuracy"] - arms["target"]["accuracy"])
-            line += f" {delta:+.1f} ({arm['wins']} / {arm['losses']}) |"
-        lines.append(line)
-    return "\n".join(lines)
-
-
 def vllm_speed() -> str:
     """Target alone, stock speculation, and the arbiter inside vLLM."""
     lines = [
