@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.arbiters.learned import LearnedArbiter, notes_on
+from cospec.arbiters.learned import LearnedArbiter, block_length, notes_on
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
 from cospec.features import KINDS, SCALAR_NAMES, ScalarFeatures, make_features
@@ -495,6 +495,19 @@ def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> N
     change_config(folder, pair=None)
     assert len(notes_on(LearnedArbiter.load(folder, llama_pair), 16)) == 2, "and another pair"
     assert notes_on(load_arbiter("gap:max_gap=1"), 16) == ()
+
+
+def test_the_block_length_is_that_of_training_unless_another_is_asked_for(folder) -> None:
+    rule, untold = load_arbiter("gap:max_gap=1"), LearnedArbiter.load(folder)
+    assert block_length(None, []) == block_length(None, [rule, untold]) == 4
+    change_config(folder, training={"train": {"num_speculative_tokens": 6}})
+    at_6 = LearnedArbiter.load(folder)
+    change_config(folder, training={"train": {"num_speculative_tokens": 16}})
+    at_16 = LearnedArbiter.load(folder)
+    assert block_length(None, [rule, at_6, at_6]) == 6
+    assert block_length(9, [at_6, at_16]) == 9
+    with pytest.raises(ArbiterError, match=r"trained at 6 and 16 drafted tokens a block; .* -k"):
+        block_length(None, [at_6, at_16])
 
 
 def test_the_fingerprint_tells_pairs_apart() -> None:

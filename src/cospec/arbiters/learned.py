@@ -21,6 +21,7 @@ from cospec.results import write_text
 from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from cospec.models import ModelPair
@@ -168,13 +169,43 @@ class LearnedArbiter:
         return replace(self, threshold=threshold)
 
 
+DEFAULT_BLOCK_LENGTH = 4
+"""Drafted tokens a block where nobody asks for a number and no arbiter was trained at one."""
+
+
+def _trained_at(arbiter: Arbiter) -> int | None:
+    """The block length that an arbiter was trained with, where that is recorded."""
+    if not isinstance(arbiter, LearnedArbiter):
+        return None
+    found: int | None = (
+        arbiter.about.get("training", {}).get("train", {}).get("num_speculative_tokens")
+    )
+    return found
+
+
+def block_length(asked: int | None, arbiters: Iterable[Arbiter]) -> int:
+    """The number that is asked for, or else the one that the trained arbiters were trained with.
+
+    Raises:
+        ArbiterError: No number is asked for, and they were trained with several.
+    """
+    if asked is not None:
+        return asked
+    found = sorted({k for k in map(_trained_at, arbiters) if k is not None})
+    if len(found) > 1:
+        raise ArbiterError(
+            f"the arbiters were trained at {' and '.join(map(str, found))} drafted tokens a block; "
+            "say at which they are to rule: -k."
+        )
+    return found[0] if found else DEFAULT_BLOCK_LENGTH
+
+
 def notes_on(arbiter: Arbiter, num_speculative_tokens: int) -> tuple[str, ...]:
     """What a user should know about an arbiter that rules on blocks of K drafted tokens."""
     if not isinstance(arbiter, LearnedArbiter):
         return ()
-    training = arbiter.about.get("training", {}).get("train", {})
-    trained_at = training.get("num_speculative_tokens", num_speculative_tokens)
-    if trained_at == num_speculative_tokens:
+    trained_at = _trained_at(arbiter)
+    if trained_at in (None, num_speculative_tokens):
         return arbiter.notes
     return (
         *arbiter.notes,

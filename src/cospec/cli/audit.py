@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,7 @@ class Audit:
 
     def run(self) -> None:
         """Audit, show and write."""
+        from cospec.arbiters import load_arbiter
         from cospec.bench.audit import AuditConfig, Auditor
         from cospec.bench.audit_summary import summarise
         from cospec.bench.costs import measure_costs
@@ -87,18 +88,19 @@ class Audit:
         from cospec.bench.turns import TurnLog
         from cospec.cli.audit_view import show
 
-        options, path = self.audit, self.output.json
+        path = self.output.json
+        spec = self.pair.find_arbiter(self.audit.arbiter)
+        options = self.audit.settled([load_arbiter(spec)])
         for file in (path, options.dataset):
             check_writable(file, self.output.overwrite)
         set_threads(options.threads)
         task, examples = self.task.load()
-        spec = self.pair.find_arbiter(options.arbiter)
         provenance = Provenance()
         pair = self.pair.load()
         settings = AuditConfig(
             arbiter=spec,
             features=options.features,
-            num_speculative_tokens=options.num_speculative_tokens,
+            num_speculative_tokens=options.num_drafted,
             batch_size=options.batch_size,
             branches_per_problem=options.branches_per_problem,
             oracle=options.oracle,
@@ -106,7 +108,7 @@ class Audit:
             max_new_tokens=options.max_new_tokens,
         )
         auditor = Auditor(pair, task, settings)
-        config = json.loads(json.dumps(asdict(self), default=str))
+        config = json.loads(json.dumps(asdict(replace(self, audit=options)), default=str))
         del config["output"]
         where = str(pair.target.device), str(pair.target.dtype)
         log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
@@ -122,7 +124,7 @@ class Audit:
             for size in options.cost_batch_sizes
         ]
         names = list(auditor.features.names)
-        summary = summarise(records, names, costs, options.num_speculative_tokens)
+        summary = summarise(records, names, costs, options.num_drafted)
         if options.dataset is not None:
             about = {"task": task.name, "pair": json.dumps(config["pair"])}
             write_dataset(options.dataset, records, names, about)

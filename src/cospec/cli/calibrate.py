@@ -116,23 +116,25 @@ class Calibrate:
         folder = Path(self.pair.find_arbiter(options.arbiter))
         check_point(folder, name, overwrite)
         arbiter = LearnedArbiter.load(folder)
+        options = options.settled([arbiter])
+        settled = replace(self, calibrate=options)
         scores = _reliability(arbiter, options.dataset) if options.dataset else None
         task, examples = self._problems(arbiter.about)
         provenance = Provenance()
         pair = self.pair.load()
-        arms = self._arms(pair, LearnedArbiter.load(folder, pair))
+        arms = settled._arms(pair, LearnedArbiter.load(folder, pair))
         evaluation = Evaluation(
             arms, task, examples, max_new_tokens=options.max_new_tokens, seed=self.task.seed
         )
         print_notes(pair, evaluation)
-        config = json.loads(json.dumps(asdict(self), default=str))
+        config = json.loads(json.dumps(asdict(settled), default=str))
         del config["output"]
         config |= {"evaluation": evaluation.config()}
         where = str(pair.target.device), str(pair.target.dtype)
         log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
         parts = evaluation.result(play(evaluation, log))
         print_table(parts["arms"])
-        calibration = self._choose(parts["arms"]) | {"name": name, "reliability": scores}
+        calibration = settled._choose(parts["arms"]) | {"name": name, "reliability": scores}
         _show(calibration)
         write_point(folder, name, calibration["point"], overwrite)
         print(f"wrote the operating point: use it with --arbiter {folder}:point={name}")
@@ -183,7 +185,7 @@ class Calibrate:
         return make_arms(
             pair,
             arbiters,
-            num_speculative_tokens=options.num_speculative_tokens,
+            num_speculative_tokens=options.num_drafted,
             max_batch_size=options.batch_size,
         )
 
@@ -212,7 +214,7 @@ class Calibrate:
             "task": self.task.task,
             "split": self.task.split,
             "seed": self.task.seed,
-            "num_speculative_tokens": options.num_speculative_tokens,
+            "num_speculative_tokens": options.num_drafted,
         }
         right = f"{chosen.accuracy:.1%} right, the target {arms[0]['accuracy']:.1%}"
         return {"point": point, "tests": tests, "verdict": f"{_verdict(point)} Here: {right}."}

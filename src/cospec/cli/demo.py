@@ -31,9 +31,7 @@ class Demo:
 
     pair: PairOptions = field(default_factory=PairOptions)
     decode: DecodeOptions = field(
-        default_factory=lambda: DecodeOptions(
-            arbiter="bundled", num_speculative_tokens=16, batch_size=16
-        )
+        default_factory=lambda: DecodeOptions(arbiter="bundled", batch_size=16)
     )
     output: OutputOptions = field(default_factory=OutputOptions)
     num_problems: int = 200
@@ -58,21 +56,21 @@ class Demo:
         provenance = Provenance()
         pair = models.load()
         arbiter = load_arbiter(spec, pair)
-        num_drafted = self.decode.num_speculative_tokens
+        decode = self.decode.settled([arbiter])
         arms = make_arms(
             pair,
-            [(self.decode.arbiter, arbiter)],
-            num_speculative_tokens=num_drafted,
-            max_batch_size=self.decode.batch_size,
+            [(decode.arbiter, arbiter)],
+            num_speculative_tokens=decode.num_drafted,
+            max_batch_size=decode.batch_size,
         )
         evaluation = Evaluation(arms, task, examples, max_new_tokens=_MAX_NEW_TOKENS)
         print_notes(pair, evaluation)
         parts = evaluation.result(play(evaluation))
         print_table(parts["arms"])
-        engine = Engine(pair, arbiter, num_speculative_tokens=num_drafted)
+        engine = Engine(pair, arbiter, num_speculative_tokens=decode.num_drafted)
         shown_id = show_one(evaluation, engine, parts["rows"])
         if self.output.json is not None:
-            config = json.loads(json.dumps(asdict(self), default=str))
+            config = json.loads(json.dumps(asdict(replace(self, decode=decode)), default=str))
             config |= {"evaluation": evaluation.config()}
             where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
             result = document("demo", config, where, **parts, shown_id=shown_id)

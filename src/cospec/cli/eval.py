@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions, set_threads
 from cospec.results import Provenance, check_writable, document, write_json
@@ -42,11 +42,13 @@ class Eval:
         task, examples = self.task.load()
         provenance = Provenance()
         pair = self.pair.load()
+        arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
+        decode = self.decode.settled(arbiter for _, arbiter in arbiters)
         arms = make_arms(
             pair,
-            [(spec, load_arbiter(found, pair)) for spec, found in specs],
-            num_speculative_tokens=self.decode.num_speculative_tokens,
-            max_batch_size=self.decode.batch_size,
+            arbiters,
+            num_speculative_tokens=decode.num_drafted,
+            max_batch_size=decode.batch_size,
         )
         evaluation = Evaluation(
             arms,
@@ -57,7 +59,7 @@ class Eval:
             exact_prefix_tokens=self.exact_prefix_tokens,
         )
         print_notes(pair, evaluation)
-        options = json.loads(json.dumps(asdict(self), default=str))
+        options = json.loads(json.dumps(asdict(replace(self, decode=decode)), default=str))
         del options["output"]
         config = options | {"evaluation": evaluation.config(), "models": describe_models(pair)}
         where = str(pair.target.device), str(pair.target.dtype)

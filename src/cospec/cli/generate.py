@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,13 +104,14 @@ class Generate:
         provenance = Provenance()
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
-        for note in (*pair.notes, *notes_on(arbiter, self.decode.num_speculative_tokens)):
+        decode = self.decode.settled([arbiter])
+        for note in (*pair.notes, *notes_on(arbiter, decode.num_drafted)):
             print(f"note: {note}", file=sys.stderr)
         engine = Engine(
             pair,
             arbiter,
-            num_speculative_tokens=self.decode.num_speculative_tokens,
-            max_batch_size=self.decode.batch_size,
+            num_speculative_tokens=decode.num_drafted,
+            max_batch_size=decode.batch_size,
         )
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
@@ -124,7 +125,7 @@ class Generate:
             seconds = round(time.perf_counter() - start, 3)
             where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
             if done:
-                self._write(done, len(prompts), seconds, where)
+                replace(self, decode=decode)._write(done, len(prompts), seconds, where)
 
     def _write(
         self, done: dict[int, Completion], num_prompts: int, seconds: float, provenance: Json

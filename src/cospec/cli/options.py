@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import tyro
 
@@ -13,7 +13,10 @@ from cospec.errors import ConfigError, unknown_name
 from cospec.tasks import Example, Split, Task, load_task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cospec.models import ModelPair
+    from cospec.types import Arbiter
 
 
 BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
@@ -141,10 +144,28 @@ class TaskOptions:
 class BlockOptions:
     """How many tokens and prompts at a time."""
 
-    num_speculative_tokens: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 4
-    """Drafted tokens a block."""
+    num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Drafted tokens a block; by default as many as the arbiter was trained with, 4 for a rule."""
     batch_size: int = 8
     """Most prompts decoded together."""
+
+    def settled(self, arbiters: Iterable[Arbiter]) -> Self:
+        """The same, with the number of drafted tokens that suits the arbiters if none was given.
+
+        Raises:
+            ArbiterError: None was given, and they were trained with several.
+        """
+        from cospec.arbiters.learned import block_length
+
+        return replace(
+            self, num_speculative_tokens=block_length(self.num_speculative_tokens, arbiters)
+        )
+
+    @property
+    def num_drafted(self) -> int:
+        """Drafted tokens a block, once that is settled."""
+        assert self.num_speculative_tokens is not None
+        return self.num_speculative_tokens
 
 
 @dataclass(frozen=True)

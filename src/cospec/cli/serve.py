@@ -45,8 +45,8 @@ class Serve:
     arbiter: str = "lossless"
     """Who rules at mismatches: lossless, a rule such as gap:max_gap=1, the folder or hub id of a
     trained arbiter, or bundled."""
-    num_speculative_tokens: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 4
-    """Drafted tokens a block."""
+    num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Drafted tokens a block; by default as many as the arbiter was trained with, 4 for a rule."""
     threshold: float | None = None
     """Of a trained arbiter, in place of its own; a request may ask for another."""
     exact_prefix_tokens: int = 0
@@ -103,10 +103,8 @@ class Serve:
         Raises:
             CospecError: A value is not allowed, or there is no such arbiter.
         """
-        if self.num_speculative_tokens < 1:
-            raise ConfigError(
-                f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1."
-            )
+        if (k := self.num_speculative_tokens) is not None and k < 1:
+            raise ConfigError(f"num_speculative_tokens is {k}; it must be at least 1.")
         spec = PairOptions(pair=self.pair, target=self.target, draft=self.draft)
         arbiter = spec.find_arbiter(self.arbiter)
         name, colon, knobs = arbiter.partition(":")
@@ -178,7 +176,7 @@ class Serve:
             CospecError: They cannot work together.
         """
         from cospec.arbiters import load_arbiter
-        from cospec.arbiters.learned import notes_on
+        from cospec.arbiters.learned import block_length, notes_on
         from cospec.models.load import load_tokenizer
         from cospec.models.pair import compare_tokenizers
         from cospec.types import Needs
@@ -198,7 +196,7 @@ class Serve:
                 f"arbiter {arbiter.name} rules by hidden states, which are not handed out in vLLM; "
                 "use one with the features 'scalar' (cospec train --features scalar)."
             )
-        notes += notes_on(arbiter, self.num_speculative_tokens)
+        notes += notes_on(arbiter, block_length(self.num_speculative_tokens, [arbiter]))
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
 
     def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:
@@ -223,7 +221,7 @@ class Serve:
 
 
 def speculative_config(
-    draft: str, num_speculative_tokens: int, settings: Settings
+    draft: str, num_speculative_tokens: int | None, settings: Settings
 ) -> dict[str, Any]:  # Any: a JSON object
     """What vLLM is told of the draft.
 
@@ -231,11 +229,13 @@ def speculative_config(
     vLLM's model runner for CUDA keeps the logits in that mode only. Greedy requests draft alike.
     """
     from cospec.arbiters import load_arbiter
+    from cospec.arbiters.learned import block_length
     from cospec.types import Needs
 
+    arbiter = load_arbiter(settings.arbiter_spec)
     found: dict[str, Any] = {"method": "draft_model", "model": draft}
-    found["num_speculative_tokens"] = num_speculative_tokens
-    if Needs.DRAFT_LOGITS in load_arbiter(settings.arbiter_spec).needs:
+    found["num_speculative_tokens"] = block_length(num_speculative_tokens, [arbiter])
+    if Needs.DRAFT_LOGITS in arbiter.needs:
         found["draft_sample_method"] = "probabilistic"
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions, TaskOptions, set_threads
 from cospec.errors import ConfigError
@@ -56,10 +56,12 @@ class Trace:
         task, examples = self.task.load()
         provenance = Provenance()
         pair = self.pair.load()
+        arbiter = load_arbiter(spec, pair)
+        options = options.settled([arbiter])
         engine = Engine(
             pair,
-            load_arbiter(spec, pair),
-            num_speculative_tokens=options.num_speculative_tokens,
+            arbiter,
+            num_speculative_tokens=options.num_drafted,
             max_batch_size=options.batch_size,
         )
         rows = trace_problems(
@@ -71,7 +73,7 @@ class Trace:
             max_new_tokens=options.max_new_tokens,
             seed=self.task.seed,
         )
-        config = json.loads(json.dumps(asdict(self), default=str))
+        config = json.loads(json.dumps(asdict(replace(self, trace=options)), default=str))
         del config["output"]
         where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
         write_json(path, document("trace", config, where, rows=rows))

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from cospec.arbiters import load_arbiter
-from cospec.arbiters.learned import notes_on
+from cospec.arbiters.learned import block_length, notes_on
 from cospec.engine import Engine
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.lm_eval.settings import ModelArgs, sampling_config
@@ -62,16 +62,18 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
             backend="causal",
             batch_size=self.args.batch_size,
         )
+        arbiter = load_arbiter(spec, pair)
+        num_drafted = block_length(self.args.num_speculative_tokens, [arbiter])
         self.engine = Engine(
             pair,
-            load_arbiter(spec, pair),
-            num_speculative_tokens=self.args.num_speculative_tokens,
+            arbiter,
+            num_speculative_tokens=num_drafted,
             max_batch_size=self.args.batch_size,
             keep_trace=False,
         )
         self.stats = Stats()
         self._noted: set[str] = set()
-        for note in (*pair.notes, *notes_on(self.engine.arbiter, self.args.num_speculative_tokens)):
+        for note in (*pair.notes, *notes_on(arbiter, num_drafted)):
             self._note(note)
 
     @classmethod
@@ -179,6 +181,6 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
             "draft_num_parameters": pair.draft.num_parameters(),
             "pair_fingerprint": pair.fingerprint,
             "arbiter": self.engine.arbiter.name,
-            "num_speculative_tokens": self.args.num_speculative_tokens,
+            "num_speculative_tokens": self.engine.num_speculative_tokens,
             "generation_stats": stats.to_dict(),
         }

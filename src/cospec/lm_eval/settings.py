@@ -29,8 +29,9 @@ class ModelArgs(PairOptions):
     """Who rules at mismatches, as --arbiter of the project's own commands."""
     threshold: float | None = None
     """The arbiter's threshold, in place of its own."""
-    num_speculative_tokens: int = 4
-    """Drafted tokens a block; k for short."""
+    num_speculative_tokens: int | None = None
+    """Drafted tokens a block, k for short; by default as many as the arbiter was trained with, 4
+    for a rule."""
     batch_size: int = 8
     """Most prompts decoded together."""
     seed: int = 0
@@ -39,6 +40,8 @@ class ModelArgs(PairOptions):
     def __post_init__(self) -> None:
         for name in ("num_speculative_tokens", "batch_size", "seed"):
             value = getattr(self, name)
+            if value is None and name == "num_speculative_tokens":
+                continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
 
