@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from offline_policies import VARIANTS, learn
+from offline_policies import VARIANTS, learn, seen
 from safetensors.torch import load_file
 
 from cospec.features import SCALAR_NAMES
@@ -30,7 +30,8 @@ _MAX_FOLDS = 5
 
 def ruled(features: Tensor) -> dict[str, Tensor]:
     """What rules would keep, (N,) bool each, from features (N, F)."""
-    columns = dict(zip(SCALAR_NAMES, features.unbind(dim=1), strict=True))
+    scalars = features[:, : len(SCALAR_NAMES)]
+    columns = dict(zip(SCALAR_NAMES, scalars.unbind(dim=1), strict=True))
     names = ("log_p_draft", "log_p_target", "log_q_draft", "log_q_target")
     p_d, p_t, q_d, q_t = (columns[name].exp() for name in names)
     return {
@@ -59,12 +60,14 @@ def main() -> None:
     for name, variant in VARIANTS.items():
         if (variant.num_branches or 0) > len(right) * (num_folds - 1) // num_folds:
             continue
+        if variant.sees_hidden and features.shape[1] == len(SCALAR_NAMES):
+            continue
         kept[name] = torch.zeros_like(right).bool()
         for fold in range(num_folds):
             is_held_out = folds == fold
             policy = learn(variant, *(part[~is_held_out] for part in (features, right, cost)))
             with torch.no_grad():
-                kept[name][is_held_out] = policy(features[is_held_out]) > 0
+                kept[name][is_held_out] = policy(seen(variant, features[is_held_out])) > 0
     rows = []
     for name, keep in kept.items():
         won, lost = int((right[keep] > 0).sum()), int((right[keep] < 0).sum())

@@ -147,6 +147,24 @@ def variants(reference: str, names: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
+def transfer() -> str:
+    """Points over the target of each arm on every pair and task, with problems won and lost."""
+    cells = _read("transfer")["cells"]
+    names = [arm["name"] for arm in cells[0]["arms"] if arm["name"] not in ("target", "lossless")]
+    lines = [
+        "| pair | task | target |" + "".join(f" {name} |" for name in names),
+        "| --- | --- | --- |" + " --- |" * len(names),
+    ]
+    for cell in cells:
+        arms = {arm["name"]: arm for arm in cell["arms"]}
+        line = f"| {cell['pair']} | {cell['task']} | {arms['target']['accuracy']:.1%} |"
+        for arm in map(arms.__getitem__, names):
+            line += f" {100 * arm['accuracy_delta']:+.1f} ({arm['wins']} / {arm['losses']}"
+            line += f", p {arm['mcnemar_p']:.2g}) |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def vllm_speed() -> str:
     """Target alone, stock speculation, and the arbiter inside vLLM."""
     lines = [
@@ -200,6 +218,7 @@ BLOCKS = {
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
+    "transfer": transfer,
     "variants_changes": partial(variants, "all", CHANGES),
     "variants_controls": partial(variants, "all", CONTROLS),
     "variants_curve": partial(variants, "all", CURVE),
