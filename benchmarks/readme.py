@@ -15,6 +15,8 @@ from typing import Any
 
 from safety import summary
 
+from cospec.bench.audit_summary import if_free_stood
+from cospec.bench.costs import Costs, predicted_speedups
 from cospec.bench.stats import mcnemar_p
 
 ROOT = Path(__file__).parent.parent
@@ -34,24 +36,21 @@ def _percent(share: dict[str, Any]) -> str:
 
 def audits() -> str:
     """What a mismatch decides on each audited pair, and how far an arbiter could go."""
-    summaries = {
-        title: _read(name)["summary"]
-        for name, title in {
-            "audit_family": "`bundled:family`",
-            "audit_specialist": "`bundled:specialist`",
-            "audit_real_gsm8k": "Qwen2.5-Coder 1.5B / 0.5B",
-        }.items()
-        if (RESULTS / f"{name}.json").exists()
+    names = {
+        "audit_family": "`bundled:family`",
+        "audit_specialist": "`bundled:specialist`",
+        "audit_real_gsm8k": "Qwen2.5-Coder 1.5B / 0.5B",
     }
+    results = [_read(name) for name in names]
     lines = [
-        "| |" + "".join(f" {title} |" for title in summaries),
-        "| --- |" + " --- |" * len(summaries),
+        "| |" + "".join(f" {title} |" for title in names.values()),
+        "| --- |" + " --- |" * len(names),
     ]
 
     def row(label: str, values: list[str]) -> None:
         lines.append(f"| {label} |" + "".join(f" {value} |" for value in values))
 
-    found = list(summaries.values())
+    found = [result["summary"] for result in results]
     row("problems", [str(s["num_problems"]) for s in found])
     row("target alone right", [_percent(s["target_accuracy"]) for s in found])
     row("draft alone right", [_percent(s["draft_accuracy"]) for s in found])
@@ -63,6 +62,16 @@ def audits() -> str:
     row("right with at most one override", [_percent(s["one_step_oracle"][key]) for s in found])
     oracles = [s.get("oracle_path") for s in found]
     row("oracle path right", [_percent(o["accuracy"]) if o else "not searched" for o in oracles])
+    exact = [[record["accepted"] for record in result["rows"]] for result in results]
+    free = [if_free_stood(result["rows"]) for result in results]
+    costs = [Costs(**result["costs"][0]) for result in results]
+    for label, paths in (("exact", exact), ("if all free tokens stood", free)):
+        by_k = [predicted_speedups(*both) for both in zip(costs, paths, strict=True)]
+        best = [max(rows, key=lambda one: one["speedup"]) for rows in by_k]
+        row(
+            f"predicted speed-up, {label}",
+            [f"{found['speedup']:.2f}x (k = {found['k']})" for found in best],
+        )
     return "\n".join(lines)
 
 

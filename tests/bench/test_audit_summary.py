@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cospec.bench.audit_summary import BINNED, outcome, summarise
+from cospec.bench.audit_summary import BINNED, if_free_stood, outcome, summarise
 from cospec.bench.costs import Costs
 
 COSTS = Costs(batch_size=1, context=10, draft_step_s=0.1, verify_s=[1.0, 1.1, 1.2])
@@ -91,6 +91,22 @@ def test_speculation_that_does_not_pay_is_warned_of() -> None:
     assert pays == [True, False]
     assert any("batch size 4" in warning for warning in summary["warnings"])
     assert not any("batch size 1:" in warning for warning in summary["warnings"])
+
+
+def test_tokens_whose_choice_is_free_stand_and_unplayed_ones_do_by_their_share() -> None:
+    def at(place: int, draft: bool, target: bool) -> dict[str, Any]:
+        return mismatch(draft, target) | {"position": place}
+
+    free, harmful = at(1, True, True), at(3, False, True)
+    played = [record(True, [free, harmful], accepted="10100"), record(False, [], accepted="0")]
+    paths = if_free_stood([played[0] | {"accepted": "10101"}, played[1] | {"accepted": "1"}])
+    assert paths == ["11101", "1"]
+    many = [played[0] | {"accepted": "1" * 4 + "0" * 4000}]
+    (path,) = if_free_stood(many)  # none of these was played; half of the played ones are free
+    assert 0.45 < path[4:].count("1") / 4000 < 0.55
+    summary = summarise(played, BINNED, [COSTS], 2)
+    faster, exact = (summary[key][0]["by_k"] for key in ("speed_if_free_stood", "speed"))
+    assert all(a["speedup"] >= b["speedup"] for a, b in zip(faster, exact, strict=True))
 
 
 def test_a_pair_that_never_disagrees_has_nothing_to_rule_on() -> None:

@@ -6,6 +6,7 @@ independent.
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,8 @@ def summarise(
         "always_target_agreement": _agreement(counts),
         "bins": {name: _bins(records, feature_names, name) for name in BINNED},
         "accepted_share": _share_of_tokens(records, "accepted"),
-        "speed": [_speed(records, cost, "accepted") for cost in costs],
+        "speed": [_speed([r["accepted"] for r in records], cost) for cost in costs],
+        "speed_if_free_stood": [_speed(if_free_stood(records), cost) for cost in costs],
     }
     if records and "oracle_correct" in records[0]:
         oracle = np.array([r["oracle_correct"] for r in records], dtype=float)
@@ -73,7 +75,7 @@ def summarise(
             "overrides_per_problem": float(np.mean([r["oracle_overrides"] for r in records])),
             "mean_acceptance_length": _acceptance_length(records, "oracle_accepted", k),
             "mean_acceptance_length_lossless": _acceptance_length(records, "accepted", k),
-            "speed": [_speed(records, cost, "oracle_accepted") for cost in costs],
+            "speed": [_speed([r["oracle_accepted"] for r in records], cost) for cost in costs],
         }
     summary["warnings"] = warnings(summary)
     summary["verdict"] = verdict(summary)
@@ -168,9 +170,29 @@ def _acceptance_length(records: Sequence[Json], key: str, k: int) -> float:
     return sum(len(r[key]) for r in records) / blocks
 
 
-def _speed(records: Sequence[Json], costs: Costs, key: str) -> Json:
-    """Predicted speed-ups at one batch size, and the best k."""
-    by_k = predicted_speedups(costs, [r[key] for r in records])
+def if_free_stood(records: Sequence[Json]) -> list[str]:
+    """``accepted`` of each path if all drafted tokens stood whose choice is free.
+
+    It is free where both branches are right or both wrong. Mismatches that were not played are
+    drawn, at the share of those that were. An estimate: behind an override the text is another one.
+    """
+    shares = _shares(_counts(records, lambda _: True))
+    share = sum(shares[name]["share"] or 0.0 for name in ("both", "neither"))
+    draws = Random(0)
+    paths = []
+    for record in records:
+        played = {m["position"]: outcome(m) in ("both", "neither") for m in record["mismatches"]}
+        stands = [
+            digit == "1" or played.get(i, draws.random() < share)
+            for i, digit in enumerate(record["accepted"])
+        ]
+        paths.append("".join(str(int(it)) for it in stands))
+    return paths
+
+
+def _speed(paths: Sequence[str], costs: Costs) -> Json:
+    """Predicted speed-ups at one batch size, and the best k, from ``accepted`` of each path."""
+    by_k = predicted_speedups(costs, paths)
     best = max(by_k, key=lambda row: row["speedup"])
     return {
         "batch_size": costs.batch_size,
