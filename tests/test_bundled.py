@@ -12,7 +12,7 @@ import torch
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
-from cospec.cli.options import PairOptions, bundled_models
+from cospec.cli.options import BlockOptions, PairOptions, bundled_models
 from cospec.errors import ConfigError
 from cospec.tasks.reasoning_gym import SUFFIX
 from cospec.tasks.splits import split_of
@@ -85,6 +85,8 @@ def test_the_trained_arbiter_is_that_of_its_pair(name):
     options = PairOptions(pair=name, device="cpu")
     arbiter = load_arbiter(options.find_arbiter("bundled"), options.load())
     assert arbiter.name.startswith(name.partition(":")[2])
+    block = BlockOptions().settled([arbiter])
+    assert block.num_drafted == 16
     assert not notes_on(arbiter, 16), "it is said to be of another pair or block length"
     with pytest.raises(ConfigError, match="ships with a trained arbiter"):
         PairOptions(target="T", draft="D").find_arbiter("bundled")

@@ -74,10 +74,13 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
     assert settings.decisions.path == str(tmp_path / "d.jsonl")
     assert (settings.decisions.sampling_rate, settings.decisions.max_bytes) == (0.5, 3_000_000)
     assert "trained on another pair by name (bundled:specialist)" in notes
+    assert "was trained at 16 drafted tokens a block and rules at 6" in notes
 
 
 def test_a_bundled_pair_is_served_under_its_name_in_float32(run):
-    options, _ = dry(run, "--pair", "bundled:specialist", "--arbiter", "bundled")
+    options, notes = dry(run, "--pair", "bundled:specialist", "--arbiter", "bundled")
+    assert json.loads(options["--speculative-config"])["num_speculative_tokens"] == 16, "as trained"
+    assert "was trained at" not in notes
     assert options["--served-model-name"] == "bundled:specialist"
     assert options["--dtype"] == "float32"
     assert json.loads(options["--additional-config"])["cospec"]["arbiter"] == ARBITER
@@ -97,7 +100,9 @@ def test_an_arbiter_for_another_bundled_pair_is_said_aloud(run):
 def test_a_rule_needs_no_training_and_gets_no_note(run):
     options, notes = dry(run, "--target", TARGET, "--draft", DRAFT, "--arbiter", "gap:max_gap=1")
     assert "note" not in notes
-    assert "draft_sample_method" not in json.loads(options["--speculative-config"])
+    speculation = json.loads(options["--speculative-config"])
+    assert speculation["num_speculative_tokens"] == 4
+    assert "draft_sample_method" not in speculation
 
 
 @pytest.mark.parametrize(
