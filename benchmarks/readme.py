@@ -156,6 +156,30 @@ def variants(reference: str, names: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
+def calibration() -> str:
+    """Thresholds on the tune split, and which of them the guarantee certifies."""
+    result = _read("calibrate_specialist")
+    tests = {test["threshold"]: test for test in result["calibration"]["tests"]}
+    lossless = next(a for a in result["arms"] if a["name"] == "lossless")["num_target_forwards"]
+    lines = [
+        "| threshold | right | won / lost | harmed | p | certified "
+        "| target forwards of lossless's |",
+        "| --- |" + " --- |" * 6,
+    ]
+    for arm in result["arms"]:
+        threshold = arm["name"].partition(":threshold=")[2]
+        if not threshold:
+            continue
+        test = tests[float(threshold)]
+        lines.append(
+            f"| {threshold} | {arm['accuracy']:.1%} | {arm['wins']} / {arm['losses']} "
+            f"| {arm['losses'] / arm['num_problems']:.1%} | {test['p_value']:.2g} "
+            f"| {'yes' if test['is_certified'] else 'no'} "
+            f"| {arm['num_target_forwards'] / lossless:.1%} |"
+        )
+    return "\n".join(lines)
+
+
 def transfer() -> str:
     """Points over the target of each arm on every pair and task, with problems won and lost."""
     cells = _read("transfer")["cells"]
@@ -220,6 +244,7 @@ BLOCKS = {
     "audits": audits,
     "bench_family": partial(bench, "bench_family"),
     "bench_specialist": partial(bench, "bench_specialist"),
+    "calibration": calibration,
     "demo": partial(comparison, "demo"),
     "eval_family": partial(comparison, "eval_family"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
