@@ -180,9 +180,9 @@ def calibration() -> str:
     return "\n".join(lines)
 
 
-def transfer() -> str:
+def transfer(file: str) -> str:
     """Points over the target of each arm on every pair and task, with problems won and lost."""
-    cells = _read("transfer")["cells"]
+    cells = _read(file)["cells"]
     names = [arm["name"] for arm in cells[0]["arms"] if arm["name"] not in ("target", "lossless")]
     lines = [
         "| pair | task | target |" + "".join(f" {name} |" for name in names),
@@ -195,7 +195,20 @@ def transfer() -> str:
             line += f" {100 * arm['accuracy_delta']:+.1f} ({arm['wins']} / {arm['losses']}"
             line += f", p {arm['mcnemar_p']:.2g}) |"
         lines.append(line)
+    for pair in dict.fromkeys(cell["pair"] for cell in cells):
+        arms = [arm for cell in cells if cell["pair"] == pair for arm in cell["arms"]]
+        lines.append(
+            f"| {pair} | all of these | |" + "".join(_pooled(arms, name) for name in names)
+        )
     return "\n".join(lines)
+
+
+def _pooled(arms: list[dict[str, Any]], name: str) -> str:
+    """Problems won and lost by one arm in all cells together."""
+    found = [arm for arm in arms if arm["name"] == name]
+    won, lost = (sum(arm[key] for arm in found) for key in ("wins", "losses"))
+    points = 100 * (won - lost) / sum(arm["num_problems"] for arm in found)
+    return f" {points:+.1f} ({won} / {lost}, p {mcnemar_p(won, lost):.2g}) |"
 
 
 def vllm_speed() -> str:
@@ -252,7 +265,7 @@ BLOCKS = {
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
-    "transfer": transfer,
+    "transfer": partial(transfer, "transfer"),
     "variants_changes": partial(variants, "all", CHANGES),
     "variants_controls": partial(variants, "all", CONTROLS),
     "variants_curve": partial(variants, "all", CURVE),
