@@ -261,6 +261,7 @@ BLOCKS = {
     "demo": partial(comparison, "demo"),
     "eval_family": partial(comparison, "eval_family"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
+    "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
     "eval_specialist": partial(comparison, "eval_specialist"),
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
