@@ -11,6 +11,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 from safety import summary
@@ -117,6 +118,23 @@ def bench(name: str) -> str:
     return "\n".join(lines)
 
 
+def speeds(name: str) -> str:
+    """Speed-ups of each arm at each batch size of a benchmark, mean of the repeats and spread."""
+    cells = _read(name)["cells"]
+    sizes = [cell["batch_size"] for cell in cells]
+    lines = [
+        "| arm |" + "".join(f" over target, batch {n} | over lossless |" for n in sizes),
+        "| --- |" + " --- | --- |" * len(sizes),
+    ]
+    for found in zip(*(cell["arms"] for cell in cells), strict=True):
+        line = f"| {found[0]['name']} |"
+        for arm in found:
+            for key in ("speedup_vs_target", "speedup_vs_lossless"):
+                line += f" {arm[key]:.2f}x ± {pstdev(arm['repeats'][key]):.2f} |"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def oracle_agreement() -> str:
     """How near the trained arbiters come to the oracle."""
     result = _read("oracle_agreement_specialist")
@@ -133,9 +151,15 @@ def oracle_agreement() -> str:
 
 def variants(reference: str, names: tuple[str, ...]) -> str:
     """Arms of the slim evaluation of variants, each against the target and against one of them."""
-    result = _read("eval_specialist_variants")
-    right = {row["arm"].removesuffix(":threshold=0.5"): row["correct"] for row in result["rows"]}
-    arms = {arm["name"].removesuffix(":threshold=0.5"): arm for arm in result["arms"]}
+    results = [_read("eval_specialist_more"), _read("eval_specialist_variants")]
+    assert results[0]["ids"] == results[1]["ids"], (
+        "of the same problems, so that they can be paired"
+    )
+    right, arms = {}, {}
+    for result in results:
+        for row, arm in zip(result["rows"], result["arms"], strict=True):
+            name = arm["name"].removesuffix(":threshold=0.5")
+            right[name], arms[name] = row["correct"], arm
     lossless = arms["lossless"]["num_target_forwards"]
     lines = [
         f"| arm | right | won / lost against the target | against `{reference}` "
@@ -243,10 +267,14 @@ def safety_real_prefix16() -> str:
 
 CONTROLS = (
     *("target", "draft", "lossless", *(f"specialist-k16-seed{seed}" for seed in range(3)), "all"),
-    *("specialist-k16-gold", "specialist-k16-reinforce", "cosd:alpha=0.9,beta=0.5"),
-    *("cascade_chow:alpha=0.2", "ensemble:draft_weight=0.4", "random:rate=0.4"),
+    *(f"specialist-k16-{method}" for method in ("gold", "reinforce", "autojudge")),
+    *("cosd:alpha=0.9,beta=0.5", "cascade_chow:alpha=0.2", "ensemble:draft_weight=0.4"),
+    "random:rate=0.4",
 )
-CHANGES = ("all", "linear", "no-lookahead", "confidence-only", "lambda-1")
+CHANGES = (
+    *("all", "linear", "no-lookahead", "confidence-only", "lambda-1"),
+    *("specialist-k16-hidden0", "specialist-k16-hidden1"),
+)
 CURVE = ("branches-1000", "branches-4000", "all")
 FRONTIER = (
     *("all:threshold=0.8", "all", "all:threshold=0.3", "all:threshold=0.1", "lambda-1"),
