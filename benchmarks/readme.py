@@ -291,6 +291,7 @@ BLOCKS = {
     "eval_real": partial(comparison, "eval_real_gsm8k"),
     "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
     "eval_specialist": partial(comparison, "eval_specialist"),
+    "five_tasks": partial(transfer, "five_tasks"),
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
