@@ -151,12 +151,10 @@ def oracle_agreement() -> str:
 
 def variants(reference: str, names: tuple[str, ...]) -> str:
     """Arms of the slim evaluation of variants, each against the target and against one of them."""
-    results = [_read("eval_specialist_more"), _read("eval_specialist_variants")]
-    assert results[0]["ids"] == results[1]["ids"], (
-        "of the same problems, so that they can be paired"
-    )
     right, arms = {}, {}
+    results = [_read(f"eval_specialist_{part}") for part in ("group", "more", "variants")]
     for result in results:
+        assert result["ids"] == results[0]["ids"], "they are paired by problem"
         for row, arm in zip(result["rows"], result["arms"], strict=True):
             name = arm["name"].removesuffix(":threshold=0.5")
             right[name], arms[name] = row["correct"], arm
@@ -273,7 +271,7 @@ CONTROLS = (
 )
 CHANGES = (
     *("all", "linear", "no-lookahead", "confidence-only", "lambda-1"),
-    *("specialist-k16-hidden0", "specialist-k16-hidden1"),
+    *("specialist-k16-group", "specialist-k16-hidden0", "specialist-k16-hidden1"),
 )
 CURVE = ("branches-1000", "branches-4000", "all")
 FRONTIER = (
