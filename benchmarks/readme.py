@@ -293,6 +293,8 @@ BLOCKS = {
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
+    "speed_family": partial(speeds, "speed_family"),
+    "speed_specialist": partial(speeds, "speed_specialist"),
     "transfer": partial(transfer, "transfer"),
     "variants_changes": partial(variants, "all", CHANGES),
     "variants_controls": partial(variants, "all", CONTROLS),
