@@ -16,6 +16,8 @@ from cospec.bench.costs import num_blocks, predicted_speedups
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from cospec.bench.costs import Costs
     from cospec.results import Json
 
@@ -82,7 +84,7 @@ def summarise(
     return summary
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> Json:
+def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Json:
     """A ratio of sums over problems, with its interval."""
     total = below.sum()
     ci = None
@@ -96,12 +98,12 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> Json:
     return {"share": share, "ci95": ci, "count": int(above.sum()), "of": int(total)}
 
 
-def _share(values: np.ndarray) -> Json:
+def _share(values: NDArray[np.float64]) -> Json:
     """A mean over problems."""
     return _ratio(values, np.ones_like(values))
 
 
-def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> np.ndarray:
+def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> NDArray[np.float64]:
     """Mismatches of each problem by outcome, (problems, 4)."""
     counts = np.zeros((len(records), len(OUTCOMES)))
     for i, record in enumerate(records):
@@ -110,7 +112,7 @@ def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> np.ndarra
     return counts
 
 
-def _shares(counts: np.ndarray) -> Json:
+def _shares(counts: NDArray[np.float64]) -> Json:
     """The share of each outcome."""
     return {name: _ratio(counts[:, j], counts.sum(axis=1)) for j, name in enumerate(OUTCOMES)}
 
@@ -129,7 +131,7 @@ def _one_step(records: Sequence[Json]) -> Json:
     }
 
 
-def _agreement(counts: np.ndarray) -> Json:
+def _agreement(counts: NDArray[np.float64]) -> Json:
     """How often always taking the target's token is what the oracle would do."""
     draft, target, both, neither = counts.T
     return {
