@@ -316,13 +316,15 @@ def encode_problems(
     """
     if pair.tokenizer is None:
         raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
-    limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
-    stop = task.stop_strings(pair.tokenizer)
-    samplings = [
-        SamplingConfig(max_new_tokens=min(limit, _room(pair, e, p)), stop=stop, seed=seed)
-        for e, p in zip(examples, prompts, strict=True)
-    ]
+    prompts, samplings = [], []
+    for example in examples:
+        part = task.part_of(example)
+        prompt = part.prompt(example, pair.tokenizer)
+        limit = part.max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = min(limit, _room(pair, example, prompt))
+        stop = part.stop_strings(pair.tokenizer)
+        prompts.append(prompt)
+        samplings.append(SamplingConfig(max_new_tokens=limit, stop=stop, seed=seed))
     return prompts, samplings
 
 

@@ -135,6 +135,10 @@ class Task:
         """Strings that end an answer: those of a plain prompt, none for a chat model."""
         return () if tokenizer.chat_template else self.stop
 
+    def part_of(self, example: Example) -> Task:
+        """The task that says how an example is asked: this one, unless it is a mixture."""
+        return self
+
     def score(self, example: Example, text: str) -> Score:
         """What ``text``, generated for ``example``, is worth."""
         return self.scorer(example, text)

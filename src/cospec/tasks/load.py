@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
 from cospec.tasks import jsonl, math_sets, programs
+from cospec.tasks.mixture import mixture
 from cospec.tasks.reasoning_gym import reasoning_gym_task
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ SPLIT_BY_HASH: dict[str, Callable[[Path | None, str | None], Task]] = {
 }
 """Sets of one file."""
 RUNS_PROGRAMS = ("humaneval", "mbpp")
-TASK_NAMES = (*SPLIT_BY_FILE, *SPLIT_BY_HASH, "reasoning_gym:NAME", "jsonl:FILE")
+TASK_NAMES = (
+    *SPLIT_BY_FILE,
+    *SPLIT_BY_HASH,
+    "reasoning_gym:NAME",
+    "jsonl:FILE",
+    "mix:TASK@WEIGHT+TASK@WEIGHT",
+)
 
 
 def load_task(
@@ -40,7 +47,8 @@ def load_task(
         spec: One of ``TASK_NAMES``, and options after commas (``key=value``). The sets of one file
             and ``jsonl:FILE`` take ``split=test``: all of it is that split, and nothing of it may
             be trained or tuned on. Without it, a tenth of the problems is the test split.
-            `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
+            `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``. A mixture such as
+            ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
         allow_code_execution: Whether scoring may run what the model wrote, in a sandbox.
 
@@ -49,6 +57,16 @@ def load_task(
         CodeExecutionRefusedError: It runs generated code, and that was not allowed or is not safe.
         MissingExtraError: An optional package is missing.
     """
+    if spec.startswith("mix:"):
+        return mixture(
+            [
+                (
+                    load_task(part, data_dir=data_dir, allow_code_execution=allow_code_execution),
+                    weight,
+                )
+                for part, weight in map(_weighed, spec.removeprefix("mix:").split("+"))
+            ]
+        )
     head, *pairs = spec.split(",")
     kind, _, argument = head.partition(":")
     if kind == "jsonl":
@@ -64,6 +82,12 @@ def load_task(
         _options(head, pairs, ())
         return SPLIT_BY_FILE[head](data_dir)
     raise TaskError(unknown_name("task", head, TASK_NAMES))
+
+
+def _weighed(part: str) -> tuple[str, int]:
+    """A part of a mixture and its weight: 1 where none is given."""
+    spec, at, weight = part.rpartition("@")
+    return (spec, int(weight)) if at and weight.isdecimal() else (part, 1)
 
 
 def _options(task: str, pairs: list[str], allowed: tuple[str, ...]) -> dict[str, str]:
