@@ -8,9 +8,10 @@ import pytest
 
 from cospec import Engine, ModelPair, load_arbiter
 from cospec.bench import stats
-from cospec.bench.evaluate import Evaluation, make_arms
+from cospec.bench.evaluate import Evaluation, encode_problems, make_arms
 from cospec.errors import ConfigError, PromptError
 from cospec.tasks import Score
+from cospec.tasks.mixture import mixture
 from cospec.types import Stats
 from tests.bench.conftest import WORDS
 
@@ -230,3 +231,19 @@ def test_bad_input_is_refused_before_anything_is_decoded(pair, task, llama_pair)
         evaluation(pair, long)
     with pytest.raises(ConfigError, match="no tokenizer"):
         evaluation(ModelPair(llama_pair.target, llama_pair.draft), task)
+
+
+def test_an_answer_in_a_mixture_has_the_room_and_the_stops_of_its_own_task(pair, task):
+    short = dataclasses.replace(task, name="short", max_new_tokens=3, stop=("Q",))
+    renamed = [dataclasses.replace(e, id=f"short {e.id}") for e in task.examples("test")]
+    short = dataclasses.replace(short, source=lambda split, number, seed: renamed[:number])
+    both = mixture([(task, 1), (short, 1)])
+    _, samplings = encode_problems(pair, both, both.examples("test", 4))
+    room = [(s.max_new_tokens, s.stop) for s in samplings]
+    assert room[1] == room[3] == (3, ("Q",))
+    assert room[0] == room[2] == encoded_alone(pair, task)
+
+
+def encoded_alone(pair, task):
+    _, (sampling,) = encode_problems(pair, task, task.examples("test", 1))
+    return sampling.max_new_tokens, sampling.stop

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from benchmarks.slim import slim
+
+from cospec.report.read import acceptance_rates
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_a_result_is_reproduced_into_a_new_file(results, tiny, capsys, monkeypat
     tiny("reproduce", a)
     captured = capsys.readouterr()
     assert "running: cospec eval --pair bundled:tiny" in captured.err
-    assert "all 24 answers are identical" in captured.out
+    assert "all 24 texts are identical" in captured.out
     assert a.read_text() == before
     again = json.loads((tmp_path / "a.again.json").read_text())
     assert again["argv"][-2:] == ["--json", "a.again.json"]
@@ -119,7 +122,7 @@ def test_a_benchmark_is_reproduced(tiny, problems, tmp_path, capsys):
         f"--json={path}", "--overwrite",
     )  # fmt: skip
     tiny("reproduce", path, "--out", out)
-    assert "all 24 answers are identical" in capsys.readouterr().out
+    assert "all 24 texts are identical" in capsys.readouterr().out
     assert "--overwrite" not in json.loads(out.read_text())["argv"]
 
 
@@ -139,6 +142,30 @@ def test_an_answer_that_changed_is_told_and_fails_where_nothing_else_did(
     out = capsys.readouterr().out
     assert "versions.torch was '1.0'" in out
     assert "need not be the same" in out
+
+
+def test_a_result_without_texts_is_compared_and_reproduced_by_its_verdicts(
+    results, tiny, tmp_path, capsys
+):
+    a, b = results
+    whole = json.loads(b.read_text())
+    a.write_text(b.read_text())
+    change(a, slim)
+    small = json.loads(a.read_text())
+    assert len(small["rows"]) == len(whole["arms"])
+    assert acceptance_rates(small["rows"]) == acceptance_rates(whole["rows"])
+    capsys.readouterr()
+    tiny("compare", a, b)
+    shown = capsys.readouterr().out
+    tiny("compare", b, b)
+    assert shown.replace("?", "0") == capsys.readouterr().out
+    tiny("reproduce", a, "--out", tmp_path / "1.json")
+    assert "all 24 verdicts (the old texts are lost) are identical" in capsys.readouterr().out
+    flip = str.maketrans("01", "10")
+    change(a, lambda d: d["rows"][0].update(correct=d["rows"][0]["correct"].translate(flip)))
+    with pytest.raises(SystemExit):
+        tiny("reproduce", a, "--out", tmp_path / "2.json")
+    assert "6 of 24 verdicts" in capsys.readouterr().out
 
 
 def test_what_cannot_be_reproduced_is_refused(results, tiny, problems, tmp_path):

@@ -101,7 +101,8 @@ def compare(a: Json, b: Json) -> list[Json]:
         ``tokens_per_s`` and ``speedup_vs_target`` in both, the paired comparison
         (`cospec.bench.summary.paired`, wins are those of b), ``speed_ratio`` (seconds a problem in
         a over those in b), ``forwards_ratio`` (the same of target forwards) and
-        ``num_texts_unlike``; and ``only_in_a`` and ``only_in_b``, names of other arms.
+        ``num_texts_unlike`` (None if one of them keeps no texts); and ``only_in_a`` and
+        ``only_in_b``, names of other arms.
 
     Raises:
         ConfigError: They have no cell, or no problem, in common.
@@ -132,12 +133,20 @@ def _cells(document: Json) -> dict[Place, Json]:
         place = {"batch_size": evaluation["max_batch_size"], "temperature": 0.0}
         k = {"k": evaluation["num_speculative_tokens"]}
         arms = [arm | (k if arm["arbiter"] else {}) for arm in document["arms"]]
-        cells = [place | {"task": evaluation["task"], "arms": arms, "rows": document["rows"]}]
+        cells = [document | place | {"task": evaluation["task"], "arms": arms}]
     return {(c["task"], c["batch_size"], float(c["temperature"])): c for c in cells}
 
 
 def full_rows(cell: Json) -> dict[str, dict[str, Json]]:
-    """By arm and problem, the rows of a cell with every text in place."""
+    """By arm and problem, the rows of a cell with every text in place, if it keeps texts."""
+    if "ids" in cell:  # made by benchmarks/slim.py
+        return {
+            row["arm"]: {
+                name: {"correct": mark == "1", "text": None}
+                for name, mark in zip(cell["ids"], row["correct"], strict=True)
+            }
+            for row in cell["rows"]
+        }
     rows: dict[str, dict[str, Json]] = {}
     for row in cell["rows"]:
         rows.setdefault(row["arm"], {})[row["id"]] = row
@@ -176,7 +185,9 @@ def _compare_cells(a: Json, b: Json) -> Json:
 def _entry(a: Json, b: Json, rows_a: Sequence[Json], rows_b: Sequence[Json]) -> Json:
     """One arm in both runs."""
     seconds = [arm["seconds"] / arm["num_problems"] for arm in (a, b)]
-    forwards = [sum(row["num_target_forwards"] for row in rows) for rows in (rows_a, rows_b)]
+    forwards = [arm["num_target_forwards"] / arm["num_problems"] for arm in (a, b)]
+    both = list(zip(rows_a, rows_b, strict=True))
+    has_texts = all(row["text"] is not None for rows in both for row in rows)
     return {
         "name": a["name"],
         "num_problems": len(rows_a),
@@ -187,9 +198,7 @@ def _entry(a: Json, b: Json, rows_a: Sequence[Json], rows_b: Sequence[Json]) -> 
         "speedup_vs_target": [arm["speedup_vs_target"] for arm in (a, b)],
         "speed_ratio": seconds[0] / seconds[1],
         "forwards_ratio": forwards[0] / forwards[1] if forwards[1] else None,
-        "num_texts_unlike": sum(
-            x["text"] != y["text"] for x, y in zip(rows_a, rows_b, strict=True)
-        ),
+        "num_texts_unlike": sum(x["text"] != y["text"] for x, y in both) if has_texts else None,
     }
 
 

@@ -78,6 +78,10 @@ def _pair(values: Sequence[float], form: str) -> str:
     return " ".join(format(value, form) for value in values)
 
 
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)
+
+
 def _interval(arm: Json) -> str:
     low, high = arm["accuracy_delta_ci95"]
     return f"{100 * arm['accuracy_delta']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
@@ -89,7 +93,7 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
     "won/\nlost": lambda arm: f"{arm['wins']}/{arm['losses']}",
     "\nB - A, 95 %": _interval,
     "\np": lambda arm: f"{arm['mcnemar_p']:.2g}",
-    "texts\nunlike": lambda arm: str(arm["num_texts_unlike"]),
+    "texts\nunlike": lambda arm: _known(arm["num_texts_unlike"]),
     "tokens/s\nA B": lambda arm: _pair(arm["tokens_per_s"], ".0f"),
     "speed\nB/A": lambda arm: f"{arm['speed_ratio']:.2f}x",
     "over target\nA B": lambda arm: _pair(arm["speedup_vs_target"], ".2f"),

@@ -115,8 +115,8 @@ class TaskOptions:
     """Which problems."""
 
     task: str
-    """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, reasoning_gym:NAME or
-    jsonl:FILE,scorer=numeric."""
+    """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, reasoning_gym:NAME,
+    jsonl:FILE,scorer=numeric, or several of them in turns: mix:gsm8k@4+svamp@1."""
     split: Split = "test"
     """train, tune or test; no problem is in two of them."""
     num_problems: int | None = None

@@ -106,21 +106,26 @@ def _run(command: list[str]) -> None:
         sys.argv = before
 
 
+def _unlike(arms: Sequence[Json]) -> tuple[int, str]:
+    """How many of what differ: of texts, where both results keep them."""
+    if any(arm["num_texts_unlike"] is None for arm in arms):
+        return sum(arm["wins"] + arm["losses"] for arm in arms), "verdicts (the old texts are lost)"
+    return sum(arm["num_texts_unlike"] for arm in arms), "texts"
+
+
 def _judge(cells: Sequence[Json], *, is_alike: bool) -> bool:
     """Say whether the answers are the same; False if they should be and are not."""
     is_sound = True
     for cell in cells:
         place = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"
         arms = cell["arms"]
-        num_unlike, size = (
-            sum(arm[key] for arm in arms) for key in ("num_texts_unlike", "num_problems")
-        )
-        missing = cell["only_in_a"]
+        size, missing = sum(arm["num_problems"] for arm in arms), cell["only_in_a"]
+        num_unlike, what = _unlike(arms)
         if not num_unlike and not missing:
-            print(f"{place}: all {size} answers are identical.")
+            print(f"{place}: all {size} {what} are identical.")
             continue
         changed = [arm["name"] for arm in arms if arm["wins"] or arm["losses"]]
-        print(f"{place}: {num_unlike} of {size} texts differ; right answers differ in", end=" ")
+        print(f"{place}: {num_unlike} of {size} {what} differ; right answers differ in", end=" ")
         print(f"{', '.join(changed) or 'no arm'}.", end=" ")
         print(f"Missing: {', '.join(missing)}." if missing else "")
         is_sound = is_sound and not (is_alike and cell["temperature"] == 0)

@@ -42,7 +42,8 @@ class TrainTaskOptions:
     """Which problems are learnt from; the tune split of the same task is watched."""
 
     task: str
-    """gsm8k, reasoning_gym:NAME, jsonl:FILE,scorer=numeric, ... as in cospec eval."""
+    """gsm8k, reasoning_gym:NAME, jsonl:FILE,scorer=numeric, ... as in cospec eval. An arbiter that
+    will rule on many kinds of text should learn from all of them: mix:TASK@4+TASK@1."""
     num_problems: int | None = None
     """Problems of the train split; by default as many as the rounds take."""
     data_dir: Path | None = None

@@ -46,41 +46,45 @@ def mixture(parts: Sequence[tuple[Task, int]]) -> Mixture:
     Raises:
         TaskError: A task is there twice, or has no weight.
     """
-    tasks = {task.name: task for task, _ in parts}
-    if len(tasks) < len(parts) or any(weight < 1 for _, weight in parts):
-        named = ", ".join(f"{task.name}@{weight}" for task, weight in parts)
-        raise TaskError(f"a mixture names each task once, with a weight of 1 or more; got {named}.")
+    name = "mix:" + "+".join(f"{task.name}@{weight}" for task, weight in parts)
+    both = _Parts({task.name: task for task, _ in parts}, {t.name: weight for t, weight in parts})
+    if len(both.tasks) < len(parts) or min(both.weights.values()) < 1:
+        raise TaskError(f"{name}: a mixture names each task once, with a weight of 1 or more.")
+    limit = max(task.max_new_tokens for task, _ in parts)
+    return Mixture(name, both.draw, both.score, max_new_tokens=limit, parts=both.tasks)
 
-    def score(example: Example, text: str) -> Score:
-        return tasks[example.metadata[_PART]].score(example, text)
 
-    def draw(split: Split, num_problems: int | None, seed: int) -> list[Example]:
-        names = [task.name for task, weight in parts for _ in range(weight)]
-        turns = None if num_problems is None else list(islice(cycle(names), num_problems))
-        counts = dict.fromkeys(tasks) if turns is None else Counter(turns)
-        drawn = {
-            name: [
-                replace(example, metadata={**example.metadata, _PART: name})
-                for example in tasks[name].examples(split, number, seed)
-            ]
-            for name, number in counts.items()
-        }
-        if turns is None:
-            found = [example for examples in drawn.values() for example in examples]
+@dataclass(frozen=True)
+class _Parts:
+    """The source and the scorer of a mixture."""
+
+    tasks: dict[str, Task]
+    weights: dict[str, int]
+
+    def draw(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
+        """Problems of all parts: in turns if there is a number, or else part after part."""
+        if num_problems is None:
+            drawn = [self._draw(name, split, None, seed) for name in self.tasks]
+            found = [example for examples in drawn for example in examples]
         else:
-            left = {name: iter(examples) for name, examples in drawn.items()}
+            names = [name for name, weight in self.weights.items() for _ in range(weight)]
+            turns = list(islice(cycle(names), num_problems))
+            counts = Counter(turns).items()
+            left = {name: iter(self._draw(name, split, number, seed)) for name, number in counts}
             found = [next(left[name]) for name in turns]
-        ((identity, number),) = Counter(example.id for example in found).most_common(1)
+        identity, number = Counter(example.id for example in found).most_common(1)[0]
         if number > 1:
             raise TaskError(
                 f"{identity!r} is a problem of two parts of the mixture; rename a file."
             )
         return found
 
-    return Mixture(
-        name="mix:" + "+".join(f"{task.name}@{weight}" for task, weight in parts),
-        source=draw,
-        scorer=score,
-        max_new_tokens=max(task.max_new_tokens for task in tasks.values()),
-        parts=tasks,
-    )
+    def _draw(self, name: str, split: Split, number: int | None, seed: int) -> list[Example]:
+        return [
+            replace(example, metadata={**example.metadata, _PART: name})
+            for example in self.tasks[name].examples(split, number, seed)
+        ]
+
+    def score(self, example: Example, text: str) -> Score:
+        """What a text is worth in the task that the example is from."""
+        return self.tasks[example.metadata[_PART]].score(example, text)
