@@ -244,6 +244,27 @@ def test_an_answer_in_a_mixture_has_the_room_and_the_stops_of_its_own_task(pair,
     assert room[0] == room[2] == encoded_alone(pair, task)
 
 
+def test_each_part_of_a_mixture_has_its_own_figures(pair, task):
+    renamed = [dataclasses.replace(e, id=f"never {e.id}") for e in task.examples("test")]
+    never = dataclasses.replace(
+        task, name="never", source=lambda split, number, seed: renamed[:number],
+        scorer=lambda example, text: Score(0.0), max_new_tokens=3,
+    )  # fmt: skip
+    both = mixture([(task, 2), (never, 1)])
+    arms = make_arms(pair, arbiters("always_draft"), num_speculative_tokens=3, max_batch_size=2)
+    it = Evaluation(arms, both, both.examples("test", 9), chunk_size=4)
+    result = it.result(list(it.turns()))
+    parts = result["parts"]
+    assert list(parts) == [task.name, "never"]
+    for i, arm in enumerate(result["arms"]):
+        first, second = (found[i] for found in parts.values())
+        assert first["name"] == second["name"] == arm["name"]
+        assert (first["num_problems"], second["num_problems"]) == (6, 3)
+        assert first["wins"] == arm["wins"] and second["wins"] == second["accuracy"] == 0
+        assert first["accuracy"] * 6 == pytest.approx(arm["accuracy"] * 9)
+    assert "parts" not in evaluation(pair, task).result(list(evaluation(pair, task).turns()))
+
+
 def encoded_alone(pair, task):
     _, (sampling,) = encode_problems(pair, task, task.examples("test", 1))
     return sampling.max_new_tokens, sampling.stop

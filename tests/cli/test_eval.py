@@ -47,6 +47,22 @@ def test_eval_prints_a_table_and_writes_the_document(evaluate, tmp_path, capsys)
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_eval_shows_each_part_of_a_mixture(tiny, problems, tmp_path, capsys):
+    other = tmp_path / "other.jsonl"
+    other.write_text(problems.read_text())
+    parts = [f"jsonl:{path},scorer=numeric,split=test" for path in (problems, other)]
+    tiny(
+        "eval", "--pair", "bundled:tiny", "--task", f"mix:{parts[0]}@2+{parts[1]}",
+        "--num-problems", 6, "--max-new-tokens", 8, "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert "0.0% 0/0 p 1" in capsys.readouterr().out
+    document = json.loads((tmp_path / "r.json").read_text())
+    found = {
+        part: [arm["num_problems"] for arm in arms] for part, arms in document["parts"].items()
+    }
+    assert found == {parts[0]: [4, 4, 4], parts[1]: [2, 2, 2]}
+
+
 def test_the_exact_prefix_is_part_of_the_configuration(evaluate, tmp_path, monkeypatch):
     result = tmp_path / "r.json"
     settings = ("--arbiter", "always_draft", "--json", result)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from cospec.arbiters import AlwaysTarget
-from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, summarize
+from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, by_part, summarize
 from cospec.bench.turns import Turn
 from cospec.config import SamplingConfig
 from cospec.engine import Engine
@@ -154,10 +154,14 @@ class Evaluation:
         self.chunks = _chunks(len(examples), chunk_size)
         self._seed, self.exact_prefix_tokens = seed, exact_prefix_tokens
         self.max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-        self.prompts, samplings = encode_problems(
-            engine.pair, task, examples, self.max_new_tokens, seed
+        self.prompts, samplings = encode_problems(engine.pair, task, examples, max_new_tokens, seed)
+        limits = [
+            task.part_of(e).max_new_tokens if max_new_tokens is None else max_new_tokens
+            for e in examples
+        ]
+        self.num_short_of_room = sum(
+            s.max_new_tokens < limit for s, limit in zip(samplings, limits, strict=True)
         )
-        self.num_short_of_room = sum(s.max_new_tokens < self.max_new_tokens for s in samplings)
         # The engine adds the place in the chunk to the seed, which repeats.
         self.samplings = [
             replace(
@@ -209,8 +213,13 @@ class Evaluation:
             yield self._play(chunk, arm)
 
     def result(self, turns: Sequence[Turn]) -> Json:
-        """The parts of a result document: ``arms``, ``rows`` and the times of ``chunks``."""
-        return {
+        """The parts of a result document: ``arms``, ``rows`` and the times of ``chunks``.
+
+        For a mixture there is ``parts`` as well: how good each arm is on each of its tasks.
+        """
+        tasks = {example.id: self.task.part_of(example).name for example in self.examples}
+        parts = {"parts": by_part(turns, tasks)} if len(set(tasks.values())) > 1 else {}
+        return parts | {
             "arms": summarize(turns, {arm.name: arm.arbiter for arm in self.arms}),
             "rows": [row for turn in turns for row in turn.rows],
             "chunks": [

@@ -53,6 +53,26 @@ def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list
     ]
 
 
+def by_part(turns: Iterable[Turn], tasks: Mapping[str, str]) -> dict[str, list[Json]]:
+    """How good each arm is on each part of a mixture, by the name of the part.
+
+    Args:
+        turns: Every chunk once for every arm, in any order.
+        tasks: By id of a problem, the part that it is from.
+    """
+    rows: dict[str, dict[str, list[Json]]] = {}
+    for turn in sorted(turns, key=lambda turn: turn.chunk):
+        for row in turn.rows:
+            rows.setdefault(tasks[row["id"]], {}).setdefault(turn.arm, []).append(row)
+    return {
+        part: [
+            {"name": arm, "num_problems": len(ours)} | quality(ours, arms[TARGET])
+            for arm, ours in arms.items()
+        ]
+        for part, arms in rows.items()
+    }
+
+
 def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
     """Right answers of two arms on the same problems, row by row.
 

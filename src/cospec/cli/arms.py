@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -146,4 +146,20 @@ def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = _
                 f"lossless wrote {arm['num_texts_unlike_target']} of {arm['num_problems']} texts "
                 "unlike target, the noise floor."
             )
+    console.print(table, markup=False)
+
+
+def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:
+    """What each arm has right of each part of a mixture, and won and lost against the target."""
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("arm", overflow="fold")
+    shown: dict[str, list[str]] = {}
+    for part, arms in parts.items():
+        table.add_column(part, justify="right", overflow="fold")
+        for arm in arms:
+            cell = f"{arm['accuracy']:.1%} {arm['wins']}/{arm['losses']} p {arm['mcnemar_p']:.2g}"
+            shown.setdefault(arm["name"], []).append(cell)
+    for name, cells in shown.items():
+        table.add_row(name, *cells)
     console.print(table, markup=False)

@@ -33,7 +33,7 @@ class Eval:
         from cospec.arbiters import load_arbiter
         from cospec.bench.evaluate import Evaluation, describe_models, make_arms
         from cospec.bench.turns import TurnLog
-        from cospec.cli.arms import play, print_notes, print_table
+        from cospec.cli.arms import play, print_notes, print_parts, print_table
 
         path = self.output.json
         check_writable(path, self.output.overwrite)
@@ -71,4 +71,6 @@ class Eval:
                 path, document("eval", config, provenance.to_dict(*where), **parts, **resumed)
             )
             log.remove()
+        if "parts" in parts:
+            print_parts(parts["parts"])
         print_table(parts["arms"])  # last: a closed pipe must not cost the result
