@@ -91,6 +91,8 @@ class MismatchBatch:
         block_positions: Index of the drafted token in its block, 0 to K - 1, (M,) int64.
         positions: Index of the drafted token in the generated text, (M,) int64.
         num_overrides: Overrides of the row before this block, (M,) int64.
+        num_mismatches: Mismatches of the row before this one, earlier ones of its block among
+            them, (M,) int64.
         block_length: K.
         draft_ids: The draft's token, (M,) int64.
         target_ids: The token that stands if the ruling is for the target: its argmax, or when
@@ -111,6 +113,7 @@ class MismatchBatch:
     block_positions: Tensor
     positions: Tensor
     num_overrides: Tensor
+    num_mismatches: Tensor
     block_length: int
     draft_ids: Tensor
     target_ids: Tensor

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.arbiters.learned import LearnedArbiter, block_length, notes_on
+from cospec.arbiters.learned import LearnedArbiter, block_length, mismatch_rate, notes_on
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
 from cospec.features import KINDS, SCALAR_NAMES, ScalarFeatures, make_features
@@ -61,6 +61,7 @@ def mismatches(num: int = 40, k: int = 4, seed: int = 1) -> MismatchBatch:
         block_positions=ints(k),
         positions=ints(100),
         num_overrides=ints(9),
+        num_mismatches=ints(9),
         block_length=k,
         draft_ids=ints(VOCAB),
         target_ids=ints(VOCAB),
@@ -380,10 +381,38 @@ def test_a_save_that_is_cut_short_leaves_no_config(tmp_path, monkeypatch) -> Non
 
 
 def test_an_arbiter_saved_again_keeps_what_is_known_of_it(folder, tmp_path) -> None:
-    change_config(folder, training={"seed": 3})
+    change_config(folder, training={"seed": 3}, max_mismatch_rate=0.25)
     LearnedArbiter.load(folder).save(tmp_path / "copy")
     configs = [json.loads((f / "config.json").read_text()) for f in (folder, tmp_path / "copy")]
     assert configs[0] == configs[1]
+
+
+def test_nothing_is_kept_where_a_text_has_more_mismatches_than_in_training() -> None:
+    """The first mismatch at token 0 has rate 1 / 5, the third at token 20 has 3 / 25."""
+    assert mismatch_rate(torch.tensor([0, 2]), torch.tensor([0, 20])).tolist() == pytest.approx(
+        [0.2, 0.12]
+    )
+    batch = mismatches()
+    rate = mismatch_rate(batch.num_mismatches, batch.positions)
+    is_dense = rate > 0.1
+    assert 5 < is_dense.sum() < 35
+    free, guarded = (learned(max_mismatch_rate=r).rule(batch) for r in (math.inf, 0.1))
+    assert (free.keep_draft & is_dense).any()
+    assert torch.equal(guarded.keep_draft, free.keep_draft & ~is_dense)
+    assert torch.equal(guarded.score, torch.where(is_dense, 0.0, free.score))
+    coins = learned(max_mismatch_rate=0.1, is_stochastic=True).rule(batch)
+    assert not (coins.keep_draft & is_dense).any()
+
+
+def test_the_guard_is_saved_and_can_be_switched_off(folder, tmp_path) -> None:
+    assert LearnedArbiter.load(folder).max_mismatch_rate == math.inf
+    learned(max_mismatch_rate=0.125).save(tmp_path / "guarded")
+    spec = str(tmp_path / "guarded")
+    assert load_arbiter(spec).max_mismatch_rate == 0.125
+    assert load_arbiter(spec).name == "guarded:threshold=0.5"
+    off = load_arbiter(f"{spec}:max_mismatch_rate=inf")
+    assert off.max_mismatch_rate == math.inf
+    assert off.name == "guarded:threshold=0.5,max_mismatch_rate=inf"
 
 
 def test_an_arbiter_with_another_threshold_is_saved_with_that_one(folder, tmp_path) -> None:
@@ -437,7 +466,11 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder, change) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["features", "policy", "operating_points", "kinds", "policy key", "threshold", "pair"]
+    "damage",
+    [
+        *("features", "policy", "operating_points", "kinds", "policy key", "threshold", "pair"),
+        "max_mismatch_rate",
+    ],
 )
 def test_a_config_without_what_is_needed_is_refused_by_name(folder, damage) -> None:
     if damage == "kinds":
@@ -448,8 +481,8 @@ def test_a_config_without_what_is_needed_is_refused_by_name(folder, damage) -> N
         change_config(folder, policy=PolicyConfig().to_dict() | {"width": 3})
     elif damage == "threshold":
         change_config(folder, operating_points={"default": {}})
-    elif damage == "pair":
-        change_config(folder, pair="bundled:arithmetic")
+    elif damage in ("pair", "max_mismatch_rate"):
+        change_config(folder, **{damage: "bundled:arithmetic"})
     else:
         change_config(folder, **{damage: None})
     with pytest.raises(CheckpointError, match=damage.split()[0]):
@@ -586,6 +619,7 @@ def test_its_name_is_that_of_its_config(folder) -> None:
     [
         ("treshold=0.7", "'treshold'; did you mean 'threshold'"),
         ("window=3", "unknown setting of a trained arbiter: 'window'"),
+        ("max_mismatch_rate=low", "max_mismatch_rate of .* is 'low'; it must be a number"),
         ("threshold=bold", "threshold of .* is 'bold'; it must be a number"),
         ("threshold", "threshold of .* is ''; it must be a number"),
         ("point=bolt", "unknown operating point of .* 'bolt'; did you mean 'bold'"),

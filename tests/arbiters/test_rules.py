@@ -27,6 +27,7 @@ def mismatches(num: int, *, block_length: int = 4, **fields: object) -> Mismatch
         block_positions=torch.zeros(num, dtype=torch.int64),
         positions=torch.arange(num),
         num_overrides=torch.zeros(num, dtype=torch.int64),
+        num_mismatches=torch.zeros(num, dtype=torch.int64),
         block_length=block_length,
         draft_ids=torch.ones(num, dtype=torch.int64),
         target_ids=torch.zeros(num, dtype=torch.int64),

@@ -7,11 +7,12 @@ import torch
 
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.arbiters import AlwaysDraft, AlwaysTarget
+from cospec.bench.audit import reached
 from cospec.engine.batch import Batch
 from cospec.engine.reference import reference_decode
 from cospec.engine.rows import Row
 from cospec.models import ModelPair
-from cospec.types import Completion, Needs, Origin, Stats
+from cospec.types import Completion, Needs, Origin, Ruling, Stats
 from tests.conftest import EOS, FAMILIES, VOCAB, family_pair, some_prompts
 
 NUM_NEW = 30
@@ -166,6 +167,30 @@ def test_the_engine_agrees_with_the_reference_decoder(family, arbiter, sampling)
             pair, load_arbiter(arbiter), prompt, config, num_speculative_tokens=4, index=i
         )
         assert (done[i].token_ids, done[i].origins) == expected
+
+
+class Counting:
+    """Rules by how many mismatches a text has had, and says so."""
+
+    name, needs = "counting", Needs.NOTHING
+
+    def rule(self, batch):
+        return Ruling(batch.num_mismatches % 3 != 1, batch.num_mismatches.double())
+
+
+@pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_an_arbiter_is_told_how_many_mismatches_a_text_has_had(llama_pair, k, sampling):
+    engine = Engine(llama_pair, Counting(), num_speculative_tokens=k, max_batch_size=3)
+    done = engine.generate(PROMPTS, sampling)
+    for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
+        told = [m.score for m in reached(done[i])]
+        assert told == list(range(len(told)))
+        expected = reference_decode(
+            llama_pair, Counting(), prompt, config, num_speculative_tokens=k, index=i
+        )
+        assert (done[i].token_ids, done[i].origins) == expected
+    assert sum(len(reached(c)) for c in done) > 20
 
 
 @pytest.mark.parametrize("arbiter", ARBITERS)

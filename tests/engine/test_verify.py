@@ -26,13 +26,16 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
     rows, places = torch.tensor(where).unbind(dim=1)
     needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
     counts = torch.arange(B)
-    batch = collect_mismatches(verdict, proposal, rows, places, counts, 10 * counts, needs, None)
+    history = torch.stack([counts, 10 * counts, 7 * counts], dim=1)
+    batch = collect_mismatches(verdict, proposal, rows, places, history, needs, None)
 
     log_p = logits.log_softmax(dim=-1)
     for i, (row, place) in enumerate(where):
         assert batch.draft_ids[i] == drafted[row, place]
         assert batch.target_ids[i] == logits[row, place].argmax()
         assert batch.positions[i] == row + place and batch.num_overrides[i] == 10 * row
+        earlier = sum(other == row for other, _ in where[:i])
+        assert batch.num_mismatches[i] == 17 * row + earlier
         assert torch.equal(batch.target_logits[i], logits[row, place])
         assert torch.equal(batch.draft_logits[i], steps[place][row])
         assert torch.equal(batch.target_hidden[i], hidden[row, place])

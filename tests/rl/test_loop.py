@@ -455,6 +455,7 @@ def test_the_policy_that_was_best_on_the_tune_split_is_the_one_returned(
     again = trainer(pair, task, tmp_path, num_rounds=4, cost_weight=0.0).run(stop)
     torch.testing.assert_close(again.policy.state_dict(), found, rtol=0, atol=0)
     assert not again.is_stochastic and again.threshold == 0.5
+    assert again.max_mismatch_rate == arbiter.max_mismatch_rate
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,11 @@ def test_a_slot_holds_what_its_request_asked_for():
 def test_a_new_request_in_a_slot_leaves_nothing_of_the_old_one():
     table = RequestTable(2, CPU, has_thresholds=True)
     table.add(1, params(stop_token_ids=[7, 9], extra_args={"cospec": "threshold=0.25"}))
-    table.add_overrides(torch.tensor([1, 0]), torch.tensor([3, 0]))
+    table.add_counts(torch.tensor([1, 0]), torch.tensor([3, 0]), torch.tensor([4, 1]))
     assert column(table, "num_overrides", 1, 0) == [3, 0]
+    assert column(table, "num_mismatches", 1, 0) == [4, 1]
     table.add(1, params(eos_token_id=None))
-    assert column(table, "num_overrides", 1) == [0]
+    assert column(table, "num_overrides", 1) == column(table, "num_mismatches", 1) == [0]
     assert column(table, "stop_ids", 1) == [[-1, -1, -1]]
     assert table.columns(torch.tensor([1])).thresholds.isnan().all()
 
@@ -65,10 +66,11 @@ def test_a_new_request_in_a_slot_leaves_nothing_of_the_old_one():
 def test_more_requests_than_expected_find_room():
     table = RequestTable(2, CPU, has_thresholds=False)
     table.add(1, params(stop_token_ids=[4]))
-    table.add_overrides(torch.tensor([1]), torch.tensor([5]))
+    table.add_counts(torch.tensor([1]), torch.tensor([5]), torch.tensor([6]))
     table.add(9, params(stop_token_ids=[6]))
     assert column(table, "stop_ids", 1, 9) == [[1, 4], [1, 6]]
     assert column(table, "num_overrides", 1, 9) == [5, 0]
+    assert column(table, "num_mismatches", 1, 9) == [6, 0]
     assert table.columns(torch.tensor([9])).thresholds is None
 
 

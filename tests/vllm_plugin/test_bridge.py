@@ -84,6 +84,7 @@ def flat(p, q, ids, lengths=None, **changes):
         block_positions=j,
         positions=7 + j,
         num_overrides=2 * r,
+        num_mismatches=3 * r,
         is_open=torch.ones(len(r), dtype=torch.bool),
         stop_ids=torch.full((len(r), 2), -1),
         max_tokens=torch.full((len(r),), 100),
@@ -113,10 +114,9 @@ def test_an_arbiter_sees_what_our_engine_shows_it(seed):
     proposal = Proposal(ids, list(q.unbind(dim=1)), torch.ones_like(ids).bool())
     verdict = judge(Output(p, None), proposal, None, None)
     rows, places = (~verdict.is_match).nonzero().unbind(dim=1)
-    num_generated, num_overrides = torch.full((6,), 7), 2 * torch.arange(6)
-    theirs = collect_mismatches(
-        verdict, proposal, rows, places, num_generated, num_overrides, ALL, None
-    )
+    order = torch.arange(6)
+    history = torch.stack([torch.full((6,), 7), 2 * order, order], dim=1)
+    theirs = collect_mismatches(verdict, proposal, rows, places, history, ALL, None)
     recorder = Recorder(AlwaysTarget())
     Judge(recorder, K)(flat(p, q, ids))
     (ours,) = recorder.seen
@@ -134,10 +134,9 @@ def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
     verdict = judge(Output(p, None), proposal, None, None)
     where = (~verdict.is_match).nonzero()
     r, j = where.unbind(dim=1)
-    num_overrides = 2 * torch.arange(8)
-    batch = collect_mismatches(
-        verdict, proposal, r, j, torch.full((8,), 7), num_overrides, arbiter.needs, None
-    )
+    order = torch.arange(8)
+    history = torch.stack([torch.full((8,), 7), 2 * order, order], dim=1)
+    batch = collect_mismatches(verdict, proposal, r, j, history, arbiter.needs, None)
     ruling, forbidden = arbiter.rule(batch), is_forbidden(verdict, proposal, None, r, j)
     walked = []
     for row_index in range(8):

@@ -126,7 +126,8 @@ def test_rows_with_bonus_rows_are_ruled_on_as_rows_without(v2, arbiter, seed):
     v2.attach(runner, adapter)
     for slot in SLOTS:
         runner.sampler.add_request(slot, SamplingParams())
-    adapter.table.add_overrides(torch.tensor(SLOTS), 2 * torch.arange(len(SLOTS)))
+    order = torch.arange(len(SLOTS))
+    adapter.table.add_counts(torch.tensor(SLOTS), 2 * order, 3 * order)
     before = runner.logits.clone()
     processed, sampled, num_sampled = runner.verify()
     assert torch.equal(processed, before), "log-probabilities are the target's own"
@@ -141,8 +142,9 @@ def test_rows_with_bonus_rows_are_ruled_on_as_rows_without(v2, arbiter, seed):
     counts = adapter.counts.drain()
     num_accepted = sum(len(tokens) - 1 for tokens in expected)
     assert counts["num_strict_accepts"] + counts["num_overrides"] == num_accepted
-    after = adapter.table.columns(torch.tensor(SLOTS)).num_overrides - 2 * torch.arange(len(SLOTS))
-    assert int(after.sum()) == counts["num_overrides"]
+    after = adapter.table.columns(torch.tensor(SLOTS))
+    assert int((after.num_overrides - 2 * order).sum()) == counts["num_overrides"]
+    assert int((after.num_mismatches - 3 * order).sum()) == counts["num_mismatches"]
 
 
 def test_a_placeholder_is_never_kept(v2):

@@ -82,7 +82,7 @@ RULES: dict[str, type[Rule]] = {
     )
 }
 """By name, the arbiters that need no weights."""
-_TRAINED_KNOBS = ("threshold", "point")
+_TRAINED_KNOBS = ("threshold", "max_mismatch_rate", "point")
 
 
 def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
@@ -91,7 +91,8 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
     Args:
         spec: The name of a rule with its knobs, ``NAME`` or ``NAME:key=value,key=value``, such as
             ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``; or the folder or hub id of a
-            trained arbiter, as it is or with ``:threshold=0.7`` or ``:point=NAME``.
+            trained arbiter, as it is or with ``:threshold=0.7``, ``:max_mismatch_rate=0.2`` or
+            ``:point=NAME``.
         pair: What it will rule on; a trained arbiter is fitted to its tokenizer and device.
 
     Raises:
@@ -130,14 +131,18 @@ def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:
     for key in values:
         if key not in _TRAINED_KNOBS:
             raise ArbiterError(unknown_name("setting of a trained arbiter:", key, _TRAINED_KNOBS))
-    try:
-        threshold = float(values["threshold"]) if "threshold" in values else None
-    except ValueError:
-        threshold = math.nan
-    if threshold is not None and math.isnan(threshold):
-        raise ArbiterError(
-            f"threshold of {source} is {values['threshold']!r}; it must be a number."
-        )
+    numbers = {
+        name: _number(source, name, text) for name, text in values.items() if name != "point"
+    }
     folder = Path(source) if Path(source).is_dir() else download(source)
-    point = values.get("point", DEFAULT_POINT)
-    return LearnedArbiter.load(folder, pair, threshold=threshold, point=point)
+    return LearnedArbiter.load(folder, pair, point=values.get("point", DEFAULT_POINT), **numbers)
+
+
+def _number(source: str, name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise ArbiterError(f"{name} of {source} is {text!r}; it must be a number.")
+    return number

@@ -7,6 +7,7 @@ pair and data it was trained on, measured results), ``model.safetensors`` and a 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from torch import Tensor
+
     from cospec.models import ModelPair
     from cospec.types import Arbiter
 
 FORMAT = 1
 DEFAULT_POINT = "default"
+_HEAD_START = 5.0  # tokens, so that a mismatch at the start of a text is nothing unusual
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class LearnedArbiter:
     features: ScalarFeatures
     threshold: float = 0.5
     """In probability; 1 and more is lossless."""
+    max_mismatch_rate: float = math.inf
+    """It keeps nothing where a text has more mismatches for its length (`mismatch_rate`)."""
     label: str = "cospec"
     """Its name in reports."""
     is_stochastic: bool = False
@@ -52,8 +58,11 @@ class LearnedArbiter:
 
     @property
     def name(self) -> str:
-        """The label with the threshold."""
-        return f"{self.label}:threshold={self.threshold:.4g}"
+        """The label with the threshold, and with the guard if it is not the trained one."""
+        name = f"{self.label}:threshold={self.threshold:.4g}"
+        if self.max_mismatch_rate == _saved_rate(self.about):
+            return name
+        return f"{name},max_mismatch_rate={self.max_mismatch_rate:.4g}"
 
     @property
     def needs(self) -> Needs:
@@ -62,6 +71,10 @@ class LearnedArbiter:
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """One forward of the policy for all mismatches; the score is the probability.
+
+        Where the draft disagrees with the target much more often than in training, it may be sure
+        of what it knows nothing of, and nothing it says of itself would show it: there the
+        probability is 0.
 
         Raises:
             ArbiterError: It rules by hidden states and was loaded without a pair, so that nobody
@@ -78,6 +91,8 @@ class LearnedArbiter:
             logits = self.policy(x.to(self.policy.mean.device)).to(x.device)  # apart in training
         # Not finite stays so: the sigmoid of infinity would be a sound-looking 1.
         probability = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
+        rate = mismatch_rate(batch.num_mismatches, batch.positions)
+        probability = probability.masked_fill(rate > self.max_mismatch_rate, 0.0)
         if self.is_stochastic:
             assert batch.uniforms is not None
             return Ruling(batch.uniforms < probability, probability, x)
@@ -102,6 +117,7 @@ class LearnedArbiter:
             "features": self.features.to_dict(),
             "policy": self.policy.config.to_dict(),
             "operating_points": self.about.get("operating_points", {}) | points,
+            "max_mismatch_rate": _or_none(self.max_mismatch_rate),
         }
         config |= {k: v for k, v in self.about.items() if k not in config}
         if card:
@@ -115,6 +131,7 @@ class LearnedArbiter:
         pair: ModelPair | None = None,
         *,
         threshold: float | None = None,
+        max_mismatch_rate: float | None = None,
         point: str = DEFAULT_POINT,
     ) -> LearnedArbiter:
         """Read a checkpoint.
@@ -125,6 +142,7 @@ class LearnedArbiter:
                 are looked up in its tokenizer; with hidden states it is refused. Without a pair, an
                 arbiter with hidden states can be looked at, and refuses to rule.
             threshold: In place of the saved operating point.
+            max_mismatch_rate: In place of the saved one; infinity switches the guard off.
             point: Name of an operating point.
 
         Raises:
@@ -161,12 +179,33 @@ class LearnedArbiter:
             policy.to(pair.target.device)
             features = replace(features, kinds=features.kinds.to(pair.target.device))
         label = str(config.get("name", folder.name))
-        it = cls(policy.eval(), features, threshold, label, about=config, notes=notes)
+        rate = _saved_rate(config) if max_mismatch_rate is None else max_mismatch_rate
+        it = cls(policy.eval(), features, threshold, rate, label, about=config, notes=notes)
         return replace(it, is_bound=pair is not None or not features.num_hidden)
 
     def with_threshold(self, threshold: float) -> LearnedArbiter:
         """The same arbiter, used more or less boldly."""
         return replace(self, threshold=threshold)
+
+
+def mismatch_rate(num_mismatches: Tensor, positions: Tensor) -> Tensor:
+    """Mismatches a token in a text up to each of its mismatches, (M,) float32.
+
+    Args:
+        num_mismatches: Before each, (M,).
+        positions: Of each in the text, (M,).
+    """
+    return (num_mismatches + 1) / (positions + _HEAD_START)
+
+
+def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
+    rate: float | None = config.get("max_mismatch_rate")
+    return math.inf if rate is None else rate
+
+
+def _or_none(rate: float) -> float | None:
+    """A number that JSON has."""
+    return rate if math.isfinite(rate) else None
 
 
 DEFAULT_BLOCK_LENGTH = 4
@@ -267,9 +306,14 @@ def _missing(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | 
         return "features.hash or features.hidden_sizes"
     if unknown := set(config["policy"]) - {f.name for f in fields(PolicyConfig)}:
         return f"policy (unknown: {', '.join(sorted(unknown))})"
-    for name, point in config["operating_points"].items():
-        if not isinstance(point, dict) or not isinstance(point.get("threshold"), int | float):
-            return f"operating_points.{name}.threshold"
+    numbers = {
+        f"operating_points.{name}.threshold": isinstance(point, dict) and point.get("threshold")
+        for name, point in config["operating_points"].items()
+    }
+    numbers["max_mismatch_rate"] = _saved_rate(config)
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return name
     if not isinstance(config.get("pair", {}), dict):
         return "pair"
     return None if "kinds" in tensors else "kinds (of model.safetensors)"

@@ -235,11 +235,10 @@ class Batch:
         if not where:
             return rulings
         rows, places = torch.tensor(where, device=self._device).unbind(dim=1)
-        counts = [[len(r.generated), r.origins.count(Origin.OVERRIDE)] for r in self.rows]
-        num_generated, num_overrides = torch.tensor(counts, device=self._device).unbind(dim=1)
-        batch = collect_mismatches(
-            verdict, proposal, rows, places, num_generated, num_overrides, self._needs, uniforms
-        )
+        ruled = Origin.OVERRIDE, Origin.CORRECTION
+        counts = [[len(r.generated), *map(r.origins.count, ruled)] for r in self.rows]
+        history = torch.tensor(counts, device=self._device)
+        batch = collect_mismatches(verdict, proposal, rows, places, history, self._needs, uniforms)
         ruling = self._arbiter.rule(batch)
         _check(ruling, batch, self._arbiter.name)
         forbidden = is_forbidden(verdict, proposal, warper, rows, places)

@@ -68,6 +68,7 @@ def reference_decode(
         instead = draw(torch.cat([residual(p[:-1], q), p[-1:]]), u[2 * k : 3 * k + 1]).tolist()
 
         num_generated, num_overrides = len(origins), origins.count(Origin.OVERRIDE)
+        num_corrections = origins.count(Origin.CORRECTION)
         for j in range(k + 1):
             if j == k:
                 token, origin = instead[j], Origin.BONUS
@@ -79,6 +80,7 @@ def reference_decode(
                     block_positions=torch.tensor([j]),
                     positions=torch.tensor([num_generated + j]),
                     num_overrides=torch.tensor([num_overrides]),
+                    num_mismatches=torch.tensor([num_corrections + origins.count(Origin.OVERRIDE)]),
                     block_length=k,
                     draft_ids=torch.tensor([drafted[j]]),
                     target_ids=torch.tensor([instead[j]]),

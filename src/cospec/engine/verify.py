@@ -123,8 +123,7 @@ def collect_mismatches(
     proposal: Proposal,
     rows: Tensor,
     places: Tensor,
-    num_generated: Tensor,
-    num_overrides: Tensor,
+    history: Tensor,
     needs: Needs,
     uniforms: Uniforms | None,
 ) -> MismatchBatch:
@@ -135,8 +134,8 @@ def collect_mismatches(
         proposal: What was drafted.
         rows: Rows of the mismatches, (M,).
         places: Their places in the block, (M,).
-        num_generated: Tokens that each row had generated before the block, (B,).
-        num_overrides: Overrides that each row had before the block, (B,).
+        history: Tokens that each row had generated before the block, and how many of them were
+            overrides and how many corrections, (B, 3).
         needs: What to supply.
         uniforms: Random numbers, if `needs` has them.
     """
@@ -158,16 +157,24 @@ def collect_mismatches(
     if Needs.UNIFORMS in needs:
         assert uniforms is not None, "uniforms were not drawn"
         optional["uniforms"] = uniforms.arbiter[rows, places]
+    num_generated, num_overrides, num_corrections = history[rows].unbind(dim=1)
     return MismatchBatch(
         rows=rows,
         block_positions=places,
-        positions=num_generated[rows] + places,
-        num_overrides=num_overrides[rows],
+        positions=num_generated + places,
+        num_overrides=num_overrides,
+        num_mismatches=num_overrides + num_corrections + _num_earlier(rows),
         block_length=proposal.token_ids.shape[1],
         draft_ids=proposal.token_ids[rows, places],
         target_ids=verdict.target_ids[rows, places],
         **optional,
     )
+
+
+def _num_earlier(rows: Tensor) -> Tensor:
+    """How many mismatches of its row precede each in the block, (M,), from their rows in order."""
+    rows = rows.contiguous()
+    return torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
 
 
 def _at(steps: list[Tensor], rows: Tensor, places: Tensor) -> Tensor:

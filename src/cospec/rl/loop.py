@@ -22,9 +22,9 @@ from cospec.bench.dataset import read_dataset
 from cospec.errors import ConfigError
 from cospec.features import make_features
 from cospec.rl.config import ON_TARGET_PATH
-from cospec.rl.losses import group_advantages, has_spread
-from cospec.rl.metrics import round_metrics
-from cospec.rl.rollouts import BranchData, Played, Player
+from cospec.rl.losses import baseline_advantages, group_advantages, has_spread
+from cospec.rl.metrics import branch_gain, highest_mismatch_rate, round_metrics
+from cospec.rl.rollouts import Played, Player
 from cospec.rl.updates import Decisions, known_branches, update
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
 
 _COIN_SEEDS = 10_000  # per round
-_BASELINE_DECAY = 0.9
-_ROUNDING = 1e-6  # rewards are float32, and Adam would make whole steps of it
 _REPLAYED = ("features", "delta_right", "delta_cost", "is_harmless")
 _STATE = ("round", "best", "best_policy", "history", "replay", "baselines", "running_reward")
 
@@ -106,7 +104,8 @@ class Trainer:
             self.save()
             report(metrics)
         self.policy.load_state_dict(self.best_policy)
-        return self.arbiter
+        rate = self.best.get("max_mismatch_rate")
+        return replace(self.arbiter, max_mismatch_rate=math.inf if rate is None else rate)
 
     def learn_from_audit(self, path: Path) -> None:
         """Learn from the branches of an audit, as if they were those of a round before the first.
@@ -145,7 +144,7 @@ class Trainer:
             is_used = self.arbiter.features.is_of_draft if self.config.method == "r2r" else None
             self.policy.normalise_by(torch.stack(seen), spread, is_used)
             self.start.load_state_dict(self.policy.state_dict())
-        gain = self._gain(branches)
+        gain = branch_gain(self.policy, branches) / size
         self.replay.append(tuple(getattr(branches, name) for name in _REPLAYED))
         played_s = time.perf_counter() - started
         metrics: Json = {"round": self.round + 1, **self.update(played)}
@@ -165,12 +164,6 @@ class Trainer:
             found = self.player.lossless(new)
             self.baselines |= {e.id: base for e, base in zip(new, found, strict=True)}
         return [self.baselines[example.id] for example in examples]
-
-    def _gain(self, branches: BranchData) -> float:
-        """Right answers won a problem by the policy at threshold 0.5, on branches new to it."""
-        with torch.no_grad():
-            keep = self.policy(branches.features) > 0
-        return float(branches.delta_right[keep].sum()) / self.config.prompts_per_round
 
     def reward(self, one: Played) -> float:
         """Of a rollout: right or wrong, minus the price of its cost."""
@@ -206,12 +199,8 @@ class Trainer:
         """Of each rollout, (P * G,), from rewards (P, G)."""
         if self.config.method != "reinforce":
             return group_advantages(rewards).flatten()
-        mean = float(rewards.mean())
-        before, self.running_reward = self.running_reward, mean
-        if before is not None:
-            self.running_reward = _BASELINE_DECAY * before + (1 - _BASELINE_DECAY) * mean
-        found = (rewards - (mean if before is None else before)).flatten()
-        return torch.where(found.abs() > _ROUNDING, found, 0.0)
+        found, self.running_reward = baseline_advantages(rewards, self.running_reward)
+        return found.flatten()
 
     def evaluate(self) -> Json:
         """Decode the tune split at threshold 0.5 and keep the policy if it is the best so far."""
@@ -223,7 +212,8 @@ class Trainer:
         accuracy = sum(right) / len(right)
         reward = accuracy - self.config.cost_weight * cost
         if reward > self.best.get("tune_reward", -math.inf):
-            self.best = {"round": self.round, "tune_reward": reward}
+            rate = highest_mismatch_rate([c for c, ok in zip(done, right, strict=True) if ok])
+            self.best = {"round": self.round, "tune_reward": reward, "max_mismatch_rate": rate}
             self.best_policy = {k: v.clone() for k, v in self.policy.state_dict().items()}
         return {
             "tune_accuracy": accuracy,

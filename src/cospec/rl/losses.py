@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_BASELINE_DECAY = 0.9
+_ROUNDING = 1e-6  # rewards are float32, and Adam would make whole steps of it
+
+
 class PolicyLoss(NamedTuple):
     """A loss and what to watch."""
 
@@ -49,6 +53,23 @@ def group_advantages(rewards: Tensor, *, scale: bool = False) -> Tensor:
     if not scale:
         return centred
     return centred / (rewards.std(dim=1, keepdim=True, unbiased=False) + 1e-6)
+
+
+def baseline_advantages(rewards: Tensor, running: float | None) -> tuple[Tensor, float]:
+    """Reward minus a running mean, as REINFORCE with a baseline has it.
+
+    Args:
+        rewards: Of any shape.
+        running: The mean so far; None in the first round, which is compared with its own.
+
+    Returns:
+        Advantages of that shape, and the running mean with these rewards in it.
+    """
+    mean = float(rewards.mean())
+    found = rewards - (mean if running is None else running)
+    if running is not None:
+        mean = _BASELINE_DECAY * running + (1 - _BASELINE_DECAY) * mean
+    return torch.where(found.abs() > _ROUNDING, found, 0.0), mean
 
 
 def has_spread(rewards: Tensor) -> Tensor:

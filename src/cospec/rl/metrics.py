@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from cospec.arbiters.learned import mismatch_rate
+from cospec.bench.audit import reached
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
+    from cospec.arbiters.policy import Policy
     from cospec.results import Json
     from cospec.rl.rollouts import BranchData, Played
+    from cospec.types import Completion
+
+_QUANTILE = 0.99
 
 
 def round_metrics(played: Sequence[Played], branches: BranchData) -> Json:
@@ -33,6 +42,27 @@ def round_metrics(played: Sequence[Played], branches: BranchData) -> Json:
         "branches_that_differ": _share(branches.delta_right != 0),
         "branches_for_the_draft": _share(branches.delta_right > 0),
     }
+
+
+def branch_gain(policy: Policy, branches: BranchData) -> float:
+    """Right answers won by a policy at threshold 0.5, on branches that are new to it."""
+    with torch.no_grad():
+        keep = policy(branches.features) > 0
+    return float(branches.delta_right[keep].sum())
+
+
+def highest_mismatch_rate(right: Iterable[Completion]) -> float | None:
+    """The rate of mismatches up to which overrides were seen in right answers; None without any.
+
+    One in a hundred is left out: a right answer can have an override that did it no good.
+    """
+    seen = [
+        (i, m.position)
+        for completion in right
+        for i, m in enumerate(reached(completion))
+        if m.keep_draft
+    ]
+    return float(mismatch_rate(*torch.tensor(seen).T).quantile(_QUANTILE)) if seen else None
 
 
 def _share(flags: Tensor) -> float:

@@ -116,7 +116,7 @@ class Adapter:
             num_rows: Gives the number of rows of each; asked for a log of decisions only.
         """
         outcome = settle(rows, judgement, num_accepted)
-        self.table.add_overrides(slots, outcome.num_overrides)
+        self.table.add_counts(slots, outcome.num_overrides, outcome.num_mismatches)
         if self.counts is not None:
             self.counts.add(outcome.counts, request_ids, outcome.num_overrides)
         if self.log is not None:

@@ -44,6 +44,7 @@ class VerifiedRows:
         block_positions: Place in the block, from 0 on, (T,) int64.
         positions: Index of the drafted token in the generated text, (T,) int64.
         num_overrides: Overrides of the request before this block, (T,) int64.
+        num_mismatches: Mismatches of the request that were reached before this block, (T,) int64.
         is_open: Whether the request lets the arbiter rule, (T,) bool.
         stop_ids: Tokens that end the request, padded with -1, (T, S) int64.
         max_tokens: Most tokens that the request generates, (T,) int64.
@@ -62,6 +63,7 @@ class VerifiedRows:
     block_positions: Tensor
     positions: Tensor
     num_overrides: Tensor
+    num_mismatches: Tensor
     is_open: Tensor
     stop_ids: Tensor
     max_tokens: Tensor
@@ -105,6 +107,8 @@ class Outcome(NamedTuple):
     """Mismatches that were reached, (T,) bool."""
     num_overrides: Tensor
     """By request, (R,) int64."""
+    num_mismatches: Tensor
+    """Those that were reached, by request, (R,) int64."""
     counts: Tensor
     """Strict accepts, overrides, reached mismatches, non-finite scores among them: (4,) int64."""
 
@@ -179,11 +183,14 @@ class Judge:
             uniforms = torch.rand(
                 num_rows, generator=self.generator, dtype=torch.float64, device=device
             )
+        num_mismatches = rows.num_mismatches + _count_before(is_mismatch, rows.block_positions)
         is_compact = device.type == "cpu" if self.is_compact is None else self.is_compact
         index = asked.nonzero()[:, 0] if is_compact else torch.arange(num_rows, device=device)
         size = max(1, MAX_ELEMENTS // rows.target_logits.shape[1])
         parts = [
-            self.arbiter.rule(self._batch(rows, chunk, target_ids, lookahead, uniforms))
+            self.arbiter.rule(
+                self._batch(rows, chunk, target_ids, num_mismatches, lookahead, uniforms)
+            )
             for chunk in torch.split(index, size)
             if len(chunk)
         ]
@@ -194,6 +201,7 @@ class Judge:
         rows: VerifiedRows,
         chunk: Tensor,
         target_ids: Tensor,
+        num_mismatches: Tensor,
         lookahead: tuple[Tensor, Tensor] | None,
         uniforms: Tensor | None,
     ) -> MismatchBatch:
@@ -214,6 +222,7 @@ class Judge:
             block_positions=rows.block_positions[chunk],
             positions=rows.positions[chunk],
             num_overrides=rows.num_overrides[chunk],
+            num_mismatches=num_mismatches[chunk],
             block_length=self.block_length,
             draft_ids=rows.safe_ids[chunk],
             target_ids=target_ids[chunk],
@@ -265,6 +274,13 @@ def look_ahead(rows: VerifiedRows, is_mismatch: Tensor, block_length: int) -> tu
     return is_inside & ~is_mismatch[ahead], torch.where(is_inside, log_p[ahead], 0.0)
 
 
+def _count_before(flags: Tensor, block_positions: Tensor) -> Tensor:
+    """How many rows before each in its block are flagged, (T,), from flags (T,) bool."""
+    before = flags.long().cumsum(dim=0) - flags.long()  # in the whole step
+    first = torch.arange(len(flags), device=flags.device) - block_positions
+    return before - before[first]
+
+
 def force(logits: Tensor, draft_ids: Tensor, keep_draft: Tensor) -> Tensor:
     """A copy of the logits in which kept tokens have all the probability.
 
@@ -295,16 +311,17 @@ def settle(rows: VerifiedRows, judgement: Judgement, num_accepted: Tensor) -> Ou
     """
     accepted = num_accepted.long()[rows.requests]  # (T,)
     is_stop = rows.is_drafted & (rows.draft_ids[:, None] == rows.stop_ids).any(dim=1)
-    stops_before = is_stop.long().cumsum(dim=0) - is_stop.long()  # in the whole step
-    first = torch.arange(len(is_stop), device=is_stop.device) - rows.block_positions
-    is_in_text = (stops_before == stops_before[first]) & (rows.positions < rows.max_tokens)
+    num_stops = _count_before(is_stop, rows.block_positions)
+    is_in_text = (num_stops == 0) & (rows.positions < rows.max_tokens)
     in_block = rows.is_drafted & is_in_text
     stands = in_block & (rows.block_positions < accepted)
     is_override = stands & judgement.keep_draft & judgement.is_mismatch
     is_end = rows.block_positions == accepted
     is_reached = (stands & judgement.is_mismatch) | (in_block & is_end)
-    num_overrides = torch.zeros_like(num_accepted, dtype=torch.int64)
-    num_overrides = num_overrides.index_add(0, rows.requests, is_override.long())
+    none = torch.zeros_like(num_accepted, dtype=torch.int64)
+    num_overrides, num_mismatches = (
+        none.index_add(0, rows.requests, column.long()) for column in (is_override, is_reached)
+    )
     columns = [stands & ~is_override, is_override, is_reached, is_reached & judgement.is_non_finite]
     counts = torch.stack(columns).sum(dim=1)
-    return Outcome(is_reached, num_overrides, counts)
+    return Outcome(is_reached, num_overrides, num_mismatches, counts)

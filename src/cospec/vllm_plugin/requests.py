@@ -28,6 +28,7 @@ class RequestColumns:
     """Some requests, one entry a row: see `cospec.vllm_plugin.bridge.VerifiedRows`."""
 
     num_overrides: Tensor
+    num_mismatches: Tensor
     is_open: Tensor
     stop_ids: Tensor
     max_tokens: Tensor
@@ -46,6 +47,7 @@ class RequestTable:
     def __init__(self, num_slots: int, device: torch.device, *, has_thresholds: bool) -> None:
         self._has_thresholds = has_thresholds
         self._num_overrides = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._num_mismatches = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._is_open = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._max_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._thresholds = torch.full((num_slots,), float("nan"), device=device)
@@ -67,6 +69,7 @@ class RequestTable:
         stop_ids = sorted(_stop_ids_of(params))
         self._make_room(slot + 1, len(stop_ids))
         self._num_overrides[slot] = 0
+        self._num_mismatches[slot] = 0
         self._is_open[slot] = settings.enabled and is_plain(params)
         self._max_tokens[slot] = 2**62 if params.max_tokens is None else params.max_tokens
         nan = float("nan")
@@ -84,15 +87,17 @@ class RequestTable:
         """
         return RequestColumns(
             num_overrides=self._num_overrides[slots],
+            num_mismatches=self._num_mismatches[slots],
             is_open=self._is_open[slots],
             stop_ids=self._stop_ids[slots],
             max_tokens=self._max_tokens[slots],
             thresholds=self._thresholds[slots] if self._has_thresholds else None,
         )
 
-    def add_overrides(self, slots: Tensor, num_overrides: Tensor) -> None:
-        """Count the overrides of a step, (R,), to the requests in `slots`, (R,)."""
+    def add_counts(self, slots: Tensor, num_overrides: Tensor, num_mismatches: Tensor) -> None:
+        """Count overrides and reached mismatches of a step, (R,), to the requests in `slots`."""
         self._num_overrides.index_add_(0, slots, num_overrides)
+        self._num_mismatches.index_add_(0, slots, num_mismatches)
 
     def _make_room(self, num_slots: int, num_stop_ids: int) -> None:
         """Widen the columns; doubled, so that it is rare."""
@@ -101,6 +106,7 @@ class RequestTable:
             more -= self.num_slots
             pad = torch.nn.functional.pad
             self._num_overrides = pad(self._num_overrides, (0, more))
+            self._num_mismatches = pad(self._num_mismatches, (0, more))
             self._is_open = pad(self._is_open, (0, more))
             self._max_tokens = pad(self._max_tokens, (0, more))
             self._thresholds = pad(self._thresholds, (0, more), value=float("nan"))

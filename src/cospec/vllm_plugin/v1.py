@@ -210,6 +210,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             block_positions=here - starts[requests],
             positions=positions,
             num_overrides=columns.num_overrides,
+            num_mismatches=columns.num_mismatches,
             is_open=columns.is_open,
             stop_ids=columns.stop_ids,
             max_tokens=columns.max_tokens,

@@ -266,6 +266,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             block_positions=block_positions,
             positions=pos.long() + 1 - self._req_states.prompt_len.gpu[slots].long(),
             num_overrides=columns.num_overrides,
+            num_mismatches=columns.num_mismatches,
             is_open=columns.is_open,
             stop_ids=columns.stop_ids,
             max_tokens=columns.max_tokens,
