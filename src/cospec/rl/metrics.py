@@ -10,7 +10,7 @@ from cospec.arbiters.learned import mismatch_rate
 from cospec.bench.audit import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from cospec.results import Json
     from cospec.rl.rollouts import BranchData, Played
     from cospec.types import Completion
-
-_QUANTILE = 0.99
 
 
 def round_metrics(played: Sequence[Played], branches: BranchData) -> Json:
@@ -51,18 +49,30 @@ def branch_gain(policy: Policy, branches: BranchData) -> float:
     return float(branches.delta_right[keep].sum())
 
 
-def highest_mismatch_rate(right: Iterable[Completion]) -> float | None:
-    """The rate of mismatches up to which overrides were seen in right answers; None without any.
+def best_guard(done: Sequence[Completion], gains: Sequence[float]) -> float | None:
+    """The `LearnedArbiter.max_mismatch_rate` that would have had most of what an arbiter won.
 
-    One in a hundred is left out: a right answer can have an override that did it no good.
+    A text with an override at a higher rate counts as lossless decoding of it, which is about what
+    the guard would make of it. Of equals the lowest rate is taken.
+
+    Args:
+        done: Texts that it decoded without a guard.
+        gains: Their rewards minus those of lossless decoding.
+
+    Returns:
+        The rate; None if nothing is won at any.
     """
-    seen = [
-        (i, m.position)
-        for completion in right
-        for i, m in enumerate(reached(completion))
-        if m.keep_draft
-    ]
-    return float(mismatch_rate(*torch.tensor(seen).T).quantile(_QUANTILE)) if seen else None
+    texts = []
+    for completion, gain in zip(done, gains, strict=True):
+        kept = [(i, m.position) for i, m in enumerate(reached(completion)) if m.keep_draft]
+        if kept:
+            texts.append((float(mismatch_rate(*torch.tensor(kept).T).max()), gain))
+    best, guard, total = 0.0, None, 0.0
+    for rate, gain in sorted(texts):  # of one rate the losses first, so that no win counts alone
+        total += gain
+        if total > best:
+            best, guard = total, rate
+    return guard
 
 
 def _share(flags: Tensor) -> float:
