@@ -23,7 +23,7 @@ from cospec.errors import ConfigError
 from cospec.features import make_features
 from cospec.rl.config import ON_TARGET_PATH
 from cospec.rl.losses import baseline_advantages, group_advantages, has_spread
-from cospec.rl.metrics import best_guard, branch_gain, round_metrics
+from cospec.rl.metrics import branch_gain, guard, round_metrics
 from cospec.rl.rollouts import Played, Player
 from cospec.rl.updates import Decisions, known_branches, update
 
@@ -212,12 +212,12 @@ class Trainer:
         accuracy = sum(right) / len(right)
         reward = accuracy - self.config.cost_weight * cost
         if reward > self.best.get("tune_reward", -math.inf):
-            gains = [
-                ok - was_ok - self.config.cost_weight * (c.stats.num_target_forwards / num - 1)
-                for c, ok, (was_ok, num) in zip(done, right, base, strict=True)
-            ]
-            guard = best_guard(done, gains)
-            self.best = {"round": self.round, "tune_reward": reward, "max_mismatch_rate": guard}
+            won = [c for c, ok, (was_ok, _) in zip(done, right, base, strict=True) if ok > was_ok]
+            self.best = {
+                "round": self.round,
+                "tune_reward": reward,
+                "max_mismatch_rate": guard(won),
+            }
             self.best_policy = {k: v.clone() for k, v in self.policy.state_dict().items()}
         return {
             "tune_accuracy": accuracy,

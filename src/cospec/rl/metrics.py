@@ -10,7 +10,7 @@ from cospec.arbiters.learned import mismatch_rate
 from cospec.bench.audit import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cospec.results import Json
     from cospec.rl.rollouts import BranchData, Played
     from cospec.types import Completion
+
+_WON = 0.95
 
 
 def round_metrics(played: Sequence[Played], branches: BranchData) -> Json:
@@ -49,30 +51,24 @@ def branch_gain(policy: Policy, branches: BranchData) -> float:
     return float(branches.delta_right[keep].sum())
 
 
-def best_guard(done: Sequence[Completion], gains: Sequence[float]) -> float | None:
-    """The `LearnedArbiter.max_mismatch_rate` that would have had most of what an arbiter won.
+def guard(won: Iterable[Completion]) -> float | None:
+    """The `LearnedArbiter.max_mismatch_rate` under which an arbiter wins nearly all that it wins.
 
-    A text with an override at a higher rate counts as lossless decoding of it, which is about what
-    the guard would make of it. Of equals the lowest rate is taken.
+    One in twenty is given up: among foreign texts, where the draft disagrees all the time, one can
+    come out right by chance.
 
     Args:
-        done: Texts that it decoded without a guard.
-        gains: Their rewards minus those of lossless decoding.
+        won: Texts that it got right and the target does not.
 
     Returns:
-        The rate; None if nothing is won at any.
+        The rate; None if there is no such text with an override.
     """
-    texts = []
-    for completion, gain in zip(done, gains, strict=True):
+    rates = []
+    for completion in won:
         kept = [(i, m.position) for i, m in enumerate(reached(completion)) if m.keep_draft]
         if kept:
-            texts.append((float(mismatch_rate(*torch.tensor(kept).T).max()), gain))
-    best, guard, total = 0.0, None, 0.0
-    for rate, gain in sorted(texts):  # of one rate the losses first, so that no win counts alone
-        total += gain
-        if total > best:
-            best, guard = total, rate
-    return guard
+            rates.append(mismatch_rate(*torch.tensor(kept).T).max())
+    return float(torch.stack(rates).quantile(_WON)) if rates else None
 
 
 def _share(flags: Tensor) -> float:
