@@ -117,10 +117,11 @@ def test_the_fastest_threshold_is_stored_under_its_aim(calibrate, folder, capsys
     assert "the choice for speed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("trained_on", ["{}", "mix:{}@3"])
 def test_problems_that_training_was_watched_on_give_no_guarantee(
-    calibrate, folder, letters, tmp_path
+    calibrate, folder, letters, tmp_path, trained_on
 ):
-    training = {"task": {"task": letters}, "train": {"num_tune": 5, "seed": 0}}
+    training = {"task": {"task": trained_on.format(letters)}, "train": {"num_tune": 5, "seed": 0}}
     replace(LearnedArbiter.load(folder), about={"training": training}).save(folder)
     calibrate("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
     ids = {row["id"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]}

@@ -159,9 +159,13 @@ class Calibrate:
         if options.aim != "guarantee":
             return task, examples
         training = about.get("training", {})
-        if training.get("task", {}).get("task") == self.task.task:
-            watched = training["train"]["num_tune"], training["train"]["seed"]
-            seen = {example.question for example in task.examples("tune", *watched)}
+        trained_on, ours = training.get("task", {}).get("task", ""), self.task.task
+        if trained_on == ours or (trained_on and "mix:" in (trained_on[:4], ours[:4])):
+            number, seed = training["train"]["num_tune"], training["train"]["seed"]
+            watched = replace(
+                self.task, task=trained_on, split="tune", num_problems=number, seed=seed
+            )
+            seen = {example.question for example in watched.load()[1]}
             examples = [example for example in examples if example.question not in seen]
         least = least_num_problems(options.risk, options.epsilon, options.delta)
         if len(examples) < least:
