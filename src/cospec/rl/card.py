@@ -44,6 +44,7 @@ def write_card(about: Json) -> str:
             f"{best['tune_accuracy']:.3f} right against {best['tune_accuracy_target']:.3f} of the "
             f"target alone ({best['tune_wins']} won, {best['tune_losses']} lost), with "
             f"{best['tune_relative_cost']:.3f} of the target forwards of lossless decoding.",
+            *_guard(about["best"].get("max_mismatch_rate")),
             "",
             "Training, by round (stochastic policy on train problems; tune: threshold 0.5):",
             "",
@@ -57,3 +58,10 @@ def write_card(about: Json) -> str:
             "",
         ]
     )
+
+
+def _guard(rate: float | None) -> list[str]:
+    """What there is to say of the guard, if there is one."""
+    if rate is None:
+        return []
+    return [f"- Guard: it keeps nothing where a text has more than {rate:.3f} mismatches a token."]
