@@ -107,7 +107,9 @@ def bench(name: str) -> str:
         low, high = arm["accuracy_ci95"]
         knob = f" ({arm['knob']})" if arm["knob"] else ""
         rival = arm["vs_rival"]
-        against = f"{rival['wins']} / {rival['losses']}, p {rival['mcnemar_p']:.2g}"
+        against = "not tuned"
+        if rival is not None:
+            against = f"{rival['wins']} / {rival['losses']}, p {rival['mcnemar_p']:.2g}"
         lines.append(
             f"| {arm['name']}{knob} "
             f"| {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) | {arm['wins']} / {arm['losses']} "
@@ -282,6 +284,7 @@ FRONTIER = (
 BLOCKS = {
     "audits": audits,
     "bench_family": partial(bench, "bench_family"),
+    "bench_real": partial(bench, "bench_real_gsm8k"),
     "bench_specialist": partial(bench, "bench_specialist"),
     "calibration": calibration,
     "demo": partial(comparison, "demo"),
@@ -290,6 +293,9 @@ BLOCKS = {
     "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
     "eval_specialist": partial(comparison, "eval_specialist"),
     "five_tasks": partial(transfer, "five_tasks"),
+    "guard_family": partial(comparison, "guard_family"),
+    "guard_specialist": partial(comparison, "guard_specialist"),
+    "guard_tasks": partial(transfer, "guard_tasks"),
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,

@@ -78,7 +78,7 @@ def law_prompt(job):
     return job["prompts"][0][:20]
 
 
-@pytest.mark.parametrize("spec", ARBITERS, ids=["learned", "gap", "lossless"])
+@pytest.mark.parametrize("spec", ARBITERS, ids=["learned", "gap", "lossless", "guarded"])
 def test_tokens_and_rulings_are_those_of_our_engine(spec, pair, job, judged):
     texts = judged[spec]["texts"]
     behind = [ids + text[:1] for ids, text in zip(job["prompts"], texts, strict=True)]
@@ -92,6 +92,8 @@ def test_tokens_and_rulings_are_those_of_our_engine(spec, pair, job, judged):
     ours = {name: getattr(total, name) for name in judged[spec]["counts"]}
     assert judged[spec]["counts"] == ours
     assert total.num_overrides > 20 or spec == "lossless", "the test has something to see"
+    if spec != ARBITERS[0]:
+        assert texts != judged[ARBITERS[0]]["texts"], "the guard has something to turn down"
 
 
 def test_without_settings_vllm_is_not_touched(stock):
