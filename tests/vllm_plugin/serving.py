@@ -139,7 +139,8 @@ def start(folder: Path, *arguments: str) -> Server:
     template = folder / "chat.jinja"
     template.write_text(CHAT_TEMPLATE)
     command = [sys.executable, "-c", "from cospec.cli import main; main()", "serve"]
-    command += ["--pair", MODEL, "--arbiter", "bundled:max_mismatch_rate=inf", "-k", "6", *arguments]
+    arbiter = "bundled:max_mismatch_rate=inf"
+    command += ["--pair", MODEL, "--arbiter", arbiter, "-k", "6", *arguments]
     command += ["--", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     command += ["--max-model-len", "512", "--max-num-seqs", "8", "--chat-template", str(template)]
     command += ["--per-request-spec-decode-metrics", "summary"]
