@@ -91,7 +91,7 @@ def test_tokens_and_rulings_are_those_of_our_engine(spec, pair, job, judged):
     total = sum((c.stats for c in completions), start=Stats())
     ours = {name: getattr(total, name) for name in judged[spec]["counts"]}
     assert judged[spec]["counts"] == ours
-    assert total.num_overrides > 20 or spec == "lossless", "the test has something to see"
+    assert total.num_overrides > 10 or spec == "lossless", "the test has something to see"
     if spec != ARBITERS[0]:
         assert texts != judged[ARBITERS[0]]["texts"], "the guard has something to turn down"
 
