@@ -6,7 +6,7 @@ Configuration, provenance and totals stay as they are, in the documents of ``cos
 ``calibrate`` and in the cells of ``cospec bench``. In place of a row for each arm and problem there
 is one for each arm: a 1 for each problem that was right, a 0 for each other, in the order of
 ``ids``, and the sums by which the report shows acceptance by position. That is all that a paired
-test needs; ``cospec compare`` needs the whole document.
+test needs; ``cospec compare`` and ``cospec reproduce`` go by it where there are no texts.
 """
 
 from __future__ import annotations

@@ -111,13 +111,13 @@ class LearnedArbiter:
         part = folder / "model.safetensors.part"
         save_file(tensors, part)
         part.replace(folder / "model.safetensors")
-        points = {DEFAULT_POINT: {"threshold": self.threshold}}
+        points, rate = {DEFAULT_POINT: {"threshold": self.threshold}}, self.max_mismatch_rate
         config = {
             "cospec_arbiter": FORMAT,
             "features": self.features.to_dict(),
             "policy": self.policy.config.to_dict(),
             "operating_points": self.about.get("operating_points", {}) | points,
-            "max_mismatch_rate": _or_none(self.max_mismatch_rate),
+            "max_mismatch_rate": rate if math.isfinite(rate) else None,  # JSON has no infinity
         }
         config |= {k: v for k, v in self.about.items() if k not in config}
         if card:
@@ -201,11 +201,6 @@ def mismatch_rate(num_mismatches: Tensor, positions: Tensor) -> Tensor:
 def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
     rate: float | None = config.get("max_mismatch_rate")
     return math.inf if rate is None else rate
-
-
-def _or_none(rate: float) -> float | None:
-    """A number that JSON has."""
-    return rate if math.isfinite(rate) else None
 
 
 DEFAULT_BLOCK_LENGTH = 4
