@@ -128,11 +128,14 @@ def speeds(name: str) -> str:
         "| arm |" + "".join(f" over target, batch {n} | over lossless |" for n in sizes),
         "| --- |" + " --- | --- |" * len(sizes),
     ]
-    for found in zip(*(cell["arms"] for cell in cells), strict=True):
-        line = f"| {found[0]['name']} |"
-        for arm in found:
+    names = dict.fromkeys(arm["name"] for cell in cells for arm in cell["arms"])
+    for name in names:
+        line = f"| {name} |"
+        for cell in cells:
+            arm = next((arm for arm in cell["arms"] if arm["name"] == name), None)
             for key in ("speedup_vs_target", "speedup_vs_lossless"):
-                line += f" {arm[key]:.2f}x ± {pstdev(arm['repeats'][key]):.2f} |"
+                shown = f"{arm[key]:.2f}x ± {pstdev(arm['repeats'][key]):.2f}" if arm else "not run"
+                line += f" {shown} |"
         lines.append(line)
     return "\n".join(lines)
 
