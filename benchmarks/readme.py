@@ -128,11 +128,10 @@ def speeds(name: str) -> str:
         "| arm |" + "".join(f" over target, batch {n} | over lossless |" for n in sizes),
         "| --- |" + " --- | --- |" * len(sizes),
     ]
-    names = dict.fromkeys(arm["name"] for cell in cells for arm in cell["arms"])
-    for name in names:
-        line = f"| {name} |"
+    for entrant in dict.fromkeys(arm["name"] for cell in cells for arm in cell["arms"]):
+        line = f"| {entrant} |"
         for cell in cells:
-            arm = next((arm for arm in cell["arms"] if arm["name"] == name), None)
+            arm = next((arm for arm in cell["arms"] if arm["name"] == entrant), None)
             for key in ("speedup_vs_target", "speedup_vs_lossless"):
                 shown = f"{arm[key]:.2f}x ± {pstdev(arm['repeats'][key]):.2f}" if arm else "not run"
                 line += f" {shown} |"
