@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from cospec.rl.config import TrainConfig
 from cospec.rl.loop import Trainer
 from cospec.rl.rollouts import Player
 from cospec.rl.updates import known_branches
+from cospec.rl.warm import learn_from_audit
 from cospec.tasks import load_task
 from cospec.tasks.base import Score
 from cospec.types import Origin
@@ -31,7 +33,7 @@ from tests.conftest import VOCAB, TableModel
 
 if TYPE_CHECKING:
     from cospec.results import Json
-    from cospec.tasks import Task
+    from cospec.tasks import Example, Task
 
 ROOT = Path(__file__).parents[2]
 TINY = dict(
@@ -133,7 +135,7 @@ def audit_file(folder: Path, names: tuple[str, ...] = SCALAR_NAMES) -> Path:
 def test_what_an_audit_tells_is_learnt_before_the_first_round(pair, task, tmp_path, method) -> None:
     path = audit_file(tmp_path)
     it = trainer(pair, task, warm_start=path, method=method, num_epochs=60, num_rounds=1)
-    it.learn_from_audit(path)
+    learn_from_audit(it, path)
     features = read_dataset(path, SCALAR_NAMES)["features"]
     keep = it.policy(features) > 0
     assert ((features[:, 0] > 0) == keep).float().mean() > 0.9
@@ -153,6 +155,55 @@ def test_a_warm_run_interrupted_after_a_round_ends_as_one_that_was_not(
         with pytest.raises(StopHereError):
             trainer(pair, task, tmp_path, warm_start=path).run(stop)
     last = trainer(pair, task, tmp_path, warm_start=path)
+    last.run()
+    assert_same_state(last, whole)
+
+
+def solved(task: Task) -> list[Example]:
+    texts = ["ten hens and an ant", "the end is near the stone", "oats or red ants"]
+    found = zip(task.examples("test"), texts, strict=False)
+    return [replace(example, metadata={"solution": text}) for example, text in found]
+
+
+def solving(pair: ModelPair, task: Task, folder: Path | None = None, **changes: Any) -> Trainer:
+    settings = dict(num_solutions=3, num_solution_epochs=5, num_rounds=2, kl_weight=0.1) | changes
+    it = trainer(pair, task, folder, **settings)
+    it.solved = solved(task)
+    return it
+
+
+def test_what_solutions_teach_is_where_the_rounds_start(pair, task) -> None:
+    it = solving(pair, task)
+    it.run()
+    assert [m["round"] for m in it.history] == [0, 1, 2]
+    assert it.history[0]["num_solution_decisions"] > 0
+    assert {"loss", "tune_accuracy", "is_best"} <= set(it.history[0])
+    assert torch.equal(it.policy.mean, it.start.mean)
+    assert len(it.replay) == 2
+    only = solving(pair, task, num_rounds=0)
+    only.run()
+    assert len(only.history) == 1
+    weights = [t.start.state_dict() for t in (it, only)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    torch.testing.assert_close(only.best_policy, only.start.state_dict(), rtol=0, atol=0)
+
+
+def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(
+    pair, task, tmp_path, monkeypatch
+) -> None:
+    whole = solving(pair, task)
+    whole.run()
+    with monkeypatch.context() as patch:
+        patch.setattr("cospec.rl.warm.imitate", lambda *_: stop({}))
+        with pytest.raises(StopHereError):
+            solving(pair, task, tmp_path).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["solutions.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr("cospec.rl.warm.solution_decisions", lambda *_: stop({}))  # not read again
+        for _ in range(2):
+            with pytest.raises(StopHereError):
+                solving(pair, task, tmp_path).run(stop)
+    last = solving(pair, task, tmp_path)
     last.run()
     assert_same_state(last, whole)
 
@@ -213,6 +264,7 @@ from transformers import PreTrainedTokenizerFast
 from cospec import ModelPair
 from cospec.rl.rollouts import Player
 from cospec.rl.updates import known_branches
+from cospec.rl.warm import learn_from_audit
 from cospec.tasks import load_task
 from tests.conftest import family_pair
 from tests.rl.test_loop import trainer

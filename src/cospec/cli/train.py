@@ -84,7 +84,7 @@ class Train:
 
         self._check_folder()
         set_threads(self.threads)
-        task, train, tune = self._problems()
+        task, train, tune, solved = self._problems()
         provenance = Provenance()
         pair = self.pair.load()
         if self.dry_run:
@@ -93,7 +93,7 @@ class Train:
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "run.json", json.dumps(self._settings(), indent=1) + "\n")
         trackers = open_trackers(self.out, self._settings(), self.wandb_project)
-        trainer = Trainer(pair, task, self.train, train, tune, self.out)
+        trainer = Trainer(pair, task, self.train, train, tune, self.out, solved)
         if trainer.round:
             print(f"going on after round {trainer.round}", flush=True)
         columns = *Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -144,7 +144,8 @@ class Train:
         names = {key: value for key, value in asdict(self.pair).items() if value is not None}
         return names | {"fingerprint": pair.fingerprint}
 
-    def _problems(self) -> tuple[Task, list[Example], list[Example]]:
+    def _problems(self) -> tuple[Task, list[Example], list[Example], list[Example]]:
+        """The task, and the problems of the rounds, of the tune split, and with solutions."""
         from cospec.tasks import load_task
 
         options, config = self.task, self.train
@@ -154,8 +155,9 @@ class Train:
             allow_code_execution=options.allow_code_execution,
         )
         number = options.num_problems or config.num_rounds * config.prompts_per_round
-        train = task.examples("train", number, config.seed)
-        return task, train, task.examples("tune", config.num_tune, config.seed)
+        train = task.examples("train", (number + config.num_solutions) or None, config.seed)
+        tune = task.examples("tune", config.num_tune, config.seed)
+        return task, train[:number], tune, train[number:]
 
     def _num_completions(self, trainer: Trainer) -> int:
         """How many texts are left to decode, at most: lossless, rollouts, branches, tune split."""

@@ -69,6 +69,12 @@ class TrainConfig:
     """Evaluations without a better one after which training stops."""
     warm_start: Path | None = None
     """Data set of a cospec audit of this pair, learnt from before the first round (rl and gold)."""
+    num_solutions: int = 0
+    """Problems of the train split, others than those of the rounds, whose worked solutions are
+    learnt from before the first round: one reading of each tells whose token is the solution's
+    wherever the models differ. Tens of thousands of them let hidden states pay."""
+    num_solution_epochs: int = 40
+    """Passes over what the worked solutions tell."""
     seed: int = 0
     """Of problems, policy and rollouts."""
 
@@ -76,7 +82,7 @@ class TrainConfig:
         if self.method not in get_args(Method):
             raise ConfigError(unknown_name("method", self.method, get_args(Method)))
         least = {
-            "num_rounds": 1,
+            "num_rounds": int(self.num_solutions == 0),  # none: what solutions teach, and no more
             "prompts_per_round": 1,
             "group_size": 1,
             "num_epochs": 1,
@@ -91,6 +97,8 @@ class TrainConfig:
             "entropy_bonus": 0,
             "kl_weight": 0,
             "weight_decay": 0,
+            "num_solutions": 0,
+            "num_solution_epochs": 1,
         }
         for name, lowest in least.items():
             if not lowest <= getattr(self, name) < float("inf"):
@@ -107,17 +115,25 @@ class TrainConfig:
                 "group_size is 1: a group of one has no advantage; raise it to 2, or "
                 "set group_weight to 0."
             )
-        if self.warm_start is not None and self.method not in ("rl", "gold"):
-            raise ConfigError(
-                f"warm_start is for the methods rl and gold, and the method is {self.method}: an "
-                "audit does not tell what else it is taught."
-            )
+        self._check_warm_start()
         if self.method == "reinforce":
             return
         if self.method in ON_TARGET_PATH and not self.branches_per_rollout:
             raise ConfigError(f"branches_per_rollout is 0: {self.method} learns from branches.")
         if not self.branches_per_rollout and not self.group_weight:
             raise ConfigError("branches_per_rollout and group_weight are both 0: nothing to learn.")
+
+    def _check_warm_start(self) -> None:
+        if self.warm_start is not None and self.method not in ("rl", "gold"):
+            raise ConfigError(
+                f"warm_start is for the methods rl and gold, and the method is {self.method}: an "
+                "audit does not tell what else it is taught."
+            )
+        if self.num_solutions and (self.warm_start is not None or self.method != "rl"):
+            raise ConfigError(
+                f"num_solutions is {self.num_solutions}, which goes with the method rl and without "
+                "warm_start; set it to 0, or leave those."
+            )
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The settings as a JSON object."""

@@ -18,7 +18,6 @@ from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import Policy
-from cospec.bench.dataset import read_dataset
 from cospec.errors import ConfigError
 from cospec.features import make_features
 from cospec.rl.config import ON_TARGET_PATH
@@ -26,6 +25,7 @@ from cospec.rl.losses import baseline_advantages, group_advantages, has_spread
 from cospec.rl.metrics import branch_gain, guard, round_metrics
 from cospec.rl.rollouts import Played, Player
 from cospec.rl.updates import Decisions, known_branches, update
+from cospec.rl.warm import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +55,7 @@ class Trainer:
         train: Problems of the train split; a round takes the next ones, over and over.
         tune: Problems of the tune split.
         folder: Where the state is kept; None for nowhere.
+        solved: Problems of the train split whose worked solutions are learnt from first.
     """
 
     pair: ModelPair
@@ -63,6 +64,7 @@ class Trainer:
     train: Sequence[Example]
     tune: Sequence[Example]
     folder: Path | None = None
+    solved: Sequence[Example] = ()
     round: int = field(init=False, default=0)
     best: Json = field(init=False, default_factory=dict)
     history: list[Json] = field(init=False, default_factory=list)
@@ -93,32 +95,23 @@ class Trainer:
         Args:
             report: Called with the metrics of each round.
         """
-        if not self.replay and self.config.warm_start is not None:
-            self.learn_from_audit(self.config.warm_start)
+        if not self.replay and not self.best:
+            warm_up(self, report)
         while not self.is_finished:
             metrics = self.play_round()
             self.round += 1
             if self.round % self.config.tune_every == 0 or self.round == self.config.num_rounds:
                 metrics |= self.evaluate()
-            self.history.append(metrics)
-            self.save()
-            report(metrics)
+            self.keep(metrics, report)
         self.policy.load_state_dict(self.best_policy)
         rate = self.best.get("max_mismatch_rate")
         return replace(self.arbiter, max_mismatch_rate=math.inf if rate is None else rate)
 
-    def learn_from_audit(self, path: Path) -> None:
-        """Learn from the branches of an audit, as if they were those of a round before the first.
-
-        What they cost is not known and counts as nothing.
-        """
-        data = read_dataset(path, self.arbiter.features.names)
-        features, right = data["features"], data["draft_correct"].float()
-        delta = right - data["target_correct"].float()
-        self.replay.append((features, delta, torch.zeros_like(delta), delta == 0))
-        self.policy.normalise_by(features, math.inf)
-        self.start.load_state_dict(self.policy.state_dict())
-        self.learn(Decisions(features, torch.zeros_like(delta).bool(), torch.zeros_like(delta)))
+    def keep(self, metrics: Json, report: Callable[[Json], None]) -> None:
+        """Save the state with the metrics of the round that made it."""
+        self.history.append(metrics)
+        self.save()
+        report(metrics)
 
     def play_round(self) -> Json:
         """One round: rollouts under the current policy, branches, and updates."""
@@ -132,7 +125,7 @@ class Trainer:
         if self.config.method in ON_TARGET_PATH:
             policy = Observed(AlwaysTarget(), self.arbiter.features)
         played, branches = self.player.round(policy, examples, forwards, seed * _COIN_SEEDS)
-        if not self.replay:
+        if not self.replay and not self.config.num_solutions:
             seen = [m.features for one in played for m in one.decisions]
             if not seen:
                 raise ConfigError(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from cospec.rl.config import TrainConfig
 
 
+_BATCH_SIZE = 256  # of `imitate`
+
+
 class Decisions(NamedTuple):
     """What the policy tossed in rollouts."""
 
@@ -60,6 +63,37 @@ def known_branches(replay: Sequence[tuple[Tensor, ...]], config: TrainConfig) ->
     ]
     delta = delta_right - config.cost_weight * delta_cost
     return KnownBranches(features, delta, is_harmless, torch.cat(weights))
+
+
+def imitate(policy: Policy, features: Tensor, delta: Tensor, config: TrainConfig) -> float:
+    """Teach a policy whose token was right, in small batches and at a rate that falls to zero.
+
+    Args:
+        policy: What learns; already normalised.
+        features: (N, F).
+        delta: 1 where the draft's token was right, -1 where the target's was, (N,).
+        config: Optimiser, seed, and how many passes.
+
+    Returns:
+        The mean loss of the last pass, in nats.
+    """
+    order = torch.Generator().manual_seed(config.seed)
+    optimiser = torch.optim.AdamW(
+        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, config.num_solution_epochs)
+    loss = 0.0
+    for _ in range(config.num_solution_epochs):
+        loss = 0.0
+        for batch in torch.split(torch.randperm(len(delta), generator=order), _BATCH_SIZE):
+            guess = policy(features[batch], order)
+            found = label_loss(guess, delta[batch] > 0, torch.ones_like(guess))
+            optimiser.zero_grad()
+            found.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            loss += float(found.detach()) * len(batch) / len(delta)
+        falling.step()
+    return loss
 
 
 def update(

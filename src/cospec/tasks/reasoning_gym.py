@@ -160,12 +160,11 @@ def _items(name: str, start: int) -> Iterator[tuple[int, dict[str, Any] | Except
 
 
 def _example(name: str, generator_seed: int, item: dict[str, Any]) -> Example:
-    question = item["question"]
+    question, metadata = item["question"], dict(item["metadata"])
     if name == "gsm_symbolic":
         question = question.removesuffix(SUFFIX)
-    return Example(
-        f"{name}/{generator_seed}", question, item["answer"] or "", dict(item["metadata"])
-    )
+        metadata["solution"] = metadata["answer_cot"].strip()
+    return Example(f"{name}/{generator_seed}", question, item["answer"] or "", metadata)
 
 
 def _library() -> ModuleType:

@@ -1,0 +1,173 @@
+"""What worked solutions teach before the first round, without a token decoded.
+
+Where a problem comes with a solution that the models could have written, one forward of each over
+it finds every place at which their greedy tokens differ behind the solution so far, and the
+solution tells whose token is right. That is teacher forcing: far cheaper than two branches played
+to their ends, and it takes tens of thousands of such places to learn from hidden states. It cannot
+tell whether other words would have come right as well: that is left to the rounds.
+
+What follows in a block is not known here: those features are 0, and a policy that is normalised by
+these decisions leaves them out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.errors import TaskError
+from cospec.models.cache import CachedModel
+from cospec.types import MismatchBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from cospec.features import ScalarFeatures
+    from cospec.models import ModelPair
+    from cospec.models.cache import Output
+    from cospec.tasks import Example, Task
+
+_BATCH_SIZE = 64
+_MAX_LOGITS = 2**27
+"""Of one reading, so that a large vocabulary does not fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """One problem with its worked solution, as token ids."""
+
+    ids: list[int]
+    """Of prompt, solution and the end of the text."""
+    num_prompt_tokens: int
+
+
+def encode_solutions(pair: ModelPair, task: Task, examples: Sequence[Example]) -> list[Solution]:
+    """The solutions behind their prompts, without those that the pair's context does not hold.
+
+    Args:
+        pair: The models.
+        task: Makes the prompts.
+        examples: Problems, whose ``metadata`` hold a ``solution`` each.
+
+    Raises:
+        TaskError: A problem has no worked solution.
+    """
+    tokenizer = pair.tokenizer
+    assert tokenizer is not None, "whoever trains has checked that"
+    found = []
+    for example in examples:
+        text = example.metadata.get("solution")
+        if text is None:
+            raise TaskError(
+                f"{example.id} has no worked solution to learn from; set num_solutions to 0, or "
+                "take a task whose problems have one (jsonl: a field named solution)."
+            )
+        prompt = task.part_of(example).prompt(example, tokenizer)
+        if isinstance(prompt, str):
+            ids = tokenizer(prompt)["input_ids"]
+            whole = tokenizer(f"{prompt} {text.strip()}")["input_ids"]
+            if whole[: len(ids)] != ids:
+                continue  # the first word of the solution melts with the end of the prompt
+        else:
+            ids = prompt
+            whole = ids + tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+        whole = [*whole, min(pair.eos_token_ids)] if pair.eos_token_ids else whole
+        if len(whole) <= pair.context_length:
+            found.append(Solution(whole, len(ids)))
+    return found
+
+
+def solution_decisions(
+    pair: ModelPair,
+    features: ScalarFeatures,
+    solutions: Sequence[Solution],
+    on_read: Callable[[int], None] = lambda _: None,
+) -> tuple[Tensor, Tensor]:
+    """The decisions that solutions settle.
+
+    Args:
+        pair: The models.
+        features: What is seen of each.
+        solutions: Of problems that no evaluation uses.
+        on_read: Called with the number of solutions that were read.
+
+    Returns:
+        Features, (N, F) float32, and whose token is the solution's, (N,): 1 for the draft's, -1 for
+        the target's. Places at which it is neither's are left out.
+    """
+    found = []
+    vocab_size = pair.target.config.get_text_config().vocab_size
+    waiting = sorted(solutions, key=lambda one: len(one.ids))
+    while waiting:
+        size = min(_BATCH_SIZE, max(1, _MAX_LOGITS // (len(waiting[-1].ids) * vocab_size)))
+        part, waiting = waiting[-size:], waiting[:-size]
+        found.append(_decisions(pair, features, part))
+        on_read(len(part))
+    seen, delta = zip(*found, strict=True)
+    return torch.cat(seen), torch.cat(delta)
+
+
+@torch.inference_mode()
+def _decisions(
+    pair: ModelPair, features: ScalarFeatures, part: Sequence[Solution]
+) -> tuple[Tensor, Tensor]:
+    """The decisions of a few solutions of like length."""
+    device = pair.target.device
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(one.ids) for one in part], batch_first=True
+    ).to(device)  # (B, T)
+    num_prompt, num_all = (
+        torch.tensor(numbers, device=device)[:, None]
+        for numbers in zip(*((one.num_prompt_tokens, len(one.ids)) for one in part), strict=True)
+    )
+    sees_hidden = features.num_hidden > 0
+    p, q = (_read(model, ids, sees_hidden) for model in (pair.target, pair.draft))
+    target_ids, draft_ids = p.logits.argmax(dim=-1), q.logits.argmax(dim=-1)
+    place = torch.arange(ids.shape[1] - 1, device=device)  # the token behind it is judged
+    is_answer = (place >= num_prompt - 1) & (place < num_all - 1)
+    right, t, d = ids[:, 1:], target_ids[:, :-1], draft_ids[:, :-1]
+    rows, at = (is_answer & (t != d) & ((t == right) | (d == right))).nonzero(as_tuple=True)
+    none = torch.zeros_like(rows)
+    batch = MismatchBatch(
+        rows=rows,
+        block_positions=none,
+        positions=at - num_prompt[rows, 0] + 1,
+        num_overrides=none,
+        num_mismatches=none,
+        block_length=1,
+        draft_ids=d[rows, at],
+        target_ids=t[rows, at],
+        target_logits=p.logits[rows, at],
+        draft_logits=q.logits[rows, at],
+        lookahead_matches=rows.new_zeros(len(rows), 0, dtype=torch.bool),
+        lookahead_log_p=torch.zeros(len(rows), 0, device=device),
+        **_states(p, q, rows, at),
+    )
+    is_draft = d[rows, at] == right[rows, at]
+    return features(batch).clone(), torch.where(is_draft, 1.0, -1.0)
+
+
+def _states(p: Output, q: Output, rows: Tensor, at: Tensor) -> dict[str, Tensor]:
+    """Hidden states at the mismatches, if they were asked for; what follows one is not known."""
+    if p.hidden is None or q.hidden is None:
+        return {}
+    before = p.hidden[rows, at]
+    return {
+        "target_hidden": before,
+        "target_hidden_after": torch.zeros_like(before),
+        "draft_hidden": q.hidden[rows, at],
+    }
+
+
+def _read(model: PreTrainedModel, ids: Tensor, sees_hidden: bool) -> Output:
+    """Logits and last hidden states of whole texts (B, T), as the engine would see them."""
+    cached = CachedModel(model, capture_hidden=sees_hidden)
+    cached.reserve(*ids.shape)
+    starts = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    window = cached.window(starts, ids.shape[1], ids.shape[1])
+    return cached.read(ids, window, num_logits=ids.shape[1])

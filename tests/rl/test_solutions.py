@@ -1,0 +1,123 @@
+"""Worked solutions: what they tell is what decoding would have met, and it can be learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cospec import Engine, SamplingConfig
+from cospec.arbiters import AlwaysTarget
+from cospec.arbiters.observed import Observed
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.errors import ConfigError, TaskError
+from cospec.features import SCALAR_NAMES, make_features
+from cospec.rl.config import TrainConfig
+from cospec.rl.solutions import Solution, encode_solutions, solution_decisions
+from cospec.rl.updates import imitate
+from cospec.tasks import Example
+from tests.conftest import CONTEXT, EOS
+
+POSITION = SCALAR_NAMES.index("log_position")
+TEXTS = ["ten hens and an ant", "the end is near the stone", "oats or red ants"]
+
+
+def examples(texts: list[str] = TEXTS) -> list[Example]:
+    return [Example(f"x/{i}", "in on", "y", {"solution": text}) for i, text in enumerate(texts)]
+
+
+def own_text(pair, num_tokens: int = 60) -> Solution:
+    """A solution of which each model writes a part: the draft's text, then the target's."""
+    prompt = pair.tokenizer("in on the")["input_ids"]
+    ids = list(prompt)
+    for engine in (Engine.draft_only(pair), Engine.target_only(pair)) * 3:
+        settings = SamplingConfig(max_new_tokens=num_tokens // 6, ignore_eos=True)
+        ids += engine.generate([ids], settings)[0].token_ids
+    return Solution(ids, len(prompt))
+
+
+def met(pair, features, one: Solution) -> tuple[torch.Tensor, list[float]]:
+    """What decoding meets that begins anew behind each token of the solution."""
+    engine = Engine(pair, Observed(AlwaysTarget(), features), num_speculative_tokens=1)
+    seen, delta = [], []
+    for place in range(one.num_prompt_tokens, len(one.ids)):
+        settings = SamplingConfig(max_new_tokens=1, ignore_eos=True)
+        (completion,) = engine.generate([one.ids[:place]], settings)
+        for mismatch in completion.trace[0].mismatches:
+            for token, worth in ((mismatch.draft_id, 1.0), (mismatch.target_id, -1.0)):
+                if token == one.ids[place]:
+                    row = mismatch.features.clone()
+                    row[POSITION] = torch.tensor(float(place - one.num_prompt_tokens)).log1p()
+                    seen.append(row)
+                    delta.append(worth)
+    return torch.stack(seen), delta
+
+
+@pytest.mark.parametrize("spec", ["scalar", "hidden"])
+def test_decisions_are_those_that_decoding_meets(pair, spec) -> None:
+    features = make_features(spec, pair)
+    one = own_text(pair)
+    seen, delta = solution_decisions(pair, features, [one])
+    expected, worth = met(pair, features, one)
+    assert {-1.0, 1.0} == set(worth)
+    assert delta.tolist() == worth
+    if spec == "hidden":
+        width = features.hidden_sizes[0]
+        first = len(SCALAR_NAMES) + width
+        expected[:, first : first + width] = 0  # the target has not read the draft's token
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_decisions_do_not_depend_on_what_is_read_beside_them(pair) -> None:
+    features = make_features("hidden", pair)
+    long, short = own_text(pair, 60), own_text(pair, 12)
+    both = solution_decisions(pair, features, [short, long])
+    apart = [solution_decisions(pair, features, [one]) for one in (short, long)]
+    for found, parts in zip(both, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(parts), rtol=1e-4, atol=1e-4)
+
+
+def test_solutions_are_encoded_behind_their_prompts(pair, task) -> None:
+    found = encode_solutions(pair, task, examples())
+    assert len(found) == len(TEXTS)
+    for one, text in zip(found, TEXTS, strict=True):
+        prompt = task.prompt(examples()[0], pair.tokenizer)
+        assert one.ids[: one.num_prompt_tokens] == pair.tokenizer(prompt)["input_ids"]
+        assert one.ids == [*pair.tokenizer(f"{prompt} {text}")["input_ids"], EOS]
+
+
+def test_a_solution_that_the_context_does_not_hold_is_left_out(pair, task) -> None:
+    found = encode_solutions(pair, task, examples([TEXTS[0], "x" * CONTEXT]))
+    assert len(found) == 1
+
+
+def test_a_problem_without_a_solution_is_refused(pair, task) -> None:
+    with pytest.raises(TaskError, match="x/0 has no worked solution"):
+        encode_solutions(pair, task, [replace(examples()[0], metadata={})])
+
+
+def test_a_policy_learns_whose_token_was_right() -> None:
+    features = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0))
+    delta = torch.where(features[:, 0].abs() > 0.7, 1.0, -1.0)  # no linear rule
+    config = TrainConfig(num_solutions=1, num_solution_epochs=30, learning_rate=0.02)
+    policy = Policy(5, PolicyConfig(init_logit=0.0))
+    policy.normalise_by(features)
+    loss = imitate(policy, features, delta, config)
+    is_right = (policy(features) > 0) == (delta > 0)
+    assert loss < 0.15
+    assert is_right.float().mean() > 0.97
+
+
+@pytest.mark.parametrize(
+    "changes", [{"warm_start": "x"}, {"method": "gold"}, {"num_solutions": -1}]
+)
+def test_settings_that_do_not_go_together_are_refused(changes) -> None:
+    with pytest.raises(ConfigError, match="num_solutions is"):
+        TrainConfig(**{"num_solutions": 5} | changes)
+
+
+def test_no_rounds_are_allowed_only_behind_solutions() -> None:
+    assert TrainConfig(num_rounds=0, num_solutions=5).num_rounds == 0
+    with pytest.raises(ConfigError, match="num_rounds is 0"):
+        TrainConfig(num_rounds=0)
