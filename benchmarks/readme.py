@@ -301,6 +301,8 @@ BLOCKS = {
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
+    "speed_all_family": partial(speeds, "speed_all_family"),
+    "speed_all_specialist": partial(speeds, "speed_all_specialist"),
     "speed_family": partial(speeds, "speed_family"),
     "speed_specialist": partial(speeds, "speed_specialist"),
     "transfer": partial(transfer, "transfer"),

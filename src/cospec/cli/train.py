@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,7 @@ class Train:
         provenance = Provenance()
         pair = self.pair.load()
         if self.dry_run:
-            self._plan(pair, task, train, tune)
+            self._plan(pair, task, train, tune, solved)
             return
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "run.json", json.dumps(self._settings(), indent=1) + "\n")
@@ -160,11 +161,12 @@ class Train:
         return task, train[:number], tune, train[number:]
 
     def _num_completions(self, trainer: Trainer) -> int:
-        """How many texts are left to decode, at most: lossless, rollouts, branches, tune split."""
+        """How many texts are left, at most: solutions, lossless, rollouts, branches, tune split."""
         config, left = self.train, self.train.num_rounds - trainer.round
         branches = 0 if config.method == "reinforce" else config.branches_per_rollout
         round_size = config.prompts_per_round * (1 + round(config.group_size * (1 + branches)))
-        return left * round_size + config.num_tune * (1 + left // config.tune_every)
+        num_read = 0 if trainer.best else config.num_solutions
+        return num_read + left * round_size + config.num_tune * (1 + left // config.tune_every)
 
     def _report(self, trainer: Trainer, metrics: Json, trackers: list[Tracker]) -> None:
         """One line on the terminal, one in metrics.jsonl, and what the trackers make of it."""
@@ -176,13 +178,27 @@ class Train:
         for tracker in trackers:
             tracker(metrics)
 
-    def _plan(self, pair: ModelPair, task: Task, train: list[Example], tune: list[Example]) -> None:
+    def _plan(
+        self,
+        pair: ModelPair,
+        task: Task,
+        train: list[Example],
+        tune: list[Example],
+        solved: list[Example],
+    ) -> None:
         """Print what would be done, and how long it would take, from a small round."""
         from cospec.rl.loop import Trainer
+        from cospec.rl.warm import learn_from_solutions
 
         config = self.train
         size = min(16, config.prompts_per_round)
-        small = Trainer(pair, task, replace(config, prompts_per_round=size), train[:size], tune)
+        few = replace(config, prompts_per_round=size, num_solutions=min(64, config.num_solutions))
+        small = Trainer(pair, task, few, train[:size] or solved[:size], tune, solved=solved[:64])
+        if solved:
+            started = time.perf_counter()
+            learn_from_solutions(small)
+            read_s = (time.perf_counter() - started) * len(solved) / len(small.solved)
+            print(f"{len(solved)} worked solutions first: {read_s / 60:.0f} min")
         seconds = small.play_round()["seconds"]
         round_s = seconds * config.prompts_per_round / size
         share = config.num_tune / (size * (1 + config.group_size))
