@@ -24,6 +24,7 @@ from cospec.features import SCALAR_NAMES
 from cospec.rl.config import TrainConfig
 from cospec.rl.loop import Trainer
 from cospec.rl.rollouts import Player
+from cospec.rl.solutions import solution_decisions
 from cospec.rl.updates import known_branches
 from cospec.rl.warm import learn_from_audit
 from cospec.tasks import load_task
@@ -191,12 +192,23 @@ def test_what_solutions_teach_is_where_the_rounds_start(pair, task) -> None:
 def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(
     pair, task, tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.setattr("cospec.rl.warm._SLICE", 1)
     whole = solving(pair, task)
     whole.run()
+    read, calls = solution_decisions, []
+
+    def once(*args: Any) -> Any:
+        calls.append(args)
+        return stop({}) if len(calls) == 2 else read(*args)
+
     with monkeypatch.context() as patch:
+        patch.setattr("cospec.rl.warm.solution_decisions", once)
+        with pytest.raises(StopHereError):
+            solving(pair, task, tmp_path).run()
         patch.setattr("cospec.rl.warm.imitate", lambda *_: stop({}))
         with pytest.raises(StopHereError):
             solving(pair, task, tmp_path).run()
+    assert len(calls) == 4, "the first was not read again"
     assert [path.name for path in tmp_path.iterdir()] == ["solutions.safetensors"]
     with monkeypatch.context() as patch:
         patch.setattr("cospec.rl.warm.solution_decisions", lambda *_: stop({}))  # not read again
@@ -206,6 +218,25 @@ def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(
     last = solving(pair, task, tmp_path)
     last.run()
     assert_same_state(last, whole)
+
+
+def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
+    pair, task, tmp_path
+) -> None:
+    path = tmp_path / "read.safetensors"
+    one = solving(pair, task, solutions=path, num_rounds=0)
+    one.run()
+    other = solving(pair, task, solutions=path, num_rounds=0, seed=1)
+    other.solved = []  # nothing is left to read
+    other.run()
+    assert torch.equal(one.policy.mean, other.policy.mean)
+    with pytest.raises(ConfigError, match="solutions with another num_solutions; name"):
+        solving(pair, task, solutions=path, num_solutions=2).run()
+    with pytest.raises(ConfigError, match="solutions with another features; name"):
+        solving(pair, task, solutions=path, features="hidden").run()
+    path.write_text("no")
+    with pytest.raises(ConfigError, match="does not hold what was read"):
+        solving(pair, task, solutions=path).run()
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:
@@ -263,6 +294,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 from cospec import ModelPair
 from cospec.rl.rollouts import Player
+from cospec.rl.solutions import solution_decisions
 from cospec.rl.updates import known_branches
 from cospec.rl.warm import learn_from_audit
 from cospec.tasks import load_task

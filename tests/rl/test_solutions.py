@@ -98,9 +98,9 @@ def test_a_problem_without_a_solution_is_refused(pair, task) -> None:
 
 
 def test_a_policy_learns_whose_token_was_right() -> None:
-    features = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(8000, 5, generator=torch.Generator().manual_seed(0))
     delta = torch.where(features[:, 0].abs() > 0.7, 1.0, -1.0)  # no linear rule
-    config = TrainConfig(num_solutions=1, num_solution_epochs=30, learning_rate=0.02)
+    config = TrainConfig(num_solutions=1, num_solution_epochs=30)
     policy = Policy(5, PolicyConfig(init_logit=0.0))
     policy.normalise_by(features)
     loss = imitate(policy, features, delta, config)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cospec.rl.loop import Trainer
     from cospec.tasks import Example, Task
 
+_SOLUTION_SEED = 1_000_000  # far from those of rounds; the same, so that runs can share a reading
 _SHOWN = (
     "accuracy",
     "accuracy_target",
@@ -156,9 +157,11 @@ class Train:
             allow_code_execution=options.allow_code_execution,
         )
         number = options.num_problems or config.num_rounds * config.prompts_per_round
-        train = task.examples("train", (number + config.num_solutions) or None, config.seed)
+        train = task.examples("train", number, config.seed) if number else []
         tune = task.examples("tune", config.num_tune, config.seed)
-        return task, train[:number], tune, train[number:]
+        num_solved = config.num_solutions
+        solved = task.examples("train", num_solved, _SOLUTION_SEED) if num_solved else []
+        return task, train, tune, solved
 
     def _num_completions(self, trainer: Trainer) -> int:
         """How many texts are left, at most: solutions, lossless, rollouts, branches, tune split."""
@@ -192,7 +195,7 @@ class Train:
 
         config = self.train
         size = min(16, config.prompts_per_round)
-        few = replace(config, prompts_per_round=size, num_solutions=min(64, config.num_solutions))
+        few = replace(config, prompts_per_round=size, solutions=None)
         small = Trainer(pair, task, few, train[:size] or solved[:size], tune, solved=solved[:64])
         if solved:
             started = time.perf_counter()

@@ -21,11 +21,14 @@ def write_card(about: Json) -> str:
     if method == "rl":
         how = "Trained by reinforcement learning on final answers with CoSpec."
     best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
+    rounds = [row for row in about["history"] if row["round"]]
+    if not best["round"]:
+        how = "It learnt from worked solutions with CoSpec; no round of reinforcement did better."
     rows = [
         f"| {row['round']} | {row['accuracy']:.3f} | {row['accuracy_target']:.3f} | "
         f"{row['override_rate']:.3f} | {row['mean_acceptance_length']:.2f} | "
         + (f"{row['tune_accuracy']:.3f} |" if "tune_accuracy" in row else "|")
-        for row in about["history"]
+        for row in rounds
     ]
     return "\n".join(
         [
@@ -38,8 +41,9 @@ def write_card(about: Json) -> str:
             f"- Task: {training['task']['task']}, train split; watched on "
             f"{training['train']['num_tune']} problems of the tune split.",
             f"- Price of time (lambda): {training['train']['cost_weight']}; seed "
-            f"{training['train']['seed']}; {len(about['history'])} rounds; commit "
+            f"{training['train']['seed']}; {len(rounds)} rounds; commit "
             f"{about['provenance']['git']}.",
+            *_solutions(training["train"], about["history"][0]),
             f"- Best round: {best['round']}. On the tune problems, which chose the round: "
             f"{best['tune_accuracy']:.3f} right against {best['tune_accuracy_target']:.3f} of the "
             f"target alone ({best['tune_wins']} won, {best['tune_losses']} lost), with "
@@ -58,6 +62,17 @@ def write_card(about: Json) -> str:
             "",
         ]
     )
+
+
+def _solutions(train: Json, first: Json) -> list[str]:
+    """What it learnt from before its first round, if it did."""
+    if not train.get("num_solutions"):
+        return []
+    return [
+        f"- Before its first round, from {first['num_solution_decisions']} decisions that the "
+        f"worked solutions of {train['num_solutions']} other problems settle: "
+        f"{first['tune_accuracy']:.3f} of the tune problems right with that alone."
+    ]
 
 
 def _guard(rate: float | None) -> list[str]:

@@ -42,7 +42,7 @@ class TrainConfig:
     num_epochs: int = 60
     """Updates on the stored decisions of a round, each on all of them."""
     learning_rate: float = 3e-3
-    """Of Adam."""
+    """Of Adam, in the rounds."""
     weight_decay: float = 1e-2
     """Of the policy's weights (decoupled)."""
     clip: float = 0.2
@@ -70,9 +70,12 @@ class TrainConfig:
     warm_start: Path | None = None
     """Data set of a cospec audit of this pair, learnt from before the first round (rl and gold)."""
     num_solutions: int = 0
-    """Problems of the train split, others than those of the rounds, whose worked solutions are
-    learnt from before the first round: one reading of each tells whose token is the solution's
-    wherever the models differ. Tens of thousands of them let hidden states pay."""
+    """Problems of the train split whose worked solutions are learnt from before the first round:
+    one reading of each tells whose token is the solution's wherever the models differ. Tens of
+    thousands of them let hidden states pay. They are the same for every seed."""
+    solutions: Path | None = None
+    """File that keeps what was read of them, for other runs as well; by default in the run's
+    folder."""
     num_solution_epochs: int = 40
     """Passes over what the worked solutions tell."""
     seed: int = 0

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cospec.models.cache import Output
     from cospec.tasks import Example, Task
 
-_BATCH_SIZE = 64
+_BATCH_SIZE = 16  # on a CPU, what a layer writes stays in its cache
 _MAX_LOGITS = 2**27
 """Of one reading, so that a large vocabulary does not fill the memory."""
 

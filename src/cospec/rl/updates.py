@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cospec.rl.config import TrainConfig
 
 
-_BATCH_SIZE = 256  # of `imitate`
+_BATCH_SIZE, _LEARNING_RATE = 256, 2e-3  # of `imitate`
 
 
 class Decisions(NamedTuple):
@@ -72,14 +72,14 @@ def imitate(policy: Policy, features: Tensor, delta: Tensor, config: TrainConfig
         policy: What learns; already normalised.
         features: (N, F).
         delta: 1 where the draft's token was right, -1 where the target's was, (N,).
-        config: Optimiser, seed, and how many passes.
+        config: Weight decay, dropout, seed, and how many passes.
 
     Returns:
         The mean loss of the last pass, in nats.
     """
     order = torch.Generator().manual_seed(config.seed)
     optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        policy.parameters(), lr=_LEARNING_RATE, weight_decay=config.weight_decay
     )
     falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, config.num_solution_epochs)
     loss = 0.0

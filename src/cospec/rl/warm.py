@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from cospec.bench.dataset import read_dataset
+from cospec.errors import ConfigError
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.updates import Decisions, imitate
 
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
     from cospec.results import Json
     from cospec.rl.loop import Trainer
+
+
+_SLICE = 5000
+"""Solutions between two savings of what was read."""
 
 
 def warm_up(trainer: Trainer, report: Callable[[Json], None]) -> None:
@@ -65,17 +72,50 @@ def learn_from_solutions(trainer: Trainer) -> Json:
 
 
 def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """Those of all solutions, read once and kept in the run's folder."""
-    path = None if trainer.folder is None else trainer.folder / "solutions.safetensors"
-    if path is not None and path.exists():
-        found = load_file(path)
-        return found["features"], found["delta"]
+    """Those of all solutions, from the file that keeps them if it is whole.
+
+    Raises:
+        ConfigError: The file is of another pair, task or number, or shows other features.
+    """
+    path = trainer.config.solutions
+    if path is None and trainer.folder is not None:
+        path = trainer.folder / "solutions.safetensors"
+    features = trainer.arbiter.features
+    about = {
+        "pair": trainer.pair.fingerprint,
+        "task": trainer.task.name,
+        "num_solutions": str(trainer.config.num_solutions),
+        "features": json.dumps(features.to_dict()),
+    }
     solutions = encode_solutions(trainer.pair, trainer.task, trainer.solved)
-    features, delta = solution_decisions(
-        trainer.pair, trainer.arbiter.features, solutions, trainer.player.on_finished
-    )
-    if path is not None:
-        part = path.with_name(path.name + ".part")
-        save_file({"features": features, "delta": delta}, part)
-        part.replace(path)
-    return features, delta
+    num_read, seen, delta = _kept(path, about)
+    parts = [(seen, delta)] if num_read else []
+    while num_read < len(solutions):
+        some = solutions[num_read : num_read + _SLICE]
+        found = solution_decisions(trainer.pair, features, some, trainer.player.on_finished)
+        seen, delta = (torch.cat(both) for both in zip(*parts, found, strict=True))
+        parts, num_read = [(seen, delta)], num_read + len(some)
+        if path is not None:
+            part = path.with_name(path.name + ".part")
+            tensors = {"features": seen, "delta": delta}
+            save_file(tensors, part, about | {"num_read": str(num_read)})
+            part.replace(path)
+    return seen, delta
+
+
+def _kept(path: Path | None, about: dict[str, str]) -> tuple[int, Tensor, Tensor]:
+    """How many solutions a file holds the decisions of, and these."""
+    if path is None or not path.exists():
+        return 0, torch.empty(0), torch.empty(0)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} does not hold what was read of solutions: {error}.") from error
+    if unlike := [key for key, value in about.items() if metadata.get(key) != value]:
+        raise ConfigError(
+            f"{path} holds what was read of solutions with another {' and '.join(unlike)}; name "
+            "another file, or repeat the command that made it."
+        )
+    return int(metadata["num_read"]), tensors["features"], tensors["delta"]
