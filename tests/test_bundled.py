@@ -12,7 +12,7 @@ import torch
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
-from cospec.cli.options import BlockOptions, PairOptions, bundled_models
+from cospec.cli.options import BUNDLED_ARBITERS, BlockOptions, PairOptions, bundled_models
 from cospec.errors import ConfigError
 from cospec.tasks.reasoning_gym import SUFFIX
 from cospec.tasks.splits import split_of
@@ -81,15 +81,18 @@ def test_a_bundled_pair_loads_by_its_name(name):
 
 @requires_weights
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_trained_arbiter_is_that_of_its_pair(name):
+@pytest.mark.parametrize("spec", BUNDLED_ARBITERS)
+def test_the_trained_arbiter_is_that_of_its_pair(name, spec):
     options = PairOptions(pair=name, device="cpu")
-    arbiter = load_arbiter(options.find_arbiter("bundled"), options.load())
+    arbiter = load_arbiter(options.find_arbiter(spec), options.load())
     assert arbiter.name.startswith(name.partition(":")[2])
+    assert (arbiter.features.num_hidden > 0) == (spec == "bundled-hidden")
+    assert arbiter.max_mismatch_rate < 0.2, "it has its guard"
     block = BlockOptions().settled([arbiter])
     assert block.num_drafted == 16
     assert not notes_on(arbiter, 16), "it is said to be of another pair or block length"
     with pytest.raises(ConfigError, match="ships with a trained arbiter"):
-        PairOptions(target="T", draft="D").find_arbiter("bundled")
+        PairOptions(target="T", draft="D").find_arbiter(spec)
 
 
 @requires_weights

@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cospec.cli.options import BlockOptions, OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.cli.options import (
+    BUNDLED_ARBITERS,
+    BlockOptions,
+    OutputOptions,
+    PairOptions,
+    TaskOptions,
+    set_threads,
+)
 from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, check_writable, document, write_json
 
@@ -37,7 +44,7 @@ class CalibrateOptions(BlockOptions):
     """What to choose, and how."""
 
     arbiter: str = "bundled"
-    """The trained arbiter: its folder, or bundled."""
+    """The trained arbiter: its folder, bundled or bundled-hidden."""
     aim: Literal["accuracy", "speed", "guarantee"] = "accuracy"
     """accuracy: most right answers. speed: fewest target forwards per right answer, with no fewer
     right answers than the target. guarantee: the boldest threshold whose risk is certified."""
@@ -108,10 +115,11 @@ class Calibrate:
         name = options.name or options.aim
         check_writable(path, overwrite)
         set_threads(options.threads)
-        if options.arbiter != "bundled" and not Path(options.arbiter).is_dir():
+        is_bundled = options.arbiter in BUNDLED_ARBITERS
+        if not is_bundled and not Path(options.arbiter).is_dir():
             raise ConfigError(
                 f"arbiter is {options.arbiter!r}; it must be the folder of a trained arbiter, "
-                "where the operating point is written, or bundled."
+                f"where the operating point is written, or {' or '.join(BUNDLED_ARBITERS)}."
             )
         folder = Path(self.pair.find_arbiter(options.arbiter))
         check_point(folder, name, overwrite)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
 """By name: folders of the target and of the draft."""
+BUNDLED_ARBITERS = ("bundled", "bundled-hidden")
+"""Names of the trained arbiters that ship with each of them; the second sees hidden states."""
 
 
 def bundled_home() -> Path:
@@ -69,7 +71,8 @@ class PairOptions:
         """The spec that `load_arbiter` takes, checked before any model is loaded.
 
         Args:
-            spec: As given; ``bundled`` is the trained arbiter that ships with the bundled pair.
+            spec: As given; ``bundled`` is the trained arbiter that ships with the bundled pair,
+                ``bundled-hidden`` the one that sees the models' states as well.
 
         Raises:
             CospecError: There is no such arbiter.
@@ -77,11 +80,12 @@ class PairOptions:
         from cospec.arbiters import load_arbiter
 
         name, colon, knobs = spec.partition(":")
-        if name == "bundled":
-            folder = bundled_home() / "arbiters" / str(self.pair).partition(":")[2]
+        if name in BUNDLED_ARBITERS:
+            pair = str(self.pair).partition(":")[2]
+            folder = bundled_home() / "arbiters" / f"{pair}{name.removeprefix('bundled')}"
             if self.pair is None or not folder.is_dir():
                 raise ConfigError(
-                    f"--arbiter bundled needs a bundled pair that ships with a trained arbiter; "
+                    f"--arbiter {name} needs a bundled pair that ships with a trained arbiter; "
                     f"this is {self.pair or 'a pair of your own'}. Name a rule or a folder."
                 )
             spec = f"{folder}{colon}{knobs}"
@@ -174,7 +178,7 @@ class DecodeOptions(BlockOptions):
 
     arbiter: str = "lossless"
     """Who rules at mismatches: lossless, a rule such as gap:max_gap=1 or fly, the folder or hub id
-    of a trained arbiter, or bundled."""
+    of a trained arbiter, bundled or bundled-hidden."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class ArmOptions(BlockOptions):
 
     arbiter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An arbiter to compare with target, draft and lossless: a rule such as gap:max_gap=1, the
-    folder or hub id of a trained arbiter, or bundled; may be given several times."""
+    folder or hub id of a trained arbiter, bundled or bundled-hidden; may be given several times."""
 
 
 @dataclass(frozen=True)
