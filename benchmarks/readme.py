@@ -153,27 +153,6 @@ def oracle_agreement() -> str:
     return "\n".join(lines)
 
 
-def solution_learning(name: str) -> str:
-    """Held-out decisions of worked solutions that policies put right, by what they see."""
-    result = _read(name)
-    num_held = result["config"]["num_held_out"]
-    lines = [
-        "| rules by | learnt from | put right / spoiled | net | right of all |",
-        "| --- |" + " --- |" * 4,
-    ]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['name']} | {row['num_learnt']:,} | {row['won']} / {row['lost']} "
-            f"| {row['won'] - row['lost']} | {row['accuracy']:.1%} |"
-        )
-    right = result["config"]["num_draft_right"]
-    lines.append(
-        f"| always the target | 0 | 0 / 0 | 0 | {1 - right / num_held:.1%} |\n"
-        f"| whoever is right | | {right} / 0 | {right} | 100.0% |"
-    )
-    return "\n".join(lines)
-
-
 def variants(reference: str, names: tuple[str, ...]) -> str:
     """Arms of the slim evaluation of variants, each against the target and against one of them."""
     right, arms = {}, {}
@@ -324,8 +303,6 @@ BLOCKS = {
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
-    "solution_learning_family": partial(solution_learning, "solution_learning_family"),
-    "solution_learning_specialist": partial(solution_learning, "solution_learning_specialist"),
     "speed_all_family": partial(speeds, "speed_all_family"),
     "speed_all_specialist": partial(speeds, "speed_all_specialist"),
     "speed_family": partial(speeds, "speed_family"),
