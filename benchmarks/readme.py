@@ -286,8 +286,10 @@ FRONTIER = (
 BLOCKS = {
     "audits": audits,
     "bench_family": partial(bench, "bench_family"),
+    "bench_family_sampled": partial(bench, "bench_family_sampled"),
     "bench_real": partial(bench, "bench_real_gsm8k"),
     "bench_specialist": partial(bench, "bench_specialist"),
+    "bench_specialist_sampled": partial(bench, "bench_specialist_sampled"),
     "calibration": calibration,
     "demo": partial(comparison, "demo"),
     "eval_family": partial(comparison, "eval_family"),
