@@ -308,6 +308,7 @@ BLOCKS = {
     "speed_all_family": partial(speeds, "speed_all_family"),
     "speed_all_specialist": partial(speeds, "speed_all_specialist"),
     "speed_family": partial(speeds, "speed_family"),
+    "speed_family_hidden": partial(speeds, "speed_family_hidden"),
     "speed_specialist": partial(speeds, "speed_specialist"),
     "transfer": partial(transfer, "transfer"),
     "variants_changes": partial(variants, "all", CHANGES),
