@@ -220,6 +220,13 @@ def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(
     assert_same_state(last, whole)
 
 
+def test_solutions_that_settle_nothing_are_refused(pair, task) -> None:
+    it = solving(pair, task)
+    it.solved = [replace(example, metadata={"solution": "x" * 999}) for example in it.solved]
+    with pytest.raises(ConfigError, match="settle no mismatch"):
+        it.run()
+
+
 def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
     pair, task, tmp_path
 ) -> None:
@@ -235,7 +242,7 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
     with pytest.raises(ConfigError, match="solutions with another features; name"):
         solving(pair, task, solutions=path, features="hidden").run()
     path.write_text("no")
-    with pytest.raises(ConfigError, match="does not hold what was read"):
+    with pytest.raises(ConfigError, match="is not what was read of solutions"):
         solving(pair, task, solutions=path).run()
 
 

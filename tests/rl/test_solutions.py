@@ -109,6 +109,11 @@ def test_a_policy_learns_whose_token_was_right() -> None:
     assert is_right.float().mean() > 0.97
 
 
+def test_a_file_of_solutions_needs_their_number() -> None:
+    with pytest.raises(ConfigError, match="solutions is x and num_solutions is 0"):
+        TrainConfig(solutions="x")
+
+
 @pytest.mark.parametrize(
     "changes", [{"warm_start": "x"}, {"method": "gold"}, {"num_solutions": -1}]
 )

@@ -42,9 +42,32 @@ def write_dataset(
         "feature_names": json.dumps(list(feature_names)),
         "problem_ids": json.dumps([record["id"] for record in records]),
     }
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all."""
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata)
     part.replace(path)
+
+
+def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Args:
+        path: The file.
+        what: What it should be, for the error.
+
+    Raises:
+        ConfigError: It is no such file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} is not {what}: {error}.") from error
 
 
 def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
@@ -57,12 +80,8 @@ def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
     Raises:
         ConfigError: It is no such file, or holds other features.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            names = json.loads((file.metadata() or {}).get("feature_names", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} is not a data set of cospec audit: {error}.") from error
+    tensors, metadata = read_tensors(path, "a data set of cospec audit")
+    names = json.loads(metadata.get("feature_names", "null"))
     if names != list(feature_names):
         found = "none" if names is None else f"{len(names)} others"
         raise ConfigError(

@@ -132,6 +132,10 @@ class TrainConfig:
                 f"warm_start is for the methods rl and gold, and the method is {self.method}: an "
                 "audit does not tell what else it is taught."
             )
+        if self.solutions is not None and not self.num_solutions:
+            raise ConfigError(
+                f"solutions is {self.solutions} and num_solutions is 0: say how many it keeps."
+            )
         if self.num_solutions and (self.warm_start is not None or self.method != "rl"):
             raise ConfigError(
                 f"num_solutions is {self.num_solutions}, which goes with the method rl and without "

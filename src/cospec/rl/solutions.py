@@ -76,7 +76,8 @@ def encode_solutions(pair: ModelPair, task: Task, examples: Sequence[Example]) -
         else:
             ids = prompt
             whole = ids + tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
-        whole = [*whole, min(pair.eos_token_ids)] if pair.eos_token_ids else whole
+        if tokenizer.eos_token_id is not None:
+            whole = [*whole, tokenizer.eos_token_id]
         if len(whole) <= pair.context_length:
             found.append(Solution(whole, len(ids)))
     return found
@@ -100,7 +101,7 @@ def solution_decisions(
         Features, (N, F) float32, and whose token is the solution's, (N,): 1 for the draft's, -1 for
         the target's. Places at which it is neither's are left out.
     """
-    found = []
+    found = [(torch.empty(0, len(features.names)), torch.empty(0))]
     vocab_size = pair.target.config.get_text_config().vocab_size
     waiting = sorted(solutions, key=lambda one: len(one.ids))
     while waiting:
@@ -149,7 +150,8 @@ def _decisions(
         **_states(p, q, rows, at),
     )
     is_draft = d[rows, at] == right[rows, at]
-    return features(batch).clone(), torch.where(is_draft, 1.0, -1.0)
+    # Learnt from on the CPU, and, unlike what inference mode makes, with gradients.
+    return features(batch).cpu().clone(), torch.where(is_draft, 1.0, -1.0).cpu().clone()
 
 
 def _states(p: Output, q: Output, rows: Tensor, at: Tensor) -> dict[str, Tensor]:

@@ -8,10 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from cospec.bench.dataset import read_dataset
+from cospec.bench.dataset import read_dataset, read_tensors, write_tensors
 from cospec.errors import ConfigError
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.updates import Decisions, imitate
@@ -63,8 +61,16 @@ def learn_from_solutions(trainer: Trainer) -> Json:
     """Learn whose token is that of the worked solutions; the result is what rounds start from.
 
     They are not learnt from again in the rounds: `TrainConfig.kl_weight` holds on to them.
+
+    Raises:
+        ConfigError: They settle nothing, or the file that keeps them does not fit.
     """
     features, delta = _decisions(trainer)
+    if not len(delta):
+        raise ConfigError(
+            "the worked solutions settle no mismatch: these two models agree along them, or write "
+            "neither's tokens, or the context holds none; set num_solutions to 0."
+        )
     trainer.policy.normalise_by(features, math.inf)
     loss = imitate(trainer.policy, features, delta, trainer.config)
     trainer.start.load_state_dict(trainer.policy.state_dict())
@@ -72,50 +78,33 @@ def learn_from_solutions(trainer: Trainer) -> Json:
 
 
 def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """Those of all solutions, from the file that keeps them if it is whole.
-
-    Raises:
-        ConfigError: The file is of another pair, task or number, or shows other features.
-    """
+    """Those of all solutions, from the file that keeps them as far as they were read."""
     path = trainer.config.solutions
     if path is None and trainer.folder is not None:
         path = trainer.folder / "solutions.safetensors"
-    features = trainer.arbiter.features
+    pair, features = trainer.pair, trainer.arbiter.features
     about = {
-        "pair": trainer.pair.fingerprint,
+        "pair": f"{pair.fingerprint} {pair.target.dtype}",
         "task": trainer.task.name,
         "num_solutions": str(trainer.config.num_solutions),
         "features": json.dumps(features.to_dict()),
     }
-    solutions = encode_solutions(trainer.pair, trainer.task, trainer.solved)
-    num_read, seen, delta = _kept(path, about)
-    parts = [(seen, delta)] if num_read else []
-    while num_read < len(solutions):
-        some = solutions[num_read : num_read + _SLICE]
-        found = solution_decisions(trainer.pair, features, some, trainer.player.on_finished)
-        seen, delta = (torch.cat(both) for both in zip(*parts, found, strict=True))
-        parts, num_read = [(seen, delta)], num_read + len(some)
+    num_read, seen, delta = 0, torch.empty(0, len(features.names)), torch.empty(0)
+    if path is not None and path.exists():
+        tensors, kept = read_tensors(path, "what was read of solutions")
+        if unlike := [key for key, value in about.items() if kept.get(key) != value]:
+            raise ConfigError(
+                f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
+                "name another file, or repeat the command that made it."
+            )
+        num_read, seen, delta = int(kept["num_read"]), tensors["features"], tensors["delta"]
+    while num_read < len(trainer.solved):
+        some = trainer.solved[num_read : num_read + _SLICE]
+        solutions = encode_solutions(pair, trainer.task, some)
+        found = solution_decisions(pair, features, solutions, trainer.player.on_finished)
+        seen, delta = torch.cat([seen, found[0]]), torch.cat([delta, found[1]])
+        num_read += len(some)
         if path is not None:
-            part = path.with_name(path.name + ".part")
             tensors = {"features": seen, "delta": delta}
-            save_file(tensors, part, about | {"num_read": str(num_read)})
-            part.replace(path)
+            write_tensors(path, tensors, about | {"num_read": str(num_read)})
     return seen, delta
-
-
-def _kept(path: Path | None, about: dict[str, str]) -> tuple[int, Tensor, Tensor]:
-    """How many solutions a file holds the decisions of, and these."""
-    if path is None or not path.exists():
-        return 0, torch.empty(0), torch.empty(0)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} does not hold what was read of solutions: {error}.") from error
-    if unlike := [key for key, value in about.items() if metadata.get(key) != value]:
-        raise ConfigError(
-            f"{path} holds what was read of solutions with another {' and '.join(unlike)}; name "
-            "another file, or repeat the command that made it."
-        )
-    return int(metadata["num_read"]), tensors["features"], tensors["delta"]
