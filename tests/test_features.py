@@ -142,14 +142,14 @@ def test_all_at_once_they_are_what_they_are_one_by_one() -> None:
         torch.testing.assert_close(found[row, : len(expected)], expected, rtol=2e-5, atol=2e-5)
 
 
-def test_hidden_features_are_the_scalars_and_the_states_the_models_judged_from() -> None:
+def test_hidden_features_are_the_scalars_the_states_and_the_embeddings_of_both_tokens() -> None:
     """Each state is recomputed from scratch; the two models have states of different widths."""
     target = random_model("opt", word_embed_proj_dim=24)  # which is what its head reads
     pair = ModelPair(target, random_model("llama", seed=1, hidden_size=16))
     features = make_features("hidden", pair)
-    assert features.hidden_sizes == (24, 16) and features.num_hidden == 2 * 24 + 16
-    assert len(set(features.names)) == len(features.names) == len(SCALAR_NAMES) + 64
-    assert features.names[-1] == "draft_hidden_15"
+    assert features.hidden_sizes == (24, 16) and features.num_hidden == 4 * 24 + 16
+    assert len(set(features.names)) == len(features.names) == len(SCALAR_NAMES) + 112
+    assert features.names[-1] == "target_embedding_23"
     engine = Engine(pair, Observed(AlwaysTarget(), features), num_speculative_tokens=3)
     (done,) = engine.generate(some_prompts(1), SamplingConfig(max_new_tokens=8))
     head = {name: getattr(pair, name).get_output_embeddings() for name in ("target", "draft")}
@@ -168,16 +168,18 @@ def test_hidden_features_are_the_scalars_and_the_states_the_models_judged_from()
         text = [*done.prompt_ids, *done.token_ids[: m.position]]
         expected = [state("target", text), state("target", [*text, m.draft_id])]
         expected.append(state("draft", text))
+        expected += target.get_input_embeddings().weight[[m.draft_id, m.target_id]]
         found = m.features
         assert found.shape == (len(features.names),)
-        torch.testing.assert_close(found[-64:], torch.cat(expected), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[-112:], torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_the_hidden_spec_is_bound_to_the_widths() -> None:
     kinds = torch.zeros(VOCAB, dtype=torch.int64)
     specs = [HiddenFeatures(kinds, sizes) for sizes in [(4, 2), (2, 4), (4, 3), (4, 2)]]
+    specs += [HiddenFeatures(kinds, (4, 2), torch.zeros(VOCAB, width)) for width in (4, 2)]
     hashes = [spec.to_dict()["hash"] for spec in [*specs, ScalarFeatures(kinds)]]
-    assert len(set(hashes)) == 4 and hashes[0] == hashes[3]
+    assert len(set(hashes)) == 6 and hashes[0] == hashes[3]
     assert Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN in specs[0].needs
     assert not (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN) & ScalarFeatures(kinds).needs
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 
 import torch
 
@@ -109,6 +109,10 @@ class ScalarFeatures:
                 kinds[i] = KINDS.index(kind_of(str(tokenizer.decode([i]))))
         return ScalarFeatures(kinds)
 
+    def on(self, pair: ModelPair) -> Self:
+        """The same features with what they look up on the device of a pair."""
+        return replace(self, kinds=self.kinds.to(pair.target.device))
+
     def __call__(self, batch: MismatchBatch) -> Tensor:
         """The features of each mismatch, (M, F) float32, all finite if the logits are."""
         logs = torch.stack([batch.log_p, batch.log_q], dim=1)  # (M, 2, V): p and q
@@ -143,15 +147,19 @@ class ScalarFeatures:
 
 @dataclass(frozen=True)
 class HiddenFeatures(ScalarFeatures):
-    """The ``hidden`` spec, version 1: the scalars, then last hidden states.
+    """The ``hidden`` spec, version 2: the scalars, last hidden states, embeddings of both tokens.
 
-    They are the target's before and after it read the drafted token, and the draft's.
+    The states are the target's before and after it read the drafted token, and the draft's; the
+    embeddings are the target's. Version 1, which older checkpoints have, has no embeddings.
 
     Attributes:
         hidden_sizes: Widths of the target's and the draft's states.
+        embeddings: The target's of all tokens, (V, E); (0, E) until it is known of which pair; None
+            in version 1.
     """
 
     hidden_sizes: tuple[int, int]
+    embeddings: Tensor | None = None
 
     needs = SCALAR_NEEDS | Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
 
@@ -160,20 +168,33 @@ class HiddenFeatures(ScalarFeatures):
         """Of the F features, in order."""
         target, draft = self.hidden_sizes
         widths = {"target_hidden": target, "target_hidden_after": target, "draft_hidden": draft}
+        if self.embeddings is not None:
+            width = self.embeddings.shape[1]
+            widths |= {"draft_embedding": width, "target_embedding": width}
         states = (f"{name}_{i}" for name, width in widths.items() for i in range(width))
         return (*SCALAR_NAMES, *states)
+
+    def on(self, pair: ModelPair) -> Self:
+        """The same features with the embeddings of a pair, on its device."""
+        embeddings = None if self.embeddings is None else _embeddings(pair)
+        return replace(super().on(pair), embeddings=embeddings)
 
     def __call__(self, batch: MismatchBatch) -> Tensor:
         """The features of each mismatch, (M, F) float32."""
         before, after, draft = batch.target_hidden, batch.target_hidden_after, batch.draft_hidden
         assert before is not None and after is not None, "declare Needs.TARGET_HIDDEN"
         assert draft is not None, "declare Needs.DRAFT_HIDDEN"
-        states = (state.float() for state in (before, after, draft))
-        return torch.cat([super().__call__(batch), *states], dim=1)
+        states = [before, after, draft]
+        if self.embeddings is not None:
+            states += [self.embeddings[batch.draft_ids], self.embeddings[batch.target_ids]]
+        return torch.cat([super().__call__(batch), *(state.float() for state in states)], dim=1)
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The spec as a saved arbiter records it: the names of states follow from the widths."""
-        return super().to_dict() | {"spec": "hidden", "hidden_sizes": list(self.hidden_sizes)}
+        sizes: dict[str, Any] = {"hidden_sizes": list(self.hidden_sizes)}
+        if self.embeddings is not None:
+            sizes["embedding_size"] = self.embeddings.shape[1]
+        return super().to_dict() | {"spec": "hidden"} | sizes
 
 
 def make_features(spec: FeatureSpec, pair: ModelPair) -> ScalarFeatures:
@@ -190,7 +211,14 @@ def make_features(spec: FeatureSpec, pair: ModelPair) -> ScalarFeatures:
         return scalar
     heads = [model.get_output_embeddings() for model in (pair.target, pair.draft)]  # type: ignore[no-untyped-call]
     target, draft = (head.weight.shape[1] for head in heads)
-    return HiddenFeatures(scalar.kinds, (target, draft))
+    return HiddenFeatures(scalar.kinds, (target, draft), _embeddings(pair))
+
+
+def _embeddings(pair: ModelPair) -> Tensor:
+    """The target's embeddings of all tokens, (V, E)."""
+    table = pair.target.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    return table.detach()
 
 
 def _lookahead(batch: MismatchBatch) -> list[Tensor]:

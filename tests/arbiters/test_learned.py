@@ -287,9 +287,11 @@ def with_states(batch: MismatchBatch, **changes: torch.Tensor) -> MismatchBatch:
     return replace(batch, **states | changes)
 
 
-def hidden(pair: ModelPair) -> LearnedArbiter:
+def hidden(pair: ModelPair, version: int = 2) -> LearnedArbiter:
     """An arbiter that rules by hidden states, of a pair; it keeps half of what `mismatches` has."""
     features = make_features("hidden", pair)
+    if version == 1:
+        features = replace(features, embeddings=None)
     shape = PolicyConfig(hidden_projection=5)
     network = Policy(len(features.names), shape, num_hidden=features.num_hidden)
     with torch.no_grad():
@@ -562,12 +564,23 @@ def test_an_arbiter_with_hidden_states_is_bound_to_its_pair(tmp_path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["features"]["spec"] == "hidden"
     assert config["features"]["hidden_sizes"] == [32, 32]
+    assert config["features"]["embedding_size"] == 32
     assert config["features"]["names"] == list(SCALAR_NAMES), "those of states follow"
     with pytest.raises(ArbiterError, match=r"hidden states of the pair.*bundled:tiny.*same dtype"):
         LearnedArbiter.load(tmp_path, family_pair("qwen2"))
     change_config(tmp_path, pair=None)
     with pytest.raises(ArbiterError, match="not recorded"):
         LearnedArbiter.load(tmp_path, pair)
+
+
+def test_an_arbiter_whose_features_are_of_version_1_is_read(tmp_path) -> None:
+    """It was saved before embeddings were among the hidden features."""
+    pair, batch = family_pair("llama"), with_states(mismatches())
+    it = hidden(pair, version=1)
+    it.save(tmp_path)
+    assert "embedding_size" not in (tmp_path / "config.json").read_text()
+    again = LearnedArbiter.load(tmp_path, pair)
+    assert torch.equal(it.rule(batch).score, again.rule(batch).score)
 
 
 def test_an_arbiter_with_hidden_states_does_not_rule_on_a_pair_that_nobody_checked(

@@ -62,10 +62,6 @@ def test_decisions_are_those_that_decoding_meets(pair, spec) -> None:
     expected, worth = met(pair, features, one)
     assert {-1.0, 1.0} == set(worth)
     assert delta.tolist() == worth
-    if spec == "hidden":
-        width = features.hidden_sizes[0]
-        first = len(SCALAR_NAMES) + width
-        expected[:, first : first + width] = 0  # the target has not read the draft's token
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
 
 

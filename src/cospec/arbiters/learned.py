@@ -177,7 +177,7 @@ class LearnedArbiter:
             raise CheckpointError(f"{folder}: the weights do not fit the config: {error}") from None
         if pair is not None:
             policy.to(pair.target.device)
-            features = replace(features, kinds=features.kinds.to(pair.target.device))
+            features = features.on(pair)
         label = str(config.get("name", folder.name))
         rate = _saved_rate(config) if max_mismatch_rate is None else max_mismatch_rate
         it = cls(policy.eval(), features, threshold, rate, label, about=config, notes=notes)
@@ -255,8 +255,11 @@ def _saved_features(
     kinds: torch.Tensor,
 ) -> ScalarFeatures:
     """The features of a checkpoint, if this version makes the same ones."""
-    sizes = saved.get("hidden_sizes")
-    features = HiddenFeatures(kinds, (sizes[0], sizes[1])) if sizes else ScalarFeatures(kinds)
+    features = ScalarFeatures(kinds)
+    if sizes := saved.get("hidden_sizes"):
+        width = saved.get("embedding_size")  # version 1 has none
+        embeddings = None if width is None else torch.empty(0, width)
+        features = HiddenFeatures(kinds, (sizes[0], sizes[1]), embeddings)
     ours = features.to_dict()
     if saved["hash"] != ours["hash"]:
         raise ArbiterError(
@@ -297,8 +300,9 @@ def _missing(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | 
             return key
     sizes = config["features"].get("hidden_sizes", [0, 0])  # scalar has none
     is_sound = isinstance(sizes, list) and [type(size) for size in sizes] == [int, int]
-    if "hash" not in config["features"] or not is_sound:
-        return "features.hash or features.hidden_sizes"
+    width = config["features"].get("embedding_size", 0)
+    if "hash" not in config["features"] or not is_sound or type(width) is not int or width < 0:
+        return "features.hash, features.hidden_sizes or features.embedding_size"
     if unknown := set(config["policy"]) - {f.name for f in fields(PolicyConfig)}:
         return f"policy (unknown: {', '.join(sorted(unknown))})"
     numbers = {

@@ -183,6 +183,7 @@ class CachedModel:
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         self._cache = _RaggedCache()
+        self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
         """Make room for rows 0 to `num_rows` - 1 of up to `num_slots` tokens each."""
@@ -261,8 +262,7 @@ class CachedModel:
         if not self.capture_hidden:
             return Output(self.model(**arguments).logits, None)
         captured: list[Tensor] = []
-        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        hook = self._head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
             logits = self.model(**arguments).logits
         finally:

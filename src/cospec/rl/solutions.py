@@ -101,7 +101,7 @@ def solution_decisions(
         Features, (N, F) float32, and whose token is the solution's, (N,): 1 for the draft's, -1 for
         the target's. Places at which it is neither's are left out.
     """
-    found = [(torch.empty(0, len(features.names)), torch.empty(0))]
+    found = [_nothing(features)]
     vocab_size = pair.target.config.get_text_config().vocab_size
     waiting = sorted(solutions, key=lambda one: len(one.ids))
     while waiting:
@@ -127,13 +127,23 @@ def _decisions(
         for numbers in zip(*((one.num_prompt_tokens, len(one.ids)) for one in part), strict=True)
     )
     sees_hidden = features.num_hidden > 0
-    p, q = (_read(model, ids, sees_hidden) for model in (pair.target, pair.draft))
+    target, p = _read(pair.target, ids, sees_hidden)
+    _, q = _read(pair.draft, ids, sees_hidden)
     target_ids, draft_ids = p.logits.argmax(dim=-1), q.logits.argmax(dim=-1)
     place = torch.arange(ids.shape[1] - 1, device=device)  # the token behind it is judged
     is_answer = (place >= num_prompt - 1) & (place < num_all - 1)
     right, t, d = ids[:, 1:], target_ids[:, :-1], draft_ids[:, :-1]
     rows, at = (is_answer & (t != d) & ((t == right) | (d == right))).nonzero(as_tuple=True)
+    if not len(rows):
+        return _nothing(features)
     none = torch.zeros_like(rows)
+    states = {}
+    if p.hidden is not None and q.hidden is not None:
+        states = {
+            "target_hidden": p.hidden[rows, at],
+            "target_hidden_after": _states_after(target, ids.shape[1], rows, at, d[rows, at]),
+            "draft_hidden": q.hidden[rows, at],
+        }
     batch = MismatchBatch(
         rows=rows,
         block_positions=none,
@@ -147,29 +157,57 @@ def _decisions(
         draft_logits=q.logits[rows, at],
         lookahead_matches=rows.new_zeros(len(rows), 0, dtype=torch.bool),
         lookahead_log_p=torch.zeros(len(rows), 0, device=device),
-        **_states(p, q, rows, at),
+        **states,
     )
     is_draft = d[rows, at] == right[rows, at]
     # Learnt from on the CPU, and, unlike what inference mode makes, with gradients.
     return features(batch).cpu().clone(), torch.where(is_draft, 1.0, -1.0).cpu().clone()
 
 
-def _states(p: Output, q: Output, rows: Tensor, at: Tensor) -> dict[str, Tensor]:
-    """Hidden states at the mismatches, if they were asked for; what follows one is not known."""
-    if p.hidden is None or q.hidden is None:
-        return {}
-    before = p.hidden[rows, at]
-    return {
-        "target_hidden": before,
-        "target_hidden_after": torch.zeros_like(before),
-        "draft_hidden": q.hidden[rows, at],
-    }
+def _nothing(features: ScalarFeatures) -> tuple[Tensor, Tensor]:
+    """No decisions."""
+    return torch.empty(0, len(features.names)), torch.empty(0)
 
 
-def _read(model: PreTrainedModel, ids: Tensor, sees_hidden: bool) -> Output:
-    """Logits and last hidden states of whole texts (B, T), as the engine would see them."""
+def _states_after(
+    target: CachedModel, num_read: int, rows: Tensor, at: Tensor, draft_ids: Tensor
+) -> Tensor:
+    """The target's hidden states behind the draft's tokens, (M, H).
+
+    Each is read into the cache of the whole texts, over the token that the solution has there. What
+    the text has later must not see it, so the last mismatch of each row is read first.
+
+    Args:
+        target: Has read B whole texts, and has room for one token more.
+        num_read: Tokens of each text with padding, T.
+        rows: Rows of the mismatches, in order, (M,).
+        at: The last places before them, rising in each row, (M,).
+        draft_ids: What is read, (M,).
+    """
+    turn = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+    num_turns = int(turn.max()) + 1
+    shape = int(rows[-1]) + 1, num_turns
+    starts = rows.new_full(shape, num_read)  # a row without a mismatch reads something at its end
+    starts[rows, turn] = at + 1
+    tokens = torch.zeros_like(starts)
+    tokens[rows, turn] = draft_ids
+    hidden = []
+    for i in reversed(range(num_turns)):
+        window = target.window(starts[:, i], 1, num_read + 1)
+        states = target.read(tokens[:, i : i + 1], window).hidden
+        assert states is not None, "capture hidden states"
+        hidden.append(states[:, 0])
+    return torch.stack(hidden[::-1], dim=1)[rows, turn]
+
+
+def _read(model: PreTrainedModel, ids: Tensor, sees_hidden: bool) -> tuple[CachedModel, Output]:
+    """Logits and last hidden states of whole texts (B, T), as the engine would see them.
+
+    With them comes the model with a cache of the texts that has room for one token more.
+    """
     cached = CachedModel(model, capture_hidden=sees_hidden)
-    cached.reserve(*ids.shape)
-    starts = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    window = cached.window(starts, ids.shape[1], ids.shape[1])
-    return cached.read(ids, window, num_logits=ids.shape[1])
+    num_rows, num_tokens = ids.shape
+    cached.reserve(num_rows, num_tokens + 1)
+    starts = torch.zeros(num_rows, dtype=torch.int64, device=ids.device)
+    window = cached.window(starts, num_tokens, num_tokens)
+    return cached, cached.read(ids, window, num_logits=num_tokens)
