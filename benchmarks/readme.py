@@ -105,13 +105,15 @@ def bench(name: str) -> str:
     ]
     for arm in cell["arms"]:
         low, high = arm["accuracy_ci95"]
-        knob = f" ({arm['knob']})" if arm["knob"] else ""
+        said = [f"k={arm['k']}"] if arm["k"] else []
+        said += [arm["knob"]] if arm["knob"] else []
+        setting = f" ({', '.join(said)})" if said else ""
         rival = arm["vs_rival"]
         against = "not tuned"
         if rival is not None:
             against = f"{rival['wins']} / {rival['losses']}, p {rival['mcnemar_p']:.2g}"
         lines.append(
-            f"| {arm['name']}{knob} "
+            f"| {arm['name']}{setting} "
             f"| {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) | {arm['wins']} / {arm['losses']} "
             f"| {arm['mcnemar_p']:.2g} | {against} | {arm['speedup_vs_target']:.2f}x "
             f"| {arm['speedup_vs_lossless']:.2f}x | {arm['target_forwards_per_token']:.3f} "
