@@ -605,6 +605,15 @@ def test_widths_that_are_not_those_it_was_trained_with_are_refused(sizes, tmp_pa
         LearnedArbiter.load(tmp_path)
 
 
+@pytest.mark.parametrize("size", [31, "wide", 32.0, -1, None])
+def test_a_width_of_embeddings_that_is_not_that_of_training_is_refused(size, tmp_path) -> None:
+    hidden(family_pair("llama")).save(tmp_path)
+    features = json.loads((tmp_path / "config.json").read_text())["features"]
+    change_config(tmp_path, features=features | {"embedding_size": size})
+    with pytest.raises((ArbiterError, CheckpointError), match=r"other features|embedding_size"):
+        LearnedArbiter.load(tmp_path)
+
+
 # --- by spec -----------------------------------------------------------------------------------
 
 
