@@ -141,6 +141,25 @@ def speeds(name: str) -> str:
     return "\n".join(lines)
 
 
+def solution_learning() -> str:
+    """Hidden features by what they tell of decisions of solutions that were held out."""
+    result = _read("solution_learning_specialist")
+    seen: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        seen.setdefault(row["seen"], []).append(row)
+    lines = [
+        f"| the policy sees beside the scalars | decisions learnt from | net, of "
+        f"{result['num_draft_right']} | right |",
+        "| --- |" + " --- |" * 3,
+    ]
+    for name, rows in seen.items():
+        nets = ", ".join(str(row["net"]) for row in rows)
+        right = sum(row["right"] for row in rows) / len(rows)
+        beside = "nothing" if name == "scalars" else name
+        lines.append(f"| {beside} | {rows[0]['num_decisions']} | {nets} | {right:.1%} |")
+    return "\n".join(lines)
+
+
 def oracle_agreement() -> str:
     """How near the trained arbiters come to the oracle."""
     result = _read("oracle_agreement_specialist")
@@ -310,6 +329,7 @@ BLOCKS = {
     "speed_all_family": partial(speeds, "speed_all_family"),
     "speed_all_specialist": partial(speeds, "speed_all_specialist"),
     "speed_family": partial(speeds, "speed_family"),
+    "solution_learning": solution_learning,
     "speed_family_hidden": partial(speeds, "speed_family_hidden"),
     "speed_specialist": partial(speeds, "speed_specialist"),
     "transfer": partial(transfer, "transfer"),
