@@ -331,6 +331,7 @@ BLOCKS = {
     "speed_family": partial(speeds, "speed_family"),
     "solution_learning": solution_learning,
     "speed_family_hidden": partial(speeds, "speed_family_hidden"),
+    "speed_specialist_hidden": partial(speeds, "speed_specialist_hidden"),
     "speed_specialist": partial(speeds, "speed_specialist"),
     "transfer": partial(transfer, "transfer"),
     "variants_changes": partial(variants, "all", CHANGES),
