@@ -37,7 +37,7 @@ def test_the_data_set_can_hold_the_states_of_the_models(tiny, problems, tmp_path
     command += ["--max-new-tokens", 8, "--max-k", 1, "--cost-batch-sizes", 1, "--no-oracle"]
     tiny(*command, "--features", "hidden", "--dataset", data)
     states = load_file(data)["features"][:, len(SCALAR_NAMES) :]
-    assert states.shape[0] > 0 and states.shape[1] == 3 * 32, "the tiny models are 32 wide"
+    assert states.shape[0] > 0 and states.shape[1] == 5 * 32, "the tiny models are 32 wide"
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch) -> None:
