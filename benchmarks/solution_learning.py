@@ -14,14 +14,14 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.bench.dataset import read_tensors
 from cospec.features import SCALAR_NAMES, HiddenFeatures
-from cospec.results import Provenance, document, write_json
+from cospec.results import Json, Provenance, document, write_json
 from cospec.rl.config import TrainConfig
 from cospec.rl.updates import imitate
 
@@ -42,10 +42,15 @@ SHARES = (0.25, 0.5)
 """Of the decisions, learnt from with all features."""
 _POLICY = PolicyConfig(hidden_projection=128, hidden_size=256, num_layers=2, dropout=0.5)
 _CHUNK = 100
-"""Neighbours are of the same problems: they are held out together."""
+"""Neighbours may be of one problem: they are held out together, but for those at the ends."""
 
 
-def judge(config: TrainConfig, known: Any, held_out: Any, is_used: Tensor) -> dict[str, Any]:
+def judge(
+    config: TrainConfig,
+    known: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    is_used: Tensor,
+) -> Json:
     """Learn from decisions, features (N, F) and delta (N,), and count on others."""
     features, delta = known
     num_hidden = features.shape[1] - len(SCALAR_NAMES)

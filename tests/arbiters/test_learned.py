@@ -596,6 +596,19 @@ def test_an_arbiter_with_hidden_states_does_not_rule_on_a_pair_that_nobody_check
     assert decode(pair, load_arbiter(str(tmp_path), pair))
 
 
+@pytest.mark.parametrize(("k", "batch_size"), [(1, 1), (4, 3), (9, 8)])
+def test_an_arbiter_with_hidden_states_that_keeps_nothing_is_lossless(k, batch_size) -> None:
+    """Catching the states changes nothing of what the models say."""
+    pair = family_pair("llama")
+    prompts, sampling = some_prompts(5), SamplingConfig(max_new_tokens=24)
+    it = hidden(pair).with_threshold(1.0)
+    engine = Engine(pair, it, num_speculative_tokens=k, max_batch_size=batch_size)
+    done = engine.generate(prompts, sampling)
+    alone = Engine.target_only(pair).generate(prompts, sampling)
+    assert [one.token_ids for one in done] == [one.token_ids for one in alone]
+    assert sum(one.stats.num_mismatches for one in done) > 0
+
+
 @pytest.mark.parametrize(
     "widths",
     [
