@@ -69,6 +69,9 @@ OF_THE_DRAFT = ("log_q_draft", "entropy_q", "margin_q")
 """Those that the draft alone tells before the target has read anything; besides them the kind of
 its token and its hidden state, whose names begin with ``draft_``."""
 
+OF_A_JUDGE = ("target_hidden_after_", "draft_hidden_")
+"""How the names begin of the states that AutoJudge (2504.20039) looks at, and of nothing else."""
+
 FLOOR = -20.0
 SCALAR_NEEDS = Needs.LOGITS | Needs.LOOKAHEAD
 
@@ -94,6 +97,11 @@ class ScalarFeatures:
     def is_of_draft(self) -> Tensor:
         """Whether each feature is known before the target has read anything, (F,) bool."""
         return torch.tensor([n.startswith("draft_") or n in OF_THE_DRAFT for n in self.names])
+
+    @property
+    def is_of_judge(self) -> Tensor:
+        """Whether each feature is one that AutoJudge looks at, (F,) bool; none of the scalars."""
+        return torch.tensor([name.startswith(OF_A_JUDGE) for name in self.names])
 
     @property
     def num_hidden(self) -> int:

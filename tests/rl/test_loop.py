@@ -889,6 +889,21 @@ def test_r2r_decides_by_what_the_draft_alone_tells(pair, task, spec) -> None:
     assert any(m.any() for m in moved)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_autojudge_with_states_decides_by_those_behind_the_token_alone(pair, task, kind) -> None:
+    it = trainer(pair, task, method="autojudge", features="hidden", policy=PolicyConfig(kind=kind))
+    it.play_round()
+    features, *_ = it.replay[-1]
+    names = it.arbiter.features.names
+    judged = ("target_hidden_after_", "draft_hidden_")
+    is_seen = torch.tensor([name.startswith(judged) for name in names])
+    assert 0 < is_seen.sum() < len(names)
+    with torch.no_grad():
+        logits = it.policy(features)
+        assert torch.equal(it.policy(torch.where(is_seen, features, features + 3)), logits)
+        assert (it.policy(torch.where(is_seen, features + 3, features)) != logits).any()
+
+
 def test_reinforce_learns_without_a_branch(table, tmp_path) -> None:
     it = learner(
         table, letters(tmp_path, Y_WINS), method="reinforce", group_size=8, group_weight=0.0

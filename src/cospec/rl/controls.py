@@ -25,6 +25,7 @@ from cospec.tasks.extract import all_numbers, same_number
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cospec.features import ScalarFeatures
     from cospec.rl.config import Method
     from cospec.tasks.base import Score
 
@@ -55,6 +56,19 @@ def same_meaning(one: str, other: str) -> bool:
         return all(same_number(a, b) for a, b in zip_longest(*numbers))
     ours, theirs = (re.sub(r"[\W_]", "", sentence).casefold() for sentence in sentences)
     return ours == theirs
+
+
+def is_used(method: Method, features: ScalarFeatures) -> Tensor | None:
+    """Which features a control may look at, (F,) bool; None for all.
+
+    R2R sees what the draft alone tells. AutoJudge sees the two models' states where there are any,
+    and is compared on our features where there are none.
+    """
+    if method == "r2r":
+        return features.is_of_draft
+    if method == "autojudge" and features.num_hidden:
+        return features.is_of_judge
+    return None
 
 
 def labels(

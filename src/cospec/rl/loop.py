@@ -20,6 +20,7 @@ from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import Policy
 from cospec.errors import ConfigError
 from cospec.features import make_features
+from cospec.rl import controls
 from cospec.rl.config import ON_TARGET_PATH
 from cospec.rl.losses import baseline_advantages, group_advantages, has_spread
 from cospec.rl.metrics import branch_gain, guard, round_metrics
@@ -134,7 +135,7 @@ class Trainer:
                 )
             # No override precedes what the target's path shows; once the policy rules, some do.
             spread = math.inf if self.config.method in ON_TARGET_PATH else 1.0
-            is_used = self.arbiter.features.is_of_draft if self.config.method == "r2r" else None
+            is_used = controls.is_used(self.config.method, self.arbiter.features)
             self.policy.normalise_by(torch.stack(seen), spread, is_used)
             self.start.load_state_dict(self.policy.state_dict())
         gain = branch_gain(self.policy, branches) / size
