@@ -237,13 +237,29 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
     other.solved = []  # nothing is left to read
     other.run()
     assert torch.equal(one.policy.mean, other.policy.mean)
-    with pytest.raises(ConfigError, match="solutions with another num_solutions; name"):
+    with pytest.raises(ConfigError, match="of 3 solutions, and num_solutions is 2; name another"):
         solving(pair, task, solutions=path, num_solutions=2).run()
     with pytest.raises(ConfigError, match="solutions with another features; name"):
         solving(pair, task, solutions=path, features="hidden").run()
     path.write_text("no")
     with pytest.raises(ConfigError, match="is not what was read of solutions"):
         solving(pair, task, solutions=path).run()
+
+
+def test_a_file_of_few_solutions_is_gone_on_with_for_more(
+    pair, task, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("cospec.rl.warm._SLICE", 1)
+    path, whole = tmp_path / "read.safetensors", tmp_path / "whole.safetensors"
+    few = solving(pair, task, solutions=path, num_solutions=2, num_rounds=0)
+    few.solved = few.solved[:2]
+    few.run()
+    more, all_at_once = (solving(pair, task, solutions=p, num_rounds=0) for p in (path, whole))
+    more.run()
+    all_at_once.run()
+    numbers = [t.history[0]["num_solution_decisions"] for t in (few, more, all_at_once)]
+    assert 0 < numbers[0] < numbers[1] == numbers[2]
+    assert_same_state(more, all_at_once)
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:

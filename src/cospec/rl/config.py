@@ -74,8 +74,8 @@ class TrainConfig:
     one reading of each tells whose token is the solution's wherever the models differ. Tens of
     thousands of them let hidden states pay. They are the same for every seed."""
     solutions: Path | None = None
-    """File that keeps what was read of them, for other runs as well; by default in the run's
-    folder."""
+    """File that keeps what was read of them, for other runs as well, which can ask for more; by
+    default in the run's folder."""
     num_solution_epochs: int = 40
     """Passes over what the worked solutions tell."""
     seed: int = 0

@@ -78,7 +78,10 @@ def learn_from_solutions(trainer: Trainer) -> Json:
 
 
 def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """Those of all solutions, from the file that keeps them as far as they were read."""
+    """Those of all solutions, from the file that keeps them as far as they were read.
+
+    More solutions begin with those that fewer are, so that a later run can go on in the same file.
+    """
     path = trainer.config.solutions
     if path is None and trainer.folder is not None:
         path = trainer.folder / "solutions.safetensors"
@@ -86,7 +89,6 @@ def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
     about = {
         "pair": f"{pair.fingerprint} {pair.target.dtype}",
         "task": trainer.task.name,
-        "num_solutions": str(trainer.config.num_solutions),
         "features": json.dumps(features.to_dict()),
     }
     num_read, seen, delta = 0, torch.empty(0, len(features.names)), torch.empty(0)
@@ -98,6 +100,11 @@ def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
                 "name another file, or repeat the command that made it."
             )
         num_read, seen, delta = int(kept["num_read"]), tensors["features"], tensors["delta"]
+    if num_read > trainer.config.num_solutions:
+        raise ConfigError(
+            f"{path} holds what was read of {num_read} solutions, and num_solutions is "
+            f"{trainer.config.num_solutions}; name another file, or learn from all that it holds."
+        )
     while num_read < len(trainer.solved):
         some = trainer.solved[num_read : num_read + _SLICE]
         solutions = encode_solutions(pair, trainer.task, some)
