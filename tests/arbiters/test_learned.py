@@ -164,6 +164,44 @@ def test_dropout_takes_a_generator_and_is_off_without_one() -> None:
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.04)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_a_correction_begins_as_none_and_takes_up_what_was_left_out(kind) -> None:
+    plain, it = (policy(kind=kind, correction=on) for on in (False, True))
+    first, last = 4, F - 1  # two that never changed in what was learnt from
+    for network in (plain, it):
+        network.std[[first, last]] = torch.inf
+    x = ScalarFeatures(TOKEN_KINDS)(mismatches())
+    x[:, first] = torch.arange(len(x)).float()  # it does now; the last does not
+    x[:, last] = 1.0
+    with torch.no_grad():
+        before = it(x)
+        assert torch.equal(before, plain(x))
+        it.take_up(x)
+        assert torch.equal(it(x), before)
+        assert it.mean[first] == x[:, first].mean() and it.std[first] == x[:, first].std()
+        assert it.std[last].isinf()
+        others = [i for i in range(F) if i not in (first, last)]
+        assert torch.equal(it.std[others], plain.std[others])
+        it.correction.weight[0, [first, last]] = torch.tensor([2.0, 5.0])
+        it.correction.bias.fill_(0.5)
+        normal = (x[:, first] - x[:, first].mean()) / x[:, first].std()
+        torch.testing.assert_close(it(x), before + 2 * normal + 0.5)
+
+
+def test_a_correction_is_of_scalars_and_no_input_of_it_is_dropped() -> None:
+    network = Policy(5, PolicyConfig(dropout=0.5, correction=True), num_hidden=2)
+    assert network.correction.weight.shape == (1, 3)
+    network.std[[1, 4]] = torch.inf
+    x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    network.take_up(x)
+    assert network.std.isinf().tolist() == [False, False, False, False, True]
+    with torch.no_grad():
+        network.correction.weight.fill_(1.0)
+        dropped = network(x, torch.Generator().manual_seed(1))  # its head is still zero
+        assert torch.equal(dropped, network(x))
+        assert len(dropped.unique()) == 30
+
+
 # --- rulings -----------------------------------------------------------------------------------
 
 
@@ -348,7 +386,10 @@ def change_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("shape", [{}, {"kind": "linear"}, {"hidden_size": 5, "num_layers": 3}])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"kind": "linear"}, {"hidden_size": 5, "num_layers": 3}, {"correction": True}],
+)
 def test_what_is_loaded_rules_as_what_was_saved(shape, tmp_path) -> None:
     it, batch = learned(policy(**shape)), mismatches()
     it.save(tmp_path / "deep" / "folder")

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cospec import ModelPair
-from cospec.arbiters.policy import PolicyConfig
+from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.bench.dataset import read_dataset, write_dataset
 from cospec.engine import Engine
 from cospec.errors import ConfigError, CospecError
@@ -187,6 +187,34 @@ def test_what_solutions_teach_is_where_the_rounds_start(pair, task) -> None:
     weights = [t.start.state_dict() for t in (it, only)]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
     torch.testing.assert_close(only.best_policy, only.start.state_dict(), rtol=0, atol=0)
+
+
+def test_behind_solutions_a_correction_is_all_that_rounds_learn(pair, task) -> None:
+    shape = PolicyConfig(hidden_size=4, init_logit=0.0, dropout=0.3, correction=True)
+    it = solving(pair, task, policy=shape, branches_per_rollout=9.0)
+    it.run()
+    ahead = SCALAR_NAMES.index("lookahead_run")
+    assert torch.isinf(only_solved(pair, task, shape).std[ahead])
+    assert torch.isfinite(it.policy.std[ahead])
+    learnt = {"correction.weight", "correction.bias"}
+    before = it.start.state_dict()
+    for name, weights in it.policy.state_dict().items():
+        assert torch.equal(weights, before[name]) == (name not in learnt)
+    assert before["correction.weight"].count_nonzero() == 0
+    solved_alone = only_solved(pair, task, shape).state_dict()
+    for name in ("layers.0.bias", "layers.2.weight", "layers.2.bias"):
+        assert torch.equal(before[name], solved_alone[name])
+
+
+def only_solved(pair: ModelPair, task: Task, shape: PolicyConfig) -> Policy:
+    it = solving(pair, task, policy=shape, num_rounds=0)
+    it.run()
+    return it.policy
+
+
+def test_a_correction_without_solutions_is_refused() -> None:
+    with pytest.raises(ConfigError, match="correction is on and num_solutions is 0"):
+        TrainConfig(policy=PolicyConfig(correction=True))
 
 
 def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(

@@ -31,6 +31,9 @@ class PolicyConfig:
     """Width of the learned projection that hidden states go through first, where there are any."""
     dropout: float = 0.0
     """Share of the inputs that are left out at random in updates."""
+    correction: bool = False
+    """Let the rounds behind worked solutions learn a linear correction of the logit over the
+    scalars, those among them that solutions cannot show, and leave the rest as it is."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "linear"):
@@ -85,6 +88,10 @@ class Policy(nn.Module):
         nn.init.zeros_(head.weight)
         nn.init.constant_(head.bias, config.init_logit)
         self.layers = nn.Sequential(*layers, head)
+        if config.correction:
+            self.correction = nn.Linear(num_features - num_hidden, 1)
+            nn.init.zeros_(self.correction.weight)
+            nn.init.zeros_(self.correction.bias)
 
     def normalise_by(
         self, features: Tensor, constant_spread: float = 1.0, is_used: Tensor | None = None
@@ -105,6 +112,24 @@ class Policy(nn.Module):
         if is_used is not None:
             self.std[~is_used] = torch.inf
 
+    def take_up(self, features: Tensor) -> None:
+        """Normalise scalars that were left out by what is seen of them now.
+
+        What the policy says stays as it is: but for the correction, none has a weight.
+
+        Args:
+            features: (N, F).
+        """
+        spread = features.std(dim=0, unbiased=len(features) > 1)
+        is_new = self.std.isinf() & (spread > 1e-6)
+        is_new[len(is_new) - self.num_hidden :] = False
+        self.mean[is_new] = features.mean(dim=0)[is_new]
+        self.std[is_new] = spread[is_new]
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        with torch.no_grad():
+            first.weight[:, is_new[: len(is_new) - self.num_hidden].nonzero()[:, 0]] = 0.0
+
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits, (N,), from raw features (N, F).
 
@@ -116,6 +141,7 @@ class Policy(nn.Module):
         """
         x = (features.float() - self.mean) / self.std
         x = torch.where(x.isfinite(), x.clamp(-10, 10), torch.nan)
+        scalars = x[:, : x.shape[1] - self.num_hidden]
         if generator is not None and self.config.dropout:
             is_kept = torch.rand(x.shape, generator=generator) >= self.config.dropout
             x = x * is_kept / (1 - self.config.dropout)
@@ -123,4 +149,4 @@ class Policy(nn.Module):
             hidden = self.projection(x[:, -self.num_hidden :])
             x = torch.cat([x[:, : -self.num_hidden], hidden], dim=1)
         logits: Tensor = self.layers(x)[:, 0]
-        return logits
+        return logits + self.correction(scalars)[:, 0] if self.config.correction else logits

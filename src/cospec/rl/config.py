@@ -132,6 +132,11 @@ class TrainConfig:
                 f"warm_start is for the methods rl and gold, and the method is {self.method}: an "
                 "audit does not tell what else it is taught."
             )
+        if self.policy.correction and not self.num_solutions:
+            raise ConfigError(
+                "correction is on and num_solutions is 0: there is nothing to correct; switch it "
+                "off, or learn from worked solutions first."
+            )
         if self.solutions is not None and not self.num_solutions:
             raise ConfigError(
                 f"solutions is {self.solutions} and num_solutions is 0: say how many it keeps."

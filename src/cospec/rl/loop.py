@@ -18,15 +18,13 @@ from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import Policy
-from cospec.errors import ConfigError
 from cospec.features import make_features
-from cospec.rl import controls
 from cospec.rl.config import ON_TARGET_PATH
 from cospec.rl.losses import baseline_advantages, group_advantages, has_spread
 from cospec.rl.metrics import branch_gain, guard, round_metrics
 from cospec.rl.rollouts import Played, Player
 from cospec.rl.updates import Decisions, known_branches, update
-from cospec.rl.warm import warm_up
+from cospec.rl.warm import look_at_first, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,18 +124,8 @@ class Trainer:
         if self.config.method in ON_TARGET_PATH:
             policy = Observed(AlwaysTarget(), self.arbiter.features)
         played, branches = self.player.round(policy, examples, forwards, seed * _COIN_SEEDS)
-        if not self.replay and not self.config.num_solutions:
-            seen = [m.features for one in played for m in one.decisions]
-            if not seen:
-                raise ConfigError(
-                    "no mismatch was left to the arbiter in the first round: these two models agree"
-                    " on these problems; pass other problems or another draft."
-                )
-            # No override precedes what the target's path shows; once the policy rules, some do.
-            spread = math.inf if self.config.method in ON_TARGET_PATH else 1.0
-            is_used = controls.is_used(self.config.method, self.arbiter.features)
-            self.policy.normalise_by(torch.stack(seen), spread, is_used)
-            self.start.load_state_dict(self.policy.state_dict())
+        if not self.replay:
+            look_at_first(self, [m.features for one in played for m in one.decisions])
         gain = branch_gain(self.policy, branches) / size
         self.replay.append(tuple(getattr(branches, name) for name in _REPLAYED))
         played_s = time.perf_counter() - started

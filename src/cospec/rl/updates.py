@@ -78,9 +78,8 @@ def imitate(policy: Policy, features: Tensor, delta: Tensor, config: TrainConfig
         The mean loss of the last pass, in nats.
     """
     order = torch.Generator().manual_seed(config.seed)
-    optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=_LEARNING_RATE, weight_decay=config.weight_decay
-    )
+    weights = [w for name, w in policy.named_parameters() if not name.startswith("correction")]
+    optimiser = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=config.weight_decay)
     falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, config.num_solution_epochs)
     loss = 0.0
     for _ in range(config.num_solution_epochs):
@@ -126,10 +125,11 @@ def update(
     if taught := labels(config.method, known.delta, known.is_harmless, known.weight):
         label, counts = taught
     is_taught = bool(counts.any() or (group_weight * advantage).any())
+    learns = policy.correction if config.policy.correction else policy
     optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        learns.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    dropout = torch.Generator().manual_seed(seed)
+    dropout = None if config.policy.correction else torch.Generator().manual_seed(seed)
     for _ in range(config.num_epochs):
         logits = policy(features, dropout)
         clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
@@ -145,7 +145,7 @@ def update(
             break  # Adam would follow the entropy bonus alone, in steps of full size
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learns.parameters(), 1.0)
         optimiser.step()
     return {
         "loss": float(loss.detach()),

@@ -11,6 +11,8 @@ import torch
 
 from cospec.bench.dataset import read_dataset, read_tensors, write_tensors
 from cospec.errors import ConfigError
+from cospec.rl.config import ON_TARGET_PATH
+from cospec.rl.controls import is_used
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.updates import Decisions, imitate
 
@@ -41,6 +43,33 @@ def warm_up(trainer: Trainer, report: Callable[[Json], None]) -> None:
         started = time.perf_counter()
         metrics = learn_from_solutions(trainer) | trainer.evaluate()
         trainer.keep(metrics | {"round": 0, "seconds": time.perf_counter() - started}, report)
+
+
+def look_at_first(trainer: Trainer, seen: list[Tensor]) -> None:
+    """Normalise the policy by the decisions of the first round, as far as nothing else has.
+
+    Args:
+        trainer: Of a run in its first round.
+        seen: Features of the decisions, (F,) each.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    method, policy = trainer.config.method, trainer.policy
+    if trainer.config.num_solutions:
+        if trainer.config.policy.correction and seen:
+            policy.take_up(torch.stack(seen))
+            trainer.start.load_state_dict(policy.state_dict())
+        return
+    if not seen:
+        raise ConfigError(
+            "no mismatch was left to the arbiter in the first round: these two models agree on "
+            "these problems; pass other problems or another draft."
+        )
+    # No override precedes what the target's path shows; once the policy rules, some do.
+    spread = math.inf if method in ON_TARGET_PATH else 1.0
+    policy.normalise_by(torch.stack(seen), spread, is_used(method, trainer.arbiter.features))
+    trainer.start.load_state_dict(policy.state_dict())
 
 
 def learn_from_audit(trainer: Trainer, path: Path) -> None:
