@@ -160,6 +160,25 @@ def solution_learning() -> str:
     return "\n".join(lines)
 
 
+def round_learning(name: str) -> str:
+    """What updates on branches of some rounds make of those of others, by what learns."""
+    result = _read(name)
+    lines = [
+        f"| learns | price of time | divergence | net, of {result['oracle_net']} | "
+        "target forwards | net over not learning, at as many forwards |",
+        "| --- |" + " --- |" * 5,
+    ]
+    for row in result["rows"]:
+        if row["threshold"] != 0.5:
+            continue
+        prices = (f"{row[key]:g}" if key in row else "" for key in ("cost_weight", "kl_weight"))
+        over = f"{row['over_start']:+d} ± {row['over_start_se']:.0f}"
+        over = "" if row["learns"] == "nothing" else over
+        shown = row["learns"], *prices, str(row["net"]), f"{row['cost']:+.1%}", over
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def oracle_agreement() -> str:
     """How near the trained arbiters come to the oracle."""
     result = _read("oracle_agreement_specialist")
@@ -316,6 +335,14 @@ BLOCKS = {
     "eval_family": partial(comparison, "eval_family"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
     "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
+    "eval_family_corrected": partial(comparison, "eval_family_corrected"),
+    "eval_specialist_corrected": partial(comparison, "eval_specialist_corrected"),
+    "bench_family_sampled_hidden": partial(bench, "bench_family_sampled_hidden"),
+    "bench_specialist_sampled_hidden": partial(bench, "bench_specialist_sampled_hidden"),
+    "round_learning_family": partial(round_learning, "round_learning_family"),
+    "round_learning_specialist": partial(round_learning, "round_learning_specialist"),
+    "speed_family_corrected": partial(speeds, "speed_family_corrected"),
+    "speed_specialist_corrected": partial(speeds, "speed_specialist_corrected"),
     "eval_family_hidden": partial(comparison, "eval_family_hidden"),
     "eval_specialist": partial(comparison, "eval_specialist"),
     "eval_specialist_hidden": partial(comparison, "eval_specialist_hidden"),

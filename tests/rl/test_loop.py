@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,11 +218,14 @@ def test_a_correction_without_solutions_is_refused() -> None:
         TrainConfig(policy=PolicyConfig(correction=True))
 
 
+@pytest.mark.parametrize("corrects", [False, True])
 def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(
-    pair, task, tmp_path, monkeypatch
+    pair, task, tmp_path, monkeypatch, corrects
 ) -> None:
     monkeypatch.setattr("cospec.rl.warm._SLICE", 1)
-    whole = solving(pair, task)
+    shape = PolicyConfig(hidden_size=4, init_logit=0.0, correction=corrects)
+    solve = partial(solving, pair, task, policy=shape)
+    whole = solve()
     whole.run()
     read, calls = solution_decisions, []
 
@@ -232,18 +236,18 @@ def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(
     with monkeypatch.context() as patch:
         patch.setattr("cospec.rl.warm.solution_decisions", once)
         with pytest.raises(StopHereError):
-            solving(pair, task, tmp_path).run()
+            solve(folder=tmp_path).run()
         patch.setattr("cospec.rl.warm.imitate", lambda *_: stop({}))
         with pytest.raises(StopHereError):
-            solving(pair, task, tmp_path).run()
+            solve(folder=tmp_path).run()
     assert len(calls) == 4, "the first was not read again"
     assert [path.name for path in tmp_path.iterdir()] == ["solutions.safetensors"]
     with monkeypatch.context() as patch:
         patch.setattr("cospec.rl.warm.solution_decisions", lambda *_: stop({}))  # not read again
         for _ in range(2):
             with pytest.raises(StopHereError):
-                solving(pair, task, tmp_path).run(stop)
-    last = solving(pair, task, tmp_path)
+                solve(folder=tmp_path).run(stop)
+    last = solve(folder=tmp_path)
     last.run()
     assert_same_state(last, whole)
 
