@@ -125,8 +125,9 @@ figure uses.
 `arbiters/family` and `arbiters/specialist` were trained for the pairs of these names by `cospec
 train`, at 16 drafted tokens a block (`-k 16`); their cards have the settings and the curves. They
 are what `--arbiter bundled` names. `arbiters/family-hidden` and `arbiters/specialist-hidden`, which
-are `--arbiter bundled-hidden`, see both models' hidden states as well, learnt from the worked
-solutions of 60,000 train problems before their first round, and do not run in vLLM.
+are `--arbiter bundled-hidden`, see both models' hidden states and the embeddings of both tokens as
+well, learnt from the worked solutions of 100,000 and 130,000 train problems before their first
+round, and do not run in vLLM.
 
 ## Licence
 
