@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import SCALAR_NAMES
@@ -55,20 +54,6 @@ TRIALS = (
     *(Trial(False, cost, kl) for cost in (0.0, 0.3, 0.5, 1.0) for kl in (0.0, 0.03)),
     *(Trial(True, cost, kl) for cost in (0.0, 0.3) for kl in (0.03, 0.3)),
 )
-
-
-class Corrected(nn.Module):
-    """A policy with a correction, from what of it stays: normalised scalars, and the logit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.correction = nn.Linear(len(SCALAR_NAMES), 1)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
-
-    def forward(self, x: Tensor, _: object = None) -> Tensor:
-        """Logits, (N,), from (N, S + 1)."""
-        return x[:, -1] + self.correction(x[:, :-1])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -135,8 +120,9 @@ def read(run: Path) -> tuple[Policy, Branches, Json]:
 
 def learn(trial: Trial, policy: Policy, data: Branches, num_updates: int) -> Tensor:
     """Logits (N,) of policies that have not seen the rounds on which each is asked."""
+    shape = replace(policy.config, correction=not trial.is_whole)
     config = TrainConfig(
-        policy=policy.config if trial.is_whole else PolicyConfig(correction=True),
+        policy=shape,
         num_solutions=1,
         cost_weight=trial.cost_weight,
         num_epochs=num_updates,
@@ -145,22 +131,20 @@ def learn(trial: Trial, policy: Policy, data: Branches, num_updates: int) -> Ten
         entropy_bonus=0.0,
         kl_weight=trial.kl_weight,
     )
-    x = data.features
-    if not trial.is_whole:
-        scalars = x[:, : len(SCALAR_NAMES)]
-        normal = (scalars - scalars.mean(dim=0)) / scalars.std(dim=0).clamp(min=1e-6)
-        x = torch.cat([normal.clamp(-10, 10), data.logit[:, None]], dim=1)
     score = torch.zeros_like(data.logit)
     for fold in range(_NUM_FOLDS):
         held_out = data.round % _NUM_FOLDS == fold
-        it: Policy = copy.deepcopy(policy) if trial.is_whole else Corrected()  # type: ignore[assignment]
-        right = data.right[~held_out]
+        x, right = data.features[~held_out], data.right[~held_out]
+        it = Policy(x.shape[1], shape, num_hidden=policy.num_hidden)
+        it.load_state_dict(policy.state_dict(), strict=False)  # without a correction
+        if shape.correction:
+            it.take_up(x)
         delta = right - trial.cost_weight * data.cost[~held_out]
-        known = KnownBranches(x[~held_out], delta, right == 0, torch.ones_like(right))
-        none = Decisions(x[~held_out], torch.zeros_like(right).bool(), torch.zeros_like(right))
+        known = KnownBranches(x, delta, right == 0, torch.ones_like(right))
+        none = Decisions(x, torch.zeros_like(right).bool(), torch.zeros_like(right))
         update(it, copy.deepcopy(it), none, known, config, seed=0)
         with torch.no_grad():
-            score[held_out] = it(x[held_out])
+            score[held_out] = it(data.features[held_out])
     return score
 
 

@@ -49,6 +49,19 @@ class PolicyConfig:
         return asdict(self)
 
 
+class Correction(nn.Linear):
+    """What is added to a logit, linear in scalars; nothing to begin with."""
+
+    def __init__(self, num_scalars: int) -> None:
+        super().__init__(num_scalars, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, _: torch.Generator | None = None) -> Tensor:
+        """Logits, (N,), from normalised scalars and a logit behind them, (N, S + 1)."""
+        return x[:, -1] + super().forward(x[:, :-1])[:, 0]
+
+
 class Policy(nn.Module):
     """Logit of keeping the draft's token from normalised features.
 
@@ -89,9 +102,7 @@ class Policy(nn.Module):
         nn.init.constant_(head.bias, config.init_logit)
         self.layers = nn.Sequential(*layers, head)
         if config.correction:
-            self.correction = nn.Linear(num_features - num_hidden, 1)
-            nn.init.zeros_(self.correction.weight)
-            nn.init.zeros_(self.correction.bias)
+            self.correction = Correction(num_features - num_hidden)
 
     def normalise_by(
         self, features: Tensor, constant_spread: float = 1.0, is_used: Tensor | None = None
@@ -139,6 +150,11 @@ class Policy(nn.Module):
             features: Raw, (N, F).
             generator: Of the dropout; without one there is none.
         """
+        x = self.corrigible(features, generator)
+        return self.correction(x) if self.config.correction else x[:, -1]
+
+    def corrigible(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What a correction takes: normalised scalars, and the logit without it, (N, S + 1)."""
         x = (features.float() - self.mean) / self.std
         x = torch.where(x.isfinite(), x.clamp(-10, 10), torch.nan)
         scalars = x[:, : x.shape[1] - self.num_hidden]
@@ -148,5 +164,4 @@ class Policy(nn.Module):
         if self.num_hidden:
             hidden = self.projection(x[:, -self.num_hidden :])
             x = torch.cat([x[:, : -self.num_hidden], hidden], dim=1)
-        logits: Tensor = self.layers(x)[:, 0]
-        return logits + self.correction(scalars)[:, 0] if self.config.correction else logits
+        return torch.cat([scalars, self.layers(x)], dim=1)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cospec.arbiters.policy import Policy
+    from cospec.arbiters.policy import Correction, Policy
     from cospec.results import Json
     from cospec.rl.config import TrainConfig
 
@@ -118,24 +118,27 @@ def update(
     """
     features, keep, advantage = decisions
     group_weight = 1.0 if config.method == "reinforce" else config.group_weight
+    learns: Policy | Correction = policy
+    seen, dropout = known.features, torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        old = log_prob(policy(features), keep)
+        old, reference = log_prob(policy(features), keep), start(features)
+        if config.policy.correction:  # all else stays, and is worked out once
+            learns = policy.correction
+            features, seen = policy.corrigible(features), policy.corrigible(seen)
     counts = known.weight * known.delta
     label = None
     if taught := labels(config.method, known.delta, known.is_harmless, known.weight):
         label, counts = taught
     is_taught = bool(counts.any() or (group_weight * advantage).any())
-    learns = policy.correction if config.policy.correction else policy
     optimiser = torch.optim.AdamW(
         learns.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    dropout = None if config.policy.correction else torch.Generator().manual_seed(seed)
     for _ in range(config.num_epochs):
-        logits = policy(features, dropout)
+        logits = learns(features, dropout)
         clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
-        divergence = kl_to(logits, start(features).detach()).mean()
+        divergence = kl_to(logits, reference).mean()
         doubt = entropy(logits).mean()
-        guess = policy(known.features, dropout)
+        guess = learns(seen, dropout)
         if label is None:
             loss = branch_loss(guess, known.delta, known.weight) + group_weight * clipped_loss
         else:
