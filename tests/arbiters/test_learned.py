@@ -188,6 +188,20 @@ def test_a_correction_begins_as_none_and_takes_up_what_was_left_out(kind) -> Non
         torch.testing.assert_close(it(x), before + 2 * normal + 0.5)
 
 
+def test_what_a_correction_takes_makes_the_logit_with_it() -> None:
+    network = policy(correction=True)
+    x = ScalarFeatures(TOKEN_KINDS)(mismatches())
+    with torch.no_grad():
+        without = network(x)
+        network.correction.weight.copy_(torch.linspace(-1, 1, F)[None])
+        network.correction.bias.fill_(0.25)
+        taken = network.corrigible(x)
+        assert taken.shape == (len(x), F + 1) and torch.equal(taken[:, -1], without)
+        torch.testing.assert_close(
+            network(x), without + taken[:, :-1] @ torch.linspace(-1, 1, F) + 0.25
+        )
+
+
 def test_a_correction_is_of_scalars_and_no_input_of_it_is_dropped() -> None:
     network = Policy(5, PolicyConfig(dropout=0.5, correction=True), num_hidden=2)
     assert network.correction.weight.shape == (1, 3)
@@ -247,7 +261,11 @@ def test_threshold_one_is_lossless(family: str, k: int) -> None:
     sure = policy()
     with torch.no_grad():
         sure.layers[-1].bias.fill_(1e4)  # even where the probability is 1 in float32
-    for network in (policy(), sure):
+    corrected = policy(correction=True)
+    with torch.no_grad():
+        corrected.correction.weight.fill_(3.0)
+        corrected.correction.bias.fill_(1e4)
+    for network in (policy(), sure, corrected):
         done = decode(pair, learned(network, threshold=1.0), k)
         assert [c.token_ids for c in done] == [c.token_ids for c in target]
         assert sum(c.stats.num_mismatches for c in done) > 0
