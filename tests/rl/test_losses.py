@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
 from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.rl.config import TrainConfig
 from cospec.rl.losses import (
     branch_loss,
     entropy,
@@ -21,6 +22,7 @@ from cospec.rl.losses import (
     label_loss,
     log_prob,
 )
+from cospec.rl.updates import Decisions, KnownBranches, update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -339,3 +341,29 @@ def test_the_entropy_bonus_and_the_divergence_pull_to_the_open_and_to_the_start(
             loss(logits).sum().backward()
             optimiser.step()
         torch.testing.assert_close(logits.detach(), best, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("start_logit", [-3.0, 3.0])
+@pytest.mark.parametrize("corrects", [False, True])
+def test_the_price_of_divergence_pulls_to_the_start_and_not_to_the_last_round(
+    start_logit: float, corrects: bool
+) -> None:
+    shapes = [
+        PolicyConfig(kind="linear", init_logit=logit, correction=corrects)
+        for logit in (0.0, start_logit)
+    ]
+    policy, start = (Policy(2, shape) for shape in shapes)
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(
+        policy=shapes[0],
+        num_solutions=1,
+        kl_weight=1.0,
+        entropy_bonus=0.0,
+        learning_rate=0.05,
+        num_epochs=20,
+    )
+    none = torch.zeros(20)
+    known = KnownBranches(x, torch.full((20,), 1e-6), none.bool(), torch.ones(20))
+    update(policy, start, Decisions(x, none.bool(), none), known, config, seed=0)
+    with torch.no_grad():
+        assert (policy(x) * start_logit > 1).all()
