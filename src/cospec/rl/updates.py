@@ -125,10 +125,8 @@ def update(
         if config.policy.correction:  # all else stays, and is worked out once
             learns = policy.correction
             features, seen = policy.corrigible(features), policy.corrigible(seen)
-    counts = known.weight * known.delta
-    label = None
-    if taught := labels(config.method, known.delta, known.is_harmless, known.weight):
-        label, counts = taught
+    taught = labels(config.method, known.delta, known.is_harmless, known.weight)
+    label, counts = taught or (None, known.weight * known.delta)
     is_taught = bool(counts.any() or (group_weight * advantage).any())
     optimiser = torch.optim.AdamW(
         learns.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
