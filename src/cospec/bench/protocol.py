@@ -6,8 +6,8 @@ what it leaves open filled in: k and settings tuned for every arm alike, paired 
 temperatures. No clock has a part in the choice of k and settings, so that the same problems give
 the same choice on any machine:
 
-* An arm that changes the output takes what is right most often, ties by cost.
-* An exact arm takes what costs least.
+* Settings are tried at the longest block; an arm takes what is right most often, ties by cost.
+* That setting is tried with each k; an arm takes what costs least.
 
 Cost is target forwards plus draft forwards at `BenchConfig.draft_cost` each, of all problems:
 target forwards alone would always choose the longest block.

@@ -5,6 +5,7 @@ All arms are tried on the same problems; what was tried and what it gave is kept
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from cospec.arbiters import load_arbiter
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def tune(
     contest: Contest, entrants: Sequence[Entrant], temperature: float, play: Player
 ) -> list[Json]:
-    """Try every entrant with each of its settings and each k.
+    """Try every entrant with each of its settings, then the setting that it takes with each k.
 
     Args:
         contest: The models, the problems, and how.
@@ -37,36 +38,39 @@ def tune(
         ``temperature``, ``tries`` with their counts and ``cost``, and ``chosen``, the place of the
         one that is taken. Without tune problems the counts are missing.
     """
+    ks = contest.config.tune_k or (contest.config.num_speculative_tokens,)
+    longest, *shorter = sorted(ks, reverse=True)
     tried = [entrant for entrant in entrants if entrant.tries or entrant.name == DRAFT]
-    places = [(entrant, setting) for entrant in tried for setting in _settings(contest, entrant)]
-    arms = [_arm(contest, entrant, setting) for entrant, setting in places]
-    rows: dict[str, list[Json]] = {arm.name: [] for arm in arms}
-    if contest.tune:
-        evaluation = Evaluation(
-            list({arm.name: arm for arm in arms}.values()),
-            contest.task,
-            contest.tune,
-            max_new_tokens=contest.config.max_new_tokens,
-            seed=contest.seed,
-            temperature=temperature,
-            exact_prefix_tokens=contest.config.exact_prefix_tokens,
-        )
-        turns = play(evaluation, f"tune, temperature {temperature:g}", warm_up=False)
-        for turn in sorted(turns, key=lambda turn: turn.chunk):
-            rows[turn.arm] += turn.rows
-    found: dict[str, Json] = {}
-    for (entrant, setting), arm in zip(places, arms, strict=True):
-        empty = {"arm": entrant.name, "kind": entrant.kind, "temperature": temperature, "tries": []}
-        result = _tally(rows[arm.name], contest.draft_cost) if contest.tune else {}
-        knob = None if arm.arbiter is None else knob_of(load_arbiter(arm.arbiter).name)
-        one = {"k": setting.k, "arbiter": arm.arbiter, "knob": knob} | result
-        found.setdefault(entrant.name, empty)["tries"].append(one)
-    for entry in found.values():
-        entry["chosen"] = _choose(entry) if contest.tune else 0
+    places = {
+        entrant.name: [Setting(spec, longest) for spec in entrant.tries] or [Setting(DRAFT, 0)]
+        for entrant in tried
+    }
+    tries = _try(contest, places, f"tune, temperature {temperature:g}", temperature, play)
+    taken = {name: _most_right(each) for name, each in tries.items()}
+    if shorter:
+        places = {
+            name: [Setting(one["arbiter"], k) for k in shorter]
+            for name, one in taken.items()
+            if name != DRAFT
+        }
+        found = _try(contest, places, f"tune k, temperature {temperature:g}", temperature, play)
+        for name, each in found.items():
+            taken[name] = min([taken[name], *each], key=itemgetter("cost"))
+            tries[name] += each
+    entries = {
+        entrant.name: {
+            "arm": entrant.name,
+            "kind": entrant.kind,
+            "temperature": temperature,
+            "tries": tries[entrant.name],
+            "chosen": tries[entrant.name].index(taken[entrant.name]),
+        }
+        for entrant in tried
+    }
     for entrant in entrants:
         if entrant.match is not None:
-            found[entrant.name] = _matched(entrant, found[entrant.match], temperature)
-    return list(found.values())
+            entries[entrant.name] = _matched(entrant, entries[entrant.match], temperature)
+    return list(entries.values())
 
 
 def settings(tuning: Sequence[Json]) -> dict[str, Setting]:
@@ -87,18 +91,42 @@ def best_rival(tuning: Sequence[Json], entrants: Sequence[Entrant]) -> str | Non
     return str(min(chosen, key=lambda each: (-each[1]["num_right"], each[1]["cost"]))[0])
 
 
-def _settings(contest: Contest, entrant: Entrant) -> list[Setting]:
-    """Every setting of an entrant with every k; draft-only decoding has one, without a block."""
-    if entrant.name == DRAFT:
-        return [Setting(DRAFT, 0)]
-    ks = contest.config.tune_k or (contest.config.num_speculative_tokens,)
-    return [Setting(spec, k) for spec in entrant.tries for k in ks]
+def _try(
+    contest: Contest,
+    places: dict[str, list[Setting]],
+    part: str,
+    temperature: float,
+    play: Player,
+) -> dict[str, list[Json]]:
+    """What each setting of each arm gives on the tune problems; without them, the settings."""
+    arms = {name: [_arm(contest, setting) for setting in each] for name, each in places.items()}
+    rows: dict[str, list[Json]] = {arm.name: [] for each in arms.values() for arm in each}
+    if contest.tune:
+        evaluation = Evaluation(
+            list({arm.name: arm for each in arms.values() for arm in each}.values()),
+            contest.task,
+            contest.tune,
+            max_new_tokens=contest.config.max_new_tokens,
+            seed=contest.seed,
+            temperature=temperature,
+            exact_prefix_tokens=contest.config.exact_prefix_tokens,
+        )
+        turns = play(evaluation, part, warm_up=False)
+        for turn in sorted(turns, key=lambda turn: turn.chunk):
+            rows[turn.arm] += turn.rows
+    tries: dict[str, list[Json]] = {name: [] for name in places}
+    for name, settings in places.items():
+        for setting, arm in zip(settings, arms[name], strict=True):
+            knob = None if arm.arbiter is None else knob_of(load_arbiter(arm.arbiter).name)
+            result = _tally(rows[arm.name], contest.draft_cost) if contest.tune else {}
+            tries[name].append({"k": setting.k, "arbiter": arm.arbiter, "knob": knob} | result)
+    return tries
 
 
-def _arm(contest: Contest, entrant: Entrant, setting: Setting) -> Arm:
+def _arm(contest: Contest, setting: Setting) -> Arm:
     """An arm under the name of what it decodes with: two entrants may try the same."""
     size = max(contest.config.batch_sizes)
-    if entrant.name == DRAFT:
+    if setting.spec == DRAFT:
         return Arm(DRAFT, None, Engine.draft_only(contest.pair, max_batch_size=size))
     arbiter = load_arbiter(setting.spec, contest.pair)
     engine = Engine(
@@ -124,11 +152,9 @@ def _tally(rows: Sequence[Json], draft_cost: float) -> Json:
     } | found
 
 
-def _choose(entry: Json) -> int:
-    """The place of the best try; the earliest of equals."""
-    is_exact = entry["kind"] == "exact"
-    keys = [(0 if is_exact else -one["num_right"], one["cost"]) for one in entry["tries"]]
-    return keys.index(min(keys))
+def _most_right(tries: Sequence[Json]) -> Json:
+    """The try with most right answers, ties by cost; the first of equals, or where none counts."""
+    return min(tries, key=lambda one: (-one.get("num_right", 0), one.get("cost", 0)))
 
 
 def _matched(entrant: Entrant, model: Json, temperature: float) -> Json:
