@@ -144,6 +144,23 @@ def test_a_sure_policy_plays_as_its_threshold_does(sure, pair, task, examples) -
     assert rulings[True] >= 10 and rulings[False] >= 10
 
 
+def test_at_a_temperature_rollouts_are_sampled_and_so_are_their_branches(
+    pair, task, examples
+) -> None:
+    never = Session(player(pair, task, temperature=1.0), coin(-1e5), examples, seed=8)
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples for _ in range(2)]
+    engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=K)
+    sampling = SamplingConfig(max_new_tokens=NUM_TOKENS, temperature=1.0, seed=8)
+    done = engine.generate(prompts, sampling)
+    texts = [one.rollout.completion.token_ids for one in never.played]
+    assert texts == [completion.token_ids for completion in done]
+    assert any(a != b for a, b in zip(texts[::2], texts[1::2], strict=True))
+    one, again, other = (never.branch(seed) for seed in (1, 1, 2))
+    assert len(one) == len(other) >= 10
+    assert torch.equal(one.delta_cost, again.delta_cost)
+    assert not torch.equal(one.delta_cost, other.delta_cost), "coins of their own"
+
+
 def test_a_decision_was_reached_and_tells_what_the_policy_saw(tossed, pair) -> None:
     num_decisions = num_mismatches = 0
     for one in tossed.played:

@@ -74,6 +74,45 @@ def test_decisions_do_not_depend_on_what_is_read_beside_them(pair) -> None:
         torch.testing.assert_close(found, torch.cat(parts), rtol=1e-4, atol=1e-4)
 
 
+def test_a_temperature_close_to_0_draws_the_greedy_tokens(pair) -> None:
+    features, one = make_features("hidden", pair), own_text(pair)
+    greedy = solution_decisions(pair, features, [one])
+    close = solution_decisions(pair, features, [one], temperature=1e-9)
+    assert len(greedy[1]) > 0
+    for found, expected in zip(close, greedy, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@torch.inference_mode()
+def test_tokens_are_drawn_by_the_law_of_speculative_sampling(pair) -> None:
+    """Refused and the draft's is right: max(q - p, 0); the target's is right: max(p - q, 0)."""
+    one, temperature, number = own_text(pair, 24), 0.7, 400
+    copies = [replace(one, place=place) for place in range(number)]
+    _, delta = solution_decisions(
+        pair, make_features("scalar", pair), copies, temperature=temperature
+    )
+    p, q = (
+        model(torch.tensor([one.ids])).logits[0].div(temperature).softmax(dim=-1)
+        for model in (pair.target, pair.draft)
+    )
+    at = torch.arange(one.num_prompt_tokens - 1, len(one.ids) - 1)
+    gain = (q - p)[at, torch.tensor(one.ids)[at + 1]]
+    for sign in (1.0, -1.0):
+        chances = (sign * gain).clamp(min=0)
+        expected, variance = (number * v.sum().item() for v in (chances, chances * (1 - chances)))
+        assert expected > 50
+        assert abs((delta == sign).sum().item() - expected) < 4 * variance**0.5
+
+
+def test_what_is_drawn_for_a_solution_does_not_depend_on_what_is_read_beside_it(pair) -> None:
+    features, ones = make_features("scalar", pair), [own_text(pair, 12), own_text(pair, 60)]
+    ones = [replace(one, place=place) for place, one in enumerate(ones)]
+    both = solution_decisions(pair, features, ones, temperature=1.0)
+    apart = [solution_decisions(pair, features, [one], temperature=1.0) for one in ones]
+    for found, parts in zip(both, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(parts), rtol=1e-4, atol=1e-4)
+
+
 def test_solutions_are_encoded_behind_their_prompts(pair, task) -> None:
     found = encode_solutions(pair, task, examples())
     assert len(found) == len(TEXTS)
@@ -86,6 +125,8 @@ def test_solutions_are_encoded_behind_their_prompts(pair, task) -> None:
 def test_a_solution_that_the_context_does_not_hold_is_left_out(pair, task) -> None:
     found = encode_solutions(pair, task, examples([TEXTS[0], "x" * CONTEXT]))
     assert len(found) == 1
+    found = encode_solutions(pair, task, examples(["x" * CONTEXT, TEXTS[0]]), start=5)
+    assert [one.place for one in found] == [6]
 
 
 def test_a_problem_without_a_solution_is_refused(pair, task) -> None:

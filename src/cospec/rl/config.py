@@ -57,6 +57,9 @@ class TrainConfig:
     """Shape of the policy."""
     num_speculative_tokens: int = 4
     """Drafted tokens a block."""
+    temperature: float = 0.0
+    """Of rollouts, branches, worked solutions and the tune split: what the arbiter will serve at; 0
+    is greedy."""
     batch_size: int = 64
     """Most completions decoded together."""
     max_new_tokens: int | None = None
@@ -100,6 +103,7 @@ class TrainConfig:
             "entropy_bonus": 0,
             "kl_weight": 0,
             "weight_decay": 0,
+            "temperature": 0,
             "num_solutions": 0,
             "num_solution_epochs": 1,
         }

@@ -114,8 +114,10 @@ class Player:
     def prompts(
         self, examples: Sequence[Example], seed: int
     ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
-        """Prompts and settings; `seed` is of the policy's coins."""
-        return encode_problems(self._pair, self._task, examples, self._config.max_new_tokens, seed)
+        """Prompts and settings; `seed` is of the coins of policy and sampling."""
+        limit, temperature = self._config.max_new_tokens, self._config.temperature
+        prompts, settings = encode_problems(self._pair, self._task, examples, limit, seed)
+        return prompts, [replace(one, temperature=temperature) for one in settings]
 
     def lossless(self, examples: Sequence[Example]) -> list[tuple[bool, int]]:
         """Whether the target alone is right, and the target forwards of lossless decoding."""

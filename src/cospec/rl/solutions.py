@@ -1,10 +1,11 @@
 """What worked solutions teach before the first round, without a token decoded.
 
 Where a problem comes with a solution that the models could have written, one forward of each over
-it finds every place at which their greedy tokens differ behind the solution so far, and the
-solution tells whose token is right. That is teacher forcing: far cheaper than two branches played
-to their ends, and it takes tens of thousands of such places to learn from hidden states. It cannot
-tell whether other words would have come right as well: that is left to the rounds.
+it finds every place at which their tokens differ behind the solution so far, and the solution tells
+whose token is right. At a temperature these are drawn as decoding draws them, once for each place.
+That is teacher forcing: far cheaper than two branches played to their ends, and it takes tens of
+thousands of such places to learn from hidden states. It cannot tell whether other words would have
+come right as well: that is left to the rounds.
 
 What follows in a block is not known here: those features are 0, and a policy that is normalised by
 these decisions leaves them out.
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cospec.config import SamplingConfig
 from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
+from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import MismatchBatch
 
 if TYPE_CHECKING:
@@ -44,15 +47,20 @@ class Solution:
     ids: list[int]
     """Of prompt, solution and the end of the text."""
     num_prompt_tokens: int
+    place: int = 0
+    """Of the problem among all that are read: what is drawn for it follows from that."""
 
 
-def encode_solutions(pair: ModelPair, task: Task, examples: Sequence[Example]) -> list[Solution]:
+def encode_solutions(
+    pair: ModelPair, task: Task, examples: Sequence[Example], start: int = 0
+) -> list[Solution]:
     """The solutions behind their prompts, without those that the pair's context does not hold.
 
     Args:
         pair: The models.
         task: Makes the prompts.
         examples: Problems, whose ``metadata`` hold a ``solution`` each.
+        start: Place of the first of them among all that are read.
 
     Raises:
         TaskError: A problem has no worked solution.
@@ -60,7 +68,7 @@ def encode_solutions(pair: ModelPair, task: Task, examples: Sequence[Example]) -
     tokenizer = pair.tokenizer
     assert tokenizer is not None, "whoever trains has checked that"
     found = []
-    for example in examples:
+    for place, example in enumerate(examples, start):
         text = example.metadata.get("solution")
         if text is None:
             raise TaskError(
@@ -79,7 +87,7 @@ def encode_solutions(pair: ModelPair, task: Task, examples: Sequence[Example]) -
         if tokenizer.eos_token_id is not None:
             whole = [*whole, tokenizer.eos_token_id]
         if len(whole) <= pair.context_length:
-            found.append(Solution(whole, len(ids)))
+            found.append(Solution(whole, len(ids), place))
     return found
 
 
@@ -88,6 +96,7 @@ def solution_decisions(
     features: ScalarFeatures,
     solutions: Sequence[Solution],
     on_read: Callable[[int], None] = lambda _: None,
+    temperature: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The decisions that solutions settle.
 
@@ -96,6 +105,7 @@ def solution_decisions(
         features: What is seen of each.
         solutions: Of problems that no evaluation uses.
         on_read: Called with the number of solutions that were read.
+        temperature: Of the tokens of both models.
 
     Returns:
         Features, (N, F) float32, and whose token is the solution's, (N,): 1 for the draft's, -1 for
@@ -107,7 +117,7 @@ def solution_decisions(
     while waiting:
         size = min(_BATCH_SIZE, max(1, _MAX_LOGITS // (len(waiting[-1].ids) * vocab_size)))
         part, waiting = waiting[-size:], waiting[:-size]
-        found.append(_decisions(pair, features, part))
+        found.append(_decisions(pair, features, part, temperature))
         on_read(len(part))
     seen, delta = zip(*found, strict=True)
     return torch.cat(seen), torch.cat(delta)
@@ -115,7 +125,7 @@ def solution_decisions(
 
 @torch.inference_mode()
 def _decisions(
-    pair: ModelPair, features: ScalarFeatures, part: Sequence[Solution]
+    pair: ModelPair, features: ScalarFeatures, part: Sequence[Solution], temperature: float
 ) -> tuple[Tensor, Tensor]:
     """The decisions of a few solutions of like length."""
     device = pair.target.device
@@ -129,7 +139,7 @@ def _decisions(
     sees_hidden = features.num_hidden > 0
     target, p = _read(pair.target, ids, sees_hidden)
     _, q = _read(pair.draft, ids, sees_hidden)
-    target_ids, draft_ids = p.logits.argmax(dim=-1), q.logits.argmax(dim=-1)
+    target_ids, draft_ids = _tokens(p.logits, q.logits, part, temperature)
     place = torch.arange(ids.shape[1] - 1, device=device)  # the token behind it is judged
     is_answer = (place >= num_prompt - 1) & (place < num_all - 1)
     right, t, d = ids[:, 1:], target_ids[:, :-1], draft_ids[:, :-1]
@@ -162,6 +172,30 @@ def _decisions(
     is_draft = d[rows, at] == right[rows, at]
     # Learnt from on the CPU, and, unlike what inference mode makes, with gradients.
     return features(batch).cpu().clone(), torch.where(is_draft, 1.0, -1.0).cpu().clone()
+
+
+def _tokens(
+    target_logits: Tensor, draft_logits: Tensor, part: Sequence[Solution], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The target's and the draft's token behind each place, (B, T) from logits (B, T, V).
+
+    Where the draft's is accepted, the target's is the same.
+    """
+    if not temperature:
+        return target_logits.argmax(dim=-1), draft_logits.argmax(dim=-1)
+    found = []
+    warper = Warper([SamplingConfig(temperature=temperature)], target_logits.device)
+    for one, *logits in zip(part, target_logits, draft_logits, strict=True):
+        p, q = (warper.probs(each[None]) for each in logits)  # (1, T, V)
+        coins = row_generator(SamplingConfig(seed=0), one.place)
+        uniforms = torch.rand(3, len(one.ids), generator=coins, dtype=torch.float64)
+        uniforms = torch.nn.functional.pad(uniforms, (0, p.shape[1] - len(one.ids))).to(p.device)
+        proposal, acceptance, correction = uniforms[:, None]  # (1, T) each
+        draft_ids = draw(q, proposal)
+        is_accepted = accepts(p, q, draft_ids, acceptance)
+        target_ids = torch.where(is_accepted, draft_ids, draw(residual(p, q), correction))
+        found.append(torch.cat([target_ids, draft_ids]))
+    return tuple(torch.stack(found, dim=1))
 
 
 def _nothing(features: ScalarFeatures) -> tuple[Tensor, Tensor]:

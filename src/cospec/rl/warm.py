@@ -119,10 +119,12 @@ def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
         "pair": f"{pair.fingerprint} {pair.target.dtype}",
         "task": trainer.task.name,
         "features": json.dumps(features.to_dict()),
+        "temperature": str(trainer.config.temperature),
     }
     num_read, seen, delta = 0, torch.empty(0, len(features.names)), torch.empty(0)
     if path is not None and path.exists():
         tensors, kept = read_tensors(path, "what was read of solutions")
+        kept = {"temperature": "0.0"} | kept  # not said by files that were written before 0.1
         if unlike := [key for key, value in about.items() if kept.get(key) != value]:
             raise ConfigError(
                 f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
@@ -136,8 +138,9 @@ def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
         )
     while num_read < len(trainer.solved):
         some = trainer.solved[num_read : num_read + _SLICE]
-        solutions = encode_solutions(pair, trainer.task, some)
-        found = solution_decisions(pair, features, solutions, trainer.player.on_finished)
+        solutions = encode_solutions(pair, trainer.task, some, num_read)
+        on_read, temperature = trainer.player.on_finished, trainer.config.temperature
+        found = solution_decisions(pair, features, solutions, on_read, temperature)
         seen, delta = torch.cat([seen, found[0]]), torch.cat([delta, found[1]])
         num_read += len(some)
         if path is not None:
