@@ -296,6 +296,22 @@ def test_a_file_of_few_solutions_is_gone_on_with_for_more(
     assert_same_state(more, all_at_once)
 
 
+def test_what_solutions_show_at_a_temperature_does_not_depend_on_how_many_are_read_at_once(
+    pair, task, monkeypatch
+) -> None:
+    def seen(**changes: Any) -> tuple[int, torch.Tensor]:
+        it = solving(pair, task, num_rounds=0, **changes)
+        it.run()
+        return it.history[0]["num_solution_decisions"], it.policy.mean
+
+    greedy, at_once = seen(), seen(temperature=1.0)
+    monkeypatch.setattr("cospec.rl.warm._SLICE", 1)
+    one_by_one = seen(temperature=1.0)
+    assert one_by_one[0] == at_once[0]
+    torch.testing.assert_close(one_by_one[1], at_once[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(at_once[1], greedy[1])
+
+
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:
     with pytest.raises(ConfigError, match="methods rl and gold, and the method is autojudge"):
         trainer(pair, task, warm_start=tmp_path / "x", method="autojudge")
