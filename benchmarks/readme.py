@@ -337,8 +337,6 @@ BLOCKS = {
     "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
     "eval_family_corrected": partial(comparison, "eval_family_corrected"),
     "eval_specialist_corrected": partial(comparison, "eval_specialist_corrected"),
-    "bench_family_sampled_hidden": partial(bench, "bench_family_sampled_hidden"),
-    "bench_specialist_sampled_hidden": partial(bench, "bench_specialist_sampled_hidden"),
     "round_learning_family": partial(round_learning, "round_learning_family"),
     "round_learning_specialist": partial(round_learning, "round_learning_specialist"),
     "speed_family_corrected": partial(speeds, "speed_family_corrected"),
