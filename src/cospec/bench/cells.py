@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cospec.arbiters import load_arbiter
 from cospec.bench.assisted import AssistedEngine
 from cospec.bench.entrants import ASSISTED, ORACLE
-from cospec.bench.evaluate import Arm, Decoder, Evaluation
+from cospec.bench.evaluate import Arm, Decoder
 from cospec.bench.protocol import knob_of
 from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, paired, summarize
 from cospec.engine import Engine
@@ -68,15 +68,7 @@ def measure(
     absent = {ORACLE, *(each["arm"] for each in left_out)}
     present = [entrant for entrant in entrants if entrant.name not in absent]
     arms = [_arm(contest, entrant, settings, batch_size) for entrant in present]
-    evaluation = Evaluation(
-        arms,
-        contest.task,
-        contest.test,
-        max_new_tokens=contest.config.max_new_tokens,
-        seed=contest.seed,
-        temperature=temperature,
-        exact_prefix_tokens=contest.config.exact_prefix_tokens,
-    )
+    evaluation = contest.evaluation(arms, contest.test, temperature)
     head = f"test, batch {batch_size}, temperature {temperature:g}"
     repeats = [
         play(evaluation, f"{head}, repeat {i + 1}", warm_up=True)

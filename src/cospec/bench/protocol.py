@@ -23,7 +23,7 @@ from cospec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.bench.evaluate import Evaluation
+    from cospec.bench.evaluate import Arm, Evaluation
     from cospec.bench.turns import Turn
     from cospec.models import ModelPair
     from cospec.results import Json
@@ -122,6 +122,22 @@ class Contest:
     test: Sequence[Example]
     config: BenchConfig
     seed: int
+
+    def evaluation(
+        self, arms: Sequence[Arm], examples: Sequence[Example], temperature: float
+    ) -> Evaluation:
+        """Arms on problems, as all parts of the benchmark decode them."""
+        from cospec.bench.evaluate import Evaluation  # noqa: PLC0415  # brings torch
+
+        return Evaluation(
+            arms,
+            self.task,
+            examples,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.seed,
+            temperature=temperature,
+            exact_prefix_tokens=self.config.exact_prefix_tokens,
+        )
 
     @property
     def draft_cost(self) -> float:

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from cospec.arbiters import load_arbiter
-from cospec.bench.evaluate import Arm, Evaluation
+from cospec.bench.evaluate import Arm
 from cospec.bench.protocol import Setting, knob_of
 from cospec.bench.summary import DRAFT, counts
 from cospec.engine import Engine
@@ -102,15 +102,8 @@ def _try(
     arms = {name: [_arm(contest, setting) for setting in each] for name, each in places.items()}
     rows: dict[str, list[Json]] = {arm.name: [] for each in arms.values() for arm in each}
     if contest.tune:
-        evaluation = Evaluation(
-            list({arm.name: arm for each in arms.values() for arm in each}.values()),
-            contest.task,
-            contest.tune,
-            max_new_tokens=contest.config.max_new_tokens,
-            seed=contest.seed,
-            temperature=temperature,
-            exact_prefix_tokens=contest.config.exact_prefix_tokens,
-        )
+        distinct = {arm.name: arm for each in arms.values() for arm in each}
+        evaluation = contest.evaluation(list(distinct.values()), contest.tune, temperature)
         turns = play(evaluation, part, warm_up=False)
         for turn in sorted(turns, key=lambda turn: turn.chunk):
             rows[turn.arm] += turn.rows

@@ -124,7 +124,7 @@ def _decisions(trainer: Trainer) -> tuple[Tensor, Tensor]:
     num_read, seen, delta = 0, torch.empty(0, len(features.names)), torch.empty(0)
     if path is not None and path.exists():
         tensors, kept = read_tensors(path, "what was read of solutions")
-        kept = {"temperature": "0.0"} | kept  # not said by files that were written before 0.1
+        kept = {"temperature": "0.0"} | kept  # older files do not say
         if unlike := [key for key, value in about.items() if kept.get(key) != value]:
             raise ConfigError(
                 f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
