@@ -13,18 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from cospec import cli
-from cospec.arbiters.learned import LearnedArbiter
-from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.cli import serve
 from cospec.cli.options import bundled_home, bundled_models
 from cospec.errors import ConfigError, MissingExtraError
-from cospec.features import HiddenFeatures
 from cospec.vllm_plugin.compat import SUPPORTED
 from cospec.vllm_plugin.settings import Settings
-from tests.conftest import VOCAB
 from tests.vllm_plugin.serving import is_alive, still_alive
 
 TARGET, DRAFT = map(str, bundled_models("bundled:specialist"))
@@ -150,20 +145,13 @@ def test_models_with_logits_of_two_widths_are_refused(run, tmp_path):
         run("--dry-run", "--target", TARGET, "--draft", tmp_path)
 
 
-def test_an_arbiter_that_sees_hidden_states_is_refused_before_vllm_starts(
-    run, tmp_path, monkeypatch
-):
-    started: list[list[str]] = []
-    monkeypatch.setattr(serve, "supervise", started.append)
-    monkeypatch.setattr(serve, "check_vllm", lambda: None)
-    features = HiddenFeatures(torch.zeros(VOCAB, dtype=torch.long), (4, 4))
-    shape = PolicyConfig(hidden_projection=2)
-    policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
-    LearnedArbiter(policy, features).save(tmp_path)
-    for more in ((), ("--dry-run",)):
-        with pytest.raises(SystemExit, match="rules by hidden states, which are not handed out in"):
-            run("--target", TARGET, "--draft", DRAFT, "--arbiter", tmp_path, *more)
-    assert started == []
+def test_an_arbiter_that_sees_hidden_states_serves_its_own_pair_only(run):
+    options, notes = dry(run, "--pair", "bundled:specialist", "--arbiter", "bundled-hidden")
+    assert "note" not in notes
+    assert json.loads(options["--speculative-config"])["num_speculative_tokens"] == 16
+    other = Path(options["--model"]).parent / "arbiters" / "family-hidden"
+    with pytest.raises(SystemExit, match="hidden states of the pair that it was trained on"):
+        run("--dry-run", "--pair", "bundled:specialist", "--arbiter", other)
 
 
 def versions(found: dict[str, str]):

@@ -17,6 +17,9 @@ HOME = Path(cospec.__file__).parent / "bundled"
 TARGET, DRAFT = HOME / "generalist", HOME / "specialist"
 # The bundled arbiter without its guard, which leaves too little to see on few short texts.
 LEARNED = str(Path(__file__).parents[2] / "benchmarks" / "arbiters" / "specialist-k16-seed1")
+HIDDEN = str(Path(LEARNED).with_name("specialist-corrected-seed1")) + ":max_mismatch_rate=1"
+OTHER_PAIRS = str(Path(LEARNED).with_name("family-corrected-seed1"))
+"""It rules by hidden states too."""
 ARBITERS = [LEARNED, "gap:max_gap=1", "lossless", f"{LEARNED}:max_mismatch_rate=0.04"]
 K, NUM_PROMPTS, MAX_TOKENS, NUM_OPTED_OUT = 6, 60, 120, 6
 

@@ -71,6 +71,14 @@ def off(job):
     return {"touched": touched, "texts": texts}
 
 
+def other(spec, arbiter):
+    """Another arbiter for an engine: by its spec, or what it has with another threshold."""
+    from cospec.arbiters import load_arbiter
+
+    _, comma, threshold = spec.partition(",threshold=")
+    return arbiter.with_threshold(float(threshold)) if comma else load_arbiter(spec)
+
+
 def on(job):
     """One engine, with one arbiter after the other."""
     from cospec.arbiters import load_arbiter
@@ -83,7 +91,7 @@ def on(job):
     greedy = dict(temperature=0, max_tokens=job["max_tokens"])
     for spec in (first, *others):
         if spec != first:
-            adapter.judge = replace(judge, arbiter=load_arbiter(spec))
+            adapter.judge = replace(judge, arbiter=other(spec, judge.arbiter))
         before = counts.drain()
         texts = generate(llm, job["prompts"], **greedy)
         new = {name: n - before[name] for name, n in counts.drain().items()}

@@ -24,6 +24,7 @@ from cospec.vllm_plugin.bridge import Judge, VerifiedRows, force, settle
 K, V = 4, 12
 STOP = 3
 ALL = Needs.LOGITS | Needs.LOOKAHEAD
+HIDDEN = Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
 
 
 class Recorder:
@@ -111,14 +112,22 @@ def stock_greedy(rows, judged, bonus_ids):
 @pytest.mark.parametrize("seed", range(5))
 def test_an_arbiter_sees_what_our_engine_shows_it(seed):
     p, q, ids = blocks(6, seed)
-    proposal = Proposal(ids, list(q.unbind(dim=1)), torch.ones_like(ids).bool())
-    verdict = judge(Output(p, None), proposal, None, None)
+    states, drafts = torch.randn(6, K + 1, 5), torch.randn(6, K, 3)
+    proposal = Proposal(
+        ids, list(q.unbind(dim=1)), torch.ones_like(ids).bool(), hidden=list(drafts.unbind(dim=1))
+    )
+    verdict = judge(Output(p, states), proposal, None, None)
     rows, places = (~verdict.is_match).nonzero().unbind(dim=1)
     order = torch.arange(6)
     history = torch.stack([torch.full((6,), 7), 2 * order, order], dim=1)
-    theirs = collect_mismatches(verdict, proposal, rows, places, history, ALL, None)
-    recorder = Recorder(AlwaysTarget())
-    Judge(recorder, K)(flat(p, q, ids))
+    theirs = collect_mismatches(verdict, proposal, rows, places, history, ALL | HIDDEN, None)
+    recorder = Recorder(AlwaysTarget(), ALL | HIDDEN)
+    handed_out = dict(
+        target_hidden=states[:, :-1].flatten(0, 1),
+        target_hidden_after=states[:, 1:].flatten(0, 1),
+        draft_hidden=drafts.flatten(0, 1),
+    )
+    Judge(recorder, K)(flat(p, q, ids, **handed_out))
     (ours,) = recorder.seen
     for field in fields(MismatchBatch):
         a, b = getattr(ours, field.name), getattr(theirs, field.name)
@@ -249,6 +258,8 @@ VETOES = {
     "request opted out": (Scores(1.0), {"is_open": FALSE}),
     "threshold of the request": (Scores(0.6), {"thresholds": torch.tensor([0.7])}),
     "no draft logits": (Recorder(AlwaysDraft()), {"draft_logits": None}),
+    "no hidden states": (Recorder(AlwaysDraft(), Needs.TARGET_HIDDEN), {}),
+    "no hidden states of the draft": (Recorder(AlwaysDraft(), Needs.DRAFT_HIDDEN), {}),
     "draft NaN": (learned(-1.0), {"draft_logits": torch.full((1, V), NAN)}),
 }
 

@@ -8,6 +8,7 @@ lie elsewhere, an arbiter that looks ahead sees other places, and a few texts di
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections import Counter
 
 import pytest
@@ -17,7 +18,16 @@ from scipy.stats import chi2, chi2_contingency
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.types import Stats
-from tests.vllm_plugin.conftest import ARBITERS, LEARNED, MAX_TOKENS, NUM_OPTED_OUT, K, Later, run
+from tests.vllm_plugin.conftest import (
+    ARBITERS,
+    HIDDEN,
+    LEARNED,
+    MAX_TOKENS,
+    NUM_OPTED_OUT,
+    K,
+    Later,
+    run,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,6 +36,7 @@ pytestmark = [
 
 NUM_SAMPLES, NUM_OURS, NUM_TOKENS = 600, 300, 3
 NEVER_KEEPS = f"{LEARNED}:threshold=1"
+HIDDEN_KEEPS_NOTHING = f"{HIDDEN},threshold=1"
 DIVERGENCE = "fsd_js:threshold=0.1"
 """A rule that needs the draft's logits and does not ask what the draft's token stands against,
 which is a sample in our engine and the most probable other token in vLLM."""
@@ -56,6 +67,7 @@ def sampled(job, tmp_path_factory):
     laws = {
         "lossless": LAWS,
         NEVER_KEEPS: LAWS | {"overridden": OVERRIDDEN},
+        HIDDEN_KEEPS_NOTHING: {"warm, top-p": LAWS["warm, top-p"]},
     }
     return {
         arbiter: run(
@@ -80,6 +92,19 @@ def law_prompt(job):
 
 @pytest.mark.parametrize("spec", ARBITERS, ids=["learned", "gap", "lossless", "guarded"])
 def test_tokens_and_rulings_are_those_of_our_engine(spec, pair, job, judged):
+    assert_like_ours(spec, pair, job, judged)
+    if spec != ARBITERS[0]:
+        assert judged[spec]["texts"] != judged[ARBITERS[0]]["texts"], "the guard turns some down"
+
+
+def test_hidden_states_are_those_of_our_engine(pair, job, stock, tmp_path):
+    judged = run("on", job | dict(arbiters=[HIDDEN, HIDDEN_KEEPS_NOTHING]), tmp_path)
+    assert_like_ours(HIDDEN, pair, job, judged)
+    assert judged[HIDDEN_KEEPS_NOTHING]["texts"] == stock["texts"]
+
+
+def assert_like_ours(spec, pair, job, judged):
+    """vLLM's tokens and counts under an arbiter are our engine's."""
     texts = judged[spec]["texts"]
     behind = [ids + text[:1] for ids, text in zip(job["prompts"], texts, strict=True)]
     arbiter = Later(load_arbiter(spec, pair))
@@ -92,8 +117,6 @@ def test_tokens_and_rulings_are_those_of_our_engine(spec, pair, job, judged):
     ours = {name: getattr(total, name) for name in judged[spec]["counts"]}
     assert judged[spec]["counts"] == ours
     assert total.num_overrides > 10 or spec == "lossless", "the test has something to see"
-    if spec != ARBITERS[0]:
-        assert texts != judged[ARBITERS[0]]["texts"], "the guard has something to turn down"
 
 
 def test_without_settings_vllm_is_not_touched(stock):
@@ -141,9 +164,14 @@ def joint_law(model, prompt, settings, least):
     return law
 
 
-@pytest.mark.parametrize("arbiter", ["lossless", NEVER_KEEPS], ids=["lossless", "learned"])
-@pytest.mark.parametrize("name", LAWS)
-def test_lossless_sampling_follows_the_target(name, arbiter, pair, job, sampled):
+@pytest.mark.parametrize(
+    ("arbiter", "name"),
+    [
+        *itertools.product(["lossless", NEVER_KEEPS], LAWS),
+        (HIDDEN_KEEPS_NOTHING, "warm, top-p"),
+    ],
+)
+def test_lossless_sampling_follows_the_target(arbiter, name, pair, job, sampled):
     """Stock vLLM 0.32 does not, on a CPU: it divides by temperatures that were never written."""
     settings = {k: v for k, v in LAWS[name].items() if k != "drafts_are_sampled"}
     law = joint_law(pair.target, law_prompt(job), settings, least=10 / NUM_SAMPLES)

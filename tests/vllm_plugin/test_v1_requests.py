@@ -10,11 +10,8 @@ import torch
 
 import cospec
 from cospec.arbiters import load_arbiter
-from cospec.arbiters.learned import LearnedArbiter
-from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.features import HiddenFeatures
 from cospec.types import Origin
-from tests.vllm_plugin.conftest import ARBITERS, MAX_TOKENS, K, Later, run
+from tests.vllm_plugin.conftest import ARBITERS, MAX_TOKENS, OTHER_PAIRS, K, Later, run
 from tests.vllm_plugin.test_v1_offline import warped
 
 pytestmark = [
@@ -134,11 +131,7 @@ def test_preempted_requests_go_on_as_in_our_engine(pair, job, preempted):
     assert num_overrides > 5, "the test has something to see"
 
 
-def test_an_engine_refuses_an_arbiter_with_hidden_states(job, tmp_path):
-    kinds = torch.zeros(2048, dtype=torch.long)
-    features = HiddenFeatures(kinds, (4, 4))
-    policy = Policy(len(features.names), PolicyConfig(), num_hidden=features.num_hidden)
-    LearnedArbiter(policy, features).save(tmp_path / "arbiter")
-    told = run("refused", job | dict(hidden_arbiter=str(tmp_path / "arbiter")), tmp_path)
-    assert told["error"] == "ConfigError"
-    assert "rules by hidden states, which vLLM does not hand out" in told["message"]
+def test_an_engine_refuses_an_arbiter_with_hidden_states_of_another_pair(job, tmp_path):
+    told = run("refused", job | dict(hidden_arbiter=OTHER_PAIRS), tmp_path)
+    assert told["error"] == "ArbiterError"
+    assert "hidden states of the pair that it was trained on" in told["message"]

@@ -44,7 +44,7 @@ class Serve:
     """Hub id or folder of the draft."""
     arbiter: str = "lossless"
     """Who rules at mismatches: lossless, a rule such as gap:max_gap=1, the folder or hub id of a
-    trained arbiter, or bundled."""
+    trained arbiter, bundled or bundled-hidden."""
     num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
     """Drafted tokens a block; by default as many as the arbiter was trained with, 4 for a rule."""
     threshold: float | None = None
@@ -179,7 +179,6 @@ class Serve:
         from cospec.arbiters.learned import block_length, notes_on
         from cospec.models.load import load_tokenizer
         from cospec.models.pair import compare_tokenizers
-        from cospec.types import Needs
 
         models = self.models()
         notes = compare_tokenizers(*(load_tokenizer(source) for source in models))
@@ -191,11 +190,6 @@ class Serve:
                 "smaller one's embeddings, or pass another draft."
             )
         arbiter = load_arbiter(settings.arbiter_spec)
-        if arbiter.needs & (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN):
-            raise ConfigError(
-                f"arbiter {arbiter.name} rules by hidden states, which are not handed out in vLLM; "
-                "use one with the features 'scalar' (cospec train --features scalar)."
-            )
         notes += notes_on(arbiter, block_length(self.num_speculative_tokens, [arbiter]))
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
 

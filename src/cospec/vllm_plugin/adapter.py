@@ -14,7 +14,8 @@ import torch
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.errors import ConfigError
-from cospec.features import ScalarFeatures
+from cospec.features import HiddenFeatures, ScalarFeatures
+from cospec.models import ModelPair
 from cospec.types import Needs
 from cospec.vllm_plugin.bridge import Judge, Judgement, VerifiedRows, settle
 from cospec.vllm_plugin.decisions import DecisionLog
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from cospec.vllm_plugin.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+HIDDEN = Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Adapter:
         device: torch.device,
         *,
         is_reporting: bool,
+        has_hidden: bool,
         find_tokenizer: Callable[[], PreTrainedTokenizerBase | None],
     ) -> Adapter:
         """Load the arbiter for an engine.
@@ -66,14 +70,17 @@ class Adapter:
             vllm_config: The engine's.
             device: The worker's.
             is_reporting: Whether this worker is the one that counts and logs.
+            has_hidden: Whether its runner hands out hidden states.
             find_tokenizer: Looks up the target's tokenizer, if a trained arbiter asks for it.
 
         Raises:
             ConfigError: The engine is set up in a way that the adapter does not support.
+            ArbiterError: The arbiter was trained on the hidden states of another pair.
         """
         check_supported(vllm_config)
         vocab_size = vllm_config.model_config.get_vocab_size()
-        arbiter = place(load_arbiter(settings.arbiter_spec), device, vocab_size, find_tokenizer)
+        arbiter = load(settings.arbiter_spec, vllm_config, has_hidden=has_hidden)
+        arbiter = place(arbiter, device, vocab_size, find_tokenizer)
         keep_features = is_reporting and settings.decisions is not None
         generator = None
         if Needs.UNIFORMS in arbiter.needs:  # alike on all ranks, which judge the same rows
@@ -162,6 +169,35 @@ def check_supported(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
             )
 
 
+def load(
+    spec: str,
+    vllm_config: Any,  # Any: vLLM's VllmConfig
+    *,
+    has_hidden: bool,
+) -> Arbiter:
+    """An arbiter; one that rules by hidden states only for the pair that they are of.
+
+    vLLM lays weights out in its own way, so both checkpoints are read on the CPU once more to see
+    whether they are that pair; the target's embeddings come from there as well.
+
+    Raises:
+        ConfigError: It rules by hidden states, and the runner hands out none.
+        ArbiterError: It was trained on the hidden states of another pair.
+    """
+    arbiter = load_arbiter(spec)
+    if not arbiter.needs & HIDDEN:
+        return arbiter
+    if not has_hidden:
+        raise ConfigError(
+            f"arbiter {arbiter.name} rules by hidden states, which vLLM's second model runner does "
+            "not hand out; set VLLM_USE_V2_MODEL_RUNNER=0, or take one that rules by scalars "
+            "(cospec train --features scalar)."
+        )
+    target, draft = vllm_config.model_config, vllm_config.speculative_config.draft_model_config
+    pair = ModelPair.from_pretrained(target.model, draft.model, dtype=target.dtype, device="cpu")
+    return load_arbiter(spec, pair)
+
+
 def place(
     arbiter: Arbiter,
     device: torch.device,
@@ -171,13 +207,8 @@ def place(
     """An arbiter ready to rule in an engine: weights on its device, kinds of its tokens.
 
     Raises:
-        ConfigError: It rules by hidden states.
+        ConfigError: It knows fewer tokens than the target has, and there is no tokenizer.
     """
-    if arbiter.needs & (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN):
-        raise ConfigError(
-            f"arbiter {arbiter.name} rules by hidden states, which vLLM does not hand out; train "
-            "one on the scalar features (cospec train --features scalar)."
-        )
     if not isinstance(arbiter, LearnedArbiter):
         return arbiter
     tokenizer = find_tokenizer()
@@ -190,6 +221,8 @@ def place(
             "start the engine with its tokenizer."
         )
     features = replace(arbiter.features, kinds=kinds.to(device))
+    if isinstance(features, HiddenFeatures) and features.embeddings is not None:
+        features = replace(features, embeddings=features.embeddings.to(device))
     return replace(arbiter, policy=arbiter.policy.to(device), features=features)
 
 

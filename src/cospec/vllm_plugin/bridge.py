@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 MAX_ELEMENTS = 2**26
 """Most logits (rows times vocabulary) that the arbiter sees in one call, to bound its memory."""
 
+_INPUTS = {
+    Needs.TARGET_LOGITS: ("target_logits",),
+    Needs.DRAFT_LOGITS: ("draft_logits",),
+    Needs.TARGET_HIDDEN: ("target_hidden", "target_hidden_after"),
+    Needs.DRAFT_HIDDEN: ("draft_hidden",),
+}
+"""What the engine hands out for each need, as `VerifiedRows` and `MismatchBatch` call it."""
+
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRows:
@@ -49,6 +57,10 @@ class VerifiedRows:
         stop_ids: Tokens that end the request, padded with -1, (T, S) int64.
         max_tokens: Most tokens that the request generates, (T,) int64.
         draft_logits: Before temperature, (T, V); None if the engine has none.
+        target_hidden: What the target's output matrix was applied to, (T, H); None if the engine
+            has none, or no arbiter asks.
+        target_hidden_after: The same of the row that has read the drafted token, (T, H).
+        draft_hidden: What the draft's output matrix was applied to, (T, H'); None likewise.
         thresholds: Of the request in place of the arbiter's own, NaN where it has none,
             (T,) float; None if no request has one.
         is_sampled: Whether the request samples, (T,) bool; None if all are greedy.
@@ -68,6 +80,9 @@ class VerifiedRows:
     stop_ids: Tensor
     max_tokens: Tensor
     draft_logits: Tensor | None = None
+    target_hidden: Tensor | None = None
+    target_hidden_after: Tensor | None = None
+    draft_hidden: Tensor | None = None
     thresholds: Tensor | None = None
     is_sampled: Tensor | None = None
     is_cut: Tensor | None = None
@@ -150,7 +165,7 @@ class Judge:
             target_ids = torch.where(rows.is_sampled, others.argmax(dim=-1), argmax)
             may_differ = is_mismatch | (rows.is_sampled & rows.is_drafted)
         nothing = torch.zeros_like(is_mismatch)
-        if Needs.DRAFT_LOGITS in self.arbiter.needs and rows.draft_logits is None:
+        if any(getattr(rows, name) is None for name in self._inputs()):
             return Judgement(nothing, is_mismatch, target_ids, nothing)
         asked = may_differ & rows.is_open & top.isfinite()
         keep, score, features = self._ask(rows, asked, is_mismatch, target_ids)
@@ -159,6 +174,11 @@ class Judge:
         is_non_finite = nothing if score is None else asked & ~score.isfinite()
         keep = keep & asked & ~is_non_finite & ~self._is_vetoed(rows, target_ids)
         return Judgement(keep, is_mismatch, target_ids, is_non_finite, score, features)
+
+    def _inputs(self) -> list[str]:
+        """What the arbiter needs of the rows."""
+        needs = self.arbiter.needs
+        return [name for need, names in _INPUTS.items() if need in needs for name in names]
 
     def _is_vetoed(self, rows: VerifiedRows, target_ids: Tensor) -> Tensor:
         """Where the safety rules of the engine turn a ruling for the draft down, (T,) bool."""
@@ -206,12 +226,7 @@ class Judge:
         uniforms: Tensor | None,
     ) -> MismatchBatch:
         """Some rows, as an arbiter sees them."""
-        needs, optional = self.arbiter.needs, {}
-        if Needs.TARGET_LOGITS in needs:
-            optional["target_logits"] = rows.target_logits[chunk]
-        if Needs.DRAFT_LOGITS in needs:
-            assert rows.draft_logits is not None
-            optional["draft_logits"] = rows.draft_logits[chunk]
+        optional = {name: getattr(rows, name)[chunk] for name in self._inputs()}
         if lookahead is not None:
             optional["lookahead_matches"] = lookahead[0][chunk]
             optional["lookahead_log_p"] = lookahead[1][chunk]

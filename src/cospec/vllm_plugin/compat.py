@@ -48,6 +48,7 @@ V1_NAMES: dict[str, str] = {
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_spec_decode_draft_probs": (
         "self spec_decode_metadata"
     ),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": "self grammar_output",
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }

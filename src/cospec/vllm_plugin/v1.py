@@ -3,7 +3,8 @@
 `JudgingSampler` stands in for the runner's rejection sampler. It edits the target's rows before
 temperature and truncation, where they are what `cospec.engine` shows to arbiters; a row with one
 token left survives both. The draft's logits come from `keep_draft_logits`, by the way on which vLLM
-passes the draft's probabilities, which lines them up with the requests of the step.
+passes the draft's probabilities, which lines them up with the requests of the step; its hidden
+states, if an arbiter asks for them, travel at their side. The target's come from `keep_hidden`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 
     from cospec.vllm_plugin.settings import Settings
 
-RUNNER_NAMES = ("requests", "positions", "input_batch.req_ids", "input_batch.num_prompt_tokens")
+RUNNER_NAMES = (
+    "requests",
+    "positions",
+    "input_batch.req_ids",
+    "input_batch.num_prompt_tokens",
+    "execute_model_state",
+)
 
 
 def install(
@@ -44,24 +51,40 @@ def install(
         vllm_config,
         runner.device,
         is_reporting=hasattr(runner, "rejection_sampler") and is_first_tensor_rank(),
+        has_hidden=True,
         find_tokenizer=lambda: tokenizer_of(vllm_config),
     )
     if runner.device.type == "cpu":
         repair_cpu(sampler_module)
     if not hasattr(runner, "rejection_sampler"):
         return  # a pipeline stage that does not sample
-    if hasattr(runner.drafter, "_sample_draft_tokens") and Needs.DRAFT_LOGITS in (
-        adapter.judge.arbiter.needs
-    ):
-        keep_draft_logits(runner.drafter)
-    runner.rejection_sampler = JudgingSampler(runner.rejection_sampler, adapter, runner)
+    needs = adapter.judge.arbiter.needs
+    sampler = JudgingSampler(runner.rejection_sampler, adapter, runner)
+    if hasattr(runner.drafter, "_sample_draft_tokens") and Needs.DRAFT_LOGITS in needs:
+        keep_draft_logits(runner.drafter, with_hidden=Needs.DRAFT_HIDDEN in needs)
+    if Needs.TARGET_HIDDEN in needs:
+        keep_hidden(runner, sampler)
+    runner.rejection_sampler = sampler
 
 
-def keep_draft_logits(drafter: Any) -> None:  # Any: vLLM's SpecDecodeBaseProposer
+def keep_hidden(runner: Any, sampler: JudgingSampler) -> None:  # Any: vLLM's GPUModelRunner
+    """Show a sampler the target's hidden states of each step, row by row as its logits are."""
+    stock = runner.sample_tokens
+
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:  # Any: whatever the worker passes
+        state = runner.execute_model_state
+        sampler.hidden = None if state is None else state.sample_hidden_states
+        return stock(*args, **kwargs)
+
+    runner.sample_tokens = sample_tokens
+
+
+def keep_draft_logits(drafter: Any, *, with_hidden: bool) -> None:  # Any: SpecDecodeBaseProposer
     """Make a drafter hand out its logits where it would hand out probabilities.
 
-    It drafts the same tokens as before: the most probable ones, unless it was told to sample. Then
-    requests with a seed get drafts by their seed, which vLLM 0.32 does not heed there.
+    With hidden states, what it hands out is (R, V + H'): those that it drew the tokens from follow
+    the logits. It drafts the same tokens as before: the most probable ones, unless it was told to
+    sample. Then requests with a seed get drafts by their seed, which vLLM 0.32 does not heed there.
     """
 
     def sample(
@@ -70,16 +93,19 @@ def keep_draft_logits(drafter: Any) -> None:  # Any: vLLM's SpecDecodeBasePropos
         sampling_metadata: Any,  # Any: vLLM's SamplingMetadata
     ) -> tuple[Tensor, Tensor]:
         logits: Tensor = self.model.compute_logits(hidden_states)
+        shown = logits
+        if with_hidden:
+            shown = torch.cat([logits, hidden_states.to(logits.dtype)], dim=1)
         if not is_sampling(self, sampling_metadata):
-            return logits.argmax(dim=-1), logits
-        raw = logits.clone()
-        token_ids, _ = self._sample_from_logits(logits, sampling_metadata)  # may divide in place
+            return logits.argmax(dim=-1), shown
+        # A copy, which may be divided in place.
+        token_ids, _ = self._sample_from_logits(logits.clone(), sampling_metadata)
         for row, generator in sampling_metadata.generators.items():
-            warm = raw[row] / sampling_metadata.temperature[row]
+            warm = logits[row] / sampling_metadata.temperature[row]
             probs = warm.softmax(dim=-1, dtype=torch.float32)
             noise = torch.empty_like(probs).exponential_(generator=generator)
             token_ids[row] = (probs / noise).argmax()
-        return token_ids, raw
+        return token_ids, shown
 
     drafter._sample_draft_tokens = types.MethodType(sample, drafter)
 
@@ -95,13 +121,15 @@ class Step:
 
     Attributes:
         draft_logits: Of the drafted rows, (T, V), if there are any.
+        draft_hidden: The states that they were drawn from, (T, H'), if the arbiter asks for them.
         unedited: The target's rows before the arbiter's edit, (T, V).
         rows: What was ruled on; None before, and in a step without.
         judgement: And how.
         slots: Of the requests, (R,) int64.
     """
 
-    draft_logits: Tensor | None
+    draft_logits: Tensor | None = None
+    draft_hidden: Tensor | None = None
     unedited: Tensor | None = None
     rows: VerifiedRows | None = None
     judgement: Judgement | None = None
@@ -115,6 +143,10 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         stock: The runner's own; all its settings are taken over.
         adapter: The arbiter.
         runner: Whose requests they are.
+
+    Attributes:
+        hidden: What the target's output matrix was applied to in this step, (T + R, H), if the
+            arbiter asks for it.
     """
 
     def __init__(self, stock: Any, adapter: Adapter, runner: Any) -> None:  # Any: vLLM's
@@ -123,7 +155,8 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         self._adapter = adapter
         self._runner = runner
         self._slots: dict[str, tuple[int, Any]] = {}  # Any: vLLM's CachedRequestState
-        self._step = Step(None)
+        self._step = Step()
+        self.hidden: Tensor | None = None
 
     def forward(
         self,
@@ -136,13 +169,15 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
 
         Args:
             metadata: Which rows belong to which request.
-            draft_probs: The draft's logits, (T, V), if it is ours; else its probabilities.
+            draft_probs: The draft's logits, (T, V), and behind them its hidden states, if it is
+                ours; else its probabilities.
             logits: The target's, (T + R, V).
             sampling_metadata: Of the requests.
         """
-        self._step = step = Step(None)
+        self._step = step = Step()
         if draft_probs is not None and Needs.DRAFT_LOGITS in self._adapter.judge.arbiter.needs:
-            step.draft_logits = draft_probs
+            width = logits.shape[1]
+            step.draft_logits, step.draft_hidden = draft_probs[:, :width], draft_probs[:, width:]
             draft_probs = None
             if self._is_drafter_sampling(sampling_metadata):
                 draft_probs = self._draft_probs(step.draft_logits, metadata, sampling_metadata)
@@ -157,7 +192,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
                 list(self._runner.input_batch.req_ids),
                 lambda: metadata.num_draft_tokens,
             )
-        self._step = Step(None)
+        self._step = Step()
         return output
 
     def apply_logits_processors(
@@ -198,6 +233,10 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         read_at = metadata.logits_indices[metadata.target_logits_indices]
         positions = runner.positions[read_at].long() + 1 - prompt_lens[requests]
         columns = self._adapter.table.columns(slots[requests])
+        target_hidden = target_hidden_after = None
+        if self.hidden is not None:
+            target_hidden = self.hidden[metadata.target_logits_indices]
+            target_hidden_after = self.hidden[metadata.target_logits_indices + 1]
         is_sampled = is_cut = None
         if not sampling_metadata.all_greedy:
             is_sampled = (sampling_metadata.temperature != 0)[requests]
@@ -215,6 +254,9 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             stop_ids=columns.stop_ids,
             max_tokens=columns.max_tokens,
             draft_logits=self._step.draft_logits,
+            target_hidden=target_hidden,
+            target_hidden_after=target_hidden_after,
+            draft_hidden=self._step.draft_hidden,
             thresholds=columns.thresholds,
             is_sampled=is_sampled,
             is_cut=is_cut,

@@ -58,6 +58,7 @@ def install(
         vllm_config,
         runner.device,
         is_reporting=runner.is_last_pp_rank and is_first_tensor_rank(),
+        has_hidden=False,
         find_tokenizer=lambda: tokenizer_of(vllm_config),
     )
     stock = runner.load_model
