@@ -117,6 +117,17 @@ def test_a_run_interrupted_after_each_round_ends_as_one_that_was_not(
     assert arbiter.policy is last.policy
 
 
+def test_at_a_temperature_the_policy_and_lossless_have_the_same_draws_on_the_tune_split(
+    pair, task
+) -> None:
+    policy = PolicyConfig(init_logit=-50.0)
+    it = trainer(pair, task, temperature=1.0, seed=3, policy=policy)
+    never, base = it.evaluate(), it.baseline(it.tune)
+    assert never["tune_relative_cost"] == 1.0
+    assert (never["tune_wins"], never["tune_losses"]) == (0, 0)
+    assert len({num for _, num in base}) > 1, "the test has something to see"
+
+
 # --- a start from an audit ---------------------------------------------------------------------
 
 

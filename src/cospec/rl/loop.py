@@ -188,7 +188,7 @@ class Trainer:
         """Decode the tune split at threshold 0.5 and keep the policy if it is the best so far."""
         base = self.baseline(self.tune)
         engine = self.player.engine(self.arbiter)
-        done = engine.generate(*self.player.prompts(self.tune, self.config.seed))
+        done = engine.generate(*self.player.prompts(self.tune))
         right = [self.player.score(e, c).correct for e, c in zip(self.tune, done, strict=True)]
         cost = sum(c.stats.num_target_forwards for c in done) / sum(num for _, num in base)
         accuracy = sum(right) / len(right)

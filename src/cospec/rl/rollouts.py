@@ -112,16 +112,19 @@ class Player:
         return self._task.score(example, completion.text)
 
     def prompts(
-        self, examples: Sequence[Example], seed: int
+        self, examples: Sequence[Example], seed: int = 0
     ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
-        """Prompts and settings; `seed` is of the coins of policy and sampling."""
+        """Prompts and settings; `seed` is of the coins of policy and sampling.
+
+        Lossless decoding and the tune split have the same coins, so that they differ by rulings.
+        """
         limit, temperature = self._config.max_new_tokens, self._config.temperature
         prompts, settings = encode_problems(self._pair, self._task, examples, limit, seed)
         return prompts, [replace(one, temperature=temperature) for one in settings]
 
     def lossless(self, examples: Sequence[Example]) -> list[tuple[bool, int]]:
         """Whether the target alone is right, and the target forwards of lossless decoding."""
-        done = self.engine(AlwaysTarget()).generate(*self.prompts(examples, 0))
+        done = self.engine(AlwaysTarget()).generate(*self.prompts(examples))
         return [
             (self.score(example, c).correct, c.stats.num_target_forwards)
             for example, c in zip(examples, done, strict=True)
