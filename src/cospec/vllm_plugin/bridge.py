@@ -195,6 +195,10 @@ class Judge:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The arbiter's bare rulings, scores and features, (T,), (T,) and (T, F)."""
         num_rows, device = len(asked), asked.device
+        is_compact = device.type == "cpu" if self.is_compact is None else self.is_compact
+        index = asked.nonzero()[:, 0] if is_compact else torch.arange(num_rows, device=device)
+        if not len(index):
+            return torch.zeros_like(asked), None, None
         lookahead = None
         if Needs.LOOKAHEAD in self.arbiter.needs:
             lookahead = look_ahead(rows, is_mismatch, self.block_length)
@@ -204,15 +208,12 @@ class Judge:
                 num_rows, generator=self.generator, dtype=torch.float64, device=device
             )
         num_mismatches = rows.num_mismatches + _count_before(is_mismatch, rows.block_positions)
-        is_compact = device.type == "cpu" if self.is_compact is None else self.is_compact
-        index = asked.nonzero()[:, 0] if is_compact else torch.arange(num_rows, device=device)
         size = max(1, MAX_ELEMENTS // rows.target_logits.shape[1])
         parts = [
             self.arbiter.rule(
                 self._batch(rows, chunk, target_ids, num_mismatches, lookahead, uniforms)
             )
             for chunk in torch.split(index, size)
-            if len(chunk)
         ]
         return _spread(parts, index, num_rows, self.keep_features)
 
@@ -250,8 +251,6 @@ def _spread(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Rulings on the rows of `index` as columns of all rows."""
     keep = torch.zeros(num_rows, dtype=torch.bool, device=index.device)
-    if not parts:
-        return keep, None, None
     keep = keep.index_put((index,), torch.cat([part.keep_draft for part in parts]))
     columns: list[Tensor | None] = []
     for name in ("score", "features"):
