@@ -335,6 +335,8 @@ BLOCKS = {
     "calibration": calibration,
     "demo": partial(comparison, "demo"),
     "eval_family": partial(comparison, "eval_family"),
+    "eval_family_batch16": partial(comparison, "eval_family_batch16"),
+    "eval_specialist_batch16": partial(comparison, "eval_specialist_batch16"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
     "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
     "eval_family_corrected": partial(comparison, "eval_family_corrected"),

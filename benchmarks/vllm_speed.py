@@ -12,7 +12,7 @@ Arms do not take turns, so that a machine whose load changes favours one: look a
 
 Usage::
 
-    python benchmarks/vllm_speed.py --pair bundled:specialist --arbiter bundled -k 6 \
+    python benchmarks/vllm_speed.py --pair bundled:specialist --arbiter bundled-hidden -k 16 \
         --num-problems 200 --json benchmarks/results/vllm_speed_specialist.json
 """
 
