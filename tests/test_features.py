@@ -180,8 +180,8 @@ def test_the_hidden_spec_is_bound_to_the_widths() -> None:
     specs += [HiddenFeatures(kinds, (4, 2), torch.zeros(VOCAB, width)) for width in (4, 2)]
     hashes = [spec.to_dict()["hash"] for spec in [*specs, ScalarFeatures(kinds)]]
     assert len(set(hashes)) == 6 and hashes[0] == hashes[3]
-    assert Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN in specs[0].needs
-    assert not (Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN) & ScalarFeatures(kinds).needs
+    assert Needs.HIDDEN in specs[0].needs
+    assert not Needs.HIDDEN & ScalarFeatures(kinds).needs
 
 
 def test_a_spec_that_does_not_exist_is_refused() -> None:

@@ -169,7 +169,7 @@ class HiddenFeatures(ScalarFeatures):
     hidden_sizes: tuple[int, int]
     embeddings: Tensor | None = None
 
-    needs = SCALAR_NEEDS | Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
+    needs = SCALAR_NEEDS | Needs.HIDDEN
 
     @cached_property
     def names(self) -> tuple[str, ...]:

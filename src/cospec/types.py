@@ -42,6 +42,7 @@ class Needs(enum.Flag):
     UNIFORMS = enum.auto()
     """One uniform number a mismatch from the row's own generator, for a ruling by chance."""
     LOGITS = TARGET_LOGITS | DRAFT_LOGITS
+    HIDDEN = TARGET_HIDDEN | DRAFT_HIDDEN
 
 
 class Origin(enum.StrEnum):

@@ -338,7 +338,7 @@ def test_an_arbiter_gets_the_hidden_states_it_asks_for(llama_pair):
     seen = []
 
     class Spy(AlwaysTarget):
-        needs = Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN | Needs.LOGITS
+        needs = Needs.HIDDEN | Needs.LOGITS
 
         def rule(self, batch):
             seen.append(batch)

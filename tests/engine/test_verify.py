@@ -24,7 +24,7 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
     proposal = Proposal(drafted, steps, torch.ones(B, K, dtype=torch.bool), hidden=states)
     verdict = judge(Output(logits, hidden), proposal, None, None)
     rows, places = torch.tensor(where).unbind(dim=1)
-    needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
+    needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.HIDDEN
     counts = torch.arange(B)
     history = torch.stack([counts, 10 * counts, 7 * counts], dim=1)
     batch = collect_mismatches(verdict, proposal, rows, places, history, needs, None)

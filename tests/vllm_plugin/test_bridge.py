@@ -24,7 +24,6 @@ from cospec.vllm_plugin.bridge import Judge, VerifiedRows, force, settle
 K, V = 4, 12
 STOP = 3
 ALL = Needs.LOGITS | Needs.LOOKAHEAD
-HIDDEN = Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
 
 
 class Recorder:
@@ -120,8 +119,8 @@ def test_an_arbiter_sees_what_our_engine_shows_it(seed):
     rows, places = (~verdict.is_match).nonzero().unbind(dim=1)
     order = torch.arange(6)
     history = torch.stack([torch.full((6,), 7), 2 * order, order], dim=1)
-    theirs = collect_mismatches(verdict, proposal, rows, places, history, ALL | HIDDEN, None)
-    recorder = Recorder(AlwaysTarget(), ALL | HIDDEN)
+    theirs = collect_mismatches(verdict, proposal, rows, places, history, ALL | Needs.HIDDEN, None)
+    recorder = Recorder(AlwaysTarget(), ALL | Needs.HIDDEN)
     handed_out = dict(
         target_hidden=states[:, :-1].flatten(0, 1),
         target_hidden_after=states[:, 1:].flatten(0, 1),

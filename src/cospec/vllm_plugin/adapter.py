@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HIDDEN = Needs.TARGET_HIDDEN | Needs.DRAFT_HIDDEN
-
 
 @dataclass
 class Adapter:
@@ -185,7 +183,7 @@ def load(
         ArbiterError: It was trained on the hidden states of another pair.
     """
     arbiter = load_arbiter(spec)
-    if not arbiter.needs & HIDDEN:
+    if not arbiter.needs & Needs.HIDDEN:
         return arbiter
     if not has_hidden:
         raise ConfigError(

@@ -16,6 +16,7 @@ This file knows nothing of vLLM.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -165,7 +166,7 @@ class Judge:
             target_ids = torch.where(rows.is_sampled, others.argmax(dim=-1), argmax)
             may_differ = is_mismatch | (rows.is_sampled & rows.is_drafted)
         nothing = torch.zeros_like(is_mismatch)
-        if any(getattr(rows, name) is None for name in self._inputs()):
+        if any(getattr(rows, name) is None for name in self._inputs):
             return Judgement(nothing, is_mismatch, target_ids, nothing)
         asked = may_differ & rows.is_open & top.isfinite()
         keep, score, features = self._ask(rows, asked, is_mismatch, target_ids)
@@ -175,6 +176,7 @@ class Judge:
         keep = keep & asked & ~is_non_finite & ~self._is_vetoed(rows, target_ids)
         return Judgement(keep, is_mismatch, target_ids, is_non_finite, score, features)
 
+    @cached_property
     def _inputs(self) -> list[str]:
         """What the arbiter needs of the rows."""
         needs = self.arbiter.needs
@@ -227,7 +229,7 @@ class Judge:
         uniforms: Tensor | None,
     ) -> MismatchBatch:
         """Some rows, as an arbiter sees them."""
-        optional = {name: getattr(rows, name)[chunk] for name in self._inputs()}
+        optional = {name: getattr(rows, name)[chunk] for name in self._inputs}
         if lookahead is not None:
             optional["lookahead_matches"] = lookahead[0][chunk]
             optional["lookahead_log_p"] = lookahead[1][chunk]
