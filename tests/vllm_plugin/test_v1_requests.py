@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import types
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,22 @@ def test_an_engine_refuses_an_arbiter_with_hidden_states_of_another_pair(job, tm
     told = run("refused", job | dict(hidden_arbiter=OTHER_PAIRS), tmp_path)
     assert told["error"] == "ArbiterError"
     assert "hidden states of the pair that it was trained on" in told["message"]
+
+
+@pytest.mark.parametrize("with_hidden", [False, True])
+def test_a_drafter_that_samples_hands_out_its_logits_as_they_were(with_hidden):
+    """Not divided by the temperature, as vLLM leaves them, and the states behind them."""
+    from cospec.vllm_plugin.v1 import keep_draft_logits
+
+    states, logits = torch.randn(2, 3), torch.randn(2, 5)
+    drafter = types.SimpleNamespace(
+        model=types.SimpleNamespace(compute_logits=lambda _: logits.clone()),
+        _enable_probabilistic_draft_probs=True,
+        _sample_from_logits=lambda them, _: (them.div_(2.0).argmax(dim=-1), them),
+    )
+    keep_draft_logits(drafter, with_hidden=with_hidden)
+    ids, shown = drafter._sample_draft_tokens(
+        states, types.SimpleNamespace(all_greedy=False, generators={})
+    )
+    assert torch.equal(ids, logits.argmax(dim=-1))
+    assert torch.equal(shown, torch.cat([logits, states], dim=1) if with_hidden else logits)
