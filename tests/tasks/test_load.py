@@ -27,6 +27,7 @@ from .conftest import gsm8k_row
         ("reasoning_gym:composite", "no problems of its own"),
         ("reasoning_gym:game_of_life_halting", "calls every answer right"),
         ("reasoning_gym:gcd,size=5", "unknown option of reasoning_gym:gcd 'size'"),
+        ("reasoning_gym:gcd,reasoning=of", "did you mean 'off'"),
         ("jsonl:nowhere.jsonl", "there is no file 'nowhere.jsonl'"),
     ],
 )

@@ -71,6 +71,21 @@ def test_the_seeds_that_train_the_bundled_models_cannot_pick_other_problems() ->
     assert int(example.id.partition("/")[2]) < BUNDLED_TRAINING_SEEDS
 
 
+@pytest.mark.parametrize("name", ["gcd", "gsm_symbolic"])
+def test_without_reasoning_the_same_problems_are_asked_for_the_answer_alone(name: str) -> None:
+    reasoned = load_task(f"reasoning_gym:{name}")
+    direct = load_task(f"reasoning_gym:{name},reasoning=off")
+    (example,) = examples = direct.examples("tune", 1, seed=2)
+    assert examples == reasoned.examples("tune", 1, seed=2)
+    assert direct.name == f"reasoning_gym:{name},reasoning=off"
+    assert (direct.max_new_tokens, reasoned.max_new_tokens) == (64, 512)
+    assert "step by step" in reasoned.chat
+    assert "step by step" not in direct.chat
+    assert load_task(f"reasoning_gym:{name},reasoning=on").chat == reasoned.chat
+    assert direct.score(example, f"<answer>{example.answer}</answer>").correct
+    assert not direct.score(example, f"<answer>{example.answer}1</answer>").correct
+
+
 def test_a_generated_task_wants_to_know_how_many_problems() -> None:
     with pytest.raises(TaskError, match="has no end"):
         load_task("reasoning_gym:gcd").examples("test")

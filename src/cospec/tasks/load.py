@@ -47,7 +47,8 @@ def load_task(
         spec: One of ``TASK_NAMES``, and options after commas (``key=value``). The sets of one file
             and ``jsonl:FILE`` take ``split=test``: all of it is that split, and nothing of it may
             be trained or tuned on. Without it, a tenth of the problems is the test split.
-            `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``. A mixture such as
+            `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
+            ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone. A mixture such as
             ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
         allow_code_execution: Whether scoring may run what the model wrote, in a sandbox.
@@ -72,8 +73,8 @@ def load_task(
     if kind == "jsonl":
         return jsonl.jsonl(argument, _options(kind, pairs, jsonl.OPTIONS))
     if kind == "reasoning_gym":
-        _options(head, pairs, ())
-        return reasoning_gym_task(argument, allow_code_execution=allow_code_execution)
+        options = _options(head, pairs, ("reasoning",))
+        return reasoning_gym_task(argument, options, allow_code_execution=allow_code_execution)
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
     if head in SPLIT_BY_HASH:

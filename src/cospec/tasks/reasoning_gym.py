@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cospec.errors import ConfigError, TaskError, unknown_name
-from cospec.tasks.base import Example, Score, Split, Task
+from cospec.tasks.base import BOXED, Example, Score, Split, Task
 from cospec.tasks.extract import final_answer
 from cospec.tasks.extras import import_extra
 from cospec.tasks.math_sets import score_number
@@ -29,7 +29,7 @@ from cospec.tasks.sandbox import Limits, run_program
 from cospec.tasks.splits import BUNDLED_TRAINING_SEEDS, normalize, split_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import ModuleType
 
 SUFFIX = " Give the result as your final answer. Do not include units."
@@ -37,6 +37,9 @@ SUFFIX = " Give the result as your final answer. Do not include units."
 TAGGED = (
     "{question}\nPlease reason step by step, and put your final answer within <answer> </answer>."
 )
+DIRECT = "{question}\nAnswer with the result alone, within <answer> </answer>, and nothing else."
+_DIRECT_TOKENS = 64
+"""Room for an answer without reasoning."""
 EVALUATES = (
     "binary_matrix",
     "countdown",
@@ -64,8 +67,15 @@ _PATIENCE = 2000
 """Items in a row without a new problem, after which the generator has run dry."""
 
 
-def reasoning_gym_task(name: str, *, allow_code_execution: bool = False) -> Task:
+def reasoning_gym_task(
+    name: str, options: Mapping[str, str] | None = None, *, allow_code_execution: bool = False
+) -> Task:
     """The task ``reasoning_gym:NAME``, with the generator's default settings.
+
+    Args:
+        name: Of the generator.
+        options: ``reasoning=off`` asks a chat model for the answer alone, in at most 64 tokens.
+        allow_code_execution: Whether a scorer may evaluate the answer, in a sandbox.
 
     Raises:
         TaskError: There is no such generator, or it cannot be used.
@@ -79,10 +89,15 @@ def reasoning_gym_task(name: str, *, allow_code_execution: bool = False) -> Task
         raise TaskError(unknown_name("reasoning-gym generator", name, known))
     if name in EVALUATES:
         require_permission(allow_code_execution, f"{spec} (its scorer evaluates the answer)")
-    source = partial(_draw, name)
-    if name == "gsm_symbolic":
-        return Task(spec, source, score_number)
-    return Task(spec, source, partial(score_generated, name), chat=TAGGED)
+    reasoning = (options or {}).get("reasoning", "on")
+    if reasoning not in ("on", "off"):
+        raise TaskError(unknown_name(f"value of reasoning of {spec}", reasoning, ("on", "off")))
+    source, is_number = partial(_draw, name), name == "gsm_symbolic"
+    scorer = score_number if is_number else partial(score_generated, name)
+    if reasoning == "off":
+        spec += ",reasoning=off"
+        return Task(spec, source, scorer, chat=DIRECT, max_new_tokens=_DIRECT_TOKENS)
+    return Task(spec, source, scorer, chat=BOXED if is_number else TAGGED)
 
 
 def score_generated(name: str, example: Example, text: str) -> Score:
