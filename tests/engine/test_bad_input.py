@@ -31,7 +31,7 @@ from cospec.errors import (
     UnsupportedModelError,
 )
 from cospec.models import ModelPair
-from cospec.models.cache import context_length
+from cospec.models.support import context_length
 from cospec.types import Completion, MismatchBatch, Needs, Origin, Ruling, Stats
 from tests.conftest import (
     CONTEXT,

@@ -17,6 +17,8 @@ from tests.conftest import EOS, FAMILIES, VOCAB, family_pair, some_prompts
 
 NUM_NEW = 30
 PROMPTS = some_prompts(8)
+SHARING = [[*range(6, 30), *prompt] for prompt in PROMPTS]
+"""Prompts with the same beginning, as a system prompt makes them."""
 GREEDY = SamplingConfig(max_new_tokens=NUM_NEW, seed=0)
 ARBITERS = [
     "lossless",
@@ -258,10 +260,11 @@ def test_streaming_equals_not_streaming(llama_pair, tokenizer, sampling, stop):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("arbiter", ["lossless", "random:rate=0.5"])
-def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter):
+@pytest.mark.parametrize("prompts", [PROMPTS, SHARING], ids=["apart", "sharing"])
+def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter, prompts):
     pair = family_pair(family)
     batch = Batch(pair.target, pair.draft, load_arbiter(arbiter), 4, keep_trace=False)
-    waiting = [Row(i, p, GREEDY, frozenset({EOS}), None) for i, p in enumerate(PROMPTS)]
+    waiting = [Row(i, p, GREEDY, frozenset({EOS}), None) for i, p in enumerate(prompts)]
     batch.admit([waiting.pop() for _ in range(4)])
     while batch.rows:
         batch.step()
@@ -273,6 +276,29 @@ def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter):
                 num_live = len(row) - 1 - (cached is batch._draft and row.draft_lags)
                 tokens = (row.prompt_ids + row.generated)[:num_live]
                 assert_strip_equals_prefill(cached, r, tokens)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 9])
+def test_prompts_that_begin_alike_are_read_once_and_lossless_stays_exact(llama_pair, batch):
+    prompts = [*SHARING, SHARING[0]]
+    widths = []
+    hook = llama_pair.target.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    done = decode(llama_pair, "lossless", 4, batch, prompts=prompts)
+    hook.remove()
+    assert [c.token_ids for c in done] == [expected_ids(llama_pair, p) for p in prompts]
+    num_whole = sum(width > 24 for _, width in widths)
+    assert num_whole == (sum(len(p) - 1 > 24 for p in prompts) if batch == 1 else 0)
+    if batch == 9:
+        assert widths[:2] == [(1, 24), (9, max(map(len, PROMPTS)) - 1)]
+
+
+@pytest.mark.parametrize("batch", [3, 9])
+def test_a_prompt_that_begins_otherwise_is_exact_beside_those_that_share(llama_pair, batch):
+    prompts = [*SHARING, [7, *SHARING[1]]]
+    done = decode(llama_pair, "lossless", 4, batch, prompts=prompts)
+    assert [c.token_ids for c in done] == [expected_ids(llama_pair, p) for p in prompts]
 
 
 def assert_strip_equals_prefill(cached, r, tokens):

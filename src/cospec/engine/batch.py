@@ -75,12 +75,13 @@ class Batch:
         Of prompts all but the last token is read, of branches it is loaded.
         """
         first = len(self.rows)
+        held = self.rows[0].prompt_ids[:-1] if self.rows else None
         prompts = [row.prompt_ids[:-1] for row in rows if row.caches is None]
         assert len(prompts) in (0, len(rows)), "prompts and branches are not admitted together"
         for m, model in enumerate(self._models):
             model.reserve(first + len(rows), max(map(len, rows)) + self._num_drafted + 1)
             if any(prompts):
-                model.prefill(prompts, first)
+                model.prefill(prompts, first, held)
             for r, row in enumerate(rows, first):
                 if row.caches is not None:
                     model.load_row(r, row.caches[m], len(row) - 1)

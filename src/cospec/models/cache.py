@@ -21,15 +21,16 @@ import torch
 from transformers.cache_utils import Cache
 
 from cospec.errors import UnsupportedModelError
+from cospec.models.support import attention_windows, check_supported, context_length
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 _SLOT_MULTIPLE = 64  # attention spans are rounded up to this, so that shapes stay the same
 _PREFILL_CHUNK = 512
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
-_SWITCHING_ROPES = {"dynamic", "longrope"}
+_LEAST_SHARED = 16
+"""Tokens that prompts must begin with in common to be read once for all of them."""
 
 SavedRow: TypeAlias = "list[tuple[Tensor, Tensor]]"
 """What one row has stored, by layer: keys and values, (slots, heads, head size) each."""
@@ -131,6 +132,12 @@ class _RaggedCache(Cache):
             for buffer in pair:
                 buffer[destination] = buffer[source]
 
+    def share(self, source: int, rows: slice, num_slots: int) -> None:
+        """Give `rows` the first slots of `source`."""
+        for pair in self.buffers:
+            for buffer in pair:
+                buffer[rows, :num_slots] = buffer[source, :num_slots].clone()
+
     def save_row(self, row: int, num_slots: int) -> SavedRow:
         return [
             (keys[row, :num_slots].clone(), vals[row, :num_slots].clone())
@@ -179,7 +186,7 @@ class CachedModel:
         config = model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.context_length = context_length(config)
-        self._windows_by_type = _attention_windows(config)
+        self._windows_by_type = attention_windows(config)
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         self._cache = _RaggedCache()
@@ -269,71 +276,49 @@ class CachedModel:
             hook.remove()
         return Output(logits, captured[0])
 
-    def prefill(self, prompts: list[list[int]], first_row: int) -> None:
+    def prefill(
+        self, prompts: list[list[int]], first_row: int, held: list[int] | None = None
+    ) -> None:
         """Read whole token lists into rows `first_row`, `first_row` + 1, ... from position 0 on.
 
-        Shorter rows are padded on the right with tokens that are hidden until overwritten.
+        What all of them begin with (a system prompt, worked examples) is read once, or copied from
+        row 0. Shorter rows are padded on the right with tokens that are hidden until overwritten.
+
+        Args:
+            prompts: Token ids; a list may be empty.
+            first_row: Cache row of the first prompt.
+            held: What row 0 has read from position 0 on, if it is in use.
         """
-        device = self.device
-        longest = max(map(len, prompts))
+        rows = slice(first_row, first_row + len(prompts))
+        num_held = _num_shared([*prompts, held]) if held else 0
+        num_shared = _num_shared(prompts) if len(prompts) > 1 else 0
+        if num_held >= _LEAST_SHARED:
+            num_shared = num_held
+            self._cache.share(0, rows, num_shared)
+        elif num_shared >= _LEAST_SHARED:
+            self._read_from(0, [prompts[0][:num_shared]], first_row)
+            self._cache.share(first_row, rows, num_shared)
+        else:
+            num_shared = 0
+        self._read_from(num_shared, [ids[num_shared:] for ids in prompts], first_row)
+
+    def _read_from(self, position: int, rests: list[list[int]], first_row: int) -> None:
+        """Read token lists that begin at `position` of their rows."""
+        longest = max(map(len, rests))
         padded = torch.tensor(
-            [ids + (ids[-1:] or [0]) * (longest - len(ids)) for ids in prompts], device=device
+            [ids + (ids[-1:] or [0]) * (longest - len(ids)) for ids in rests], device=self.device
         )
         for start in range(0, longest, _PREFILL_CHUNK):
             chunk = padded[:, start : start + _PREFILL_CHUNK]
-            starts = torch.full((len(prompts),), start, device=device)
-            end = start + chunk.shape[1]
+            starts = torch.full((len(rests),), position + start, device=self.device)
+            end = position + start + chunk.shape[1]
             self.read(chunk, self.window(starts, chunk.shape[1], end, first_row))
 
 
-def check_supported(model: PreTrainedModel) -> None:
-    """Refuse what cannot roll back.
-
-    Raises:
-        UnsupportedModelError: A recurrent, hybrid, chunked or encoder-decoder model.
-    """
-    name = type(model).__name__
-    config = model.config.get_text_config()
-    advice = "use a decoder-only transformer whose layers all attend to a key-value cache"
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{name} is an encoder-decoder model; {advice}.")
-    if getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(
-            f"{name} keeps a recurrent state, which cannot be rolled back to the last token that "
-            f"stands; {advice}."
-        )
-    unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
-    if unknown:
-        raise UnsupportedModelError(
-            f"{name} has layers of type {', '.join(sorted(unknown))}; "
-            f"allowed are {', '.join(sorted(_LAYER_TYPES))}: {advice}."
-        )
-
-
-def context_length(config: PretrainedConfig) -> int:
-    """Most positions that a model of this configuration can take.
-
-    Rotary scalings that change all positions once a length is passed (dynamic, longrope) would
-    spoil what is cached, so the length before the change counts.
-    """
-    length: int = getattr(config, "max_position_embeddings", 2**31 - 1)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if one.get("rope_type", one.get("type")) in _SWITCHING_ROPES:
-            original = one.get("original_max_position_embeddings") or getattr(
-                config, "original_max_position_embeddings", None
-            )
-            length = min(length, original or length)
-    return length
-
-
-def _attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
-    """By layer type, how far a token sees back; None for all the way."""
-    sliding = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if not kinds:
-        kinds = {"sliding_attention" if sliding else "full_attention"}
-    return {kind: sliding if kind == "sliding_attention" else None for kind in sorted(kinds)}
+def _num_shared(lists: list[list[int]]) -> int:
+    """How many first tokens all lists have in common."""
+    columns = enumerate(zip(*lists, strict=False))
+    return next((i for i, ids in columns if len(set(ids)) > 1), min(map(len, lists)))
 
 
 @torch.inference_mode()

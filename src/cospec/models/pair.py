@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cospec.errors import TokenizerMismatchError
 from cospec.models.attention import use_grouped_attention
-from cospec.models.cache import check_supported, context_length, probe
+from cospec.models.cache import probe
 from cospec.models.load import load_model, load_tokenizer
+from cospec.models.support import check_supported, context_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

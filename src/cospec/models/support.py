@@ -1,0 +1,63 @@
+"""Which architectures can be decoded, and what their configurations say of positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_SWITCHING_ROPES = {"dynamic", "longrope"}
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Refuse what cannot roll back.
+
+    Raises:
+        UnsupportedModelError: A recurrent, hybrid, chunked or encoder-decoder model.
+    """
+    name = type(model).__name__
+    config = model.config.get_text_config()
+    advice = "use a decoder-only transformer whose layers all attend to a key-value cache"
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model; {advice}.")
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(
+            f"{name} keeps a recurrent state, which cannot be rolled back to the last token that "
+            f"stands; {advice}."
+        )
+    unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    if unknown:
+        raise UnsupportedModelError(
+            f"{name} has layers of type {', '.join(sorted(unknown))}; "
+            f"allowed are {', '.join(sorted(_LAYER_TYPES))}: {advice}."
+        )
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Most positions that a model of this configuration can take.
+
+    Rotary scalings that change all positions once a length is passed (dynamic, longrope) would
+    spoil what is cached, so the length before the change counts.
+    """
+    length: int = getattr(config, "max_position_embeddings", 2**31 - 1)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if one.get("rope_type", one.get("type")) in _SWITCHING_ROPES:
+            original = one.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            length = min(length, original or length)
+    return length
+
+
+def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
+    """By layer type, how far a token sees back; None for all the way."""
+    sliding = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        kinds = {"sliding_attention" if sliding else "full_attention"}
+    return {kind: sliding if kind == "sliding_attention" else None for kind in sorted(kinds)}
