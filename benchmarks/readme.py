@@ -339,6 +339,7 @@ BLOCKS = {
     "eval_specialist_batch16": partial(comparison, "eval_specialist_batch16"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
     "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
+    "eval_real_logic": partial(comparison, "eval_real_logic"),
     "eval_family_corrected": partial(comparison, "eval_family_corrected"),
     "eval_specialist_corrected": partial(comparison, "eval_specialist_corrected"),
     "round_learning_family": partial(round_learning, "round_learning_family"),

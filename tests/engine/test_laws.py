@@ -12,6 +12,7 @@ from cospec.engine.batch import Batch
 from cospec.engine.reference import reference_decode
 from cospec.engine.rows import Row
 from cospec.models import ModelPair
+from cospec.models.cache import CachedModel
 from cospec.types import Completion, Needs, Origin, Ruling, Stats
 from tests.conftest import EOS, FAMILIES, VOCAB, family_pair, some_prompts
 
@@ -299,6 +300,24 @@ def test_a_prompt_that_begins_otherwise_is_exact_beside_those_that_share(llama_p
     prompts = [*SHARING, [7, *SHARING[1]]]
     done = decode(llama_pair, "lossless", 4, batch, prompts=prompts)
     assert [c.token_ids for c in done] == [expected_ids(llama_pair, p) for p in prompts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_share_hold_what_reading_them_alone_would_store(family):
+    model = family_pair(family).target
+    generator = torch.Generator().manual_seed(3)
+    first, second, *ends = torch.randint(6, VOCAB, (4, 70), generator=generator).tolist()
+    held = first[:20] + ends[0]
+    longer = [first + second[:30] + end for end in ends]  # share more than with row 0, and the rest
+    apart = [second + ends[0], second + ends[1][:1]]  # shares with each other alone
+    for prompts in (longer, apart):
+        cached = CachedModel(model)
+        cached.reserve(3, 180)
+        with torch.inference_mode():
+            cached.prefill([held], 0)
+            cached.prefill(prompts, 1, held)
+        for r, tokens in enumerate([held, *prompts]):
+            assert_strip_equals_prefill(cached, r, tokens)
 
 
 def assert_strip_equals_prefill(cached, r, tokens):
