@@ -119,9 +119,9 @@ class TaskOptions:
     """Which problems."""
 
     task: str
-    """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, reasoning_gym:NAME (or with
-    reasoning=off after a comma, for answers without reasoning),
-    jsonl:FILE,scorer=numeric, or several of them in turns: mix:gsm8k@4+svamp@1."""
+    """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, reasoning_gym:NAME (and
+    reasoning_gym:NAME,reasoning=off for the answer alone), jsonl:FILE,scorer=numeric, or several of
+    them in turns: mix:gsm8k@4+svamp@1."""
     split: Split = "test"
     """train, tune or test; no problem is in two of them."""
     num_problems: int | None = None

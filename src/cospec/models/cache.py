@@ -316,9 +316,10 @@ class CachedModel:
 
 
 def _num_shared(lists: list[list[int]]) -> int:
-    """How many first tokens all lists have in common."""
-    columns = enumerate(zip(*lists, strict=False))
-    return next((i for i, ids in columns if len(set(ids)) > 1), min(map(len, lists)))
+    """How many first tokens all lists have in common: those that the least and greatest have."""
+    low, high = min(lists), max(lists)
+    pairs = enumerate(zip(low, high, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), len(low))
 
 
 @torch.inference_mode()

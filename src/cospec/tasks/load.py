@@ -73,8 +73,8 @@ def load_task(
     if kind == "jsonl":
         return jsonl.jsonl(argument, _options(kind, pairs, jsonl.OPTIONS))
     if kind == "reasoning_gym":
-        options = _options(head, pairs, ("reasoning",))
-        return reasoning_gym_task(argument, options, allow_code_execution=allow_code_execution)
+        reasoning = _options(head, pairs, ("reasoning",)).get("reasoning", "on")
+        return reasoning_gym_task(argument, reasoning, allow_code_execution=allow_code_execution)
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
     if head in SPLIT_BY_HASH:

@@ -29,7 +29,7 @@ from cospec.tasks.sandbox import Limits, run_program
 from cospec.tasks.splits import BUNDLED_TRAINING_SEEDS, normalize, split_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
 SUFFIX = " Give the result as your final answer. Do not include units."
@@ -68,13 +68,13 @@ _PATIENCE = 2000
 
 
 def reasoning_gym_task(
-    name: str, options: Mapping[str, str] | None = None, *, allow_code_execution: bool = False
+    name: str, reasoning: str = "on", *, allow_code_execution: bool = False
 ) -> Task:
     """The task ``reasoning_gym:NAME``, with the generator's default settings.
 
     Args:
         name: Of the generator.
-        options: ``reasoning=off`` asks a chat model for the answer alone, in at most 64 tokens.
+        reasoning: ``off`` asks a chat model for the answer alone, in at most 64 tokens.
         allow_code_execution: Whether a scorer may evaluate the answer, in a sandbox.
 
     Raises:
@@ -89,7 +89,6 @@ def reasoning_gym_task(
         raise TaskError(unknown_name("reasoning-gym generator", name, known))
     if name in EVALUATES:
         require_permission(allow_code_execution, f"{spec} (its scorer evaluates the answer)")
-    reasoning = (options or {}).get("reasoning", "on")
     if reasoning not in ("on", "off"):
         raise TaskError(unknown_name(f"value of reasoning of {spec}", reasoning, ("on", "off")))
     source, is_number = partial(_draw, name), name == "gsm_symbolic"
