@@ -338,6 +338,7 @@ BLOCKS = {
     "eval_family_batch16": partial(comparison, "eval_family_batch16"),
     "eval_specialist_batch16": partial(comparison, "eval_specialist_batch16"),
     "eval_real": partial(comparison, "eval_real_gsm8k"),
+    "eval_real_660": partial(comparison, "eval_real_gsm8k_660"),
     "eval_real_mlp": partial(comparison, "eval_real_gsm8k_mlp"),
     "eval_real_logic": partial(comparison, "eval_real_logic"),
     "eval_family_corrected": partial(comparison, "eval_family_corrected"),
