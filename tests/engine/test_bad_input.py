@@ -211,6 +211,8 @@ class Spoilt(TableModel):
         spoilt[..., self.place] = 1
         is_bad = (spoilt > 0) & (position_ids >= self.limit)[..., None]
         logits = logits.masked_fill(is_bad, self.value)
+        if isinstance(logits_to_keep, torch.Tensor):
+            return CausalLMOutput(logits=logits[:, logits_to_keep])
         return CausalLMOutput(logits=logits[:, -logits_to_keep:])
 
 

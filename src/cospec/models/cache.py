@@ -254,9 +254,9 @@ class CachedModel:
         if len(masks) == 1:
             (masks,) = masks.values()
         keep: int | Tensor = num_logits
-        if token_ids.shape[0] > 1 and num_logits < token_ids.shape[1]:
-            # An index copies where a slice gives a strided view, on which bfloat16 matrix products
-            # of the CPU are two hundred times slower.
+        if num_logits < token_ids.shape[1]:
+            # An index copies where a slice gives a strided view (of a single row too), on which
+            # bfloat16 matrix products of the CPU are up to two hundred times slower.
             keep = torch.arange(token_ids.shape[1], device=token_ids.device)[-num_logits:]
         arguments = {
             "input_ids": token_ids.clamp(max=self.vocab_size - 1),
