@@ -1,7 +1,8 @@
 """How long the output matrix takes for a strided input, in bfloat16 on a CPU.
 
 ``logits_to_keep=1`` makes transformers slice hidden states (B, n, H); for n > 1 the slice is a
-strided view, which torch does not take for a matrix even where B is 1. `cospec.models.cache` passes an index instead, which copies.
+strided view, which torch does not take for a matrix even where B is 1. `cospec.models.cache` passes
+an index instead, which copies.
 
 Usage: ``python benchmarks/strided_head.py --json benchmarks/results/strided_head.json``
 """
