@@ -118,6 +118,13 @@ class TableConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+def last_logits(logits: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The logits that transformers' models would give for ``logits_to_keep``."""
+    if isinstance(logits_to_keep, torch.Tensor):
+        return logits[:, logits_to_keep]
+    return logits[:, -logits_to_keep:]
+
+
 class TableModel(PreTrainedModel):
     """A bigram model: the next token's law depends on the last token alone, and is known."""
 
@@ -138,9 +145,7 @@ class TableModel(PreTrainedModel):
         logits_to_keep: int | torch.Tensor = 0,
     ) -> CausalLMOutput:
         logits = self.table[input_ids]
-        if isinstance(logits_to_keep, torch.Tensor):
-            return CausalLMOutput(logits=logits[:, logits_to_keep])
-        return CausalLMOutput(logits=logits[:, -logits_to_keep:])
+        return CausalLMOutput(logits=last_logits(logits, logits_to_keep))
 
     def get_output_embeddings(self) -> None:
         return None

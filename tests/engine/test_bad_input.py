@@ -38,6 +38,7 @@ from tests.conftest import (
     VOCAB,
     TableModel,
     disturbed,
+    last_logits,
     random_model,
     random_table,
     some_prompts,
@@ -211,9 +212,7 @@ class Spoilt(TableModel):
         spoilt[..., self.place] = 1
         is_bad = (spoilt > 0) & (position_ids >= self.limit)[..., None]
         logits = logits.masked_fill(is_bad, self.value)
-        if isinstance(logits_to_keep, torch.Tensor):
-            return CausalLMOutput(logits=logits[:, logits_to_keep])
-        return CausalLMOutput(logits=logits[:, -logits_to_keep:])
+        return CausalLMOutput(logits=last_logits(logits, logits_to_keep))
 
 
 FIRST_BAD = 30
