@@ -79,21 +79,19 @@ def recorded_forwards(run: Callable[[], object]) -> list[Callable[[], object]]:
     read = CachedModel.read
 
     def noting(cached: CachedModel, ids: Tensor, window: Window, num_logits: int = 1) -> Output:
-        output = read(cached, ids, window, num_logits)
+        given: dict[str, object] = {}
+        hook = cached.model.register_forward_pre_hook(
+            lambda _, __, arguments: given.update(arguments), with_kwargs=True
+        )
+        try:
+            output = read(cached, ids, window, num_logits)
+        finally:
+            hook.remove()
         cache, slots = cached._cache, cached._cache._flat_slots
-        masks = window.masks
-        arguments = {
-            "input_ids": ids,
-            "attention_mask": next(iter(masks.values())) if len(masks) == 1 else masks,
-            "position_ids": window.positions,
-            cached._cache_keyword: cache,
-            "use_cache": True,
-            "logits_to_keep": num_logits,
-        }
 
         def forward() -> object:
             cache._window, cache._flat_slots = window, slots
-            return cached.model(**arguments)
+            return cached.model(**given)
 
         forwards.append(forward)
         return output
