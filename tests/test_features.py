@@ -46,7 +46,7 @@ def batch() -> MismatchBatch:
         positions=torch.tensor([10, 0]),
         num_overrides=torch.tensor([2, 0]),
         num_mismatches=torch.tensor([3, 0]),
-        block_length=4,
+        block_lengths=torch.tensor([4, 4]),
         draft_ids=torch.tensor([1, 3]),
         target_ids=torch.tensor([0, 0]),
         target_logits=P.log(),
@@ -119,7 +119,7 @@ def test_all_at_once_they_are_what_they_are_one_by_one() -> None:
     nothing = torch.zeros(num, 0)
     zeros = torch.zeros(num, dtype=torch.int64)
     it = MismatchBatch(
-        *(*[zeros] * 5, 1, *ids, *logits),
+        *(*[zeros] * 5, zeros + 1, *ids, *logits),
         lookahead_matches=nothing.bool(),
         lookahead_log_p=nothing,
     )

@@ -233,7 +233,7 @@ def _lookahead(batch: MismatchBatch) -> list[Tensor]:
     """Matches until the first mismatch, their share, the log-probabilities, and how many count."""
     matches, log_p = batch.lookahead_matches, batch.lookahead_log_p  # (M, K - 1)
     assert matches is not None and log_p is not None, "declare Needs.LOOKAHEAD"
-    num_ahead = (batch.block_length - 1 - batch.block_positions).float()  # (M,)
+    num_ahead = (batch.block_lengths - 1 - batch.block_positions).float()  # (M,)
     run = matches.int().cumprod(dim=1).sum(dim=1).float()
     share = matches.sum(dim=1) / num_ahead.clamp(min=1)
     log_p = log_p.clamp(min=FLOOR)

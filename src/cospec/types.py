@@ -63,7 +63,9 @@ class Proposal:
     """What the draft proposes in one block.
 
     Attributes:
-        token_ids: Drafted tokens, (B, K) int64.
+        token_ids: Drafted tokens, (B, K) int64. Where the draft may stop early, K is the length of
+            the longest row, and what is behind a row's own length is padding.
+        lengths: How many of them each row has, (B,) int64.
         logits: Raw logits that each was drawn from: K tensors of (B, V).
         is_finite: Whether they hold neither NaN nor +inf, (B, K) bool; where not, the draft drew
             from the uniform distribution.
@@ -73,6 +75,7 @@ class Proposal:
     """
 
     token_ids: Tensor
+    lengths: Tensor
     logits: list[Tensor]
     is_finite: Tensor
     probs: Tensor | None = None
@@ -94,7 +97,8 @@ class MismatchBatch:
         num_overrides: Overrides of the row before this block, (M,) int64.
         num_mismatches: Mismatches of the row before this one, earlier ones of its block among
             them, (M,) int64.
-        block_length: K.
+        block_lengths: Drafted tokens of its row in this block, (M,) int64: K, or fewer where the
+            draft stopped early.
         draft_ids: The draft's token, (M,) int64.
         target_ids: The token that stands if the ruling is for the target: its argmax, or when
             sampling a sample of the residual, (M,) int64.
@@ -115,7 +119,7 @@ class MismatchBatch:
     positions: Tensor
     num_overrides: Tensor
     num_mismatches: Tensor
-    block_length: int
+    block_lengths: Tensor
     draft_ids: Tensor
     target_ids: Tensor
     target_logits: Tensor | None = None

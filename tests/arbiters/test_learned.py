@@ -62,7 +62,7 @@ def mismatches(num: int = 40, k: int = 4, seed: int = 1) -> MismatchBatch:
         positions=ints(100),
         num_overrides=ints(9),
         num_mismatches=ints(9),
-        block_length=k,
+        block_lengths=torch.full((num,), k),
         draft_ids=ints(VOCAB),
         target_ids=ints(VOCAB),
         target_logits=logits(),
@@ -586,6 +586,8 @@ def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> N
     assert notes_on(it, 6) == ()
     (note,) = notes_on(it, 16)
     assert "trained at 6 drafted tokens" in note and "rules at 16" in note
+    (note,) = notes_on(it, 6, 0.5)
+    assert "trained on whole blocks" in note
     change_config(folder, pair=None)
     assert len(notes_on(LearnedArbiter.load(folder, llama_pair), 16)) == 2, "and another pair"
     assert notes_on(load_arbiter("gap:max_gap=1"), 16) == ()

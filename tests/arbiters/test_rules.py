@@ -20,7 +20,7 @@ from tests.conftest import TableModel, random_table, some_prompts
 LN2 = math.log(2)
 
 
-def mismatches(num: int, *, block_length: int = 4, **fields: object) -> MismatchBatch:
+def mismatches(num: int, *, k: int = 4, **fields: object) -> MismatchBatch:
     """A batch of `num` mismatches; the draft says 1 and the target 0 unless told otherwise."""
     default = dict(
         rows=torch.arange(num),
@@ -28,7 +28,7 @@ def mismatches(num: int, *, block_length: int = 4, **fields: object) -> Mismatch
         positions=torch.arange(num),
         num_overrides=torch.zeros(num, dtype=torch.int64),
         num_mismatches=torch.zeros(num, dtype=torch.int64),
-        block_length=block_length,
+        block_lengths=torch.full((num,), k),
         draft_ids=torch.ones(num, dtype=torch.int64),
         target_ids=torch.zeros(num, dtype=torch.int64),
     )
@@ -86,7 +86,7 @@ def fly_batch(probs: list[list[float]], **fields: object) -> MismatchBatch:
     """Mismatches at the first place of a block of 5 behind which all drafted tokens match."""
     num = len(probs)
     default = dict(
-        block_length=5,
+        k=5,
         target_logits=logits_of(probs),
         lookahead_matches=torch.ones(num, 4, dtype=torch.bool),
     )

@@ -136,6 +136,31 @@ def test_the_exact_prefix_is_part_of_the_configuration(bench, tmp_path, monkeypa
     assert arms["always_draft"]["num_texts_unlike_target"] == 0
 
 
+EXACT = ("lossless", "assisted")
+
+
+def test_every_arm_has_a_draft_that_stops_early(bench, tmp_path):
+    result = tmp_path / "r.json"
+    arguments = ("--arms", "always_draft", "assisted", "--batch-sizes", 1, "-k", 6)
+    rows = {}
+    for threshold in (0.0, 0.25):
+        bench(
+            *arguments, "--draft-confidence-threshold", threshold, "--json", result, "--overwrite"
+        )
+        document = json.loads(result.read_text())
+        assert document["config"]["bench"]["draft_confidence_threshold"] == threshold
+        tries = {entry["arm"]: entry["tries"][0] for entry in document["tuning"]}
+        (cell,) = document["cells"]
+        rows[threshold] = {arm["name"]: arm for arm in cell["arms"]}, tries
+        assert all(rows[threshold][0][name]["num_texts_unlike_target"] == 0 for name in EXACT)
+    (whole, whole_tries), (early, early_tries) = rows.values()
+    for name in (*EXACT, "always_draft"):
+        assert 0 < early[name]["num_draft_forwards"] < whole[name]["num_draft_forwards"]
+    for name in ("lossless", "always_draft"):
+        forwards = [tries[name]["num_draft_forwards"] for tries in (early_tries, whole_tries)]
+        assert 0 < forwards[0] < forwards[1]
+
+
 def test_without_tuning_there_is_no_rival(bench, capsys):
     bench("--arms", "gap", "--num-tune-problems", 0, "--repeats", 1)
     out = capsys.readouterr().out
@@ -151,6 +176,7 @@ def test_without_tuning_there_is_no_rival(bench, capsys):
         (["--split", "tune"], "split is tune"),
         (["--num-tune-problems", 9], "4 tune problems, 9 asked for"),
         (["--arms", "gap", "random:match=gap", "--num-tune-problems", 0], "takes its rate from"),
+        (["--arms", "oracle", "--draft-confidence-threshold", 0.5], "path is one of whole blocks"),
         (["--json", "no/such/folder.json"], "does not exist"),
     ],
 )
@@ -165,6 +191,7 @@ def test_bad_input_ends_in_a_sentence(bench, arguments, sentence):
     [
         (["--repeats", 0], "repeats has 0"),
         (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
+        (["--draft-confidence-threshold", "nan"], "draft_confidence_threshold is nan"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_the_options(bench, capsys, arguments, sentence):

@@ -85,6 +85,20 @@ def test_the_exact_prefix_is_part_of_the_configuration(evaluate, tmp_path, monke
     assert arms["always_draft"]["num_overrides"] > 0
 
 
+def test_a_draft_that_stops_early_costs_fewer_of_its_forwards_and_no_answer(evaluate, tmp_path):
+    documents = []
+    for threshold in (0, 0.25):
+        result = tmp_path / f"{threshold}.json"
+        evaluate("-k", 8, "--draft-confidence-threshold", threshold, "--json", result)
+        documents.append(json.loads(result.read_text()))
+        assert documents[-1]["config"]["decode"]["draft_confidence_threshold"] == threshold
+    whole, early = (
+        next(arm for arm in document["arms"] if arm["name"] == "lossless") for document in documents
+    )
+    assert early["num_texts_unlike_target"] == 0
+    assert 0 < early["num_draft_forwards"] < 0.7 * whole["num_draft_forwards"]
+
+
 def stop_after(monkeypatch, num_calls):
     generate, calls = Engine.generate, []
 
@@ -147,6 +161,7 @@ def test_a_finished_result_is_not_overwritten_silently(evaluate, tmp_path, capsy
         (["-k", 0], "num_speculative_tokens is 0"),
         (["--batch-size", 0], "max_batch_size is 0"),
         (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
+        (["--draft-confidence-threshold", 2], "draft_confidence_threshold is 2"),
         (["--threads", 0], "threads is 0"),
         (["--json", "no/such/folder.json"], "does not exist"),
     ],

@@ -187,6 +187,12 @@ def test_a_batch_size_below_one_is_refused(llama_pair, size):
         Engine.target_only(llama_pair, max_batch_size=size)
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, NAN])
+def test_a_confidence_that_is_no_probability_is_refused(threshold):
+    with pytest.raises(ConfigError, match=f"draft_confidence_threshold is {threshold}; it is a"):
+        Engine(table_pair(), AlwaysTarget(), draft_confidence_threshold=threshold)
+
+
 @pytest.mark.parametrize("num_configs", [0, 1, 3])
 def test_another_number_of_settings_than_prompts_is_refused(llama_pair, num_configs):
     sentence = f"{num_configs} sampling configs for 2 prompts"
@@ -300,10 +306,11 @@ BAD_DRAFTS = {
 
 @pytest.mark.parametrize("bad", BAD_DRAFTS)
 @pytest.mark.parametrize("k", [1, 4])
-def test_a_draft_of_non_finite_logits_leaves_greedy_output_exact(k, bad):
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_a_draft_of_non_finite_logits_leaves_greedy_output_exact(k, bad, threshold):
     value, place = BAD_DRAFTS[bad]
     pair = ModelPair(TableModel(TARGET_TABLE), Spoilt(DRAFT_TABLE, 0, value, place))
-    done = decode(pair, num_speculative_tokens=k)
+    done = decode(pair, num_speculative_tokens=k, draft_confidence_threshold=threshold)
     assert ids(done) == ids(Engine.target_only(pair).generate([[0], [1], [2], [3]], GREEDY))
     stats = total(done)
     assert stats.num_non_finite_drafts == stats.num_draft_tokens > 0
@@ -325,14 +332,15 @@ def test_a_draft_of_non_finite_logits_leaves_the_sampled_law_exact(bad):
     assert abs(share - overlap) < 5 * sigma, "it draws uniformly, and is accepted accordingly"
 
 
-def test_only_the_drafted_tokens_of_non_finite_logits_are_counted():
+@pytest.mark.parametrize("threshold", [0.0, 0.45])
+def test_only_the_drafted_tokens_of_non_finite_logits_are_counted(threshold):
     """The draft is bad from position 10 on: all of its tokens behind it, and no other."""
     pair = ModelPair(TableModel(TARGET_TABLE), Spoilt(DRAFT_TABLE, 10, NAN))
-    (done,) = decode(pair, prompts=[[2]], num_speculative_tokens=4)
-    expected = sum(
-        done.trace[i].position + j >= 10 for i in range(len(done.trace)) for j in range(4)
-    )
-    assert 0 < done.stats.num_non_finite_drafts == expected < done.stats.num_draft_tokens
+    settings = dict(num_speculative_tokens=4, draft_confidence_threshold=threshold)
+    for done in decode(pair, **settings):
+        places = [step.position + j for step in done.trace for j in range(step.num_draft_tokens)]
+        expected = sum(place >= 10 for place in places)
+        assert 0 < done.stats.num_non_finite_drafts == expected < done.stats.num_draft_tokens
     assert decode(table_pair())[2].stats.num_non_finite_drafts == 0
 
 
@@ -372,9 +380,15 @@ def poisoned(role: str) -> tuple[list[Completion], ModelPair]:
     return sound, ModelPair(**models | {role: unreadable(models[role], POISON)})
 
 
-def test_a_token_that_the_draft_cannot_read_leaves_the_output_exact():
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_a_token_that_the_draft_cannot_read_leaves_the_output_exact(threshold):
     sound, pair = poisoned("draft")
-    done = decode(pair, prompts=POISON_PROMPTS, sampling=POISON_SAMPLING)
+    done = decode(
+        pair,
+        prompts=POISON_PROMPTS,
+        sampling=POISON_SAMPLING,
+        draft_confidence_threshold=threshold,
+    )
     assert ids(done) == ids(sound)
     assert total(done).num_non_finite_drafts > 0
 
@@ -384,9 +398,15 @@ def test_plain_decoding_never_meets_a_token_that_is_only_drafted():
     assert ids(Engine.target_only(pair).generate(POISON_PROMPTS, POISON_SAMPLING)) == ids(sound)
 
 
-def test_a_rejected_token_that_the_target_cannot_read_does_no_harm():
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_a_rejected_token_that_the_target_cannot_read_does_no_harm(threshold):
     sound, pair = poisoned("target")
-    done = decode(pair, prompts=POISON_PROMPTS, sampling=POISON_SAMPLING)
+    done = decode(
+        pair,
+        prompts=POISON_PROMPTS,
+        sampling=POISON_SAMPLING,
+        draft_confidence_threshold=threshold,
+    )
     assert ids(done) == ids(sound)
 
 

@@ -21,6 +21,8 @@ PROMPTS = some_prompts(8)
 SHARING = [[*range(6, 30), *prompt] for prompt in PROMPTS]
 """Prompts with the same beginning, as a system prompt makes them."""
 GREEDY = SamplingConfig(max_new_tokens=NUM_NEW, seed=0)
+UNSURE = 0.25
+"""A quarter of what the drafts of these pairs propose is less probable to them."""
 ARBITERS = [
     "lossless",
     "always_draft",
@@ -40,8 +42,16 @@ def expected_ids(pair: ModelPair, prompt: list[int], **settings: object) -> list
     return output[0, len(prompt) :].tolist()
 
 
-def decode(pair: ModelPair, arbiter: str, k: int, batch: int, **kwargs: object) -> list[Completion]:
-    engine = Engine(pair, load_arbiter(arbiter), num_speculative_tokens=k, max_batch_size=batch)
+def decode(
+    pair: ModelPair, arbiter: str, k: int, batch: int, threshold: float = 0.0, **kwargs: object
+) -> list[Completion]:
+    engine = Engine(
+        pair,
+        load_arbiter(arbiter),
+        num_speculative_tokens=k,
+        max_batch_size=batch,
+        draft_confidence_threshold=threshold,
+    )
     return engine.generate(**{"prompts": PROMPTS, "sampling": GREEDY} | kwargs)
 
 
@@ -61,6 +71,24 @@ def test_lossless_greedy_output_is_what_transformers_generates(pair_and_expected
     assert stats.num_overrides == 0
     assert stats.num_tokens == sum(map(len, expected))
     assert 1.1 < stats.mean_acceptance_length < k + 1, "the pair should agree now and then"
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 4, 8])
+@pytest.mark.parametrize("threshold", [UNSURE, 1.0], ids=["unsure", "any"])
+def test_lossless_stays_exact_where_the_draft_stops_early(pair_and_expected, k, batch, threshold):
+    pair, expected = pair_and_expected
+    done = decode(pair, "lossless", k, batch, threshold)
+    assert [c.token_ids for c in done] == expected
+    stats = sum((c.stats for c in done), Stats())
+    assert stats.num_tokens == sum(map(len, expected))
+    lengths = [step.num_draft_tokens for c in done for step in c.trace]
+    assert stats.num_draft_forwards == stats.num_draft_tokens == sum(lengths)
+    if threshold == 1:
+        assert set(lengths) == {1}, "no token is certain"
+    elif k > 1:
+        assert len(set(lengths)) > 1 and max(lengths) <= k
+    assert stats.mean_acceptance_length > 1.1
 
 
 def test_plain_decoding_is_what_transformers_generates(pair_and_expected):
@@ -170,6 +198,59 @@ def test_the_engine_agrees_with_the_reference_decoder(family, arbiter, sampling)
             pair, load_arbiter(arbiter), prompt, config, num_speculative_tokens=4, index=i
         )
         assert (done[i].token_ids, done[i].origins) == expected
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("arbiter", [*ARBITERS, "always_draft"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
+def test_and_does_where_the_draft_stops_early(family, arbiter, sampling, batch):
+    """Each row stops for itself: no row knows how long the others' blocks are."""
+    pair = family_pair(family)
+    done = decode(pair, arbiter, 5, batch, UNSURE, sampling=sampling)
+    for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
+        expected = reference_decode(
+            pair,
+            load_arbiter(arbiter),
+            prompt,
+            config,
+            num_speculative_tokens=5,
+            draft_confidence_threshold=UNSURE,
+            index=i,
+        )
+        assert (done[i].token_ids, done[i].origins) == expected
+    lengths = [step.num_draft_tokens for c in done for step in c.trace]
+    assert min(lengths) < max(lengths)
+
+
+class Seeing:
+    """Rules by everything that there is to see, and tells what that was."""
+
+    name, needs = "seeing", Needs.LOGITS | Needs.LOOKAHEAD | Needs.HIDDEN
+
+    def rule(self, batch):
+        ahead = batch.lookahead_matches.sum(dim=1), batch.lookahead_log_p.sum(dim=1)
+        states = batch.target_hidden, batch.target_hidden_after, batch.draft_hidden
+        seen = [batch.block_lengths, batch.block_positions, *ahead, *(s.sum(1) for s in states)]
+        features = torch.stack([number.double() for number in seen], dim=1)
+        return Ruling(ahead[0] % 2 == 1, features[:, 3], features)
+
+
+@pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
+def test_an_arbiter_sees_of_a_row_that_stops_early_what_it_sees_of_it_alone(llama_pair, sampling):
+    settings = dict(num_speculative_tokens=5, draft_confidence_threshold=UNSURE)
+    together, alone = (
+        Engine(llama_pair, Seeing(), max_batch_size=size, **settings).generate(PROMPTS, sampling)
+        for size in (8, 1)
+    )
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    steps = [step for c in together for step in c.trace]
+    for ours, theirs in zip(steps, (step for c in alone for step in c.trace), strict=True):
+        assert (ours.position, ours.num_overrides) == (theirs.position, theirs.num_overrides)
+        for one, other in zip(ours.mismatches, theirs.mismatches, strict=True):
+            assert one.block_position < ours.num_draft_tokens == one.features[0]
+            torch.testing.assert_close(one.features, other.features, atol=1e-4, rtol=1e-4)
+    assert any(m.keep_draft for step in steps for m in step.mismatches)
 
 
 class Counting:

@@ -93,6 +93,7 @@ def sample(
     settings: list[SamplingConfig],
     k: int,
     arbiter: str = "lossless",
+    threshold: float = 0.0,
 ) -> list[Completion]:
     """One text for each of `settings`, from the same start."""
     engine = Engine(
@@ -101,6 +102,7 @@ def sample(
         num_speculative_tokens=k,
         max_batch_size=256,
         keep_trace=False,
+        draft_confidence_threshold=threshold,
     )
     return engine.generate([[START]] * len(settings), settings)
 
@@ -124,6 +126,23 @@ def test_lossless_sampling_follows_the_targets_law(k, setting):
     counts = text_counts(texts_by_setting(k)[setting])
     assert counts.sum() == NUM_DRAWS
     assert p_value(counts, probs) > FALSE_ALARM_RATE
+
+
+@functools.cache
+def texts_of_a_draft_that_stops_early() -> dict[str, list[Completion]]:
+    """As `texts_by_setting`, in blocks of at most 2 that end behind an unlikely token."""
+    settings = list(SETTINGS.values()) * NUM_DRAWS
+    done = sample(TableModel(TARGET), TableModel(DRAFT), settings, 2, threshold=0.4)
+    stats = [c.stats for c in done]
+    share = sum(s.num_draft_tokens for s in stats) / sum(s.num_drafts for s in stats)
+    assert 1.2 < share < 1.8, "about half of the blocks should end early"
+    return {name: done[i :: len(SETTINGS)] for i, name in enumerate(SETTINGS)}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_and_does_where_the_draft_stops_early(setting):
+    counts = text_counts(texts_of_a_draft_that_stops_early()[setting])
+    assert p_value(counts, law(TARGET, SETTINGS[setting])) > FALSE_ALARM_RATE
 
 
 @pytest.mark.parametrize("setting", ["top_p", "top_k", "min_p"])

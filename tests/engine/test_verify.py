@@ -17,11 +17,13 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
     hidden = torch.randn(B, K + 1, H, generator=generator)
     drafted = logits[:, :-1].argmax(dim=-1)
     where = [(1, 0), (1, 2), (3, 1), (4, 3)]  # several in a row, rows without, the last place
+    lengths = [4, 4, 2, 3, 4]
     for row, place in where:
         drafted[row, place] = (drafted[row, place] + 1) % V
     steps = [torch.randn(B, V, generator=generator) for _ in range(K)]
     states = [torch.randn(B, H, generator=generator) for _ in range(K)]
-    proposal = Proposal(drafted, steps, torch.ones(B, K, dtype=torch.bool), hidden=states)
+    is_finite = torch.ones(B, K, dtype=torch.bool)
+    proposal = Proposal(drafted, torch.tensor(lengths), steps, is_finite, hidden=states)
     verdict = judge(Output(logits, hidden), proposal, None, None)
     rows, places = torch.tensor(where).unbind(dim=1)
     needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.HIDDEN
@@ -34,6 +36,7 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
         assert batch.draft_ids[i] == drafted[row, place]
         assert batch.target_ids[i] == logits[row, place].argmax()
         assert batch.positions[i] == row + place and batch.num_overrides[i] == 10 * row
+        assert batch.block_lengths[i] == lengths[row]
         earlier = sum(other == row for other, _ in where[:i])
         assert batch.num_mismatches[i] == 17 * row + earlier
         assert torch.equal(batch.target_logits[i], logits[row, place])
@@ -43,7 +46,7 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
         assert torch.equal(batch.draft_hidden[i], states[place][row])
         for ahead in range(K - 1):
             j = place + 1 + ahead
-            is_inside = j < K
+            is_inside = j < lengths[row]
             expected = log_p[row, j, drafted[row, j]] if is_inside else torch.tensor(0.0)
             assert torch.isclose(batch.lookahead_log_p[i, ahead], expected)
             is_match = is_inside and (row, j) not in where

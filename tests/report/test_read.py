@@ -10,7 +10,7 @@ import pytest
 from cospec.errors import ConfigError
 from cospec.report.read import acceptance_rates, read_all
 
-from .conftest import ARMS, arm, eval_document, write_metrics
+from .conftest import ARMS, arm, bench_document, eval_document, write_metrics
 
 
 def test_every_kind_of_file_finds_its_place(results):
@@ -36,6 +36,16 @@ def test_every_kind_of_file_finds_its_place(results):
     assert (len(found.audits), len(found.reliabilities), len(found.traces)) == (1, 1, 2)
     assert [path.name for path in found.passed_over] == ["other.json"]
     assert len(found.sources) == 7
+
+
+@pytest.mark.parametrize(
+    "section, document", [("decode", eval_document), ("bench", bench_document)]
+)
+def test_it_is_told_that_drafts_end_early(tmp_path, section, document):
+    made = document()
+    made["config"][section] = {"draft_confidence_threshold": 0.7}
+    (tmp_path / "early.json").write_text(json.dumps(made))
+    assert "drafts end below 0.7 · " in read_all([tmp_path]).cells[0].about
 
 
 def test_acceptance_is_a_share_of_all_blocks_of_an_arm(results):

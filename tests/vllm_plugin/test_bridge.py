@@ -108,13 +108,17 @@ def stock_greedy(rows, judged, bonus_ids):
     return emitted, torch.tensor(accepted)
 
 
+def whole_blocks(ids: torch.Tensor, q: torch.Tensor, **more: object) -> Proposal:
+    """The proposal of tokens (B, K) by logits (B, K, V)."""
+    lengths = torch.full((len(ids),), ids.shape[1])
+    return Proposal(ids, lengths, list(q.unbind(dim=1)), torch.ones_like(ids).bool(), **more)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_arbiter_sees_what_our_engine_shows_it(seed):
     p, q, ids = blocks(6, seed)
     states, drafts = torch.randn(6, K + 1, 5), torch.randn(6, K, 3)
-    proposal = Proposal(
-        ids, list(q.unbind(dim=1)), torch.ones_like(ids).bool(), hidden=list(drafts.unbind(dim=1))
-    )
+    proposal = whole_blocks(ids, q, hidden=list(drafts.unbind(dim=1)))
     verdict = judge(Output(p, states), proposal, None, None)
     rows, places = (~verdict.is_match).nonzero().unbind(dim=1)
     order = torch.arange(6)
@@ -138,7 +142,7 @@ def test_an_arbiter_sees_what_our_engine_shows_it(seed):
 def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
     p, q, ids = blocks(8, seed)
     exact, max_tokens = 8, [9 + r // 2 for r in range(8)]
-    proposal = Proposal(ids, list(q.unbind(dim=1)), torch.ones_like(ids).bool())
+    proposal = whole_blocks(ids, q)
     verdict = judge(Output(p, None), proposal, None, None)
     where = (~verdict.is_match).nonzero()
     r, j = where.unbind(dim=1)
@@ -163,6 +167,7 @@ def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
         }
         flags = [verdict.is_match, verdict.is_finite, proposal.is_finite]
         block = Block(
+            K,
             ids[row_index].tolist(),
             verdict.target_ids[row_index].tolist(),
             *(flag[row_index].long().tolist() for flag in flags),

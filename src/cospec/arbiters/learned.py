@@ -234,19 +234,26 @@ def block_length(asked: int | None, arbiters: Iterable[Arbiter]) -> int:
     return found[0] if found else DEFAULT_BLOCK_LENGTH
 
 
-def notes_on(arbiter: Arbiter, num_speculative_tokens: int) -> tuple[str, ...]:
-    """What a user should know about an arbiter that rules on blocks of K drafted tokens."""
+def notes_on(
+    arbiter: Arbiter, num_speculative_tokens: int, draft_confidence_threshold: float = 0.0
+) -> tuple[str, ...]:
+    """What a user should know about an arbiter that rules on blocks of at most K drafted tokens."""
     if not isinstance(arbiter, LearnedArbiter):
         return ()
-    trained_at = _trained_at(arbiter)
-    if trained_at in (None, num_speculative_tokens):
-        return arbiter.notes
-    return (
-        *arbiter.notes,
-        f"the arbiter {arbiter.label} was trained at {trained_at} drafted tokens a block and rules "
-        f"at {num_speculative_tokens}, where it sees more or less of what is ahead: train it at "
-        "that number, or measure it there (cospec eval) before you trust it",
-    )
+    trained_at, notes = _trained_at(arbiter), arbiter.notes
+    if trained_at not in (None, num_speculative_tokens):
+        notes += (
+            f"the arbiter {arbiter.label} was trained at {trained_at} drafted tokens a block and "
+            f"rules at {num_speculative_tokens}, where it sees more or less of what is ahead: "
+            "train it at that number, or measure it there (cospec eval) before you trust it",
+        )
+    if draft_confidence_threshold:
+        notes += (
+            f"the arbiter {arbiter.label} was trained on whole blocks, and here a block ends "
+            "behind a token that the draft is unsure of, so that it seldom sees what is ahead: "
+            "measure it so (cospec eval) before you trust it",
+        )
+    return notes
 
 
 def _saved_features(

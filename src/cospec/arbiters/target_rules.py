@@ -39,7 +39,7 @@ class FLy(Rule):
         """Rule by entropy and look-ahead; the score is the entropy above its least value."""
         assert batch.lookahead_matches is not None
         follows = batch.lookahead_matches[:, : self.window - 1].all(dim=1)
-        is_early = batch.block_positions < batch.block_length - self.window
+        is_early = batch.block_positions < batch.block_lengths - self.window
         log_p = batch.log_p.topk(min(3, batch.log_p.shape[1]), dim=1).values
         score = -(log_p.exp() * log_p).nan_to_num(0.0).sum(dim=1) - self.min_entropy
         return Ruling(follows & is_early & (score >= 0), score)

@@ -1,7 +1,8 @@
 """Assisted generation of transformers on the same pair, as an outside reference.
 
 It decodes greedily, one prompt at a time (it refuses more), with a constant number of drafted
-tokens and none of the draft's confidence thresholds, so that it does what the lossless arm does.
+tokens and the same threshold of the draft's confidence as the lossless arm, so that it does what
+that one does.
 Tokens and stops are counted by the same code as in every other arm.
 """
 
@@ -30,11 +31,18 @@ class AssistedEngine:
     Args:
         pair: The models; the draft's own generation settings are left as they were.
         num_speculative_tokens: K, drafted tokens a block.
+        draft_confidence_threshold: A block ends behind a token that the draft finds less probable.
     """
 
-    def __init__(self, pair: ModelPair, num_speculative_tokens: int) -> None:
+    def __init__(
+        self,
+        pair: ModelPair,
+        num_speculative_tokens: int,
+        draft_confidence_threshold: float = 0.0,
+    ) -> None:
         self.pair = pair
         self.num_speculative_tokens = num_speculative_tokens
+        self.draft_confidence_threshold = draft_confidence_threshold
         self.max_batch_size = 1
 
     def generate(
@@ -73,7 +81,7 @@ class AssistedEngine:
         return GenerationConfig(  # type: ignore[no-untyped-call]
             num_assistant_tokens=self.num_speculative_tokens,
             num_assistant_tokens_schedule="constant",
-            assistant_confidence_threshold=0.0,
+            assistant_confidence_threshold=self.draft_confidence_threshold,
         )
 
     def _complete(

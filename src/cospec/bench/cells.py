@@ -192,7 +192,8 @@ def _arm(
     elif name == DRAFT:
         engine = Engine.draft_only(pair, max_batch_size=batch_size)
     elif name == ASSISTED:
-        engine = AssistedEngine(pair, settings[LOSSLESS].k)
+        threshold = contest.config.draft_confidence_threshold
+        engine = AssistedEngine(pair, settings[LOSSLESS].k, threshold)
     else:
         spec = settings[name].spec
         engine = Engine(
@@ -201,5 +202,6 @@ def _arm(
             num_speculative_tokens=settings[name].k,
             max_batch_size=batch_size,
             keep_trace=False,
+            draft_confidence_threshold=contest.config.draft_confidence_threshold,
         )
     return Arm(name, spec, engine)

@@ -65,6 +65,7 @@ def make_arms(
     *,
     num_speculative_tokens: int = 4,
     max_batch_size: int = 8,
+    draft_confidence_threshold: float = 0.0,
 ) -> list[Arm]:
     """The arms target, draft and lossless, and one for each arbiter under its name.
 
@@ -73,6 +74,7 @@ def make_arms(
         arbiters: A spec and the arbiter that it names; the lossless one adds no second arm.
         num_speculative_tokens: K, drafted tokens a block.
         max_batch_size: Most prompts decoded together.
+        draft_confidence_threshold: A block ends behind a token that the draft finds less probable.
 
     Raises:
         ConfigError: Two arms would have the same name.
@@ -85,6 +87,7 @@ def make_arms(
             num_speculative_tokens=num_speculative_tokens,
             max_batch_size=max_batch_size,
             keep_trace=False,
+            draft_confidence_threshold=draft_confidence_threshold,
         )
 
     arms = [

@@ -36,6 +36,9 @@ class BenchConfig:
 
     num_speculative_tokens: int = 4
     """Drafted tokens a block, where --tune-k does not choose it."""
+    draft_confidence_threshold: float = 0.0
+    """End a drafted block early, behind a token of which the draft is less sure than this (0 to 1):
+    drafts that would be thrown away are not made."""
     batch_sizes: tuple[int, ...] = (8,)
     """Most prompts decoded together; a table for each."""
     temperatures: tuple[float, ...] = (0.0,)
@@ -82,6 +85,11 @@ class BenchConfig:
         if self.exact_prefix_tokens < 0:
             raise ConfigError(
                 f"exact_prefix_tokens is {self.exact_prefix_tokens}; it must be 0 or positive."
+            )
+        if not 0 <= self.draft_confidence_threshold <= 1:
+            raise ConfigError(
+                f"draft_confidence_threshold is {self.draft_confidence_threshold}; it is a "
+                "probability, from 0 (blocks are never ended early) to 1."
             )
         if self.draft_cost is not None and not self.draft_cost >= 0:
             raise ConfigError(f"draft_cost is {self.draft_cost}; it must be 0 or positive.")

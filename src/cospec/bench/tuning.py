@@ -128,6 +128,7 @@ def _arm(contest: Contest, setting: Setting) -> Arm:
         num_speculative_tokens=setting.k,
         max_batch_size=size,
         keep_trace=False,
+        draft_confidence_threshold=contest.config.draft_confidence_threshold,
     )
     return Arm(f"{arbiter.name}, k={setting.k}", setting.spec, engine)
 

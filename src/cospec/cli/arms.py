@@ -38,9 +38,10 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
 
     told = set() if told is None else told
     notes = list(pair.notes)
-    for arm in evaluation.arms:
-        if isinstance(arm.engine, Engine):
-            notes += notes_on(arm.engine.arbiter, arm.engine.num_speculative_tokens)
+    for engine in (arm.engine for arm in evaluation.arms):
+        if isinstance(engine, Engine):
+            k, threshold = engine.num_speculative_tokens, engine.draft_confidence_threshold
+            notes += notes_on(engine.arbiter, k, threshold)
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "

@@ -81,11 +81,16 @@ class Bench:
 
     def _entrants(self) -> list[Entrant]:
         """Who takes part, checked before any model is loaded."""
-        from cospec.bench.entrants import enlist, expand
+        from cospec.bench.entrants import ORACLE, enlist, expand
 
         folder = bundled_home() / "arbiters" / str(self.pair.pair).partition(":")[2]
         specs = expand(self.arms, self.pair.pair is not None and folder.is_dir())
         entrants = enlist(specs, self.pair.find_arbiter, tune_knobs=self.bench.tune_knobs)
+        if self.bench.draft_confidence_threshold and ORACLE in [each.name for each in entrants]:
+            raise ConfigError(
+                "the oracle's path is one of whole blocks; leave out draft_confidence_threshold, "
+                "or the oracle."
+            )
         matched = next((entrant.name for entrant in entrants if entrant.match), None)
         if matched is not None and not self.bench.num_tune_problems:
             raise ConfigError(

@@ -62,12 +62,18 @@ class Demo:
             [(decode.arbiter, arbiter)],
             num_speculative_tokens=decode.num_drafted,
             max_batch_size=decode.batch_size,
+            draft_confidence_threshold=decode.draft_confidence_threshold,
         )
         evaluation = Evaluation(arms, task, examples, max_new_tokens=_MAX_NEW_TOKENS)
         print_notes(pair, evaluation)
         parts = evaluation.result(play(evaluation))
         print_table(parts["arms"])
-        engine = Engine(pair, arbiter, num_speculative_tokens=decode.num_drafted)
+        engine = Engine(
+            pair,
+            arbiter,
+            num_speculative_tokens=decode.num_drafted,
+            draft_confidence_threshold=decode.draft_confidence_threshold,
+        )
         shown_id = show_one(evaluation, engine, parts["rows"])
         if self.output.json is not None:
             config = json.loads(json.dumps(asdict(replace(self, decode=decode)), default=str))

@@ -49,6 +49,7 @@ class Eval:
             arbiters,
             num_speculative_tokens=decode.num_drafted,
             max_batch_size=decode.batch_size,
+            draft_confidence_threshold=decode.draft_confidence_threshold,
         )
         evaluation = Evaluation(
             arms,

@@ -105,13 +105,17 @@ class Generate:
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
         decode = self.decode.settled([arbiter])
-        for note in (*pair.notes, *notes_on(arbiter, decode.num_drafted)):
+        for note in (
+            *pair.notes,
+            *notes_on(arbiter, decode.num_drafted, decode.draft_confidence_threshold),
+        ):
             print(f"note: {note}", file=sys.stderr)
         engine = Engine(
             pair,
             arbiter,
             num_speculative_tokens=decode.num_drafted,
             max_batch_size=decode.batch_size,
+            draft_confidence_threshold=decode.draft_confidence_threshold,
         )
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}

@@ -174,7 +174,16 @@ class BlockOptions:
 
 
 @dataclass(frozen=True)
-class DecodeOptions(BlockOptions):
+class DraftOptions(BlockOptions):
+    """How many tokens and prompts at a time, and where the draft stops."""
+
+    draft_confidence_threshold: float = 0.0
+    """End a drafted block early, behind a token of which the draft is less sure than this (0 to 1):
+    drafts that would be thrown away are not made."""
+
+
+@dataclass(frozen=True)
+class DecodeOptions(DraftOptions):
     """How to decode."""
 
     arbiter: str = "lossless"
@@ -183,7 +192,7 @@ class DecodeOptions(BlockOptions):
 
 
 @dataclass(frozen=True)
-class ArmOptions(BlockOptions):
+class ArmOptions(DraftOptions):
     """What to compare."""
 
     arbiter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

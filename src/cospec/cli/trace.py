@@ -63,6 +63,7 @@ class Trace:
             arbiter,
             num_speculative_tokens=options.num_drafted,
             max_batch_size=options.batch_size,
+            draft_confidence_threshold=options.draft_confidence_threshold,
         )
         rows = trace_problems(
             engine,

@@ -1,7 +1,8 @@
 """The rows that are decoded together, and one step of them: propose, verify, arbitrate, walk.
 
 The host is synchronised twice a block, after the forwards and after the arbiter (where it shows
-what it saw to the trace, that is copied there as well); never inside.
+what it saw to the trace, that is copied there as well); never inside, but after each drafted token
+where the draft may stop early.
 Rolling back costs nothing: the cache (see `cospec.models.cache`) is read from where a row stands.
 """
 
@@ -42,6 +43,7 @@ class Batch:
         draft: The draft model; None for plain decoding of the target.
         arbiter: Who rules at mismatches.
         num_drafted: K; 0 for plain decoding.
+        min_confidence: Behind a token of a lower probability the draft proposes no other.
         keep_trace: Whether rows record their mismatches.
     """
 
@@ -52,10 +54,12 @@ class Batch:
         arbiter: Arbiter,
         num_drafted: int,
         keep_trace: bool,
+        min_confidence: float = 0.0,
     ) -> None:
         self.rows: list[Row] = []
         self._arbiter = arbiter
         self._num_drafted = num_drafted
+        self._min_confidence = min_confidence
         self._keep_trace = keep_trace
         self._needs = arbiter.needs
         self._target = CachedModel(target, Needs.TARGET_HIDDEN in self._needs)
@@ -140,14 +144,16 @@ class Batch:
                 row.caches = [model.save_row(r, len(row) - 1) for model in self._models]
 
     def _propose(self, end: int, warper: Warper | None, uniforms: Uniforms | None) -> Proposal:
-        """Let the draft choose K tokens for each row."""
+        """Let the draft choose K tokens for each row, or fewer where it grows unsure."""
+        lengths = torch.zeros(len(self.rows), dtype=torch.int64, device=self._device)
         if self._draft is None:
-            none = torch.empty(len(self.rows), 0, dtype=torch.int64, device=self._device)
-            return Proposal(none, [], none.bool())
+            none = lengths.new_empty(len(self.rows), 0)
+            return Proposal(none, lengths, [], none.bool())
         num_unread = 2 if any(row.draft_lags for row in self.rows) else 1
         starts = torch.tensor([len(row) - num_unread for row in self.rows], device=self._device)
         window = self._draft.window(starts, num_unread + self._num_drafted - 1, end)
         ids = torch.tensor([r.last_tokens(num_unread) for r in self.rows], device=self._device)
+        is_open = torch.ones_like(lengths, dtype=torch.bool)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         column = 0
         for j in range(self._num_drafted):
@@ -168,8 +174,14 @@ class Batch:
             are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
+            lengths = lengths + is_open
+            if self._min_confidence:
+                is_open = is_open & (_confidence(step_logits, ids) >= self._min_confidence)
+                if not is_open.any():
+                    break
         return Proposal(
             token_ids=torch.cat(drafted, dim=1),
+            lengths=lengths,
             logits=logits,
             is_finite=torch.cat(are_sound, dim=1),
             probs=torch.cat(probs, dim=1) if probs else None,
@@ -195,8 +207,8 @@ class Batch:
         """One target forward over the last token and the drafted ones, or one for each of them."""
         starts = torch.tensor([len(row) - 1 for row in self.rows], device=self._device)
         last = torch.tensor([row.last_tokens(1) for row in self.rows], device=self._device)
-        width = self._num_drafted + 1
         ids = torch.cat([last, proposal.token_ids], dim=1)  # (B, K + 1)
+        width = ids.shape[1]
         window = self._target.window(starts, width, end)
         if not one_by_one:
             return judge(self._target.read(ids, window, width), proposal, warper, uniforms)
@@ -218,9 +230,10 @@ class Batch:
         """Bring what the walk needs to the host in one go."""
         flags = (verdict.is_match, verdict.is_finite, proposal.is_finite)
         parts = [proposal.token_ids, verdict.target_ids, *(flag.long() for flag in flags)]
-        packed = torch.cat(parts, dim=1).cpu()
-        fields = [part.tolist() for part in torch.split(packed, [p.shape[1] for p in parts], dim=1)]
-        return [Block(*row) for row in zip(*fields, strict=True)]
+        packed = torch.cat([*parts, proposal.lengths[:, None]], dim=1).cpu()
+        *fields, lengths = torch.split(packed, [*(p.shape[1] for p in parts), 1], dim=1)
+        lists = lengths[:, 0].tolist(), *(field.tolist() for field in fields)
+        return [Block(*row) for row in zip(*lists, strict=True)]
 
     def _arbitrate(
         self,
@@ -257,6 +270,12 @@ class Batch:
             known = bool(keep), bool(is_impossible), known_score, tuple(probs)
             rulings[r][j] = Ruled(*known, features)
         return rulings
+
+
+def _confidence(logits: Tensor, ids: Tensor) -> Tensor:
+    """Probability of tokens (B, 1) by raw logits (B, V), (B,)."""
+    logits = logits.float()
+    return (logits.gather(1, ids)[:, 0] - logits.logsumexp(dim=1)).exp()
 
 
 def _check(ruling: Ruling, batch: MismatchBatch, name: str) -> None:

@@ -89,10 +89,15 @@ class Engine:
         num_speculative_tokens: K, drafted tokens a block.
         max_batch_size: Most prompts decoded together; further ones are admitted as rows finish.
         keep_trace: Record every mismatch in `Completion.trace`.
+        draft_confidence_threshold: The draft ends its block behind a token to which it gives a
+            lower probability (before temperature and truncation); 0 for blocks of K always. Rows
+            stop each for itself, and the draft runs until the last one has. Lossless decoding stays
+            exact: where a block ends has no part in what its tokens are. As
+            ``assistant_confidence_threshold`` of transformers.
         on_finished: Called after each block with the number of completions that it ended.
 
     Raises:
-        ConfigError: A number is below 1.
+        ConfigError: A number is out of range.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Engine:
         num_speculative_tokens: int = 4,
         max_batch_size: int = 8,
         keep_trace: bool = True,
+        draft_confidence_threshold: float = 0.0,
         on_finished: Callable[[int], None] | None = None,
     ) -> None:
         if num_speculative_tokens < 1:
@@ -112,11 +118,17 @@ class Engine:
             )
         if max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}; it must be at least 1.")
+        if not 0 <= draft_confidence_threshold <= 1:
+            raise ConfigError(
+                f"draft_confidence_threshold is {draft_confidence_threshold}; it is a probability, "
+                "from 0 (blocks are never ended early) to 1."
+            )
         self.pair = pair
         self.arbiter = arbiter
         self.num_speculative_tokens = num_speculative_tokens
         self.max_batch_size = max_batch_size
         self.keep_trace = keep_trace
+        self.draft_confidence_threshold = draft_confidence_threshold
         self.on_finished = on_finished
         self._main_model: PreTrainedModel = pair.target
 
@@ -250,7 +262,12 @@ class Engine:
         """Decode block by block; after each, the rows that took part."""
         draft = self.pair.draft if self.num_speculative_tokens else None
         batch = Batch(
-            self._main_model, draft, self.arbiter, self.num_speculative_tokens, self.keep_trace
+            self._main_model,
+            draft,
+            self.arbiter,
+            self.num_speculative_tokens,
+            self.keep_trace,
+            self.draft_confidence_threshold,
         )
         while waiting or batch.rows:
             num_free = self.max_batch_size - len(batch.rows)

@@ -30,6 +30,7 @@ def reference_decode(
     sampling: SamplingConfig,
     *,
     num_speculative_tokens: int,
+    draft_confidence_threshold: float = 0.0,
     index: int = 0,
 ) -> tuple[list[int], list[Origin]]:
     """Complete one prompt, slowly.
@@ -40,12 +41,13 @@ def reference_decode(
         prompt_ids: Token ids.
         sampling: Settings; stop strings are not supported here.
         num_speculative_tokens: K.
+        draft_confidence_threshold: A block ends behind a less probable token.
         index: Place in the list of prompts, which the random numbers depend on.
 
     Returns:
         The generated token ids, and where each comes from.
     """
-    k = num_speculative_tokens
+    most = num_speculative_tokens
     warper = Warper([sampling], pair.target.device)
     generator = row_generator(sampling, index)
     stop_ids = set(sampling.stop_token_ids)
@@ -54,18 +56,22 @@ def reference_decode(
     tokens = list(prompt_ids)
     origins: list[Origin] = []
     while True:
-        u = torch.rand(4 * k + 1, generator=generator, dtype=torch.float64)
+        u = torch.rand(4 * most + 1, generator=generator, dtype=torch.float64)
+        u_draft, u_accept, u_target, u_arbiter = torch.split(u, [most, most, most + 1, most])
         drafted: list[int] = []
         draft_logits: list[Tensor] = []
-        for j in range(k):
+        for j in range(most):
             logits = _logits(pair.draft, tokens + drafted)[-1]
             draft_logits.append(logits)
-            drafted.append(int(draw(warper.probs(logits[None, None]), u[None, None, j])))
+            drafted.append(int(draw(warper.probs(logits[None, None]), u_draft[None, None, j])))
+            if logits.softmax(dim=-1)[drafted[-1]] < draft_confidence_threshold:
+                break
+        k = len(drafted)
         target_logits = _logits(pair.target, tokens + drafted)[-k - 1 :]
         p = warper.probs(target_logits[None])[0]
         q = warper.probs(torch.stack(draft_logits)[None])[0]
-        is_match = accepts(p[None, :-1], q[None], torch.tensor([drafted]), u[None, k : 2 * k])[0]
-        instead = draw(torch.cat([residual(p[:-1], q), p[-1:]]), u[2 * k : 3 * k + 1]).tolist()
+        is_match = accepts(p[None, :-1], q[None], torch.tensor([drafted]), u_accept[None, :k])[0]
+        instead = draw(torch.cat([residual(p[:-1], q), p[-1:]]), u_target[: k + 1]).tolist()
 
         num_generated, num_overrides = len(origins), origins.count(Origin.OVERRIDE)
         num_corrections = origins.count(Origin.CORRECTION)
@@ -81,14 +87,14 @@ def reference_decode(
                     positions=torch.tensor([num_generated + j]),
                     num_overrides=torch.tensor([num_overrides]),
                     num_mismatches=torch.tensor([num_corrections + origins.count(Origin.OVERRIDE)]),
-                    block_length=k,
+                    block_lengths=torch.tensor([k]),
                     draft_ids=torch.tensor([drafted[j]]),
                     target_ids=torch.tensor([instead[j]]),
                     target_logits=target_logits[j][None],
                     draft_logits=draft_logits[j][None],
                     lookahead_matches=_lookahead(is_match, j),
                     lookahead_log_p=_lookahead(_token_log_p(target_logits, drafted), j),
-                    uniforms=u[3 * k + 1 + j][None] if Needs.UNIFORMS in arbiter.needs else None,
+                    uniforms=u_arbiter[j][None] if Needs.UNIFORMS in arbiter.needs else None,
                 )
                 keep = bool(arbiter.rule(mismatch).keep_draft)
                 is_exact = num_generated + j < sampling.exact_prefix_tokens

@@ -26,8 +26,9 @@ class Verdict:
 
     Attributes:
         target_ids: The token that stands at each place if the drafted one does not, and after the
-            last place the bonus token, (B, K + 1).
-        is_match: Whether the target accepts the drafted token, (B, K).
+            row's last place the bonus token, (B, K + 1).
+        is_match: Whether the target accepts the drafted token, (B, K); of no meaning behind a row's
+            length, as all that is there.
         is_finite: Whether the logits of a place hold neither NaN nor +inf, (B, K + 1).
         logits: Raw, (B, K + 1, V).
         probs: Distributions sampled from, (B, K + 1, V); None if every row is greedy.
@@ -91,10 +92,13 @@ def judge(
     p = warper.probs(logits)  # (B, K + 1, V)
     choice_probs = p
     is_match = torch.ones_like(drafted, dtype=torch.bool)
+    k = drafted.shape[1]
     if proposal.probs is not None:
-        choice_probs = torch.cat([residual(p[:, :-1], proposal.probs), p[:, -1:]], dim=1)
-        is_match = accepts(p[:, :-1], proposal.probs, drafted, uniforms.accept)
-    target_ids = draw(choice_probs, uniforms.target)
+        is_drafted = torch.arange(k, device=drafted.device) < proposal.lengths[:, None]  # (B, K)
+        q = proposal.probs * is_drafted[..., None]  # what the residual leaves of p - 0 is p
+        choice_probs = torch.cat([residual(p[:, :-1], q), p[:, -1:]], dim=1)
+        is_match = accepts(p[:, :-1], q, drafted, uniforms.accept[:, :k])
+    target_ids = draw(choice_probs, uniforms.target[:, : k + 1])
     return Verdict(target_ids, is_match, is_finite, logits, p, output.hidden)
 
 
@@ -145,7 +149,7 @@ def collect_mismatches(
     if Needs.DRAFT_LOGITS in needs:
         optional["draft_logits"] = _at(proposal.logits, rows, places)
     if Needs.LOOKAHEAD in needs:
-        matches, log_p = _lookahead(verdict, proposal.token_ids, rows, places)
+        matches, log_p = _lookahead(verdict, proposal, rows, places)
         optional |= {"lookahead_matches": matches, "lookahead_log_p": log_p}
     if Needs.TARGET_HIDDEN in needs:
         assert verdict.hidden is not None, "the target was not asked for hidden states"
@@ -164,7 +168,7 @@ def collect_mismatches(
         positions=num_generated + places,
         num_overrides=num_overrides,
         num_mismatches=num_overrides + num_corrections + _num_earlier(rows),
-        block_length=proposal.token_ids.shape[1],
+        block_lengths=proposal.lengths[rows],
         draft_ids=proposal.token_ids[rows, places],
         target_ids=verdict.target_ids[rows, places],
         **optional,
@@ -190,15 +194,16 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lookahead(
-    verdict: Verdict, drafted: Tensor, rows: Tensor, places: Tensor
+    verdict: Verdict, proposal: Proposal, rows: Tensor, places: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What the target thinks of the drafted tokens behind each mismatch, each (M, K - 1)."""
+    drafted = proposal.token_ids
     num_drafted = drafted.shape[1]
     used, inverse = _distinct(rows)  # R rows with a mismatch
     logits = verdict.logits[used, :-1].float()
     log_p = logits.gather(-1, drafted[used, :, None])[..., 0] - logits.logsumexp(dim=-1)  # (R, K)
     ahead = places[:, None] + torch.arange(1, num_drafted, device=places.device)  # (M, K - 1)
-    is_inside = ahead < num_drafted
+    is_inside = ahead < proposal.lengths[rows, None]
     ahead = ahead.clamp(max=num_drafted - 1)
     matches = verdict.is_match[rows[:, None], ahead] & is_inside
     return matches, torch.where(is_inside, log_p[inverse[:, None], ahead], 0.0)

@@ -25,6 +25,8 @@ _UNKNOWN = (math.nan,) * 4
 class Block(NamedTuple):
     """What the models said of one row in one block; flags are 0 or 1."""
 
+    length: int
+    """How many tokens were drafted for the row; what the lists hold behind them is padding."""
     drafted: list[int]
     """K drafted tokens."""
     target_ids: list[int]
@@ -38,7 +40,7 @@ class Block(NamedTuple):
 
     def mismatches(self) -> list[int]:
         """Places that the target does not accept."""
-        return [j for j, is_match in enumerate(self.is_match) if not is_match]
+        return [j for j in range(self.length) if not self.is_match[j]]
 
 
 class Ruled(NamedTuple):
@@ -66,7 +68,7 @@ def walk(row: Row, block: Block, rulings: dict[int, Ruled], keep_trace: bool) ->
     Raises:
         NonFiniteError: The target's logits are NaN or infinite at a place that was reached.
     """
-    k, start = len(block.drafted), len(row.generated)
+    k, start = block.length, len(row.generated)
     mismatches = []
     origin = Origin.MATCH
     for j in range(k + 1):
@@ -143,7 +145,7 @@ def _settle(
 
 def _count(row: Row, block: Block, kept: list[Origin], num_mismatches: int) -> None:
     """Add a block to the row's statistics."""
-    stats, k = row.stats, len(block.drafted)
+    stats, k = row.stats, block.length
     num_accepted = 0
     for origin in kept:
         stats.num_strict_accepts += origin is Origin.MATCH
@@ -154,8 +156,8 @@ def _count(row: Row, block: Block, kept: list[Origin], num_mismatches: int) -> N
     stats.num_draft_tokens += k
     stats.num_draft_forwards += k
     stats.num_mismatches += num_mismatches
-    stats.num_non_finite_drafts += k - sum(block.is_draft_finite)
-    if not stats.num_accepted_tokens_per_pos:
-        stats.num_accepted_tokens_per_pos = [0] * k
+    stats.num_non_finite_drafts += block.is_draft_finite[:k].count(0)
+    per_pos = stats.num_accepted_tokens_per_pos
+    per_pos += [0] * (k - len(per_pos))
     for i in range(num_accepted):
-        stats.num_accepted_tokens_per_pos[i] += 1
+        per_pos[i] += 1

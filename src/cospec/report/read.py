@@ -111,6 +111,13 @@ def _about(provenance: Json, *parts: str) -> str:
     return " · ".join(filter(None, [*parts, str(provenance.get("device", ""))]))
 
 
+def _drafting(config: Json) -> str:
+    """Whether drafts end early, and when."""
+    settings = config.get("decode") or config.get("bench") or {}
+    threshold = settings.get("draft_confidence_threshold")
+    return f"drafts end below {threshold:g}" if threshold else ""
+
+
 def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
     """An evaluation or a demo: one cell."""
     config = document["config"]
@@ -119,6 +126,7 @@ def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
         document["provenance"],
         f"{settings['num_problems']} problems",
         f"k = {settings['num_speculative_tokens']}",
+        _drafting(config),
         f"batch {settings['max_batch_size']}",
         "greedy",
     )
@@ -133,6 +141,7 @@ def _bench(path: Path, document: Json, inputs: Inputs) -> None:
         about = _about(
             document["provenance"],
             f"{cell['arms'][0]['num_problems']} problems",
+            _drafting(document["config"]),
             f"batch {cell['batch_size']}",
             f"temperature {temperature:g}" if temperature else "greedy",
         )
@@ -209,7 +218,8 @@ def _generated(path: Path, document: Json, inputs: Inputs) -> None:
     """Completions of `cospec generate`: acceptance by position, runs of one setting together."""
     config = document["config"]
     rates = acceptance_rates(document["rows"])
-    title = f"{_pair(config)}, k = {config['decode']['num_speculative_tokens']}"
+    k = f"k = {config['decode']['num_speculative_tokens']}"
+    title = ", ".join(filter(None, (_pair(config), k, _drafting(config))))
     for known in inputs.acceptances:
         if known.title == title:
             known.rates.update(rates)

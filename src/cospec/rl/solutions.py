@@ -160,7 +160,7 @@ def _decisions(
         positions=at - num_prompt[rows, 0] + 1,
         num_overrides=none,
         num_mismatches=none,
-        block_length=1,
+        block_lengths=torch.ones_like(rows),
         draft_ids=d[rows, at],
         target_ids=t[rows, at],
         target_logits=p.logits[rows, at],

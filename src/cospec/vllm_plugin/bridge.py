@@ -241,7 +241,7 @@ class Judge:
             positions=rows.positions[chunk],
             num_overrides=rows.num_overrides[chunk],
             num_mismatches=num_mismatches[chunk],
-            block_length=self.block_length,
+            block_lengths=torch.full_like(chunk, self.block_length),
             draft_ids=rows.safe_ids[chunk],
             target_ids=target_ids[chunk],
             **optional,
