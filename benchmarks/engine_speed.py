@@ -217,7 +217,6 @@ def main() -> None:
     config = {"pair": args.target, "k": args.k, "num_new": num_new, "num_prompts": len(prompt_ids)}
     where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
     result = document("engine_speed", config, where, arms=measured, stats=stats, ratios=ratios)
-    result["argv"] = ["python", "benchmarks/engine_speed.py", args.target, f"-k {args.k}"]
     write_json(args.json, result)
     print({name: values["tokens_per_s"] for name, values in measured.items()})
     print(ratios)
