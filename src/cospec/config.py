@@ -107,3 +107,12 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
         if all(isinstance(value, kind) for value in found):
             return found
     raise ConfigError(f"{name} is {values!r}; it must be a list of {kind.__name__}.")
+
+
+def check_confidence_threshold(value: float) -> None:
+    """Raise ConfigError unless drafts can end their blocks at such a confidence."""
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"draft_confidence_threshold is {value}; it is a probability, from 0 (blocks are never "
+            "ended early) to 1."
+        )

@@ -69,8 +69,8 @@ class Proposal:
         logits: Raw logits that each was drawn from: K tensors of (B, V).
         is_finite: Whether they hold neither NaN nor +inf, (B, K) bool; where not, the draft drew
             from the uniform distribution.
-        probs: The distributions drawn from, after temperature and truncation, (B, K, V); None
-            when every row is greedy.
+        probs: The distributions drawn from, after temperature and truncation, (B, K, V); 0 behind a
+            row's length, so that the residual there is p itself; None when every row is greedy.
         hidden: The draft's last hidden states, K tensors of (B, H), if asked for.
     """
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from cospec import Engine
+from cospec.cli.options import PairOptions
 from cospec.tasks.splits import split_of
 
 
@@ -159,6 +160,20 @@ def test_every_arm_has_a_draft_that_stops_early(bench, tmp_path):
     for name in ("lossless", "always_draft"):
         forwards = [tries[name]["num_draft_forwards"] for tries in (early_tries, whole_tries)]
         assert 0 < forwards[0] < forwards[1]
+
+
+def test_a_document_does_not_say_where_an_arbiter_is_installed(bench, tmp_path, monkeypatch):
+    def find(_, spec):
+        return spec.replace("bundled", "gap") if spec.startswith("bundled") else spec
+
+    monkeypatch.setattr(PairOptions, "find_arbiter", find)
+    result = tmp_path / "r.json"
+    bench("--arms", "bundled:max_gap=2", "--json", result)
+    document = json.loads(result.read_text())
+    (arm,) = [arm for arm in document["cells"][0]["arms"] if arm["kind"] == "rule"]
+    (tried,) = [entry for entry in document["tuning"] if entry["arm"] == arm["name"]]
+    assert arm["name"] == "gap:max_gap=2"
+    assert arm["arbiter"] == tried["tries"][0]["arbiter"] == "bundled:max_gap=2"
 
 
 def test_without_tuning_there_is_no_rival(bench, capsys):

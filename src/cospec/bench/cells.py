@@ -11,7 +11,6 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from cospec.arbiters import load_arbiter
 from cospec.bench.assisted import AssistedEngine
 from cospec.bench.entrants import ASSISTED, ORACLE
 from cospec.bench.evaluate import Arm, Decoder
@@ -77,7 +76,7 @@ def measure(
     parts = result(repeats, {arm.name: arm.arbiter for arm in arms}, rival)
     for entry, entrant, arm in zip(parts["arms"], present, arms, strict=True):
         k = arm.engine.num_speculative_tokens
-        knob = None if arm.arbiter is None else knob_of(load_arbiter(arm.arbiter).name)
+        knob = None if arm.arbiter is None else knob_of(contest.arbiter(arm.arbiter).name)
         entry.update(kind=entrant.kind, k=k or None, knob=knob)
     return {
         "task": contest.task.name,
@@ -196,12 +195,5 @@ def _arm(
         engine = AssistedEngine(pair, settings[LOSSLESS].k, threshold)
     else:
         spec = settings[name].spec
-        engine = Engine(
-            pair,
-            load_arbiter(spec, pair),
-            num_speculative_tokens=settings[name].k,
-            max_batch_size=batch_size,
-            keep_trace=False,
-            draft_confidence_threshold=contest.config.draft_confidence_threshold,
-        )
+        engine = contest.engine(spec, settings[name].k, batch_size)
     return Arm(name, spec, engine)

@@ -18,6 +18,8 @@ from cospec.errors import ConfigError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cospec.types import Arbiter
+
 Kind: TypeAlias = Literal["exact", "rule", "learned", "random", "reference", "ceiling"]
 ASSISTED, ORACLE = "assisted", "oracle"
 _UNRULED: dict[str, Kind] = {ASSISTED: "reference", ORACLE: "ceiling"}
@@ -37,8 +39,9 @@ class Entrant:
         name: In reports.
         kind: ``exact`` (gives the target's own output), ``rule``, ``learned``, ``random`` (the
             control), ``reference`` (draft alone, and other people's code), or ``ceiling``.
-        tries: Specs of arbiters, of which the tune split picks one; none for plain decoding, for
-            ``assisted`` and ``oracle``, and for a rate that follows from another arm.
+        tries: Specs of arbiters, as a user gives them, of which the tune split picks one; none for
+            plain decoding, for ``assisted`` and ``oracle``, and for a rate that follows from
+            another arm.
         match: The name of the arm whose share of overrides is taken for a rate.
     """
 
@@ -90,7 +93,7 @@ def enlist(
         if spec == LOSSLESS or spec.startswith(MATCH):
             continue
         kind = _UNRULED.get(spec)
-        entrant = Entrant(spec, kind) if kind else _one(find(spec), tune_knobs)
+        entrant = Entrant(spec, kind) if kind else _one(spec, load_arbiter(find(spec)), tune_knobs)
         if entrant.name in [other.name for other in found]:
             raise ConfigError(
                 f"two arms are called {entrant.name!r}, the second one by {spec!r}; name each "
@@ -110,10 +113,9 @@ def enlist(
     return found
 
 
-def _one(spec: str, tune_knobs: bool) -> Entrant:
+def _one(spec: str, arbiter: Arbiter, tune_knobs: bool) -> Entrant:
     """The entrant of an arbiter; settings that are given stay as they are."""
     base, _, given = spec.partition(":")
-    arbiter = load_arbiter(spec)
     label = arbiter.name.partition(":")[0]
     grid = GRIDS.get(base, ()) if isinstance(arbiter, Rule) else THRESHOLDS
     tries = tuple(f"{base}:{setting}" for setting in grid) if tune_knobs and not given else ()

@@ -18,16 +18,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from cospec.config import check_confidence_threshold
 from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cospec.bench.evaluate import Arm, Evaluation
     from cospec.bench.turns import Turn
+    from cospec.engine import Engine
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.tasks import Example, Task
+    from cospec.types import Arbiter
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,7 @@ class BenchConfig:
             raise ConfigError(
                 f"exact_prefix_tokens is {self.exact_prefix_tokens}; it must be 0 or positive."
             )
-        if not 0 <= self.draft_confidence_threshold <= 1:
-            raise ConfigError(
-                f"draft_confidence_threshold is {self.draft_confidence_threshold}; it is a "
-                "probability, from 0 (blocks are never ended early) to 1."
-            )
+        check_confidence_threshold(self.draft_confidence_threshold)
         if self.draft_cost is not None and not self.draft_cost >= 0:
             raise ConfigError(f"draft_cost is {self.draft_cost}; it must be 0 or positive.")
 
@@ -122,6 +121,8 @@ class Contest:
         test: Problems of the test split.
         config: How.
         seed: For sampling, and for arbiters that rule by chance.
+        find: Turns the spec of an arbiter into one that `load_arbiter` takes; documents hold the
+            former, which says nothing of where something is installed.
     """
 
     pair: ModelPair
@@ -130,6 +131,26 @@ class Contest:
     test: Sequence[Example]
     config: BenchConfig
     seed: int
+    find: Callable[[str], str] = str
+
+    def engine(self, spec: str, num_speculative_tokens: int, max_batch_size: int) -> Engine:
+        """What decodes with an arbiter."""
+        from cospec.engine import Engine  # noqa: PLC0415  # brings torch
+
+        return Engine(
+            self.pair,
+            self.arbiter(spec),
+            num_speculative_tokens=num_speculative_tokens,
+            max_batch_size=max_batch_size,
+            keep_trace=False,
+            draft_confidence_threshold=self.config.draft_confidence_threshold,
+        )
+
+    def arbiter(self, spec: str) -> Arbiter:
+        """The arbiter that a spec names, for the pair."""
+        from cospec.arbiters import load_arbiter  # noqa: PLC0415  # brings torch
+
+        return load_arbiter(self.find(spec), self.pair)
 
     def evaluation(
         self, arms: Sequence[Arm], examples: Sequence[Example], temperature: float

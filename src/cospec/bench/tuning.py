@@ -8,7 +8,6 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from cospec.arbiters import load_arbiter
 from cospec.bench.evaluate import Arm
 from cospec.bench.protocol import Setting, knob_of
 from cospec.bench.summary import DRAFT, counts
@@ -110,7 +109,7 @@ def _try(
     tries: dict[str, list[Json]] = {name: [] for name in places}
     for name, settings in places.items():
         for setting, arm in zip(settings, arms[name], strict=True):
-            knob = None if arm.arbiter is None else knob_of(load_arbiter(arm.arbiter).name)
+            knob = None if arm.arbiter is None else knob_of(contest.arbiter(arm.arbiter).name)
             result = _tally(rows[arm.name], contest.draft_cost) if contest.tune else {}
             tries[name].append({"k": setting.k, "arbiter": arm.arbiter, "knob": knob} | result)
     return tries
@@ -121,16 +120,8 @@ def _arm(contest: Contest, setting: Setting) -> Arm:
     size = max(contest.config.batch_sizes)
     if setting.spec == DRAFT:
         return Arm(DRAFT, None, Engine.draft_only(contest.pair, max_batch_size=size))
-    arbiter = load_arbiter(setting.spec, contest.pair)
-    engine = Engine(
-        contest.pair,
-        arbiter,
-        num_speculative_tokens=setting.k,
-        max_batch_size=size,
-        keep_trace=False,
-        draft_confidence_threshold=contest.config.draft_confidence_threshold,
-    )
-    return Arm(f"{arbiter.name}, k={setting.k}", setting.spec, engine)
+    engine = contest.engine(setting.spec, setting.k, size)
+    return Arm(f"{engine.arbiter.name}, k={setting.k}", setting.spec, engine)
 
 
 def _tally(rows: Sequence[Json], draft_cost: float) -> Json:

@@ -64,7 +64,9 @@ class Bench:
         tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
         provenance = Provenance()
         pair = self.pair.load()
-        contest = Contest(pair, task, tune, test, self.bench, self.task.seed)
+        contest = Contest(
+            pair, task, tune, test, self.bench, self.task.seed, self.pair.find_arbiter
+        )
         config = json.loads(json.dumps(asdict(self), default=str))
         del config["output"]
         config |= {"evaluation": describe(contest), "models": describe_models(pair)}

@@ -168,7 +168,7 @@ class Batch:
                 assert uniforms is not None, "sampling needs uniforms"
                 q = warper.probs(torch.where(is_sound, step_logits, 0.0)[:, None])  # (B, 1, V)
                 ids = draw(q, uniforms.draft[:, j : j + 1])
-                probs.append(q)
+                probs.append(q * is_open[:, None, None] if self._min_confidence else q)
             drafted.append(ids)
             logits.append(step_logits)
             are_sound.append(is_sound)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cospec.config import SamplingConfig
+from cospec.config import SamplingConfig, check_confidence_threshold
 from cospec.engine.batch import Batch
 from cospec.engine.rows import Row
 from cospec.errors import (
@@ -118,11 +118,7 @@ class Engine:
             )
         if max_batch_size < 1:
             raise ConfigError(f"max_batch_size is {max_batch_size}; it must be at least 1.")
-        if not 0 <= draft_confidence_threshold <= 1:
-            raise ConfigError(
-                f"draft_confidence_threshold is {draft_confidence_threshold}; it is a probability, "
-                "from 0 (blocks are never ended early) to 1."
-            )
+        check_confidence_threshold(draft_confidence_threshold)
         self.pair = pair
         self.arbiter = arbiter
         self.num_speculative_tokens = num_speculative_tokens

@@ -94,10 +94,8 @@ def judge(
     is_match = torch.ones_like(drafted, dtype=torch.bool)
     k = drafted.shape[1]
     if proposal.probs is not None:
-        is_drafted = torch.arange(k, device=drafted.device) < proposal.lengths[:, None]  # (B, K)
-        q = proposal.probs * is_drafted[..., None]  # what the residual leaves of p - 0 is p
-        choice_probs = torch.cat([residual(p[:, :-1], q), p[:, -1:]], dim=1)
-        is_match = accepts(p[:, :-1], q, drafted, uniforms.accept[:, :k])
+        choice_probs = torch.cat([residual(p[:, :-1], proposal.probs), p[:, -1:]], dim=1)
+        is_match = accepts(p[:, :-1], proposal.probs, drafted, uniforms.accept[:, :k])
     target_ids = draw(choice_probs, uniforms.target[:, : k + 1])
     return Verdict(target_ids, is_match, is_finite, logits, p, output.hidden)
 
