@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cospec.arbiters.mentored import Mentored
 from cospec.arbiters.pair_rules import (
@@ -28,10 +27,13 @@ from cospec.arbiters.target_rules import (
     TypicalAcceptance,
 )
 from cospec.errors import ArbiterError, unknown_name
+from cospec.registered import load_registered, registered_names, settings_of
+from cospec.types import Arbiter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cospec.models import ModelPair
-    from cospec.types import Arbiter
 
 __all__ = [
     "RULES",
@@ -86,13 +88,14 @@ _TRAINED_KNOBS = ("threshold", "max_mismatch_rate", "point")
 
 
 def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
-    """An arbiter from its spec.
+    """Load an arbiter from its spec.
 
     Args:
         spec: The name of a rule with its knobs, ``NAME`` or ``NAME:key=value,key=value``, such as
             ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``; or the folder or hub id of a
             trained arbiter, as it is or with ``:threshold=0.7``, ``:max_mismatch_rate=0.2`` or
-            ``:point=NAME``.
+            ``:point=NAME``; or a name that an installed package registers in the entry point
+            group ``cospec.arbiters``.
         pair: What it will rule on; a trained arbiter is fitted to its tokenizer and device.
 
     Raises:
@@ -101,11 +104,19 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
         ConfigError: A value is not allowed.
     """
     kind, _, rest = spec.partition(":")
-    if kind not in RULES:
-        if "/" in kind or (kind and Path(kind).is_dir()):
-            return _load_trained(kind, rest, pair)
-        raise ArbiterError(unknown_name("arbiter", kind, [*RULES, "a folder or hub id"]))
-    knobs = {f.name: f for f in fields(RULES[kind])}
+    if kind in RULES:
+        return _from_factory(kind, RULES[kind], rest)
+    if factory := load_registered("cospec.arbiters", kind, ArbiterError):
+        return _from_factory(kind, factory, rest)
+    if "/" in kind or (kind and Path(kind).is_dir()):
+        return _load_trained(kind, rest, pair)
+    known = [*RULES, *registered_names("cospec.arbiters"), "a folder or hub id"]
+    raise ArbiterError(unknown_name("arbiter", kind, known))
+
+
+def _from_factory(kind: str, factory: Callable[..., Any], rest: str) -> Arbiter:
+    """Build a rule, or what another package registered, with the knobs of a spec."""
+    knobs = settings_of(factory)
     values: dict[str, float] = {}
     for part in filter(None, rest.split(",")):
         key, _, text = part.partition("=")
@@ -113,13 +124,19 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
             allowed = knobs or ["none, this rule has no settings"]
             raise ArbiterError(unknown_name(f"setting of arbiter {kind}:", key, allowed))
         try:
-            values[key] = int(text) if knobs[key].type == "int" else float(text)
+            values[key] = int(text) if knobs[key] == "int" else float(text)
         except ValueError:
             raise ArbiterError(
                 f"{key} of arbiter {kind} is {text!r}; it must be a number "
-                f"({knobs[key].type}), as in {RULES[kind]().name!r}."
+                f"({knobs[key]}), as in {factory().name!r}."
             ) from None
-    return RULES[kind](**values)
+    arbiter = factory(**values)
+    if not isinstance(arbiter, Arbiter):
+        raise ArbiterError(
+            f"arbiter {kind} is a {type(arbiter).__name__}; an arbiter has `name`, `needs` and "
+            "`rule(batch)` (see Arbiter in cospec.types)."
+        )
+    return arbiter
 
 
 def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
+from cospec.registered import load_registered, registered_names, settings_of
 from cospec.tasks import jsonl, math_sets, programs
+from cospec.tasks.base import Task
 from cospec.tasks.mixture import mixture
 from cospec.tasks.reasoning_gym import reasoning_gym_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from cospec.tasks.base import Task
 
 SPLIT_BY_FILE: dict[str, Callable[[Path | None], Task]] = {
     "gsm8k": math_sets.gsm8k,
@@ -41,7 +41,7 @@ TASK_NAMES = (
 def load_task(
     spec: str, *, data_dir: Path | None = None, allow_code_execution: bool = False
 ) -> Task:
-    """The task that a spec names.
+    """Load the task that a spec names.
 
     Args:
         spec: One of ``TASK_NAMES``, and options after commas (``key=value``). The sets of one file
@@ -49,7 +49,8 @@ def load_task(
             be trained or tuned on. Without it, a tenth of the problems is the test split.
             `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
             ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone. A mixture such as
-            ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second.
+            ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
+            name that an installed package registers in the entry point group ``cospec.tasks``.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
         allow_code_execution: Whether scoring may run what the model wrote, in a sandbox.
 
@@ -82,7 +83,20 @@ def load_task(
     if head in SPLIT_BY_FILE:
         _options(head, pairs, ())
         return SPLIT_BY_FILE[head](data_dir)
-    raise TaskError(unknown_name("task", head, TASK_NAMES))
+    if factory := load_registered("cospec.tasks", head, TaskError):
+        return _from_factory(head, factory, pairs)
+    raise TaskError(unknown_name("task", head, [*TASK_NAMES, *registered_names("cospec.tasks")]))
+
+
+def _from_factory(name: str, factory: Callable[..., object], pairs: list[str]) -> Task:
+    """Build a task that another package registered; its options are strings."""
+    task = factory(**_options(name, pairs, tuple(settings_of(factory))))
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"task {name} is a {type(task).__name__}; what is registered in cospec.tasks must "
+            "return a cospec.tasks.Task."
+        )
+    return task
 
 
 def _weighed(part: str) -> tuple[str, int]:
