@@ -24,7 +24,7 @@ from safetensors import safe_open
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import LearnedArbiter
-from cospec.bench.audit_summary import _ratio
+from cospec.evaluation.audit.summary import _ratio
 from cospec.results import Provenance, document, write_json
 
 if TYPE_CHECKING:

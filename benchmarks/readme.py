@@ -16,9 +16,9 @@ from typing import Any
 
 from safety import summary
 
-from cospec.bench.audit_summary import if_free_stood
-from cospec.bench.costs import Costs, predicted_speedups
-from cospec.bench.stats import mcnemar_p
+from cospec.evaluation.audit.costs import Costs, predicted_speedups
+from cospec.evaluation.audit.summary import if_free_stood
+from cospec.evaluation.stats import mcnemar_p
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.bench.dataset import read_tensors
+from cospec.evaluation.audit.dataset import read_tensors
 from cospec.features import SCALAR_NAMES, HiddenFeatures
 from cospec.results import Json, Provenance, document, write_json
 from cospec.rl.config import TrainConfig

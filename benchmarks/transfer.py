@@ -15,10 +15,11 @@ import argparse
 from pathlib import Path
 
 from cospec.arbiters import load_arbiter
-from cospec.bench.evaluate import Evaluation, make_arms
-from cospec.bench.turns import TurnLog
 from cospec.cli.arms import play
 from cospec.cli.options import BUNDLED_PAIRS, PairOptions, set_threads
+from cospec.evaluation.arms import make_arms
+from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.turns import TurnLog
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.tasks import load_task
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.safety import summary
 from benchmarks.safety.scorer import CHECKS, REFUSALS, refusal, score
 
-from cospec.bench.evaluate import describe_problems
+from cospec.evaluation.problems import describe_problems
 from cospec.tasks import Example, load_task
 
 TASK = f"jsonl:{summary.PROMPTS},scorer=benchmarks.safety.scorer:score,split=test"

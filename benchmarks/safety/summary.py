@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cospec.bench.stats import wilson_interval
+from cospec.evaluation.stats import wilson_interval
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
 KINDS = {"decline": "declined", "harmless": "answered", "format": "obeyed"}

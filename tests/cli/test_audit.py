@@ -7,7 +7,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from cospec.bench.audit import Auditor
+from cospec.evaluation.audit.auditor import Auditor
 from cospec.features import SCALAR_NAMES
 
 

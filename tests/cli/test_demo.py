@@ -7,8 +7,8 @@ import json
 import pytest
 
 import cospec
-from cospec.bench.evaluate import Evaluation
 from cospec.cli import demo
+from cospec.evaluation.evaluate import Evaluation
 from cospec.tasks import Score, jsonl
 
 

@@ -7,10 +7,10 @@ import torch
 
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.arbiters import AlwaysDraft, AlwaysTarget
-from cospec.bench.audit import reached
 from cospec.engine.batch import Batch
 from cospec.engine.reference import reference_decode
 from cospec.engine.rows import Row
+from cospec.evaluation.audit.auditor import reached
 from cospec.models import ModelPair
 from cospec.models.cache import CachedModel
 from cospec.types import Completion, Needs, Origin, Ruling, Stats

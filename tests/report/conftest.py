@@ -17,7 +17,7 @@ EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
 def arm(name, accuracy, speedup, **changes):
-    """An entry as `cospec.bench.summary.summarize` makes them."""
+    """An entry as `cospec.evaluation.summary.summarize` makes them."""
     entry = {
         "name": name,
         "arbiter": None if name in ("target", "draft") else name,

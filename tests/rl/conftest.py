@@ -10,8 +10,8 @@ import torch
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import SCALAR_NAMES, ScalarFeatures
-from tests.bench.conftest import pair, task  # noqa: F401
 from tests.conftest import VOCAB
+from tests.evaluation.conftest import pair, task  # noqa: F401
 
 if TYPE_CHECKING:
     from cospec.tasks import Example, Task

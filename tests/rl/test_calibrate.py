@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta, multinomial
 
-from cospec.bench.stats import wilson_interval
 from cospec.errors import CheckpointError, ConfigError
+from cospec.evaluation.stats import wilson_interval
 from cospec.rl.calibrate import (
     Candidate,
     certify,

@@ -18,9 +18,9 @@ import torch
 
 from cospec import ModelPair
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.bench.dataset import read_dataset, write_dataset
 from cospec.engine import Engine
 from cospec.errors import ConfigError, CospecError
+from cospec.evaluation.audit.dataset import read_dataset, write_dataset
 from cospec.features import SCALAR_NAMES
 from cospec.rl.config import TrainConfig
 from cospec.rl.loop import Trainer

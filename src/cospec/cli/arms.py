@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cospec.bench.summary import LOSSLESS
+from cospec.evaluation.summary import LOSSLESS
 from cospec.results import Json
 
 if TYPE_CHECKING:
-    from cospec.bench.evaluate import Evaluation
-    from cospec.bench.turns import Turn, TurnLog
+    from cospec.evaluation.evaluate import Evaluation
+    from cospec.evaluation.turns import Turn, TurnLog
     from cospec.models import ModelPair
 
 _WIDTH = 120

@@ -16,8 +16,8 @@ from cospec.tasks import Split
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.bench.audit import Auditor
-    from cospec.bench.turns import TurnLog
+    from cospec.evaluation.audit.auditor import Auditor
+    from cospec.evaluation.turns import TurnLog
     from cospec.tasks import Example
 
 
@@ -81,12 +81,12 @@ class Audit:
     def run(self) -> None:
         """Audit, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.bench.audit import AuditConfig, Auditor
-        from cospec.bench.audit_summary import summarise
-        from cospec.bench.costs import measure_costs
-        from cospec.bench.dataset import write_dataset
-        from cospec.bench.turns import TurnLog
         from cospec.cli.audit_view import show
+        from cospec.evaluation.audit.auditor import AuditConfig, Auditor
+        from cospec.evaluation.audit.costs import measure_costs
+        from cospec.evaluation.audit.dataset import write_dataset
+        from cospec.evaluation.audit.summary import summarise
+        from cospec.evaluation.turns import TurnLog
 
         path = self.output.json
         spec = self.pair.find_arbiter(self.audit.arbiter)
@@ -141,8 +141,8 @@ class Audit:
         """The records of all problems, chunk by chunk behind a progress bar."""
         import time
 
-        from cospec.bench.turns import Turn
         from cospec.cli.audit_view import AuditProgress
+        from cospec.evaluation.turns import Turn
 
         size = self.audit.problems_per_chunk
         chunks = [examples[start : start + size] for start in range(0, len(examples), size)]

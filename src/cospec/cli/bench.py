@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cospec.bench.protocol import BenchConfig
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, bundled_home, set_threads
 from cospec.errors import ConfigError
+from cospec.evaluation.benchmark.config import BenchConfig
 from cospec.results import Provenance, check_writable, document, write_json
 
 if TYPE_CHECKING:
-    from cospec.bench.entrants import Entrant
+    from cospec.evaluation.benchmark.arms import ArmSpec
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Bench:
 
     def run(self) -> None:
         """Tune, measure, show and write."""
-        from cospec.bench.evaluate import describe_models
-        from cospec.bench.protocol import Contest, describe
-        from cospec.bench.turns import TurnLog
-        from cospec.cli.contest import compete, print_cells
+        from cospec.cli.bench_view import print_cells, run_benchmark
+        from cospec.evaluation.benchmark.config import Benchmark, describe
+        from cospec.evaluation.problems import describe_models
+        from cospec.evaluation.turns import TurnLog
 
         path = self.output.json
         check_writable(path, self.output.overwrite)
         set_threads(self.threads)
-        entrants = self._entrants()
+        specs = self._arm_specs()
         if self.task.split == "tune":
             raise ConfigError("split is tune, which the settings are chosen on; pass test.")
         task, test = self.task.load()
@@ -64,15 +64,15 @@ class Bench:
         tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
         provenance = Provenance()
         pair = self.pair.load()
-        contest = Contest(
+        benchmark = Benchmark(
             pair, task, tune, test, self.bench, self.task.seed, self.pair.find_arbiter
         )
         config = json.loads(json.dumps(asdict(self), default=str))
         del config["output"]
-        config |= {"evaluation": describe(contest), "models": describe_models(pair)}
+        config |= {"evaluation": describe(benchmark), "models": describe_models(pair)}
         where = str(pair.target.device), str(pair.target.dtype)
         log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
-        parts = compete(contest, entrants, log)
+        parts = run_benchmark(benchmark, specs, log)
         if path is not None and log is not None:
             resumed = {"num_resumed_turns": len(log.done)}
             write_json(
@@ -81,22 +81,22 @@ class Bench:
             log.remove()
         print_cells(parts["cells"])  # last: a closed pipe must not cost the result
 
-    def _entrants(self) -> list[Entrant]:
-        """Who takes part, checked before any model is loaded."""
-        from cospec.bench.entrants import ORACLE, enlist, expand
+    def _arm_specs(self) -> list[ArmSpec]:
+        """Return the arms to measure, checked before any model is loaded."""
+        from cospec.evaluation.benchmark.arms import ORACLE, expand_sets, make_specs
 
         folder = bundled_home() / "arbiters" / str(self.pair.pair).partition(":")[2]
-        specs = expand(self.arms, self.pair.pair is not None and folder.is_dir())
-        entrants = enlist(specs, self.pair.find_arbiter, tune_knobs=self.bench.tune_knobs)
-        if self.bench.draft_confidence_threshold and ORACLE in [each.name for each in entrants]:
+        names = expand_sets(self.arms, self.pair.pair is not None and folder.is_dir())
+        specs = make_specs(names, self.pair.find_arbiter, tune_knobs=self.bench.tune_knobs)
+        if self.bench.draft_confidence_threshold and ORACLE in [each.name for each in specs]:
             raise ConfigError(
                 "the oracle's path is one of whole blocks; leave out draft_confidence_threshold, "
                 "or the oracle."
             )
-        matched = next((entrant.name for entrant in entrants if entrant.match), None)
+        matched = next((spec.name for spec in specs if spec.match), None)
         if matched is not None and not self.bench.num_tune_problems:
             raise ConfigError(
                 f"{matched} takes its rate from the tune split, and num_tune_problems is 0; give "
                 "some, or a rate: random:rate=0.3."
             )
-        return entrants
+        return specs

@@ -20,7 +20,7 @@ from cospec.results import Json, Provenance, check_writable, document, write_jso
 
 if TYPE_CHECKING:
     from cospec.arbiters.learned import LearnedArbiter
-    from cospec.bench.evaluate import Arm
+    from cospec.evaluation.arms import Arm
     from cospec.models import ModelPair
     from cospec.tasks import Example, Task
 
@@ -106,9 +106,9 @@ class Calibrate:
     def run(self) -> None:
         """Decode, choose, show and write."""
         from cospec.arbiters.learned import LearnedArbiter
-        from cospec.bench.evaluate import Evaluation
-        from cospec.bench.turns import TurnLog
         from cospec.cli.arms import play, print_notes, print_table
+        from cospec.evaluation.evaluate import Evaluation
+        from cospec.evaluation.turns import TurnLog
         from cospec.rl.calibrate import check_point, write_point
 
         options, path, overwrite = self.calibrate, self.output.json, self.output.overwrite
@@ -186,7 +186,7 @@ class Calibrate:
 
     def _arms(self, pair: ModelPair, arbiter: LearnedArbiter) -> list[Arm]:
         """Target, draft, lossless, and the arbiter at each threshold."""
-        from cospec.bench.evaluate import make_arms
+        from cospec.evaluation.arms import make_arms
 
         options, (_, *thresholds) = self.calibrate, self.calibrate.sequence
         quiet = replace(arbiter, notes=())  # the first one tells what all have to say

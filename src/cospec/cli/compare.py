@@ -41,7 +41,7 @@ class Compare:
 
     def run(self) -> None:
         """Compare, show and judge."""
-        from cospec.bench.compare import check_alike, compare, worse_arms
+        from cospec.evaluation.compare import check_alike, compare, worse_arms
 
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is {self.alpha}; it must be in (0, 1).")

@@ -42,10 +42,11 @@ class Demo:
     def run(self) -> None:
         """Compare, show one problem, and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.bench.evaluate import Evaluation, make_arms
         from cospec.cli.arms import play, print_notes, print_table
         from cospec.cli.showcase import show_one
         from cospec.engine import Engine
+        from cospec.evaluation.arms import make_arms
+        from cospec.evaluation.evaluate import Evaluation
 
         check_writable(self.output.json, self.output.overwrite)
         models = self.pair

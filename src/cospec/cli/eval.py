@@ -31,9 +31,11 @@ class Eval:
     def run(self) -> None:
         """Evaluate, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.bench.evaluate import Evaluation, describe_models, make_arms
-        from cospec.bench.turns import TurnLog
         from cospec.cli.arms import play, print_notes, print_parts, print_table
+        from cospec.evaluation.arms import make_arms
+        from cospec.evaluation.evaluate import Evaluation
+        from cospec.evaluation.problems import describe_models
+        from cospec.evaluation.turns import TurnLog
 
         path = self.output.json
         check_writable(path, self.output.overwrite)

@@ -30,8 +30,8 @@ class Reproduce:
 
     def run(self) -> None:
         """Run again, compare and judge."""
-        from cospec.bench.compare import compare, differences
         from cospec.cli.compare import print_comparison, read_comparable
+        from cospec.evaluation.compare import compare, differences
 
         old = read_comparable(self.file)
         out = self.out or Path(f"{self.file.stem}.again.json")

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from cospec.bench.summary import TARGET
 from cospec.cli.paint import LEGEND, Painter
+from cospec.evaluation.summary import TARGET
 from cospec.types import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.bench.evaluate import Evaluation
     from cospec.engine import Engine
+    from cospec.evaluation.evaluate import Evaluation
     from cospec.results import Json
     from cospec.types import Completion, MismatchTrace
 

@@ -44,8 +44,8 @@ class Trace:
             ConfigError: No file is named for the result.
         """
         from cospec.arbiters import load_arbiter
-        from cospec.bench.trace import trace_problems
         from cospec.engine import Engine
+        from cospec.evaluation.trace import trace_problems
 
         options, path = self.trace, self.output.json
         if path is None:

@@ -25,7 +25,7 @@ class Cell:
     about: str
     """Problems, block length, batch size, device."""
     arms: list[Json]
-    """Entries of `cospec.bench.summary.summarize`, each with its ``kind``."""
+    """Entries of `cospec.evaluation.summary.summarize`, each with its ``kind``."""
     source: str
     notes: list[str] = field(default_factory=list)
     """Sentences of the file itself."""
@@ -102,6 +102,6 @@ class Inputs:
     reliabilities: list[Reliability] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
     traces: list[Json] = field(default_factory=list)
-    """Rows of `cospec.bench.trace.trace_problems`."""
+    """Rows of `cospec.evaluation.trace.trace_problems`."""
     sources: list[Source] = field(default_factory=list)
     passed_over: list[Path] = field(default_factory=list)

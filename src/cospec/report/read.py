@@ -297,7 +297,7 @@ def _read_dataset(path: Path, inputs: Inputs) -> bool:
         raise ValueError(str(error)) from None
     import numpy as np  # noqa: PLC0415
 
-    from cospec.bench.audit_summary import outcome  # noqa: PLC0415
+    from cospec.evaluation.audit.summary import outcome  # noqa: PLC0415
 
     labels = [outcome({"draft_correct": d, "target_correct": t}) for d, t in correct]
     gap_p, log_q = (features[:, names.index(name)] for name in ("gap_p", "log_q_draft"))

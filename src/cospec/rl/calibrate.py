@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from scipy.stats import binom
 
-from cospec.bench.stats import wilson_interval
 from cospec.errors import CheckpointError, ConfigError
+from cospec.evaluation.stats import wilson_interval
 from cospec.results import Json, write_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.arbiters.learned import mismatch_rate
-from cospec.bench.audit import reached
+from cospec.evaluation.audit.auditor import reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.arbiters import AlwaysTarget
-from cospec.bench.audit import reached
-from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine, Rollout
+from cospec.evaluation.audit.auditor import reached
+from cospec.evaluation.problems import encode_problems
 from cospec.rl.controls import same_answer, same_meaning
 from cospec.types import Origin
 

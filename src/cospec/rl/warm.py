@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.bench.dataset import read_dataset, read_tensors, write_tensors
 from cospec.errors import ConfigError
+from cospec.evaluation.audit.dataset import read_dataset, read_tensors, write_tensors
 from cospec.rl.config import ON_TARGET_PATH
 from cospec.rl.controls import is_used
 from cospec.rl.solutions import encode_solutions, solution_decisions

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cospec.arbiters import AlwaysTarget
-from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine
+from cospec.evaluation.problems import encode_problems
 from cospec.types import Origin
 
 if TYPE_CHECKING:

@@ -7,21 +7,23 @@ import dataclasses
 import pytest
 
 from cospec import Engine
-from cospec.bench import ceiling, stats
-from cospec.bench.assisted import AssistedEngine
-from cospec.bench.audit import AuditConfig, Auditor
-from cospec.bench.ceiling import search
-from cospec.bench.cells import measure, result
-from cospec.bench.costs import num_blocks
-from cospec.bench.entrants import enlist
-from cospec.bench.evaluate import Evaluation, make_arms
-from cospec.bench.protocol import BenchConfig, Contest, describe
-from cospec.bench.summary import summarize
-from cospec.bench.tuning import best_rival, settings, tune
-from cospec.bench.turns import Turn
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
-from tests.bench.conftest import WORDS
+from cospec.evaluation import stats
+from cospec.evaluation.arms import make_arms
+from cospec.evaluation.audit.auditor import AuditConfig, Auditor
+from cospec.evaluation.audit.costs import num_blocks
+from cospec.evaluation.benchmark import ceiling
+from cospec.evaluation.benchmark.arms import make_specs
+from cospec.evaluation.benchmark.assisted import AssistedEngine
+from cospec.evaluation.benchmark.ceiling import search
+from cospec.evaluation.benchmark.cells import measure, result
+from cospec.evaluation.benchmark.config import BenchConfig, Benchmark, describe
+from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
+from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.summary import summarize
+from cospec.evaluation.turns import Turn
+from tests.evaluation.conftest import WORDS
 
 SPECS = ["gap", "random:rate=0.5", "random:match=gap", "assisted"]
 
@@ -30,30 +32,32 @@ def play(evaluation, part, *, warm_up):
     return [dataclasses.replace(turn, part=part) for turn in evaluation.turns(warm_up=warm_up)]
 
 
-def contest(pair, task, **changes):
+def benchmark(pair, task, **changes):
     """Tuned on the first problems and tested on the others; the task itself has one split."""
     examples = task.examples("test")
     config = dict(
         num_speculative_tokens=3, batch_sizes=(4,), repeats=2, tune_k=(2, 3), tune_knobs=True,
         max_new_tokens=16,
     )  # fmt: skip
-    return Contest(pair, task, examples[:4], examples[4:], BenchConfig(**config | changes), seed=0)
+    return Benchmark(
+        pair, task, examples[:4], examples[4:], BenchConfig(**config | changes), seed=0
+    )
 
 
 @pytest.fixture(scope="module")
-def entrants():
-    return enlist(SPECS, lambda spec: spec, tune_knobs=True)
+def specs():
+    return make_specs(SPECS, lambda spec: spec, tune_knobs=True)
 
 
 @pytest.fixture(scope="module")
-def tuning(pair, task, entrants):
-    return tune(contest(pair, task), entrants, 0.0, play)
+def tuning(pair, task, specs):
+    return tune(benchmark(pair, task), specs, 0.0, play)
 
 
 @pytest.fixture(scope="module")
-def cell(pair, task, entrants, tuning):
-    chosen, rival = settings(tuning), best_rival(tuning, entrants)
-    return measure(contest(pair, task), entrants, chosen, rival, 4, 0.0, play)
+def cell(pair, task, specs, tuning):
+    chosen, rival = settings(tuning), best_rival(tuning, specs)
+    return measure(benchmark(pair, task), specs, chosen, rival, 4, 0.0, play)
 
 
 def by_name(entries, key="name"):
@@ -79,7 +83,7 @@ def test_a_rule_takes_what_is_right_most_often_and_its_k_what_costs_least(pair, 
     assert shorter["arbiter"] == best["arbiter"]
     cheapest = min([best, shorter], key=lambda one: one["cost"])
     assert found["tries"][found["chosen"]] == cheapest
-    cost = contest(pair, task).draft_cost
+    cost = benchmark(pair, task).draft_cost
     assert cost == pytest.approx(1.0)  # the draft is a disturbed copy of the target
     for one in found["tries"]:
         assert one["cost"] == one["num_target_forwards"] + cost * one["num_draft_forwards"]
@@ -99,9 +103,9 @@ def test_what_two_arms_try_is_decoded_once(pair, task):
         played.extend(arm.name for arm in evaluation.arms)
         return play(evaluation, part, warm_up=warm_up)
 
-    fixed = enlist(["gap:max_gap=1"], lambda spec: spec)
-    tuned = enlist(["gap"], lambda spec: spec, tune_knobs=True)
-    found = tune(contest(pair, task, tune_k=(2,)), [*tuned, fixed[-1]], 0.0, spy)
+    fixed = make_specs(["gap:max_gap=1"], lambda spec: spec)
+    tuned = make_specs(["gap"], lambda spec: spec, tune_knobs=True)
+    found = tune(benchmark(pair, task, tune_k=(2,)), [*tuned, fixed[-1]], 0.0, spy)
     assert played == ["draft", "lossless, k=2"] + [
         f"gap:max_gap={gap}, k=2" for gap in (0.25, 0.5, 1, 2, 4)
     ]
@@ -111,9 +115,9 @@ def test_what_two_arms_try_is_decoded_once(pair, task):
 
 def test_a_cheap_draft_makes_blocks_longer(pair, task):
     dear, cheap = (
-        contest(pair, task, draft_cost=cost, tune_k=(1, 3), tune_knobs=False) for cost in (10, 0)
+        benchmark(pair, task, draft_cost=cost, tune_k=(1, 3), tune_knobs=False) for cost in (10, 0)
     )
-    exact = enlist([], lambda spec: spec)
+    exact = make_specs([], lambda spec: spec)
     assert settings(tune(dear, exact, 0.0, play))["lossless"].k == 1
     assert settings(tune(cheap, exact, 0.0, play))["lossless"].k == 3
 
@@ -130,9 +134,9 @@ def test_chance_gets_the_rate_of_the_arm_that_it_matches(tuning):
     assert 0 < share < 1
 
 
-def test_the_best_rival_is_chosen_on_the_tune_split(tuning, entrants):
+def test_the_best_rival_is_chosen_on_the_tune_split(tuning, specs):
     rivals = {entry["arm"]: entry["tries"][entry["chosen"]] for entry in tuning[:4]}
-    best = best_rival(tuning, entrants)
+    best = best_rival(tuning, specs)
     most = max(one["num_right"] for one in rivals.values())
     ties = {name: one["cost"] for name, one in rivals.items() if one["num_right"] == most}
     assert best == min(ties, key=ties.get)
@@ -140,11 +144,11 @@ def test_the_best_rival_is_chosen_on_the_tune_split(tuning, entrants):
 
 def test_without_tune_problems_nothing_is_played_and_there_is_no_rival(pair, task):
     config = dict(num_tune_problems=0, tune_k=(), tune_knobs=False)
-    untuned = dataclasses.replace(contest(pair, task, **config), tune=[])
-    entrants = enlist(["gap"], lambda spec: spec)
-    found = tune(untuned, entrants, 0.0, lambda *_, **__: pytest.fail("played"))
+    untuned = dataclasses.replace(benchmark(pair, task, **config), tune=[])
+    specs = make_specs(["gap"], lambda spec: spec)
+    found = tune(untuned, specs, 0.0, lambda *_, **__: pytest.fail("played"))
     assert {name: each.spec for name, each in settings(found).items()}["gap"] == "gap"
-    assert best_rival(found, entrants) is None
+    assert best_rival(found, specs) is None
 
 
 def test_a_cell_has_every_arm_with_what_was_chosen_for_it(cell, tuning):
@@ -163,15 +167,13 @@ def test_a_cell_has_every_arm_with_what_was_chosen_for_it(cell, tuning):
 
 
 def test_assisted_generation_is_left_out_of_batches_and_of_sampling_with_the_reason(
-    pair, task, entrants, tuning, cell
+    pair, task, specs, tuning, cell
 ):
     assert [each["arm"] for each in cell["left_out"]] == ["assisted"]
     assert "one prompt at a time" in cell["left_out"][0]["reason"]
-    sampled = measure(
-        contest(pair, task, repeats=1), entrants, settings(tuning), None, 1, 1.0, play
-    )
+    sampled = measure(benchmark(pair, task, repeats=1), specs, settings(tuning), None, 1, 1.0, play)
     assert "greedy" in sampled["left_out"][0]["reason"]
-    alone = measure(contest(pair, task, repeats=1), entrants, settings(tuning), None, 1, 0.0, play)
+    alone = measure(benchmark(pair, task, repeats=1), specs, settings(tuning), None, 1, 0.0, play)
     assert alone["left_out"] == []
     arms = by_name(alone["arms"])
     assert arms["assisted"]["kind"] == "reference"
@@ -179,10 +181,8 @@ def test_assisted_generation_is_left_out_of_batches_and_of_sampling_with_the_rea
     assert arms["assisted"]["k"] == arms["lossless"]["k"]
 
 
-def test_a_temperature_samples(pair, task, entrants, tuning, cell):
-    sampled = measure(
-        contest(pair, task, repeats=2), entrants, settings(tuning), None, 4, 1.0, play
-    )
+def test_a_temperature_samples(pair, task, specs, tuning, cell):
+    sampled = measure(benchmark(pair, task, repeats=2), specs, settings(tuning), None, 4, 1.0, play)
     texts = [[r["text"] for r in each["rows"] if r["arm"] == "target"] for each in (cell, sampled)]
     assert texts[0] != texts[1]
     assert {arm["num_rows_unlike_first_repeat"] for arm in sampled["arms"]} == {0}
@@ -257,7 +257,7 @@ def test_quality_is_that_of_the_first_repeat_and_speed_is_the_mean():
 
 
 def test_the_configuration_tells_the_problems_of_both_splits(pair, task):
-    one = contest(pair, task)
+    one = benchmark(pair, task)
     found = describe(one)
     assert (found["num_problems"], found["tune"]["num_problems"]) == (5, 4)
     other = describe(dataclasses.replace(one, tune=one.tune[1:]))
@@ -295,7 +295,7 @@ def test_assisted_generation_ends_at_a_stop_string_as_any_other_arm(pair, task):
 def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_speed_of_its_forwards(
     pair, task, tuning, cell
 ):
-    one = contest(pair, task)
+    one = benchmark(pair, task)
     k = settings(tuning)["lossless"].k
     rows = search(one, k, play)
     audit = AuditConfig(num_speculative_tokens=k, batch_size=4, max_new_tokens=16)
@@ -339,19 +339,19 @@ def test_bad_settings_are_refused(changes, sentence):
         BenchConfig(**changes)
 
 
-def test_within_the_exact_prefix_every_arm_that_has_an_arbiter_is_the_target(pair, task, entrants):
+def test_within_the_exact_prefix_every_arm_that_has_an_arbiter_is_the_target(pair, task, specs):
     """And so is the oracle's path, while a shorter prefix leaves it something to choose."""
-    whole = contest(pair, task, exact_prefix_tokens=16, repeats=1, tune_knobs=False, tune_k=(3,))
+    whole = benchmark(pair, task, exact_prefix_tokens=16, repeats=1, tune_knobs=False, tune_k=(3,))
     assert describe(whole)["exact_prefix_tokens"] == 16
-    tuning = tune(whole, entrants, 0.0, play)
+    tuning = tune(whole, specs, 0.0, play)
     assert {one["num_overrides"] for entry in tuning[1:4] for one in entry["tries"]} == {0}
-    cell = measure(whole, entrants, settings(tuning), None, 4, 0.0, play)
+    cell = measure(whole, specs, settings(tuning), None, 4, 0.0, play)
     unlike = {arm["name"]: arm["num_texts_unlike_target"] for arm in cell["arms"]}
     assert unlike.pop("draft") > 0
     assert set(unlike.values()) == {0}
     target = [row["text"] for row in cell["rows"] if row["arm"] == "target"]
     assert [row["text"] for row in search(whole, 3, play)] == target
-    half = search(contest(pair, task, exact_prefix_tokens=4), 3, play)
+    half = search(benchmark(pair, task, exact_prefix_tokens=4), 3, play)
     assert sum(row["num_overrides"] for row in half) > 0
     beginnings = Engine.target_only(pair).generate(
         [task.prompt(example, pair.tokenizer) for example in whole.test],

@@ -11,19 +11,19 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from cospec.bench.assisted import AssistedEngine
-from cospec.bench.entrants import ASSISTED, ORACLE
-from cospec.bench.evaluate import Arm, Decoder
-from cospec.bench.protocol import knob_of
-from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, paired, summarize
 from cospec.engine import Engine
+from cospec.evaluation.arms import Arm, Decoder
+from cospec.evaluation.benchmark.arms import ASSISTED, ORACLE
+from cospec.evaluation.benchmark.assisted import AssistedEngine
+from cospec.evaluation.benchmark.config import knob_of
+from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cospec.bench.entrants import Entrant
-    from cospec.bench.protocol import Contest, Player, Setting
-    from cospec.bench.turns import Turn
+    from cospec.evaluation.benchmark.arms import ArmSpec
+    from cospec.evaluation.benchmark.config import Benchmark, PlayPart, Setting
+    from cospec.evaluation.turns import Turn
     from cospec.results import Json
 
 _STORED = (
@@ -41,20 +41,20 @@ _STORED = (
 
 
 def measure(
-    contest: Contest,
-    entrants: Sequence[Entrant],
+    benchmark: Benchmark,
+    specs: Sequence[ArmSpec],
     settings: Mapping[str, Setting],
     rival: str | None,
     batch_size: int,
     temperature: float,
-    play: Player,
+    play: PlayPart,
 ) -> Json:
     """Play a cell.
 
     Args:
-        contest: The models, the problems, and how.
-        entrants: Who takes part.
-        settings: By entrant, what it decodes with.
+        benchmark: The models, the problems, and how.
+        specs: The arms, as asked for.
+        settings: By arm, what it decodes with.
         rival: The arm that all others are compared with besides the target, if there is one.
         batch_size: Most prompts decoded together.
         temperature: Of sampling.
@@ -63,23 +63,23 @@ def measure(
     Returns:
         The cell of a result document (see ``docs/results.md``).
     """
-    left_out = _left_out(entrants, batch_size, temperature)
+    left_out = _left_out(specs, batch_size, temperature)
     absent = {ORACLE, *(each["arm"] for each in left_out)}
-    present = [entrant for entrant in entrants if entrant.name not in absent]
-    arms = [_arm(contest, entrant, settings, batch_size) for entrant in present]
-    evaluation = contest.evaluation(arms, contest.test, temperature)
+    present = [spec for spec in specs if spec.name not in absent]
+    arms = [_arm(benchmark, spec, settings, batch_size) for spec in present]
+    evaluation = benchmark.evaluation(arms, benchmark.test, temperature)
     head = f"test, batch {batch_size}, temperature {temperature:g}"
     repeats = [
         play(evaluation, f"{head}, repeat {i + 1}", warm_up=True)
-        for i in range(contest.config.repeats)
+        for i in range(benchmark.config.repeats)
     ]
     parts = result(repeats, {arm.name: arm.arbiter for arm in arms}, rival)
-    for entry, entrant, arm in zip(parts["arms"], present, arms, strict=True):
+    for entry, spec, arm in zip(parts["arms"], present, arms, strict=True):
         k = arm.engine.num_speculative_tokens
-        knob = None if arm.arbiter is None else knob_of(contest.arbiter(arm.arbiter).name)
-        entry.update(kind=entrant.kind, k=k or None, knob=knob)
+        knob = None if arm.arbiter is None else knob_of(benchmark.arbiter(arm.arbiter).name)
+        entry.update(kind=spec.kind, k=k or None, knob=knob)
     return {
-        "task": contest.task.name,
+        "task": benchmark.task.name,
         "batch_size": batch_size,
         "temperature": temperature,
         "best_rival": rival,
@@ -88,7 +88,7 @@ def measure(
     }
 
 
-def _left_out(entrants: Sequence[Entrant], batch_size: int, temperature: float) -> list[Json]:
+def _left_out(specs: Sequence[ArmSpec], batch_size: int, temperature: float) -> list[Json]:
     """Arms that cannot take part in a cell, and why."""
     reasons = {}
     if batch_size > 1:
@@ -97,9 +97,7 @@ def _left_out(entrants: Sequence[Entrant], batch_size: int, temperature: float) 
         reasons[ASSISTED] = "it is a reference for greedy decoding"
         reasons[ORACLE] = "its path is that of greedy decoding"
     return [
-        {"arm": entrant.name, "reason": reasons[entrant.name]}
-        for entrant in entrants
-        if entrant.name in reasons
+        {"arm": spec.name, "reason": reasons[spec.name]} for spec in specs if spec.name in reasons
     ]
 
 
@@ -180,10 +178,10 @@ def lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
 
 
 def _arm(
-    contest: Contest, entrant: Entrant, settings: Mapping[str, Setting], batch_size: int
+    benchmark: Benchmark, spec: ArmSpec, settings: Mapping[str, Setting], batch_size: int
 ) -> Arm:
-    """An entrant with what was chosen for it."""
-    pair, name = contest.pair, entrant.name
+    """Return an arm with the setting that was chosen for it."""
+    pair, name = benchmark.pair, spec.name
     spec: str | None = None
     engine: Decoder
     if name == TARGET:
@@ -191,9 +189,9 @@ def _arm(
     elif name == DRAFT:
         engine = Engine.draft_only(pair, max_batch_size=batch_size)
     elif name == ASSISTED:
-        threshold = contest.config.draft_confidence_threshold
+        threshold = benchmark.config.draft_confidence_threshold
         engine = AssistedEngine(pair, settings[LOSSLESS].k, threshold)
     else:
         spec = settings[name].spec
-        engine = contest.engine(spec, settings[name].k, batch_size)
+        engine = benchmark.engine(spec, settings[name].k, batch_size)
     return Arm(name, spec, engine)

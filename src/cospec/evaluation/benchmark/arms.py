@@ -1,7 +1,7 @@
-"""Who takes part in a benchmark: arms as they are asked for, and what each of them is tried with.
+"""Arms of a benchmark as they are asked for, and the settings to try for each of them.
 
-An entrant keeps its name through the whole benchmark, whatever tuning makes of its settings. Knows
-specs and arbiters, nothing of models that are loaded or of problems.
+An arm keeps its name through the whole benchmark, whatever settings tuning chooses. This file knows
+specs and arbiters, and nothing of loaded models or problems.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cospec.arbiters import RULES, RandomOverride, load_arbiter
 from cospec.arbiters.rules import Rule
-from cospec.bench.grids import GRIDS, THRESHOLDS
-from cospec.bench.summary import DRAFT, LOSSLESS, TARGET
 from cospec.errors import ConfigError, unknown_name
+from cospec.evaluation.benchmark.grids import GRIDS, THRESHOLDS
+from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ SETS = ("rules", "all")
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
+class ArmSpec:
     """An arm as it is asked for.
 
     Attributes:
@@ -56,7 +56,7 @@ class Entrant:
         return self.kind != "learned" and (self.name == DRAFT or bool(self.tries))
 
 
-def expand(specs: Sequence[str], has_bundled: bool) -> list[str]:
+def expand_sets(specs: Sequence[str], has_bundled: bool) -> list[str]:
     """Put the members of named sets in the place of their names, each once.
 
     Args:
@@ -69,14 +69,14 @@ def expand(specs: Sequence[str], has_bundled: bool) -> list[str]:
     return list(dict.fromkeys(one for spec in specs for one in sets.get(spec, [spec])))
 
 
-def enlist(
+def make_specs(
     specs: Sequence[str], find: Callable[[str], str], *, tune_knobs: bool = False
-) -> list[Entrant]:
-    """The entrants target, draft and lossless, and one for each spec.
+) -> list[ArmSpec]:
+    """Return the arms target, draft and lossless, and one for each spec.
 
     Args:
-        specs: From `expand`: of an arbiter as `load_arbiter` takes it, ``assisted``, ``oracle``, or
-            ``random:match=NAME`` with the name or spec of another arm.
+        specs: From `expand_sets`: an arbiter as `load_arbiter` takes it, ``assisted``, ``oracle``,
+            or ``random:match=NAME`` with the name or spec of another arm.
         find: Turns a spec into one that `load_arbiter` takes, or raises.
         tune_knobs: Try the grid of an arbiter whose spec has no settings.
 
@@ -84,23 +84,23 @@ def enlist(
         CospecError: There is no such arbiter, two arms have one name, or a matched arm is missing.
     """
     found = [
-        Entrant(TARGET, "exact"),
-        Entrant(DRAFT, "reference"),
-        Entrant(LOSSLESS, "exact", (LOSSLESS,)),
+        ArmSpec(TARGET, "exact"),
+        ArmSpec(DRAFT, "reference"),
+        ArmSpec(LOSSLESS, "exact", (LOSSLESS,)),
     ]
     by_spec: dict[str, str] = {}
     for spec in specs:
         if spec == LOSSLESS or spec.startswith(MATCH):
             continue
         kind = _UNRULED.get(spec)
-        entrant = Entrant(spec, kind) if kind else _one(spec, load_arbiter(find(spec)), tune_knobs)
-        if entrant.name in [other.name for other in found]:
+        arm_spec = ArmSpec(spec, kind) if kind else _one(spec, load_arbiter(find(spec)), tune_knobs)
+        if arm_spec.name in [other.name for other in found]:
             raise ConfigError(
-                f"two arms are called {entrant.name!r}, the second one by {spec!r}; name each "
+                f"two arms are called {arm_spec.name!r}, the second one by {spec!r}; name each "
                 "arbiter once, and none like the arms target and draft."
             )
-        found.append(entrant)
-        by_spec |= {spec: entrant.name, entrant.name: entrant.name}
+        found.append(arm_spec)
+        by_spec |= {spec: arm_spec.name, arm_spec.name: arm_spec.name}
     ruled = {spec: name for spec, name in by_spec.items() if spec not in _UNRULED}
     for spec in specs:
         if spec.startswith(MATCH):
@@ -109,12 +109,12 @@ def enlist(
                 allowed = ruled or ["none, no arbiter is asked for"]
                 raise ConfigError(unknown_name(f"arm to match by {spec}:", wanted, allowed))
             name = ruled[wanted]
-            found.append(Entrant(MATCH + name, "random", match=name))
+            found.append(ArmSpec(MATCH + name, "random", match=name))
     return found
 
 
-def _one(spec: str, arbiter: Arbiter, tune_knobs: bool) -> Entrant:
-    """The entrant of an arbiter; settings that are given stay as they are."""
+def _one(spec: str, arbiter: Arbiter, tune_knobs: bool) -> ArmSpec:
+    """Return the arm of an arbiter; settings that are given stay as they are."""
     base, _, given = spec.partition(":")
     label = arbiter.name.partition(":")[0]
     grid = GRIDS.get(base, ()) if isinstance(arbiter, Rule) else THRESHOLDS
@@ -122,4 +122,4 @@ def _one(spec: str, arbiter: Arbiter, tune_knobs: bool) -> Entrant:
     kind: Kind = "learned"
     if isinstance(arbiter, Rule):
         kind = "random" if isinstance(arbiter, RandomOverride) else "rule"
-    return Entrant(arbiter.name if given else label, kind, tries or (spec,))
+    return ArmSpec(arbiter.name if given else label, kind, tries or (spec,))

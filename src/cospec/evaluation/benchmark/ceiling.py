@@ -1,25 +1,26 @@
 """The oracle path as an entry of a benchmark: a ceiling in quality and speed.
 
-It has to know how every branch ends (`cospec.bench.audit`), so that it is no arbiter, and its
-search takes a time that says nothing of decoding: its times are estimates, those of lossless
-decoding by number of target forwards.
+It has to know how every branch ends (see `Auditor`), so it is not an arbiter, and the time of its
+search says nothing about decoding. Its times are estimates: those of lossless decoding, scaled by
+the number of target forwards.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cospec.bench.audit import AuditConfig, Auditor
-from cospec.bench.cells import lean
-from cospec.bench.entrants import ORACLE
-from cospec.bench.evaluate import Arm, Evaluation
-from cospec.bench.summary import LOSSLESS, TARGET, counts, paired, quality
+from cospec.evaluation.arms import Arm
+from cospec.evaluation.audit.auditor import AuditConfig, Auditor
+from cospec.evaluation.benchmark.arms import ORACLE
+from cospec.evaluation.benchmark.cells import lean
+from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.summary import LOSSLESS, TARGET, counts, paired, quality
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.bench.protocol import Contest, Player
     from cospec.config import SamplingConfig
+    from cospec.evaluation.benchmark.config import Benchmark, PlayPart
     from cospec.results import Json
     from cospec.types import Completion
 
@@ -28,52 +29,54 @@ class OracleEngine:
     """Finds the oracle path of problems that it knows the answers of.
 
     Args:
-        contest: The models, the problems, and how.
+        benchmark: The models, the problems, and how.
         num_speculative_tokens: K, drafted tokens a block.
         max_batch_size: Most completions decoded together.
     """
 
-    def __init__(self, contest: Contest, num_speculative_tokens: int, max_batch_size: int) -> None:
-        self.pair = contest.pair
+    def __init__(
+        self, benchmark: Benchmark, num_speculative_tokens: int, max_batch_size: int
+    ) -> None:
+        self.pair = benchmark.pair
         self.num_speculative_tokens = num_speculative_tokens
         self.max_batch_size = max_batch_size
         assert self.pair.tokenizer is not None, "an Evaluation has checked it"
         self._examples = {
-            str(contest.task.prompt(example, self.pair.tokenizer)): example
-            for example in contest.test
+            str(benchmark.task.prompt(example, self.pair.tokenizer)): example
+            for example in benchmark.test
         }
         config = AuditConfig(
             num_speculative_tokens=num_speculative_tokens,
             batch_size=max_batch_size,
-            seed=contest.seed,
-            max_new_tokens=contest.config.max_new_tokens,
+            seed=benchmark.seed,
+            max_new_tokens=benchmark.config.max_new_tokens,
         )
-        self._auditor = Auditor(contest.pair, contest.task, config)
-        self._num_exact = contest.config.exact_prefix_tokens
+        self._auditor = Auditor(benchmark.pair, benchmark.task, config)
+        self._num_exact = benchmark.config.exact_prefix_tokens
 
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
     ) -> list[Completion]:
-        """The oracle path of each prompt; settings are those of the contest."""
+        """The oracle path of each prompt; settings are those of the benchmark."""
         examples = [self._examples[str(prompt)] for prompt in prompts]
         return self._auditor.oracle_paths(examples, exact_prefix_tokens=self._num_exact)
 
 
-def search(contest: Contest, k: int, play: Player) -> list[Json]:
+def search(benchmark: Benchmark, k: int, play: PlayPart) -> list[Json]:
     """The rows of the oracle path on the test problems, greedy.
 
     Args:
-        contest: The models, the problems, and how.
+        benchmark: The models, the problems, and how.
         k: Drafted tokens a block.
         play: Plays the turns.
     """
-    engine = OracleEngine(contest, k, max(contest.config.batch_sizes))
+    engine = OracleEngine(benchmark, k, max(benchmark.config.batch_sizes))
     evaluation = Evaluation(
         [Arm(ORACLE, None, engine)],
-        contest.task,
-        contest.test,
-        max_new_tokens=contest.config.max_new_tokens,
-        seed=contest.seed,
+        benchmark.task,
+        benchmark.test,
+        max_new_tokens=benchmark.config.max_new_tokens,
+        seed=benchmark.seed,
     )
     turns = sorted(play(evaluation, "oracle", warm_up=False), key=lambda turn: turn.chunk)
     return [row for turn in turns for row in turn.rows]
@@ -83,7 +86,7 @@ def add(cell: Json, rows: Sequence[Json], k: int) -> Json:
     """A cell with the ceiling as its last arm.
 
     Args:
-        cell: From `cospec.bench.cells.measure`.
+        cell: From `cospec.evaluation.benchmark.cells.measure`.
         rows: From `search`.
         k: Drafted tokens a block.
     """

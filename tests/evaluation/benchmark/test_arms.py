@@ -9,9 +9,9 @@ import pytest
 
 from cospec import load_arbiter
 from cospec.arbiters import RULES
-from cospec.bench.entrants import OWN_RULES, enlist, expand
-from cospec.bench.grids import GRIDS, NUM_TRIES, THRESHOLDS
 from cospec.errors import ArbiterError, ConfigError
+from cospec.evaluation.benchmark.arms import OWN_RULES, expand_sets, make_specs
+from cospec.evaluation.benchmark.grids import GRIDS, NUM_TRIES, THRESHOLDS
 
 
 def same(spec: str) -> str:
@@ -24,7 +24,7 @@ def test_every_rule_with_settings_has_the_same_number_of_tries_and_no_other_has_
 
 
 def test_the_documentation_has_the_settings_that_are_tried():
-    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "bench.md").read_text()
     for name, grid in {**GRIDS, "a trained arbiter": THRESHOLDS}.items():
         shown = f"`{name}`" if name in GRIDS else name
         assert f"| {shown} | {' '.join(f'`{setting}`' for setting in grid)} |" in text
@@ -38,34 +38,34 @@ def test_the_tries_of_a_rule_differ_and_the_released_constants_are_among_them(na
 
 
 def test_rules_are_all_cited_ones_and_all_adds_the_own_ones_and_the_references():
-    rules = expand(["rules"], has_bundled=False)
+    rules = expand_sets(["rules"], has_bundled=False)
     assert set(rules) == set(RULES) - set(OWN_RULES)
-    assert set(expand(["all"], has_bundled=False)) == {*rules, "gap", "random", "assisted"}
+    assert set(expand_sets(["all"], has_bundled=False)) == {*rules, "gap", "random", "assisted"}
     bundled = {"bundled", "random:match=bundled"}
-    assert set(expand(["all"], has_bundled=True)) == {*rules, "gap", "assisted", *bundled}
-    assert expand(["fly", "rules", "fly"], has_bundled=False)[0] == "fly"
-    assert expand(["fly", "rules"], has_bundled=False).count("fly") == 1
+    assert set(expand_sets(["all"], has_bundled=True)) == {*rules, "gap", "assisted", *bundled}
+    assert expand_sets(["fly", "rules", "fly"], has_bundled=False)[0] == "fly"
+    assert expand_sets(["fly", "rules"], has_bundled=False).count("fly") == 1
 
 
 def test_target_draft_and_lossless_are_always_there():
-    names = [(e.name, e.kind, e.tries) for e in enlist(["lossless"], same)]
+    names = [(e.name, e.kind, e.tries) for e in make_specs(["lossless"], same)]
     exact = ("lossless", "exact", ("lossless",))
     assert names == [("target", "exact", ()), ("draft", "reference", ()), exact]
 
 
 def test_an_arbiter_without_settings_is_tuned_and_one_with_settings_is_not():
-    *_, gap, fixed = enlist(["gap", "fly:window=2"], same, tune_knobs=True)
+    *_, gap, fixed = make_specs(["gap", "fly:window=2"], same, tune_knobs=True)
     assert gap.name == "gap"
     assert gap.tries == tuple(f"gap:{setting}" for setting in GRIDS["gap"])
     assert fixed.name == "fly:window=2,min_entropy=0.3"
     assert fixed.tries == ("fly:window=2",)
-    *_, untuned = enlist(["gap"], same)
+    *_, untuned = make_specs(["gap"], same)
     assert untuned.tries == ("gap",)
 
 
 def test_kinds_and_rivals():
     specs = ["gap", "random:rate=0.3", "assisted", "oracle", "always_draft", "random:match=gap"]
-    found = {e.name: e for e in enlist(specs, same)}
+    found = {e.name: e for e in make_specs(specs, same)}
     kinds = {name: e.kind for name, e in found.items()}
     assert kinds == {
         "target": "exact", "draft": "reference", "lossless": "exact", "gap": "rule",
@@ -79,8 +79,8 @@ def test_kinds_and_rivals():
 
 
 def test_an_arm_is_matched_by_its_spec_or_its_name():
-    by_spec = enlist(["random:match=gap:max_gap=1.0", "gap:max_gap=1.0"], same)
-    by_name = enlist(["random:match=gap:max_gap=1", "gap:max_gap=1.0"], same)
+    by_spec = make_specs(["random:match=gap:max_gap=1.0", "gap:max_gap=1.0"], same)
+    by_name = make_specs(["random:match=gap:max_gap=1", "gap:max_gap=1.0"], same)
     assert by_spec[-1] == by_name[-1]
     assert by_spec[-1].match == "gap:max_gap=1"
 
@@ -97,4 +97,4 @@ def test_an_arm_is_matched_by_its_spec_or_its_name():
 )
 def test_bad_input_is_refused(specs, error, sentence):
     with pytest.raises(error, match=sentence):
-        enlist(specs, lambda spec: load_arbiter(spec) and spec)
+        make_specs(specs, lambda spec: load_arbiter(spec) and spec)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from cospec import Engine, load_arbiter
-from cospec.bench.evaluate import encode_problems
-from cospec.bench.trace import pieces, trace_problems
+from cospec.evaluation.problems import encode_problems
+from cospec.evaluation.trace import pieces, trace_problems
 
 
 @pytest.fixture(scope="module")

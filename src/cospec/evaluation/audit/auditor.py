@@ -9,7 +9,7 @@ The **oracle path** then takes, from left to right, a branch that is right if on
 draft's if both are; after an override it goes on along the branch, which has mismatches of its own.
 It is what an arbiter could reach that knew the outcome of every branch.
 
-This file plays and records; `cospec.bench.audit_summary` makes numbers of the records.
+This file plays and records; `cospec.evaluation.audit.summary` makes numbers of the records.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
-from cospec.bench.costs import num_blocks
-from cospec.bench.evaluate import encode_problems
 from cospec.engine import Branch, Engine, Rollout
+from cospec.evaluation.audit.costs import num_blocks
+from cospec.evaluation.problems import encode_problems
 from cospec.features import FeatureSpec, ScalarFeatures, make_features
 from cospec.types import Origin, Stats
 

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
-from cospec.bench import stats
-from cospec.bench.compare import check_alike, compare, differences, full_rows, worse_arms
 from cospec.errors import ConfigError
+from cospec.evaluation import stats
+from cospec.evaluation.compare import check_alike, compare, differences, full_rows, worse_arms
 
 
 def rows(arm, right, texts=None):

@@ -24,9 +24,10 @@ from cospec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cospec.bench.evaluate import Arm, Evaluation
-    from cospec.bench.turns import Turn
     from cospec.engine import Engine
+    from cospec.evaluation.arms import Arm
+    from cospec.evaluation.evaluate import Evaluation
+    from cospec.evaluation.turns import Turn
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.tasks import Example, Task
@@ -102,7 +103,7 @@ class Setting:
     k: int
 
 
-class Player(Protocol):
+class PlayPart(Protocol):
     """Plays the turns of a part of the run, or finds them in the log."""
 
     def __call__(self, evaluation: Evaluation, part: str, *, warm_up: bool) -> list[Turn]:
@@ -111,7 +112,7 @@ class Player(Protocol):
 
 
 @dataclass(frozen=True)
-class Contest:
+class Benchmark:
     """What all parts of a benchmark share.
 
     Attributes:
@@ -156,7 +157,7 @@ class Contest:
         self, arms: Sequence[Arm], examples: Sequence[Example], temperature: float
     ) -> Evaluation:
         """Arms on problems, as all parts of the benchmark decode them."""
-        from cospec.bench.evaluate import Evaluation  # noqa: PLC0415  # brings torch
+        from cospec.evaluation.evaluate import Evaluation  # noqa: PLC0415  # brings torch
 
         return Evaluation(
             arms,
@@ -185,18 +186,18 @@ def knob_of(name: str) -> str | None:
     return name.partition(":")[2] or None
 
 
-def describe(contest: Contest) -> Json:
+def describe(benchmark: Benchmark) -> Json:
     """What is tuned on and measured on, for the configuration of a run."""
-    from cospec.bench.evaluate import describe_problems  # noqa: PLC0415  # heavy
+    from cospec.evaluation.problems import describe_problems  # noqa: PLC0415  # heavy
 
-    config = contest.config
+    config = benchmark.config
     limit = config.max_new_tokens
     return {
-        "task": contest.task.name,
-        **describe_problems(contest.test),
-        "tune": describe_problems(contest.tune),
-        "max_new_tokens": contest.task.max_new_tokens if limit is None else limit,
+        "task": benchmark.task.name,
+        **describe_problems(benchmark.test),
+        "tune": describe_problems(benchmark.tune),
+        "max_new_tokens": benchmark.task.max_new_tokens if limit is None else limit,
         "exact_prefix_tokens": config.exact_prefix_tokens,
-        "draft_cost": contest.draft_cost,
-        "seed": contest.seed,
+        "draft_cost": benchmark.draft_cost,
+        "seed": benchmark.seed,
     }

@@ -7,104 +7,28 @@ time, so that whatever slows the machine down slows all of them.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.arbiters import AlwaysTarget
-from cospec.bench.summary import DRAFT, LOSSLESS, TARGET, by_part, summarize
-from cospec.bench.turns import Turn
-from cospec.config import SamplingConfig
-from cospec.engine import Engine
-from cospec.errors import ConfigError, PromptError
+from cospec.errors import ConfigError
+from cospec.evaluation.problems import describe_problems, encode_problems
+from cospec.evaluation.summary import DRAFT, by_part, summarize
+from cospec.evaluation.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from cospec.models import ModelPair
+    from cospec.evaluation.arms import Arm
     from cospec.results import Json
     from cospec.tasks import Example, Task
-    from cospec.types import Arbiter, Completion
+    from cospec.types import Completion
 
 _MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
 _NUM_WARM_UP_PROMPTS, _NUM_WARM_UP_TOKENS = 2, 8
-
-
-class Decoder(Protocol):
-    """What an arm needs of an engine; `Engine` is one."""
-
-    pair: ModelPair
-    max_batch_size: int
-    num_speculative_tokens: int
-
-    def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
-    ) -> list[Completion]:
-        """Complete all prompts, in their order."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """A way to decode."""
-
-    name: str
-    arbiter: str | None
-    """The spec of its arbiter; None for plain decoding."""
-    engine: Decoder
-
-
-def make_arms(
-    pair: ModelPair,
-    arbiters: Sequence[tuple[str, Arbiter]] = (),
-    *,
-    num_speculative_tokens: int = 4,
-    max_batch_size: int = 8,
-    draft_confidence_threshold: float = 0.0,
-) -> list[Arm]:
-    """The arms target, draft and lossless, and one for each arbiter under its name.
-
-    Args:
-        pair: The models.
-        arbiters: A spec and the arbiter that it names; the lossless one adds no second arm.
-        num_speculative_tokens: K, drafted tokens a block.
-        max_batch_size: Most prompts decoded together.
-        draft_confidence_threshold: A block ends behind a token that the draft finds less probable.
-
-    Raises:
-        ConfigError: Two arms would have the same name.
-    """
-
-    def engine(arbiter: Arbiter) -> Engine:
-        return Engine(
-            pair,
-            arbiter,
-            num_speculative_tokens=num_speculative_tokens,
-            max_batch_size=max_batch_size,
-            keep_trace=False,
-            draft_confidence_threshold=draft_confidence_threshold,
-        )
-
-    arms = [
-        Arm(TARGET, None, Engine.target_only(pair, max_batch_size=max_batch_size)),
-        Arm(DRAFT, None, Engine.draft_only(pair, max_batch_size=max_batch_size)),
-        Arm(LOSSLESS, LOSSLESS, engine(AlwaysTarget())),
-    ]
-    for spec, arbiter in arbiters:
-        if arbiter.name == LOSSLESS:
-            continue
-        if arbiter.name in [arm.name for arm in arms]:
-            raise ConfigError(
-                f"two arms are called {arbiter.name!r}, the second one by {spec!r}; name each "
-                "arbiter once, and none like the arms target and draft."
-            )
-        arms.append(Arm(arbiter.name, spec, engine(arbiter)))
-    return arms
 
 
 class Evaluation:
@@ -280,22 +204,6 @@ class Evaluation:
         }
 
 
-def describe_models(pair: ModelPair) -> Json:
-    """What tells the models from others: a hash of their weights, and their commits on the hub."""
-    revisions = {
-        f"{name}_revision": getattr(model.config, "_commit_hash", None)
-        for name, model in (("target", pair.target), ("draft", pair.draft))
-    }
-    return {"fingerprint": pair.fingerprint} | revisions
-
-
-def describe_problems(examples: Sequence[Example]) -> Json:
-    """How many problems there are, and a hash of all that they ask and want."""
-    problems = [[e.id, e.question, e.answer] for e in examples]
-    digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()
-    return {"num_problems": len(examples), "problems_sha256": digest}
-
-
 def _chunks(num_problems: int, chunk_size: int) -> list[range]:
     """Consecutive chunks of at least `chunk_size`, as equal as can be; one if there are too few."""
     if chunk_size < 1:
@@ -303,54 +211,6 @@ def _chunks(num_problems: int, chunk_size: int) -> list[range]:
     num_chunks = max(1, num_problems // chunk_size)
     edges = [num_problems * i // num_chunks for i in range(num_chunks + 1)]
     return [range(*pair) for pair in itertools.pairwise(edges)]
-
-
-def encode_problems(
-    pair: ModelPair,
-    task: Task,
-    examples: Sequence[Example],
-    max_new_tokens: int | None = None,
-    seed: int = 0,
-) -> tuple[list[str | list[int]], list[SamplingConfig]]:
-    """Prompts and greedy settings of problems, one of each a problem.
-
-    Args:
-        pair: What will answer them.
-        task: Makes the prompts, and says what ends an answer.
-        examples: The problems.
-        max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
-            leaves fewer in the pair's context gets those.
-        seed: For arbiters that rule by chance.
-
-    Raises:
-        ConfigError: The pair has no tokenizer.
-        PromptError: A prompt fills the context of the pair.
-    """
-    if pair.tokenizer is None:
-        raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
-    prompts, samplings = [], []
-    for example in examples:
-        part = task.part_of(example)
-        prompt = part.prompt(example, pair.tokenizer)
-        limit = part.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limit = min(limit, _room(pair, example, prompt))
-        stop = part.stop_strings(pair.tokenizer)
-        prompts.append(prompt)
-        samplings.append(SamplingConfig(max_new_tokens=limit, stop=stop, seed=seed))
-    return prompts, samplings
-
-
-def _room(pair: ModelPair, example: Example, prompt: str | list[int]) -> int:
-    """Tokens that the prompt leaves in the pair's context."""
-    assert pair.tokenizer is not None
-    ids = pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-    num_left = pair.context_length - len(ids)
-    if num_left < 1:
-        raise PromptError(
-            f"the prompt of {example.id} has {len(ids)} tokens, and the pair's context holds "
-            f"{pair.context_length}; leave the problem out or pass a pair with a longer context."
-        )
-    return num_left
 
 
 def _now(device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cospec.bench.costs import Costs, measure_costs, num_blocks, predicted_speedups
+from cospec.evaluation.audit.costs import Costs, measure_costs, num_blocks, predicted_speedups
 from tests.conftest import family_pair
 
 

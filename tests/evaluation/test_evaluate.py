@@ -7,13 +7,15 @@ import dataclasses
 import pytest
 
 from cospec import Engine, ModelPair, load_arbiter
-from cospec.bench import stats
-from cospec.bench.evaluate import Evaluation, encode_problems, make_arms
 from cospec.errors import ConfigError, PromptError
+from cospec.evaluation import stats
+from cospec.evaluation.arms import make_arms
+from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.problems import encode_problems
 from cospec.tasks import Score
 from cospec.tasks.mixture import mixture
 from cospec.types import Stats
-from tests.bench.conftest import WORDS
+from tests.evaluation.conftest import WORDS
 
 MAX_NEW_TOKENS = 24
 CONTRACT = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cospec.bench.summary import TARGET, paired
 from cospec.errors import ConfigError, unknown_name
+from cospec.evaluation.summary import TARGET, paired
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -99,10 +99,9 @@ def compare(a: Json, b: Json) -> list[Json]:
         For each cell that both have: ``task``, ``batch_size``, ``temperature``, and for each common
         arm that is no ceiling its ``name``, ``num_problems``, ``num_right``, ``settings``,
         ``tokens_per_s`` and ``speedup_vs_target`` in both, the paired comparison
-        (`cospec.bench.summary.paired`, wins are those of b), ``speed_ratio`` (seconds a problem in
-        a over those in b), ``forwards_ratio`` (the same of target forwards) and
-        ``num_texts_unlike`` (None if one of them keeps no texts); and ``only_in_a`` and
-        ``only_in_b``, names of other arms.
+        (see `paired`; wins are those of b), ``speed_ratio`` (seconds a problem in a over those in
+        b), ``forwards_ratio`` (the same of target forwards) and ``num_texts_unlike`` (None if one
+        of them keeps no texts); and ``only_in_a`` and ``only_in_b``, names of other arms.
 
     Raises:
         ConfigError: They have no cell, or no problem, in common.

@@ -1,4 +1,4 @@
-"""The numbers of an audit and what they mean, from the records of `cospec.bench.audit`.
+"""The numbers of an audit and what they mean, from the records of an `Auditor`.
 
 Intervals are 95 % bootstrap intervals over problems, since the mismatches of one problem are not
 independent.
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cospec.bench.costs import num_blocks, predicted_speedups
+from cospec.evaluation.audit.costs import num_blocks, predicted_speedups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from cospec.bench.costs import Costs
+    from cospec.evaluation.audit.costs import Costs
     from cospec.results import Json
 
 OUTCOMES = ("only_draft", "only_target", "both", "neither")

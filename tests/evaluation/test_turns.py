@@ -7,9 +7,10 @@ import json
 import pytest
 
 from cospec import Engine
-from cospec.bench.evaluate import Evaluation, make_arms
-from cospec.bench.turns import Turn, TurnLog
 from cospec.errors import ConfigError
+from cospec.evaluation.arms import make_arms
+from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.turns import Turn, TurnLog
 
 CONFIG = {"k": 4, "pair": {"target": "a", "draft": "b"}}
 TURNS = [

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cospec.bench.stats import (
+from cospec.evaluation.stats import (
     accuracy_delta_interval,
     mcnemar_p,
     ratio_interval,

@@ -8,48 +8,48 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cospec.bench.summary import LOSSLESS
 from cospec.cli.arms import COLUMNS, Columns, play, print_notes, print_table
+from cospec.evaluation.summary import LOSSLESS
 from cospec.results import Json
 
 if TYPE_CHECKING:
-    from cospec.bench.entrants import Entrant
-    from cospec.bench.evaluate import Evaluation
-    from cospec.bench.protocol import Contest
-    from cospec.bench.turns import Turn, TurnLog
+    from cospec.evaluation.benchmark.arms import ArmSpec
+    from cospec.evaluation.benchmark.config import Benchmark
+    from cospec.evaluation.evaluate import Evaluation
+    from cospec.evaluation.turns import Turn, TurnLog
 
 
-def compete(contest: Contest, entrants: Sequence[Entrant], log: TurnLog | None) -> Json:
+def run_benchmark(benchmark: Benchmark, specs: Sequence[ArmSpec], log: TurnLog | None) -> Json:
     """Tune on the tune split for every temperature, then measure every cell on the test split.
 
     Args:
-        contest: The models, the problems, and how.
-        entrants: Who takes part.
+        benchmark: The models, the problems, and how.
+        specs: The arms, as asked for.
         log: Has the turns that are done already, and gets those that are played.
 
     Returns:
         The parts ``cells`` and ``tuning`` of a result document.
     """
-    from cospec.bench import ceiling
-    from cospec.bench.cells import measure
-    from cospec.bench.entrants import ORACLE
-    from cospec.bench.tuning import best_rival, settings, tune
+    from cospec.evaluation.benchmark import ceiling
+    from cospec.evaluation.benchmark.arms import ORACLE
+    from cospec.evaluation.benchmark.cells import measure
+    from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
 
     told: set[str] = set()
 
     def player(evaluation: Evaluation, part: str, *, warm_up: bool) -> list[Turn]:
-        print_notes(contest.pair, evaluation, told)
+        print_notes(benchmark.pair, evaluation, told)
         return play(evaluation, log, part, warm_up=warm_up)
 
-    config, cells = contest.config, []
-    wants_oracle = ORACLE in [entrant.name for entrant in entrants]
-    tuning = {t: tune(contest, entrants, t, player) for t in config.temperatures}
+    config, cells = benchmark.config, []
+    wants_oracle = ORACLE in [spec.name for spec in specs]
+    tuning = {t: tune(benchmark, specs, t, player) for t in config.temperatures}
     for temperature, found in tuning.items():
-        rival, chosen = best_rival(found, entrants), settings(found)
+        rival, chosen = best_rival(found, specs), settings(found)
         k = chosen[LOSSLESS].k
-        oracle = ceiling.search(contest, k, player) if wants_oracle and temperature == 0 else []
+        oracle = ceiling.search(benchmark, k, player) if wants_oracle and temperature == 0 else []
         for size in config.batch_sizes:
-            cell = measure(contest, entrants, chosen, rival, size, temperature, player)
+            cell = measure(benchmark, specs, chosen, rival, size, temperature, player)
             cells.append(ceiling.add(cell, oracle, k) if oracle else cell)
     return {"cells": cells, "tuning": [entry for found in tuning.values() for entry in found]}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cospec.bench.stats import (
+from cospec.evaluation.stats import (
     accuracy_delta_interval,
     mcnemar_p,
     ratio_interval,
@@ -18,7 +18,7 @@ from cospec.bench.stats import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from cospec.bench.turns import Turn
+    from cospec.evaluation.turns import Turn
     from cospec.results import Json
 
 TARGET, DRAFT, LOSSLESS = "target", "draft", "lossless"

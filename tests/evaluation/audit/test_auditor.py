@@ -9,10 +9,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cospec.bench.audit import AuditConfig, Auditor, reached
-from cospec.bench.dataset import write_dataset
 from cospec.config import SamplingConfig
 from cospec.engine import Engine
+from cospec.evaluation.audit.auditor import AuditConfig, Auditor, reached
+from cospec.evaluation.audit.dataset import write_dataset
 from cospec.features import SCALAR_NAMES
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Evaluation: run arms on the same problems and compare them, with statistics."""

@@ -1,0 +1,90 @@
+"""Arms of an evaluation: named ways to decode the same problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cospec.arbiters import AlwaysTarget
+from cospec.engine import Engine
+from cospec.errors import ConfigError
+from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.config import SamplingConfig
+    from cospec.models import ModelPair
+    from cospec.types import Arbiter, Completion
+
+
+class Decoder(Protocol):
+    """What an arm needs of an engine; `Engine` is one."""
+
+    pair: ModelPair
+    max_batch_size: int
+    num_speculative_tokens: int
+
+    def generate(
+        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+    ) -> list[Completion]:
+        """Complete all prompts, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A way to decode."""
+
+    name: str
+    arbiter: str | None
+    """The spec of its arbiter; None for plain decoding."""
+    engine: Decoder
+
+
+def make_arms(
+    pair: ModelPair,
+    arbiters: Sequence[tuple[str, Arbiter]] = (),
+    *,
+    num_speculative_tokens: int = 4,
+    max_batch_size: int = 8,
+    draft_confidence_threshold: float = 0.0,
+) -> list[Arm]:
+    """The arms target, draft and lossless, and one for each arbiter under its name.
+
+    Args:
+        pair: The models.
+        arbiters: A spec and the arbiter that it names; the lossless one adds no second arm.
+        num_speculative_tokens: K, drafted tokens a block.
+        max_batch_size: Most prompts decoded together.
+        draft_confidence_threshold: A block ends behind a token that the draft finds less probable.
+
+    Raises:
+        ConfigError: Two arms would have the same name.
+    """
+
+    def engine(arbiter: Arbiter) -> Engine:
+        return Engine(
+            pair,
+            arbiter,
+            num_speculative_tokens=num_speculative_tokens,
+            max_batch_size=max_batch_size,
+            keep_trace=False,
+            draft_confidence_threshold=draft_confidence_threshold,
+        )
+
+    arms = [
+        Arm(TARGET, None, Engine.target_only(pair, max_batch_size=max_batch_size)),
+        Arm(DRAFT, None, Engine.draft_only(pair, max_batch_size=max_batch_size)),
+        Arm(LOSSLESS, LOSSLESS, engine(AlwaysTarget())),
+    ]
+    for spec, arbiter in arbiters:
+        if arbiter.name == LOSSLESS:
+            continue
+        if arbiter.name in [arm.name for arm in arms]:
+            raise ConfigError(
+                f"two arms are called {arbiter.name!r}, the second one by {spec!r}; name each "
+                "arbiter once, and none like the arms target and draft."
+            )
+        arms.append(Arm(arbiter.name, spec, engine(arbiter)))
+    return arms

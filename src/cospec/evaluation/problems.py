@@ -1,0 +1,81 @@
+"""Problems of a task as prompts for a pair, and the hashes that identify problems and models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from cospec.config import SamplingConfig
+from cospec.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.models import ModelPair
+    from cospec.results import Json
+    from cospec.tasks import Example, Task
+
+
+def describe_models(pair: ModelPair) -> Json:
+    """What tells the models from others: a hash of their weights, and their commits on the hub."""
+    revisions = {
+        f"{name}_revision": getattr(model.config, "_commit_hash", None)
+        for name, model in (("target", pair.target), ("draft", pair.draft))
+    }
+    return {"fingerprint": pair.fingerprint} | revisions
+
+
+def describe_problems(examples: Sequence[Example]) -> Json:
+    """How many problems there are, and a hash of all that they ask and want."""
+    problems = [[e.id, e.question, e.answer] for e in examples]
+    digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()
+    return {"num_problems": len(examples), "problems_sha256": digest}
+
+
+def encode_problems(
+    pair: ModelPair,
+    task: Task,
+    examples: Sequence[Example],
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> tuple[list[str | list[int]], list[SamplingConfig]]:
+    """Prompts and greedy settings of problems, one of each a problem.
+
+    Args:
+        pair: What will answer them.
+        task: Makes the prompts, and says what ends an answer.
+        examples: The problems.
+        max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
+            leaves fewer in the pair's context gets those.
+        seed: For arbiters that rule by chance.
+
+    Raises:
+        ConfigError: The pair has no tokenizer.
+        PromptError: A prompt fills the context of the pair.
+    """
+    if pair.tokenizer is None:
+        raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
+    prompts, samplings = [], []
+    for example in examples:
+        part = task.part_of(example)
+        prompt = part.prompt(example, pair.tokenizer)
+        limit = part.max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = min(limit, _room(pair, example, prompt))
+        stop = part.stop_strings(pair.tokenizer)
+        prompts.append(prompt)
+        samplings.append(SamplingConfig(max_new_tokens=limit, stop=stop, seed=seed))
+    return prompts, samplings
+
+
+def _room(pair: ModelPair, example: Example, prompt: str | list[int]) -> int:
+    """Tokens that the prompt leaves in the pair's context."""
+    assert pair.tokenizer is not None
+    ids = pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+    num_left = pair.context_length - len(ids)
+    if num_left < 1:
+        raise PromptError(
+            f"the prompt of {example.id} has {len(ids)} tokens, and the pair's context holds "
+            f"{pair.context_length}; leave the problem out or pass a pair with a longer context."
+        )
+    return num_left
