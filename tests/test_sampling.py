@@ -12,7 +12,7 @@ import torch
 from cospec import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.sampling import Warper, accepts, draw, one_hot, residual, row_generator
-from tests.engine.test_sampled_law import FALSE_ALARM_RATE, p_value, warpers
+from tests.laws.known_law import FALSE_ALARM_RATE, p_value, warpers
 
 CPU = torch.device("cpu")
 JUST_BELOW_1 = math.nextafter(1.0, 0.0)

@@ -1,0 +1,50 @@
+"""Ctrl-C in the middle of a generation hands over what was finished."""
+
+from __future__ import annotations
+
+import pytest
+
+from cospec import Engine, SamplingConfig
+from cospec.errors import (
+    GenerationInterrupted,
+)
+from cospec.types import MismatchBatch, Ruling
+from tests.conftest import (
+    some_prompts,
+)
+from tests.engine.helpers import (
+    GREEDY,
+    FromFunction,
+    decode,
+    kept,
+)
+
+
+def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llama_pair):
+    prompts = some_prompts(6)
+    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40, 40, 40)]
+    whole = decode(llama_pair, prompts=prompts, sampling=sampling, max_batch_size=2)
+    calls = []
+
+    def rule(batch: MismatchBatch) -> Ruling:
+        calls.append(len(batch))
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return Ruling(~kept(batch))
+
+    engine = Engine(llama_pair, FromFunction(rule), max_batch_size=2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        engine.generate(prompts, sampling)
+    error = caught.value
+    assert isinstance(error, GenerationInterrupted) and not isinstance(error, Exception)
+    assert error.completions == {i: whole[i] for i in (1, 2)}
+    assert "2 prompts had finished" in str(error)
+    assert engine.generate(prompts, sampling) == whole, "the engine is as good as new"
+
+
+def test_an_interrupted_stream_raises_where_it_is_read(llama_pair):
+    def rule(batch: MismatchBatch) -> Ruling:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Engine(llama_pair, FromFunction(rule)).stream(some_prompts(2), GREEDY))

@@ -1,0 +1,125 @@
+"""Prompts and settings that cannot be decoded are refused with a sentence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cospec import Engine, SamplingConfig
+from cospec.arbiters import AlwaysTarget
+from cospec.errors import (
+    ConfigError,
+    PromptError,
+)
+from cospec.models import ModelPair
+from tests.conftest import (
+    CONTEXT,
+    VOCAB,
+    random_model,
+    some_prompts,
+)
+from tests.engine.helpers import (
+    GREEDY,
+    NAN,
+    NUM_NEW,
+    FromFunction,
+    decode,
+    table_pair,
+)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        ([], "list of prompts is empty"),
+        ("hello", r"one string; pass a list of prompts: \[prompt\]"),
+        ([[]], "prompt 0 is empty"),
+        ([[7, 8], []], "prompt 1 is empty"),
+        ([[7, VOCAB]], f"prompt 0 holds token id {VOCAB}; allowed are 0 to {VOCAB - 1}"),
+        ([[7], [-1]], "prompt 1 holds token id -1"),
+        (["hello"], "prompt 0 is a text, and this pair has no tokenizer"),
+        ([[7] * (CONTEXT + 1)], f"prompt 0 has {CONTEXT + 1} tokens.*context holds {CONTEXT}"),
+        (
+            [[7], [7] * (CONTEXT - NUM_NEW + 1)],
+            f"prompt 1 has .* max_new_tokens is {NUM_NEW}: together {CONTEXT + 1}, but",
+        ),
+    ],
+)
+def test_a_prompt_that_cannot_be_decoded_is_refused_before_the_first_token(
+    llama_pair, prompts, sentence
+):
+    asked = []
+    spy = FromFunction(asked.append)
+    engine = Engine(llama_pair, spy)
+    with pytest.raises(PromptError, match=sentence) as caught:
+        engine.generate(prompts, GREEDY)
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.completions == {}
+    assert not asked
+    with pytest.raises(PromptError, match=sentence):
+        next(iter(engine.stream(prompts, GREEDY)))
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [[7, 8, 9], [None], [[[7, 8]]], [["seven"]], [[7.5]], [7.0], torch.tensor([[7, 8], [9, 7]])],
+    ids=["one prompt", "none", "too deep", "words", "fractions", "a number", "a tensor"],
+)
+def test_a_prompt_of_an_unknown_kind_is_refused_with_a_sentence(llama_pair, prompts):
+    """Found: bare TypeErrors and ValueErrors from inside, and token 7.5 was read as 7."""
+    with pytest.raises(PromptError):
+        Engine(llama_pair, AlwaysTarget()).generate(prompts, GREEDY)
+
+
+def test_an_empty_text_is_refused(llama_pair, tokenizer):
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
+    with pytest.raises(PromptError, match="prompt 1 is empty"):
+        Engine(pair, AlwaysTarget()).generate(["an", ""], GREEDY)
+
+
+def test_a_tensor_of_ids_is_a_prompt(llama_pair):
+    prompt = some_prompts(2)[1]
+    done = decode(llama_pair, prompts=[torch.tensor(prompt), tuple(prompt), prompt])
+    assert len({tuple(c.token_ids) for c in done}) == 1
+
+
+def test_the_context_is_that_of_the_model_with_the_shorter_one():
+    target, draft = random_model("llama"), random_model("llama", max_position_embeddings=40)
+    for pair in (ModelPair(target, draft), ModelPair(draft, target)):
+        assert pair.context_length == 40
+        with pytest.raises(PromptError, match="context holds 40"):
+            decode(pair, prompts=[[7] * (41 - NUM_NEW)])
+        (done,) = decode(pair, prompts=[[7] * (40 - NUM_NEW)])
+        assert done.token_ids
+
+
+def test_stop_strings_without_a_tokenizer_are_refused(llama_pair):
+    with pytest.raises(ConfigError, match="stop strings need a tokenizer"):
+        decode(llama_pair, prompts=[[7]], sampling=SamplingConfig(stop=("x",)))
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_draft_length_below_one_is_refused(llama_pair, k):
+    with pytest.raises(ConfigError, match=rf"num_speculative_tokens is {k}.*target_only"):
+        Engine(llama_pair, AlwaysTarget(), num_speculative_tokens=k)
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_a_batch_size_below_one_is_refused(llama_pair, size):
+    with pytest.raises(ConfigError, match=f"max_batch_size is {size}; it must be at least 1"):
+        Engine(llama_pair, AlwaysTarget(), max_batch_size=size)
+    with pytest.raises(ConfigError, match="max_batch_size"):
+        Engine.target_only(llama_pair, max_batch_size=size)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, NAN])
+def test_a_confidence_that_is_no_probability_is_refused(threshold):
+    with pytest.raises(ConfigError, match=f"draft_confidence_threshold is {threshold}; it is a"):
+        Engine(table_pair(), AlwaysTarget(), draft_confidence_threshold=threshold)
+
+
+@pytest.mark.parametrize("num_configs", [0, 1, 3])
+def test_another_number_of_settings_than_prompts_is_refused(llama_pair, num_configs):
+    sentence = f"{num_configs} sampling configs for 2 prompts"
+    with pytest.raises(ConfigError, match=sentence):
+        decode(llama_pair, prompts=[[7], [8]], sampling=[GREEDY] * num_configs)
