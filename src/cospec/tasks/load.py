@@ -9,6 +9,7 @@ from cospec.registered import load_registered, registered_names, settings_of
 from cospec.tasks import jsonl, math_sets, programs
 from cospec.tasks.base import Task
 from cospec.tasks.mixture import mixture
+from cospec.tasks.reasoning_gym import OPTIONS as GENERATED_OPTIONS
 from cospec.tasks.reasoning_gym import reasoning_gym_task
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def load_task(
             and ``jsonl:FILE`` take ``split=test``: all of it is that split, and nothing of it may
             be trained or tuned on. Without it, a tenth of the problems is the test split.
             `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
-            ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone. A mixture such as
+            ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone.
+            ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
+            ``without_templates=`` all others. A mixture such as
             ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
             name that an installed package registers in the entry point group ``cospec.tasks``.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
@@ -74,8 +77,8 @@ def load_task(
     if kind == "jsonl":
         return jsonl.jsonl(argument, _options(kind, pairs, jsonl.OPTIONS))
     if kind == "reasoning_gym":
-        reasoning = _options(head, pairs, ("reasoning",)).get("reasoning", "on")
-        return reasoning_gym_task(argument, reasoning, allow_code_execution=allow_code_execution)
+        options = _options(head, pairs, GENERATED_OPTIONS)
+        return reasoning_gym_task(argument, options, allow_code_execution=allow_code_execution)
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
     if head in SPLIT_BY_HASH:

@@ -6,7 +6,8 @@ split of a problem depends on its text alone (`split_of`), and repeated question
 
 Scores are 1 or 0: the generators' scorers give part credit to an answer that merely contains the
 right one, so only their full credit counts, and they see the extracted final answer only.
-gsm_symbolic is scored here by its final number, sign included, which its own scorer ignores.
+gsm_symbolic is scored here by its final number, sign included, which its own scorer ignores; it
+can be restricted to some of its templates (`cospec.tasks.gsm_symbolic`).
 
 The items of isomorphic_strings, knight_swap, polynomial_multiplication, ransom_note and word_ladder
 also depend on ``PYTHONHASHSEED`` (reasoning-gym 0.1.25): set it to draw the same ones again.
@@ -23,17 +24,17 @@ from cospec.errors import ConfigError, TaskError, unknown_name
 from cospec.tasks.base import BOXED, Example, Score, Split, Task
 from cospec.tasks.extract import final_answer
 from cospec.tasks.extras import import_extra
+from cospec.tasks.gsm_symbolic import NAME as GSM_SYMBOLIC
+from cospec.tasks.gsm_symbolic import SUFFIX, parse_templates
 from cospec.tasks.math_sets import score_number
 from cospec.tasks.programs import require_permission
 from cospec.tasks.sandbox import Limits, run_program
 from cospec.tasks.splits import BUNDLED_TRAINING_SEEDS, normalize, split_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator, Mapping
     from types import ModuleType
 
-SUFFIX = " Give the result as your final answer. Do not include units."
-"""Ends every gsm_symbolic question; hashed with it, shown without."""
 TAGGED = (
     "{question}\nPlease reason step by step, and put your final answer within <answer> </answer>."
 )
@@ -67,18 +68,22 @@ _PATIENCE = 2000
 """Items in a row without a new problem, after which the generator has run dry."""
 
 
+OPTIONS = ("reasoning", "templates", "without_templates")
+
+
 def reasoning_gym_task(
-    name: str, reasoning: str = "on", *, allow_code_execution: bool = False
+    name: str, options: Mapping[str, str], *, allow_code_execution: bool = False
 ) -> Task:
     """The task ``reasoning_gym:NAME``, with the generator's default settings.
 
     Args:
         name: Of the generator.
-        reasoning: ``off`` asks a chat model for the answer alone, in at most 64 tokens.
+        options: By name: with ``reasoning`` ``off``, a chat model is asked for the answer alone, in
+            at most 64 tokens; ``templates`` and ``without_templates`` restrict gsm_symbolic.
         allow_code_execution: Whether a scorer may evaluate the answer, in a sandbox.
 
     Raises:
-        TaskError: There is no such generator, or it cannot be used.
+        TaskError: There is no such generator, it cannot be used, or an option is wrong.
         CodeExecutionRefusedError: Its scorer evaluates the answer, which was not allowed.
     """
     spec = f"reasoning_gym:{name}"
@@ -89,14 +94,29 @@ def reasoning_gym_task(
         raise TaskError(unknown_name("reasoning-gym generator", name, known))
     if name in EVALUATES:
         require_permission(allow_code_execution, f"{spec} (its scorer evaluates the answer)")
+    reasoning = options.get("reasoning", "on")
     if reasoning not in ("on", "off"):
         raise TaskError(unknown_name(f"value of reasoning of {spec}", reasoning, ("on", "off")))
-    source, is_number = partial(_draw, name), name == "gsm_symbolic"
+    source, is_number = partial(_draw, name, _templates(spec, options)), name == GSM_SYMBOLIC
     scorer = score_number if is_number else partial(score_generated, name)
+    spec += "".join(f",{key}={value}" for key, value in options.items() if value != "on")
     if reasoning == "off":
-        spec += ",reasoning=off"
         return Task(spec, source, scorer, chat=DIRECT, max_new_tokens=_DIRECT_TOKENS)
     return Task(spec, source, scorer, chat=BOXED if is_number else TAGGED)
+
+
+def _templates(spec: str, options: Mapping[str, str]) -> frozenset[int] | None:
+    """The templates that the options choose; None for all."""
+    given = [key for key in ("templates", "without_templates") if key in options]
+    if not given:
+        return None
+    if spec != f"reasoning_gym:{GSM_SYMBOLIC}":
+        raise TaskError(
+            f"{spec} has no templates; leave {given[0]} out, or take reasoning_gym:{GSM_SYMBOLIC}."
+        )
+    if len(given) > 1:
+        raise TaskError(f"templates and without_templates of {spec} are both given; give one.")
+    return parse_templates(options[given[0]], excluded=given == ["without_templates"])
 
 
 def score_generated(name: str, example: Example, text: str) -> Score:
@@ -131,7 +151,13 @@ assert data.score_answer({answer!r}, json.loads({json.dumps(entry)!r})) == 1
     return run_program(program, limits, extra_trees=[packages]).passed
 
 
-def _draw(name: str, split: Split, num_problems: int | None, seed: int) -> list[Example]:
+def _draw(
+    name: str,
+    templates: Container[int] | None,
+    split: Split,
+    num_problems: int | None,
+    seed: int,
+) -> list[Example]:
     """The first problems of a split in the seed's window of generator seeds."""
     if num_problems is None:
         raise TaskError(f"reasoning_gym:{name} has no end; say how many problems (num_problems).")
@@ -144,7 +170,7 @@ def _draw(name: str, split: Split, num_problems: int | None, seed: int) -> list[
     start += BUNDLED_TRAINING_SEEDS if seed >= BUNDLED_TRAINING_SEEDS else 0
     found: dict[str, Example] = {}
     num_idle, fault = 0, None
-    for generator_seed, item in _items(name, start):
+    for generator_seed, item in _items(name, start, templates):
         num_idle += 1
         if isinstance(item, Exception):
             fault = item
@@ -161,13 +187,19 @@ def _draw(name: str, split: Split, num_problems: int | None, seed: int) -> list[
     ) from fault
 
 
-def _items(name: str, start: int) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
+def _items(
+    name: str, start: int, templates: Container[int] | None
+) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
     """Generator seeds and their items; some generators give up on some seeds."""
     for chunk in range(start, start + _STRIDE - _CHUNK, _CHUNK):
         data = _library().create_dataset(name, seed=chunk, size=_CHUNK)
         for i in range(_CHUNK):
+            if templates is not None and data.task_indices[i] not in templates:
+                continue
             try:
                 item = data[i]
+                if name == GSM_SYMBOLIC:
+                    item["metadata"]["template"] = data.task_indices[i]
             except Exception as error:
                 item = error
             yield chunk + i, item
@@ -175,7 +207,7 @@ def _items(name: str, start: int) -> Iterator[tuple[int, dict[str, Any] | Except
 
 def _example(name: str, generator_seed: int, item: dict[str, Any]) -> Example:
     question, metadata = item["question"], dict(item["metadata"])
-    if name == "gsm_symbolic":
+    if name == GSM_SYMBOLIC:
         question = question.removesuffix(SUFFIX)
         metadata["solution"] = metadata["answer_cot"].strip()
     return Example(f"{name}/{generator_seed}", question, item["answer"] or "", metadata)
