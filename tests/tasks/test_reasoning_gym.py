@@ -12,10 +12,14 @@ import pytest
 
 from cospec.errors import ConfigError, TaskError
 from cospec.tasks import BUNDLED_TRAINING_SEEDS, SPLITS, Example, load_task, split_of
+from cospec.tasks.gsm_symbolic import all_templates, parse_templates, twin_key
 from cospec.tasks.reasoning_gym import EVALUATES, SUFFIX, UNUSABLE
+from cospec.tasks.splits import normalize
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from cospec.tasks import Split
 
 library = pytest.importorskip("reasoning_gym")
 
@@ -94,6 +98,78 @@ def test_a_generated_task_wants_to_know_how_many_problems() -> None:
 def test_a_generator_that_runs_dry_says_so() -> None:
     with pytest.raises(TaskError, match=r"ran dry: seed 0 gave \d+ different test problems, 500"):
         load_task("reasoning_gym:tower_of_hanoi").examples("test", 500)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_some_templates_and_all_others_part_the_problems_of_a_seed(split: Split) -> None:
+    every, some, others = (
+        load_task(f"reasoning_gym:gsm_symbolic{option}").examples(split, num_problems, seed=3)
+        for option, num_problems in (
+            ("", 150),
+            (",templates=3/7/20-29", 20),
+            (",without_templates=3/7/20-29", 120),
+        )
+    )
+    chosen = {3, 7, *range(20, 30)}
+    assert {e.metadata["template"] for e in some} <= chosen
+    assert not {e.metadata["template"] for e in others} & chosen
+    for part, is_part in ((some, chosen.__contains__), (others, lambda t: t not in chosen)):
+        expected = [e for e in every if is_part(e.metadata["template"])]
+        num_both = min(len(part), len(expected))
+        assert num_both > 5
+        assert part[:num_both] == expected[:num_both]
+
+
+def test_a_template_is_told_by_the_words_of_its_problems() -> None:
+    """With numbers and names taken out, problems of one template agree, of two never."""
+    examples = load_task("reasoning_gym:gsm_symbolic").examples("test", 400, seed=4)
+    words: dict[int, list[set[str]]] = {}
+    for e in examples:
+        found = set(re.findall(r"[a-z]+", e.question))
+        words.setdefault(e.metadata["template"], []).append(found)
+    assert len(words) > 80
+    common = {template: set.intersection(*sets) for template, sets in words.items()}
+    for template, sets in words.items():
+        near = max(common, key=lambda t: sum(len(common[t] & s) / len(common[t] | s) for s in sets))
+        assert near == template
+
+
+def test_the_templates_are_the_85_that_reasoning_gym_calls_right() -> None:
+    assert len(all_templates()) == 85
+    assert parse_templates("0-99") == set(all_templates())
+    assert parse_templates("31-33") == {31, 33}
+    assert parse_templates("0-98", excluded=True) == {99}
+
+
+def test_twins_have_the_same_template_and_numbers_and_other_names() -> None:
+    assert twin_key(4, "Ann has 1,200 pens and 3.") == twin_key(4, "Ben has 1,200 cups and 3.")
+    assert twin_key(4, "Ann has 12 pens and 3.") != twin_key(5, "Ann has 12 pens and 3.")
+    assert twin_key(4, "Ann has 12 pens and 3.") != twin_key(4, "Ann has 1 pen and 23.")
+
+
+def _drawn(name: str, split: Split, num_problems: int, seed: int) -> set[str]:
+    examples = load_task(f"reasoning_gym:{name}").examples(split, num_problems, seed)
+    return {normalize(e.question) for e in examples}
+
+
+@pytest.mark.parametrize("name", ["gsm_symbolic", "leg_counting", "lcm", "simple_equations"])
+def test_no_text_is_in_two_splits_of_different_seeds(name: str) -> None:
+    train, tune, test = (
+        _drawn(name, split, 400, seed) for split, seed in zip(SPLITS, (7, 8, 9), strict=True)
+    )
+    assert [len(train), len(tune), len(test)] == [400] * 3
+    assert not train & tune
+    assert not train & test
+    assert not tune & test
+
+
+@pytest.mark.slow
+def test_no_test_problem_of_a_table_is_among_the_solved_train_problems() -> None:
+    """At the sizes of the tables: 3,000 against 100,000."""
+    train = _drawn("gsm_symbolic", "train", 100_000, 1_000_000)
+    test = _drawn("gsm_symbolic", "test", 3000, 63)
+    assert (len(train), len(test)) == (100_000, 3000)
+    assert not train & test
 
 
 def test_three_thousand_word_problems_take_seconds() -> None:
