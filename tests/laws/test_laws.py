@@ -396,7 +396,7 @@ def test_rows_that_share_hold_what_reading_them_alone_would_store(family):
         cached.reserve(3, 180)
         with torch.inference_mode():
             cached.prefill([held], 0)
-            cached.prefill(prompts, 1, held)
+            cached.prefill(prompts, 1, [held])
         for r, tokens in enumerate([held, *prompts]):
             assert_strip_equals_prefill(cached, r, tokens)
 

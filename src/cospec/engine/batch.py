@@ -79,7 +79,7 @@ class Batch:
         Of prompts all but the last token is read, of branches it is loaded.
         """
         first = len(self.rows)
-        held = self.rows[0].prompt_ids[:-1] if self.rows else None
+        held = [row.prompt_ids[:-1] for row in self.rows]
         prompts = [row.prompt_ids[:-1] for row in rows if row.caches is None]
         assert len(prompts) in (0, len(rows)), "prompts and branches are not admitted together"
         for m, model in enumerate(self._models):

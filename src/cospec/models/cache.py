@@ -15,6 +15,7 @@ rollback at the price of memory.
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -24,6 +25,8 @@ from cospec.errors import UnsupportedModelError
 from cospec.models.support import attention_windows, check_supported, context_length
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -31,6 +34,10 @@ _SLOT_MULTIPLE = 64  # attention spans are rounded up to this, so that shapes st
 _PREFILL_CHUNK = 512
 _LEAST_SHARED = 16
 """Tokens that prompts must begin with in common to be read once for all of them."""
+_MOST_ALIKE = 128
+"""Prompts of a group at most."""
+_MOST_PADDING = 48
+"""Tokens by which ranges that are read together may differ in length."""
 
 SavedRow: TypeAlias = "list[tuple[Tensor, Tensor]]"
 """What one row has stored, by layer: keys and values, (slots, heads, head size) each."""
@@ -48,13 +55,14 @@ class Window(NamedTuple):
     """Slots in the rows' strips, (B, n)."""
     masks: dict[str, Tensor]
     """By layer type: additive mask, (B, 1, n, S)."""
-    first_row: int
+    rows: slice | Tensor
+    """Cache rows, B of them: a range, whose strips are seen in place, or any, which are copied."""
 
     def columns(self, start: int, stop: int) -> Window:
         """The window of tokens `start` to `stop` - 1."""
         masks = {kind: mask[:, :, start:stop] for kind, mask in self.masks.items()}
         positions, slots = self.positions[:, start:stop], self.slots[:, start:stop]
-        return Window(positions, slots, masks, self.first_row)
+        return Window(positions, slots, masks, self.rows)
 
 
 class Output(NamedTuple):
@@ -83,10 +91,9 @@ class _RaggedCache(Cache):
 
     def aim(self, window: Window) -> None:
         """Direct the next forward to the slots of `window`."""
-        num_rows = window.slots.shape[0]
-        rows = torch.arange(
-            window.first_row, window.first_row + num_rows, device=window.slots.device
-        )
+        rows = window.rows
+        if isinstance(rows, slice):
+            rows = torch.arange(rows.start, rows.stop, device=window.slots.device)
         self._window = window
         self._flat_slots = (rows[:, None] * self.num_slots + window.slots).reshape(-1)
 
@@ -98,13 +105,12 @@ class _RaggedCache(Cache):
         if layer_idx == len(self.buffers):
             self.buffers.append((self._allocate(key_states), self._allocate(value_states)))
         window, slots = self._window, self._flat_slots.to(key_states.device)
-        rows = slice(window.first_row, window.first_row + key_states.shape[0])
         span = next(iter(window.masks.values())).shape[-1]
         seen = []
         for buffer, states in zip(self.buffers[layer_idx], (key_states, value_states), strict=True):
             new = states.transpose(1, 2).flatten(0, 1)  # (B n, heads, size)
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, slots, new)
-            seen.append(buffer[rows, :span].transpose(1, 2))  # (B, heads, S, size)
+            seen.append(buffer[window.rows, :span].transpose(1, 2))  # (B, heads, S, size)
         return seen[0], seen[1]
 
     def _allocate(self, states: Tensor) -> Tensor:
@@ -132,11 +138,11 @@ class _RaggedCache(Cache):
             for buffer in pair:
                 buffer[destination] = buffer[source]
 
-    def share(self, source: int, rows: slice, num_slots: int) -> None:
-        """Give `rows` the first slots of `source`."""
+    def share(self, sources: list[int], rows: list[int], num_slots: int) -> None:
+        """Give each of `rows` the first slots of the row of `sources` in the same place."""
         for pair in self.buffers:
             for buffer in pair:
-                buffer[rows, :num_slots] = buffer[source, :num_slots].clone()
+                buffer[rows, :num_slots] = buffer[sources, :num_slots]
 
     def save_row(self, row: int, num_slots: int) -> SavedRow:
         return [
@@ -216,7 +222,9 @@ class CachedModel:
         """
         self._cache.clear(row, start)
 
-    def window(self, starts: Tensor, num_tokens: int, max_end: int, first_row: int = 0) -> Window:
+    def window(
+        self, starts: Tensor, num_tokens: int, max_end: int, rows: Tensor | None = None
+    ) -> Window:
         """The window of `num_tokens` tokens of each row, from `starts` on.
 
         Args:
@@ -224,7 +232,7 @@ class CachedModel:
                 positions are read as 0.
             num_tokens: n.
             max_end: At least max(starts) + n; known to the caller without asking the device.
-            first_row: Cache row of the first entry of `starts`.
+            rows: Cache rows of the entries of `starts`, (B,) int64; the first B by default.
         """
         span = min(_rounded_up(max_end), self._cache.num_slots)
         device = starts.device
@@ -239,7 +247,8 @@ class CachedModel:
             mask.masked_fill_(is_hidden, torch.finfo(self._dtype).min)
             masks[kind] = mask[:, None]
         # Past the context only garbage is read, but learned position tables must not overflow.
-        return Window(slots.clamp(max=self.context_length - 1), slots, masks, first_row)
+        positions = slots.clamp(max=self.context_length - 1)
+        return Window(positions, slots, masks, slice(0, len(starts)) if rows is None else rows)
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
         """Read tokens into the cache.
@@ -277,49 +286,131 @@ class CachedModel:
         return Output(logits, captured[0])
 
     def prefill(
-        self, prompts: list[list[int]], first_row: int, held: list[int] | None = None
+        self, prompts: list[list[int]], first_row: int, held: list[list[int]] | None = None
     ) -> None:
         """Read whole token lists into rows `first_row`, `first_row` + 1, ... from position 0 on.
 
-        What all of them begin with (a system prompt, worked examples) is read once, or copied from
-        row 0. Shorter rows are padded on the right with tokens that are hidden until overwritten.
+        What some of them begin with (a system prompt, worked examples, a database's schema) is read
+        once, or copied from a row that has it.
 
         Args:
             prompts: Token ids; a list may be empty.
             first_row: Cache row of the first prompt.
-            held: What row 0 has read from position 0 on, if it is in use.
+            held: What rows 0 to `first_row` - 1 have read from position 0 on.
         """
-        rows = slice(first_row, first_row + len(prompts))
-        num_held = _num_shared([*prompts, held]) if held else 0
-        num_shared = _num_shared(prompts) if len(prompts) > 1 else 0
-        if num_held >= _LEAST_SHARED:
-            num_shared = num_held
-            self._cache.share(0, rows, num_shared)
-        elif num_shared >= _LEAST_SHARED:
-            self._read_from(0, [prompts[0][:num_shared]], first_row)
-            self._cache.share(first_row, rows, num_shared)
-        else:
-            num_shared = 0
-        self._read_from(num_shared, [ids[num_shared:] for ids in prompts], first_row)
-
-    def _read_from(self, position: int, rests: list[list[int]], first_row: int) -> None:
-        """Read token lists that begin at `position` of their rows."""
-        longest = max(map(len, rests))
-        padded = torch.tensor(
-            [ids + (ids[-1:] or [0]) * (longest - len(ids)) for ids in rests], device=self.device
+        plan = plan_prefill(prompts, held or [])
+        self._copy([(g.donor, first_row + g.places[0], g.num_held) for g in plan])
+        spans = [(g.places[0], g.num_held, g.num_shared) for g in plan if len(g.places) > 1]
+        self._read_spans(prompts, first_row, spans)
+        self._copy(
+            [
+                (first_row + g.places[0], first_row + place, g.num_shared)
+                for g in plan
+                for place in g.places[1:]
+            ]
         )
-        for start in range(0, longest, _PREFILL_CHUNK):
-            chunk = padded[:, start : start + _PREFILL_CHUNK]
-            starts = torch.full((len(rests),), position + start, device=self.device)
-            end = position + start + chunk.shape[1]
-            self.read(chunk, self.window(starts, chunk.shape[1], end, first_row))
+        rests = [
+            (place, g.num_shared if len(g.places) > 1 else g.num_held, len(prompts[place]))
+            for g in plan
+            for place in g.places
+        ]
+        self._read_spans(prompts, first_row, rests)
+
+    def _copy(self, copies: list[tuple[int, int, int]]) -> None:
+        """Copy first slots from row to row: (source, destination, how many)."""
+        for number in {copy[2] for copy in copies} - {0}:
+            pairs = [copy[:2] for copy in copies if copy[2] == number]
+            self._cache.share([a for a, _ in pairs], [b for _, b in pairs], number)
+
+    def _read_spans(
+        self, prompts: list[list[int]], first_row: int, spans: list[tuple[int, int, int]]
+    ) -> None:
+        """Read token ranges (place in `prompts`, start, end), those of like length together.
+
+        A shorter range is lengthened at its start by tokens that were read already, or where there
+        are none at its end by tokens that are hidden until they are overwritten.
+        """
+        spans = sorted((s for s in spans if s[2] > s[1]), key=lambda s: s[1] - s[2])
+        while spans:
+            longest = spans[0][2] - spans[0][1]
+            part = [s for s in spans if longest - (s[2] - s[1]) <= _MOST_PADDING]
+            spans = spans[len(part) :]
+            first = [max(0, end - longest) for _, _, end in part]
+            ids = [prompts[s[0]][start : s[2]] for s, start in zip(part, first, strict=True)]
+            padded = torch.tensor(
+                [one + one[-1:] * (longest - len(one)) for one in ids], device=self.device
+            )
+            rows = torch.tensor([first_row + s[0] for s in part], device=self.device)
+            for start in range(0, longest, _PREFILL_CHUNK):
+                chunk = padded[:, start : start + _PREFILL_CHUNK]
+                starts = torch.tensor(first, device=self.device) + start
+                end = max(first) + start + chunk.shape[1]
+                self.read(chunk, self.window(starts, chunk.shape[1], end, rows))
 
 
-def _num_shared(lists: list[list[int]]) -> int:
-    """How many first tokens all lists have in common: those that the least and greatest have."""
-    low, high = min(lists), max(lists)
-    pairs = enumerate(zip(low, high, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), len(low))
+class PrefillGroup(NamedTuple):
+    """Prompts whose common beginning is read once."""
+
+    places: list[int]
+    """In the list of prompts; the first one's row is read into, the others copy from it."""
+    num_shared: int
+    """Tokens that all of them begin with."""
+    donor: int
+    """Row that has read some of these already; meaningless if `num_held` is 0."""
+    num_held: int
+    """How many of them it has read."""
+
+
+def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[PrefillGroup]:
+    """Group prompts so that the fewest tokens are read.
+
+    Prompts with a long common beginning are neighbours in their sorted order, and so is the row
+    that has the most of it; the best cut into runs of neighbours is found by dynamic programming.
+
+    Args:
+        prompts: Token ids of prompts to be read.
+        held: What each row in use has read.
+    """
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    donors = [_donor(prompts[i], held) for i in order]
+    pairs = itertools.pairwise(order)
+    alike = [num_shared_tokens(prompts[a], prompts[b]) for a, b in pairs]
+    best: list[tuple[int, int, PrefillGroup | None]] = [(0, 0, None)]  # tokens read, start of group
+    for end in range(1, len(order) + 1):
+        options = []
+        num_shared, num_all = len(prompts[order[end - 1]]), 0
+        for start in range(end - 1, max(-1, end - 1 - _MOST_ALIKE), -1):
+            if start < end - 1:
+                num_shared = min(num_shared, alike[start])
+                if num_shared < _LEAST_SHARED:
+                    break
+            num_all += len(prompts[order[start]])
+            donor, num_held = donors[start]
+            num_held = min(num_held, num_shared)
+            num_read = num_all - (end - start - 1) * num_shared - num_held
+            group = PrefillGroup(order[start:end], num_shared, donor, num_held)
+            options.append((best[start][0] + num_read, start, group))
+        best.append(min(options, key=lambda option: option[0]))
+    plan, end = [], len(order)
+    while end:
+        _, start, group = best[end]
+        assert group is not None
+        plan.append(group)
+        end = start
+    return plan
+
+
+def _donor(prompt: list[int], held: list[list[int]]) -> tuple[int, int]:
+    """The row that has read most of what a prompt begins with, and how many tokens of it."""
+    shared = [num_shared_tokens(prompt, ids) for ids in held]
+    row = max(range(len(shared)), key=shared.__getitem__, default=0)
+    return (row, shared[row]) if shared and shared[row] >= _LEAST_SHARED else (0, 0)
+
+
+def num_shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two lists have in common."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 @torch.inference_mode()
