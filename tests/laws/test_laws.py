@@ -13,6 +13,7 @@ from cospec.engine.rows import Row
 from cospec.evaluation.audit.auditor import reached
 from cospec.models import ModelPair
 from cospec.models.cache import CachedModel
+from cospec.models.prefill import plan_prefill
 from cospec.types import Completion, Needs, Origin, Ruling, Stats
 from tests.conftest import EOS, FAMILIES, VOCAB, family_pair, some_prompts
 
@@ -373,7 +374,8 @@ def test_prompts_that_begin_alike_are_read_once_and_lossless_stays_exact(llama_p
     num_whole = sum(width > 24 for _, width in widths)
     assert num_whole == (sum(len(p) - 1 > 24 for p in prompts) if batch == 1 else 0)
     if batch == 9:
-        assert widths[:2] == [(1, 24), (9, max(map(len, PROMPTS)) - 1)]
+        assert widths[0] == (1, 24)
+        assert widths[1][0] < 9 and widths[1][1] == max(map(len, PROMPTS)) - 1, "twins are copied"
 
 
 @pytest.mark.parametrize("batch", [3, 9])
@@ -391,14 +393,25 @@ def test_rows_that_share_hold_what_reading_them_alone_would_store(family):
     held = first[:20] + ends[0]
     longer = [first + second[:30] + end for end in ends]  # share more than with row 0, and the rest
     apart = [second + ends[0], second + ends[1][:1]]  # shares with each other alone
-    for prompts in (longer, apart):
+    both = [longer[1], apart[1], held[:30] + ends[1], longer[0], ends[1], apart[0], longer[0], [7]]
+    for prompts in (longer, apart, both):
         cached = CachedModel(model)
-        cached.reserve(3, 180)
+        cached.reserve(9, 180)
         with torch.inference_mode():
             cached.prefill([held], 0)
             cached.prefill(prompts, 1, [held])
         for r, tokens in enumerate([held, *prompts]):
             assert_strip_equals_prefill(cached, r, tokens)
+
+
+def test_a_plan_reads_the_fewest_tokens():
+    a, b, c = ([i] * 40 for i in (1, 2, 3))
+    prompts = [[*a, 4], [*b, 5], c, [*a, 6, 7], [*b, 8], [*a, 6, 9]]
+    plan = {tuple(sorted(g.places)): g for g in plan_prefill(prompts, [[9] * 50, b[:30]])}
+    assert set(plan) == {(0, 3, 5), (1, 4), (2,)}
+    assert plan[0, 3, 5][1:] == (40, 0, 0)
+    assert plan[1, 4][1:] == (40, 1, 30)
+    assert plan[2,][1:] == (40, 0, 0)
 
 
 def assert_strip_equals_prefill(cached, r, tokens):

@@ -23,7 +23,7 @@ from cospec.errors import (
     NonFiniteError,
     PromptError,
 )
-from cospec.models.cache import num_shared_tokens
+from cospec.models.prefill import num_shared_tokens
 from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Origin, Ruling
 
 if TYPE_CHECKING:

@@ -1,0 +1,81 @@
+"""Plans the reading of prompts, so that what several of them begin with is read once.
+
+Knows token ids and rows, nothing of models or caches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LEAST_SHARED = 16
+"""Tokens that prompts must begin with in common to be read once for all of them."""
+_MOST_ALIKE = 128
+"""Prompts of a group at most."""
+
+
+class PrefillGroup(NamedTuple):
+    """Prompts whose common beginning is read once."""
+
+    places: list[int]
+    """In the list of prompts; the first one's row is read into, the others copy from it."""
+    num_shared: int
+    """Tokens that all of them begin with."""
+    donor: int
+    """Row that has read some of these already; meaningless if `num_held` is 0."""
+    num_held: int
+    """How many of them it has read."""
+
+
+def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[PrefillGroup]:
+    """Group prompts so that the fewest tokens are read.
+
+    Prompts with a long common beginning are neighbours in their sorted order, and so is the row
+    that has the most of it; the best cut into runs of neighbours is found by dynamic programming.
+
+    Args:
+        prompts: Token ids of prompts to be read.
+        held: What each row in use has read.
+    """
+    order = sorted(range(len(prompts)), key=prompts.__getitem__)
+    donors = [_donor(prompts[i], held) for i in order]
+    pairs = itertools.pairwise(order)
+    alike = [num_shared_tokens(prompts[a], prompts[b]) for a, b in pairs]
+    best: list[tuple[int, int, PrefillGroup | None]] = [(0, 0, None)]  # tokens read, start of group
+    for end in range(1, len(order) + 1):
+        options = []
+        num_shared, num_all = len(prompts[order[end - 1]]), 0
+        for start in range(end - 1, max(-1, end - 1 - _MOST_ALIKE), -1):
+            if start < end - 1:
+                num_shared = min(num_shared, alike[start])
+                if num_shared < _LEAST_SHARED:
+                    break
+            num_all += len(prompts[order[start]])
+            donor, num_held = donors[start]
+            num_held = min(num_held, num_shared)
+            num_read = num_all - (end - start - 1) * num_shared - num_held
+            group = PrefillGroup(order[start:end], num_shared, donor, num_held)
+            options.append((best[start][0] + num_read, start, group))
+        best.append(min(options, key=lambda option: option[0]))
+    plan, end = [], len(order)
+    while end:
+        _, end, chosen = best[end]
+        assert chosen is not None
+        plan.append(chosen)
+    return plan
+
+
+def _donor(prompt: list[int], held: list[list[int]]) -> tuple[int, int]:
+    """The row that has read most of what a prompt begins with, and how many tokens of it."""
+    shared = [num_shared_tokens(prompt, ids) for ids in held]
+    row = max(range(len(shared)), key=shared.__getitem__, default=0)
+    return (row, shared[row]) if shared and shared[row] >= _LEAST_SHARED else (0, 0)
+
+
+def num_shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two lists have in common."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
