@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cospec.errors import TokenizerMismatchError
+from cospec.models import packed
 from cospec.models.attention import use_grouped_attention
 from cospec.models.cache import probe
 from cospec.models.load import load_model, load_tokenizer
@@ -67,6 +68,7 @@ class ModelPair:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         allow_pickle: bool = False,
+        pack_weights: bool = True,
         **kwargs: Any,  # Any: whatever transformers' from_pretrained takes
     ) -> ModelPair:
         """Load a pair from hub ids, folders or GGUF files.
@@ -78,6 +80,9 @@ class ModelPair:
             device: Of both models; "auto" is CUDA where there is one, else the CPU.
             allow_pickle: Load checkpoints that are no safetensors. Unpickling runs code that the
                 file holds: only for files you trust.
+            pack_weights: On a CPU, keep the weights in the layout of its matrix kernels where it
+                has them (`cospec.models.packed`): faster, and a row's result no longer depends on
+                its batch. The models of the pair can then not be saved or trained.
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``.
 
         Raises:
@@ -91,7 +96,12 @@ class ModelPair:
             for source in (target, draft)
         ]
         notes += _compare_models(*models)
-        return cls(models[0], models[1], tokenizers[0], tuple(notes))
+        pair = cls(models[0], models[1], tokenizers[0], tuple(notes))
+        if pack_weights:
+            assert pair.fingerprint, "is of the plain weights, so it is taken before"
+            for model in models:
+                packed.pack_weights(model)
+        return pair
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,0 +1,92 @@
+"""Packed weights change the layout, not the results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
+from cospec.models.packed import PackedLinear, can_pack, pack_weights
+from tests.conftest import disturbed, random_model, some_prompts
+
+DTYPES = [torch.float32, torch.bfloat16]
+needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="no oneDNN packing here")
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    if not can_pack(request.param):
+        pytest.skip(f"this processor does not pack {request.param}")
+    return request.param
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(320,), (1, 320), (3, 320), (2, 7, 320), (0, 320)])
+def test_a_packed_layer_computes_what_the_plain_one_does(dtype, bias, shape):
+    linear = nn.Linear(320, 256, bias=bias).to(dtype)
+    x = torch.randn(shape).to(dtype)
+    with torch.inference_mode():
+        found, expected = PackedLinear(linear)(x), linear(x)
+    assert found.shape == expected.shape and found.dtype == dtype
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_row_has_the_same_bits_whatever_is_beside_it(dtype):
+    packed = PackedLinear(nn.Linear(512, 1024).to(dtype))
+    rows = torch.randn(64, 512).to(dtype)
+    with torch.inference_mode():
+        together = packed(rows)
+        for number in (1, 2, 3, 5, 16, 33):
+            assert torch.equal(packed(rows[:number]), together[:number]), number
+
+
+def test_the_weight_comes_back_as_it_was(dtype):
+    linear = nn.Linear(320, 256).to(dtype)
+    assert torch.equal(PackedLinear(linear).weight.to_dense(), linear.weight)
+
+
+@needs_packing
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 4])
+def test_lossless_equals_plain_decoding_of_the_target_with_packed_and_plain_weights(batch_size, k):
+    shape = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2)
+    target = random_model("llama", **shape)
+    draft = disturbed(random_model("llama", **shape), 0.01)
+    prompts, sampling = some_prompts(8), SamplingConfig(max_new_tokens=24, ignore_eos=True)
+    expected = Engine.target_only(ModelPair(target, draft)).generate(prompts, sampling)
+    assert pack_weights(target) and pack_weights(draft)
+    pair = ModelPair(target, draft)
+    plain = Engine.target_only(pair).generate(prompts, sampling)
+    engine = Engine(
+        pair, load_arbiter("lossless"), num_speculative_tokens=k, max_batch_size=batch_size
+    )
+    done = engine.generate(prompts, sampling)
+    for one in (plain, done):
+        assert [c.token_ids for c in one] == [c.token_ids for c in expected]
+    assert sum(c.stats.num_strict_accepts for c in done) > 0
+
+
+@needs_packing
+def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokenizer):
+    for name, seed in (("target", 0), ("draft", 1)):
+        model = random_model("llama", seed=seed, hidden_size=256, intermediate_size=512)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    plain, packed = (
+        ModelPair.from_pretrained(tmp_path / "target", tmp_path / "draft", pack_weights=pack)
+        for pack in (False, True)
+    )
+    kinds = [sum(isinstance(m, PackedLinear) for m in p.target.modules()) for p in (plain, packed)]
+    assert kinds[0] == 0 < kinds[1]
+    assert plain.fingerprint == packed.fingerprint
+
+
+@needs_packing
+def test_tied_and_small_layers_stay():
+    model = random_model("llama")
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.layers[0].mlp.up_proj = nn.Linear(8, 8)
+    pack_weights(model)
+    assert isinstance(model.lm_head, nn.Linear)
+    assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
