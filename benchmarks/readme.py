@@ -18,11 +18,14 @@ from safety import summary
 
 from cospec.evaluation.audit.costs import Costs, predicted_speedups
 from cospec.evaluation.audit.summary import if_free_stood
-from cospec.evaluation.stats import mcnemar_p
+from cospec.evaluation.stats import cluster_interval, mcnemar_p
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/numbers.md", "docs/safety.md", "docs/vllm.md")
+PAGES = (
+    *("README.md", "docs/numbers.md", "docs/safety.md", "docs/vllm.md"),
+    "experiments/twins/README.md",
+)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -76,6 +79,12 @@ def audits() -> str:
     return "\n".join(lines)
 
 
+def _over(arms: list[dict[str, Any]], arm: dict[str, Any], baseline: str) -> str:
+    """Tokens a second over those of a baseline."""
+    theirs = next(one for one in arms if one["name"] == baseline)
+    return f"{arm['tokens_per_s'] / theirs['tokens_per_s']:.2f}x"
+
+
 def comparison(name: str) -> str:
     """The arms of an evaluation or of the demo, one row each."""
     lines = [
@@ -83,16 +92,52 @@ def comparison(name: str) -> str:
         "| acceptance length | overrides |",
         "| --- |" + " --- |" * 8,
     ]
-    for arm in _read(name)["arms"]:
+    arms = _read(name)["arms"]
+    for arm in arms:
         low, high = arm["accuracy_ci95"]
         lines.append(
             f"| {arm['name']} | {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) "
             f"| {arm['wins']} / {arm['losses']} | {arm['mcnemar_p']:.2g} "
-            f"| {arm['tokens_per_s']:.0f} | {arm['speedup_vs_target']:.2f}x "
-            f"| {arm['speedup_vs_lossless']:.2f}x | {arm['mean_acceptance_length']:.2f} "
+            f"| {arm['tokens_per_s']:.0f} | {_over(arms, arm, 'target')} "
+            f"| {_over(arms, arm, 'lossless')} | {arm['mean_acceptance_length']:.2f} "
             f"| {arm['num_overrides']} |"
         )
     return "\n".join(lines)
+
+
+def twins() -> str:
+    """Gains of the trained arbiters with and without twins among the solved train problems."""
+    lines = ["| pair | arm | all | with a twin | without |", "| --- |" + " --- |" * 4]
+    found = json.loads((ROOT / "experiments/twins/result.json").read_text(encoding="utf-8"))
+    for pair, part in found["pairs"].items():
+        bits = {row["arm"]: row["correct"] for row in _read(part["evaluation"])["rows"]}
+        for arm, ours in bits.items():
+            if arm in ("target", "lossless"):
+                continue
+            delta = [int(a) - int(b) for a, b in zip(ours, bits["target"], strict=True)]
+            groups = ("01", "1", "0")
+            cells = [_by_template(delta, part["templates"], part["twins"], g) for g in groups]
+            lines.append(f"| {pair} | {arm.partition(':')[0]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _by_template(delta: list[int], templates: list[int], twins: str, group: str) -> str:
+    """Points won on the problems of a group, with an interval drawn over templates."""
+    chosen = [
+        (change, template)
+        for change, template, twin in zip(delta, templates, twins, strict=True)
+        if twin in group
+    ]
+    sums: dict[int, list[int]] = {}
+    for change, template in chosen:
+        total = sums.setdefault(template, [0, 0])
+        total[0] += change
+        total[1] += 1
+    low, high = cluster_interval([(change, size) for change, size in sums.values()])
+    changes = [change for change, _ in chosen]
+    points = 100 * sum(changes) / len(changes)
+    won, lost = changes.count(1), changes.count(-1)
+    return f"{points:+.1f} ({won} / {lost}; {100 * low:.1f} to {100 * high:.1f})"
 
 
 def bench(name: str) -> str:
@@ -115,8 +160,8 @@ def bench(name: str) -> str:
         lines.append(
             f"| {arm['name']}{setting} "
             f"| {arm['accuracy']:.1%} ({low:.1%} to {high:.1%}) | {arm['wins']} / {arm['losses']} "
-            f"| {arm['mcnemar_p']:.2g} | {against} | {arm['speedup_vs_target']:.2f}x "
-            f"| {arm['speedup_vs_lossless']:.2f}x | {arm['target_forwards_per_token']:.3f} "
+            f"| {arm['mcnemar_p']:.2g} | {against} | {_over(cell['arms'], arm, 'target')} "
+            f"| {_over(cell['arms'], arm, 'lossless')} | {arm['target_forwards_per_token']:.3f} "
             f"| {arm['num_overrides']} |"
         )
     return "\n".join(lines)
@@ -134,8 +179,13 @@ def speeds(name: str) -> str:
         line = f"| {entrant} |"
         for cell in cells:
             arm = next((arm for arm in cell["arms"] if arm["name"] == entrant), None)
-            for key in ("speedup_vs_target", "speedup_vs_lossless"):
-                shown = f"{arm[key]:.2f}x ± {pstdev(arm['repeats'][key]):.2f}" if arm else "not run"
+            for baseline in ("target", "lossless"):
+                theirs = next(arm for arm in cell["arms"] if arm["name"] == baseline)
+                shown = "not run"
+                if arm:
+                    rates = (one["repeats"]["tokens_per_s"] for one in (arm, theirs))
+                    spread = pstdev(ours / base for ours, base in zip(*rates, strict=True))
+                    shown = f"{_over(cell['arms'], arm, baseline)} ± {spread:.2f}"
                 line += f" {shown} |"
         lines.append(line)
     return "\n".join(lines)
@@ -365,6 +415,7 @@ BLOCKS = {
     "speed_specialist_hidden": partial(speeds, "speed_specialist_hidden"),
     "speed_specialist": partial(speeds, "speed_specialist"),
     "transfer": partial(transfer, "transfer"),
+    "twins": twins,
     "variants_changes": partial(variants, "all", CHANGES),
     "variants_controls": partial(variants, "all", CONTROLS),
     "variants_curve": partial(variants, "all", CURVE),

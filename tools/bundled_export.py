@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 HOME_TASK = "gsm_symbolic"
 EVAL_SEED = 1_950_000_000  # tune-split problems that the figures of the card are measured on
-DEMO_SEED = 20_261  # test-split problems of problems.jsonl: for the demo only, never for a figure
+DEMO_SEED = 20_261  # test-split problems of problems.jsonl: for the demo and the vLLM comparison
 NUM_DEMO_PROBLEMS = 400
 NUM_TASK_PROBLEMS = 100  # of each task besides the home task
 MAX_NEW_TOKENS = 320

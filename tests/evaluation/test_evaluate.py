@@ -12,6 +12,7 @@ from cospec.evaluation import stats
 from cospec.evaluation.arms import make_arms
 from cospec.evaluation.evaluate import Evaluation
 from cospec.evaluation.problems import encode_problems
+from cospec.evaluation.summary import summarize
 from cospec.tasks import Score
 from cospec.tasks.mixture import mixture
 from cospec.types import Stats
@@ -150,16 +151,26 @@ def test_the_numbers_of_an_arm_follow_from_its_rows_and_times(played):
         assert arm["seconds"] == sum(seconds[arm["name"]]) > 0
         assert arm["tokens_per_s"] == pytest.approx(num_tokens / arm["seconds"])
         for name in ("target", "lossless"):
-            ratio = sum(seconds[name]) / arm["seconds"]
+            rate = sum(row["num_tokens"] for row in rows[name]) / sum(seconds[name])
+            ratio = arm["tokens_per_s"] / rate
             assert arm[f"speedup_vs_{name}"] == pytest.approx(ratio)
-            low, high = arm[f"speedup_vs_{name}_ci95"]
-            assert low <= ratio <= high
+            assert arm[f"speedup_vs_{name}_ci95"] is None, "four chunks are too few"
         assert arm["num_target_forwards"] == forwards
         assert arm["target_forwards_per_token"] == pytest.approx(forwards / num_tokens)
         assert arm["target_forwards_per_solved"] == (forwards / num_right if num_right else None)
         assert arm["num_length_stops"] == sum(
             row["num_tokens"] == MAX_NEW_TOKENS and row["finish_reason"] == "length" for row in ours
         )
+
+
+def test_a_speedup_has_an_interval_from_five_chunks_on(played):
+    _, turns, result = played
+    again = [dataclasses.replace(turn, chunk=turn.chunk + 4) for turn in turns]
+    for arm in summarize([*turns, *again], {arm["name"]: None for arm in result["arms"]}):
+        for name in ("target", "lossless"):
+            low, high = arm[f"speedup_vs_{name}_ci95"]
+            assert low <= arm[f"speedup_vs_{name}"] <= high
+            assert (low < high) == (arm["name"] != name)
 
 
 def test_the_problems_of_these_tests_tell_arms_apart(played):

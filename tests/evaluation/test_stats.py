@@ -8,8 +8,10 @@ import pytest
 
 from cospec.evaluation.stats import (
     accuracy_delta_interval,
+    cluster_interval,
     mcnemar_p,
-    ratio_interval,
+    speedup,
+    speedup_interval,
     wilson_interval,
 )
 
@@ -57,17 +59,36 @@ def test_the_interval_of_a_difference_is_a_point_where_nothing_varies():
     assert accuracy_delta_interval(20, 0, 20) == (1.0, 1.0)
 
 
-def test_the_interval_of_a_ratio_covers_every_draw_of_two_chunks():
-    """Of two chunks four equally likely draws: 1/2, twice 3/3, 2/1."""
-    assert ratio_interval([1.0, 2.0], [2.0, 1.0]) == (0.5, 2.0)
-    assert ratio_interval([3.0, 6.0, 9.0], [1.0, 2.0, 3.0]) == pytest.approx((3.0, 3.0))
+def test_the_interval_over_clusters_is_as_wide_as_clusters_differ():
+    """400 items in 100 clusters whose means are 0 or 1: as 100 items, not as 400."""
+    low, high = cluster_interval([(4.0 * (i % 2), 4) for i in range(100)])
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.01)
+    assert cluster_interval([(1.0, 4)] * 100) == (0.25, 0.25)
 
 
-def test_one_chunk_says_nothing_of_the_spread():
-    assert ratio_interval([1.0], [2.0]) is None
+def test_a_speedup_is_a_ratio_of_tokens_a_second():
+    """Half the time for half as many tokens is no speed-up."""
+    assert speedup([(4.0, 10), (4.0, 10)], [(2.0, 5), (2.0, 5)]) == 1.0
+    assert speedup([(1.0, 10), (3.0, 10)], [(1.0, 10), (1.0, 10)]) == 2.0
+    ours = [(seconds, 10) for seconds in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    assert speedup_interval([(3 * s, n) for s, n in ours], ours) == pytest.approx((3.0, 3.0))
+
+
+def test_the_interval_of_a_speedup_is_that_of_its_scatter_over_chunks():
+    """Our time is 1 or 3 by turns: the mean of 100 has a standard error of 0.1."""
+    theirs, ours = [(2.0, 10)] * 100, [(1.0 + 2 * (i % 2), 10) for i in range(100)]
+    low, high = speedup_interval(theirs, ours)
+    assert 2 / low == pytest.approx(2 + 0.196, abs=0.02)
+    assert 2 / high == pytest.approx(2 - 0.196, abs=0.02)
+
+
+def test_four_chunks_say_too_little_of_the_spread():
+    ours, theirs = [(1.0, 10)] * 4, [(2.0, 10)] * 4
+    assert speedup_interval(theirs, ours) is None
+    assert speedup_interval(theirs + theirs, ours + ours) is not None
 
 
 def test_bootstraps_repeat_under_their_seed_and_move_with_it():
-    times = [math.exp(math.sin(i)) for i in range(20)], [1.0 + i / 10 for i in range(20)]
-    assert ratio_interval(*times) == ratio_interval(*times) != ratio_interval(*times, seed=1)
+    times = [(math.exp(math.sin(i)), 9) for i in range(20)], [(1.0 + i, 7) for i in range(20)]
+    assert speedup_interval(*times) == speedup_interval(*times) != speedup_interval(*times, seed=1)
     assert accuracy_delta_interval(9, 4, 37) == accuracy_delta_interval(9, 4, 37)

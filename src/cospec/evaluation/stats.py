@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Interval: TypeAlias = tuple[float, float]
+Chunk: TypeAlias = tuple[float, int]
+"""Seconds and tokens of one arm on some problems."""
 
 _LEVEL = 0.95
 _PERCENTILES = (2.5, 97.5)
 _NUM_RESAMPLES = 10_000
+_MIN_CHUNKS = 5
 
 
 def wilson_interval(num_right: int, num_total: int) -> Interval:
@@ -64,28 +67,52 @@ def accuracy_delta_interval(wins: int, losses: int, num_problems: int, seed: int
     return float(low), float(high)
 
 
-def ratio_interval(
-    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0
-) -> Interval | None:
-    """Bootstrap interval of sum(numerators) / sum(denominators) over chunks that are measured once.
-
-    With few chunks it is too narrow, as any bootstrap is.
+def cluster_interval(clusters: Sequence[tuple[float, int]], seed: int = 0) -> Interval:
+    """Bootstrap interval of a mean over items that come in clusters, such as templates.
 
     Args:
-        numerators: One a chunk.
-        denominators: Of the same chunks, positive.
+        clusters: Sum and number of items of each; at least one.
         seed: Of the resampling.
-
-    Returns:
-        None for fewer than two chunks, which say nothing of the spread.
     """
     import numpy as np  # noqa: PLC0415  # so that the command line starts without it
 
-    num_chunks = len(numerators)
-    if num_chunks < 2:
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(clusters), size=(_NUM_RESAMPLES, len(clusters)))
+    sums = np.asarray(clusters, dtype=float)[drawn].sum(axis=1)  # (N, 2)
+    low, high = np.percentile(sums[:, 0] / sums[:, 1], _PERCENTILES)
+    return float(low), float(high)
+
+
+def speedup(theirs: Sequence[Chunk], ours: Sequence[Chunk]) -> float:
+    """Tokens a second of ours over those of theirs."""
+    their_rate, our_rate = (
+        sum(tokens for _, tokens in part) / sum(seconds for seconds, _ in part)
+        for part in (theirs, ours)
+    )
+    return our_rate / their_rate
+
+
+def speedup_interval(
+    theirs: Sequence[Chunk], ours: Sequence[Chunk], seed: int = 0
+) -> Interval | None:
+    """Bootstrap interval of `speedup`, over chunks that each were measured once for both.
+
+    Args:
+        theirs: Seconds and tokens of each chunk.
+        ours: Of the same chunks.
+        seed: Of the resampling.
+
+    Returns:
+        None for fewer than five chunks, whose bootstrap interval would be far too narrow.
+    """
+    import numpy as np  # noqa: PLC0415  # so that the command line starts without it
+
+    num_chunks = len(ours)
+    if num_chunks < _MIN_CHUNKS:
         return None
     rng = np.random.default_rng(seed)
     drawn = rng.integers(num_chunks, size=(_NUM_RESAMPLES, num_chunks))
-    above, below = (np.asarray(part)[drawn].sum(axis=1) for part in (numerators, denominators))
-    low, high = np.percentile(above / below, _PERCENTILES)
+    sums = [np.asarray(part)[drawn].sum(axis=1) for part in (ours, theirs)]  # (N, 2) each
+    our_rate, their_rate = (part[:, 1] / part[:, 0] for part in sums)
+    low, high = np.percentile(our_rate / their_rate, _PERCENTILES)
     return float(low), float(high)

@@ -1,7 +1,8 @@
 """The numbers of each arm, from its turns alone: quality and speed in one entry.
 
 Comparisons are paired: the same problems, and the same chunks in the same process. A speed-up is a
-ratio of wall-clock times over all problems, so that an arm that writes longer texts pays for them.
+ratio of tokens a second. An arm that writes longer texts pays for them in the seconds and the
+target forwards of a solved problem.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from cospec.evaluation.stats import (
     accuracy_delta_interval,
     mcnemar_p,
-    ratio_interval,
+    speedup,
+    speedup_interval,
     wilson_interval,
 )
 
@@ -124,9 +126,9 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
         "seconds_per_solved": sum(seconds) / num_right if num_right else None,
     }
     for name, baseline in ((TARGET, target), (LOSSLESS, lossless)):
-        theirs = [turn.seconds for turn in baseline]
-        speed[f"speedup_vs_{name}"] = sum(theirs) / sum(seconds)
-        speed[f"speedup_vs_{name}_ci95"] = ratio_interval(theirs, seconds)
+        chunks = [[(turn.seconds, turn.num_tokens) for turn in arm] for arm in (baseline, ours)]
+        speed[f"speedup_vs_{name}"] = speedup(*chunks)
+        speed[f"speedup_vs_{name}_ci95"] = speedup_interval(*chunks)
     return speed
 
 

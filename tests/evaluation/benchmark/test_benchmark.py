@@ -316,7 +316,10 @@ def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_spe
     assert found["losses"] == 0 < found["wins"]
     assert found["accuracy"] * len(rows) == found["wins"] + sum(row["correct"] for row in target)
     share = found["num_target_forwards"] / by_name(cell["arms"])["lossless"]["num_target_forwards"]
-    assert found["speedup_vs_lossless"] == pytest.approx(1 / share)
+    exact = by_name(cell["arms"])["lossless"]
+    assert found["seconds"] == pytest.approx(share * exact["seconds"])
+    rate = found["num_tokens"] / found["seconds"]
+    assert found["speedup_vs_lossless"] == pytest.approx(rate / exact["tokens_per_s"])
     assert found["speedup_vs_target_ci95"] is None
     assert found["vs_rival"]["wins"] == found["wins"]
     assert set(found) == set(cell["arms"][0])
