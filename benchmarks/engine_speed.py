@@ -110,9 +110,9 @@ def arms(
     """By name, a run that returns how many tokens it made."""
     sampling = SamplingConfig(max_new_tokens=num_new, ignore_eos=True)
     settings = {"num_speculative_tokens": k, "keep_trace": False}
-    one = Engine(pair, AlwaysTarget(), max_batch_size=1, **settings)
-    eight = Engine(pair, AlwaysTarget(), max_batch_size=8, **settings)
-    plain = Engine.target_only(pair, max_batch_size=1)
+    one = Engine(pair, AlwaysTarget(), batch_size=1, **settings)
+    eight = Engine(pair, AlwaysTarget(), batch_size=8, **settings)
+    plain = Engine.target_only(pair, batch_size=1)
     pair.draft.generation_config.num_assistant_tokens = k
     pair.draft.generation_config.num_assistant_tokens_schedule = "constant"
     pair.draft.generation_config.assistant_confidence_threshold = 0.0
@@ -202,7 +202,7 @@ def main() -> None:
         del runs["lossless_b8"]  # asked of the small pair only; compute-bound on a CPU
     measured = measure(runs)
     sampling = SamplingConfig(max_new_tokens=num_new, ignore_eos=True)
-    engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=args.k, max_batch_size=1)
+    engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=args.k, batch_size=1)
     stats = [c.stats.to_dict() for c in engine.generate(prompt_ids, sampling)]
     rate = {name: float(values["tokens_per_s"]) for name, values in measured.items()}
     ratios = {

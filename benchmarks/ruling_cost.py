@@ -86,7 +86,7 @@ def measure(
     sampling = SamplingConfig(max_new_tokens=num_new, ignore_eos=True)
     engines = {
         f"{name}_b{size}": Engine(
-            pair, arbiter, num_speculative_tokens=k, max_batch_size=size, keep_trace=False
+            pair, arbiter, num_speculative_tokens=k, batch_size=size, keep_trace=False
         )
         for name, arbiter in arbiters(pair).items()
         for size in BATCH_SIZES
@@ -98,7 +98,7 @@ def measure(
     for trial in range(num_trials + 1):
         for name, engine in engines.items():
             with timed(Batch, "step") as steps, timed(LearnedArbiter, "rule") as rulings:
-                done = engine.generate(prompts[: engine.max_batch_size], sampling)
+                done = engine.generate(prompts[: engine.batch_size], sampling)
             counts[name] = {
                 "num_steps": len(steps),
                 "num_rulings": len(rulings),

@@ -17,6 +17,7 @@ from pathlib import Path
 from cospec.arbiters import load_arbiter
 from cospec.cli.arms import play
 from cospec.cli.options import BUNDLED_PAIRS, PairOptions, set_threads
+from cospec.config import DecodeConfig
 from cospec.evaluation.arms import make_arms
 from cospec.evaluation.evaluate import Evaluation
 from cospec.evaluation.turns import TurnLog
@@ -49,8 +50,7 @@ def main() -> None:
         arms = make_arms(
             pair,
             [(spec, load_arbiter(spec, pair)) for spec in args.arbiter],
-            num_speculative_tokens=args.k,
-            max_batch_size=args.batch_size,
+            DecodeConfig(num_speculative_tokens=args.k, batch_size=args.batch_size),
         )
         for short in args.task:
             task = load_task(f"reasoning_gym:{short}")

@@ -12,7 +12,8 @@ import torch
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
-from cospec.cli.options import BUNDLED_ARBITERS, BlockOptions, PairOptions, bundled_models
+from cospec.cli.options import BUNDLED_ARBITERS, PairOptions, bundled_models
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.tasks.reasoning_gym import SUFFIX
 from cospec.tasks.splits import split_of
@@ -88,9 +89,9 @@ def test_the_trained_arbiter_is_that_of_its_pair(name, spec):
     assert arbiter.name.startswith(name.partition(":")[2])
     assert (arbiter.features.num_hidden > 0) == (spec == "bundled-hidden")
     assert arbiter.max_mismatch_rate < 0.2, "it has its guard"
-    block = BlockOptions().settled([arbiter])
-    assert block.num_drafted == 16
-    assert not notes_on(arbiter, 16), "it is said to be of another pair or block length"
+    decode = DecodeConfig().for_arbiters([arbiter])
+    assert decode.k == 16
+    assert not notes_on(arbiter, decode), "it is said to be of another pair or block length"
     with pytest.raises(ConfigError, match="ships with a trained arbiter"):
         PairOptions(target="T", draft="D").find_arbiter(spec)
 

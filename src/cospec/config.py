@@ -1,4 +1,4 @@
-"""Settings of a generation, without anything heavy: the command line reads its options off them."""
+"""Settings of a generation, without torch: the command line reads its options off them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from cospec.errors import ConfigError, unknown_name
+import tyro
+
+from cospec.errors import ArbiterError, ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,10 +111,74 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
     raise ConfigError(f"{name} is {values!r}; it must be a list of {kind.__name__}.")
 
 
-def check_confidence_threshold(value: float) -> None:
-    """Raise ConfigError unless drafts can end their blocks at such a confidence."""
-    if not 0 <= value <= 1:
-        raise ConfigError(
-            f"draft_confidence_threshold is {value}; it is a probability, from 0 (blocks are never "
-            "ended early) to 1."
-        )
+DEFAULT_NUM_SPECULATIVE_TOKENS = 4
+"""Block length where none is given and no arbiter was trained at one."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How to draft and batch: the options of an engine, whoever rules and whatever is sampled.
+
+    Every command and function that decodes takes it whole, so that a new option is a field here and
+    the place that acts on it.
+    """
+
+    num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
+    """Drafted tokens a block (k); by default as many as the arbiter was trained with, 4 for a
+    rule."""
+    batch_size: int = 8
+    """Most prompts decoded together; further ones are admitted as others finish."""
+    draft_confidence_threshold: float = 0.0
+    """End a drafted block after a token to which the draft gives a lower probability (0 to 1):
+    drafts that would be thrown away are not made. Lossless decoding stays exact."""
+    keep_trace: tyro.conf.Suppress[bool] = True
+    """Record every mismatch in `Completion.trace`."""
+
+    def __post_init__(self) -> None:
+        if self.num_speculative_tokens is not None and self.num_speculative_tokens < 1:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1. "
+                "For decoding without a draft use Engine.target_only."
+            )
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        if not 0 <= self.draft_confidence_threshold <= 1:
+            raise ConfigError(
+                f"draft_confidence_threshold is {self.draft_confidence_threshold}; it is a "
+                "probability, from 0 (blocks are never ended early) to 1."
+            )
+
+    @property
+    def k(self) -> int:
+        """Drafted tokens a block, once `for_arbiters` has filled them in."""
+        assert self.num_speculative_tokens is not None, "call for_arbiters first"
+        return self.num_speculative_tokens
+
+    def for_arbiters(self, arbiters: Iterable[object]) -> Self:
+        """Fill in the block length that the arbiters were trained with, if none was given.
+
+        Raises:
+            ArbiterError: They were trained with several.
+        """
+        if self.num_speculative_tokens is not None:
+            return self
+        found = sorted({k for each in arbiters if (k := getattr(each, "trained_k", None))})
+        if len(found) > 1:
+            raise ArbiterError(
+                f"the arbiters were trained at {' and '.join(map(str, found))} drafted tokens a "
+                "block; say at which they are to rule: -k."
+            )
+        k = found[0] if found else DEFAULT_NUM_SPECULATIVE_TOKENS
+        return dataclasses.replace(self, num_speculative_tokens=k)
+
+    def with_options(self, **options: Any) -> Self:  # Any: values of any field
+        """The same with some fields replaced.
+
+        Raises:
+            ConfigError: A name is unknown or a value is not allowed.
+        """
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in options:
+            if name not in names:
+                raise ConfigError(unknown_name("decode option", name, names))
+        return dataclasses.replace(self, **options)

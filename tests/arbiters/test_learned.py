@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.arbiters.learned import LearnedArbiter, block_length, mismatch_rate, notes_on
+from cospec.arbiters.learned import LearnedArbiter, mismatch_rate, notes_on
 from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.config import DecodeConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
 from cospec.features import KINDS, SCALAR_NAMES, ScalarFeatures, make_features
 from cospec.models.cache import CachedModel, Output
@@ -583,27 +584,30 @@ def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> N
         training={"train": {"num_speculative_tokens": 6}},
     )
     it = LearnedArbiter.load(folder, llama_pair)
-    assert notes_on(it, 6) == ()
-    (note,) = notes_on(it, 16)
+    at_6 = DecodeConfig(num_speculative_tokens=6)
+    at_16 = DecodeConfig(num_speculative_tokens=16)
+    assert notes_on(it, at_6) == ()
+    (note,) = notes_on(it, at_16)
     assert "trained at 6 drafted tokens" in note and "rules at 16" in note
-    (note,) = notes_on(it, 6, 0.5)
+    (note,) = notes_on(it, at_6.with_options(draft_confidence_threshold=0.5))
     assert "trained on whole blocks" in note
     change_config(folder, pair=None)
-    assert len(notes_on(LearnedArbiter.load(folder, llama_pair), 16)) == 2, "and another pair"
-    assert notes_on(load_arbiter("gap:max_gap=1"), 16) == ()
+    assert len(notes_on(LearnedArbiter.load(folder, llama_pair), at_16)) == 2, "and another pair"
+    assert notes_on(load_arbiter("gap:max_gap=1"), at_16) == ()
 
 
 def test_the_block_length_is_that_of_training_unless_another_is_asked_for(folder) -> None:
     rule, untold = load_arbiter("gap:max_gap=1"), LearnedArbiter.load(folder)
-    assert block_length(None, []) == block_length(None, [rule, untold]) == 4
+    free = DecodeConfig()
+    assert free.for_arbiters([]).k == free.for_arbiters([rule, untold]).k == 4
     change_config(folder, training={"train": {"num_speculative_tokens": 6}})
     at_6 = LearnedArbiter.load(folder)
     change_config(folder, training={"train": {"num_speculative_tokens": 16}})
     at_16 = LearnedArbiter.load(folder)
-    assert block_length(None, [rule, at_6, at_6]) == 6
-    assert block_length(9, [at_6, at_16]) == 9
+    assert free.for_arbiters([rule, at_6, at_6]).k == 6
+    assert DecodeConfig(9).for_arbiters([at_6, at_16]).k == 9
     with pytest.raises(ArbiterError, match=r"trained at 6 and 16 drafted tokens a block; .* -k"):
-        block_length(None, [at_6, at_16])
+        free.for_arbiters([at_6, at_16])
 
 
 def test_the_fingerprint_tells_pairs_apart() -> None:
@@ -663,7 +667,7 @@ def test_an_arbiter_with_hidden_states_that_keeps_nothing_is_lossless(k, batch_s
     pair = family_pair("llama")
     prompts, sampling = some_prompts(5), SamplingConfig(max_new_tokens=24)
     it = hidden(pair).with_threshold(1.0)
-    engine = Engine(pair, it, num_speculative_tokens=k, max_batch_size=batch_size)
+    engine = Engine(pair, it, num_speculative_tokens=k, batch_size=batch_size)
     done = engine.generate(prompts, sampling)
     alone = Engine.target_only(pair).generate(prompts, sampling)
     assert [one.token_ids for one in done] == [one.token_ids for one in alone]

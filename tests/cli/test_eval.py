@@ -159,7 +159,7 @@ def test_a_finished_result_is_not_overwritten_silently(evaluate, tmp_path, capsy
         (["--num-problems", 7], "6 test problems, 7 asked for"),
         (["--split", "tune"], "0 tune problems"),
         (["-k", 0], "num_speculative_tokens is 0"),
-        (["--batch-size", 0], "max_batch_size is 0"),
+        (["--batch-size", 0], "batch_size is 0"),
         (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
         (["--draft-confidence-threshold", 2], "draft_confidence_threshold is 2"),
         (["--threads", 0], "threads is 0"),

@@ -42,7 +42,7 @@ def read_afresh(engine: Engine, rollout: Rollout, position: int, token_id: int) 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_a_branch_continues_as_the_target_alone_would(family: str, batch_size: int) -> None:
     pair = family_pair(family)
-    engine = Engine(pair, load_arbiter("lossless"), max_batch_size=batch_size)
+    engine = Engine(pair, load_arbiter("lossless"), batch_size=batch_size)
     rollouts = engine.rollouts(some_prompts(4), CONFIG)
     places = [(r, *m) for r in rollouts for m in mismatches(r.completion)]
     assert len(places) > 10
@@ -58,7 +58,7 @@ def test_a_branch_continues_as_the_target_alone_would(family: str, batch_size: i
 
 def test_the_targets_own_token_leads_back_to_the_rollout_at_every_place() -> None:
     pair = family_pair("llama")
-    engine = Engine(pair, load_arbiter("lossless"), max_batch_size=6)
+    engine = Engine(pair, load_arbiter("lossless"), batch_size=6)
     (rollout,) = engine.rollouts(some_prompts(1), CONFIG)
     ids = rollout.completion.token_ids
     places = [Branch(rollout, i, ids[i], Origin.CORRECTION) for i in range(len(ids))]
@@ -68,12 +68,12 @@ def test_the_targets_own_token_leads_back_to_the_rollout_at_every_place() -> Non
 
 def test_a_branch_of_a_branch_under_a_rule_is_what_the_rule_makes_of_the_whole_prefix() -> None:
     pair = family_pair("qwen2")
-    first = Engine(pair, load_arbiter("lossless"), max_batch_size=3)
+    first = Engine(pair, load_arbiter("lossless"), batch_size=3)
     rollouts = first.rollouts(some_prompts(3), CONFIG)
     starts = [Branch(r, *mismatches(r.completion)[0][:2]) for r in rollouts]
     branches = first.branches(starts, keep_caches=True)
     places = [(b, *m[:2]) for b in branches for m in mismatches(b.completion)]
-    engine = Engine(pair, load_arbiter("always_draft"), max_batch_size=2)
+    engine = Engine(pair, load_arbiter("always_draft"), batch_size=2)
     done = engine.branches([Branch(*place) for place in places])
     assert any(r.completion.origins.count(Origin.OVERRIDE) > 2 for r in done)
     for (parent, position, token_id), branch in zip(places, done, strict=True):

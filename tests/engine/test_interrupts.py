@@ -23,7 +23,7 @@ from tests.engine.helpers import (
 def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llama_pair):
     prompts = some_prompts(6)
     sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40, 40, 40)]
-    whole = decode(llama_pair, prompts=prompts, sampling=sampling, max_batch_size=2)
+    whole = decode(llama_pair, prompts=prompts, sampling=sampling, batch_size=2)
     calls = []
 
     def rule(batch: MismatchBatch) -> Ruling:
@@ -32,7 +32,7 @@ def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llam
             raise KeyboardInterrupt
         return Ruling(~kept(batch))
 
-    engine = Engine(llama_pair, FromFunction(rule), max_batch_size=2)
+    engine = Engine(llama_pair, FromFunction(rule), batch_size=2)
     with pytest.raises(KeyboardInterrupt) as caught:
         engine.generate(prompts, sampling)
     error = caught.value

@@ -171,7 +171,7 @@ def test_a_prompt_that_the_target_cannot_read_is_an_error():
     """Replacing NaN keys and values by 0 would decode as if the token were not there."""
     _, pair = poisoned("target")
     prompts = [[7, 9, 11, 9, 7], [7, POISON, 9, 11]]
-    engine = Engine.target_only(pair, max_batch_size=1)
+    engine = Engine.target_only(pair, batch_size=1)
     (sound,) = engine.generate(prompts[:1], GREEDY)
     with pytest.raises(NonFiniteError, match="for prompt 1 at generated token 0") as caught:
         engine.generate(prompts, GREEDY)

@@ -45,7 +45,7 @@ def test_a_target_that_turns_non_finite_is_named_by_prompt_and_position(k, sampl
     short = replace(sampling, max_new_tokens=2)
     settings = [short, short, sampling, sampling]
     sound = decode(table_pair(), prompts=prompts, sampling=settings, num_speculative_tokens=k)
-    engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=k, max_batch_size=1)
+    engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=k, batch_size=1)
     with pytest.raises(NonFiniteError, match="for prompt 2 at generated token 13;") as caught:
         engine.generate(prompts, settings)
     assert isinstance(caught.value, FloatingPointError)
@@ -94,7 +94,7 @@ def test_a_stream_gives_what_was_finished_before_the_target_turned_non_finite():
     """It takes the prompts in their order: the longest one is not the first to fail."""
     pair = ModelPair(Spoilt(TARGET_TABLE, FIRST_BAD, NAN), TableModel(DRAFT_TABLE))
     (expected,) = decode(table_pair(), prompts=[[0]])
-    stream = Engine(pair, AlwaysTarget(), max_batch_size=1).stream([[0], [2] * 40], GREEDY)
+    stream = Engine(pair, AlwaysTarget(), batch_size=1).stream([[0], [2] * 40], GREEDY)
     deltas = []
     with pytest.raises(NonFiniteError, match="for prompt 1 at generated token 0;"):
         deltas.extend(stream)

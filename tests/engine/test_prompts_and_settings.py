@@ -106,10 +106,15 @@ def test_a_draft_length_below_one_is_refused(llama_pair, k):
 
 @pytest.mark.parametrize("size", [0, -4])
 def test_a_batch_size_below_one_is_refused(llama_pair, size):
-    with pytest.raises(ConfigError, match=f"max_batch_size is {size}; it must be at least 1"):
-        Engine(llama_pair, AlwaysTarget(), max_batch_size=size)
-    with pytest.raises(ConfigError, match="max_batch_size"):
-        Engine.target_only(llama_pair, max_batch_size=size)
+    with pytest.raises(ConfigError, match=f"batch_size is {size}; it must be at least 1"):
+        Engine(llama_pair, AlwaysTarget(), batch_size=size)
+    with pytest.raises(ConfigError, match="batch_size"):
+        Engine.target_only(llama_pair, batch_size=size)
+
+
+def test_an_unknown_option_is_refused_with_the_nearest_name(llama_pair):
+    with pytest.raises(ConfigError, match="did you mean 'num_speculative_tokens'"):
+        Engine(llama_pair, AlwaysTarget(), num_speculative_token=3)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, NAN])

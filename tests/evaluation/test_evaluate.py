@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from cospec import Engine, ModelPair, load_arbiter
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, PromptError
 from cospec.evaluation import stats
 from cospec.evaluation.arms import make_arms
@@ -39,8 +40,7 @@ def evaluation(pair, task, **changes):
     arms = make_arms(
         pair,
         arbiters("random:rate=0.5", "lossless", "always_draft"),
-        num_speculative_tokens=3,
-        max_batch_size=2,
+        DecodeConfig(3, batch_size=2),
     )
     settings = dict(max_new_tokens=MAX_NEW_TOKENS, chunk_size=2) | changes
     return Evaluation(arms, task, task.examples("test"), **settings)
@@ -264,7 +264,7 @@ def test_each_part_of_a_mixture_has_its_own_figures(pair, task):
         scorer=lambda example, text: Score(0.0), max_new_tokens=3,
     )  # fmt: skip
     both = mixture([(task, 2), (never, 1)])
-    arms = make_arms(pair, arbiters("always_draft"), num_speculative_tokens=3, max_batch_size=2)
+    arms = make_arms(pair, arbiters("always_draft"), DecodeConfig(3, batch_size=2))
     it = Evaluation(arms, both, both.examples("test", 9), chunk_size=4)
     result = it.result(list(it.turns()))
     parts = result["parts"]

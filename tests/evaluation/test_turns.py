@@ -7,6 +7,7 @@ import json
 import pytest
 
 from cospec import Engine
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.arms import make_arms
 from cospec.evaluation.evaluate import Evaluation
@@ -90,7 +91,7 @@ def test_a_resumed_evaluation_gives_the_same_rows_and_repeats_no_turn(pair, task
 
     monkeypatch.setattr(Engine, "generate", counted)
     spec = "random:rate=0.5"
-    arms = make_arms(pair, [(spec, load_arbiter(spec))], max_batch_size=2)
+    arms = make_arms(pair, [(spec, load_arbiter(spec))], DecodeConfig(batch_size=2))
     evaluation = Evaluation(arms, task, task.examples("test"), max_new_tokens=12, chunk_size=3)
     whole = list(evaluation.turns())
     num_warm_up, num_turns = 4, 3 * 4

@@ -216,7 +216,7 @@ def test_model_args_go_before_the_options_of_the_harness(model) -> None:
 
     options = {"batch_size": 1, "device": "cuda:0", "max_batch_size": None}
     it = CospecLM.create_from_arg_string("batch_size=5,k=2,arbiter=fly:window=3", options)
-    assert it.args.batch_size == it.engine.max_batch_size == it.batch_size == 5
+    assert it.args.batch_size == it.engine.batch_size == it.batch_size == 5
     assert it.engine.num_speculative_tokens == 2 and it.engine.arbiter.name.startswith(
         "fly:window=3"
     )

@@ -50,7 +50,7 @@ def decode(
         pair,
         load_arbiter(arbiter),
         num_speculative_tokens=k,
-        max_batch_size=batch,
+        batch_size=batch,
         draft_confidence_threshold=threshold,
     )
     return engine.generate(**{"prompts": PROMPTS, "sampling": GREEDY} | kwargs)
@@ -94,7 +94,7 @@ def test_lossless_stays_exact_where_the_draft_stops_early(pair_and_expected, k, 
 
 def test_plain_decoding_is_what_transformers_generates(pair_and_expected):
     pair, expected = pair_and_expected
-    done = Engine.target_only(pair, max_batch_size=3).generate(PROMPTS, GREEDY)
+    done = Engine.target_only(pair, batch_size=3).generate(PROMPTS, GREEDY)
     assert [c.token_ids for c in done] == expected
     assert all(set(c.origins) == {Origin.BONUS} for c in done)
     assert all(c.stats.num_target_forwards == len(c.token_ids) for c in done)
@@ -241,7 +241,7 @@ class Seeing:
 def test_an_arbiter_sees_of_a_row_that_stops_early_what_it_sees_of_it_alone(llama_pair, sampling):
     settings = dict(num_speculative_tokens=5, draft_confidence_threshold=UNSURE)
     together, alone = (
-        Engine(llama_pair, Seeing(), max_batch_size=size, **settings).generate(PROMPTS, sampling)
+        Engine(llama_pair, Seeing(), batch_size=size, **settings).generate(PROMPTS, sampling)
         for size in (8, 1)
     )
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
@@ -266,7 +266,7 @@ class Counting:
 @pytest.mark.parametrize("sampling", [[GREEDY] * 8, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("k", [1, 4, 8])
 def test_an_arbiter_is_told_how_many_mismatches_a_text_has_had(llama_pair, k, sampling):
-    engine = Engine(llama_pair, Counting(), num_speculative_tokens=k, max_batch_size=3)
+    engine = Engine(llama_pair, Counting(), num_speculative_tokens=k, batch_size=3)
     done = engine.generate(PROMPTS, sampling)
     for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
         told = [m.score for m in reached(done[i])]
@@ -297,7 +297,7 @@ def test_admission_order_changes_nothing(llama_pair):
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_completions_come_back_in_the_order_of_the_prompts(llama_pair, batch):
-    engine = Engine(llama_pair, AlwaysTarget(), max_batch_size=batch)
+    engine = Engine(llama_pair, AlwaysTarget(), batch_size=batch)
     rollouts = [rollout.completion for rollout in engine.rollouts(PROMPTS, GREEDY)]
     for done in (engine.generate(PROMPTS, GREEDY), rollouts):
         assert [(c.index, c.prompt_ids) for c in done] == list(enumerate(PROMPTS))
@@ -308,7 +308,7 @@ def test_the_longest_prompts_are_decoded_first_and_a_stream_keeps_the_order(
 ):
     admitted, admit = [], Batch.admit
     monkeypatch.setattr(Batch, "admit", lambda *args: (admitted.extend(args[1]), admit(*args)))
-    engine = Engine(llama_pair, AlwaysTarget(), max_batch_size=2)
+    engine = Engine(llama_pair, AlwaysTarget(), batch_size=2)
     prompts = [*PROMPTS, PROMPTS[1]]
     orders = {}
     for name in ("generate", "rollouts", "stream"):
@@ -324,7 +324,7 @@ def test_the_longest_prompts_are_decoded_first_and_a_stream_keeps_the_order(
 def test_streaming_equals_not_streaming(llama_pair, tokenizer, sampling, stop):
     pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
     sampling = [SamplingConfig.from_dict(s.to_dict() | {"stop": stop}) for s in sampling]
-    engine = Engine(pair, AlwaysTarget(), max_batch_size=3, keep_trace=False)
+    engine = Engine(pair, AlwaysTarget(), batch_size=3, keep_trace=False)
     done = engine.generate(PROMPTS, sampling)  # other rows beside each: traces differ by rounding
     texts, ids, origins = [""] * 8, [[] for _ in range(8)], [[] for _ in range(8)]
     finished = {}
@@ -483,7 +483,7 @@ def test_an_arbiter_gets_the_hidden_states_it_asks_for(llama_pair):
             seen.append(batch)
             return super().rule(batch)
 
-    Engine(llama_pair, Spy(), max_batch_size=3).generate(PROMPTS, GREEDY)
+    Engine(llama_pair, Spy(), batch_size=3).generate(PROMPTS, GREEDY)
     heads = llama_pair.target.lm_head, llama_pair.draft.lm_head
     for batch in seen:
         with torch.inference_mode():

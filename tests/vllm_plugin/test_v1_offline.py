@@ -108,7 +108,7 @@ def assert_like_ours(spec, pair, job, judged):
     texts = judged[spec]["texts"]
     behind = [ids + text[:1] for ids, text in zip(job["prompts"], texts, strict=True)]
     arbiter = Later(load_arbiter(spec, pair))
-    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, max_batch_size=16)
+    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, batch_size=16)
     sampling = cospec.SamplingConfig(max_new_tokens=MAX_TOKENS - 1)
     completions = engine.generate(behind, sampling)
     differ = [c.index for c in completions if c.token_ids != texts[c.index][1:]]
@@ -190,7 +190,7 @@ def test_sampling_with_overrides_follows_our_engine(pair, job, sampled):
     theirs = [tuple(text) for text in sampled[NEVER_KEEPS]["overridden"]]
     behind = [[*law_prompt(job), first] for first, *_ in theirs[:NUM_OURS]]
     arbiter = Later(load_arbiter(DIVERGENCE))
-    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, max_batch_size=64)
+    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, batch_size=64)
     sampling = cospec.SamplingConfig(max_new_tokens=NUM_TOKENS - 1, temperature=1.0, seed=0)
     completions = engine.generate(behind, sampling)
     assert sum(c.stats.num_overrides for c in completions) > 50, "the test has something to see"

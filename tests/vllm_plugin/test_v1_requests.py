@@ -33,7 +33,7 @@ LOGPROBS_MODES = ["raw_logprobs", "raw_logits", "processed_logprobs", "processed
 
 def ours(pair, prompts, arbiter, max_tokens):
     """What our engine says to prompts, greedily."""
-    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, max_batch_size=16)
+    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, batch_size=16)
     return engine.generate(prompts, cospec.SamplingConfig(max_new_tokens=max_tokens))
 
 
@@ -98,7 +98,7 @@ def preempted(job, tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(pair, job):
     """The target's own texts by our engine."""
-    engine = cospec.Engine.target_only(pair, max_batch_size=16)
+    engine = cospec.Engine.target_only(pair, batch_size=16)
     sampling = cospec.SamplingConfig(max_new_tokens=MAX_TOKENS)
     return [c.token_ids for c in engine.generate(job["prompts"][:NUM_PREEMPTED], sampling)]
 

@@ -22,11 +22,11 @@ from cospec.results import write_text
 from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from torch import Tensor
 
+    from cospec.config import DecodeConfig
     from cospec.models import ModelPair
     from cospec.types import Arbiter
 
@@ -63,6 +63,35 @@ class LearnedArbiter:
         if self.max_mismatch_rate == _saved_rate(self.about):
             return name
         return f"{name},max_mismatch_rate={self.max_mismatch_rate:.4g}"
+
+    @property
+    def trained_k(self) -> int | None:
+        """Drafted tokens a block that it was trained with, where that is recorded."""
+        found: int | None = self._trained.get("num_speculative_tokens")
+        return found
+
+    @property
+    def _trained(self) -> dict[str, Any]:  # Any: a JSON object
+        """Settings that it was trained with, as far as they are recorded."""
+        found: dict[str, Any] = self.about.get("training", {}).get("train", {})
+        return found
+
+    def notes_for(self, config: DecodeConfig) -> tuple[str, ...]:
+        """What a user should know about it on its pair, and on blocks unlike those of training."""
+        notes, threshold = self.notes, config.draft_confidence_threshold
+        if self.trained_k not in (None, config.k):
+            notes += (
+                f"the arbiter {self.label} was trained at {self.trained_k} drafted tokens a block "
+                f"and rules at {config.k}, where it sees more or less of what is ahead: train it "
+                "at that number, or measure it there (cospec eval) before you trust it",
+            )
+        if threshold and threshold != self._trained.get("draft_confidence_threshold", 0.0):
+            notes += (
+                f"the arbiter {self.label} was trained on whole blocks, or on blocks that end at "
+                "another confidence of the draft, and here it sees less or more of what is ahead: "
+                "measure it so (cospec eval) before you trust it",
+            )
+        return notes
 
     @property
     def needs(self) -> Needs:
@@ -203,57 +232,9 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
     return math.inf if rate is None else rate
 
 
-DEFAULT_BLOCK_LENGTH = 4
-"""Drafted tokens a block where nobody asks for a number and no arbiter was trained at one."""
-
-
-def _trained_at(arbiter: Arbiter) -> int | None:
-    """The block length that an arbiter was trained with, where that is recorded."""
-    if not isinstance(arbiter, LearnedArbiter):
-        return None
-    found: int | None = (
-        arbiter.about.get("training", {}).get("train", {}).get("num_speculative_tokens")
-    )
-    return found
-
-
-def block_length(asked: int | None, arbiters: Iterable[Arbiter]) -> int:
-    """The number that is asked for, or else the one that the trained arbiters were trained with.
-
-    Raises:
-        ArbiterError: No number is asked for, and they were trained with several.
-    """
-    if asked is not None:
-        return asked
-    found = sorted({k for k in map(_trained_at, arbiters) if k is not None})
-    if len(found) > 1:
-        raise ArbiterError(
-            f"the arbiters were trained at {' and '.join(map(str, found))} drafted tokens a block; "
-            "say at which they are to rule: -k."
-        )
-    return found[0] if found else DEFAULT_BLOCK_LENGTH
-
-
-def notes_on(
-    arbiter: Arbiter, num_speculative_tokens: int, draft_confidence_threshold: float = 0.0
-) -> tuple[str, ...]:
-    """What a user should know about an arbiter that rules on blocks of at most K drafted tokens."""
-    if not isinstance(arbiter, LearnedArbiter):
-        return ()
-    trained_at, notes = _trained_at(arbiter), arbiter.notes
-    if trained_at not in (None, num_speculative_tokens):
-        notes += (
-            f"the arbiter {arbiter.label} was trained at {trained_at} drafted tokens a block and "
-            f"rules at {num_speculative_tokens}, where it sees more or less of what is ahead: "
-            "train it at that number, or measure it there (cospec eval) before you trust it",
-        )
-    if draft_confidence_threshold:
-        notes += (
-            f"the arbiter {arbiter.label} was trained on whole blocks, and here a block ends "
-            "behind a token that the draft is unsure of, so that it seldom sees what is ahead: "
-            "measure it so (cospec eval) before you trust it",
-        )
-    return notes
+def notes_on(arbiter: Arbiter, config: DecodeConfig) -> tuple[str, ...]:
+    """What a user should know about an arbiter that rules on such blocks."""
+    return arbiter.notes_for(config) if isinstance(arbiter, LearnedArbiter) else ()
 
 
 def _saved_features(

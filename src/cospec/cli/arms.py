@@ -40,8 +40,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
     notes = list(pair.notes)
     for engine in (arm.engine for arm in evaluation.arms):
         if isinstance(engine, Engine):
-            k, threshold = engine.num_speculative_tokens, engine.draft_confidence_threshold
-            notes += notes_on(engine.arbiter, k, threshold)
+            notes += notes_on(engine.arbiter, engine.config)
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cospec.cli.options import BlockOptions, OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.features import FeatureSpec
 from cospec.results import Json, Provenance, check_writable, document, write_json
@@ -30,7 +31,7 @@ class AuditTaskOptions(TaskOptions):
 
 
 @dataclass(frozen=True)
-class AuditOptions(BlockOptions):
+class AuditOptions(DecodeConfig):
     """How deep."""
 
     arbiter: str = "lossless"
@@ -41,6 +42,8 @@ class AuditOptions(BlockOptions):
     """Play only so many mismatches of a problem, drawn by seed; by default all."""
     oracle: bool = True
     """Search the oracle path as well, which costs about as much as all branches."""
+    temperature: float = 0.0
+    """Of sampling; 0 is greedy."""
     max_new_tokens: int | None = None
     """Most tokens of a solution; by default the task's."""
     problems_per_chunk: int = 32
@@ -55,6 +58,7 @@ class AuditOptions(BlockOptions):
     """Write the mismatches and the outcomes of their branches as a safetensors file."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("branches_per_problem", "problems_per_chunk", "max_k", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -90,7 +94,7 @@ class Audit:
 
         path = self.output.json
         spec = self.pair.find_arbiter(self.audit.arbiter)
-        options = self.audit.settled([load_arbiter(spec)])
+        options = self.audit.for_arbiters([load_arbiter(spec)])
         for file in (path, options.dataset):
             check_writable(file, self.output.overwrite)
         set_threads(options.threads)
@@ -100,8 +104,8 @@ class Audit:
         settings = AuditConfig(
             arbiter=spec,
             features=options.features,
-            num_speculative_tokens=options.num_drafted,
-            batch_size=options.batch_size,
+            decode=options,
+            temperature=options.temperature,
             branches_per_problem=options.branches_per_problem,
             oracle=options.oracle,
             seed=self.task.seed,
@@ -124,7 +128,7 @@ class Audit:
             for size in options.cost_batch_sizes
         ]
         names = list(auditor.features.names)
-        summary = summarise(records, names, costs, options.num_drafted)
+        summary = summarise(records, names, costs, options.k)
         if options.dataset is not None:
             about = {"task": task.name, "pair": json.dumps(config["pair"])}
             write_dataset(options.dataset, records, names, about)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, bundled_home, set_threads
 from cospec.errors import ConfigError
@@ -15,14 +13,6 @@ from cospec.results import Provenance, check_writable, document, write_json
 
 if TYPE_CHECKING:
     from cospec.evaluation.benchmark.arms import ArmSpec
-
-
-@dataclass(frozen=True)
-class BenchOptions(BenchConfig):
-    """How arms are tuned and measured."""
-
-    num_speculative_tokens: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 4
-    """Drafted tokens a block, where --tune-k does not choose it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Bench:
 
     task: TaskOptions
     pair: PairOptions = field(default_factory=PairOptions)
-    bench: BenchOptions = field(default_factory=BenchOptions)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
     arms: tuple[str, ...] = ("all",)
     """Who takes part: arbiters as in eval; assisted (transformers' assisted generation, greedy and
@@ -57,6 +47,7 @@ class Bench:
         check_writable(path, self.output.overwrite)
         set_threads(self.threads)
         specs = self._arm_specs()
+        bench = self.bench if self.bench.tune_k else self._for_arbiters(specs)
         if self.task.split == "tune":
             raise ConfigError("split is tune, which the settings are chosen on; pass test.")
         task, test = self.task.load()
@@ -64,10 +55,8 @@ class Bench:
         tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
         provenance = Provenance()
         pair = self.pair.load()
-        benchmark = Benchmark(
-            pair, task, tune, test, self.bench, self.task.seed, self.pair.find_arbiter
-        )
-        config = json.loads(json.dumps(asdict(self), default=str))
+        benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, self.pair.find_arbiter)
+        config = json.loads(json.dumps(asdict(replace(self, bench=bench)), default=str))
         del config["output"]
         config |= {"evaluation": describe(benchmark), "models": describe_models(pair)}
         where = str(pair.target.device), str(pair.target.dtype)
@@ -80,6 +69,13 @@ class Bench:
             )
             log.remove()
         print_cells(parts["cells"])  # last: a closed pipe must not cost the result
+
+    def _for_arbiters(self, specs: list[ArmSpec]) -> BenchConfig:
+        """The settings with the block length that the trained arbiters among the arms ask for."""
+        from cospec.arbiters import load_arbiter
+
+        tries = [one for spec in specs for one in spec.tries[:1]]
+        return self.bench.for_arbiters(load_arbiter(self.pair.find_arbiter(one)) for one in tries)
 
     def _arm_specs(self) -> list[ArmSpec]:
         """Return the arms to measure, checked before any model is loaded."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from cospec.cli.options import (
     BUNDLED_ARBITERS,
-    BlockOptions,
     OutputOptions,
     PairOptions,
     TaskOptions,
     set_threads,
 )
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, check_writable, document, write_json
 
@@ -40,7 +40,7 @@ class CalibrateTaskOptions(TaskOptions):
 
 
 @dataclass(frozen=True)
-class CalibrateOptions(BlockOptions):
+class CalibrateOptions(DecodeConfig):
     """What to choose, and how."""
 
     arbiter: str = "bundled"
@@ -63,12 +63,15 @@ class CalibrateOptions(BlockOptions):
     """Of the operating point; by default the aim. With --overwrite one that exists is replaced."""
     dataset: Path | None = None
     """Mismatches from cospec audit --dataset, to show how reliable the arbiter's scores are."""
+    temperature: float = 0.0
+    """Of sampling; 0 is greedy."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise ConfigError(f"thresholds is {self.thresholds}; each must be in [0, 1].")
         for name in ("epsilon", "delta"):
@@ -124,7 +127,7 @@ class Calibrate:
         folder = Path(self.pair.find_arbiter(options.arbiter))
         check_point(folder, name, overwrite)
         arbiter = LearnedArbiter.load(folder)
-        options = options.settled([arbiter])
+        options = options.for_arbiters([arbiter])
         settled = replace(self, calibrate=options)
         scores = _reliability(arbiter, options.dataset) if options.dataset else None
         task, examples = self._problems(arbiter.about)
@@ -132,7 +135,12 @@ class Calibrate:
         pair = self.pair.load()
         arms = settled._arms(pair, LearnedArbiter.load(folder, pair))
         evaluation = Evaluation(
-            arms, task, examples, max_new_tokens=options.max_new_tokens, seed=self.task.seed
+            arms,
+            task,
+            examples,
+            max_new_tokens=options.max_new_tokens,
+            seed=self.task.seed,
+            temperature=options.temperature,
         )
         print_notes(pair, evaluation)
         config = json.loads(json.dumps(asdict(settled), default=str))
@@ -194,12 +202,7 @@ class Calibrate:
             (f"{options.arbiter}:threshold={t}", (quiet if i else arbiter).with_threshold(t))
             for i, t in enumerate(thresholds)
         ]
-        return make_arms(
-            pair,
-            arbiters,
-            num_speculative_tokens=options.num_drafted,
-            max_batch_size=options.batch_size,
-        )
+        return make_arms(pair, arbiters, options)
 
     def _choose(self, arms: list[Json]) -> Json:
         """The operating point from the numbers of the arms, the tests behind it, and a verdict."""
@@ -226,7 +229,7 @@ class Calibrate:
             "task": self.task.task,
             "split": self.task.split,
             "seed": self.task.seed,
-            "num_speculative_tokens": options.num_drafted,
+            "num_speculative_tokens": options.k,
         }
         right = f"{chosen.accuracy:.1%} right, the target {arms[0]['accuracy']:.1%}"
         return {"point": point, "tests": tests, "verdict": f"{_verdict(point)} Here: {right}."}

@@ -57,25 +57,13 @@ class Demo:
         provenance = Provenance()
         pair = models.load()
         arbiter = load_arbiter(spec, pair)
-        decode = self.decode.settled([arbiter])
-        arms = make_arms(
-            pair,
-            [(decode.arbiter, arbiter)],
-            num_speculative_tokens=decode.num_drafted,
-            max_batch_size=decode.batch_size,
-            draft_confidence_threshold=decode.draft_confidence_threshold,
-        )
+        decode = self.decode.for_arbiters([arbiter])
+        arms = make_arms(pair, [(decode.arbiter, arbiter)], decode)
         evaluation = Evaluation(arms, task, examples, max_new_tokens=_MAX_NEW_TOKENS)
         print_notes(pair, evaluation)
         parts = evaluation.result(play(evaluation))
         print_table(parts["arms"])
-        engine = Engine(
-            pair,
-            arbiter,
-            num_speculative_tokens=decode.num_drafted,
-            draft_confidence_threshold=decode.draft_confidence_threshold,
-        )
-        shown_id = show_one(evaluation, engine, parts["rows"])
+        shown_id = show_one(evaluation, Engine(pair, arbiter, decode), parts["rows"])
         if self.output.json is not None:
             config = json.loads(json.dumps(asdict(replace(self, decode=decode)), default=str))
             config |= {"evaluation": evaluation.config()}

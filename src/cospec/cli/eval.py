@@ -23,6 +23,8 @@ class Eval:
     output: OutputOptions = field(default_factory=OutputOptions)
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
+    temperature: float = 0.0
+    """Of sampling; 0 is greedy."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of every answer lossless: no override there."""
     threads: int | None = None
@@ -45,20 +47,15 @@ class Eval:
         provenance = Provenance()
         pair = self.pair.load()
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
-        decode = self.decode.settled(arbiter for _, arbiter in arbiters)
-        arms = make_arms(
-            pair,
-            arbiters,
-            num_speculative_tokens=decode.num_drafted,
-            max_batch_size=decode.batch_size,
-            draft_confidence_threshold=decode.draft_confidence_threshold,
-        )
+        decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)
+        arms = make_arms(pair, arbiters, decode)
         evaluation = Evaluation(
             arms,
             task,
             examples,
             max_new_tokens=self.max_new_tokens,
             seed=self.task.seed,
+            temperature=self.temperature,
             exact_prefix_tokens=self.exact_prefix_tokens,
         )
         print_notes(pair, evaluation)

@@ -104,19 +104,10 @@ class Generate:
         provenance = Provenance()
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
-        decode = self.decode.settled([arbiter])
-        for note in (
-            *pair.notes,
-            *notes_on(arbiter, decode.num_drafted, decode.draft_confidence_threshold),
-        ):
+        decode = self.decode.for_arbiters([arbiter])
+        for note in (*pair.notes, *notes_on(arbiter, decode)):
             print(f"note: {note}", file=sys.stderr)
-        engine = Engine(
-            pair,
-            arbiter,
-            num_speculative_tokens=decode.num_drafted,
-            max_batch_size=decode.batch_size,
-            draft_confidence_threshold=decode.draft_confidence_threshold,
-        )
+        engine = Engine(pair, arbiter, decode)
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
         show = _stream_one if len(prompts) == 1 else _stream_many

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING
 
 import tyro
 
 import cospec
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, unknown_name
 from cospec.tasks import Example, Split, Task, load_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from cospec.models import ModelPair
-    from cospec.types import Arbiter
 
 
 BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
@@ -146,44 +144,7 @@ class TaskOptions:
 
 
 @dataclass(frozen=True)
-class BlockOptions:
-    """How many tokens and prompts at a time."""
-
-    num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
-    """Drafted tokens a block; by default as many as the arbiter was trained with, 4 for a rule."""
-    batch_size: int = 8
-    """Most prompts decoded together."""
-
-    def settled(self, arbiters: Iterable[Arbiter]) -> Self:
-        """The same, with the number of drafted tokens that suits the arbiters if none was given.
-
-        Raises:
-            ArbiterError: None was given, and they were trained with several.
-        """
-        from cospec.arbiters.learned import block_length
-
-        return replace(
-            self, num_speculative_tokens=block_length(self.num_speculative_tokens, arbiters)
-        )
-
-    @property
-    def num_drafted(self) -> int:
-        """Drafted tokens a block, once that is settled."""
-        assert self.num_speculative_tokens is not None
-        return self.num_speculative_tokens
-
-
-@dataclass(frozen=True)
-class DraftOptions(BlockOptions):
-    """How many tokens and prompts at a time, and where the draft stops."""
-
-    draft_confidence_threshold: float = 0.0
-    """End a drafted block early, behind a token of which the draft is less sure than this (0 to 1):
-    drafts that would be thrown away are not made."""
-
-
-@dataclass(frozen=True)
-class DecodeOptions(DraftOptions):
+class DecodeOptions(DecodeConfig):
     """How to decode."""
 
     arbiter: str = "lossless"
@@ -192,7 +153,7 @@ class DecodeOptions(DraftOptions):
 
 
 @dataclass(frozen=True)
-class ArmOptions(DraftOptions):
+class ArmOptions(DecodeConfig):
     """What to compare."""
 
     arbiter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

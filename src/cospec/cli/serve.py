@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from cospec.cli.options import PairOptions, bundled_models
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
 from cospec.vllm_plugin.supervise import supervise
@@ -103,8 +104,6 @@ class Serve:
         Raises:
             CospecError: A value is not allowed, or there is no such arbiter.
         """
-        if (k := self.num_speculative_tokens) is not None and k < 1:
-            raise ConfigError(f"num_speculative_tokens is {k}; it must be at least 1.")
         spec = PairOptions(pair=self.pair, target=self.target, draft=self.draft)
         arbiter = spec.find_arbiter(self.arbiter)
         name, colon, knobs = arbiter.partition(":")
@@ -176,7 +175,7 @@ class Serve:
             CospecError: They cannot work together.
         """
         from cospec.arbiters import load_arbiter
-        from cospec.arbiters.learned import block_length, notes_on
+        from cospec.arbiters.learned import notes_on
         from cospec.models.load import load_tokenizer
         from cospec.models.pair import compare_tokenizers
 
@@ -190,7 +189,8 @@ class Serve:
                 "smaller one's embeddings, or pass another draft."
             )
         arbiter = load_arbiter(settings.arbiter_spec)
-        notes += notes_on(arbiter, block_length(self.num_speculative_tokens, [arbiter]))
+        decode = DecodeConfig(num_speculative_tokens=self.num_speculative_tokens)
+        notes += notes_on(arbiter, decode.for_arbiters([arbiter]))
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
 
     def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:
@@ -223,12 +223,12 @@ def speculative_config(
     vLLM's model runner for CUDA keeps the logits in that mode only. Greedy requests draft alike.
     """
     from cospec.arbiters import load_arbiter
-    from cospec.arbiters.learned import block_length
     from cospec.types import Needs
 
     arbiter = load_arbiter(settings.arbiter_spec)
     found: dict[str, Any] = {"method": "draft_model", "model": draft}
-    found["num_speculative_tokens"] = block_length(num_speculative_tokens, [arbiter])
+    decode = DecodeConfig(num_speculative_tokens=num_speculative_tokens)
+    found["num_speculative_tokens"] = decode.for_arbiters([arbiter]).k
     if Needs.DRAFT_LOGITS in arbiter.needs:
         found["draft_sample_method"] = "probabilistic"
     return found

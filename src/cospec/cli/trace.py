@@ -18,12 +18,15 @@ class TraceOptions(DecodeOptions):
     """Problems to record: first those won or lost against the target, then by overrides."""
     branches: bool = True
     """Play the other branch of each mismatch as well, to tell whose leads to the right answer."""
+    temperature: float = 0.0
+    """Of sampling; 0 is greedy."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.keep < 1:
             raise ConfigError(f"keep is {self.keep}; it must be at least 1.")
 
@@ -57,22 +60,16 @@ class Trace:
         provenance = Provenance()
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
-        options = options.settled([arbiter])
-        engine = Engine(
-            pair,
-            arbiter,
-            num_speculative_tokens=options.num_drafted,
-            max_batch_size=options.batch_size,
-            draft_confidence_threshold=options.draft_confidence_threshold,
-        )
+        options = options.for_arbiters([arbiter])
         rows = trace_problems(
-            engine,
+            Engine(pair, arbiter, options),
             task,
             examples,
             keep=options.keep,
             branches=options.branches,
             max_new_tokens=options.max_new_tokens,
             seed=self.task.seed,
+            temperature=options.temperature,
         )
         config = json.loads(json.dumps(asdict(replace(self, trace=options)), default=str))
         del config["output"]

@@ -11,9 +11,9 @@ import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cospec.config import SamplingConfig, check_confidence_threshold
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.engine.batch import Batch
 from cospec.engine.rows import Row
 from cospec.errors import (
@@ -98,61 +98,63 @@ class Engine:
     Args:
         pair: The models.
         arbiter: Who rules at mismatches, such as `cospec.arbiters.AlwaysTarget` (lossless).
-        num_speculative_tokens: K, drafted tokens a block.
-        max_batch_size: Most prompts decoded together; further ones are admitted as rows finish.
-        keep_trace: Record every mismatch in `Completion.trace`.
-        draft_confidence_threshold: The draft ends its block behind a token to which it gives a
-            lower probability (before temperature and truncation); 0 for blocks of K always. Rows
-            stop each for itself, and the draft runs until the last one has. Lossless decoding stays
-            exact: where a block ends has no part in what its tokens are. As
-            ``assistant_confidence_threshold`` of transformers.
+        config: How to draft and batch.
         on_finished: Called after each block with the number of completions that it ended.
+        **options: Fields of `DecodeConfig` that replace those of `config`.
+
+    Attributes:
+        config: How it drafts and batches, its block length filled in.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: An option is unknown or out of range.
     """
 
     def __init__(
         self,
         pair: ModelPair,
         arbiter: Arbiter,
+        config: DecodeConfig | None = None,
         *,
-        num_speculative_tokens: int = 4,
-        max_batch_size: int = 8,
-        keep_trace: bool = True,
-        draft_confidence_threshold: float = 0.0,
         on_finished: Callable[[int], None] | None = None,
+        **options: Any,  # Any: values of any field
     ) -> None:
-        if num_speculative_tokens < 1:
-            raise ConfigError(
-                f"num_speculative_tokens is {num_speculative_tokens}; it must be at least 1. "
-                "For decoding without a draft use Engine.target_only."
-            )
-        if max_batch_size < 1:
-            raise ConfigError(f"max_batch_size is {max_batch_size}; it must be at least 1.")
-        check_confidence_threshold(draft_confidence_threshold)
+        config = (config or DecodeConfig()).with_options(**options)
         self.pair = pair
         self.arbiter = arbiter
-        self.num_speculative_tokens = num_speculative_tokens
-        self.max_batch_size = max_batch_size
-        self.keep_trace = keep_trace
-        self.draft_confidence_threshold = draft_confidence_threshold
+        self.config = config.for_arbiters([arbiter])
         self.on_finished = on_finished
+        self.num_speculative_tokens, self.batch_size = self.config.k, self.config.batch_size
         self._main_model: PreTrainedModel = pair.target
 
     @classmethod
-    def target_only(cls, pair: ModelPair, *, max_batch_size: int = 8) -> Engine:
+    def target_only(
+        cls,
+        pair: ModelPair,
+        config: DecodeConfig | None = None,
+        **options: Any,  # Any: as above
+    ) -> Engine:
         """Plain decoding of the target by the same loop: the baseline of every comparison."""
-        return cls._plain(pair, pair.target, max_batch_size)
+        return cls._plain(pair, pair.target, config, options)
 
     @classmethod
-    def draft_only(cls, pair: ModelPair, *, max_batch_size: int = 8) -> Engine:
+    def draft_only(
+        cls,
+        pair: ModelPair,
+        config: DecodeConfig | None = None,
+        **options: Any,  # Any: as above
+    ) -> Engine:
         """Plain decoding of the draft by the same loop; the target's stop tokens end it."""
-        return cls._plain(pair, pair.draft, max_batch_size)
+        return cls._plain(pair, pair.draft, config, options)
 
     @classmethod
-    def _plain(cls, pair: ModelPair, model: PreTrainedModel, max_batch_size: int) -> Engine:
-        engine = cls(pair, _NoArbiter(), max_batch_size=max_batch_size, keep_trace=False)
+    def _plain(
+        cls,
+        pair: ModelPair,
+        model: PreTrainedModel,
+        config: DecodeConfig | None,
+        options: dict[str, Any],  # Any: as above
+    ) -> Engine:
+        engine = cls(pair, _NoArbiter(), config, **options)
         engine.num_speculative_tokens = 0
         engine._main_model = model
         return engine
@@ -274,11 +276,11 @@ class Engine:
             draft,
             self.arbiter,
             self.num_speculative_tokens,
-            self.keep_trace,
-            self.draft_confidence_threshold,
+            self.config.keep_trace and draft is not None,
+            self.config.draft_confidence_threshold,
         )
         while waiting or batch.rows:
-            num_free = self.max_batch_size - len(batch.rows)
+            num_free = self.batch_size - len(batch.rows)
             admitted = [waiting.popleft() for _ in range(min(num_free, len(waiting)))]
             if admitted:
                 batch.admit(admitted)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cospec.arbiters import AlwaysTarget
+from cospec.config import DecodeConfig
 from cospec.engine import Engine
 from cospec.errors import ConfigError
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET
@@ -22,7 +23,7 @@ class Decoder(Protocol):
     """What an arm needs of an engine; `Engine` is one."""
 
     pair: ModelPair
-    max_batch_size: int
+    batch_size: int
     num_speculative_tokens: int
 
     def generate(
@@ -45,38 +46,25 @@ class Arm:
 def make_arms(
     pair: ModelPair,
     arbiters: Sequence[tuple[str, Arbiter]] = (),
-    *,
-    num_speculative_tokens: int = 4,
-    max_batch_size: int = 8,
-    draft_confidence_threshold: float = 0.0,
+    decode: DecodeConfig | None = None,
 ) -> list[Arm]:
     """The arms target, draft and lossless, and one for each arbiter under its name.
 
     Args:
         pair: The models.
         arbiters: A spec and the arbiter that it names; the lossless one adds no second arm.
-        num_speculative_tokens: K, drafted tokens a block.
-        max_batch_size: Most prompts decoded together.
-        draft_confidence_threshold: A block ends behind a token that the draft finds less probable.
+        decode: How to draft and batch.
 
     Raises:
         ConfigError: Two arms would have the same name.
+        ArbiterError: No block length is given, and the arbiters were trained at several.
     """
-
-    def engine(arbiter: Arbiter) -> Engine:
-        return Engine(
-            pair,
-            arbiter,
-            num_speculative_tokens=num_speculative_tokens,
-            max_batch_size=max_batch_size,
-            keep_trace=False,
-            draft_confidence_threshold=draft_confidence_threshold,
-        )
-
+    decode = (decode or DecodeConfig()).with_options(keep_trace=False)
+    decode = decode.for_arbiters(arbiter for _, arbiter in arbiters)
     arms = [
-        Arm(TARGET, None, Engine.target_only(pair, max_batch_size=max_batch_size)),
-        Arm(DRAFT, None, Engine.draft_only(pair, max_batch_size=max_batch_size)),
-        Arm(LOSSLESS, LOSSLESS, engine(AlwaysTarget())),
+        Arm(TARGET, None, Engine.target_only(pair, decode)),
+        Arm(DRAFT, None, Engine.draft_only(pair, decode)),
+        Arm(LOSSLESS, LOSSLESS, Engine(pair, AlwaysTarget(), decode)),
     ]
     for spec, arbiter in arbiters:
         if arbiter.name == LOSSLESS:
@@ -86,5 +74,5 @@ def make_arms(
                 f"two arms are called {arbiter.name!r}, the second one by {spec!r}; name each "
                 "arbiter once, and none like the arms target and draft."
             )
-        arms.append(Arm(arbiter.name, spec, engine(arbiter)))
+        arms.append(Arm(arbiter.name, spec, Engine(pair, arbiter, decode)))
     return arms

@@ -129,7 +129,10 @@ def _cells(document: Json) -> dict[Place, Json]:
     cells = document.get("cells")
     if cells is None:
         evaluation = document["config"]["evaluation"]
-        place = {"batch_size": evaluation["max_batch_size"], "temperature": 0.0}
+        place = {
+            "batch_size": evaluation["max_batch_size"],
+            "temperature": evaluation.get("temperature", 0.0),
+        }
         k = {"k": evaluation["num_speculative_tokens"]}
         arms = [arm | (k if arm["arbiter"] else {}) for arm in document["arms"]]
         cells = [document | place | {"task": evaluation["task"], "arms": arms}]

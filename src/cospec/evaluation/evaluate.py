@@ -76,12 +76,15 @@ class Evaluation:
     ) -> None:
         engine = arms[-1].engine
         if chunk_size is None:
-            chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.max_batch_size)
+            chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.batch_size)
         self.arms, self.task, self.examples = arms, task, examples
         self.chunks = _chunks(len(examples), chunk_size)
-        self._seed, self.exact_prefix_tokens = seed, exact_prefix_tokens
+        self._seed, self._temperature = seed, temperature
+        self.exact_prefix_tokens = exact_prefix_tokens
         self.max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-        self.prompts, samplings = encode_problems(engine.pair, task, examples, max_new_tokens, seed)
+        self.prompts, samplings = encode_problems(
+            engine.pair, task, examples, max_new_tokens, seed, temperature
+        )
         limits = [
             task.part_of(e).max_new_tokens if max_new_tokens is None else max_new_tokens
             for e in examples
@@ -91,12 +94,7 @@ class Evaluation:
         )
         # The engine adds the place in the chunk to the seed, which repeats.
         self.samplings = [
-            replace(
-                s,
-                seed=seed + i,
-                temperature=temperature,
-                exact_prefix_tokens=exact_prefix_tokens,
-            )
+            replace(s, seed=seed + i, exact_prefix_tokens=exact_prefix_tokens)
             for i, s in enumerate(samplings)
         ]
         self._warm_up = [
@@ -112,8 +110,9 @@ class Evaluation:
             "task": self.task.name,
             **describe_problems(self.examples),
             "num_speculative_tokens": engine.num_speculative_tokens,
-            "max_batch_size": engine.max_batch_size,
+            "max_batch_size": engine.batch_size,
             "max_new_tokens": self.max_new_tokens,
+            "temperature": self._temperature,
             "exact_prefix_tokens": self.exact_prefix_tokens,
             "num_short_of_room": self.num_short_of_room,
             "seed": self._seed,

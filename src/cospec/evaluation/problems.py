@@ -39,8 +39,9 @@ def encode_problems(
     examples: Sequence[Example],
     max_new_tokens: int | None = None,
     seed: int = 0,
+    temperature: float = 0.0,
 ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
-    """Prompts and greedy settings of problems, one of each a problem.
+    """Prompts and settings of problems, one of each a problem.
 
     Args:
         pair: What will answer them.
@@ -48,7 +49,8 @@ def encode_problems(
         examples: The problems.
         max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
             leaves fewer in the pair's context gets those.
-        seed: For arbiters that rule by chance.
+        seed: For sampling, and for arbiters that rule by chance.
+        temperature: Of sampling; 0 is greedy.
 
     Raises:
         ConfigError: The pair has no tokenizer.
@@ -64,7 +66,7 @@ def encode_problems(
         limit = min(limit, _room(pair, example, prompt))
         stop = part.stop_strings(pair.tokenizer)
         prompts.append(prompt)
-        samplings.append(SamplingConfig(max_new_tokens=limit, stop=stop, seed=seed))
+        samplings.append(SamplingConfig(limit, temperature, stop=stop, seed=seed))
     return prompts, samplings
 
 

@@ -35,6 +35,7 @@ def trace_problems(
     branches: bool = False,
     max_new_tokens: int | None = None,
     seed: int = 0,
+    temperature: float = 0.0,
 ) -> list[Json]:
     """Decode problems and tell the most telling ones in full.
 
@@ -46,18 +47,20 @@ def trace_problems(
             then those with the most overrides.
         branches: Whether to play the other branch of each mismatch.
         max_new_tokens: Most tokens of an answer; the task's own number if None.
-        seed: For arbiters that rule by chance.
+        seed: For sampling, and for arbiters that rule by chance.
+        temperature: Of sampling; 0 is greedy.
 
     Returns:
         One row a problem that is told.
     """
-    prompts, samplings = encode_problems(engine.pair, task, examples, max_new_tokens, seed)
+    prompts, samplings = encode_problems(
+        engine.pair, task, examples, max_new_tokens, seed, temperature
+    )
     paths = engine.rollouts(prompts, samplings)
     exact = Engine(
         engine.pair,
         AlwaysTarget(),
-        num_speculative_tokens=engine.num_speculative_tokens,
-        max_batch_size=engine.max_batch_size,
+        engine.config,
         keep_trace=False,
     ).generate(prompts, samplings)
     rows = []

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from cospec.arbiters import load_arbiter
-from cospec.arbiters.learned import block_length, notes_on
+from cospec.arbiters.learned import notes_on
 from cospec.engine import Engine
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.lm_eval.settings import ModelArgs, sampling_config
@@ -63,17 +63,10 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
             batch_size=self.args.batch_size,
         )
         arbiter = load_arbiter(spec, pair)
-        num_drafted = block_length(self.args.num_speculative_tokens, [arbiter])
-        self.engine = Engine(
-            pair,
-            arbiter,
-            num_speculative_tokens=num_drafted,
-            max_batch_size=self.args.batch_size,
-            keep_trace=False,
-        )
+        self.engine = Engine(pair, arbiter, self.args)
         self.stats = Stats()
         self._noted: set[str] = set()
-        for note in (*pair.notes, *notes_on(arbiter, num_drafted)):
+        for note in (*pair.notes, *notes_on(arbiter, self.engine.config)):
             self._note(note)
 
     @classmethod

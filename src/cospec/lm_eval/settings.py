@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from cospec.cli.options import PairOptions
-from cospec.config import SamplingConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -22,18 +22,14 @@ _IGNORED = ("use_cache",)
 
 
 @dataclass(frozen=True)
-class ModelArgs(PairOptions):
+class ModelArgs(PairOptions, DecodeConfig):
     """The keys of ``--model_args``."""
 
     arbiter: str = "lossless"
     """Who rules at mismatches, as --arbiter of the project's own commands."""
     threshold: float | None = None
     """The arbiter's threshold, in place of its own."""
-    num_speculative_tokens: int | None = None
-    """Drafted tokens a block, k for short; by default as many as the arbiter was trained with, 4
-    for a rule."""
-    batch_size: int = 8
-    """Most prompts decoded together."""
+    keep_trace: bool = False
     seed: int = 0
     """Of sampling, mixed with the place of the request."""
 
@@ -44,6 +40,7 @@ class ModelArgs(PairOptions):
                 continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
+        super().__post_init__()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelArgs:  # Any: whatever the user wrote

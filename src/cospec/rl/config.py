@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  # the command line resolves it
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+import tyro
 
 from cospec.arbiters.policy import PolicyConfig
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, unknown_name
 from cospec.features import FeatureSpec  # noqa: TC001  # the command line resolves it
 
@@ -17,7 +20,7 @@ ON_TARGET_PATH: tuple[Method, ...] = ("gold", "autojudge", "r2r")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(DecodeConfig):
     """How the arbiter is trained."""
 
     method: Method = "rl"
@@ -55,8 +58,8 @@ class TrainConfig:
     """What the policy sees: scalar, or hidden (the models' states as well, for this pair only)."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Shape of the policy."""
-    num_speculative_tokens: int = 4
-    """Drafted tokens a block."""
+    num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = 4
+    """Drafted tokens a block (k)."""
     temperature: float = 0.0
     """Of rollouts, branches, worked solutions and the tune split: what the arbiter will serve at; 0
     is greedy."""
@@ -85,6 +88,7 @@ class TrainConfig:
     """Of problems, policy and rollouts."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in get_args(Method):
             raise ConfigError(unknown_name("method", self.method, get_args(Method)))
         least = {
@@ -92,8 +96,6 @@ class TrainConfig:
             "prompts_per_round": 1,
             "group_size": 1,
             "num_epochs": 1,
-            "num_speculative_tokens": 1,
-            "batch_size": 1,
             "tune_every": 1,
             "num_tune": 1,
             "patience": 1,

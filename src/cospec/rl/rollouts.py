@@ -99,13 +99,7 @@ class Player:
 
     def engine(self, arbiter: Arbiter) -> Engine:
         """The engine of the run under an arbiter."""
-        return Engine(
-            self._pair,
-            arbiter,
-            num_speculative_tokens=self._config.num_speculative_tokens,
-            max_batch_size=self._config.batch_size,
-            on_finished=self.on_finished,
-        )
+        return Engine(self._pair, arbiter, self._config, on_finished=self.on_finished)
 
     def score(self, example: Example, completion: Completion) -> Score:
         """Whether the answer is right, and what it is."""
@@ -118,9 +112,8 @@ class Player:
 
         Lossless decoding and the tune split have the same coins, so that they differ by rulings.
         """
-        limit, temperature = self._config.max_new_tokens, self._config.temperature
-        prompts, settings = encode_problems(self._pair, self._task, examples, limit, seed)
-        return prompts, [replace(one, temperature=temperature) for one in settings]
+        settings = self._config.max_new_tokens, seed, self._config.temperature
+        return encode_problems(self._pair, self._task, examples, *settings)
 
     def lossless(self, examples: Sequence[Example]) -> list[tuple[bool, int]]:
         """Whether the target alone is right, and the target forwards of lossless decoding."""
@@ -218,10 +211,10 @@ class Player:
         ends = self.engine(arbiter).branches(branches)
         features, delta_right, delta_cost, is_harmless = [], [], [], []
         for (one, m), end in zip(chosen, ends, strict=True):
-            before = sum(step.position <= m.position for step in one.rollout.completion.trace)
-            cost = float(before + end.completion.stats.num_target_forwards)
+            steps = [s for s in one.rollout.completion.trace if s.position <= m.position]
+            cost = float(len(steps) + end.completion.stats.num_target_forwards)
             if not m.keep_draft and end.completion.stats.num_drafts:  # see the top of this file
-                k = self._config.num_speculative_tokens
+                k = steps[-1].num_draft_tokens
                 cost -= (k - m.block_position) / (k + 1)
             score = self.score(examples[one.place], end.completion)
             sign = 1.0 if m.keep_draft else -1.0

@@ -28,7 +28,7 @@ def examples(task: Task):
 
 
 def config(**changes: object) -> AuditConfig:
-    return AuditConfig(max_new_tokens=NUM_TOKENS, batch_size=8, **changes)
+    return AuditConfig(max_new_tokens=NUM_TOKENS, **changes)
 
 
 def is_right(pair: ModelPair, task: Task, example, kept: list[int], engine: Engine) -> bool:

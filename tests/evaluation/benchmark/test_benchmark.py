@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from cospec import Engine
-from cospec.config import SamplingConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.evaluation import stats
 from cospec.evaluation.arms import make_arms
@@ -189,7 +189,7 @@ def test_a_temperature_samples(pair, task, specs, tuning, cell):
 
 
 def test_a_text_is_stored_where_it_differs_from_that_of_the_target(pair, task):
-    arms = make_arms(pair, num_speculative_tokens=3)
+    arms = make_arms(pair, decode=DecodeConfig(3))
     evaluation = Evaluation(arms, task, task.examples("test"), max_new_tokens=16)
     turns = list(evaluation.turns())
     rows = result([turns], {arm.name: arm.arbiter for arm in arms}, None)["rows"]
@@ -266,7 +266,7 @@ def test_the_configuration_tells_the_problems_of_both_splits(pair, task):
 
 
 def test_assisted_generation_is_the_target_alone_in_fewer_forwards(pair, task):
-    arms = make_arms(pair, num_speculative_tokens=3, max_batch_size=1)
+    arms = make_arms(pair, decode=DecodeConfig(3, batch_size=1))
     it = Evaluation(arms, task, task.examples("test"), max_new_tokens=24)
     own = pair.draft.generation_config
     ours = AssistedEngine(pair, 3).generate(it.prompts, it.samplings)
@@ -298,7 +298,7 @@ def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_spe
     one = benchmark(pair, task)
     k = settings(tuning)["lossless"].k
     rows = search(one, k, play)
-    audit = AuditConfig(num_speculative_tokens=k, batch_size=4, max_new_tokens=16)
+    audit = AuditConfig(decode=DecodeConfig(k, batch_size=4), max_new_tokens=16)
     records = Auditor(pair, task, audit).audit(one.test)
     assert [row["correct"] for row in rows] == [r["oracle_correct"] for r in records]
     assert [row["num_overrides"] for row in rows] == [r["oracle_overrides"] for r in records]

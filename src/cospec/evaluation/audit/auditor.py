@@ -22,6 +22,7 @@ import torch
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
+from cospec.config import DecodeConfig
 from cospec.engine import Branch, Engine, Rollout
 from cospec.evaluation.audit.costs import num_blocks
 from cospec.evaluation.problems import encode_problems
@@ -31,6 +32,7 @@ from cospec.types import Origin, Stats
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cospec.config import SamplingConfig
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.tasks.base import Example, Task
@@ -45,10 +47,10 @@ class AuditConfig:
     """Who rules on the path and behind the branches."""
     features: FeatureSpec = "scalar"
     """What is recorded of each mismatch."""
-    num_speculative_tokens: int = 4
-    """Drafted tokens a block."""
-    batch_size: int = 32
-    """Most completions decoded together."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """How to draft and batch."""
+    temperature: float = 0.0
+    """Of the path and its branches; 0 is greedy."""
     branches_per_problem: int | None = None
     """Play only so many mismatches of a problem, drawn by seed; all of them by default."""
     oracle: bool = True
@@ -81,10 +83,9 @@ class Auditor:
         self._engine = Engine(
             self.pair,
             Observed(arbiter, self.features),
-            num_speculative_tokens=self.config.num_speculative_tokens,
-            max_batch_size=self.config.batch_size,
+            self.config.decode.for_arbiters([arbiter]),
         )
-        self._draft = Engine.draft_only(self.pair, max_batch_size=self.config.batch_size)
+        self._draft = Engine.draft_only(self.pair, self.config.decode)
 
     def audit(self, examples: Sequence[Example]) -> list[Json]:
         """Play some problems and all that branches off them.
@@ -95,9 +96,7 @@ class Auditor:
             ``mismatches`` (position, both tokens, whether each branch is right, features), and
             with the oracle the same of its path.
         """
-        prompts, sampling = encode_problems(
-            self.pair, self.task, examples, self.config.max_new_tokens, self.config.seed
-        )
+        prompts, sampling = self._encode(examples)
         paths = self._engine.rollouts(prompts, sampling)
         alone = self._draft.generate(prompts, sampling)
         chosen = [
@@ -129,17 +128,22 @@ class Auditor:
             examples: The problems.
             exact_prefix_tokens: Nothing branches off among so many first tokens.
         """
-        prompts, sampling = encode_problems(
-            self.pair, self.task, examples, self.config.max_new_tokens, self.config.seed
-        )
+        prompts, sampling = self._encode(examples)
         paths = self._engine.rollouts(prompts, sampling)
         records: list[Json] = [{"mismatches": []} for _ in examples]
         ends = self._oracle(examples, paths, records, exact_prefix_tokens)
         return [self._counted(end.completion) for end in ends]
 
+    def _encode(
+        self, examples: Sequence[Example]
+    ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
+        config = self.config
+        limits = config.max_new_tokens, config.seed, config.temperature
+        return encode_problems(self.pair, self.task, examples, *limits)
+
     def _counted(self, completion: Completion) -> Completion:
         """A path with counts of its own: those of a branch begin where it left."""
-        k, accepted = self.config.num_speculative_tokens, self._accepted(completion)
+        k, accepted = self._engine.config.k, self._accepted(completion)
         num_blocks_of_path = num_blocks(accepted, k)
         # A path may end inside its last block, which then has no token of the target's own.
         num_own = num_blocks_of_path - (num_blocks(accepted + "0", k) == num_blocks_of_path)

@@ -83,7 +83,7 @@ def _forward(
         _synchronise(cached.device)
         start = time.perf_counter()
         window = cached.window(starts, num_tokens, context + num_tokens)
-        cached.read(ids[:, :1].expand_sets(-1, num_tokens), window, num_tokens)
+        cached.read(ids[:, :1].expand(-1, num_tokens), window, num_tokens)
         _synchronise(cached.device)
         return time.perf_counter() - start
 

@@ -43,7 +43,7 @@ class AssistedEngine:
         self.pair = pair
         self.num_speculative_tokens = num_speculative_tokens
         self.draft_confidence_threshold = draft_confidence_threshold
-        self.max_batch_size = 1
+        self.batch_size = 1
 
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cospec.config import DecodeConfig
 from cospec.evaluation.arms import Arm
 from cospec.evaluation.audit.auditor import AuditConfig, Auditor
 from cospec.evaluation.benchmark.arms import ORACLE
@@ -30,24 +31,21 @@ class OracleEngine:
 
     Args:
         benchmark: The models, the problems, and how.
-        num_speculative_tokens: K, drafted tokens a block.
-        max_batch_size: Most completions decoded together.
+        k: Drafted tokens a block.
+        batch_size: Most completions decoded together.
     """
 
-    def __init__(
-        self, benchmark: Benchmark, num_speculative_tokens: int, max_batch_size: int
-    ) -> None:
+    def __init__(self, benchmark: Benchmark, k: int, batch_size: int) -> None:
         self.pair = benchmark.pair
-        self.num_speculative_tokens = num_speculative_tokens
-        self.max_batch_size = max_batch_size
+        self.num_speculative_tokens = k
+        self.batch_size = batch_size
         assert self.pair.tokenizer is not None, "an Evaluation has checked it"
         self._examples = {
             str(benchmark.task.prompt(example, self.pair.tokenizer)): example
             for example in benchmark.test
         }
         config = AuditConfig(
-            num_speculative_tokens=num_speculative_tokens,
-            batch_size=max_batch_size,
+            decode=DecodeConfig(num_speculative_tokens=k, batch_size=batch_size),
             seed=benchmark.seed,
             max_new_tokens=benchmark.config.max_new_tokens,
         )

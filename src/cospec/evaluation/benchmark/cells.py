@@ -182,16 +182,16 @@ def _arm(
 ) -> Arm:
     """Return an arm with the setting that was chosen for it."""
     pair, name = benchmark.pair, spec.name
-    spec: str | None = None
+    arbiter: str | None = None
     engine: Decoder
     if name == TARGET:
-        engine = Engine.target_only(pair, max_batch_size=batch_size)
+        engine = Engine.target_only(pair, batch_size=batch_size)
     elif name == DRAFT:
-        engine = Engine.draft_only(pair, max_batch_size=batch_size)
+        engine = Engine.draft_only(pair, batch_size=batch_size)
     elif name == ASSISTED:
         threshold = benchmark.config.draft_confidence_threshold
         engine = AssistedEngine(pair, settings[LOSSLESS].k, threshold)
     else:
-        spec = settings[name].spec
-        engine = benchmark.engine(spec, settings[name].k, batch_size)
-    return Arm(name, spec, engine)
+        arbiter = settings[name].spec
+        engine = benchmark.engine(arbiter, settings[name].k, batch_size)
+    return Arm(name, arbiter, engine)

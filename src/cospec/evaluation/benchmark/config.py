@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from cospec.config import check_confidence_threshold
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,16 +35,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(DecodeConfig):
     """How arms are tuned and measured."""
 
-    num_speculative_tokens: int = 4
-    """Drafted tokens a block, where --tune-k does not choose it."""
-    draft_confidence_threshold: float = 0.0
-    """End a drafted block early, behind a token of which the draft is less sure than this (0 to 1):
-    drafts that would be thrown away are not made."""
-    batch_sizes: tuple[int, ...] = (8,)
-    """Most prompts decoded together; a table for each."""
+    batch_sizes: tuple[int, ...] = ()
+    """Several batch sizes, a table for each; by default that of --batch-size alone."""
     temperatures: tuple[float, ...] = (0.0,)
     """0 is greedy; a table for each."""
     repeats: int = 3
@@ -65,8 +60,9 @@ class BenchConfig:
     """Keep this many first tokens of every answer lossless: no override there."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "batch_sizes", self.batch_sizes or (self.batch_size,))
         positive = {
-            "num_speculative_tokens": (self.num_speculative_tokens,),
             "batch_sizes": self.batch_sizes,
             "repeats": (self.repeats,),
             "tune_k": self.tune_k,
@@ -90,7 +86,6 @@ class BenchConfig:
             raise ConfigError(
                 f"exact_prefix_tokens is {self.exact_prefix_tokens}; it must be 0 or positive."
             )
-        check_confidence_threshold(self.draft_confidence_threshold)
         if self.draft_cost is not None and not self.draft_cost >= 0:
             raise ConfigError(f"draft_cost is {self.draft_cost}; it must be 0 or positive.")
 
@@ -134,17 +129,17 @@ class Benchmark:
     seed: int
     find: Callable[[str], str] = str
 
-    def engine(self, spec: str, num_speculative_tokens: int, max_batch_size: int) -> Engine:
+    def engine(self, spec: str, k: int, batch_size: int) -> Engine:
         """What decodes with an arbiter."""
         from cospec.engine import Engine  # noqa: PLC0415  # brings torch
 
         return Engine(
             self.pair,
             self.arbiter(spec),
-            num_speculative_tokens=num_speculative_tokens,
-            max_batch_size=max_batch_size,
+            self.config,
+            num_speculative_tokens=k,
+            batch_size=batch_size,
             keep_trace=False,
-            draft_confidence_threshold=self.config.draft_confidence_threshold,
         )
 
     def arbiter(self, spec: str) -> Arbiter:

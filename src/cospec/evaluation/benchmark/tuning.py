@@ -37,7 +37,7 @@ def tune(
         ``temperature``, ``tries`` with their counts and ``cost``, and ``chosen``, the place of the
         one that is taken. Without tune problems the counts are missing.
     """
-    ks = benchmark.config.tune_k or (benchmark.config.num_speculative_tokens,)
+    ks = benchmark.config.tune_k or (benchmark.config.k,)
     longest, *shorter = sorted(ks, reverse=True)
     tried = [spec for spec in specs if spec.tries or spec.name == DRAFT]
     places = {
@@ -119,7 +119,7 @@ def _arm(benchmark: Benchmark, setting: Setting) -> Arm:
     """An arm under the name of what it decodes with: two arms may try the same."""
     size = max(benchmark.config.batch_sizes)
     if setting.spec == DRAFT:
-        return Arm(DRAFT, None, Engine.draft_only(benchmark.pair, max_batch_size=size))
+        return Arm(DRAFT, None, Engine.draft_only(benchmark.pair, batch_size=size))
     engine = benchmark.engine(setting.spec, setting.k, size)
     return Arm(f"{engine.arbiter.name}, k={setting.k}", setting.spec, engine)
 
