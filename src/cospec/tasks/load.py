@@ -11,6 +11,7 @@ from cospec.tasks.base import Task
 from cospec.tasks.mixture import mixture
 from cospec.tasks.reasoning_gym import OPTIONS as GENERATED_OPTIONS
 from cospec.tasks.reasoning_gym import reasoning_gym_task
+from cospec.tasks.sql import spider
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ RUNS_PROGRAMS = ("humaneval", "mbpp")
 TASK_NAMES = (
     *SPLIT_BY_FILE,
     *SPLIT_BY_HASH,
+    "spider",
     "reasoning_gym:NAME",
     "jsonl:FILE",
     "mix:TASK@WEIGHT+TASK@WEIGHT",
@@ -49,8 +51,9 @@ def load_task(
             and ``jsonl:FILE`` take ``split=test``: all of it is that split, and nothing of it may
             be trained or tuned on. Without it, a tenth of the problems is the test split.
             `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
-            ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone.
-            ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
+            ``spider,part=dev`` tests on the development file alone, ``part=train`` on the databases
+            held back from the train file. ``reasoning_gym:NAME,reasoning=off`` asks for the answer
+            alone. ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
             ``without_templates=`` all others. A mixture such as
             ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
             name that an installed package registers in the entry point group ``cospec.tasks``.
@@ -79,6 +82,8 @@ def load_task(
     if kind == "reasoning_gym":
         options = _options(head, pairs, GENERATED_OPTIONS)
         return reasoning_gym_task(argument, options, allow_code_execution=allow_code_execution)
+    if head == "spider":
+        return spider(data_dir, _options(head, pairs, ("part",)).get("part", "all"))
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
     if head in SPLIT_BY_HASH:

@@ -1,0 +1,134 @@
+"""Runs queries in a worker process that lives long, and starts a new one when it does not.
+
+This needs no permission to execute code, unlike `cospec.tasks.sandbox`: what runs is a statement of
+SQLite under an authorizer that allows reading alone, on a file opened read-only (`worker`), and no
+program of the model's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+_WORKER = Path(__file__).with_name("worker.py")
+
+Rows: TypeAlias = "list[list[Any]]"
+"""Cells are what SQLite returns: None, int, float or str."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one query may use."""
+
+    time_s: float = 2.0
+    """Seconds until SQLite is told to stop; the worker is killed a second later."""
+    max_rows: int = 20_000
+    """Rows of a result."""
+    memory_bytes: int = 512 * 2**20
+    """Address space of the worker."""
+
+
+class QueryError(Exception):
+    """A query has no result: it is no valid query, not allowed, or took too much."""
+
+
+class Executor:
+    """One worker process; any thread may ask it."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+
+    def run(
+        self, path: str, sql: str, *, max_rows: int | None = None, reverse: bool = False
+    ) -> Rows:
+        """The rows of a query.
+
+        Args:
+            path: A SQLite file.
+            sql: One statement.
+            max_rows: More rows than these are an error; the limit's if None.
+            reverse: Read tables from their end, which shows a result that hangs on their order.
+
+        Raises:
+            QueryError: There is no result.
+        """
+        request = {
+            "path": path,
+            "sql": sql,
+            "max_rows": self.limits.max_rows if max_rows is None else max_rows,
+            "reverse": reverse,
+        }
+        with self._lock:
+            answer = self._ask(json.dumps(request).encode() + b"\n")
+        if "error" in answer:
+            raise QueryError(answer["error"])
+        rows: Rows = answer["rows"]
+        return rows
+
+    def close(self) -> None:
+        """Ends the worker; the next query starts a new one."""
+        if self._process is not None:
+            _end(self._process)
+            self._process = None
+
+    def _ask(self, request: bytes) -> dict[str, Any]:
+        process = self._process if self._process and self._process.poll() is None else self._start()
+        assert process.stdin is not None and process.stdout is not None, "both are pipes"
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+            line = self._read_line(process.stdout.fileno())
+        except (BrokenPipeError, ValueError):
+            line = None
+        if line is None:
+            self.close()
+            return {"error": "the query took too long or ended its process"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _read_line(self, descriptor: int) -> bytes | None:
+        """The next line of the worker; None if it is late or the worker is gone."""
+        parts = []
+        while True:
+            ready, _, _ = select.select([descriptor], [], [], self.limits.time_s + 1)
+            data = os.read(descriptor, 1 << 16) if ready else b""
+            if not data:
+                return None
+            parts.append(data)
+            if data.endswith(b"\n"):
+                return b"".join(parts)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        arguments = [str(self.limits.time_s), str(self.limits.memory_bytes)]
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_WORKER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={},
+        )
+        weakref.finalize(self, _end, process)
+        self._process = process
+        return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()

@@ -1,0 +1,153 @@
+"""Says whether a query answers a question: its results are those of the gold query.
+
+Both run on every database of the question's schema: fillings, or a user's own file. The idea is
+test-suite accuracy (Zhong, Yu and Klein 2020, 2010.02840).
+
+A database counts for a gold query only where the gold result is one answer: neither the order in
+which tables are read nor a tie in ORDER BY may change it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from cospec.tasks.base import Score
+from cospec.tasks.sql.compare import canonical, same_results
+from cospec.tasks.sql.executor import Executor, QueryError
+from cospec.tasks.sql.extract import extract_query
+from cospec.tasks.sql.ordering import is_ordered, keyed
+from cospec.tasks.sql.solution import plain_strings
+from cospec.tasks.sql.tokens import tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.tasks.base import Example
+    from cospec.tasks.sql.compare import Groups, Row
+    from cospec.tasks.sql.executor import Limits
+    from cospec.tasks.sql.schema import Schema
+
+_CLOCK_WORDS = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
+
+
+class Databases(Protocol):
+    """Where the databases of a schema are."""
+
+    def schema(self, db_id: str) -> Schema:
+        """The schema of that name."""
+        ...
+
+    def paths(self, db_id: str) -> Sequence[str]:
+        """Its SQLite files, each with contents of its own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """What a gold query returns."""
+
+    paths: tuple[str, ...]
+    """The databases on which its result is one answer."""
+    results: tuple[Groups, ...]
+    """One for each of them."""
+
+
+class Judge:
+    """Judges queries on the databases of many schemas."""
+
+    def __init__(self, databases: Databases, limits: Limits | None = None) -> None:
+        self.databases = databases
+        self.executor = Executor(limits)
+        self.gold = lru_cache(maxsize=None)(self._gold)
+
+    def score(self, example: Example, text: str) -> Score:
+        """Right if the first query in the text returns what the gold query does."""
+        query = extract_query(text)
+        if query is None:
+            return Score(0.0)
+        db_id = example.metadata["db_id"]
+        return Score(float(self.is_right(db_id, example.metadata["query"], query)), query)
+
+    def is_right(self, db_id: str, gold_query: str, query: str) -> bool:
+        """Whether a query returns what the gold query does, on all databases that count.
+
+        Raises:
+            QueryError: The gold query itself fails.
+        """
+        gold = self.gold(db_id, gold_query)
+        if asks_the_clock(query):
+            return False
+        found = []
+        for path, groups in zip(gold.paths, gold.results, strict=True):
+            num_rows = sum(map(len, groups))
+            try:
+                rows = canonical(self.executor.run(path, query, max_rows=num_rows))
+            except QueryError:
+                return False
+            if len(rows) != num_rows:
+                return False
+            found.append(rows)
+        return same_results(gold.results, found)
+
+    def _gold(self, db_id: str, query: str) -> Gold:
+        """The gold results; those on all databases if on none of them there is one answer."""
+        query = plain_strings(query, self.databases.schema(db_id).names)
+        paths = self.databases.paths(db_id)
+        every = [self._gold_groups(path, query) for path in paths]
+        counted = [i for i, (_, is_one_answer) in enumerate(every) if is_one_answer]
+        counted = counted or list(range(len(paths)))
+        return Gold(tuple(paths[i] for i in counted), tuple(every[i][0] for i in counted))
+
+    def _gold_groups(self, path: str, query: str) -> tuple[Groups, bool]:
+        """The gold result on one database, and whether it is one answer."""
+        rows = canonical(self.executor.run(path, query))
+        groups, is_cut = self._ties(path, query, rows)
+        reverse = canonical(self.executor.run(path, query, reverse=True))
+        return groups, not is_cut and same_results([groups], [reverse])
+
+    def _ties(self, path: str, query: str, rows: list[Row]) -> tuple[Groups, bool]:
+        """Rows in runs of equal sort keys, and whether LIMIT cuts one of them."""
+        if not is_ordered(query):
+            return [rows], False
+        form = keyed(query)
+        try:
+            full = canonical(self.executor.run(path, form.sql)) if form else []
+        except QueryError:
+            form = None
+        if form is None or not full or [row[: -form.num_keys] for row in full[: len(rows)]] != rows:
+            return [[row] for row in rows], False
+        groups: Groups = []
+        keys = [row[-form.num_keys :] for row in full]
+        for i, row in enumerate(rows):
+            if i and keys[i] == keys[i - 1]:
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        tied = [
+            row[: -form.num_keys]
+            for row, key in zip(full, keys, strict=True)
+            if rows and key == keys[len(rows) - 1]
+        ]
+        is_cut = (
+            len(rows) < len(full)
+            and bool(rows)
+            and len(tied) != len(groups[-1])
+            and len(set(tied)) > 1
+        )
+        return groups, is_cut
+
+
+def asks_the_clock(query: str) -> bool:
+    """Whether the answer of a query depends on when it is asked."""
+    tokens = tokenize(query)
+    for i, token in enumerate(tokens):
+        if token.upper in _CLOCK_WORDS:
+            return True
+        if token.kind in ("string", "quoted") and token.value.strip().lower() == "now":
+            return True
+        is_call = token.upper in ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH")
+        if is_call and [t.text for t in tokens[i + 1 : i + 3]] == ["(", ")"]:
+            return True
+    return False

@@ -1,0 +1,72 @@
+"""The order that a gold query asks for: which rows of its result are tied.
+
+``SELECT a FROM t ORDER BY b`` says nothing of rows with the same ``b``. So the gold query is run
+once more with ``b`` among its columns and without its LIMIT, which shows the ties; a result whose
+end cuts through a tie is no one answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cospec.tasks.sql.tokens import Token, depths, tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """A query that shows its order."""
+
+    sql: str
+    """The query with its sort keys as last columns and without LIMIT."""
+    num_keys: int
+
+
+def is_ordered(sql: str) -> bool:
+    """Whether the outermost query has ORDER BY."""
+    return _find(tokenize(sql), "ORDER") is not None
+
+
+def keyed(sql: str) -> Keyed | None:
+    """The query with its sort keys; None if it has none, or if they cannot be shown."""
+    tokens = [token for token in tokenize(sql) if token.text != ";"]
+    levels = depths(tokens)
+    words = [token.upper if level == 0 else "" for token, level in zip(tokens, levels, strict=True)]
+    if "ORDER" not in words or {"UNION", "INTERSECT", "EXCEPT"} & set(words):
+        return None
+    order, start = words.index("ORDER"), words.index("FROM") if "FROM" in words else 0
+    if not start or words[0] != "SELECT" or words[1:2] == ["DISTINCT"]:
+        return None
+    end = words.index("LIMIT") if "LIMIT" in words else len(tokens)
+    selected = _parts(tokens[1:start], levels[1:start])
+    aliases = {
+        part[-1].value.lower(): part[:-2]
+        for part in selected
+        if len(part) > 2 and part[-2].upper == "AS"
+    }
+    keys = []
+    for part in _parts(tokens[order + 2 : end], levels[order + 2 : end]):
+        key = part[:-1] if part[-1].upper in ("ASC", "DESC") else part
+        if len(key) == 1 and key[0].kind == "number":
+            key = selected[int(key[0].text) - 1]
+        keys.append(aliases.get(key[0].value.lower(), key) if len(key) == 1 else key)
+    texts = ["(" + " ".join(token.text for token in key) + ")" for key in keys]
+    head, tail = (" ".join(t.text for t in part) for part in (tokens[:start], tokens[start:end]))
+    return Keyed(f"{head} , {' , '.join(texts)} {tail}", len(keys))
+
+
+def _parts(tokens: list[Token], levels: list[int]) -> list[list[Token]]:
+    """What the outermost commas separate."""
+    parts: list[list[Token]] = [[]]
+    for token, level in zip(tokens, levels, strict=True):
+        if token.text == "," and level == 0:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return [part for part in parts if part]
+
+
+def _find(tokens: list[Token], word: str) -> int | None:
+    for i, (token, level) in enumerate(zip(tokens, depths(tokens), strict=True)):
+        if token.upper == word and level == 0:
+            return i
+    return None

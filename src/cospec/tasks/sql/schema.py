@@ -1,0 +1,167 @@
+"""A database schema: tables, keys, the text that a prompt shows and the statements that make it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping
+
+AFFINITY = {"number": "NUMERIC", "text": "TEXT", "time": "DATETIME", "boolean": "BOOLEAN"}
+"""What a column is declared as, by Spider's word for its type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column."""
+
+    name: str
+    kind: str
+    """Spider's word (``number``, ``text``, ``time``, ``boolean``, ``others``) or SQLite's type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table."""
+
+    name: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...] = ()
+    """Names of its columns; Spider tells only the first of several."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A column whose values are those of another."""
+
+    table: str
+    column: str
+    to_table: str
+    to_column: str
+
+
+@dataclass(frozen=True)
+class Schema:
+    """All tables of one database."""
+
+    name: str
+    tables: tuple[Table, ...]
+    foreign_keys: tuple[ForeignKey, ...] = ()
+
+    @cached_property
+    def by_name(self) -> dict[str, Table]:
+        """Tables by name in lower case."""
+        return {table.name.lower(): table for table in self.tables}
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all tables and columns, in lower case."""
+        columns = (column.name.lower() for table in self.tables for column in table.columns)
+        return frozenset([*self.by_name, *columns])
+
+    def prompt_text(self) -> str:
+        """One line a table, ``table(column type, …)``, and one line with the foreign keys."""
+        lines = []
+        for table in self.tables:
+            alone = table.primary_key if len(table.primary_key) == 1 else ()
+            columns = [
+                f"{quote(c.name)} {c.kind}{' primary key' if c.name in alone else ''}".rstrip()
+                for c in table.columns
+            ]
+            if len(table.primary_key) > 1:
+                columns.append(f"primary key ({', '.join(map(quote, table.primary_key))})")
+            lines.append(f"{quote(table.name)}({', '.join(columns)})")
+        if self.foreign_keys:
+            keys = (
+                f"{quote(key.table)}.{quote(key.column)} = "
+                f"{quote(key.to_table)}.{quote(key.to_column)}"
+                for key in self.foreign_keys
+            )
+            lines.append(f"Foreign keys: {', '.join(keys)}")
+        return "\n".join(lines)
+
+    def create_statements(self) -> list[str]:
+        """One CREATE TABLE a table.
+
+        Keys are not declared: the rows respect them, and without an index SQLite reads rows in
+        the order in which they were inserted.
+        """
+        return [
+            f"CREATE TABLE {force_quote(table.name)} ("
+            + ", ".join(
+                f"{force_quote(c.name)} {AFFINITY.get(c.kind, 'BLOB')}" for c in table.columns
+            )
+            + ")"
+            for table in self.tables
+        ]
+
+
+def quote(name: str) -> str:
+    """The name as a query has to write it: in double quotes if it is no plain word."""
+    return name if re.fullmatch(r"[^\W\d]\w*", name) else force_quote(name)
+
+
+def force_quote(name: str) -> str:
+    """The name in double quotes."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def from_spider(row: Mapping[str, Any]) -> Schema:  # Any: JSON
+    """The schema that one row of Spider's ``tables.jsonl`` describes."""
+    names = row["table_names_original"]
+    columns = row["column_names_original"]
+    keys = [columns[i] for each in row["primary_keys"] for i in _as_list(each)]
+    tables = tuple(
+        Table(
+            name,
+            tuple(
+                Column(column, kind)
+                for (owner, column), kind in zip(columns, row["column_types"], strict=True)
+                if owner == number
+            ),
+            tuple(column for owner, column in keys if owner == number),
+        )
+        for number, name in enumerate(names)
+        if not name.lower().startswith("sqlite_")  # SQLite's own, in a few schemas
+    )
+    foreign = tuple(
+        ForeignKey(names[columns[a][0]], columns[a][1], names[columns[b][0]], columns[b][1])
+        for a, b in row["foreign_keys"]
+    )
+    return Schema(row["db_id"], tables, foreign)
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
+
+
+def from_sqlite(name: str, connection: sqlite3.Connection) -> Schema:
+    """The schema of a database that exists."""
+    sql = (
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' "
+        "ESCAPE '\\' ORDER BY rowid"
+    )
+    tables, foreign = [], []
+    for (table,) in connection.execute(sql).fetchall():
+        info = connection.execute("SELECT name, type, pk FROM pragma_table_info(?)", (table,))
+        rows = info.fetchall()
+        key = tuple(name for name, _, pk in sorted(rows, key=lambda r: r[2]) if pk)
+        tables.append(Table(table, tuple(Column(n, t.lower()) for n, t, _ in rows), key))
+        links = connection.execute(
+            'SELECT "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id, seq',
+            (table,),
+        )
+        foreign += [(table, *link) for link in links.fetchall()]
+    keys = {table.name.lower(): table.primary_key for table in tables}
+    return Schema(
+        name,
+        tuple(tables),
+        tuple(
+            ForeignKey(a, b, c, d or next(iter(keys.get(c.lower(), ())), "rowid"))
+            for a, b, c, d in foreign
+        ),
+    )

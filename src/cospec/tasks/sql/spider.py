@@ -1,0 +1,82 @@
+"""Spider 1.0 (Yu et al. 2018, 1809.08887): questions on databases of which no split shares one.
+
+The set's own contents are not used: every schema is filled (`filling`), and a query is judged on
+the fillings (`judge`). Of the 140 databases of ``train.jsonl`` a hash of the name makes 20 test and
+10 tune; ``dev_even.jsonl`` is test too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.errors import TaskError, unknown_name
+from cospec.tasks.base import Example, Task
+from cospec.tasks.files import DataSet, FileSource, Part
+from cospec.tasks.sql.dice import stable_hash
+from cospec.tasks.sql.fillings import Fillings
+from cospec.tasks.sql.judge import Judge
+from cospec.tasks.sql.prompt import question_text, sql_task
+from cospec.tasks.sql.schema import from_spider
+from cospec.tasks.sql.solution import solution
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from cospec.tasks.base import Split
+    from cospec.tasks.files import Row
+    from cospec.tasks.sql.schema import Schema
+
+NUM_TEST, NUM_TUNE = 20, 10
+"""Databases of the train file that are test and tune."""
+PARTS = ("all", "dev", "train")
+"""Which test questions: all of them, those of the development file, or of the train file."""
+
+
+def spider(data_dir: Path | None = None, part: str = "all") -> Task:
+    """The task; ``part`` picks the test questions.
+
+    Raises:
+        TaskError: The data cannot be used, or the part is unknown.
+    """
+    if part not in PARTS:
+        raise TaskError(unknown_name("part of spider", part, PARTS))
+    data = DataSet("spider", None)
+    train = data.rows(Part(("train.jsonl",), "train"), data_dir)
+    dev = data.rows(Part(("dev_even.jsonl", "dev.jsonl"), "validation"), data_dir)
+    tables = data.rows(Part(("tables.jsonl",), "tables"), data_dir)
+    schemas = {row["db_id"]: from_spider(row) for _, row in tables}
+    queries: dict[str, list[str]] = {}
+    for _, row in (*train, *dev):
+        queries.setdefault(row["db_id"], []).append(row["query"])
+    splits = split_databases(row["db_id"] for _, row in train)
+    pools: dict[Split, list[Example]] = {"train": [], "tune": [], "test": []}
+    for identity, row in train:
+        split = splits[row["db_id"]]
+        if split != "test" or part != "dev":
+            pools[split].append(_example(identity, row, schemas))
+    if part != "train":
+        pools["test"] += [_example(identity, row, schemas) for identity, row in dev]
+    name = "spider" if part == "all" else f"spider,part={part}"
+    judge = Judge(Fillings(schemas, queries))
+    return sql_task(name, FileSource(name, pools), judge)
+
+
+def split_databases(names: Iterable[str]) -> dict[str, Split]:
+    """The split of each database of the train file: those with the smallest hashes are test."""
+    ordered = sorted(set(names), key=lambda name: stable_hash(f"spider/{name}"))
+    return {
+        name: "test" if i < NUM_TEST else "tune" if i < NUM_TEST + NUM_TUNE else "train"
+        for i, name in enumerate(ordered)
+    }
+
+
+def _example(identity: str, row: Row, schemas: dict[str, Schema]) -> Example:
+    schema, query = schemas[row["db_id"]], row["query"]
+    metadata = {
+        "db_id": row["db_id"],
+        "query": query,
+        "question": row["question"],
+        "solution": solution(query, schema.names),
+    }
+    return Example(identity, question_text(schema, row["question"]), query, metadata)
