@@ -31,10 +31,9 @@ SPLIT_BY_HASH: dict[str, Callable[[Path | None, str | None], Task]] = {
 }
 """Sets of one file."""
 RUNS_PROGRAMS = ("humaneval", "mbpp")
+NAMED = (*SPLIT_BY_FILE, *SPLIT_BY_HASH, "spider")
 TASK_NAMES = (
-    *SPLIT_BY_FILE,
-    *SPLIT_BY_HASH,
-    "spider",
+    *NAMED,
     "reasoning_gym:NAME",
     "jsonl:FILE",
     "mix:TASK@WEIGHT+TASK@WEIGHT",
@@ -52,8 +51,9 @@ def load_task(
             be trained or tuned on. Without it, a tenth of the problems is the test split.
             `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
             ``spider,part=dev`` tests on the development file alone, ``part=train`` on the databases
-            held back from the train file. ``reasoning_gym:NAME,reasoning=off`` asks for the answer
-            alone. ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
+            held back from the train file.
+            ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone.
+            ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
             ``without_templates=`` all others. A mixture such as
             ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
             name that an installed package registers in the entry point group ``cospec.tasks``.
@@ -82,18 +82,23 @@ def load_task(
     if kind == "reasoning_gym":
         options = _options(head, pairs, GENERATED_OPTIONS)
         return reasoning_gym_task(argument, options, allow_code_execution=allow_code_execution)
-    if head == "spider":
-        return spider(data_dir, _options(head, pairs, ("part",)).get("part", "all"))
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
-    if head in SPLIT_BY_HASH:
-        return SPLIT_BY_HASH[head](data_dir, _options(head, pairs, ("split",)).get("split"))
-    if head in SPLIT_BY_FILE:
-        _options(head, pairs, ())
-        return SPLIT_BY_FILE[head](data_dir)
+    if head in NAMED:
+        return _named(head, pairs, data_dir)
     if factory := load_registered("cospec.tasks", head, TaskError):
         return _from_factory(head, factory, pairs)
     raise TaskError(unknown_name("task", head, [*TASK_NAMES, *registered_names("cospec.tasks")]))
+
+
+def _named(head: str, pairs: list[str], data_dir: Path | None) -> Task:
+    """Build a set of the data folder."""
+    if head == "spider":
+        return spider(data_dir, _options(head, pairs, ("part",)).get("part", "all"))
+    if head in SPLIT_BY_HASH:
+        return SPLIT_BY_HASH[head](data_dir, _options(head, pairs, ("split",)).get("split"))
+    _options(head, pairs, ())
+    return SPLIT_BY_FILE[head](data_dir)
 
 
 def _from_factory(name: str, factory: Callable[..., object], pairs: list[str]) -> Task:
