@@ -18,7 +18,7 @@ from tests.arbiters.test_learned import learned
 if TYPE_CHECKING:
     from pathlib import Path
 
-SENT = ["README.md", "config.json", "model.safetensors"]
+SENT = ["README.md", "config.json", "model.safetensors", "trained_on.safetensors"]
 
 
 @pytest.fixture
@@ -26,7 +26,13 @@ def run_folder(tmp_path: Path) -> Path:
     """A finished training run: the arbiter, and what its training left."""
     folder = tmp_path / "run"
     learned(threshold=0.25).save(folder, "# A card\n")
-    for name in ("state.pt", "run.json", "metrics.jsonl", "wandb_id"):
+    for name in (
+        "state.pt",
+        "run.json",
+        "metrics.jsonl",
+        "wandb_id",
+        "trained_on.safetensors",
+    ):
         (folder / name).write_text("of the run")
     (folder / "tensorboard").mkdir()
     (folder / "tensorboard" / "config.json").write_text("{}")

@@ -46,9 +46,30 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
     assert ("- Guard: " in card) == (config["max_mismatch_rate"] is not None)
     assert LearnedArbiter.load(folder).threshold == 0.5
     tiny("eval", "--task", letters, "--split", "test", "--arbiter", folder, "--max-new-tokens", 8)
-    assert "arbiter:threshold=0.5" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "arbiter:threshold=0.5" in out
+    assert "was trained on" not in err
     with pytest.raises(SystemExit, match="finished arbiter"):
         tiny(*command)
+
+
+@pytest.mark.parametrize("verb", ["eval", "bench"])
+def test_problems_that_an_arbiter_was_trained_on_are_noted_and_refused_if_strict(
+    tiny, command, letters, tmp_path, capsys, verb
+):
+    tiny(*command)
+    folder = tmp_path / "arbiter"
+    measure = [verb, "--task", letters, "--split", "train", "--max-new-tokens", 4]
+    measure += ["--num-problems", 10, "--arms" if verb == "bench" else "--arbiter", folder]
+    if verb == "bench":
+        measure += ["--num-tune-problems", 0]
+    tiny(*measure)
+    assert "note: arbiter was trained on 8 of these 10 problems" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"trained on 8 of these 10 problems; draw others"):
+        tiny(*measure, "--strict")
+    measure[measure.index("train")] = "test"
+    measure[measure.index("--num-problems") + 1] = 2
+    tiny(*measure, "--strict")
 
 
 def test_the_progress_bar_counts_every_completion(tiny, command, monkeypatch) -> None:

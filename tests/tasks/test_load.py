@@ -29,6 +29,8 @@ from .conftest import gsm8k_row
         ("reasoning_gym:gcd,size=5", "unknown option of reasoning_gym:gcd 'size'"),
         ("reasoning_gym:gcd,reasoning=of", "did you mean 'off'"),
         ("reasoning_gym:gcd,templates=1", "gcd has no templates; leave templates out"),
+        ("reasoning_gym:gcd,twins=apart", "gcd has no twins; leave twins out"),
+        ("reasoning_gym:gsm_symbolic,twins=appart", "did you mean 'apart'"),
         ("reasoning_gym:gsm_symbolic,templates=32", "'32' in the list of templates '32' names no"),
         ("reasoning_gym:gsm_symbolic,templates=1/", "'' in the list of templates '1/' names no"),
         ("reasoning_gym:gsm_symbolic,templates=9-3", r"write numbers and ranges .* of 0-31/33-34/"),

@@ -163,6 +163,20 @@ def test_no_text_is_in_two_splits_of_different_seeds(name: str) -> None:
     assert not tune & test
 
 
+def test_twins_are_kept_apart_on_request() -> None:
+    """Of few templates, so that there are twins to be had."""
+    spec = "reasoning_gym:gsm_symbolic,templates=0-9"
+    for option, has_twins in (("", True), (",twins=apart", False)):
+        train, test = (
+            {
+                twin_key(e.metadata["template"], e.question)
+                for e in load_task(spec + option).examples(split, num_problems, seed)
+            }
+            for split, num_problems, seed in (("train", 2000, 7), ("test", 100, 8))
+        )
+        assert bool(train & test) == has_twins
+
+
 @pytest.mark.slow
 def test_no_test_problem_of_a_table_is_among_the_solved_train_problems() -> None:
     """At the sizes of the tables: 3,000 against 100,000."""

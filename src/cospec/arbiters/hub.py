@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cospec.errors import CheckpointError, ConfigError
 
-FILES = ("config.json", "model.safetensors", "README.md")
+FILES = ("config.json", "model.safetensors", "README.md", "trained_on.safetensors")
 """What an arbiter is; a folder of a training run holds its state and metrics as well."""
 
 

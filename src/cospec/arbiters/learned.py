@@ -55,6 +55,8 @@ class LearnedArbiter:
     """False if it rules by hidden states and was loaded without the pair that they are of."""
     notes: tuple[str, ...] = ()
     """What a user should know about it on the pair it was loaded for."""
+    folder: Path | None = None
+    """Where it was loaded from."""
 
     @property
     def name(self) -> str:
@@ -210,6 +212,7 @@ class LearnedArbiter:
         label = str(config.get("name", folder.name))
         rate = _saved_rate(config) if max_mismatch_rate is None else max_mismatch_rate
         it = cls(policy.eval(), features, threshold, rate, label, about=config, notes=notes)
+        it = replace(it, folder=folder)
         return replace(it, is_bound=pair is not None or not features.num_hidden)
 
     def with_threshold(self, threshold: float) -> LearnedArbiter:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cospec.errors import ConfigError
 from cospec.evaluation.summary import LOSSLESS
 from cospec.results import Json
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from cospec.evaluation.evaluate import Evaluation
     from cospec.evaluation.turns import Turn, TurnLog
     from cospec.models import ModelPair
+    from cospec.tasks import Example
+    from cospec.types import Arbiter
 
 _WIDTH = 120
 """Of a table that goes to a file, which has no width of its own."""
@@ -49,6 +52,40 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         )
     for note in (note for note in dict.fromkeys(notes) if note not in told):
         told.add(note)
+        Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
+
+
+def check_trained_on(
+    arbiters: Iterable[Arbiter], examples: Sequence[Example], is_strict: bool
+) -> None:
+    """Note on stderr how many problems the trained arbiters have met in training.
+
+    Args:
+        arbiters: Who will rule; those that do not tell what they were trained on are passed over.
+        examples: The problems that will be measured on.
+        is_strict: Refuse problems that an arbiter was trained on.
+
+    Raises:
+        ConfigError: It is strict, and there are some.
+    """
+    from cospec.arbiters.learned import LearnedArbiter
+    from cospec.tasks.trained_on import overlap
+
+    told = {arbiter.folder: arbiter for arbiter in arbiters if isinstance(arbiter, LearnedArbiter)}
+    for folder, arbiter in told.items():
+        found = folder and overlap(folder, examples)
+        if not found or not found.num_same + found.num_twins:
+            continue
+        note = f"{arbiter.label} was trained on {found.num_same} of these {len(examples)} problems"
+        if found.num_same and is_strict:
+            raise ConfigError(
+                f"{note}; draw others (--split test, another --seed), or leave --strict out to "
+                "measure on them all the same."
+            )
+        if found.num_twins:
+            note += (
+                f", and {found.num_twins} others differ by names alone from ones it was trained on"
+            )
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
 
 

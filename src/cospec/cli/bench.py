@@ -33,11 +33,15 @@ class Bench:
     batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a ceiling: it knows
     the answers); rules (every cited rule); all (rules, gap, assisted, the pair's trained arbiter
     and chance at its rate)."""
+    strict: bool = False
+    """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 
     def run(self) -> None:
         """Tune, measure, show and write."""
+        from cospec.arbiters import load_arbiter
+        from cospec.cli.arms import check_trained_on
         from cospec.cli.bench_view import print_cells, run_benchmark
         from cospec.evaluation.benchmark.config import Benchmark, describe
         from cospec.evaluation.problems import describe_models
@@ -54,6 +58,8 @@ class Bench:
         num_tune = self.bench.num_tune_problems
         tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
         provenance = Provenance()
+        tries = {self.pair.find_arbiter(each) for spec in specs for each in spec.tries}
+        check_trained_on([load_arbiter(each) for each in sorted(tries)], test, self.strict)
         pair = self.pair.load()
         benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, self.pair.find_arbiter)
         config = json.loads(json.dumps(asdict(replace(self, bench=bench)), default=str))

@@ -27,13 +27,21 @@ class Eval:
     """Of sampling; 0 is greedy."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of every answer lossless: no override there."""
+    strict: bool = False
+    """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 
     def run(self) -> None:
         """Evaluate, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.cli.arms import play, print_notes, print_parts, print_table
+        from cospec.cli.arms import (
+            check_trained_on,
+            play,
+            print_notes,
+            print_parts,
+            print_table,
+        )
         from cospec.evaluation.arms import make_arms
         from cospec.evaluation.evaluate import Evaluation
         from cospec.evaluation.problems import describe_models
@@ -45,6 +53,7 @@ class Eval:
         specs = [(spec, self.pair.find_arbiter(spec)) for spec in self.decode.arbiter]
         task, examples = self.task.load()
         provenance = Provenance()
+        check_trained_on([load_arbiter(found) for _, found in specs], examples, self.strict)
         pair = self.pair.load()
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)

@@ -83,6 +83,7 @@ class Train:
         from cospec.cli.trackers import open_trackers
         from cospec.rl.card import write_card
         from cospec.rl.loop import Trainer
+        from cospec.tasks.trained_on import write_trained_on
 
         self._check_folder()
         set_threads(self.threads)
@@ -112,6 +113,7 @@ class Train:
             "history": trainer.history,
         }
         arbiter = replace(arbiter, about=about)
+        write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved])
         arbiter.save(self.out, write_card(about))
         print(f"wrote {self.out}: use it with --arbiter {self.out}")
 

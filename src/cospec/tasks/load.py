@@ -54,7 +54,8 @@ def load_task(
             held back from the train file.
             ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone.
             ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
-            ``without_templates=`` all others. A mixture such as
+            ``without_templates=`` all others; with ``twins=apart`` (in training and in the test
+            alike) no two splits have problems that differ by names alone. A mixture such as
             ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
             name that an installed package registers in the entry point group ``cospec.tasks``.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.

@@ -25,7 +25,7 @@ from cospec.tasks.base import BOXED, Example, Score, Split, Task
 from cospec.tasks.extract import final_answer
 from cospec.tasks.extras import import_extra
 from cospec.tasks.gsm_symbolic import NAME as GSM_SYMBOLIC
-from cospec.tasks.gsm_symbolic import SUFFIX, parse_templates
+from cospec.tasks.gsm_symbolic import SUFFIX, parse_templates, twin_key
 from cospec.tasks.math_sets import score_number
 from cospec.tasks.programs import require_permission
 from cospec.tasks.sandbox import Limits, run_program
@@ -68,7 +68,7 @@ _PATIENCE = 2000
 """Items in a row without a new problem, after which the generator has run dry."""
 
 
-OPTIONS = ("reasoning", "templates", "without_templates")
+OPTIONS = ("reasoning", "templates", "without_templates", "twins")
 
 
 def reasoning_gym_task(
@@ -79,7 +79,8 @@ def reasoning_gym_task(
     Args:
         name: Of the generator.
         options: By name: with ``reasoning`` ``off``, a chat model is asked for the answer alone, in
-            at most 64 tokens; ``templates`` and ``without_templates`` restrict gsm_symbolic.
+            at most 64 tokens; ``templates`` and ``without_templates`` restrict gsm_symbolic, and
+            with ``twins`` ``apart`` no two splits of it differ by names alone.
         allow_code_execution: Whether a scorer may evaluate the answer, in a sandbox.
 
     Raises:
@@ -97,7 +98,8 @@ def reasoning_gym_task(
     reasoning = options.get("reasoning", "on")
     if reasoning not in ("on", "off"):
         raise TaskError(unknown_name(f"value of reasoning of {spec}", reasoning, ("on", "off")))
-    source, is_number = partial(_draw, name, _templates(spec, options)), name == GSM_SYMBOLIC
+    source = partial(_draw, name, _templates(spec, options), _keeps_twins_apart(spec, options))
+    is_number = name == GSM_SYMBOLIC
     scorer = score_number if is_number else partial(score_generated, name)
     spec += "".join(f",{key}={value}" for key, value in options.items() if value != "on")
     if reasoning == "off":
@@ -117,6 +119,16 @@ def _templates(spec: str, options: Mapping[str, str]) -> frozenset[int] | None:
     if len(given) > 1:
         raise TaskError(f"templates and without_templates of {spec} are both given; give one.")
     return parse_templates(options[given[0]], excluded=given == ["without_templates"])
+
+
+def _keeps_twins_apart(spec: str, options: Mapping[str, str]) -> bool:
+    """Whether problems that differ by names alone are kept in one split."""
+    value = options.get("twins")
+    if value is not None and spec != f"reasoning_gym:{GSM_SYMBOLIC}":
+        raise TaskError(f"{spec} has no twins; leave twins out.")
+    if value not in (None, "apart"):
+        raise TaskError(unknown_name(f"value of twins of {spec}", value, ("apart",)))
+    return value == "apart"
 
 
 def score_generated(name: str, example: Example, text: str) -> Score:
@@ -154,6 +166,7 @@ assert data.score_answer({answer!r}, json.loads({json.dumps(entry)!r})) == 1
 def _draw(
     name: str,
     templates: Container[int] | None,
+    is_apart: bool,
     split: Split,
     num_problems: int | None,
     seed: int,
@@ -174,7 +187,11 @@ def _draw(
         num_idle += 1
         if isinstance(item, Exception):
             fault = item
-        elif (key := normalize(item["question"])) not in found and split_of(key) == split:
+        elif (
+            (key := normalize(item["question"])) not in found
+            and split_of(key) == split
+            and (not is_apart or split_of(twin_key(item["metadata"]["template"], key)) == split)
+        ):
             found[key] = _example(name, generator_seed, item)
             num_idle = 0
         if len(found) == num_problems:

@@ -1,0 +1,109 @@
+"""Remember the questions that an arbiter was trained on, so that a test on them is noticed.
+
+A trained arbiter's folder holds a sorted set of hashes: one of the text of each question of its
+train and tune problems, and one of what twins share (`twin_key`) where a task tells. A hash has
+five bytes: 3,000 questions against 100,000 give a false alarm in one run of 3,600.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cospec.errors import CheckpointError
+from cospec.tasks.gsm_symbolic import twin_key
+from cospec.tasks.splits import normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cospec.tasks.base import Example
+
+FILE = "trained_on.safetensors"
+_BYTES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Test problems that an arbiter has met in training."""
+
+    num_same: int
+    """Questions that it was trained on, word for word."""
+    num_twins: int
+    """Other questions that differ from one of those by names alone."""
+
+
+def write_trained_on(folder: Path, examples: Iterable[Example]) -> None:
+    """Write the hashes of the questions that an arbiter was trained or tuned on."""
+    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
+
+    questions, twins = _hashes(examples)
+    part = folder / f"{FILE}.part"
+    save_file({"questions": _packed(set(questions)), "twins": _packed(set(twins) - {b""})}, part)
+    part.replace(folder / FILE)
+
+
+def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:
+    """Count the test problems that the arbiter in a folder was trained on.
+
+    Returns:
+        None if the folder does not tell: an older version or no ``cospec train`` made it.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415  # brings torch
+
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        tensors = load_file(path)
+        known = {name: _unpacked(tensors[name]) for name in ("questions", "twins")}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); restore it, or remove it to go without the check."
+        ) from None
+    same = [
+        (question in known["questions"], twin in known["twins"])
+        for question, twin in zip(*_hashes(examples), strict=True)
+    ]
+    num_twins = sum(is_twin and not is_same for is_same, is_twin in same)
+    return Overlap(sum(is_same for is_same, _ in same), num_twins)
+
+
+def _hashes(examples: Iterable[Example]) -> tuple[list[bytes], list[bytes]]:
+    """Of the text of each question, and of what its twins share; empty if its task has no twins."""
+    questions, twins = [], []
+    for example in examples:
+        questions.append(_hash(normalize(example.question)))
+        template = example.metadata.get("template")
+        is_known = isinstance(template, int)
+        twins.append(_hash(twin_key(template, example.question)) if is_known else b"")
+    return questions, twins
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:_BYTES]
+
+
+def _packed(hashes: set[bytes]) -> Tensor:
+    """A sorted set, (N, 5) uint8."""
+    import torch  # noqa: PLC0415
+
+    data = bytearray(b"".join(sorted(hashes)))
+    if not data:
+        return torch.empty(0, _BYTES, dtype=torch.uint8)
+    return torch.frombuffer(data, dtype=torch.uint8).view(-1, _BYTES)
+
+
+def _unpacked(tensor: Tensor) -> set[bytes]:
+    if tensor.dim() != 2 or tensor.shape[1] != _BYTES:
+        raise ValueError(f"its shape is {tuple(tensor.shape)}, not (N, {_BYTES})")
+    data = tensor.numpy().tobytes()
+    return {data[i : i + _BYTES] for i in range(0, len(data), _BYTES)}
