@@ -62,14 +62,18 @@ def pack_weights(model: PreTrainedModel) -> int:
     num_packed = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if _is_packable(child) and id(child.weight) not in tied:
+            if (
+                isinstance(child, nn.Linear)
+                and _is_packable(child)
+                and id(child.weight) not in tied
+            ):
                 setattr(parent, name, PackedLinear(child))
                 num_packed += 1
     return num_packed
 
 
-def _is_packable(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer, large enough, that this machine can pack."""
+def _is_packable(module: nn.Linear) -> bool:
+    """Tell whether a layer is a plain one, large enough, that this machine can pack."""
     return (
         type(module) is nn.Linear
         and module.weight.device.type == "cpu"
@@ -80,8 +84,8 @@ def _is_packable(module: nn.Module) -> bool:
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether packed products of this type work here, and are right."""
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+    """Tell whether packed products of this type work here, and are right."""
+    if dtype not in (torch.float32, torch.bfloat16):
         return False
     weight, rows = _samples(dtype)
     try:
@@ -96,14 +100,14 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 @cache
 def _needs_company(dtype: torch.dtype) -> bool:
-    """Whether a single row differs in its last bits from the same row among others."""
+    """Tell whether a single row differs in its last bits from the same row among others."""
     weight, rows = _samples(dtype)
     packed = _pack(weight)
     return not torch.equal(_product(rows[:1], packed, None), _product(rows, packed, None)[:1])
 
 
 def _samples(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A weight (96, 1024) and rows (5, 1024)."""
+    """Make a weight (96, 1024) and rows (5, 1024)."""
     generator = torch.Generator().manual_seed(0)
     weight, rows = (torch.randn(n, 1024, generator=generator).to(dtype) for n in (96, 5))
     return weight, rows
