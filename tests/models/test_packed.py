@@ -58,9 +58,7 @@ def test_lossless_equals_plain_decoding_of_the_target_with_packed_and_plain_weig
     assert pack_weights(target) and pack_weights(draft)
     pair = ModelPair(target, draft)
     plain = Engine.target_only(pair).generate(prompts, sampling)
-    engine = Engine(
-        pair, load_arbiter("lossless"), num_speculative_tokens=k, max_batch_size=batch_size
-    )
+    engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=k, batch_size=batch_size)
     done = engine.generate(prompts, sampling)
     for one in (plain, done):
         assert [c.token_ids for c in one] == [c.token_ids for c in expected]
