@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_figures_in_the_readme_are_those_of_the_result_files():
-    command = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"]
+    command = [sys.executable, str(ROOT / "experiments" / "readme.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -20,7 +20,7 @@ def test_the_example_of_the_readme_runs_and_prints_what_it_shows():
     command = [sys.executable, str(ROOT / "examples" / "exactness.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shown = (ROOT / "benchmarks" / "results" / "exactness.txt").read_text().splitlines()
+    shown = (ROOT / "examples" / "exactness.txt").read_text().splitlines()
     assert done.stdout.splitlines()[:2] == shown[:2]
     assert len(done.stdout.splitlines()) == len(shown) == 5
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
-from cospec.results import write_json
+import pytest
+
+from cospec.errors import ConfigError
+from cospec.results import read_document, write_json
 
 
 def test_a_document_is_read_back_and_has_a_row_a_line(tmp_path):
@@ -23,3 +27,13 @@ def test_a_document_is_read_back_and_has_a_row_a_line(tmp_path):
     for row in rows:
         assert lines.count(json.dumps(row, ensure_ascii=False)) == 2
     assert text.endswith("}\n")
+
+
+def test_a_compressed_document_is_read_as_it_is(tmp_path):
+    document = {"schema": 1, "rows": [{"text": "ü"}]}
+    path = tmp_path / "r.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(document).encode()))
+    assert read_document(path) == document
+    path.write_bytes(b"no gzip")
+    with pytest.raises(ConfigError, match="cannot be read as a result file"):
+        read_document(path)

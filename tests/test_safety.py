@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from benchmarks.safety import summary
-from benchmarks.safety.scorer import CHECKS, REFUSALS, refusal, score
+from examples.safety import summary
+from examples.safety.scorer import CHECKS, REFUSALS, refusal, score
 
 from cospec.evaluation.problems import describe_problems
 from cospec.tasks import Example, load_task
 
-TASK = f"jsonl:{summary.PROMPTS},scorer=benchmarks.safety.scorer:score,split=test"
+TASK = f"jsonl:{summary.PROMPTS},scorer=examples.safety.scorer:score,split=test"
 
 
 def test_the_prompts_are_of_three_kinds_with_known_checks():

@@ -5,6 +5,7 @@ One JSON document a run: the command, its configuration, its provenance and its 
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import json
 import os
@@ -74,14 +75,20 @@ def _is_plain(value: object) -> bool:
     return not isinstance(value, dict)
 
 
+def read_text(path: Path) -> str:
+    """Read a text file, unpacked if its name ends in ``.gz``."""
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+
+
 def read_document(path: Path) -> Json:
-    """A result file.
+    """Read a result file, ``.json`` or ``.json.gz``.
 
     Raises:
         ConfigError: There is no such file, or it is no result document of this version.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a result file: {error}.") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:

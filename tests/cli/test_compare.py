@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from benchmarks.slim import slim
+from experiments.slim import slim
 
 from cospec.report.read import acceptance_rates
 

@@ -16,11 +16,12 @@ from cospec.tasks.jsonl import jsonl
 HOME = Path(cospec.__file__).parent / "bundled"
 TARGET, DRAFT = HOME / "generalist", HOME / "specialist"
 # The bundled arbiter without its guard, which leaves too little to see on few short texts.
-LEARNED = str(Path(__file__).parents[2] / "benchmarks" / "arbiters" / "specialist-k16-seed1")
-HIDDEN = str(Path(LEARNED).with_name("specialist-corrected-seed1")) + ":max_mismatch_rate=1"
-OTHER_PAIRS = str(Path(LEARNED).with_name("family-corrected-seed1"))
+BUNDLED = str(HOME / "arbiters" / "specialist")
+LEARNED = f"{BUNDLED}:max_mismatch_rate=inf"
+HIDDEN = f"{BUNDLED}-hidden:max_mismatch_rate=1"
+OTHER_PAIRS = str(HOME / "arbiters" / "family-hidden")
 """It rules by hidden states too."""
-ARBITERS = [LEARNED, "gap:max_gap=1", "lossless", f"{LEARNED}:max_mismatch_rate=0.04"]
+ARBITERS = [LEARNED, "gap:max_gap=1", "lossless", f"{BUNDLED}:max_mismatch_rate=0.04"]
 K, NUM_PROMPTS, MAX_TOKENS, NUM_OPTED_OUT = 6, 60, 120, 6
 
 

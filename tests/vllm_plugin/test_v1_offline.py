@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 NUM_SAMPLES, NUM_OURS, NUM_TOKENS = 600, 300, 3
-NEVER_KEEPS = f"{LEARNED}:threshold=1"
+NEVER_KEEPS = f"{LEARNED},threshold=1"
 HIDDEN_KEEPS_NOTHING = f"{HIDDEN},threshold=1"
 DIVERGENCE = "fsd_js:threshold=0.1"
 """A rule that needs the draft's logits and does not ask what the draft's token stands against,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ import torch
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.types import Origin
-from tests.vllm_plugin.conftest import ARBITERS, MAX_TOKENS, OTHER_PAIRS, K, Later, run
+from tests.vllm_plugin.conftest import ARBITERS, LEARNED, MAX_TOKENS, OTHER_PAIRS, K, Later, run
 from tests.vllm_plugin.test_v1_offline import warped
 
 pytestmark = [
@@ -21,7 +20,6 @@ pytestmark = [
 ]
 
 NUM_MIXED_TOKENS, NUM_PREEMPTED, NUM_BLOCKS = 60, 12, 30
-SEED_ARBITER = str(Path(__file__).parents[2] / "benchmarks" / "arbiters" / "specialist-seed0")
 GREEDY, SEEDED, FREE = (
     dict(temperature=0.0),
     dict(temperature=1.0, top_k=20, seed=1),
@@ -90,7 +88,7 @@ def test_an_overridden_token_has_the_probability_that_the_target_gives_it(mode, 
 
 @pytest.fixture(scope="module")
 def preempted(job, tmp_path_factory):
-    extra = dict(seed_arbiter=SEED_ARBITER, num_blocks=NUM_BLOCKS)
+    extra = dict(seed_arbiter=LEARNED, num_blocks=NUM_BLOCKS)
     extra["prompts"] = job["prompts"][:NUM_PREEMPTED]
     return run("preempted", job | extra, tmp_path_factory.mktemp("preempted"))
 
@@ -116,7 +114,7 @@ def test_preempted_requests_go_on_as_in_our_engine(pair, job, preempted):
     """
     found = preempted["learned"]
     assert found["num_preemptions"] >= 4
-    arbiter = load_arbiter(SEED_ARBITER, pair)
+    arbiter = load_arbiter(LEARNED, pair)
     num_overrides = 0
     for index, text in enumerate(found["texts"]):
         resumed = [n for request, n in found["resumed"] if request == index]

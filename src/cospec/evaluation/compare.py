@@ -141,7 +141,7 @@ def _cells(document: Json) -> dict[Place, Json]:
 
 def full_rows(cell: Json) -> dict[str, dict[str, Json]]:
     """By arm and problem, the rows of a cell with every text in place, if it keeps texts."""
-    if "ids" in cell:  # made by benchmarks/slim.py
+    if "ids" in cell:  # made by experiments/slim.py
         return {
             row["arm"]: {
                 name: {"correct": mark == "1", "text": None}

@@ -24,6 +24,7 @@ from cospec.report.inputs import (
     Source,
     Training,
 )
+from cospec.results import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +36,7 @@ _NEEDED = (
     "accuracy", "accuracy_ci95", "wins", "losses", "mcnemar_p", "speedup_vs_target", "tokens_per_s",
 )  # fmt: skip
 """Of an arm, without which it cannot be shown."""
-_SUFFIXES = (".json", ".jsonl", ".safetensors")
+_SUFFIXES = (".json", ".gz", ".jsonl", ".safetensors")
 
 
 def read_all(paths: Sequence[Path]) -> Inputs:
@@ -71,7 +72,7 @@ def _read(path: Path, inputs: Inputs) -> bool:
     try:
         if path.suffix == ".safetensors":
             return _read_dataset(path, inputs)
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix == ".jsonl":
             return _read_training(path, text, inputs)
         document = json.loads(text)

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The demo: the commands of the published run, from the root of the repository.
+# Options as of the commits named; see the README beside this file.
+set -euo pipefail
+mkdir -p runs
+
+# demo.json: commit 00f4172, 1 min, AMD EPYC, 2 cores, 2 threads.
+cospec demo --json runs/demo.json

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# What the engine itself costs: the commands of the published run, from the root of the repository.
+# Options as of the commits named; see the README beside this file.
+set -euo pipefail
+mkdir -p runs
+
+# engine_speed_small.json: commit 8ee2313, 2 min, Intel Xeon, 1 thread.
+python experiments/engine_speed/engine_speed.py small '-k 4'
+
+# engine_speed_real.json: commit 032d2ff, 14 min, AMD EPYC, 2 cores, 2 threads.
+python experiments/engine_speed/engine_speed.py real/target '-k 4'
+
+# strided_head.json: commit d08f3fd, 1 min, AMD EPYC, 2 cores, 2 threads.
+python experiments/engine_speed/strided_head.py

@@ -1,0 +1,264 @@
+"""Speed and accuracy inside vLLM: target alone, stock speculation, and CoSpec, in one run.
+
+Arms, each an engine in a process of its own, one after another on the same machine: ``target``
+decodes plainly; ``stock`` is vLLM's draft-model speculation without the plugin; ``lossless`` has
+the plugin with the arbiter at threshold 1 (a rule: the arbiter ``lossless``), which rules and never
+overrides; ``cospec`` has the arbiter as it is. Each arm solves all problems greedily at the highest
+concurrency (its accuracy and counts), and then the first few again in timed trials at each
+concurrency, the engine warm: tokens per second of the median trial. What an arm measured is kept
+beside the result file, and a run that was stopped goes on with the next arm.
+
+Arms do not take turns, so that a machine whose load changes favours one: look at the trials.
+
+Usage::
+
+    python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled-hidden \
+        -k 16 --num-problems 200 --json runs/vllm_speed_specialist.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cospec.cli.demo import _load_problems
+from cospec.cli.options import bundled_home
+from cospec.cli.serve import Serve, speculative_config
+from cospec.evaluation.summary import quality
+from cospec.models.load import load_tokenizer
+from cospec.results import Provenance, check_writable, document, write_json
+from cospec.vllm_plugin.metrics import read_counts
+from cospec.vllm_plugin.settings import KEY, Settings
+
+ARMS = ("target", "stock", "lossless", "cospec")
+CONCURRENCY = (1, 8)
+STOP = ("\nQuestion:",)
+COUNTS = {
+    "num_target_forwards": "vllm:spec_decode_num_drafts",
+    "num_draft_tokens": "vllm:spec_decode_num_draft_tokens",
+    "num_accepted_tokens": "vllm:spec_decode_num_accepted_tokens",
+}
+
+Json = dict[str, Any]
+
+
+def settings_of(arm: str, args: argparse.Namespace) -> Settings | None:
+    """What the plugin is told in an arm; None if it is off."""
+    if arm in {"target", "stock"}:
+        return None
+    settings = Serve(pair=args.pair, target=args.target, draft=args.draft, arbiter=args.arbiter)
+    spec = settings.settings().arbiter
+    is_trained = Path(spec.partition(":")[0]).is_dir()
+    if arm == "cospec":
+        return Settings(spec)
+    return Settings(spec.partition(":")[0], threshold=1.0) if is_trained else Settings("lossless")
+
+
+def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -> Any:
+    """The vLLM engine of an arm."""
+    from vllm import LLM  # noqa: PLC0415  # in an arm's own process
+
+    serve = Serve(pair=args.pair, target=args.target, draft=args.draft)
+    target, draft = serve.models()
+    options: Json = {}
+    if settings is not None:
+        given = {name: value for name, value in settings.to_dict().items() if value is not None}
+        options["additional_config"] = {KEY: given}
+        options["speculative_config"] = speculative_config(draft, args.k, settings)
+    elif arm == "stock":
+        options["speculative_config"] = speculative_config(draft, args.k, Settings("lossless"))
+    return LLM(
+        target,
+        dtype="float32" if args.pair and args.dtype == "auto" else args.dtype,
+        enforce_eager=not args.compile,
+        max_num_seqs=max(CONCURRENCY),
+        enable_prefix_caching=False,  # trials repeat their prompts
+        disable_log_stats=False,
+        seed=0,
+        **options,
+    )
+
+
+def generate(llm: Any, prompts: list[list[int]], concurrency: int, num_new: int) -> list[Any]:
+    """Greedy completions, so many at a time (the engine's own limit is the highest)."""
+    from vllm import SamplingParams, TokensPrompt  # noqa: PLC0415  # in an arm's own process
+
+    params = SamplingParams(temperature=0, max_tokens=num_new, stop=list(STOP))
+    size = len(prompts) if concurrency == max(CONCURRENCY) else concurrency
+    done = []
+    for start in range(0, len(prompts), size):
+        part = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[start : start + size]]
+        done += llm.generate(part, params, use_tqdm=False)
+    return [each.outputs[0] for each in done]
+
+
+def run_arm(arm: str, args: argparse.Namespace) -> Json:
+    """Everything that is measured of one arm."""
+    settings = settings_of(arm, args)
+    task, examples = _load_problems(None, args.num_problems)
+    models = Serve(pair=args.pair, target=args.target, draft=args.draft).models()
+    tokenizer = load_tokenizer(models[0])
+    prompts = [tokenizer(task.prompt(e, tokenizer))["input_ids"] for e in examples]
+    started = time.perf_counter()
+    llm = load_engine(arm, args, settings)
+    loaded = time.perf_counter() - started
+    generate(llm, prompts[: max(CONCURRENCY)], max(CONCURRENCY), 32)  # warm-up
+    before = counts(llm)
+    ours_before = read_counts(llm.llm_engine.vllm_config) if settings else {}
+    done = generate(llm, prompts, max(CONCURRENCY), args.max_new_tokens)
+    counted = {name: value - before[name] for name, value in counts(llm).items()}
+    if settings:
+        ours = read_counts(llm.llm_engine.vllm_config)
+        counted |= {name: ours[name] - ours_before[name] for name in ours}
+    rows = [
+        {
+            "id": example.id,
+            "arm": arm,
+            "correct": task.score(example, each.text).correct,
+            "strict": None,
+            "num_tokens": len(each.token_ids),
+            "text": each.text,
+            "token_ids": list(each.token_ids),
+        }
+        for example, each in zip(examples, done, strict=True)
+    ]
+    trials: dict[str, list[float]] = {}
+    for concurrency in CONCURRENCY:
+        for _ in range(args.num_trials):
+            start = time.perf_counter()
+            timed = generate(llm, prompts[: args.num_timed], concurrency, args.max_new_tokens)
+            seconds = time.perf_counter() - start
+            speed = sum(len(each.token_ids) for each in timed) / seconds
+            trials.setdefault(str(concurrency), []).append(round(speed, 3))
+            print(f"{arm}: {speed:.0f} tokens/s at {concurrency}", flush=True)
+    arbiter = None
+    if settings:  # without the folder that this machine has the package in
+        arbiter = settings.arbiter_spec.removeprefix(f"{bundled_home()}/")
+    return {
+        "arm": arm,
+        "arbiter": arbiter,
+        "load_s": round(loaded, 1),
+        "counts": counted,
+        "trials": trials,
+        "rows": rows,
+    }
+
+
+def counts(llm: Any) -> dict[str, int]:
+    """VLLM's own counts of speculation so far; zeros without it."""
+    found = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+    return {name: int(found.get(theirs, 0)) for name, theirs in COUNTS.items()}
+
+
+def summarize(parts: dict[str, Json]) -> list[Json]:
+    """One entry an arm."""
+    arms = []
+    for name, part in parts.items():
+        rows, counted = part["rows"], part["counts"]
+        num_blocks = counted["num_target_forwards"]
+        length = 1 + counted["num_accepted_tokens"] / num_blocks if num_blocks else 1.0
+        speeds = {c: statistics.median(trials) for c, trials in part["trials"].items()}
+        entry: Json = {"name": name, "arbiter": part["arbiter"], "num_problems": len(rows)}
+        entry |= quality(rows, parts["target"]["rows"])
+        entry |= {"tokens_per_s": speeds, "trials": part["trials"], "load_s": part["load_s"]}
+        for baseline in ("target", "stock"):
+            theirs = parts[baseline]["trials"]
+            entry[f"speedup_vs_{baseline}"] = {
+                c: round(speed / statistics.median(theirs[c]), 3) for c, speed in speeds.items()
+            }
+        arms.append(entry | {"mean_acceptance_length": round(length, 3)} | counted)
+    return arms
+
+
+def same_ids(ours: Json, theirs: Json) -> Json:
+    """On how many problems two arms wrote the same tokens."""
+    pairs = list(zip(ours["rows"], theirs["rows"], strict=True))
+    unlike = [a["id"] for a, b in pairs if a["token_ids"] != b["token_ids"]]
+    return {"num_problems": len(pairs), "num_same": len(pairs) - len(unlike), "unlike": unlike}
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for option in ("pair", "target", "draft"):
+        parser.add_argument(f"--{option}")
+    parser.add_argument("--arbiter", default="bundled")
+    parser.add_argument("-k", type=int, default=6)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--num-problems", type=int, default=200)
+    parser.add_argument("--num-timed", type=int, default=16)
+    parser.add_argument("--num-trials", type=int, default=5)
+    parser.add_argument("--max-new-tokens", type=int, default=300)
+    parser.add_argument("--compile", action="store_true", help="not in eager mode")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--run-arm", choices=ARMS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is missing and write the result file."""
+    args = parse()
+    config = {k: v for k, v in vars(args).items() if k not in {"json", "overwrite", "run_arm"}}
+    if args.run_arm:
+        part = {"config": config} | run_arm(args.run_arm, args)
+        write_json(args.json, part)
+        return
+    check_writable(args.json, args.overwrite)
+    provenance = Provenance()
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"} | os.environ
+    parts: dict[str, Json] = {}
+    for arm in ARMS:
+        path = args.json.with_name(f"{args.json.name}.{arm}.part")
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        if kept.get("config") != config:
+            words = [sys.executable, *sys.argv, "--run-arm", arm, "--json", str(path)]
+            subprocess.run(words, check=True, env=environment)
+            kept = json.loads(path.read_text())
+        parts[arm] = kept
+    arms = summarize(parts)
+    ids = {
+        "stock_vs_target": same_ids(parts["stock"], parts["target"]),
+        "lossless_vs_stock": same_ids(parts["lossless"], parts["stock"]),
+    }
+    rows = [
+        {name: value for name, value in row.items() if name not in {"token_ids", "strict"}}
+        for part in parts.values()
+        for row in part["rows"]
+    ]
+    where = provenance.to_dict("cuda" if on_gpu() else "cpu", args.dtype)
+    where["engine_threads"] = environment["OMP_NUM_THREADS"]
+    result = document("vllm_speed", config, where, arms=arms, same_ids=ids, rows=rows)
+    result["argv"][0] = "experiments/vllm_speed/vllm_speed.py"
+    write_json(args.json, result)
+    for arm in ARMS:
+        args.json.with_name(f"{args.json.name}.{arm}.part").unlink()
+    report(arms, ids)
+
+
+def on_gpu() -> bool:
+    """Whether vLLM ran on CUDA."""
+    return torch.cuda.is_available()
+
+
+def report(arms: list[Json], ids: Json) -> None:
+    """The table for people."""
+    for arm in arms:
+        speeds = "  ".join(f"{v:7.0f} tok/s at {c}" for c, v in arm["tokens_per_s"].items())
+        shown = f"{arm['accuracy']:6.1%} right  {speeds}  length {arm['mean_acceptance_length']}"
+        print(f"{arm['name']:9} {shown}  overrides {arm.get('num_overrides', 0)}")
+    for name, found in ids.items():
+        print(f"{name}: {found['num_same']} of {found['num_problems']} alike, token for token")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The repository stays small: results are slimmed, weights other than the bundled ones stay out."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUNDLED = "src/cospec/bundled/"
+MAX_FILE_BYTES, MAX_TREE_BYTES = 500 * 1024, 6_000_000
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    """By path, the size of each tracked file outside the bundled weights."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("this is no git checkout")
+    paths = [ROOT / name for name in done.stdout.split("\0") if not name.startswith(BUNDLED)]
+    return {path: path.stat().st_size for path in paths if path.is_file()}
+
+
+def test_no_tracked_file_is_large(sizes):
+    assert not {path: size for path, size in sizes.items() if size > MAX_FILE_BYTES}
+
+
+def test_the_tracked_tree_is_small(sizes):
+    assert 0 < sum(sizes.values()) < MAX_TREE_BYTES
+
+
+def test_every_experiment_says_its_question_and_its_commands(sizes):
+    folders = {path.parent for path in sizes if path.parent.parent == ROOT / "experiments"}
+    for folder in folders:
+        assert (folder / "README.md").read_text().startswith("# "), folder
+        assert (folder / "run.sh").exists() or (folder / "run.py").exists(), folder
