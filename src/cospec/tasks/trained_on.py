@@ -83,8 +83,10 @@ def _hashes(examples: Iterable[Example]) -> tuple[list[bytes], list[bytes]]:
     for example in examples:
         questions.append(_hash(normalize(example.question)))
         template = example.metadata.get("template")
-        is_known = isinstance(template, int)
-        twins.append(_hash(twin_key(template, example.question)) if is_known else b"")
+        twin = b""
+        if isinstance(template, int):
+            twin = _hash(twin_key(template, example.question))
+        twins.append(twin)
     return questions, twins
 
 
