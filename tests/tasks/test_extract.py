@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cospec.tasks.extract import (
+    all_numbers,
     boxed,
     choice,
     final_answer,
@@ -211,3 +216,52 @@ def test_braces_within_a_box_are_matched_and_a_cut_off_box_is_ignored() -> None:
 def test_extraction_is_fast_on_long_and_repetitive_text() -> None:
     for text in ("1" * 20000, "1," * 10000, "\\boxed{" * 2000, "answer is " * 4000, "9 = " * 5000):
         final_number(text), choice(text), last_number(text)
+
+
+ORNAMENTS = st.text(alphabet="aA1.,*_$\\({[<>/#= \n-9", max_size=400)
+EXTRACTORS = (final_number, final_answer, choice, boxed, all_numbers, last_number, strict_gsm8k)
+
+
+@given(ORNAMENTS | st.text(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_extractors_take_any_text(text):
+    for extract in EXTRACTORS:
+        extract(text)
+    assert same_number(final_number(text), final_number(text)) == (final_number(text) is not None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "answer" + "**" * 50_000 + "x",
+        "\n" * 100_000,
+        "<answer>" * 20_000,
+        "1," + "111," * 20_000 + "1111",
+        "\\boxed{" * 20_000,
+        "=1" * 50_000,
+        "A \n" * 30_000 + "x",
+        "answer is " * 20_000,
+        "#" * 100_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_a_long_text_takes_no_longer_than_its_length_allows(text):
+    """Twice the text may take twice the time, not four times; counted in seconds with much room."""
+    started = time.process_time()
+    for extract in EXTRACTORS:
+        extract(text)
+    assert time.process_time() - started < 5
+
+
+def test_numbers_of_thousands_of_digits_are_compared_as_they_are_written():
+    long = "7" * 5000
+    assert same_number(long, long)
+    assert not same_number(long, long[:-1])
+    assert last_number(f"It is {long}") == long
+
+
+def test_the_answer_of_a_very_long_text_is_at_its_end():
+    text = "The answer is 1. " + "x" * 30_000 + " The answer is 2."
+    assert final_number(text) == "2"
+    assert choice("Answer: A. " + "x" * 30_000 + " Answer: B.") == "B"
+    assert final_answer("<answer>a</answer>" + "x" * 30_000 + "<answer>b</answer>") == "b"

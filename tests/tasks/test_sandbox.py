@@ -65,6 +65,81 @@ def test_a_program_that_does_not_reach_its_end_fails_and_says_why(
     assert verdict.reason.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("os.kill(os.getpid(), 40)", "killed by signal 40"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+        (
+            "attempt(os.kill, 1, signal.SIGINT); assert False, 'still here'",
+            "AssertionError: still here",
+        ),
+        (
+            "attempt(os.kill, 1, signal.SIGKILL); assert False, 'still here'",
+            "AssertionError: still here",
+        ),
+        ("[close(fd) for fd in range(64)]; 1 / 0", ""),
+        ("[read(fd) for fd in range(3, 64)]; 1 / 0", "ZeroDivisionError"),
+        ("[write(fd) for fd in range(3, 64)]; 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_whatever_a_program_does_it_is_wrong_and_the_next_one_runs(
+    program: str, reason: str
+) -> None:
+    """Each of these once ended the whole evaluation, or could."""
+    verdict = run(
+        "import os, signal\n"
+        "def attempt(action, *arguments):\n"
+        "    try: action(*arguments)\n"
+        "    except OSError: pass\n"
+        "def close(fd): attempt(os.close, fd)\n"
+        "def read(fd): attempt(os.set_blocking, fd, False); attempt(os.read, fd, 100)\n"
+        "def write(fd): attempt(os.write, fd, b'refused')\n" + program
+    )
+    assert not verdict.passed
+    assert reason in verdict.reason
+    assert run("").passed
+
+
+def test_a_child_that_ends_well_does_not_pass_for_its_parent() -> None:
+    verdict = run("import os\nif os.fork():\n    os.wait()\n    raise ValueError('parent')")
+    assert not verdict.passed
+    assert verdict.reason == "ValueError: parent"
+
+
+def test_the_order_of_a_set_is_the_same_in_every_run() -> None:
+    program = "print({str(i) for i in range(50)})"
+    assert run(program).output == run(program).output
+
+
+def test_a_tree_behind_a_link_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "linked_module.py").write_text("value = 7")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    program = "from linked_module import value; assert value == 7"
+    assert run_program(program, SMALL, extra_trees=[tmp_path / "link"]).passed
+
+
+def test_nothing_is_left_in_the_temporary_folder_even_by_a_killed_host(tmp_path: Path) -> None:
+    code = (
+        "from cospec.tasks.sandbox import run_program\n"
+        "print('started', flush=True)\n"
+        "run_program('import time; time.sleep(100)')\n"
+    )
+    host = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+    )
+    assert host.stdout is not None
+    host.stdout.readline()
+    time.sleep(1)
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_solutions_import_and_define_works() -> None:
     verdict = run(
         "import asyncio, dataclasses, decimal, heapq, hashlib, json, random, re, tempfile, typing\n"
@@ -80,7 +155,8 @@ def test_what_solutions_import_and_define_works() -> None:
 
 
 def test_an_endless_loop_is_cut_by_its_cpu_time() -> None:
-    assert run("while True: pass").reason == "killed by SIGXCPU"
+    limits = Limits(cpu_s=1, wall_s=60)  # long enough on a busy machine
+    assert run("while True: pass", limits).reason == "killed by SIGXCPU"
 
 
 def test_a_loop_that_ignores_the_cpu_signal_is_cut_all_the_same() -> None:

@@ -4,6 +4,9 @@ Models end an answer in many ways. From the surest on: ``\boxed{18}`` (what Qwen
 write when asked to), ``#### 18`` (GSM8K's own form), ``The answer is 18``, and a bare last number.
 Numbers are returned as they were written, without currency and thousands separators, and compared
 as fractions: 18.00 is 18, and 0.5 is 1/2. A percent sign and units are ignored.
+
+A model may write anything, so that every search here takes time linear in the text, or in the last
+`MAX_CHARS` of it, where answers are.
 """
 
 from __future__ import annotations
@@ -15,6 +18,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_CHARS = 20_000
+"""The end of a text that is searched."""
+_MAX_DIGITS = 1000
+"""Longer numbers are compared as they were written."""
 _NUMBER = re.compile(
     r"""
     (?P<sign>(?<![\w)\]}%])-(?=[$€£¥₹]?\s?[\d.]))?   # in "10-3" it is no sign
@@ -98,7 +105,11 @@ def strict_gsm8k(text: str) -> str | None:
 
 def same_number(left: str | None, right: str | None) -> bool:
     """Whether two numbers, as this module returns them, have exactly one value."""
-    return left is not None and right is not None and _value(left) == _value(right)
+    if left is None or right is None:
+        return False
+    if max(len(left), len(right)) > _MAX_DIGITS:
+        return left == right
+    return _value(left) == _value(right)
 
 
 def choice(text: str, letters: str = "ABCDE") -> str | None:
@@ -107,15 +118,18 @@ def choice(text: str, letters: str = "ABCDE") -> str | None:
     The last ``\boxed{C}``, else the last "answer is C" or "option C", else the last "(C)", else the
     last line that is a letter or begins with "C)".
     """
+    text = text[-MAX_CHARS:]
     letter = rf"(?:\(?([{letters}])\b(?!['\u2019])|\(([{letters.lower()}])\))"
-    phrase = r"\b(?i:answer|option|choice)\b[\s*_]*(?i:is|:|would be)?[\s:*_]*(?i:option|choice)?"
+    phrase = (  # possessive, or the runs of ornaments would share a long one in cubically many ways
+        r"\b(?i:answer|option|choice)\b[\s*_]*+(?i:is|:|would be)?+[\s:*_]*+(?i:option|choice)?+"
+    )
     for content in reversed(boxed(text)):
         if match := re.match(rf"(?:\\text\w*\s*\{{|[\s$*])*{letter}", content):
             return (match[1] or match[2]).upper()
     for pattern in (
-        rf"{phrase}[\s*$_]*(?:\\text\w*\{{)?{letter}",
+        rf"{phrase}[\s*$_]*+(?:\\text\w*\{{)?{letter}",
         rf"\(([{letters}])\)()",
-        rf"(?m)^[\s*$]*([{letters}])(?:\)|[\s*$.]*$)()",
+        rf"(?m)^[ \t\r*$]*([{letters}])(?:\)|[ \t\r*$.]*$)()",
     ):
         if found := re.findall(pattern, text):
             return "".join(found[-1]).upper()
@@ -127,8 +141,8 @@ def final_answer(text: str) -> str | None:
 
     Without any of these it is the last line.
     """
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    if marked := tagged or boxed(text) or re.findall(r"####([^\n]*)", text):
+    text = text[-MAX_CHARS:]
+    if marked := _tagged(text) or boxed(text) or re.findall(r"####([^\n]*)", text):
         return str(marked[-1]).strip() or None
     phrases = list(_PHRASE.finditer(text))
     lines = (text[phrases[-1].end() :] if phrases else text).strip().splitlines()
@@ -136,7 +150,20 @@ def final_answer(text: str) -> str | None:
     return line.strip("*_` \t").removesuffix(".") or None
 
 
+def _tagged(text: str) -> list[str]:
+    """What the last ``<answer>`` that is closed holds, if there is one."""
+    end = text.rfind("</answer>")
+    while end >= 0:
+        before = text.rfind("</answer>", 0, end)
+        start = text.find("<answer>", max(0, before), end)
+        if start >= 0:
+            return [text[start + len("<answer>") : end]]
+        end = before
+    return []
+
+
 def _without_latex(text: str) -> str:
+    text = text[-MAX_CHARS:]
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
     return text

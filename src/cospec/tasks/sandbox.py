@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _SYSTEM_TREES = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")
+_MOUNT_POINT = "/dev"
+"""Where the sandbox builds its root, in a mount namespace of its own: a folder that every Linux has
+and that holds no Python."""
 _STARTUP_S = 60.0
 """Time to build the sandbox on a busy machine, before the host gives up on it."""
 
@@ -118,10 +121,10 @@ def run_program(
     """
     limits = limits or Limits()
     trees = [str(path) for path in extra_trees]
-    with tempfile.TemporaryDirectory() as mount_point, tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output:
         request = asdict(limits) | {
             "program": program,
-            "mount_point": mount_point,
+            "mount_point": _MOUNT_POINT,
             "trees": [*_SYSTEM_TREES, sys.base_prefix, *trees],
             "import_from": trees,
         }
@@ -144,12 +147,12 @@ def _supervise(request: str, output: IO[bytes], wall_s: float) -> dict[str, str]
     if sys.platform != "linux":
         return {"refused": f"the platform is {sys.platform}"}
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_CHILD)],
+        [sys.executable, "-s", "-S", "-P", str(_CHILD)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=output,
         cwd="/",
-        env={},
+        env={"PYTHONHASHSEED": "0"},  # or a program that iterates over a set passes by chance
         text=True,
         start_new_session=True,
     ) as process:
