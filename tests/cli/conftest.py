@@ -26,7 +26,7 @@ def tiny(monkeypatch, llama_pair, tokenizer):
         cli.main()
 
     monkeypatch.setattr(PairOptions, "load", load)
-    run.asked_for = asked_for
+    run.asked_for, run.pair = asked_for, pair
     return run
 
 

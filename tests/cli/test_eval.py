@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from cospec import Engine
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.cli.options import PairOptions
+from cospec.features import make_features
 
 
 @pytest.fixture
@@ -170,3 +177,64 @@ def test_bad_input_ends_in_a_sentence(evaluate, arguments, sentence):
     with pytest.raises(SystemExit) as stop:
         evaluate(*arguments)
     assert sentence in str(stop.value)
+
+
+def test_arms_with_one_name_are_refused_before_the_models_are_loaded(evaluate, tiny):
+    with pytest.raises(SystemExit, match="two arms are called 'gap:max_gap=1'"):
+        evaluate("--arbiter", "gap", "--arbiter", "gap:max_gap=1.0")
+    assert not tiny.asked_for
+
+
+def test_a_second_run_on_one_file_is_refused_while_the_first_one_decodes(
+    evaluate, tmp_path, monkeypatch
+):
+    """Two runs on one file, both killed and resumed, counted 64 problems as 96."""
+    result, generate, refusals = tmp_path / "r.json", Engine.generate, []
+
+    def with_a_second_run(self, prompts, sampling):
+        if not refusals:
+            with pytest.raises(SystemExit) as stop:
+                evaluate("--json", result)
+            refusals.append(str(stop.value))
+        return generate(self, prompts, sampling)
+
+    monkeypatch.setattr(Engine, "generate", with_a_second_run)
+    evaluate("--json", result)
+    assert "another run is writing to" in refusals[0]
+    assert len(json.loads(result.read_text())["rows"]) == 3 * 6
+
+
+def test_a_result_that_another_run_finished_meanwhile_is_kept(evaluate, tmp_path, monkeypatch):
+    result, load = tmp_path / "r.json", PairOptions.load
+
+    def slow(self):
+        result.write_text("precious")
+        return load(self)
+
+    monkeypatch.setattr(PairOptions, "load", slow)
+    with pytest.raises(SystemExit, match="--overwrite"):
+        evaluate("--json", result)
+    assert result.read_text() == "precious"
+
+
+def test_other_weights_in_the_same_folder_do_not_resume(evaluate, tiny, tmp_path, monkeypatch):
+    result, folder = tmp_path / "r.json", tmp_path / "arbiter"
+    arguments = ("--arbiter", folder, "--json", result)
+    features = make_features("scalar", tiny.pair)
+    arbiter = LearnedArbiter(Policy(len(features.names), PolicyConfig()), features)
+    arbiter.save(folder)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4 + 2)
+        with pytest.raises(SystemExit):
+            evaluate(*arguments)
+    other = copy.deepcopy(arbiter.policy)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    replace(arbiter, policy=other).save(folder)
+    with pytest.raises(SystemExit, match=r"arbiters\..*\.sha256 '\w+' there and '\w+' here"):
+        evaluate(*arguments)
+    arbiter.save(folder)
+    evaluate(*arguments)
+    config = json.loads(result.read_text())["config"]
+    assert len(config["arbiters"][str(folder)]["sha256"]) == 64
+    assert config["models"]["fingerprint"]

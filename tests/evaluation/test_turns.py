@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +15,7 @@ from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.arms import make_arms
 from cospec.evaluation.evaluate import Evaluation
-from cospec.evaluation.turns import Turn, TurnLog
+from cospec.evaluation.turns import Turn, TurnLog, check_unlocked
 
 CONFIG = {"k": 4, "pair": {"target": "a", "draft": "b"}}
 TURNS = [
@@ -27,9 +31,14 @@ def path(tmp_path):
 
 
 def interrupted(path):
-    log = TurnLog(path, CONFIG)
-    for turn in TURNS[:3]:
-        log.append(turn)
+    with TurnLog(path, CONFIG) as log:
+        for turn in TURNS[:3]:
+            log.append(turn)
+
+
+def stored(path):
+    with TurnLog(path, CONFIG) as log:
+        return log.done
 
 
 def test_the_file_holds_the_configuration_and_each_finished_turn(path):
@@ -37,10 +46,11 @@ def test_the_file_holds_the_configuration_and_each_finished_turn(path):
     head, *turns = map(json.loads, path.read_text().splitlines())
     assert head == {"config": CONFIG}
     assert [Turn(**turn) for turn in turns] == TURNS[:3]
+    with TurnLog(path, CONFIG) as log:
+        assert log.done == TURNS[:3]
+        log.append(TURNS[3])
     log = TurnLog(path, CONFIG)
-    assert log.done == TURNS[:3]
-    log.append(TURNS[3])
-    assert TurnLog(path, CONFIG).done == TURNS
+    assert log.done == TURNS
     log.remove()
     assert not path.exists()
 
@@ -49,15 +59,93 @@ def test_a_line_that_was_cut_off_is_dropped(path):
     interrupted(path)
     with path.open("a") as file:
         file.write('{"chunk": 1, "arm": "dra')
-    log = TurnLog(path, CONFIG)
-    assert log.done == TURNS[:3]
-    log.append(TURNS[3])
-    assert TurnLog(path, CONFIG).done == TURNS
+    with TurnLog(path, CONFIG) as log:
+        assert log.done == TURNS[:3]
+        log.append(TURNS[3])
+    assert stored(path) == TURNS
+
+
+def test_a_line_that_was_cut_inside_a_character_is_dropped(path):
+    interrupted(path)
+    whole = path.read_bytes()
+    line = json.dumps({"chunk": 1, "arm": "draft", "text": "naïve"}, ensure_ascii=False).encode()
+    path.write_bytes(whole + line[: line.index(b"\xc3") + 1])
+    with TurnLog(path, CONFIG) as log:
+        assert log.done == TURNS[:3]
+    assert path.read_bytes() == whole
+
+
+def test_a_second_run_is_refused_while_the_first_one_writes(path):
+    with TurnLog(path, CONFIG) as log:
+        log.append(TURNS[0])
+        before = path.read_bytes()
+        with pytest.raises(ConfigError, match="another run is writing to"):
+            TurnLog(path, CONFIG)
+        with pytest.raises(ConfigError, match="another run is writing to"):
+            check_unlocked(path)
+        assert path.read_bytes() == before
+    with TurnLog(path, CONFIG) as log:
+        assert log.done == TURNS[:1]
+
+
+def test_a_refused_log_is_not_left_locked(path):
+    interrupted(path)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="another configuration"):
+            TurnLog(path, {"k": 5})
+    check_unlocked(path)
+
+
+def test_the_lock_ends_with_a_process_that_is_killed(path):
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from cospec.evaluation.turns import TurnLog\n"
+        f"log = TurnLog(Path(sys.argv[1]), {CONFIG!r})\n"
+        "print('locked', flush=True); time.sleep(300)"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match="another run is writing to"):
+            TurnLog(path, CONFIG)
+        other.kill()
+        other.wait()
+    with TurnLog(path, CONFIG) as log:
+        assert log.done == []
+
+
+def test_a_file_that_its_run_deletes_is_not_locked_in_its_place(path, monkeypatch):
+    """A run may finish between our opening of its log and our lock: then we start a new file."""
+    other, flock = TurnLog(path, CONFIG), fcntl.flock
+
+    def late(file, flags):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        other.remove()
+        flock(file, flags)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with TurnLog(path, CONFIG) as log:
+        log.append(TURNS[0])
+    assert stored(path) == TURNS[:1]
+
+
+def test_a_turn_that_was_stored_twice_counts_once(path):
+    """Two runs of a version without the lock wrote to one file; 64 problems were counted as 96."""
+    interrupted(path)
+    again = dataclasses.replace(TURNS[1], seconds=9.0)
+    with path.open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(again)) + "\n")
+    with TurnLog(path, CONFIG) as log:
+        assert log.done == TURNS[:3]
+    with path.open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(again) | {"rows": []}) + "\n")
+    with pytest.raises(ConfigError, match="holds chunk 0 of arm 'draft' twice, with different"):
+        TurnLog(path, CONFIG)
 
 
 def test_a_file_that_was_cut_off_in_its_head_starts_afresh(path):
     path.write_text('{"conf')
-    assert TurnLog(path, CONFIG).done == []
+    assert stored(path) == []
     assert path.read_text() == json.dumps({"config": CONFIG}) + "\n"
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
+from cospec.cli.run import Run, to_json
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.features import FeatureSpec
-from cospec.results import Json, Provenance, check_writable, document, write_json
+from cospec.results import Json
 from cospec.tasks import Split
 
 if TYPE_CHECKING:
@@ -89,17 +90,15 @@ class Audit:
         from cospec.evaluation.audit.auditor import AuditConfig, Auditor
         from cospec.evaluation.audit.costs import measure_costs
         from cospec.evaluation.audit.dataset import write_dataset
-        from cospec.evaluation.audit.summary import summarise
-        from cospec.evaluation.turns import TurnLog
+        from cospec.evaluation.audit.summary import summarize
+        from cospec.evaluation.problems import describe_problems
 
-        path = self.output.json
+        files = [self.audit.dataset]
+        run = Run("audit", self.output, threads=self.audit.threads, files=files)
         spec = self.pair.find_arbiter(self.audit.arbiter)
-        options = self.audit.for_arbiters([load_arbiter(spec)])
-        for file in (path, options.dataset):
-            check_writable(file, self.output.overwrite)
-        set_threads(options.threads)
+        arbiter = load_arbiter(spec)
+        options = self.audit.for_arbiters([arbiter])
         task, examples = self.task.load()
-        provenance = Provenance()
         pair = self.pair.load()
         settings = AuditConfig(
             arbiter=spec,
@@ -112,31 +111,31 @@ class Audit:
             max_new_tokens=options.max_new_tokens,
         )
         auditor = Auditor(pair, task, settings)
-        config = json.loads(json.dumps(asdict(replace(self, audit=options)), default=str))
-        del config["output"]
-        where = str(pair.target.device), str(pair.target.dtype)
-        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
-        records = self._play(auditor, examples, log)
-        lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]
-        costs = [
-            measure_costs(
-                pair,
-                max_tokens=options.max_k + 1,
-                context=sum(lengths) // len(lengths),
-                batch_size=size,
+        about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
+        settled = replace(self, audit=options)
+        with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:
+            records = self._play(auditor, examples, log)
+            lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]
+            costs = [
+                measure_costs(
+                    pair,
+                    max_tokens=options.max_k + 1,
+                    context=sum(lengths) // len(lengths),
+                    batch_size=size,
+                )
+                for size in options.cost_batch_sizes
+            ]
+            names = list(auditor.features.names)
+            summary = summarize(records, names, costs, options.k)
+            if options.dataset is not None:
+                made_from = {"task": task.name, "pair": json.dumps(to_json(self.pair))}
+                write_dataset(options.dataset, records, names, made_from)
+            run.write(
+                summary=summary,
+                costs=[cost.to_dict() for cost in costs],
+                feature_names=names,
+                rows=[_slim(record) for record in records],
             )
-            for size in options.cost_batch_sizes
-        ]
-        names = list(auditor.features.names)
-        summary = summarise(records, names, costs, options.k)
-        if options.dataset is not None:
-            about = {"task": task.name, "pair": json.dumps(config["pair"])}
-            write_dataset(options.dataset, records, names, about)
-        if path is not None and log is not None:
-            parts: Json = {"summary": summary, "costs": [cost.to_dict() for cost in costs]}
-            parts |= {"feature_names": names, "rows": [_slim(record) for record in records]}
-            write_json(path, document("audit", config, provenance.to_dict(*where), **parts))
-            log.remove()
         show(summary)  # last: a closed pipe must not cost the result
 
     def _play(

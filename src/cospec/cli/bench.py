@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, bundled_home, set_threads
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, bundled_home
+from cospec.cli.run import Run
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.config import BenchConfig
-from cospec.results import Provenance, check_writable, document, write_json
 
 if TYPE_CHECKING:
     from cospec.evaluation.benchmark.arms import ArmSpec
@@ -44,12 +43,8 @@ class Bench:
         from cospec.cli.arms import check_trained_on
         from cospec.cli.bench_view import print_cells, run_benchmark
         from cospec.evaluation.benchmark.config import Benchmark, describe
-        from cospec.evaluation.problems import describe_models
-        from cospec.evaluation.turns import TurnLog
 
-        path = self.output.json
-        check_writable(path, self.output.overwrite)
-        set_threads(self.threads)
+        run = Run("bench", self.output, threads=self.threads)
         specs = self._arm_specs()
         bench = self.bench if self.bench.tune_k else self._for_arbiters(specs)
         if self.task.split == "tune":
@@ -57,23 +52,15 @@ class Bench:
         task, test = self.task.load()
         num_tune = self.bench.num_tune_problems
         tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
-        provenance = Provenance()
         tries = {self.pair.find_arbiter(each) for spec in specs for each in spec.tries}
         check_trained_on([load_arbiter(each) for each in sorted(tries)], test, self.strict)
         pair = self.pair.load()
         benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, self.pair.find_arbiter)
-        config = json.loads(json.dumps(asdict(replace(self, bench=bench)), default=str))
-        del config["output"]
-        config |= {"evaluation": describe(benchmark), "models": describe_models(pair)}
-        where = str(pair.target.device), str(pair.target.dtype)
-        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
-        parts = run_benchmark(benchmark, specs, log)
-        if path is not None and log is not None:
-            resumed = {"num_resumed_turns": len(log.done)}
-            write_json(
-                path, document("bench", config, provenance.to_dict(*where), **parts, **resumed)
-            )
-            log.remove()
+        arbiters = {spec.name: benchmark.arbiter(spec.tries[0]) for spec in specs if spec.tries}
+        options = replace(self, bench=bench)
+        with run.log(options, pair, arbiters, evaluation=describe(benchmark)) as log:
+            parts = run_benchmark(benchmark, specs, log)
+            run.write(**parts)
         print_cells(parts["cells"])  # last: a closed pipe must not cost the result
 
     def _for_arbiters(self, specs: list[ArmSpec]) -> BenchConfig:

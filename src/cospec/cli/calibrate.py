@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,11 +12,11 @@ from cospec.cli.options import (
     OutputOptions,
     PairOptions,
     TaskOptions,
-    set_threads,
 )
+from cospec.cli.run import Run
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
-from cospec.results import Json, Provenance, check_writable, document, write_json
+from cospec.results import Json
 
 if TYPE_CHECKING:
     from cospec.arbiters.learned import LearnedArbiter
@@ -111,13 +111,11 @@ class Calibrate:
         from cospec.arbiters.learned import LearnedArbiter
         from cospec.cli.arms import play, print_notes, print_table
         from cospec.evaluation.evaluate import Evaluation
-        from cospec.evaluation.turns import TurnLog
         from cospec.rl.calibrate import check_point, write_point
 
-        options, path, overwrite = self.calibrate, self.output.json, self.output.overwrite
+        options, overwrite = self.calibrate, self.output.overwrite
         name = options.name or options.aim
-        check_writable(path, overwrite)
-        set_threads(options.threads)
+        run = Run("calibrate", self.output, threads=options.threads)
         is_bundled = options.arbiter in BUNDLED_ARBITERS
         if not is_bundled and not Path(options.arbiter).is_dir():
             raise ConfigError(
@@ -131,7 +129,6 @@ class Calibrate:
         settled = replace(self, calibrate=options)
         scores = _reliability(arbiter, options.dataset) if options.dataset else None
         task, examples = self._problems(arbiter.about)
-        provenance = Provenance()
         pair = self.pair.load()
         arms = settled._arms(pair, LearnedArbiter.load(folder, pair))
         evaluation = Evaluation(
@@ -143,21 +140,15 @@ class Calibrate:
             temperature=options.temperature,
         )
         print_notes(pair, evaluation)
-        config = json.loads(json.dumps(asdict(settled), default=str))
-        del config["output"]
-        config |= {"evaluation": evaluation.config()}
-        where = str(pair.target.device), str(pair.target.dtype)
-        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
-        parts = evaluation.result(play(evaluation, log))
+        about = {"evaluation": evaluation.config()}
+        with run.log(settled, pair, {options.arbiter: arbiter.with_threshold(0)}, **about) as log:
+            parts = evaluation.result(play(evaluation, log))
+            calibration = settled._choose(parts["arms"]) | {"name": name, "reliability": scores}
+            write_point(folder, name, calibration["point"], overwrite)
+            run.write(**parts, calibration=calibration)
         print_table(parts["arms"])
-        calibration = settled._choose(parts["arms"]) | {"name": name, "reliability": scores}
         _show(calibration)
-        write_point(folder, name, calibration["point"], overwrite)
         print(f"wrote the operating point: use it with --arbiter {folder}:point={name}")
-        if path is not None and log is not None:
-            parts |= {"calibration": calibration, "num_resumed_turns": len(log.done)}
-            write_json(path, document("calibrate", config, provenance.to_dict(*where), **parts))
-            log.remove()
 
     def _problems(self, about: Json) -> tuple[Task, list[Example]]:
         """The task and its problems; for a guarantee without those that chose the arbiter.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
-from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions, set_threads
-from cospec.results import Provenance, check_writable, document, write_json
+from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions
+from cospec.cli.run import Run
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,13 @@ class Eval:
             print_parts,
             print_table,
         )
-        from cospec.evaluation.arms import make_arms
+        from cospec.evaluation.arms import check_names, make_arms
         from cospec.evaluation.evaluate import Evaluation
-        from cospec.evaluation.problems import describe_models
-        from cospec.evaluation.turns import TurnLog
 
-        path = self.output.json
-        check_writable(path, self.output.overwrite)
-        set_threads(self.threads)
+        run = Run("eval", self.output, threads=self.threads)
         specs = [(spec, self.pair.find_arbiter(spec)) for spec in self.decode.arbiter]
+        check_names((load_arbiter(found).name, spec) for spec, found in specs)
         task, examples = self.task.load()
-        provenance = Provenance()
         check_trained_on([load_arbiter(found) for _, found in specs], examples, self.strict)
         pair = self.pair.load()
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
@@ -68,18 +63,10 @@ class Eval:
             exact_prefix_tokens=self.exact_prefix_tokens,
         )
         print_notes(pair, evaluation)
-        options = json.loads(json.dumps(asdict(replace(self, decode=decode)), default=str))
-        del options["output"]
-        config = options | {"evaluation": evaluation.config(), "models": describe_models(pair)}
-        where = str(pair.target.device), str(pair.target.dtype)
-        log = TurnLog.beside(path, config, provenance.to_dict(*where)) if path else None
-        parts = evaluation.result(play(evaluation, log))
-        if path is not None and log is not None:
-            resumed = {"num_resumed_turns": len(log.done)}
-            write_json(
-                path, document("eval", config, provenance.to_dict(*where), **parts, **resumed)
-            )
-            log.remove()
+        options = replace(self, decode=decode)
+        with run.log(options, pair, dict(arbiters), evaluation=evaluation.config()) as log:
+            parts = evaluation.result(play(evaluation, log))
+            run.write(**parts)
         if "parts" in parts:
             print_parts(parts["parts"])
         print_table(parts["arms"])  # last: a closed pipe must not cost the result

@@ -12,7 +12,7 @@ from cospec.errors import ConfigError
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from cospec.config import SamplingConfig
     from cospec.models import ModelPair
@@ -59,6 +59,7 @@ def make_arms(
         ConfigError: Two arms would have the same name.
         ArbiterError: No block length is given, and the arbiters were trained at several.
     """
+    check_names((arbiter.name, spec) for spec, arbiter in arbiters)
     decode = (decode or DecodeConfig()).with_options(keep_trace=False)
     decode = decode.for_arbiters(arbiter for _, arbiter in arbiters)
     arms = [
@@ -66,13 +67,29 @@ def make_arms(
         Arm(DRAFT, None, Engine.draft_only(pair, decode)),
         Arm(LOSSLESS, LOSSLESS, Engine(pair, AlwaysTarget(), decode)),
     ]
-    for spec, arbiter in arbiters:
-        if arbiter.name == LOSSLESS:
-            continue
-        if arbiter.name in [arm.name for arm in arms]:
+    return arms + [
+        Arm(arbiter.name, spec, Engine(pair, arbiter, decode))
+        for spec, arbiter in arbiters
+        if arbiter.name != LOSSLESS
+    ]
+
+
+def check_names(arms: Iterable[tuple[str, str]]) -> None:
+    """Refuse arms that could not be told apart in a result.
+
+    Args:
+        arms: Name and spec of each arm besides target, draft and lossless. A lossless one adds no
+            arm.
+
+    Raises:
+        ConfigError: Two arms have one name.
+    """
+    taken = {TARGET, DRAFT}
+    for name, spec in arms:
+        if name in taken:
             raise ConfigError(
-                f"two arms are called {arbiter.name!r}, the second one by {spec!r}; name each "
-                "arbiter once, and none like the arms target and draft."
+                f"two arms are called {name!r}, the second one by {spec!r}; name each arbiter "
+                "once, and none like the arms target and draft."
             )
-        arms.append(Arm(arbiter.name, spec, Engine(pair, arbiter, decode)))
-    return arms
+        if name != LOSSLESS:
+            taken.add(name)

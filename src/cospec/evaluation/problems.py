@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+from cospec.arbiters.learned import LearnedArbiter
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, PromptError
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.tasks import Example, Task
+    from cospec.types import Arbiter
 
 
 def describe_models(pair: ModelPair) -> Json:
-    """What tells the models from others: a hash of their weights, and their commits on the hub."""
+    """Return a hash of the weights of a pair, and the commits of its models on the hub."""
     revisions = {
         f"{name}_revision": getattr(model.config, "_commit_hash", None)
         for name, model in (("target", pair.target), ("draft", pair.draft))
@@ -26,8 +28,20 @@ def describe_models(pair: ModelPair) -> Json:
     return {"fingerprint": pair.fingerprint} | revisions
 
 
+def describe_arbiter(arbiter: Arbiter) -> Json:
+    """Return a hash of weights and settings of a trained arbiter; nothing for a rule."""
+    if not isinstance(arbiter, LearnedArbiter):
+        return {}
+    known = [arbiter.name, arbiter.max_mismatch_rate, arbiter.features.to_dict()]
+    digest = hashlib.sha256(json.dumps(known).encode())
+    for name, weight in arbiter.policy.state_dict().items():
+        values = weight.detach().float().cpu().contiguous().numpy().tobytes()
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + values)
+    return {"sha256": digest.hexdigest()}
+
+
 def describe_problems(examples: Sequence[Example]) -> Json:
-    """How many problems there are, and a hash of all that they ask and want."""
+    """Return the number of problems, and a hash of their questions and answers."""
     problems = [[e.id, e.question, e.answer] for e in examples]
     digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()
     return {"num_problems": len(examples), "problems_sha256": digest}

@@ -1,34 +1,38 @@
-"""A turn is one arm on one chunk of problems: what is timed, stored, and not done twice.
+"""Turns and their log: one arm on one chunk of problems, timed, stored, and never played twice.
 
-Knows nothing of models, tasks or statistics.
+The log has one writer at a time. Its lock belongs to the open file, so it ends with the process,
+even if that crashes. This file knows nothing of models, tasks or statistics.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from cospec.errors import ConfigError
-from cospec.results import Json, write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
+
+    from cospec.results import Json
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one arm did on one chunk."""
+    """One arm on one chunk."""
 
     chunk: int
     arm: str
     seconds: float
     """Wall-clock time of the generation alone."""
     rows: list[Json]
-    """One a problem."""
+    """One row per problem."""
     part: str = ""
-    """Which part of the run it belongs to, where a run has several."""
+    """Part of the run that it belongs to, where a run has several."""
 
     @property
     def num_tokens(self) -> int:
@@ -37,31 +41,34 @@ class Turn:
 
 
 class TurnLog:
-    """The finished turns of a run in a file, one JSON line each behind a line of configuration.
+    """The finished turns of a run: a file with the configuration, then one JSON line per turn.
+
+    Close it, or use it in a ``with`` statement: until then no other run can write to the file.
 
     Args:
-        path: The file; where it exists, its turns are those of the interrupted run.
+        path: The file. If it exists, it holds the turns of an interrupted run.
         config: All that the turns depend on.
 
     Attributes:
-        done: The turns that the file held when it was opened.
+        done: The turns that the file held when it was opened, each once.
 
     Raises:
-        ConfigError: The file is damaged, or belongs to a run with another configuration.
+        ConfigError: Another run is writing to the file; or it is damaged, or belongs to a run with
+            another configuration. The file stays as it is.
     """
 
     def __init__(self, path: Path, config: Json) -> None:
         self.path = path
-        config = json.loads(json.dumps(config))
-        self.done: list[Turn] = []
-        if path.exists():
-            self.done = _read(path, config)
-        lines = [{"config": config}, *map(asdict, self.done)]
-        write_text(path, "".join(map(_line, lines)))  # without a line that was cut off
+        self._file = lock(path)
+        try:
+            self.done = self._resume(json.loads(json.dumps(config)))
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def beside(cls, path: Path, config: Json, provenance: Json) -> TurnLog:
-        """The log of a run that writes its result to `path`.
+        """Open the log of a run that writes its result to `path`.
 
         Args:
             path: The result file.
@@ -69,32 +76,91 @@ class TurnLog:
             provenance: Of the run; when it started does not matter.
         """
         here = {key: provenance[key] for key in provenance if key not in ("started", "seconds")}
-        return cls(path.with_name(path.name + ".part.jsonl"), config | {"provenance": here})
+        return cls(log_path(path), config | {"provenance": here})
 
     def append(self, turn: Turn) -> None:
         """Store a turn that has just finished."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(asdict(turn)))
-            file.flush()
-            os.fsync(file.fileno())
+        self._write(asdict(turn))
 
     def remove(self) -> None:
         """Delete the file, once the result is written."""
         self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Let other runs write to the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, value: Json) -> None:
+        self._file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _resume(self, config: Json) -> list[Turn]:
+        """Read the turns of an interrupted run with this configuration, or start the file."""
+        # A crash can cut the last line anywhere, even inside a character, so bytes are split first.
+        *whole_lines, torn = self._file.read().split(b"\n")
+        done = _read(self.path, whole_lines, config) if whole_lines else []
+        self._file.seek(-len(torn), os.SEEK_END)
+        self._file.truncate()
+        if not whole_lines:
+            self._write({"config": config})
+        return done
 
 
-def _line(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+def log_path(path: Path) -> Path:
+    """Return where the log of a run is kept that writes its result to `path`."""
+    return path.with_name(path.name + ".part.jsonl")
 
 
-def _read(path: Path, config: Json) -> list[Turn]:
-    """The turns of an interrupted run, if it had this configuration."""
-    *whole_lines, _cut_off = path.read_text(encoding="utf-8").split("\n")
-    if not whole_lines:
-        return []
+def lock(path: Path) -> BinaryIO:
+    """Open a file for reading and writing, for one process at a time.
+
+    Raises:
+        ConfigError: Another process has it open.
+    """
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ConfigError(
+                f"another run is writing to {path}; wait until it has finished, or write to "
+                "another file."
+            ) from None
+        # The other run may have finished and deleted the file between our opening and locking it.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+def check_unlocked(path: Path) -> None:
+    """Refuse a file that another process has locked, before any work is done for it.
+
+    Raises:
+        ConfigError: Another process has it open.
+    """
+    if path.exists():
+        lock(path).close()
+
+
+def _read(path: Path, lines: list[bytes], config: Json) -> list[Turn]:
+    """Return the turns of an interrupted run, each once, if it had this configuration."""
     try:
-        head, *turns = map(json.loads, whole_lines)
-        theirs, done = _flat(head["config"]), [Turn(**turn) for turn in turns]
+        head, *rest = map(json.loads, lines)
+        theirs, turns = _flat(head["config"]), [Turn(**turn) for turn in rest]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); delete it to start over.") from None
     ours = _flat(config)
@@ -109,11 +175,19 @@ def _read(path: Path, config: Json) -> list[Turn]:
             f"{'; '.join(differences)}. Repeat its command to finish it, delete it to start over, "
             "or write to another file."
         )
-    return done
+    done: dict[tuple[str, int, str], Turn] = {}
+    for turn in turns:  # two runs of a version without the lock may have written the same turns
+        first = done.setdefault((turn.part, turn.chunk, turn.arm), turn)
+        if first.rows != turn.rows:
+            raise ConfigError(
+                f"{path} holds chunk {turn.chunk} of arm {turn.arm!r} twice, with different "
+                "answers; delete it to start over."
+            )
+    return list(done.values())
 
 
 def _flat(config: Json, prefix: str = "") -> Json:
-    """Nested keys joined by dots."""
+    """Return nested keys joined by dots."""
     flat: Json = {}
     for key, value in config.items():
         flat |= (

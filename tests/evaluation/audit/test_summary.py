@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cospec.evaluation.audit.costs import Costs
-from cospec.evaluation.audit.summary import BINNED, if_free_stood, outcome, summarise
+from cospec.evaluation.audit.summary import BINNED, if_free_stood, outcome, summarize
 
 COSTS = Costs(batch_size=1, context=10, draft_step_s=0.1, verify_s=[1.0, 1.1, 1.2])
 SLOW = Costs(batch_size=4, context=10, draft_step_s=0.9, verify_s=[1.0, 1.1, 1.2])
@@ -46,7 +46,7 @@ def test_each_outcome_is_named_by_whose_branch_is_right() -> None:
 
 
 def test_shares_and_agreement_are_those_counted_by_hand() -> None:
-    summary = summarise(RECORDS, BINNED, [COSTS], 2)
+    summary = summarize(RECORDS, BINNED, [COSTS], 2)
     counted = {name: share["count"] for name, share in summary["outcomes"].items()}
     assert counted == {"only_draft": 1, "only_target": 2, "both": 1, "neither": 2}
     assert summary["outcomes"]["only_draft"]["share"] == pytest.approx(1 / 6)
@@ -63,7 +63,7 @@ def test_shares_and_agreement_are_those_counted_by_hand() -> None:
 
 
 def test_bins_split_the_mismatches_without_losing_any() -> None:
-    summary = summarise(RECORDS, BINNED, [COSTS], 2)
+    summary = summarize(RECORDS, BINNED, [COSTS], 2)
     for rows in summary["bins"].values():
         assert len(rows) == 4
         counts = [sum(share["count"] for share in row["outcomes"].values()) for row in rows]
@@ -77,7 +77,7 @@ def test_the_oracle_path_is_reported_against_the_target() -> None:
         r | {"oracle_accepted": a, "oracle_correct": c, "oracle_overrides": n}
         for r, (a, c, n) in zip(RECORDS, ends, strict=True)
     ]
-    oracle = summarise(records, BINNED, [COSTS], 3)["oracle_path"]
+    oracle = summarize(records, BINNED, [COSTS], 3)["oracle_path"]
     assert oracle["accuracy"]["share"] == 0.75
     assert oracle["accuracy_delta"]["share"] == 0.25
     assert oracle["overrides_per_problem"] == 0.75
@@ -86,7 +86,7 @@ def test_the_oracle_path_is_reported_against_the_target() -> None:
 
 
 def test_speculation_that_does_not_pay_is_warned_of() -> None:
-    summary = summarise(RECORDS, BINNED, [COSTS, SLOW], 2)
+    summary = summarize(RECORDS, BINNED, [COSTS, SLOW], 2)
     pays = [speed["pays"] for speed in summary["speed"]]
     assert pays == [True, False]
     assert any("batch size 4" in warning for warning in summary["warnings"])
@@ -104,17 +104,17 @@ def test_tokens_whose_choice_is_free_stand_and_unplayed_ones_do_by_their_share()
     many = [played[0] | {"accepted": "1" * 4 + "0" * 4000}]
     (path,) = if_free_stood(many)  # none of these was played; half of the played ones are free
     assert 0.45 < path[4:].count("1") / 4000 < 0.55
-    summary = summarise(played, BINNED, [COSTS], 2)
+    summary = summarize(played, BINNED, [COSTS], 2)
     faster, exact = (summary[key][0]["by_k"] for key in ("speed_if_free_stood", "speed"))
     assert all(a["speedup"] >= b["speedup"] for a, b in zip(faster, exact, strict=True))
 
 
 def test_a_pair_that_never_disagrees_has_nothing_to_rule_on() -> None:
-    summary = summarise([record(True, []), record(False, [])], BINNED, [COSTS], 2)
+    summary = summarize([record(True, []), record(False, [])], BINNED, [COSTS], 2)
     assert "nothing for an arbiter" in summary["verdict"]
     assert summary["outcomes"]["only_draft"]["share"] is None
 
 
 def test_the_verdict_tells_the_shares_with_their_intervals() -> None:
-    verdict = summarise(RECORDS, BINNED, [COSTS], 2)["verdict"]
+    verdict = summarize(RECORDS, BINNED, [COSTS], 2)["verdict"]
     assert "solves 50.0 %" in verdict and "at 16.7 % (" in verdict and "6 mismatches" in verdict

@@ -40,7 +40,7 @@ def outcome(mismatch: Json) -> str:
             return "neither"
 
 
-def summarise(
+def summarize(
     records: Sequence[Json], feature_names: Sequence[str], costs: Sequence[Costs], k: int
 ) -> Json:
     """All numbers of the audit.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from cospec.arbiters import RULES, RandomOverride, load_arbiter
 from cospec.arbiters.rules import Rule
 from cospec.errors import ConfigError, unknown_name
+from cospec.evaluation.arms import check_names
 from cospec.evaluation.benchmark.grids import GRIDS, THRESHOLDS
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET
 
@@ -89,16 +90,14 @@ def make_specs(
         ArmSpec(LOSSLESS, "exact", (LOSSLESS,)),
     ]
     by_spec: dict[str, str] = {}
+    asked: list[tuple[str, str]] = []
     for spec in specs:
         if spec == LOSSLESS or spec.startswith(MATCH):
             continue
         kind = _UNRULED.get(spec)
         arm_spec = ArmSpec(spec, kind) if kind else _one(spec, load_arbiter(find(spec)), tune_knobs)
-        if arm_spec.name in [other.name for other in found]:
-            raise ConfigError(
-                f"two arms are called {arm_spec.name!r}, the second one by {spec!r}; name each "
-                "arbiter once, and none like the arms target and draft."
-            )
+        asked.append((arm_spec.name, spec))
+        check_names(asked)
         found.append(arm_spec)
         by_spec |= {spec: arm_spec.name, arm_spec.name: arm_spec.name}
     ruled = {spec: name for spec, name in by_spec.items() if spec not in _UNRULED}

@@ -1,0 +1,115 @@
+"""The frame of a command that measures: checks, then a log while it works, then a result file.
+
+The log lets the same command resume after an interruption, and keeps a second run from writing to
+the same file. Knows the pair and JSON, and nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cospec.cli.options import OutputOptions, set_threads
+from cospec.results import Json, Provenance, check_writable, document, write_json
+
+if TYPE_CHECKING:
+    from cospec.evaluation.turns import TurnLog
+    from cospec.models import ModelPair
+    from cospec.types import Arbiter
+
+
+class Run:
+    """A run of one command, from its checks to its result file.
+
+    Args:
+        command: The verb.
+        output: Where the result goes.
+        threads: CPU threads; None leaves torch's number.
+        files: Other files that the command writes, which must not exist either.
+
+    Raises:
+        ConfigError: A file exists, cannot be written, or belongs to a run that has not finished.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        output: OutputOptions,
+        *,
+        threads: int | None = None,
+        files: Sequence[Path | None] = (),
+    ) -> None:
+        from cospec.evaluation.turns import check_unlocked, log_path
+
+        self.command, self.path, self._overwrite = command, output.json, output.overwrite
+        check_writable(self.path, output.overwrite)
+        is_resumed = self.path is not None and log_path(self.path).exists()
+        if self.path is not None:
+            check_unlocked(log_path(self.path))
+        for path in files:  # a run that was killed at its end has written them
+            check_writable(path, output.overwrite or is_resumed)
+        set_threads(threads)
+        self._provenance = Provenance()
+        self._log: TurnLog | None = None
+        self._config: Json = {}
+        self._where = "", ""
+
+    @contextmanager
+    def log(
+        self,
+        options: Any,  # Any: the dataclass of the command
+        pair: ModelPair,
+        arbiters: Mapping[str, Arbiter],
+        **about: Json,
+    ) -> Iterator[TurnLog | None]:
+        """Open the log of the run; None if the result goes to no file.
+
+        Args:
+            options: Of the command, settled.
+            pair: The models; hashes of them are part of the configuration.
+            arbiters: By spec; hashes of trained ones are part of the configuration.
+            **about: More that the result depends on, such as hashes of the problems.
+
+        Raises:
+            ConfigError: There is an interrupted run with another configuration, or the result was
+                written by another run in the meantime.
+        """
+        from cospec.evaluation.problems import describe_arbiter, describe_models
+        from cospec.evaluation.turns import TurnLog
+
+        self._config = to_json(options) | about | {"models": describe_models(pair)}
+        del self._config["output"]
+        found = {spec: describe_arbiter(arbiter) for spec, arbiter in arbiters.items()}
+        self._config["arbiters"] = {spec: known for spec, known in found.items() if known}
+        self._where = str(pair.target.device), str(pair.target.dtype)
+        if self.path is None:
+            yield None
+            return
+        with TurnLog.beside(
+            self.path, self._config, self._provenance.to_dict(*self._where)
+        ) as self._log:
+            check_writable(self.path, self._overwrite)
+            yield self._log
+
+    def write(self, **parts: object) -> None:
+        """Write the result, if it goes to a file, and delete the log.
+
+        Args:
+            **parts: Of the document, besides configuration and provenance.
+        """
+        if self.path is None or self._log is None:
+            return
+        where = self._provenance.to_dict(*self._where)
+        resumed = {"num_resumed_turns": len(self._log.done)}
+        write_json(self.path, document(self.command, self._config, where, **parts, **resumed))
+        self._log.remove()
+
+
+def to_json(options: Any) -> Json:  # Any: a dataclass
+    """Return the fields of a dataclass as JSON; paths are strings."""
+    found: Json = json.loads(json.dumps(asdict(options), default=str))
+    return found
