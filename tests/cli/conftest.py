@@ -37,3 +37,16 @@ def problems(tmp_path):
     rows = [{"id": f"p/{i}", "question": "the [b]hen" + "s" * i, "answer": i} for i in range(6)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Runs what must be refused, and gives the message: exit 1 with it, or 2 from the parser."""
+
+    def refusal(run, *arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            run(*arguments)
+        boxed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        return boxed if stop.value.code == 2 else str(stop.value)
+
+    return refusal

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from cospec import Engine
+from cospec.arbiters import RULES
 from cospec.cli.options import PairOptions
 from cospec.tasks.splits import split_of
 
@@ -195,10 +196,8 @@ def test_without_tuning_there_is_no_rival(bench, capsys):
         (["--json", "no/such/folder.json"], "does not exist"),
     ],
 )
-def test_bad_input_ends_in_a_sentence(bench, arguments, sentence):
-    with pytest.raises(SystemExit) as stop:
-        bench(*arguments)
-    assert sentence in str(stop.value)
+def test_bad_input_ends_in_a_sentence(bench, refusal, arguments, sentence):
+    assert sentence in refusal(bench, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +208,21 @@ def test_bad_input_ends_in_a_sentence(bench, arguments, sentence):
         (["--draft-confidence-threshold", "nan"], "draft_confidence_threshold is nan"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_with_the_options(bench, capsys, arguments, sentence):
-    with pytest.raises(SystemExit) as stop:
-        bench(*arguments)
-    assert stop.value.code == 2
-    assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
+def test_a_setting_that_cannot_be_is_refused_by_name(bench, refusal, arguments, sentence):
+    assert sentence in refusal(bench, *arguments)
+
+
+def test_the_arms_that_can_be_asked_for_are_listed_one_a_line(tiny, capsys):
+    tiny("bench", "--list-arms")
+    names = capsys.readouterr().out.splitlines()
+    assert names[:3] == ["target", "draft", "lossless"]
+    assert {*RULES, "bundled", "random:match=bundled", "assisted", "oracle"} <= {*names}
+    assert len(names) == len(set(names))
+    tiny("bench", "--list-arms", "--pair", "bundled:without")
+    assert "bundled" not in capsys.readouterr().out
+    assert not tiny.asked_for
+
+
+def test_without_a_task_a_benchmark_is_refused(tiny):
+    with pytest.raises(SystemExit, match="--task is missing"):
+        tiny("bench", "--pair", "bundled:tiny")

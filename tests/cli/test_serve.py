@@ -72,6 +72,21 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
     assert "was trained at 16 drafted tokens a block and rules at 6" in notes
 
 
+def test_options_of_vllm_are_passed_on_with_and_without_dashes_before_them(run):
+    pair = ("--target", TARGET, "--draft", DRAFT)
+    options, _ = dry(run, "--host", "127.0.0.1", *pair, "--port", 8123, "-k", 3, "--api-key", "k")
+    assert (options["--host"], options["--port"], options["--api-key"]) == (
+        "127.0.0.1",
+        "8123",
+        "k",
+    )
+    assert json.loads(options["--speculative-config"])["num_speculative_tokens"] == 3
+    options, _ = dry(run, *pair, "--port", 8123, "--", "--threshold", 0.5)
+    assert (options["--port"], options["--threshold"]) == ("8123", "0.5")
+    with pytest.raises(SystemExit, match="--model is what cospec serve sets itself"):
+        run("--dry-run", *pair, "--model", "other")
+
+
 def test_a_bundled_pair_is_served_under_its_name_in_float32(run):
     options, notes = dry(run, "--pair", "bundled:specialist", "--arbiter", "bundled")
     assert json.loads(options["--speculative-config"])["num_speculative_tokens"] == 16, "as trained"
@@ -118,7 +133,7 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
         ),
         (
             ("--pair", "bundled:specialist", "--", "--speculative-config={}"),
-            "--speculative-config behind -- is what cospec serve sets itself",
+            "--speculative-config is what cospec serve sets itself",
         ),
     ],
 )

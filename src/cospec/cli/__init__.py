@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tyro
@@ -41,19 +43,40 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclas
     "push": Push,
     "info": Info,
 }
+_DESCRIPTION = (
+    "Collaborative speculative decoding: where a draft and a target model disagree, a trained "
+    "arbiter decides whose token stands."
+)
+_WELCOME = f"""{_DESCRIPTION}
 
-__all__ = ["main"]
+Start here:
+  cospec demo                          target, draft and arbiter compared on a bundled pair
+  cospec generate --pair bundled:specialist --arbiter bundled --prompt "Question: 3+4?"
+  cospec info                          versions, devices, and which extras are missing
+
+With your own models (hub ids or folders):
+  cospec audit --target T --draft D --task gsm8k     what an arbiter could win on this pair
+  cospec train --target T --draft D --task gsm8k --out arbiter
+  cospec eval  --target T --draft D --task gsm8k --arbiter arbiter
+  cospec serve --target T --draft D --arbiter arbiter --port 8000
+
+All commands: cospec --help. Options of one: cospec VERB --help.
+Shell completion: cospec --tyro-write-completion bash FILE, then source FILE (also zsh, tcsh)."""
+
+__all__ = ["main", "parse"]
 
 
 def main() -> None:
     """Run the command named in ``sys.argv``; exit 1 with a sentence on bad input, 130 on Ctrl-C."""
     keep_freed_memory()
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="cospec",
-        description="Collaborative speculative decoding.",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    args = sys.argv[1:]
+    if not args:
+        print(_WELCOME)
+        return
+    if args == ["--version"]:
+        print(f"cospec {importlib.metadata.version('cospec')}")
+        return
+    command = parse(args)
     try:
         command.run()
     except CospecError as error:
@@ -63,11 +86,34 @@ def main() -> None:
         sys.exit(130)
 
 
+def parse(args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
+    """Return the command that some arguments name; exit with a message if they do not fit.
+
+    Args:
+        args: The verb and its options.
+    """
+    verb, *rest = args
+    config = (tyro.conf.OmitArgPrefixes,)
+    if verb not in COMMANDS:  # help, completion, and what is misspelt
+        return tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="cospec", description=_DESCRIPTION, args=args, config=config
+        )
+    # One verb alone starts faster, and errors name its options without tyro's wrapper.
+    prog = f"cospec {verb}"
+    if verb != "serve":
+        return tyro.cli(COMMANDS[verb], prog=prog, args=rest, config=config)
+    end = rest.index("--") if "--" in rest else len(rest)
+    command, unknown = tyro.cli(
+        Serve, prog=prog, args=rest[:end], config=config, return_unknown_args=True
+    )
+    return replace(command, vllm=(*unknown, *rest[end + 1 :]))
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep large blocks that are freed for the next ones, as a caching allocator does.
 
-    By default each large tensor is mapped and zeroed by the kernel anew: on CPUs that is a fifth of
-    the time of decoding with billions of weights. Other C libraries are left as they are.
+    By default the kernel maps and zeroes each large tensor anew: on CPUs that is a fifth of the
+    time of decoding with billions of weights. Other C libraries are left as they are.
     """
     trim_threshold, mmap_max = -1, -4  # of mallopt(3)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, bundled_home
+from cospec.cli.options import (
+    BUNDLED_ARBITERS,
+    OutputOptions,
+    PairOptions,
+    TaskOptions,
+    bundled_home,
+)
 from cospec.cli.run import Run
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.config import BenchConfig
@@ -15,25 +21,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class BenchTaskOptions(TaskOptions):
+    """Which problems."""
+
+    task: str = ""
+    """A task as in cospec eval, such as gsm8k, reasoning_gym:NAME or jsonl:FILE,scorer=numeric."""
+
+
+@dataclass(frozen=True)
 class Bench:
-    """Compare all arbiters on one pair and task: k and settings tuned alike, then tested once.
+    """Compare all arbiters on one pair and task: tune k and settings alike, then test once.
 
     target, draft and lossless are always there. With --json FILE, finished parts are kept in
-    FILE.part.jsonl until the result is written: after an interruption the same command goes on from
+    FILE.part.jsonl until the result is written: after an interruption the same command resumes from
     there. The protocol is in docs/bench.md.
     """
 
-    task: TaskOptions
+    task: BenchTaskOptions = field(default_factory=BenchTaskOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     bench: BenchConfig = field(default_factory=BenchConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
     arms: tuple[str, ...] = ("all",)
-    """Who takes part: arbiters as in eval; assisted (transformers' assisted generation, greedy and
+    """Arms to compare: arbiters as in eval; assisted (transformers' assisted generation, greedy and
     batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a ceiling: it knows
     the answers); rules (every cited rule); all (rules, gap, assisted, the pair's trained arbiter
     and chance at its rate)."""
     strict: bool = False
     """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
+    list_arms: bool = False
+    """Print the arms that can be asked for, one a line, and stop."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 
@@ -44,6 +60,11 @@ class Bench:
         from cospec.cli.bench_view import print_cells, run_benchmark
         from cospec.evaluation.benchmark.config import Benchmark, describe
 
+        if self.list_arms:
+            print("\n".join(self._known_arms()))
+            return
+        if not self.task.task:
+            raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
         run = Run("bench", self.output, threads=self.threads)
         specs = self._arm_specs()
         bench = self.bench if self.bench.tune_k else self._for_arbiters(specs)
@@ -62,6 +83,21 @@ class Bench:
             parts = run_benchmark(benchmark, specs, log)
             run.write(**parts)
         print_cells(parts["cells"])  # last: a closed pipe must not cost the result
+
+    def _known_arms(self) -> list[str]:
+        """Return the arms that can be asked for with this pair; all of them without one."""
+        from cospec.arbiters import RULES
+        from cospec.evaluation.benchmark.arms import ASSISTED, MATCH, ORACLE
+        from cospec.evaluation.summary import DRAFT, TARGET
+
+        pair, home = str(self.pair.pair).partition(":")[2], bundled_home() / "arbiters"
+        trained = [
+            name
+            for name in BUNDLED_ARBITERS
+            if self.pair.pair is None or (home / f"{pair}{name.removeprefix('bundled')}").is_dir()
+        ]
+        matched = [MATCH + name for name in trained]
+        return [TARGET, DRAFT, *RULES, *trained, *matched, ASSISTED, ORACLE]
 
     def _for_arbiters(self, specs: list[ArmSpec]) -> BenchConfig:
         """The settings with the block length that the trained arbiters among the arms ask for."""

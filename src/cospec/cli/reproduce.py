@@ -95,13 +95,11 @@ def _check_paths(argv: Sequence[str]) -> None:
 
 def _run(command: list[str]) -> None:
     """Run a command as if it had been typed, so that the new file records it."""
-    from cospec.cli import COMMANDS
+    from cospec.cli import parse
 
     before, sys.argv = sys.argv, command
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="cospec", config=(tyro.conf.OmitArgPrefixes,)
-        ).run()
+        parse(command[1:]).run()
     finally:
         sys.argv = before
 

@@ -33,10 +33,14 @@ _OURS = {"--model", "-sc"} | {
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a pair with an arbiter through vLLM's OpenAI-compatible server."""
+    """Serve a pair with an arbiter through vLLM's OpenAI-compatible server.
 
-    vllm: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Behind --: whatever else vLLM's server takes, such as -- --port 8001 --max-model-len 4096."""
+    All other options go to vLLM as they are, such as --host 127.0.0.1 --port 8123 --api-key KEY
+    --max-model-len 4096. Options of vLLM that are called like one listed here go after --.
+    """
+
+    vllm: tyro.conf.Fixed[tyro.conf.Suppress[tuple[str, ...]]] = ()
+    """What is left of the command line."""
     pair: str | None = None
     """A pair that ships with the package, such as bundled:specialist."""
     target: str | None = None
@@ -44,12 +48,12 @@ class Serve:
     draft: str | None = None
     """Hub id or folder of the draft."""
     arbiter: str = "lossless"
-    """Who rules at mismatches: lossless, a rule such as gap:max_gap=1, the folder or hub id of a
-    trained arbiter, bundled or bundled-hidden."""
+    """Arbiter that rules at mismatches: lossless, a rule such as gap:max_gap=1, the folder or hub
+    id of a trained arbiter, bundled or bundled-hidden."""
     num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
     """Drafted tokens a block; by default as many as the arbiter was trained with, 4 for a rule."""
     threshold: float | None = None
-    """Of a trained arbiter, in place of its own; a request may ask for another."""
+    """Threshold of a trained arbiter, in place of its own; a request may ask for another."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
     decisions: Path | None = None
@@ -128,7 +132,7 @@ class Serve:
         for argument in self.vllm:
             if argument.partition("=")[0] in _OURS:
                 raise ConfigError(
-                    f"{argument.partition('=')[0]} behind -- is what cospec serve sets itself; "
+                    f"{argument.partition('=')[0]} is what cospec serve sets itself; "
                     "use --target, --draft, -k and --draft-options, or start vLLM yourself "
                     "(docs/vllm.md)."
                 )
