@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_pat
         (["--prompt", "a", "-k", 0], "num_speculative_tokens is 0"),
         (["--file", "nowhere.txt"], "cannot read nowhere.txt"),
         (["--prompt", "a", "--template", "x"], "it must hold {prompt}"),
+        (["--prompt", "a", "--num-prompts", -1], "num_prompts is -1; it must be at least 1"),
         (["--prompt", "a", "--chat", "True"], "no chat template"),
         (["--prompt", "a", "--json", "no/such/folder.json"], "does not exist"),
         (["--prompt", "a", "--max-new-tokens", 500], "the pair's context holds"),
@@ -102,7 +104,40 @@ def test_bad_input_ends_in_a_sentence(cospec, refusal, arguments, sentence):
 def test_a_setting_that_cannot_be_is_named(cospec, capsys):
     with pytest.raises(SystemExit):
         cospec("generate", "--prompt", "a", "--temperature", -1)
-    assert "temperature is -1.0" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "temperature is -1.0" in message
+    assert "tyro" not in message, "the parser's wrapper is not an option of ours"
+
+
+def test_alone_it_says_what_to_do_next(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cospec"])
+    cli.main()
+    out = capsys.readouterr().out
+    for line in ("cospec demo", "cospec info", "cospec audit --target T", "cospec --help"):
+        assert line in out
+
+
+def test_it_tells_its_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cospec", "--version"])
+    cli.main()
+    assert capsys.readouterr().out == f"cospec {importlib.metadata.version('cospec')}\n"
+
+
+def test_an_unknown_verb_is_refused_with_the_known_ones(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cospec", "evl"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "eval" in capsys.readouterr().err
+
+
+def test_text_of_a_model_cannot_steer_the_terminal(cospec, capsys, monkeypatch):
+    from cospec.engine.rows import Row
+
+    monkeypatch.setattr(Row, "text", lambda _: "\x1b[2Jgone")
+    for prompts in (["--prompt", "a"], ["--prompt", "a", "--prompt", "b"]):
+        cospec("generate", *prompts, "--max-new-tokens", 2)
+        assert "\x1b" not in capsys.readouterr().out
 
 
 def test_a_finished_result_is_not_overwritten_silently(cospec, tmp_path):

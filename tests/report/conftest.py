@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 """What a model may write."""
+TURNED = "user\u202etxt.exe\x1b"
+"""Text with controls that turn the order of a line, or steer a terminal."""
 
 
 def arm(name, accuracy, speedup, **changes):
@@ -133,13 +135,13 @@ def trace_document():
         "veto": "stop_token", "draft_correct": False, "target_correct": True,
     }  # fmt: skip
     row = {
-        "id": "p/1", "arm": "runs/ours", "question": f"How many? {EVIL}", "answer": "3",
+        "id": "p/1", "arm": "runs/ours", "question": f"How many? {EVIL} {TURNED}", "answer": "3",
         "extracted": "3", "correct": True, "target_correct": False, "finish_reason": "stop",
         "num_drafts": 2, "num_overrides": 1, "num_accepted_tokens_per_pos": [2, 1],
     }  # fmt: skip
     rows = [
         row | {"id": "p/2", "target_correct": True, "num_overrides": 0,
-               "tokens": [["So", "match"], [" it", "bonus"], ["\n", "correction"]],
+               "tokens": [["So" + TURNED, "match"], [" it", "bonus"], ["\n", "correction"]],
                "mismatches": [vetoed]},
         row | {"tokens": [["It", "match"], [EVIL, "override"], [" 3", "bonus"]],
                "mismatches": [mismatch, vetoed | {"position": 2, "target_text": " 3"}]},

@@ -131,6 +131,11 @@ def test_text_of_models_and_files_is_shown_and_never_run(page, root):
     assert page.count(EVIL) == 0
 
 
+def test_controls_in_texts_of_models_are_shown_and_turn_no_line_around(page):
+    assert page.count(r"user\u202etxt.exe\x1b") == 3
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x1b]", page)
+
+
 def test_the_page_loads_nothing(page, root):
     for node in root.find("*"):
         for name in ("src", "href", "srcset", "action", "data"):

@@ -10,7 +10,15 @@ import pytest
 from cospec.errors import ConfigError
 from cospec.report.read import acceptance_rates, read_all
 
-from .conftest import ARMS, arm, bench_document, eval_document, write_metrics
+from .conftest import (
+    ARMS,
+    arm,
+    audit_document,
+    bench_document,
+    eval_document,
+    trace_document,
+    write_metrics,
+)
 
 
 def test_every_kind_of_file_finds_its_place(results):
@@ -70,7 +78,7 @@ def test_a_training_that_has_no_name_takes_that_of_its_folder(tmp_path):
         ('{"command": "engine_speed"}', "holds nothing for a report"),
         ("[1]", "holds nothing for a report"),
         ("{", "damaged"),
-        (json.dumps(eval_document([{"name": "target", "arbiter": None}])), "KeyError.*accuracy"),
+        (json.dumps(eval_document([{"name": "target", "arbiter": None}])), "arm has no 'accuracy'"),
         (json.dumps(eval_document([])), "no arms"),
         (json.dumps(eval_document([arm("a", 0.5, 1.0, kind="new")])), "kind 'new' of arm a"),
     ],
@@ -99,3 +107,57 @@ def test_an_evaluation_without_rows_has_no_acceptance(tmp_path):
     path.write_text(json.dumps(eval_document(ARMS, [{"arm": "lossless", "text": None}])))
     found = read_all([path])
     assert (len(found.cells), found.acceptances) == (1, [])
+
+
+def broken(document, change):
+    change(document)
+    return document
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["rows"][0].pop("question"), "row has no 'question'"),
+        (lambda d: d.update(rows=[1]), "row is 1; it must be dict"),
+        (lambda d: d.update(rows=3), "damaged"),
+        (lambda d: d["rows"][0].update(tokens=[["a"]]), "tokens.0. is .'a'.; it must be a text"),
+        (lambda d: d["rows"][0].update(tokens=[["a", 3]]), "tokens.0..1. is 3; it must be str"),
+        (lambda d: d["rows"][0]["mismatches"][0].pop("q_target_id"), "has no 'q_target_id'"),
+        (lambda d: d["rows"][0]["mismatches"][0].update(score="x"), "score is 'x'"),
+        (lambda d: d["rows"][0]["mismatches"][0].update(p_draft_id=float("nan")), "nan.*finite"),
+        (lambda d: d["rows"][0].update(num_overrides=True), "num_overrides is True"),
+    ],
+)
+def test_a_damaged_trace_is_an_error_that_names_file_and_place(tmp_path, change, message):
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(broken(trace_document(), change)))
+    with pytest.raises(ConfigError, match=message) as error:
+        read_all([path])
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["arms"][0].update(accuracy="high"), "arm.accuracy is 'high'"),
+        (lambda d: d["arms"][0].update(accuracy_ci95=[0.1]), "must be two numbers"),
+        (lambda d: d["arms"][0].update(wins=None), "arm.wins is None"),
+        (lambda d: d["arms"][0].update(speedup_vs_target=float("inf")), "numbers finite"),
+        (lambda d: d["arms"][0].update(num_overrides=1.5), "arm.num_overrides is 1.5"),
+        (lambda d: d.update(arms=[3]), "damaged"),
+    ],
+)
+def test_a_damaged_evaluation_is_an_error_that_names_file_and_place(tmp_path, change, message):
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(broken(eval_document(), change)))
+    with pytest.raises(ConfigError, match=message) as error:
+        read_all([path])
+    assert str(path) in str(error.value)
+
+
+def test_an_audit_without_a_number_of_its_table_is_an_error(tmp_path):
+    document = audit_document()
+    del document["summary"]["outcomes"]["both"]
+    (tmp_path / "audit.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"KeyError.*both"):
+        read_all([tmp_path])

@@ -84,6 +84,6 @@ def test_markdown_has_the_same_numbers_with_the_best_in_bold(results):
 def test_a_name_cannot_break_a_markdown_table():
     from cospec.report.inputs import Inputs
 
-    hostile = arm("a|b*<c>\nd", 0.5, 1.0, kind="rule")
+    hostile = arm("a|b*<c>\nd[e](f)\x1b\u202e", 0.5, 1.0, kind="rule")
     text = to_markdown(Inputs(cells=[Cell("t|u", "", [hostile], "f")]))
-    assert "| a\\|b\\*&lt;c> d | **50.0%" in text
+    assert r"| a\|b\*&lt;c> d\[e\](f)\\x1b\\u202e | **50.0%" in text

@@ -92,6 +92,7 @@ def test_a_users_own_function_scores(file: Path) -> None:
         ("question=prompt,answer=gold,scorer=number", "did you mean 'numeric'"),
         ("question=prompt,answer=gold,scorer=no.such:thing", "cannot be imported"),
         ("question=prompt,answer=gold,scorer=json:thing", "cannot be imported"),
+        ("question=prompt,answer=gold,scorer=json:dumps", "does not take them .*def dumps"),
         ("questions=prompt", "did you mean 'question'"),
     ],
 )
@@ -108,3 +109,14 @@ def test_a_split_that_does_not_exist_is_refused(file: Path) -> None:
 def test_a_pattern_that_is_none_is_refused_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"one/0: '\(' is no pattern"):
         only_example(tmp_path, "(", ",scorer=regex")
+
+
+def no_number(example: Example, text: str) -> str:
+    return "good"
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_problem(file: Path) -> None:
+    task = load_task(f"jsonl:{file},scorer={__name__}:no_number,question=prompt,answer=gold")
+    example = task.examples("train", 1)[0]
+    with pytest.raises(TaskError, match=rf"gave 'good' for {example.id}; it must return a Score"):
+        task.score(example, "x")

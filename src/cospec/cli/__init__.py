@@ -26,6 +26,7 @@ from cospec.cli.serve import Serve
 from cospec.cli.trace import Trace
 from cospec.cli.train import Train
 from cospec.errors import CospecError
+from cospec.text import visible
 
 COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclass
     "demo": Demo,
@@ -80,7 +81,7 @@ def main() -> None:
     try:
         command.run()
     except CospecError as error:
-        sys.exit(f"cospec: {error}")
+        sys.exit(f"cospec: {visible(str(error))}")
     except KeyboardInterrupt as stop:
         print(f"cospec: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)

@@ -14,6 +14,7 @@ from rich.table import Table
 from cospec.errors import ConfigError
 from cospec.evaluation.summary import LOSSLESS
 from cospec.results import Json
+from cospec.text import visible
 
 if TYPE_CHECKING:
     from cospec.evaluation.evaluate import Evaluation
@@ -52,7 +53,9 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         )
     for note in (note for note in dict.fromkeys(notes) if note not in told):
         told.add(note)
-        Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"note: {visible(note)}", markup=False, highlight=False
+        )
 
 
 def check_trained_on(
@@ -145,7 +148,7 @@ def _standing(turns: Iterable[Turn]) -> str:
         count = counts.setdefault(turn.arm, [0, 0])
         count[0] += sum(row["correct"] for row in turn.rows)
         count[1] += len(turn.rows)
-    return "  ".join(f"{arm} {right}/{size}" for arm, (right, size) in counts.items())
+    return "  ".join(f"{visible(arm)} {right}/{size}" for arm, (right, size) in counts.items())
 
 
 Columns: TypeAlias = Mapping[str, Callable[[Json], str]]
@@ -175,7 +178,7 @@ def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = _
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for arm in arms:
-        table.add_row(arm["name"], *(show(arm) for show in columns.values()))
+        table.add_row(visible(arm["name"]), *(show(arm) for show in columns.values()))
         if arm["name"] == LOSSLESS:  # with no settings, so never relabelled
             table.caption = (
                 "won/lost, p: paired with target, exact McNemar test. over: speed-up by the clock. "
@@ -198,5 +201,5 @@ def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:
             cell = f"{arm['accuracy']:.1%} {arm['wins']}/{arm['losses']} p {arm['mcnemar_p']:.2g}"
             shown.setdefault(arm["name"], []).append(cell)
     for name, cells in shown.items():
-        table.add_row(name, *cells)
+        table.add_row(visible(name), *cells)
     console.print(table, markup=False)

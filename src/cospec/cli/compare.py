@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cospec.errors import ConfigError
 from cospec.results import Json, read_document
+from cospec.text import visible
 
 _WIDTH = 120
 """Of a table that goes to a file, which has no width of its own."""
@@ -118,7 +119,7 @@ def print_comparison(cells: Sequence[Json]) -> None:
         console.print(table, markup=False)
         for side in ("a", "b"):
             if cell[f"only_in_{side}"]:
-                names = ", ".join(cell[f"only_in_{side}"])
+                names = visible(", ".join(cell[f"only_in_{side}"]))
                 console.print(f"only in {side.upper()}: {names}", markup=False, soft_wrap=True)
     console.print(
         "won/lost: only B or only A is right; p: exact McNemar test. speed, forw.: how many times "
@@ -131,4 +132,4 @@ def _label(arm: Json) -> str:
     """The name of an arm, with settings that differ."""
     a, b = arm["settings"]
     changed = [f"{key} {a[key]} then {b[key]}" for key in a if a[key] != b[key]]
-    return f"{arm['name']} ({'; '.join(changed)})" if changed else str(arm["name"])
+    return visible(f"{arm['name']} ({'; '.join(changed)})" if changed else arm["name"])

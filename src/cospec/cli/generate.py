@@ -15,6 +15,7 @@ from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, GenerationInterrupted
 from cospec.results import Json, Provenance, check_writable, document, write_json, write_text
+from cospec.text import visible
 
 if TYPE_CHECKING:
     from cospec.engine import Engine
@@ -57,8 +58,10 @@ class PromptOptions:
         """The prompts, templates filled in.
 
         Raises:
-            ConfigError: There is no prompt, or the file does not fit.
+            ConfigError: There is no prompt, a number is below 1, or the file does not fit.
         """
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise ConfigError(f"num_prompts is {self.num_prompts}; it must be at least 1.")
         prompts = list(self.prompt)
         if self.file is not None:
             prompts += _read_file(self.file, self.field)[: self.num_prompts]
@@ -106,7 +109,7 @@ class Generate:
         arbiter = load_arbiter(spec, pair)
         decode = self.decode.for_arbiters([arbiter])
         for note in (*pair.notes, *notes_on(arbiter, decode)):
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {visible(note)}", file=sys.stderr)
         engine = Engine(pair, arbiter, decode)
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
@@ -228,4 +231,4 @@ def _stream_many(
                 if not console.is_terminal:
                     print(f"{len(done)}/{len(prompts)}  {num_tokens} tokens", file=sys.stderr)
     for i in sorted(done):
-        print(f"--- {i} ({done[i].finish_reason})\n{done[i].text}")
+        print(f"--- {i} ({done[i].finish_reason})\n{visible(done[i].text)}")

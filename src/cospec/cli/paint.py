@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from cospec.text import visible
 from cospec.types import Delta, Origin
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Painter:
         self._num_settled = 0
 
     def paint(self, delta: Delta) -> Text:
-        """The new text of a delta in colour; its characters are those of ``delta.text``."""
+        """Return the new text of a delta in colour, with control characters made visible."""
         self._num_settled += len(delta.text)
         painted = Text()
         for token_id, origin in zip(delta.token_ids, delta.origins, strict=True):
@@ -48,6 +49,6 @@ class Painter:
             )
             assert isinstance(text, str)
             piece = text[self._num_painted : self._num_settled]
-            painted.append(piece, STYLES[origin])
+            painted.append(visible(piece), STYLES[origin])
             self._num_painted += len(piece)
         return painted

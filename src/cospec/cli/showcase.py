@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cospec.cli.paint import LEGEND, Painter
 from cospec.evaluation.summary import TARGET
+from cospec.text import visible
 from cospec.types import Origin
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def show_one(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> st
         head = f"No problem was saved by an override. One with an override by {name}"
     example = evaluation.examples[shown.place]
     console.print(f"\n{head} ({example.id}):", style="bold")
-    console.print(f"\n{example.question}\n")
+    console.print(f"\n{visible(example.question)}\n")
     console.print(shown.painted)
     if console.is_terminal:
         console.print(LEGEND)
@@ -73,7 +74,7 @@ def show_one(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> st
     answers = {TARGET: target[shown.place]["extracted"], name: score.extracted}
     console.print("\nFinal answers:", style="bold")
     for who, answer in (answers | {"right": example.answer}).items():
-        console.print(f"  {who}: {'none' if answer is None else answer}")
+        console.print(f"  {visible(who)}: {'none' if answer is None else visible(answer)}")
     return example.id
 
 

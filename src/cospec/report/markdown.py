@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from cospec.report.tables import audit_rows, columns, entries, verdict
+from cospec.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +46,5 @@ def _bold(entry: Entry) -> str:
 
 def _escaped(text: str) -> str:
     """A text that ends no cell and is no markup."""
-    for sign, stand_in in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("\n", " ")):
-        text = text.replace(sign, stand_in)
-    return text
+    text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return re.sub(r"([\\`*_\[\]|!~])", r"\\\1", text)

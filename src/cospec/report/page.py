@@ -17,6 +17,7 @@ from cospec.report.frontier import MARKS, draw_frontier, has_close_up
 from cospec.report.plots import draw_acceptance, draw_map, draw_reliability, draw_training, panels
 from cospec.report.tables import audit_rows, columns, entries, frontier, tuning_rows, verdict
 from cospec.report.traces import VETOES, tell
+from cospec.text import visible
 
 try:
     import jinja2
@@ -136,6 +137,7 @@ def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"probability": _probability, "breakable": _breakable}
     cells = [
@@ -175,9 +177,14 @@ def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
     )
 
 
+def _shown(value: object) -> object:
+    """Return what a template writes, with the control characters of texts from files visible."""
+    return visible(value) if type(value) is str else value  # Markup is ours
+
+
 def _breakable(name: str) -> Markup:
     """A name that a narrow column may break behind its signs."""
-    return Markup(re.sub(r"([:,/=-])", r"\1<wbr>", str(escape(name))))  # escaped
+    return Markup(re.sub(r"([:,/=-])", r"\1<wbr>", str(escape(visible(name)))))  # escaped
 
 
 def _probability(value: float) -> str:

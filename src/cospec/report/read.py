@@ -24,6 +24,8 @@ from cospec.report.inputs import (
     Source,
     Training,
 )
+from cospec.report.shapes import check_arm, check_trace
+from cospec.report.tables import audit_rows
 from cospec.results import read_text
 
 if TYPE_CHECKING:
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     from cospec.results import Json
 
 
-_NEEDED = (
-    "accuracy", "accuracy_ci95", "wins", "losses", "mcnemar_p", "speedup_vs_target", "tokens_per_s",
+_DAMAGE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError,
+    RecursionError, OverflowError,
 )  # fmt: skip
-"""Of an arm, without which it cannot be shown."""
+"""Exceptions that a file of another shape can cause while it is read."""
 _SUFFIXES = (".json", ".gz", ".jsonl", ".safetensors")
 
 
@@ -80,7 +83,7 @@ def _read(path: Path, inputs: Inputs) -> bool:
         if command not in _READERS:
             return False
         _READERS[command](path, document, inputs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         raise ConfigError(
             f"{path} is damaged or of another version ({error!r}); write it again, or leave it out."
         ) from None
@@ -169,8 +172,7 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
     if all(arm["kind"] == "ceiling" for arm in arms):
         raise ValueError("no arms besides ceilings")
     for arm in arms:
-        for name in _NEEDED:
-            arm[name]
+        check_arm(arm)
         if arm["kind"] not in KINDS:
             raise ValueError(f"kind {arm['kind']!r} of arm {arm['name']}")
     inputs.cells.append(replace(cell, arms=arms))
@@ -234,7 +236,9 @@ def _audit(path: Path, document: Json, inputs: Inputs) -> None:
     title = _title(config, config["task"]["task"])
     for name in ("outcomes", "target_accuracy", "draft_accuracy", "one_step_oracle"):
         document["summary"][name]
-    inputs.audits.append(Audit(title, document["summary"]))
+    audit = Audit(title, document["summary"])
+    audit_rows([audit])  # fails here, with the name of the file, if a number is missing
+    inputs.audits.append(audit)
 
 
 def _calibration(path: Path, document: Json, inputs: Inputs) -> None:
@@ -252,6 +256,8 @@ def _traced(path: Path, document: Json, inputs: Inputs) -> None:
     import numpy as np  # noqa: PLC0415  # so that the command line starts without it
 
     rows = document["rows"]
+    for row in rows:
+        check_trace(row)
     inputs.traces += rows
     config = document["config"]
     title = f"{_title(config, config['task']['task'])} ({path.name})"

@@ -18,6 +18,7 @@ The example's metadata is the row.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from functools import partial
 from pathlib import Path
@@ -108,11 +109,31 @@ def _scorer(spec: str) -> Scorer:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise TaskError(f"the scorer {spec!r} cannot be imported: {error}.") from error
-    return partial(_score_by, function)
+    try:
+        inspect.signature(function).bind(None, "")
+    except ValueError:
+        pass  # a builtin that does not tell what it takes
+    except TypeError as error:
+        raise TaskError(
+            f"the scorer {spec!r} is called with an example and a text, and does not take them "
+            f"({error}); write it as def {name}(example, text), and return a Score or a number in "
+            "[0, 1]."
+        ) from error
+    return partial(_score_by, spec, function)
 
 
 def _score_by(
-    function: Callable[[Example, str], Score | float], example: Example, text: str
+    spec: str, function: Callable[[Example, str], Score | float], example: Example, text: str
 ) -> Score:
     result = function(example, text)
-    return result if isinstance(result, Score) else Score(float(result))
+    if isinstance(result, Score):
+        return result
+    try:
+        return Score(float(result))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TaskError):
+            raise
+        raise TaskError(
+            f"the scorer {spec!r} gave {result!r} for {example.id}; it must return a Score or a "
+            "number in [0, 1]."
+        ) from error

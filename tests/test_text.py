@@ -1,0 +1,25 @@
+"""Text that is shown to a person cannot steer what shows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cospec.text import visible
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 東 🙂\tand\nmore", "plain é 東 🙂\tand\nmore"),
+        ("\x1b[31mred\x1b]0;title\x07", r"\x1b[31mred\x1b]0;title\x07"),
+        ("back\rwards\x08", r"back\rwards\x08"),
+        ("\x9b31m", r"\x9b31m"),
+        ("user\u202etxt.exe", r"user\u202etxt.exe"),
+        ("\u2066a\u2069\u2028", r"\u2066a\u2069\u2028"),
+        ("half \ud800", r"half \ud800"),
+    ],
+)
+def test_controls_become_visible_and_text_stays(text, shown):
+    assert visible(text) == shown
+    assert visible(shown) == shown
+    visible(text).encode()
