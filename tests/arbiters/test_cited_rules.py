@@ -14,6 +14,7 @@ from cospec.arbiters import (
     DiffCascade,
     FuzzyJS,
     FuzzyKL,
+    JuDi,
     Mars,
     Mentored,
     OptCascade,
@@ -149,6 +150,34 @@ def test_fuzzy_kl_is_that_of_the_target_from_the_draft():
     scores = [0.4 - 0.5493061, 0.4 - 0.2231436, 0.4 - 10.8197783]
     expect(FuzzyKL(), batch_of(p, q), scores)
     assert FuzzyKL(0.2).rule(batch_of(p, q)).keep_draft.tolist() == [False] * 3
+
+
+def test_judi_relaxes_by_the_divergence_only_where_the_target_is_unsure():
+    """By hand: 1/2 log(5/8) + 1/2 log(5/2) = 0.2231436 (the other way round it is 0.1927449);
+    1/2 log 3 = 0.5493061; 0.95 log(0.95 / 0.9) + 0.05 log(0.05 / 0.1) = 0.0167066, of a target that
+    is too sure, so that the score alone would have kept the draft's token.
+    """
+    p = [[0.5, 0.5], [0.75, 0.25], [0.95, 0.05]]
+    q = [[0.8, 0.2], [0.25, 0.75], [0.9, 0.1]]
+    ruling = JuDi().rule(batch_of(p, q))
+    assert ruling.score.tolist() == pytest.approx([0.0768564, -0.2493061, 0.2832934], abs=1e-6)
+    assert ruling.keep_draft.tolist() == [True, False, False]
+    assert JuDi(0.2).rule(batch_of(p, q)).keep_draft.tolist() == [False] * 3
+    assert JuDi(0.6).rule(batch_of(p, q)).keep_draft.tolist() == [True, True, False]
+    assert JuDi(0.6, 0.7).rule(batch_of(p, q)).keep_draft.tolist() == [True, False, False]
+    assert JuDi(0.3, 0.96).rule(batch_of(p, q)).keep_draft.tolist() == [True, False, True]
+    assert JuDi().needs == Needs.LOGITS
+
+
+def test_judi_without_its_mask_is_fuzzy_decoding_by_kl():
+    generator = torch.Generator().manual_seed(0)
+    p, q = (6 * torch.randn(2, 64, 5, generator=generator)).softmax(dim=2)
+    batch = batch_of(p.tolist(), q.tolist())
+    assert (p.amax(dim=1) > 0.9).sum() > 10
+    unmasked = JuDi(2.0, confidence=1).rule(batch).keep_draft
+    assert torch.equal(unmasked, FuzzyKL(2.0).rule(batch).keep_draft)
+    masked = JuDi(2.0).rule(batch).keep_draft
+    assert torch.equal(masked, unmasked & (p.amax(dim=1) <= 0.9)) and (masked != unmasked).any()
 
 
 def test_cosd_wants_a_sure_draft_or_a_target_that_is_no_surer():

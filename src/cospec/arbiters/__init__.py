@@ -14,6 +14,7 @@ from cospec.arbiters.pair_rules import (
     DiffCascade,
     FuzzyJS,
     FuzzyKL,
+    JuDi,
     OptCascade,
     StaticEnsemble,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "FLy",
     "FuzzyJS",
     "FuzzyKL",
+    "JuDi",
     "LogProbGap",
     "Mars",
     "Mentored",
@@ -78,6 +80,7 @@ RULES: dict[str, type[Rule]] = {
         OptCascade,
         FuzzyJS,
         FuzzyKL,
+        JuDi,
         Mentored,
         CoSD,
         StaticEnsemble,

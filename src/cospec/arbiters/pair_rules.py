@@ -151,6 +151,33 @@ class FuzzyKL(ScoreRule):
 
 
 @dataclass(frozen=True)
+class JuDi(Rule):
+    """Judge decoding without a judge: KL(p || q) < threshold, but nothing where max p > confidence.
+
+    2601.04766, section 4.1, eq. 2; sunshy-1/JuDi 3af9f4d, ``decoding/judi.py``, where ``F.kl_div``
+    of the draft's from the target's log-probabilities is this direction. It is `FuzzyKL` with a
+    mask: where the target is sure, the strict test stands. The mask is 0.9 throughout; thresholds
+    are 0.1 to 1.4 in table 1, and 0.3 is in every scan of the code, which has no default. Paper and
+    code decode greedily; here it rules at sampled mismatches too. Lossless with ``threshold=0``.
+    """
+
+    kind = "judi"
+    needs = Needs.LOGITS
+    limits: ClassVar[Limits] = {"threshold": (0, math.inf), "confidence": (0, 1)}
+
+    threshold: float = 0.3
+    """Largest divergence, in nats."""
+    confidence: float = 0.9
+    """Where the target gives its best token more than this, its own token stands."""
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by divergence where the target is unsure; the score is what the threshold leaves."""
+        score = self.threshold - divergence(batch.log_p, batch.log_q)
+        is_unsure = batch.log_p.amax(dim=1).exp() <= self.confidence
+        return Ruling(is_unsure & (score > 0), score)
+
+
+@dataclass(frozen=True)
 class CoSD(ScoreRule):
     """Collaborative speculative decoding by rule: q(x) > alpha or p(y) < beta * q(x).
 

@@ -42,6 +42,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "cascade_opt": tuple(f"alpha={a}" for a in (-0.2, 0, 0.2, 0.5, 1)),
     "fsd_js": tuple(f"threshold={t}" for t in (0.05, 0.1, 0.2, 0.4, 0.6)),
     "fsd_kl": tuple(f"threshold={t}" for t in (0.1, 0.2, 0.4, 0.8, 1.6)),
+    "judi": tuple(f"threshold={t}" for t in (0.1, 0.3, 0.5, 0.9, 1.4)),
     "mentored": tuple(f"max_kl={d}" for d in (0.05, 0.1, 0.15, 0.2, 0.4)),
     "cosd": (
         "alpha=0.95,beta=0.2",
