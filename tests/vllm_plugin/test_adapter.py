@@ -13,7 +13,7 @@ from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, ConfigError
 from cospec.features import ScalarFeatures
 from cospec.vllm_plugin.adapter import check_supported, load, place
-from cospec.vllm_plugin.requests import RequestTable, is_plain
+from cospec.vllm_plugin.requests import MAX_STOP_IDS, RequestTable, is_plain
 from tests.vllm_plugin.conftest import DRAFT, HIDDEN, OTHER_PAIRS, TARGET
 
 CPU = torch.device("cpu")
@@ -95,6 +95,20 @@ def test_a_request_that_changes_the_targets_law_is_left_to_the_target(change):
     table = RequestTable(1, CPU, has_thresholds=False)
     table.add(0, params(**change))
     assert column(table, "is_open", 0) == [False]
+
+
+def test_a_request_with_a_whole_vocabulary_of_stop_tokens_does_not_widen_the_table(caplog):
+    """Such a request once made every later step of the server slow, until it was restarted."""
+    table = RequestTable(4, CPU, has_thresholds=False)
+    table.add(0, params(stop_token_ids=list(range(2, 2 + MAX_STOP_IDS))))
+    assert column(table, "is_open", 0) == [False]
+    table.add(1, params(stop_token_ids=list(range(150_000))))
+    assert column(table, "is_open", 1) == [False]
+    table.add(2, params(stop_token_ids=list(range(2, 1 + MAX_STOP_IDS))))
+    assert column(table, "is_open", 2) == [True]
+    (stop_ids,) = column(table, "stop_ids", 2)
+    assert len(stop_ids) == MAX_STOP_IDS and 1 in stop_ids, "the model's own stops as well"
+    assert "losslessly" in caplog.text and str(MAX_STOP_IDS) in caplog.text
 
 
 def test_nonsense_in_a_request_does_not_end_the_engine(caplog):

@@ -35,8 +35,9 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_reached_decisions_are_written_behind_a_head_line(tmp_path):
+def test_reached_decisions_are_written_after_a_head_line(tmp_path):
     path = tmp_path / "d.jsonl"
+    path.touch(0o644)  # was there, open to others
     log = DecisionLog(DecisionLogSettings(str(path)), "gap:max_gap=1", ["f", "g"])
     add(log, "r1", "r1", "r2", reached=[True, False, True])
     log.close()

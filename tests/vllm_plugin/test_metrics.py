@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +54,32 @@ def test_a_step_is_counted_as_it_was_when_handed_over():
     tensor.zero_()  # buffers are used again for the next step
     queue.flush()
     assert seen[0].tolist() == [1, 2]
+
+
+def test_a_full_folder_costs_the_counters_and_not_the_engine(tmp_path, monkeypatch, caplog):
+    """A hole in a mapped file on a full disk once killed the worker with a bus error."""
+
+    def no_space(fd, start, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(OSError, match="No space"):
+        CountsFile(tmp_path / "x.counts")
+    step_counts = StepCounts.for_engine(config(tmp_path))
+    step_counts.add(counts(3, 1, 2, 0), ["a"], torch.tensor([1]))
+    assert step_counts.file is None
+    assert list(step_counts.drain().values()) == [3, 1, 2, 0]
+    assert "counts nothing" in caplog.text and "No space" in caplog.text
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder of another user")
+def test_a_temporary_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"cospec-{os.getuid()}"
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(PermissionError, match="another user"):
+        CountsFile(folder / "x.counts")
 
 
 def test_each_count_is_taken_once_whoever_takes(tmp_path):

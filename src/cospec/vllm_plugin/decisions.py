@@ -59,6 +59,8 @@ class DecisionLog:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             self._fd = os.open(settings.path, flags, 0o600)
+            if os.fstat(self._fd).st_uid == os.getuid():
+                os.fchmod(self._fd, 0o600)  # a file that was there may be open to others
         except OSError as error:
             raise ConfigError(
                 f"decisions cannot be written to {settings.path}: {error.strerror}; name a file in "

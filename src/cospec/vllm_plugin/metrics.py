@@ -102,6 +102,9 @@ class CountsFile:
 
     Numbers of eight bytes: what was written, what was taken by a reader, and for the last
     `NUM_SLOTS` requests a key made of the id and the number of overrides.
+
+    Raises:
+        OSError: The folder is full, may not be written to, or is another user's.
     """
 
     NUM_SLOTS = 4096
@@ -109,10 +112,16 @@ class CountsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.parent == _default_folder() and path.parent.lstat().st_uid != os.getuid():
+            raise PermissionError(f"{path.parent} belongs to another user; set counts_dir")
         size = 8 * (2 * len(COUNTS) + 2 * self.NUM_SLOTS)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        if os.fstat(fd).st_size < size:
-            os.ftruncate(fd, size)  # new bytes are zero
+        try:
+            # Allocated, not only made longer: writing to a hole on a full disk is a bus error.
+            os.posix_fallocate(fd, 0, size)  # new bytes are zero
+        except OSError:
+            os.close(fd)
+            raise
         self._fd = fd
         self._map = mmap.mmap(fd, size)
         numbers = torch.frombuffer(self._map, dtype=torch.int64)
@@ -190,9 +199,22 @@ def counts_path(
     index = parallel.data_parallel_index if engine_index is None else engine_index
     name, _, _ = str(vllm_config.instance_id).partition("_dp")
     settings = Settings.from_vllm(vllm_config)
-    default = Path(tempfile.gettempdir()) / f"cospec-{os.getuid()}"
-    folder = default if settings is None or settings.counts_dir is None else settings.counts_dir
-    return Path(folder) / f"{name}-{index}.counts"
+    given = None if settings is None else settings.counts_dir
+    folder = _default_folder() if given is None else Path(given)
+    return folder / f"{name}-{index}.counts"
+
+
+def _default_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"cospec-{os.getuid()}"
+
+
+def open_counts(path: Path) -> CountsFile | None:
+    """Open a counts file; without one, say so and go on: counters are not worth an engine."""
+    try:
+        return CountsFile(path)
+    except OSError as error:
+        logger.warning("CoSpec counts nothing on /metrics: %s: %s", path, error)
+        return None
 
 
 def read_counts(
@@ -222,9 +244,10 @@ class StepCounts:
         cls,
         vllm_config: Any,  # Any: vLLM's VllmConfig
     ) -> StepCounts:
-        """Counts that reach the ``/metrics`` of the engine's server."""
-        file = CountsFile(counts_path(vllm_config))
-        atexit.register(file.remove)
+        """Make counts that reach the ``/metrics`` of the engine's server, if a file can be had."""
+        file = open_counts(counts_path(vllm_config))
+        if file is not None:
+            atexit.register(file.remove)
         return cls(file)
 
     def add(

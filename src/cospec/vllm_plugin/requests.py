@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_STOP_IDS = 64
+"""Stop tokens of a request with which an arbiter may rule. The table is as wide as its widest
+request, for good and for all, so that one request must not make it wide."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestColumns:
@@ -66,11 +70,20 @@ class RequestTable:
             params: Its sampling parameters, with the model's stop tokens filled in as vLLM does.
         """
         settings = _settings_of(params)
-        stop_ids = sorted(_stop_ids_of(params))
+        stop_ids = _stop_ids_of(params)
+        is_open = settings.enabled and is_plain(params) and len(stop_ids) <= MAX_STOP_IDS
+        if len(stop_ids) > MAX_STOP_IDS:
+            logger.warning(
+                "CoSpec decodes a request losslessly: it has %d stop tokens, and an arbiter rules "
+                "with at most %d.",
+                len(stop_ids),
+                MAX_STOP_IDS,
+            )
+            stop_ids = stop_ids[:MAX_STOP_IDS]
         self._make_room(slot + 1, len(stop_ids))
         self._num_overrides[slot] = 0
         self._num_mismatches[slot] = 0
-        self._is_open[slot] = settings.enabled and is_plain(params)
+        self._is_open[slot] = is_open
         self._max_tokens[slot] = 2**62 if params.max_tokens is None else params.max_tokens
         nan = float("nan")
         self._thresholds[slot] = nan if settings.threshold is None else settings.threshold
@@ -144,8 +157,8 @@ def _settings_of(params: Any) -> RequestSettings:  # Any: vLLM's SamplingParams
         return RequestSettings(enabled=False)
 
 
-def _stop_ids_of(params: Any) -> set[int]:  # Any: vLLM's SamplingParams
-    """Tokens that end the request."""
+def _stop_ids_of(params: Any) -> list[int]:  # Any: vLLM's SamplingParams
+    """Return the tokens that end the request, the model's own first."""
     stop_ids: Sequence[int] = params.stop_token_ids or ()
     eos = params.eos_token_id  # None if it is ignored
-    return {*stop_ids} if eos is None else {*stop_ids, eos}
+    return list(dict.fromkeys(stop_ids if eos is None else [eos, *stop_ids]))

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, Counter
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from cospec.vllm_plugin import frontend
-from cospec.vllm_plugin.metrics import COUNTS, HELP, CountsFile, counts_path
+from cospec.vllm_plugin.metrics import COUNTS, HELP, CountsFile, counts_path, open_counts
 from cospec.vllm_plugin.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class CospecStatLogger(StatLoggerBase):  # type: ignore[misc]  # Any where vLLM 
         if Settings.from_vllm(vllm_config) is None:
             return
         frontend.install(request_overrides)
-        self._file = CountsFile(counts_path(vllm_config, engine_index))
+        self._file = open_counts(counts_path(vllm_config, engine_index))
+        if self._file is None:
+            return
         _FILES.append(self._file)
         atexit.register(self._file.remove)
         model = vllm_config.model_config.served_model_name
