@@ -29,6 +29,8 @@ PAGES = (
 sys.path.insert(0, str(ROOT))
 from examples.safety import summary  # noqa: E402  # a script of the repository
 
+from experiments.heldout_templates import summarise as heldout  # noqa: E402
+
 
 def _read(name: str) -> dict[str, Any]:
     (path,) = (ROOT / "experiments").glob(f"*/{name}.json*")
@@ -406,6 +408,10 @@ BLOCKS = {
     "guard_family": partial(comparison, "guard_family"),
     "guard_specialist": partial(comparison, "guard_specialist"),
     "guard_tasks": partial(transfer, "guard_tasks"),
+    "heldout_family": partial(heldout.table, "family"),
+    "heldout_family_contest": partial(heldout.contest, "family"),
+    "heldout_specialist": partial(heldout.table, "specialist"),
+    "heldout_specialist_contest": partial(heldout.contest, "specialist"),
     "oracle_agreement": oracle_agreement,
     "safety_real": safety_real,
     "safety_real_prefix16": safety_real_prefix16,
