@@ -12,9 +12,10 @@ import torch
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
-from cospec.cli.options import BUNDLED_ARBITERS, PairOptions, bundled_models
+from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
+from cospec.models.bundled import BUNDLED_ARBITERS, bundled_models
 from cospec.tasks.reasoning_gym import SUFFIX
 from cospec.tasks.splits import split_of
 

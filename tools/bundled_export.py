@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cospec.cli.options import BUNDLED_PAIRS
+from cospec.models.bundled import BUNDLED_PAIRS
 from cospec.tasks import load_task
 from cospec.tasks.base import Example
 from cospec.tasks.jsonl import score_exact

@@ -31,7 +31,7 @@ from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.cli.options import PairOptions
-from cospec.engine.batch import Batch
+from cospec.engine.speculative import SpeculativeBatch
 from cospec.features import FeatureSpec, make_features
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.types import Arbiter
@@ -97,7 +97,7 @@ def measure(
     counts: dict[str, dict[str, int]] = {}
     for trial in range(num_trials + 1):
         for name, engine in engines.items():
-            with timed(Batch, "step") as steps, timed(LearnedArbiter, "rule") as rulings:
+            with timed(SpeculativeBatch, "step") as steps, timed(LearnedArbiter, "rule") as rulings:
                 done = engine.generate(prompts[: engine.batch_size], sampling)
             counts[name] = {
                 "num_steps": len(steps),

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from cospec.arbiters import load_arbiter
 from cospec.cli.arms import play
-from cospec.cli.options import BUNDLED_PAIRS, PairOptions, set_threads
+from cospec.cli.options import PairOptions, set_threads
 from cospec.config import DecodeConfig
 from cospec.evaluation.arms import make_arms
 from cospec.evaluation.evaluate import Evaluation
 from cospec.evaluation.turns import TurnLog
+from cospec.models.bundled import BUNDLED_PAIRS
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.tasks import load_task
 

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 
 from cospec.cli.demo import _load_problems
-from cospec.cli.options import bundled_home
 from cospec.cli.serve import Serve, speculative_config
 from cospec.evaluation.summary import quality
+from cospec.models.bundled import bundled_home
 from cospec.models.load import load_tokenizer
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.vllm_plugin.metrics import read_counts

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import tyro
 
@@ -111,6 +111,8 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
     raise ConfigError(f"{name} is {values!r}; it must be a list of {kind.__name__}.")
 
 
+DrafterName: TypeAlias = Literal["model", "ngram"]
+"""Drafters of `cospec.drafters`."""
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 """Block length where none is given and no arbiter was trained at one."""
 
@@ -131,6 +133,13 @@ class DecodeConfig:
     draft_confidence_threshold: float = 0.0
     """End a drafted block after a token to which the draft gives a lower probability (0 to 1):
     drafts that would be thrown away are not made. Lossless decoding stays exact."""
+    drafter: DrafterName = "model"
+    """Who drafts: model (the pair's draft) or ngram (prompt lookup: what followed the last tokens
+    where they occurred before; for arbiters that do not ask for the draft's logits)."""
+    prompt_lookup_max: int = 4
+    """Most last tokens that the ngram drafter searches for."""
+    prompt_lookup_min: int = 2
+    """Fewest last tokens that the ngram drafter searches for."""
     keep_trace: tyro.conf.Suppress[bool] = True
     """Record every mismatch in `Completion.trace`."""
 
@@ -146,6 +155,14 @@ class DecodeConfig:
             raise ConfigError(
                 f"draft_confidence_threshold is {self.draft_confidence_threshold}; it is a "
                 "probability, from 0 (blocks are never ended early) to 1."
+            )
+        if self.drafter not in get_args(DrafterName):
+            raise ConfigError(unknown_name("drafter", self.drafter, get_args(DrafterName)))
+        if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:
+            raise ConfigError(
+                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max "
+                f"{self.prompt_lookup_max}; both must be at least 1, and the first not above the "
+                "second."
             )
 
     @property

@@ -217,7 +217,7 @@ def make_features(spec: FeatureSpec, pair: ModelPair) -> ScalarFeatures:
     scalar = ScalarFeatures.for_tokenizer(pair.tokenizer, vocab_size)
     if spec == "scalar":
         return scalar
-    heads = [model.get_output_embeddings() for model in (pair.target, pair.draft)]  # type: ignore[no-untyped-call]
+    heads = [model.get_output_embeddings() for model in (pair.target, pair.draft_model)]  # type: ignore[no-untyped-call]
     target, draft = (head.weight.shape[1] for head in heads)
     return HiddenFeatures(scalar.kinds, (target, draft), _embeddings(pair))
 

@@ -10,6 +10,7 @@ depends on its own generator alone. This file knows nothing of models or caches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -144,3 +145,73 @@ def accepts(p: Tensor, q: Tensor, token_ids: Tensor, uniforms: Tensor) -> Tensor
     index = token_ids[..., None]
     p_x, q_x = p.gather(-1, index)[..., 0], q.gather(-1, index)[..., 0]  # (B, K)
     return uniforms * q_x < p_x
+
+
+@dataclass(frozen=True, slots=True)
+class Uniforms:
+    """The uniform numbers of a block, each row's from its own generator, float64 in [0, 1).
+
+    The layout is fixed, so that what a row draws does not depend on what happened to it.
+    """
+
+    draft: Tensor
+    """(B, K)"""
+    accept: Tensor
+    """(B, K)"""
+    target: Tensor
+    """(B, K + 1)"""
+    arbiter: Tensor
+    """(B, K)"""
+
+    @classmethod
+    def draw(cls, generators: list[torch.Generator], k: int, device: torch.device) -> Uniforms:
+        """Draw a block's numbers for each row."""
+        numbers = torch.stack(
+            [torch.rand(4 * k + 1, generator=g, dtype=torch.float64) for g in generators]
+        ).to(device)  # (B, 4K + 1)
+        return cls(*torch.split(numbers, [k, k, k + 1, k], dim=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """How the rows of a batch draw their tokens in one block.
+
+    Attributes:
+        warper: Their distributions; None if every row is greedy.
+        uniforms: Their random numbers; None if nothing is drawn.
+    """
+
+    warper: Warper | None
+    uniforms: Uniforms | None
+
+    @property
+    def numbers(self) -> Uniforms:
+        """The random numbers, where something is drawn."""
+        assert self.uniforms is not None, "sampling needs uniforms"
+        return self.uniforms
+
+    @classmethod
+    def draw(
+        cls,
+        configs: Sequence[SamplingConfig],
+        generators: list[torch.Generator],
+        k: int,
+        device: torch.device,
+        *,
+        needs_uniforms: bool = False,
+    ) -> Chance:
+        """Draw what a block needs.
+
+        Args:
+            configs: Settings of the rows.
+            generators: One a row.
+            k: Drafted tokens of the block.
+            device: Where they are needed.
+            needs_uniforms: Whether the arbiter rules by chance, which greedy rows need them for.
+        """
+        is_greedy = all(config.is_greedy for config in configs)
+        warper = None if is_greedy else Warper(configs, device)
+        uniforms = None
+        if needs_uniforms or not is_greedy:
+            uniforms = Uniforms.draw(generators, k, device)
+        return cls(warper, uniforms)

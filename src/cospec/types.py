@@ -43,6 +43,8 @@ class Needs(enum.Flag):
     """One uniform number a mismatch from the row's own generator, for a ruling by chance."""
     LOGITS = TARGET_LOGITS | DRAFT_LOGITS
     HIDDEN = TARGET_HIDDEN | DRAFT_HIDDEN
+    DRAFT = DRAFT_LOGITS | DRAFT_HIDDEN
+    """What not every drafter has."""
 
 
 class Origin(enum.StrEnum):
@@ -60,24 +62,25 @@ class Origin(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What the draft proposes in one block.
+    """A drafter's tokens for one block.
 
     Attributes:
-        token_ids: Drafted tokens, (B, K) int64. Where the draft may stop early, K is the length of
-            the longest row, and what is behind a row's own length is padding.
+        token_ids: Drafted tokens, (B, K) int64. Where a drafter may stop early, K is the length of
+            the longest row, and what comes after a row's own length is padding.
         lengths: How many of them each row has, (B,) int64.
-        logits: Raw logits that each was drawn from: K tensors of (B, V).
-        is_finite: Whether they hold neither NaN nor +inf, (B, K) bool; where not, the draft drew
-            from the uniform distribution.
-        probs: The distributions drawn from, after temperature and truncation, (B, K, V); 0 behind a
+        is_finite: Whether the logits of each hold neither NaN nor +inf, (B, K) bool; where not, the
+            token was drawn from the uniform distribution.
+        logits: Raw logits that each was drawn from, K tensors of (B, V); None if it has none.
+        probs: The distributions drawn from, after temperature and truncation, (B, K, V); 0 after a
             row's length, so that the residual there is p itself; None when every row is greedy.
-        hidden: The draft's last hidden states, K tensors of (B, H), if asked for.
+        hidden: The draft's last hidden states, K tensors of (B, H); None if it has none, or if
+            they were not asked for.
     """
 
     token_ids: Tensor
     lengths: Tensor
-    logits: list[Tensor]
     is_finite: Tensor
+    logits: list[Tensor] | None = None
     probs: Tensor | None = None
     hidden: list[Tensor] | None = None
 
@@ -240,7 +243,8 @@ class Stats:
     num_tokens: int = 0
     """Generated tokens."""
     num_drafts: int = 0
-    """Blocks, each of which is one target forward (plain decoding: one block a token)."""
+    """Blocks, each of which is one target forward (the target alone: one block a token; the draft
+    alone: none)."""
     num_draft_tokens: int = 0
     """Drafted tokens."""
     num_strict_accepts: int = 0

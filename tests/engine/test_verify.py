@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cospec.engine.verify import collect_mismatches, judge
+from cospec.engine.verify import collect_mismatches, verify
 from cospec.models.cache import Output
+from cospec.sampling import Chance
 from cospec.types import Needs, Proposal
 
 B, K, V, H = 5, 4, 11, 3
@@ -23,13 +24,13 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
     steps = [torch.randn(B, V, generator=generator) for _ in range(K)]
     states = [torch.randn(B, H, generator=generator) for _ in range(K)]
     is_finite = torch.ones(B, K, dtype=torch.bool)
-    proposal = Proposal(drafted, torch.tensor(lengths), steps, is_finite, hidden=states)
-    verdict = judge(Output(logits, hidden), proposal, None, None)
+    proposal = Proposal(drafted, torch.tensor(lengths), is_finite, steps, hidden=states)
+    verified = verify(Output(logits, hidden), proposal, Chance(None, None))
     rows, places = torch.tensor(where).unbind(dim=1)
     needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.HIDDEN
     counts = torch.arange(B)
     history = torch.stack([counts, 10 * counts, 7 * counts], dim=1)
-    batch = collect_mismatches(verdict, proposal, rows, places, history, needs, None)
+    batch = collect_mismatches(verified, proposal, rows, places, history, needs, None)
 
     log_p = logits.log_softmax(dim=-1)
     for i, (row, place) in enumerate(where):

@@ -7,9 +7,11 @@ import torch
 
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.arbiters import AlwaysDraft, AlwaysTarget
-from cospec.engine.batch import Batch
+from cospec.config import DecodeConfig
+from cospec.drafters import ModelDrafter
 from cospec.engine.reference import reference_decode
 from cospec.engine.rows import Row
+from cospec.engine.speculative import SpeculativeBatch
 from cospec.evaluation.audit.auditor import reached
 from cospec.models import ModelPair
 from cospec.models.cache import CachedModel
@@ -306,8 +308,10 @@ def test_completions_come_back_in_the_order_of_the_prompts(llama_pair, batch):
 def test_the_longest_prompts_are_decoded_first_and_a_stream_keeps_the_order(
     llama_pair, monkeypatch
 ):
-    admitted, admit = [], Batch.admit
-    monkeypatch.setattr(Batch, "admit", lambda *args: (admitted.extend(args[1]), admit(*args)))
+    admitted, admit = [], SpeculativeBatch.admit
+    monkeypatch.setattr(
+        SpeculativeBatch, "admit", lambda *args: (admitted.extend(args[1]), admit(*args))
+    )
     engine = Engine(llama_pair, AlwaysTarget(), batch_size=2)
     prompts = [*PROMPTS, PROMPTS[1]]
     orders = {}
@@ -346,7 +350,9 @@ def test_streaming_equals_not_streaming(llama_pair, tokenizer, sampling, stop):
 @pytest.mark.parametrize("prompts", [PROMPTS, SHARING], ids=["apart", "sharing"])
 def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter, prompts):
     pair = family_pair(family)
-    batch = Batch(pair.target, pair.draft, load_arbiter(arbiter), 4, keep_trace=False)
+    config, ruler = DecodeConfig(4, keep_trace=False), load_arbiter(arbiter)
+    drafter = ModelDrafter(pair, config, ruler.needs)
+    batch = SpeculativeBatch(pair, ruler, drafter, config)
     waiting = [Row(i, p, GREEDY, frozenset({EOS}), None) for i, p in enumerate(prompts)]
     batch.admit([waiting.pop() for _ in range(4)])
     while batch.rows:
@@ -354,9 +360,10 @@ def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter, promp
         batch.drop_finished()
         while waiting and len(batch.rows) < 4:
             batch.admit([waiting.pop()])
-        for cached in batch._models:
+        for cached in batch._stores:
             for r, row in enumerate(batch.rows):
-                num_live = len(row) - 1 - (cached is batch._draft and row.draft_lags)
+                lags = cached is drafter and row.origins[-1:] == [Origin.BONUS]
+                num_live = len(row) - 1 - lags
                 tokens = (row.prompt_ids + row.generated)[:num_live]
                 assert_strip_equals_prefill(cached, r, tokens)
 

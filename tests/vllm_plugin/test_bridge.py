@@ -12,11 +12,13 @@ from cospec.arbiters import AlwaysDraft, AlwaysTarget, LogProbGap, RandomOverrid
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.config import SamplingConfig
+from cospec.engine.arbitrate import arbitrate
 from cospec.engine.rows import Row
-from cospec.engine.verify import collect_mismatches, is_forbidden, judge
-from cospec.engine.walk import Block, Ruled, walk
+from cospec.engine.verify import collect_mismatches, verify
+from cospec.engine.walk import Block, walk
 from cospec.features import ScalarFeatures
 from cospec.models.cache import Output
+from cospec.sampling import Chance
 from cospec.types import MismatchBatch, Needs, Origin, Proposal, Ruling
 from cospec.vllm_plugin import bridge
 from cospec.vllm_plugin.bridge import Judge, VerifiedRows, force, settle
@@ -24,6 +26,7 @@ from cospec.vllm_plugin.bridge import Judge, VerifiedRows, force, settle
 K, V = 4, 12
 STOP = 3
 ALL = Needs.LOGITS | Needs.LOOKAHEAD
+GREEDY = Chance(None, None)
 
 
 class Recorder:
@@ -111,7 +114,7 @@ def stock_greedy(rows, judged, bonus_ids):
 def whole_blocks(ids: torch.Tensor, q: torch.Tensor, **more: object) -> Proposal:
     """The proposal of tokens (B, K) by logits (B, K, V)."""
     lengths = torch.full((len(ids),), ids.shape[1])
-    return Proposal(ids, lengths, list(q.unbind(dim=1)), torch.ones_like(ids).bool(), **more)
+    return Proposal(ids, lengths, torch.ones_like(ids).bool(), list(q.unbind(dim=1)), **more)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -119,11 +122,11 @@ def test_an_arbiter_sees_what_our_engine_shows_it(seed):
     p, q, ids = blocks(6, seed)
     states, drafts = torch.randn(6, K + 1, 5), torch.randn(6, K, 3)
     proposal = whole_blocks(ids, q, hidden=list(drafts.unbind(dim=1)))
-    verdict = judge(Output(p, states), proposal, None, None)
-    rows, places = (~verdict.is_match).nonzero().unbind(dim=1)
+    verified = verify(Output(p, states), proposal, GREEDY)
+    rows, places = (~verified.is_match).nonzero().unbind(dim=1)
     order = torch.arange(6)
     history = torch.stack([torch.full((6,), 7), 2 * order, order], dim=1)
-    theirs = collect_mismatches(verdict, proposal, rows, places, history, ALL | Needs.HIDDEN, None)
+    theirs = collect_mismatches(verified, proposal, rows, places, history, ALL | Needs.HIDDEN, None)
     recorder = Recorder(AlwaysTarget(), ALL | Needs.HIDDEN)
     handed_out = dict(
         target_hidden=states[:, :-1].flatten(0, 1),
@@ -143,47 +146,33 @@ def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
     p, q, ids = blocks(8, seed)
     exact, max_tokens = 8, [9 + r // 2 for r in range(8)]
     proposal = whole_blocks(ids, q)
-    verdict = judge(Output(p, None), proposal, None, None)
-    where = (~verdict.is_match).nonzero()
-    r, j = where.unbind(dim=1)
-    order = torch.arange(8)
-    history = torch.stack([torch.full((8,), 7), 2 * order, order], dim=1)
-    batch = collect_mismatches(verdict, proposal, r, j, history, arbiter.needs, None)
-    ruling, forbidden = arbiter.rule(batch), is_forbidden(verdict, proposal, None, r, j)
-    walked = []
-    for row_index in range(8):
-        config = SamplingConfig(max_new_tokens=max_tokens[row_index], exact_prefix_tokens=exact)
-        row = Row(row_index, [0], config, frozenset({STOP}), None)
-        row.generated, row.origins = [0] * 7, [Origin.MATCH] * 7
-        rulings = {
-            int(place): Ruled(
-                bool(ruling.keep_draft[m]),
-                bool(forbidden[m]),
-                None if ruling.score is None else float(ruling.score[m]),
-                (),
-            )
-            for m, (at, place) in enumerate(where.tolist())
-            if at == row_index
-        }
-        flags = [verdict.is_match, verdict.is_finite, proposal.is_finite]
-        block = Block(
-            K,
-            ids[row_index].tolist(),
-            verdict.target_ids[row_index].tolist(),
-            *(flag[row_index].long().tolist() for flag in flags),
-        )
-        walk(row, block, rulings, keep_trace=True)
+    verified = verify(Output(p, None), proposal, GREEDY)
+    walked, our_blocks = [], []
+    for r in range(8):
+        config = SamplingConfig(max_new_tokens=max_tokens[r], exact_prefix_tokens=exact)
+        row = Row(r, [0], config, frozenset({STOP}), None)
+        overrides = [Origin.OVERRIDE] * min(2 * r, 7)
+        row.generated, row.origins = [0] * 7, [*overrides, *[Origin.MATCH] * (7 - len(overrides))]
         walked.append(row)
+        flags = [verified.is_match, verified.is_finite, proposal.is_finite]
+        target_ids = verified.target_ids[r].tolist()
+        flags_of_row = (flag[r].long().tolist() for flag in flags)
+        our_blocks.append(Block(K, ids[r].tolist(), target_ids, *flags_of_row))
+    decisions = arbitrate(arbiter, walked, our_blocks, proposal, verified, GREEDY, keep_trace=True)
+    for row, block, decided in zip(walked, our_blocks, decisions, strict=True):
+        walk(row, block, decided, K, keep_trace=True)
 
     rows = flat(p, q, ids)
     rows = replace(
         rows,
         stop_ids=torch.full((len(rows.requests), 1), STOP),
         max_tokens=torch.tensor(max_tokens)[rows.requests],
+        num_overrides=(2 * rows.requests).clamp(max=7),
+        num_mismatches=(2 * rows.requests).clamp(max=7),
     )
     judgement = Judge(arbiter, K, exact_prefix_tokens=exact)(rows)
     judged = force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
-    emitted, accepted = stock_greedy(rows, judged, verdict.target_ids[:, -1])
+    emitted, accepted = stock_greedy(rows, judged, verified.target_ids[:, -1])
     outcome = settle(rows, judgement, accepted)
     for row, tokens, number in zip(walked, emitted, outcome.num_overrides.tolist(), strict=True):
         kept = row.generated[7:]
@@ -261,6 +250,7 @@ VETOES = {
     "no token drafted": (Scores(1.0), {"is_drafted": FALSE, "draft_ids": torch.tensor([-1])}),
     "request opted out": (Scores(1.0), {"is_open": FALSE}),
     "threshold of the request": (Scores(0.6), {"thresholds": torch.tensor([0.7])}),
+    "guarded, and a bold request": (Scores(0.0), {"thresholds": torch.tensor([-1e30])}),
     "no draft logits": (Recorder(AlwaysDraft()), {"draft_logits": None}),
     "no hidden states": (Recorder(AlwaysDraft(), Needs.TARGET_HIDDEN), {}),
     "no hidden states of the draft": (Recorder(AlwaysDraft(), Needs.DRAFT_HIDDEN), {}),

@@ -150,7 +150,7 @@ def test_several_at_once_get_the_answers_of_one_by_one(server):
 
 
 def test_a_request_with_the_switch_off_is_stock_vllm(server):
-    from cospec.cli.options import bundled_models
+    from cospec.models.bundled import bundled_models
 
     numbers = range(40, 48)
     command = [sys.executable, "-c", STOCK, *map(str, bundled_models(MODEL))]

@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cospec.cli.options import (
-    BUNDLED_ARBITERS,
-    OutputOptions,
-    PairOptions,
-    TaskOptions,
-    bundled_home,
-)
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.config import BenchConfig
+from cospec.models.bundled import BUNDLED_ARBITERS, bundled_home
 
 if TYPE_CHECKING:
     from cospec.evaluation.benchmark.arms import ArmSpec

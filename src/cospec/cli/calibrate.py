@@ -7,15 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cospec.cli.options import (
-    BUNDLED_ARBITERS,
-    OutputOptions,
-    PairOptions,
-    TaskOptions,
-)
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
+from cospec.models.bundled import BUNDLED_ARBITERS
 from cospec.results import Json
 
 if TYPE_CHECKING:

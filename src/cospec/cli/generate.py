@@ -105,7 +105,7 @@ class Generate:
         self.prompts.read()
         spec = self.pair.find_arbiter(self.decode.arbiter)
         provenance = Provenance()
-        pair = self.pair.load()
+        pair = self.pair.load(needs_draft=self.decode.drafter == "model")
         arbiter = load_arbiter(spec, pair)
         decode = self.decode.for_arbiters([arbiter])
         for note in (*pair.notes, *notes_on(arbiter, decode)):

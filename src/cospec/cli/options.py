@@ -4,66 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
-import cospec
 from cospec.config import DecodeConfig
-from cospec.errors import ConfigError, unknown_name
+from cospec.errors import ConfigError
+from cospec.models.bundled import bundled_arbiter
+from cospec.models.source import PairSource
 from cospec.tasks import Example, Split, Task, load_task
-
-if TYPE_CHECKING:
-    from cospec.models import ModelPair
-
-
-BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
-"""By name: folders of the target and of the draft."""
-BUNDLED_ARBITERS = ("bundled", "bundled-hidden")
-"""Names of the trained arbiters that ship with each of them; the second sees hidden states."""
-
-
-def bundled_home() -> Path:
-    """Folder of the weights that ship with the package."""
-    return Path(cospec.__file__).parent / "bundled"
-
-
-def bundled_models(name: str) -> tuple[Path, Path]:
-    """Folders of the target and the draft of a pair that ships with the package.
-
-    Args:
-        name: ``bundled:`` and a pair.
-
-    Raises:
-        ConfigError: There is no such pair.
-    """
-    home = bundled_home()
-    pairs = {
-        f"bundled:{pair}": (home / target, home / draft)
-        for pair, (target, draft) in BUNDLED_PAIRS.items()
-        if (home / target).is_dir() and (home / draft).is_dir()
-    }
-    if name not in pairs:
-        raise ConfigError(unknown_name("pair", name, pairs or ["none, this build ships no pair"]))
-    return pairs[name]
 
 
 @dataclass(frozen=True)
-class PairOptions:
+class PairOptions(PairSource):
     """Which models."""
-
-    pair: str | None = None
-    """A pair that ships with the package, such as bundled:family."""
-    target: str | None = None
-    """Hub id, folder or .gguf file of the target."""
-    draft: str | None = None
-    """Hub id, folder or .gguf file of the draft."""
-    dtype: str = "auto"
-    """Of the weights: auto (as in the checkpoint), float32, bfloat16 or float16."""
-    device: str = "auto"
-    """Where the models run: auto, cpu, cuda, cuda:1, ..."""
-    allow_pickle: bool = False
-    """Load pickled checkpoints, which can run any code they hold."""
 
     def find_arbiter(self, spec: str) -> str:
         """The spec that `load_arbiter` takes, checked before any model is loaded.
@@ -77,39 +30,9 @@ class PairOptions:
         """
         from cospec.arbiters import load_arbiter
 
-        name, colon, knobs = spec.partition(":")
-        if name in BUNDLED_ARBITERS:
-            pair = str(self.pair).partition(":")[2]
-            folder = bundled_home() / "arbiters" / f"{pair}{name.removeprefix('bundled')}"
-            if self.pair is None or not folder.is_dir():
-                raise ConfigError(
-                    f"--arbiter {name} needs a bundled pair that ships with a trained arbiter; "
-                    f"this is {self.pair or 'a pair of your own'}. Name a rule or a folder."
-                )
-            spec = f"{folder}{colon}{knobs}"
+        spec = bundled_arbiter(spec, self.pair)
         load_arbiter(spec)
         return spec
-
-    def load(self) -> ModelPair:
-        """Load the pair.
-
-        Raises:
-            ConfigError: A model is not named.
-        """
-        from cospec.models import ModelPair
-
-        target, draft, dtype = self.target, self.draft, self.dtype
-        if self.pair is not None:
-            if target is not None or draft is not None:
-                raise ConfigError("--pair names both models; leave out --target and --draft.")
-            target, draft = map(str, bundled_models(self.pair))
-            dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
-        if target is None or draft is None:
-            missing = "--target" if target is None else "--draft"
-            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
-        return ModelPair.from_pretrained(
-            target, draft, dtype=dtype, device=self.device, allow_pickle=self.allow_pickle
-        )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cospec.cli.options import PairOptions, bundled_models
+from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
+from cospec.models.bundled import bundled_models
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
 from cospec.vllm_plugin.supervise import supervise
 

@@ -1,5 +1,6 @@
 """The decode engine: propose, verify, arbitrate, walk."""
 
-from cospec.engine.engine import Branch, Engine, Rollout
+from cospec.engine.branches import Branch, Rollout
+from cospec.engine.engine import Engine
 
 __all__ = ["Branch", "Engine", "Rollout"]

@@ -61,7 +61,7 @@ def reference_decode(
         drafted: list[int] = []
         draft_logits: list[Tensor] = []
         for j in range(most):
-            logits = _logits(pair.draft, tokens + drafted)[-1]
+            logits = _logits(pair.draft_model, tokens + drafted)[-1]
             draft_logits.append(logits)
             drafted.append(int(draw(warper.probs(logits[None, None]), u_draft[None, None, j])))
             if logits.softmax(dim=-1)[drafted[-1]] < draft_confidence_threshold:

@@ -6,7 +6,7 @@ Knows tokens and text, nothing of models, caches or arbiters.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cospec.sampling import row_generator
 from cospec.types import Completion, Delta, FinishReason, Origin, Stats, StepTrace
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cospec.config import SamplingConfig
-    from cospec.models.cache import SavedRow
 
 _BROKEN = "\ufffd"  # what a decoder shows for the first bytes of an unfinished character
 
@@ -31,9 +30,8 @@ class Row:
         config: Its settings.
         stop_ids: Token ids that end it.
         tokenizer: For text and stop strings; None if the pair has none.
-        draft_lags: Whether the draft has yet to read the last token but one.
-        keep_caches: Whether to save what both models stored of it when it finishes.
-        caches: What target and draft have read already, when a branch waits to be admitted or
+        keep_caches: Whether to save what is stored of it when it finishes.
+        caches: What target and drafter have read already, when a branch waits to be admitted or
             `keep_caches` has saved it.
     """
 
@@ -42,9 +40,8 @@ class Row:
     config: SamplingConfig
     stop_ids: frozenset[int]
     tokenizer: PreTrainedTokenizerBase | None
-    draft_lags: bool = False
     keep_caches: bool = False
-    caches: list[SavedRow] | None = None
+    caches: list[Any] | None = None  # Any: only their stores look into them
     generator: torch.Generator = field(init=False)
     generated: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)

@@ -11,24 +11,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.sampling import Warper, accepts, draw, residual
+from cospec.rulings import look_ahead, rank_in_row, token_log_p
+from cospec.sampling import Chance, Uniforms, Warper, accepts, draw, residual
 from cospec.types import MismatchBatch, Needs, Proposal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.models.cache import Output
+    from cospec.rulings import LookAhead
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """The target's view of a block.
 
     Attributes:
         target_ids: The token that stands at each place if the drafted one does not, and after the
             row's last place the bonus token, (B, K + 1).
-        is_match: Whether the target accepts the drafted token, (B, K); of no meaning behind a row's
-            length, as all that is there.
+        is_match: Whether the target accepts the drafted token, (B, K); like all that is there, of
+            no meaning after a row's length.
         is_finite: Whether the logits of a place hold neither NaN nor +inf, (B, K + 1).
         logits: Raw, (B, K + 1, V).
         probs: Distributions sampled from, (B, K + 1, V); None if every row is greedy.
@@ -43,85 +45,40 @@ class Verdict:
     hidden: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
-class Uniforms:
-    """The uniform numbers of a block, each row's from its own generator, float64 in [0, 1).
-
-    The layout is fixed, so that what a row draws does not depend on what happened to it.
-    """
-
-    draft: Tensor
-    """(B, K)"""
-    accept: Tensor
-    """(B, K)"""
-    target: Tensor
-    """(B, K + 1)"""
-    arbiter: Tensor
-    """(B, K)"""
-
-    @classmethod
-    def draw(
-        cls, generators: list[torch.Generator], num_drafted: int, device: torch.device
-    ) -> Uniforms:
-        """Draw a block's numbers for each row."""
-        k = num_drafted
-        numbers = torch.stack(
-            [torch.rand(4 * k + 1, generator=g, dtype=torch.float64) for g in generators]
-        ).to(device)  # (B, 4K + 1)
-        return cls(*torch.split(numbers, [k, k, k + 1, k], dim=1))
-
-
-def judge(
-    output: Output, proposal: Proposal, warper: Warper | None, uniforms: Uniforms | None
-) -> Verdict:
-    """The target's verdict on a proposal.
+def verify(output: Output, proposal: Proposal, chance: Chance) -> Verification:
+    """Compare a proposal with the target.
 
     Args:
         output: The target's forward over the last token and the K drafted ones.
         proposal: What was drafted.
-        warper: How rows sample; None if every row is greedy.
-        uniforms: Random numbers, with a warper.
+        chance: How the rows draw.
     """
     logits, drafted = output.logits, proposal.token_ids
     top, target_ids = logits.max(dim=-1)  # the maximum is NaN if any entry is
     is_finite = top.isfinite()
-    if warper is None:
+    if chance.warper is None:
         is_match = target_ids[:, :-1] == drafted
-        return Verdict(target_ids, is_match, is_finite, logits, None, output.hidden)
-    assert uniforms is not None, "sampling needs uniforms"
-    p = warper.probs(logits)  # (B, K + 1, V)
-    choice_probs = p
-    is_match = torch.ones_like(drafted, dtype=torch.bool)
-    k = drafted.shape[1]
-    if proposal.probs is not None:
-        choice_probs = torch.cat([residual(p[:, :-1], proposal.probs), p[:, -1:]], dim=1)
-        is_match = accepts(p[:, :-1], proposal.probs, drafted, uniforms.accept[:, :k])
-    target_ids = draw(choice_probs, uniforms.target[:, : k + 1])
-    return Verdict(target_ids, is_match, is_finite, logits, p, output.hidden)
+        return Verification(target_ids, is_match, is_finite, logits, None, output.hidden)
+    assert proposal.probs is not None, "a drafter must say what sampled rows draw from"
+    p, q, k = chance.warper.probs(logits), proposal.probs, drafted.shape[1]
+    is_match = accepts(p[:, :-1], q, drafted, chance.numbers.accept[:, :k])
+    # What stands in the place of a token is drawn for every place beforehand, from numbers of its
+    # own: the residual where one was drafted, p where the block has ended (q is 0 there).
+    instead = torch.cat([residual(p[:, :-1], q), p[:, -1:]], dim=1)  # (B, K + 1, V)
+    target_ids = draw(instead, chance.numbers.target[:, : k + 1])
+    return Verification(target_ids, is_match, is_finite, logits, p, output.hidden)
 
 
-def is_forbidden(
-    verdict: Verdict, proposal: Proposal, warper: Warper | None, rows: Tensor, places: Tensor
-) -> Tensor:
-    """Whether the target gives the drafted token probability 0, (M,) bool.
-
-    Args:
-        verdict: The target's view of the block.
-        proposal: What was drafted.
-        warper: How rows sample; None if every row is greedy.
-        rows: Rows of the mismatches, (M,).
-        places: Their places in the block, (M,).
-    """
-    drafted = proposal.token_ids[rows, places]
-    is_impossible = verdict.logits[rows, places, drafted] == float("-inf")
-    if warper is None or verdict.probs is None:
-        return is_impossible
-    is_cut = verdict.probs[rows, places, drafted] == 0
-    return is_impossible | (is_cut & ~warper.is_greedy[rows, 0, 0])
+def is_cut(verified: Verification, batch: MismatchBatch, warper: Warper | None) -> Tensor | None:
+    """Return whether truncation took the drafted token from p, (M,) bool; None if all is greedy."""
+    if warper is None or verified.probs is None:
+        return None
+    p = verified.probs[batch.rows, batch.block_positions, batch.draft_ids]
+    return (p == 0) & ~warper.is_greedy[batch.rows, 0, 0]
 
 
 def collect_mismatches(
-    verdict: Verdict,
+    verified: Verification,
     proposal: Proposal,
     rows: Tensor,
     places: Tensor,
@@ -129,10 +86,10 @@ def collect_mismatches(
     needs: Needs,
     uniforms: Uniforms | None,
 ) -> MismatchBatch:
-    """The mismatches of a block with all that an arbiter declared it needs.
+    """Return the mismatches of a block with all that an arbiter declared it needs.
 
     Args:
-        verdict: The target's view of the block.
+        verified: The target's view of the block.
         proposal: What was drafted.
         rows: Rows of the mismatches, (M,).
         places: Their places in the block, (M,).
@@ -143,18 +100,21 @@ def collect_mismatches(
     """
     optional: dict[str, Tensor] = {}
     if Needs.TARGET_LOGITS in needs:
-        optional["target_logits"] = verdict.logits[rows, places]
+        optional["target_logits"] = verified.logits[rows, places]
     if Needs.DRAFT_LOGITS in needs:
+        assert proposal.logits is not None, "the engine refuses such a drafter"
         optional["draft_logits"] = _at(proposal.logits, rows, places)
     if Needs.LOOKAHEAD in needs:
-        matches, log_p = _lookahead(verdict, proposal, rows, places)
-        optional |= {"lookahead_matches": matches, "lookahead_log_p": log_p}
+        ahead = _look_ahead(verified, proposal, rows, places)
+        optional |= {"lookahead_matches": ahead.matches, "lookahead_log_p": ahead.log_p}
     if Needs.TARGET_HIDDEN in needs:
-        assert verdict.hidden is not None, "the target was not asked for hidden states"
-        optional["target_hidden"] = verdict.hidden[rows, places]
-        optional["target_hidden_after"] = verdict.hidden[rows, places + 1]
+        assert verified.hidden is not None, "the target was not asked for hidden states"
+        # The target has read the drafted token at the next place: its state after that token is
+        # what it would go on from if the token is kept, and costs nothing.
+        optional["target_hidden"] = verified.hidden[rows, places]
+        optional["target_hidden_after"] = verified.hidden[rows, places + 1]
     if Needs.DRAFT_HIDDEN in needs:
-        assert proposal.hidden is not None, "the draft was not asked for hidden states"
+        assert proposal.hidden is not None, "the engine refuses such a drafter"
         optional["draft_hidden"] = _at(proposal.hidden, rows, places)
     if Needs.UNIFORMS in needs:
         assert uniforms is not None, "uniforms were not drawn"
@@ -165,63 +125,58 @@ def collect_mismatches(
         block_positions=places,
         positions=num_generated + places,
         num_overrides=num_overrides,
-        num_mismatches=num_overrides + num_corrections + _num_earlier(rows),
+        num_mismatches=num_overrides + num_corrections + rank_in_row(rows),
         block_lengths=proposal.lengths[rows],
         draft_ids=proposal.token_ids[rows, places],
-        target_ids=verdict.target_ids[rows, places],
+        target_ids=verified.target_ids[rows, places],
         **optional,
     )
 
 
-def _num_earlier(rows: Tensor) -> Tensor:
-    """How many mismatches of its row precede each in the block, (M,), from their rows in order."""
-    rows = rows.contiguous()
-    return torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
-
-
 def _at(steps: list[Tensor], rows: Tensor, places: Tensor) -> Tensor:
     """What K tensors of (B, X) hold at the mismatches, (M, X), without a copy of them all."""
-    used, inverse = _distinct(rows)
+    used, inverse = torch.unique_consecutive(rows, return_inverse=True)
     return torch.stack([step[used] for step in steps], dim=1)[inverse, places]
 
 
-def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows with a mismatch, (R,), and which of them each mismatch is in, (M,)."""
-    used, inverse = torch.unique_consecutive(rows, return_inverse=True)
-    return used, inverse
+def _look_ahead(
+    verified: Verification, proposal: Proposal, rows: Tensor, places: Tensor
+) -> LookAhead:
+    """What the target says of the drafted tokens after each mismatch, each (M, K - 1)."""
+    used, inverse = torch.unique_consecutive(rows, return_inverse=True)  # R rows with a mismatch
+    drafted = proposal.token_ids[used]  # (R, K)
+    num_rows, k = drafted.shape
+    place = torch.arange(k, device=drafted.device).expand(num_rows, k)
+    return look_ahead(
+        inverse * k + places,
+        k - 1,
+        blocks=torch.arange(num_rows, device=drafted.device).repeat_interleave(k),
+        is_drafted=(place < proposal.lengths[used, None]).flatten(),
+        is_match=verified.is_match[used].flatten(),
+        log_p=token_log_p(verified.logits[used, :-1], drafted).flatten(),
+    )
 
 
-def _lookahead(
-    verdict: Verdict, proposal: Proposal, rows: Tensor, places: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What the target thinks of the drafted tokens behind each mismatch, each (M, K - 1)."""
-    drafted = proposal.token_ids
-    num_drafted = drafted.shape[1]
-    used, inverse = _distinct(rows)  # R rows with a mismatch
-    logits = verdict.logits[used, :-1].float()
-    log_p = logits.gather(-1, drafted[used, :, None])[..., 0] - logits.logsumexp(dim=-1)  # (R, K)
-    ahead = places[:, None] + torch.arange(1, num_drafted, device=places.device)  # (M, K - 1)
-    is_inside = ahead < proposal.lengths[rows, None]
-    ahead = ahead.clamp(max=num_drafted - 1)
-    matches = verdict.is_match[rows[:, None], ahead] & is_inside
-    return matches, torch.where(is_inside, log_p[inverse[:, None], ahead], 0.0)
-
-
-def trace_probs(verdict: Verdict, proposal: Proposal, batch: MismatchBatch) -> Tensor:
-    """Probabilities of both tokens under both models, before temperature and truncation.
+def trace_probs(verified: Verification, proposal: Proposal, batch: MismatchBatch) -> Tensor:
+    """Return probabilities of both tokens under both models, before temperature and truncation.
 
     Args:
-        verdict: The target's view of the block.
+        verified: The target's view of the block.
         proposal: What was drafted.
         batch: Its mismatches.
 
     Returns:
-        (4, M): p(draft's), p(target's), q(draft's), q(target's).
+        (4, M): p(draft's), p(target's), q(draft's), q(target's); q is NaN if there are no logits.
     """
     rows, places = batch.rows, batch.block_positions
     ids = torch.stack([batch.draft_ids, batch.target_ids], dim=1)  # (M, 2)
-    both = []
-    for raw in (verdict.logits[rows, places], _at(proposal.logits, rows, places)):
-        logits = raw.float()
-        both.append(logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True))
-    return torch.cat(both, dim=1).exp().T
+    p = _probs(verified.logits[rows, places], ids)
+    if proposal.logits is None:
+        return torch.cat([p, torch.full_like(p, torch.nan)])
+    return torch.cat([p, _probs(_at(proposal.logits, rows, places), ids)])
+
+
+def _probs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Probabilities of tokens (M, 2) by raw logits (M, V), (2, M)."""
+    logits = logits.float()
+    return (logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)).exp().T

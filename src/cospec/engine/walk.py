@@ -1,4 +1,4 @@
-"""The walk over a verified block, and the safety rules: plain Python on the host.
+"""The walk over a verified block: plain Python on the host.
 
 Left to right: a match stands; a mismatch ruled for the draft stands (an override) and the walk
 goes on, since the target has already judged what follows *given* the drafted token; a mismatch
@@ -8,25 +8,23 @@ bonus token.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from cospec.errors import NonFiniteError
-from cospec.types import NO_FEATURES, MismatchTrace, Origin, StepTrace
+from cospec.rulings import Veto
+from cospec.types import MismatchTrace, Origin, StepTrace
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from cospec.engine.arbitrate import Decision
     from cospec.engine.rows import Row
-
-_UNKNOWN = (math.nan,) * 4
+    from cospec.types import Stats
 
 
 class Block(NamedTuple):
     """What the models said of one row in one block; flags are 0 or 1."""
 
     length: int
-    """How many tokens were drafted for the row; what the lists hold behind them is padding."""
+    """How many tokens were drafted for the row; what the lists hold after them is padding."""
     drafted: list[int]
     """K drafted tokens."""
     target_ids: list[int]
@@ -43,109 +41,91 @@ class Block(NamedTuple):
         return [j for j in range(self.length) if not self.is_match[j]]
 
 
-class Ruled(NamedTuple):
-    """What the arbiter said of one mismatch."""
-
-    keep_draft: bool
-    is_forbidden: bool
-    """Whether the target gives the drafted token probability 0."""
-    score: float | None
-    probs: tuple[float, ...]
-    """p(draft's), p(target's), q(draft's), q(target's); empty if no trace is kept."""
-    features: Tensor = NO_FEATURES
-    """What the arbiter saw, (F,); empty if it does not tell, or no trace is kept."""
-
-
-def walk(row: Row, block: Block, rulings: dict[int, Ruled], keep_trace: bool) -> None:
+def walk(
+    row: Row,
+    block: Block,
+    decisions: dict[int, Decision],
+    num_draft_forwards: int,
+    *,
+    keep_trace: bool,
+) -> None:
     """Append to `row` what stands of a block, and count it.
 
     Args:
         row: The row, as before the block.
         block: What the models said.
-        rulings: The arbiter's answer at each mismatch, by place.
+        decisions: What counts at each mismatch, by place.
+        num_draft_forwards: Forwards of a draft model that the row took part in.
         keep_trace: Whether to record the block in the row's trace.
 
     Raises:
         NonFiniteError: The target's logits are NaN or infinite at a place that was reached.
     """
-    k, start = block.length, len(row.generated)
-    mismatches = []
-    origin = Origin.MATCH
-    for j in range(k + 1):
+    start = len(row.generated)
+    num_mismatches = 0
+    for j in range(block.length + 1):
         if not block.is_finite[j]:
-            raise NonFiniteError(
-                f"the target's logits hold NaN or infinity for prompt {row.index} at generated "
-                f"token {start + j}; check the weights, or load the pair in another dtype "
-                "(float16 overflows where bfloat16 does not)."
-            )
-        if j == k:
+            raise non_finite_error(row.index, start + j)
+        if j == block.length:
             token, origin = block.target_ids[j], Origin.BONUS
         elif block.is_match[j]:
             token, origin = block.drafted[j], Origin.MATCH
         else:
-            mismatches.append(_settle(row, block, j, rulings[j], start + j, is_reached=True))
-            row.stats.num_non_finite_scores += mismatches[-1].veto == "non_finite"
-            if mismatches[-1].keep_draft:
+            num_mismatches += 1
+            row.stats.num_non_finite_scores += decisions[j].veto is Veto.NON_FINITE
+            if decisions[j].keep_draft:
                 token, origin = block.drafted[j], Origin.OVERRIDE
             else:
                 token, origin = block.target_ids[j], Origin.CORRECTION
         row.emit(token, origin)
         if row.finish_reason or origin in (Origin.CORRECTION, Origin.BONUS):
             break
-    row.draft_lags = origin is Origin.BONUS
     kept = row.origins[start:]
-    _count(row, block, kept, len(mismatches))
+    _count(row.stats, block, kept, num_mismatches, num_draft_forwards)
     if keep_trace:
-        for place, ruled in rulings.items():
-            if place >= len(kept):
-                mismatches.append(
-                    _settle(row, block, place, ruled, start + place, is_reached=False)
-                )
+        mismatches = tuple(
+            _trace(block, place, decision, start, is_reached=place < len(kept))
+            for place, decision in decisions.items()
+        )
         strict, overrides = kept.count(Origin.MATCH), kept.count(Origin.OVERRIDE)
-        row.trace.append(StepTrace(start, k, strict, overrides, tuple(mismatches)))
+        row.trace.append(StepTrace(start, block.length, strict, overrides, mismatches))
 
 
-def _settle(
-    row: Row, block: Block, place: int, ruled: Ruled, position: int, *, is_reached: bool
+def non_finite_error(index: int, position: int) -> NonFiniteError:
+    """The error of a prompt whose next token no model can say."""
+    return NonFiniteError(
+        f"the target's logits hold NaN or infinity for prompt {index} at generated token "
+        f"{position}; check the weights, or load the pair in another dtype (float16 overflows "
+        "where bfloat16 does not)."
+    )
+
+
+def _trace(
+    block: Block, place: int, decision: Decision, start: int, *, is_reached: bool
 ) -> MismatchTrace:
-    """Apply the safety rules to one ruling.
-
-    A score that is not finite rules for the target. A token to which the target gives probability
-    0 is never kept, nor is any in the exact prefix, nor by default one that would end the text or
-    keep it from ending.
-    """
-    draft_id, target_id = block.drafted[place], block.target_ids[place]
-    veto = None
-    if ruled.score is not None and not math.isfinite(ruled.score):
-        veto = "non_finite"
-    elif ruled.keep_draft:
-        if ruled.is_forbidden:
-            veto = "forbidden"
-        elif position < row.config.exact_prefix_tokens:
-            veto = "exact_prefix"
-        elif {draft_id, target_id} & row.stop_ids and not row.config.override_stop_tokens:
-            veto = "stop_token"
-    p_draft_id, p_target_id, q_draft_id, q_target_id = ruled.probs or _UNKNOWN
+    """The record of one mismatch."""
+    p_draft_id, p_target_id, q_draft_id, q_target_id = decision.probs
     return MismatchTrace(
-        position=position,
+        position=start + place,
         block_position=place,
-        draft_id=draft_id,
-        target_id=target_id,
+        draft_id=block.drafted[place],
+        target_id=block.target_ids[place],
         p_draft_id=p_draft_id,
         p_target_id=p_target_id,
         q_draft_id=q_draft_id,
         q_target_id=q_target_id,
-        score=ruled.score,
-        keep_draft=ruled.keep_draft and veto is None,
+        score=decision.score,
+        keep_draft=decision.keep_draft,
         is_reached=is_reached,
-        veto=veto,
-        features=ruled.features,
+        veto=None if decision.veto is Veto.NONE else decision.veto.name.lower(),
+        features=decision.features,
     )
 
 
-def _count(row: Row, block: Block, kept: list[Origin], num_mismatches: int) -> None:
-    """Add a block to the row's statistics."""
-    stats, k = row.stats, block.length
+def _count(
+    stats: Stats, block: Block, kept: list[Origin], num_mismatches: int, num_draft_forwards: int
+) -> None:
+    """Add a block to a row's statistics."""
     num_accepted = 0
     for origin in kept:
         stats.num_strict_accepts += origin is Origin.MATCH
@@ -153,11 +133,11 @@ def _count(row: Row, block: Block, kept: list[Origin], num_mismatches: int) -> N
         num_accepted += origin in (Origin.MATCH, Origin.OVERRIDE)
     stats.num_tokens += len(kept)
     stats.num_drafts += 1
-    stats.num_draft_tokens += k
-    stats.num_draft_forwards += k
+    stats.num_draft_tokens += block.length
+    stats.num_draft_forwards += num_draft_forwards
     stats.num_mismatches += num_mismatches
-    stats.num_non_finite_drafts += block.is_draft_finite[:k].count(0)
+    stats.num_non_finite_drafts += block.is_draft_finite[: block.length].count(0)
     per_pos = stats.num_accepted_tokens_per_pos
-    per_pos += [0] * (k - len(per_pos))
+    per_pos += [0] * (block.length - len(per_pos))
     for i in range(num_accepted):
         per_pos[i] += 1

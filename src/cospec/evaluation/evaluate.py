@@ -16,7 +16,7 @@ import torch
 
 from cospec.errors import ConfigError
 from cospec.evaluation.problems import describe_problems, encode_problems
-from cospec.evaluation.summary import DRAFT, by_part, summarize
+from cospec.evaluation.summary import by_part, summarize
 from cospec.evaluation.turns import Turn
 
 if TYPE_CHECKING:
@@ -190,10 +190,8 @@ class Evaluation:
             "extracted": score.extracted,
             "finish_reason": completion.finish_reason.value,
             "num_tokens": stats.num_tokens,
-            "num_target_forwards": 0 if arm.name == DRAFT else stats.num_target_forwards,
-            "num_draft_forwards": (
-                stats.num_drafts if arm.name == DRAFT else stats.num_draft_forwards
-            ),
+            "num_target_forwards": stats.num_target_forwards,
+            "num_draft_forwards": stats.num_draft_forwards,
             "num_draft_tokens": stats.num_draft_tokens,
             "num_strict_accepts": stats.num_strict_accepts,
             "num_overrides": stats.num_overrides,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def describe_models(pair: ModelPair) -> Json:
     """Return a hash of the weights of a pair, and the commits of its models on the hub."""
     revisions = {
-        f"{name}_revision": getattr(model.config, "_commit_hash", None)
+        f"{name}_revision": getattr(getattr(model, "config", None), "_commit_hash", None)
         for name, model in (("target", pair.target), ("draft", pair.draft))
     }
     return {"fingerprint": pair.fingerprint} | revisions

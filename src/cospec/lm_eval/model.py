@@ -52,7 +52,8 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
 
     def __init__(self, **model_args: Any) -> None:  # Any: whatever the user wrote
         self.args = ModelArgs.from_dict(model_args)
-        spec = self.args.find_arbiter(self.args.arbiter_spec)
+        spec = self.args.arbiter_spec
+        load_arbiter(spec)  # what is wrong with it is said before any model is loaded
         pair = self.args.load()
         if pair.tokenizer is None:
             raise ConfigError("the pair has no tokenizer, and the harness asks in texts.")
@@ -171,7 +172,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         return {
             "model_num_parameters": pair.target.num_parameters(),
             "model_dtype": str(pair.target.dtype),
-            "draft_num_parameters": pair.draft.num_parameters(),
+            "draft_num_parameters": pair.draft_model.num_parameters(),
             "pair_fingerprint": pair.fingerprint,
             "arbiter": self.engine.arbiter.name,
             "num_speculative_tokens": self.engine.num_speculative_tokens,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError, unknown_name
+from cospec.models.bundled import bundled_arbiter
+from cospec.models.source import PairSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,7 @@ _IGNORED = ("use_cache",)
 
 
 @dataclass(frozen=True)
-class ModelArgs(PairOptions, DecodeConfig):
+class ModelArgs(PairSource, DecodeConfig):
     """The keys of ``--model_args``."""
 
     arbiter: str = "lossless"
@@ -60,11 +61,11 @@ class ModelArgs(PairOptions, DecodeConfig):
 
     @property
     def arbiter_spec(self) -> str:
-        """The arbiter with its threshold, as `PairOptions.find_arbiter` takes it."""
-        if self.threshold is None:
-            return self.arbiter
-        joint = "," if ":" in self.arbiter else ":"
-        return f"{self.arbiter}{joint}threshold={self.threshold}"
+        """The arbiter with its threshold, as `load_arbiter` takes it."""
+        spec = self.arbiter
+        if self.threshold is not None:
+            spec += f"{',' if ':' in spec else ':'}threshold={self.threshold}"
+        return bundled_arbiter(spec, self.pair)
 
 
 def sampling_config(

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cospec.errors import TokenizerMismatchError
+from cospec.errors import ConfigError, PairError, TokenizerMismatchError
 from cospec.models import packed
 from cospec.models.attention import use_grouped_attention
+from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.cache import probe
 from cospec.models.load import load_model, load_tokenizer
 from cospec.models.support import check_supported, context_length
@@ -38,7 +39,7 @@ class ModelPair:
 
     Attributes:
         target: The model whose distribution is ``p``.
-        draft: The model that proposes, ``q``.
+        draft: The model that proposes, ``q``; None where tokens are drafted without a model.
         tokenizer: The target's; None for pairs that work on token ids only.
         notes: Differences that were found and do not matter, or how they are resolved.
 
@@ -47,12 +48,12 @@ class ModelPair:
     """
 
     target: PreTrainedModel
-    draft: PreTrainedModel
+    draft: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for model in (self.target, self.draft):
+        for model in self.models:
             check_supported(model)
             model.train(False)
             model.requires_grad_(False)
@@ -63,7 +64,7 @@ class ModelPair:
     def from_pretrained(
         cls,
         target: str | Path,
-        draft: str | Path,
+        draft: str | Path | None = None,
         *,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
@@ -74,8 +75,9 @@ class ModelPair:
         """Load a pair from hub ids, folders or GGUF files.
 
         Args:
-            target: Hub id, folder or ``.gguf`` file of the target.
-            draft: The same for the draft.
+            target: Hub id, folder or ``.gguf`` file of the target; or the name of a pair that
+                ships with the package, such as ``bundled:family``.
+            draft: The same for the draft; without one, tokens are drafted without a model.
             dtype: Of both models' weights; "auto" is what each checkpoint has.
             device: Of both models; "auto" is CUDA where there is one, else the CPU.
             allow_pickle: Load checkpoints that are no safetensors. Unpickling runs code that the
@@ -86,28 +88,54 @@ class ModelPair:
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``.
 
         Raises:
+            ConfigError: There is no bundled pair of that name.
             CheckpointError: A checkpoint is missing, corrupt or pickled.
             PairError: The two cannot work together.
         """
-        tokenizers = [load_tokenizer(source, **kwargs) for source in (target, draft)]
-        notes = compare_tokenizers(*tokenizers)
+        if str(target).startswith(BUNDLED):
+            if draft is not None:
+                raise ConfigError(f"{target} names both models; leave out draft ({draft}).")
+            target, draft = bundled_models(str(target))
+            dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
+        sources = [target] if draft is None else [target, draft]
+        tokenizers = [load_tokenizer(source, **kwargs) for source in sources]
+        notes = [] if draft is None else compare_tokenizers(*tokenizers)
         models = [
             load_model(source, dtype=dtype, device=device, allow_pickle=allow_pickle, **kwargs)
-            for source in (target, draft)
+            for source in sources
         ]
-        notes += _compare_models(*models)
-        pair = cls(models[0], models[1], tokenizers[0], tuple(notes))
+        notes += [] if draft is None else _compare_models(*models)
+        pair = cls(models[0], None if draft is None else models[1], tokenizers[0], tuple(notes))
         if pack_weights:
             assert pair.fingerprint, "is of the plain weights, so it is taken before"
             for model in models:
                 packed.pack_weights(model)
         return pair
 
+    @property
+    def models(self) -> tuple[PreTrainedModel, ...]:
+        """The target, and the draft if there is one."""
+        return (self.target,) if self.draft is None else (self.target, self.draft)
+
+    @property
+    def draft_model(self) -> PreTrainedModel:
+        """The draft, where one is needed.
+
+        Raises:
+            PairError: There is none.
+        """
+        if self.draft is None:
+            raise PairError(
+                "this pair has no draft model; load one with it, or draft without a model: "
+                "drafter='ngram'."
+            )
+        return self.draft
+
     @cached_property
     def fingerprint(self) -> str:
         """A short hash that tells this pair from others: shapes of all weights and some of them."""
         digest = hashlib.sha256()
-        for model in (self.target, self.draft):
+        for model in self.models:
             for name, weight in model.state_dict().items():
                 some = weight.flatten()[:64].float().cpu().numpy().tobytes()
                 digest.update(f"{name} {tuple(weight.shape)}".encode() + some)
@@ -116,9 +144,7 @@ class ModelPair:
     @property
     def context_length(self) -> int:
         """Most tokens of prompt and completion together."""
-        return min(
-            context_length(model.config.get_text_config()) for model in (self.target, self.draft)
-        )
+        return min(context_length(model.config.get_text_config()) for model in self.models)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

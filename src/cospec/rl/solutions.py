@@ -138,7 +138,7 @@ def _decisions(
     )
     sees_hidden = features.num_hidden > 0
     target, p = _read(pair.target, ids, sees_hidden)
-    _, q = _read(pair.draft, ids, sees_hidden)
+    _, q = _read(pair.draft_model, ids, sees_hidden)
     target_ids, draft_ids = _tokens(p.logits, q.logits, part, temperature)
     place = torch.arange(ids.shape[1] - 1, device=device)  # the token behind it is judged
     is_answer = (place >= num_prompt - 1) & (place < num_all - 1)

@@ -7,7 +7,8 @@ they are its true verdict on the prefix that then stands.
 
 All rows are ruled on, and masks say which rulings count: every shape is known beforehand and
 nothing waits for the device. On a CPU, where nothing has to be waited for, only the rows that can
-be kept are ruled on. The rules and vetoes are those of `cospec.engine`.
+be kept are ruled on. What an arbiter sees and which of its rulings
+count is `cospec.rulings`, as in our engine.
 
 Axes: T rows of the step, those of a request adjacent and in order; R requests; V vocabulary.
 This file knows nothing of vLLM.
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from cospec.rulings import Veto, find_vetoes, look_ahead, token_log_p
 from cospec.types import MismatchBatch, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cospec.rulings import LookAhead
     from cospec.types import Arbiter, Ruling
 
 MAX_ELEMENTS = 2**26
@@ -135,7 +138,7 @@ class Judge:
 
     Attributes:
         arbiter: Who rules.
-        block_length: K, drafted tokens of a whole block.
+        k: Drafted tokens of a whole block.
         exact_prefix_tokens: So many first tokens of a text stay lossless.
         generator: Chance, for an arbiter that rules by it.
         keep_features: Whether to return what the arbiter saw.
@@ -144,7 +147,7 @@ class Judge:
     """
 
     arbiter: Arbiter
-    block_length: int
+    k: int
     exact_prefix_tokens: int = 0
     generator: torch.Generator | None = None
     keep_features: bool = False
@@ -171,9 +174,22 @@ class Judge:
         asked = may_differ & rows.is_open & top.isfinite()
         keep, score, features = self._ask(rows, asked, is_mismatch, target_ids)
         if rows.thresholds is not None and score is not None:
-            keep = torch.where(rows.thresholds.isnan(), keep, score > rows.thresholds)
-        is_non_finite = nothing if score is None else asked & ~score.isfinite()
-        keep = keep & asked & ~is_non_finite & ~self._is_vetoed(rows, target_ids)
+            # The guard of a trained arbiter is a score of 0, which no threshold lets pass.
+            is_bold = (score > rows.thresholds) & (score > 0)
+            keep = torch.where(rows.thresholds.isnan(), keep, is_bold)
+        vetoes = find_vetoes(
+            keep,
+            score,
+            draft_ids=rows.safe_ids,
+            target_ids=target_ids,
+            draft_logit=rows.target_logits.gather(1, rows.safe_ids[:, None])[:, 0],
+            is_cut=rows.is_cut,
+            positions=rows.positions,
+            num_exact=self.exact_prefix_tokens,
+            stop_ids=rows.stop_ids,
+        )
+        keep = keep & asked & (vetoes == Veto.NONE)
+        is_non_finite = asked & (vetoes == Veto.NON_FINITE)
         return Judgement(keep, is_mismatch, target_ids, is_non_finite, score, features)
 
     @cached_property
@@ -181,16 +197,6 @@ class Judge:
         """What the arbiter needs of the rows."""
         needs = self.arbiter.needs
         return [name for need, names in _INPUTS.items() if need in needs for name in names]
-
-    def _is_vetoed(self, rows: VerifiedRows, target_ids: Tensor) -> Tensor:
-        """Where the safety rules of the engine turn a ruling for the draft down, (T,) bool."""
-        ids = rows.safe_ids
-        is_vetoed = rows.target_logits.gather(1, ids[:, None])[:, 0] == float("-inf")
-        if rows.is_cut is not None:
-            is_vetoed = is_vetoed | rows.is_cut
-        is_vetoed = is_vetoed | (rows.positions < self.exact_prefix_tokens)
-        both = torch.stack([ids, target_ids], dim=1)  # (T, 2)
-        return is_vetoed | (both[:, :, None] == rows.stop_ids[:, None]).flatten(1).any(dim=1)
 
     def _ask(
         self, rows: VerifiedRows, asked: Tensor, is_mismatch: Tensor, target_ids: Tensor
@@ -203,7 +209,14 @@ class Judge:
             return torch.zeros_like(asked), None, None
         lookahead = None
         if Needs.LOOKAHEAD in self.arbiter.needs:
-            lookahead = look_ahead(rows, is_mismatch, self.block_length)
+            lookahead = look_ahead(
+                torch.arange(num_rows, device=device),
+                self.k - 1,
+                blocks=rows.requests,
+                is_drafted=rows.is_drafted,
+                is_match=~is_mismatch,
+                log_p=token_log_p(rows.target_logits, rows.safe_ids),
+            )
         uniforms = None
         if Needs.UNIFORMS in self.arbiter.needs:
             uniforms = torch.rand(
@@ -225,14 +238,14 @@ class Judge:
         chunk: Tensor,
         target_ids: Tensor,
         num_mismatches: Tensor,
-        lookahead: tuple[Tensor, Tensor] | None,
+        lookahead: LookAhead | None,
         uniforms: Tensor | None,
     ) -> MismatchBatch:
         """Some rows, as an arbiter sees them."""
         optional = {name: getattr(rows, name)[chunk] for name in self._inputs}
         if lookahead is not None:
-            optional["lookahead_matches"] = lookahead[0][chunk]
-            optional["lookahead_log_p"] = lookahead[1][chunk]
+            optional["lookahead_matches"] = lookahead.matches[chunk]
+            optional["lookahead_log_p"] = lookahead.log_p[chunk]
         if uniforms is not None:
             optional["uniforms"] = uniforms[chunk]
         return MismatchBatch(
@@ -241,7 +254,7 @@ class Judge:
             positions=rows.positions[chunk],
             num_overrides=rows.num_overrides[chunk],
             num_mismatches=num_mismatches[chunk],
-            block_lengths=torch.full_like(chunk, self.block_length),
+            block_lengths=torch.full_like(chunk, self.k),
             draft_ids=rows.safe_ids[chunk],
             target_ids=target_ids[chunk],
             **optional,
@@ -264,30 +277,6 @@ def _spread(
         column = values.new_full((num_rows, *values.shape[1:]), float("nan"))
         columns.append(column.index_put((index,), values))
     return keep, columns[0], columns[1]
-
-
-def look_ahead(rows: VerifiedRows, is_mismatch: Tensor, block_length: int) -> tuple[Tensor, Tensor]:
-    """What the target thinks of the drafted tokens behind each row.
-
-    Args:
-        rows: The rows.
-        is_mismatch: Whether the target's most probable token is another, (T,) bool.
-        block_length: K.
-
-    Returns:
-        Whether it agrees with each, (T, K - 1) bool, and their log-probabilities, (T, K - 1)
-        float32; False and 0 where the block has ended.
-    """
-    num_rows, device = len(rows.draft_ids), rows.draft_ids.device
-    logits = rows.target_logits.float()
-    log_p = logits.gather(1, rows.safe_ids[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (T,)
-    here = torch.arange(num_rows, device=device)[:, None]
-    ahead = here + torch.arange(1, block_length, device=device)  # (T, K - 1)
-    is_inside = ahead < num_rows
-    ahead = ahead.clamp(max=num_rows - 1)
-    is_inside = is_inside & (rows.requests[ahead] == rows.requests[:, None])
-    is_inside = is_inside & rows.is_drafted[ahead]
-    return is_inside & ~is_mismatch[ahead], torch.where(is_inside, log_p[ahead], 0.0)
 
 
 def _count_before(flags: Tensor, block_positions: Tensor) -> Tensor:

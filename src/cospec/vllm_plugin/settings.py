@@ -75,7 +75,7 @@ class Settings:
             )
         if self.threshold is not None:
             name = f"threshold of {WHERE}"
-            object.__setattr__(self, "threshold", _number(name, self.threshold))
+            object.__setattr__(self, "threshold", _probability(name, self.threshold))
         _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
         if self.counts_dir is not None and not isinstance(self.counts_dir, str):
             raise ConfigError(f"counts_dir of {WHERE} is {self.counts_dir!r}; it must be a folder.")
@@ -163,7 +163,7 @@ class RequestSettings:
         if not isinstance(enabled := given.get("enabled", True), bool):
             raise ConfigError(f"enabled of a request is {enabled!r}; it must be true or false.")
         if given.get("threshold") is not None:
-            given["threshold"] = _number("threshold of a request", given["threshold"])
+            given["threshold"] = _probability("threshold of a request", given["threshold"])
         return cls(**given)
 
 
@@ -210,6 +210,18 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{name} is {value!r}; it must be a number.")
     return float(value)
+
+
+def _probability(name: str, value: object) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    number = _number(name, value)
+    if not 0 <= number <= 1:
+        raise ConfigError(f"{name} is {value!r}; it must be from 0 to 1, which is lossless.")
+    return number
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -242,8 +242,8 @@ class Auditor:
     def _accepted(self, completion: Completion) -> str:
         """One digit a token: whether the draft's own choice there is what stands."""
         prompt, generated = completion.prompt_ids, completion.token_ids
-        ids = torch.tensor([prompt + generated], device=self.pair.draft.device)
-        logits = self.pair.draft(input_ids=ids, use_cache=False).logits[0]  # (T, V)
+        ids = torch.tensor([prompt + generated], device=self.pair.draft_model.device)
+        logits = self.pair.draft_model(input_ids=ids, use_cache=False).logits[0]  # (T, V)
         choice = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
         return "".join(str(int(a == b)) for a, b in zip(choice, generated, strict=True))
 

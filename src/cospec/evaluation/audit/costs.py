@@ -55,7 +55,7 @@ def measure_costs(
         num_trials: Of each; the first two warm up and are left out.
     """
     context = max(1, min(context, pair.context_length - max_tokens))
-    steps = [_forward(pair.draft, context, batch_size, 1)]
+    steps = [_forward(pair.draft_model, context, batch_size, 1)]
     steps += [_forward(pair.target, context, batch_size, n) for n in range(1, max_tokens + 1)]
     seconds: list[list[float]] = [[] for _ in steps]
     for _ in range(num_trials + 2):

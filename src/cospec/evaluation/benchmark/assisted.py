@@ -59,7 +59,7 @@ class AssistedEngine:
         """
         if not all(config.is_greedy for config in sampling):
             raise ConfigError("assisted generation is a reference for greedy decoding only.")
-        draft = self.pair.draft
+        draft = self.pair.draft_model
         num_forwards = [0]
 
         def count(*_: object) -> None:
@@ -107,7 +107,7 @@ class AssistedEngine:
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=settings,
-            assistant_model=self.pair.draft,
+            assistant_model=self.pair.draft_model,
             stopping_criteria=[_Follow(row)],
         )
         row.stats.num_draft_forwards = num_forwards[0] - before

@@ -171,7 +171,7 @@ class Benchmark:
             return self.config.draft_cost
         draft, target = (
             sum(weight.numel() for weight in model.parameters())
-            for model in (self.pair.draft, self.pair.target)
+            for model in (self.pair.draft_model, self.pair.target)
         )
         return draft / target
 

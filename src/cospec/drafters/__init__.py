@@ -1,0 +1,16 @@
+"""Drafters: whatever proposes tokens for the target to verify.
+
+`base` has the protocol, and each other file one kind. A drafter of one's own is a class that is
+passed to the engine: ``Engine(pair, arbiter, drafter=MyDrafter)``.
+"""
+
+from __future__ import annotations
+
+from cospec.drafters.base import Drafter, DraftRow
+from cospec.drafters.model import ModelDrafter
+from cospec.drafters.ngram import NgramDrafter
+
+DRAFTERS: dict[str, type[Drafter]] = {"model": ModelDrafter, "ngram": NgramDrafter}
+"""By name, as `DecodeConfig.drafter` has it."""
+
+__all__ = ["DRAFTERS", "DraftRow", "Drafter", "ModelDrafter", "NgramDrafter"]

@@ -1,0 +1,99 @@
+"""The protocol of a drafter: admit rows, propose tokens, keep and load a row.
+
+An engine makes a drafter for each list of prompts. Row ``b`` of a batch is row ``b`` of whatever
+the drafter stores. The engine only ever takes back tokens at the end of a row, so a drafter that
+stores something by position rolls back by reading again from an earlier one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from cospec.types import Needs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.config import DecodeConfig
+    from cospec.models.pair import ModelPair
+    from cospec.sampling import Chance
+    from cospec.types import Origin, Proposal, Stats
+
+
+class DraftRow(Protocol):
+    """The part of a row that a drafter sees."""
+
+    prompt_ids: list[int]
+    generated: list[int]
+    origins: list[Origin]
+    stats: Stats
+
+    def __len__(self) -> int:
+        """Tokens of prompt and completion together."""
+        ...
+
+    def last_tokens(self, num_tokens: int) -> list[int]:
+        """The last tokens of prompt and completion together."""
+        ...
+
+
+class Drafter:
+    """Proposes up to k tokens for each row of a batch.
+
+    A drafter is a subclass; one that stores nothing writes `__init__` and `propose` only.
+
+    Attributes:
+        provides: `Needs.DRAFT_LOGITS` and `Needs.DRAFT_HIDDEN`, if its proposals have them. An
+            arbiter that needs what is missing is refused when the engine is made.
+        has_model: Whether it runs a model: its forwards are counted, and a branch needs what the
+            drafter kept of the rollout.
+    """
+
+    provides: ClassVar[Needs] = Needs.NOTHING
+    has_model: ClassVar[bool] = False
+
+    def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
+        """Make a drafter.
+
+        Args:
+            pair: The models.
+            config: How to draft.
+            needs: What the arbiter asks for.
+
+        Raises:
+            CospecError: It cannot draft for this pair, or with these settings.
+        """
+
+    def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
+        """Propose tokens that may follow each row.
+
+        Where a row samples, its tokens must be drawn from `Proposal.probs`, or lossless decoding is
+        not exact.
+        """
+        raise NotImplementedError
+
+    def reserve(self, num_rows: int, num_tokens: int) -> None:
+        """Make room for rows of so many tokens."""
+
+    def prefill(
+        self, prompts: list[list[int]], first_row: int, held: list[list[int]] | None = None
+    ) -> None:
+        """Read the prompts of new rows, all but the last token of each.
+
+        Args:
+            prompts: Token ids; a list may be empty.
+            first_row: Row of the first prompt.
+            held: What the rows before have read.
+        """
+
+    def save_row(self, row: int, num_tokens: int) -> Any:  # Any: only `load_row` looks into it
+        """Return what is stored of a row's first tokens, for branches that leave it."""
+
+    def load_row(self, row: int, saved: Any, num_tokens: int) -> None:  # Any: from `save_row`
+        """Store the first tokens of a saved row in a row."""
+
+    def copy_row(self, source: int, destination: int) -> None:
+        """Store row `source` in place of row `destination`."""
+
+    def clear(self, row: int, start: int) -> None:
+        """Forget what is stored of a row from a position on: it may hold NaN."""

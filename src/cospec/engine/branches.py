@@ -1,0 +1,78 @@
+"""Rollouts that branches can leave: the same text up to a token, and another one there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cospec.engine.prompts import make_row
+from cospec.errors import ConfigError
+from cospec.types import Completion, Origin
+
+if TYPE_CHECKING:
+    from cospec.config import SamplingConfig
+    from cospec.engine.rows import Row
+    from cospec.models.pair import ModelPair
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion that branches can leave.
+
+    Attributes:
+        completion: What was generated.
+        config: Its settings.
+        caches: What target and drafter stored of it; None if that was not kept.
+    """
+
+    completion: Completion
+    config: SamplingConfig
+    caches: list[Any] | None  # Any: only their stores look into them
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Another token at one place of a rollout.
+
+    Attributes:
+        rollout: What it leaves.
+        position: Index of the token in the generated text; the tokens before it are shared.
+        token_id: What stands there instead.
+        origin: Where that comes from: the draft's token at a mismatch is an override.
+    """
+
+    rollout: Rollout
+    position: int
+    token_id: int
+    origin: Origin = Origin.OVERRIDE
+
+
+def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool) -> Row:
+    """Return a row that stands after the branch's token.
+
+    Args:
+        pair: The models.
+        index: Place in the list of branches.
+        branch: Where it leaves.
+        needs_draft: Whether the drafter needs what it stored of the rollout.
+
+    Raises:
+        ConfigError: The rollout has no such token, or its caches were not kept.
+    """
+    parent, caches = branch.rollout.completion, branch.rollout.caches
+    if caches is None or (needs_draft and (len(caches) < 2 or caches[1] is None)):
+        raise ConfigError(
+            "the rollout of a branch has not kept both models' caches; make it with "
+            "Engine.rollouts, or pass keep_caches=True to the engine's branches."
+        )
+    if not 0 <= branch.position < len(parent.token_ids):
+        raise ConfigError(
+            f"a branch leaves at token {branch.position}; its rollout has tokens 0 to "
+            f"{len(parent.token_ids) - 1}."
+        )
+    row = make_row(pair, index, parent.prompt_ids, branch.rollout.config)
+    row.generated = parent.token_ids[: branch.position]
+    row.origins = parent.origins[: branch.position]
+    row.caches = caches
+    row.emit(branch.token_id, branch.origin)
+    return row

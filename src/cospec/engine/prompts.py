@@ -1,0 +1,114 @@
+"""Prompts as rows: all of them are checked before anything is decoded."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cospec.config import SamplingConfig
+from cospec.engine.rows import Row
+from cospec.errors import ConfigError, PromptError
+from cospec.models.prefill import num_shared_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cospec.models.pair import ModelPair
+
+
+def make_rows(
+    pair: ModelPair,
+    prompts: Sequence[str | Sequence[int]],
+    sampling: SamplingConfig | Sequence[SamplingConfig] | None,
+) -> deque[Row]:
+    """Check all prompts before anything is decoded, and return their rows.
+
+    Raises:
+        PromptError: A prompt is empty, too long or of an unknown kind.
+        ConfigError: The settings do not fit the prompts or the pair.
+    """
+    if isinstance(prompts, str):
+        raise PromptError("prompts is one string; pass a list of prompts: [prompt].")
+    if not isinstance(prompts, Sequence):
+        raise PromptError(
+            f"prompts is a {type(prompts).__name__}; pass a list of prompts, each a text or a "
+            "list of token ids."
+        )
+    if not prompts:
+        raise PromptError("the list of prompts is empty; pass at least one.")
+    if sampling is None or isinstance(sampling, SamplingConfig):
+        sampling = [sampling or SamplingConfig()] * len(prompts)
+    if len(sampling) != len(prompts):
+        raise ConfigError(
+            f"got {len(sampling)} sampling configs for {len(prompts)} prompts; pass one for "
+            "all, or one for each."
+        )
+    each = zip(prompts, sampling, strict=True)
+    return deque(_checked_row(pair, i, prompt, config) for i, (prompt, config) in enumerate(each))
+
+
+def _checked_row(
+    pair: ModelPair, index: int, prompt: str | Sequence[int], config: SamplingConfig
+) -> Row:
+    ids = _encode(pair, index, prompt)
+    if config.stop and pair.tokenizer is None:
+        raise ConfigError("stop strings need a tokenizer, and this pair has none.")
+    limit = pair.context_length
+    if len(ids) + config.max_new_tokens > limit:
+        raise PromptError(
+            f"prompt {index} has {len(ids)} tokens and max_new_tokens is "
+            f"{config.max_new_tokens}: together {len(ids) + config.max_new_tokens}, but the "
+            f"pair's context holds {limit}; shorten the prompt or lower max_new_tokens."
+        )
+    return make_row(pair, index, ids, config)
+
+
+def make_row(pair: ModelPair, index: int, ids: list[int], config: SamplingConfig) -> Row:
+    """Return the row of a prompt of token ids."""
+    eos = frozenset() if config.ignore_eos else pair.eos_token_ids
+    return Row(index, ids, config, eos | set(config.stop_token_ids), pair.tokenizer)
+
+
+def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[int]:
+    """Token ids of one prompt."""
+    if isinstance(prompt, str):
+        if pair.tokenizer is None:
+            raise PromptError(
+                f"prompt {index} is a text, and this pair has no tokenizer; pass token ids."
+            )
+        ids: list[int] = pair.tokenizer(prompt)["input_ids"]
+    else:
+        try:
+            ids = [operator.index(i) for i in prompt]
+        except TypeError:
+            raise PromptError(
+                f"prompt {index} is {prompt!r}; pass a list of prompts, each a text or a list "
+                "of token ids."
+            ) from None
+    vocab_size = pair.target.config.get_text_config().vocab_size
+    wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if not ids:
+        raise PromptError(f"prompt {index} is empty; pass at least one token.")
+    if wrong is not None:
+        raise PromptError(
+            f"prompt {index} holds token id {wrong}; allowed are 0 to {vocab_size - 1}."
+        )
+    return ids
+
+
+def in_order(rows: Iterable[Row]) -> deque[Row]:
+    """Return rows in the order that makes them cheap to read.
+
+    Where half of the prompts' tokens can be shared between neighbours that begin alike (beyond what
+    all begin with), these are neighbours; else those of like length are, so that little of what
+    attention reads is padding.
+    """
+    alike = sorted(rows, key=lambda row: row.prompt_ids)
+    shared = [num_shared_tokens(a.prompt_ids, b.prompt_ids) for a, b in itertools.pairwise(alike)]
+    num_saved = sum(shared) - len(shared) * min(shared, default=0)
+    if 2 * num_saved > sum(len(row.prompt_ids) for row in alike):
+        return deque(alike)
+    return deque(sorted(alike, key=lambda row: (-len(row), row.index)))

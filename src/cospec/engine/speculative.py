@@ -1,0 +1,131 @@
+"""One step of speculative decoding: propose, verify, arbitrate, walk.
+
+The host waits for the device twice a block, after the forwards and after the arbiter (where it
+shows its features to the trace, they are copied there as well); never inside, but after each
+drafted token where the draft may stop early.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.engine.arbitrate import Decision, arbitrate
+from cospec.engine.batch import Batch
+from cospec.engine.verify import Verification, verify
+from cospec.engine.walk import Block, walk
+from cospec.errors import NonFiniteError
+from cospec.models.cache import CachedModel, Output
+from cospec.sampling import Chance
+from cospec.types import Arbiter, Needs, Proposal
+
+if TYPE_CHECKING:
+    from cospec.config import DecodeConfig
+    from cospec.drafters import Drafter
+    from cospec.models.pair import ModelPair
+
+
+class SpeculativeBatch(Batch):
+    """Rows decoded by a drafter, a target and an arbiter.
+
+    Args:
+        pair: The models.
+        arbiter: Who rules at mismatches.
+        drafter: Who proposes.
+        config: How to draft and batch.
+    """
+
+    def __init__(
+        self, pair: ModelPair, arbiter: Arbiter, drafter: Drafter, config: DecodeConfig
+    ) -> None:
+        self._target = CachedModel(pair.target, Needs.TARGET_HIDDEN in arbiter.needs)
+        self._drafter, self._arbiter = drafter, arbiter
+        self._k, self._keep_trace = config.k, config.keep_trace
+        super().__init__([self._target, drafter], config.k + 1)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Decode one block of every row."""
+        chance = self._chance()
+        proposal = self._drafter.propose(self.rows, chance)
+        verified = verify(self._read(proposal), proposal, chance)
+        blocks = self._to_host(proposal, verified)
+        if any(0 in block.is_finite for block in blocks):
+            # A drafted token that the target cannot read spoils the places before it as well, for
+            # the mask gives it a weight of 0, and 0 times NaN is NaN. Token by token it cannot.
+            self._clear_ahead([self._target])
+            verified = verify(self._read_one_by_one(proposal), proposal, chance)
+            blocks = self._to_host(proposal, verified)
+        decisions = arbitrate(
+            self._arbiter,
+            self.rows,
+            blocks,
+            proposal,
+            verified,
+            chance,
+            keep_trace=self._keep_trace,
+        )
+        self._walk(blocks, decisions)
+        if any(0 in block.is_finite or 0 in block.is_draft_finite for block in blocks):
+            self._clear_ahead(self._stores)
+        self._save_finished()
+
+    def _chance(self) -> Chance:
+        """Draw the block's random numbers, if any row or the arbiter needs some."""
+        return Chance.draw(
+            [row.config for row in self.rows],
+            [row.generator for row in self.rows],
+            self._k,
+            self._target.device,
+            needs_uniforms=Needs.UNIFORMS in self._arbiter.needs,
+        )
+
+    def _read(self, proposal: Proposal) -> Output:
+        """Read the last token and the drafted ones, in one forward of the target."""
+        end = max(map(len, self.rows)) + self._k
+        self._target.reserve(len(self.rows), end)
+        ids = self._token_ids(proposal)  # (B, K + 1)
+        starts = torch.tensor([len(row) - 1 for row in self.rows], device=ids.device)
+        window = self._target.window(starts, ids.shape[1], end)
+        return self._target.read(ids, window, ids.shape[1])
+
+    def _read_one_by_one(self, proposal: Proposal) -> Output:
+        """Read the same tokens, in one forward for each place."""
+        ids = self._token_ids(proposal)
+        starts = torch.tensor([len(row) - 1 for row in self.rows], device=ids.device)
+        window = self._target.window(starts, ids.shape[1], max(map(len, self.rows)) + self._k)
+        steps = [
+            self._target.read(ids[:, j : j + 1], window.columns(j, j + 1))
+            for j in range(ids.shape[1])
+        ]
+        hidden = [step.hidden for step in steps if step.hidden is not None]
+        logits = torch.cat([step.logits for step in steps], dim=1)
+        return Output(logits, torch.cat(hidden, dim=1) if hidden else None)
+
+    def _token_ids(self, proposal: Proposal) -> torch.Tensor:
+        """The last token of each row and its drafted ones, (B, K + 1)."""
+        last = [row.last_tokens(1) for row in self.rows]
+        last_ids = torch.tensor(last, device=proposal.token_ids.device)
+        return torch.cat([last_ids, proposal.token_ids], dim=1)
+
+    def _to_host(self, proposal: Proposal, verified: Verification) -> list[Block]:
+        """Bring what the walk needs to the host in one go."""
+        flags = (verified.is_match, verified.is_finite, proposal.is_finite)
+        parts = [proposal.token_ids, verified.target_ids, *(flag.long() for flag in flags)]
+        packed = torch.cat([*parts, proposal.lengths[:, None]], dim=1).cpu()
+        *fields, lengths = torch.split(packed, [*(p.shape[1] for p in parts), 1], dim=1)
+        lists = lengths[:, 0].tolist(), *(field.tolist() for field in fields)
+        return [Block(*row) for row in zip(*lists, strict=True)]
+
+    def _walk(self, blocks: list[Block], decisions: list[dict[int, Decision]]) -> None:
+        """Append to each row what stands of its block; a row's error comes after the others."""
+        error = None
+        for row, block, decided in zip(self.rows, blocks, decisions, strict=True):
+            num_forwards = block.length if self._drafter.has_model else 0
+            try:
+                walk(row, block, decided, num_forwards, keep_trace=self._keep_trace)
+            except NonFiniteError as caught:
+                error = error or caught
+        if error is not None:
+            raise error

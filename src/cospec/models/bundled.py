@@ -1,0 +1,63 @@
+"""The pairs and arbiters that ship with the package, by name; knows nothing of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cospec
+from cospec.errors import ConfigError, unknown_name
+
+BUNDLED = "bundled:"
+"""Names of bundled pairs begin so."""
+BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
+"""By name: folders of the target and of the draft."""
+BUNDLED_ARBITERS = ("bundled", "bundled-hidden")
+"""Names of the trained arbiters that ship with each of them; the second sees hidden states."""
+
+
+def bundled_home() -> Path:
+    """Folder of the weights that ship with the package."""
+    return Path(cospec.__file__).parent / "bundled"
+
+
+def bundled_models(name: str) -> tuple[Path, Path]:
+    """Folders of the target and the draft of a pair that ships with the package.
+
+    Args:
+        name: ``bundled:`` and a pair.
+
+    Raises:
+        ConfigError: There is no such pair.
+    """
+    home = bundled_home()
+    pairs = {
+        f"bundled:{pair}": (home / target, home / draft)
+        for pair, (target, draft) in BUNDLED_PAIRS.items()
+        if (home / target).is_dir() and (home / draft).is_dir()
+    }
+    if name not in pairs:
+        raise ConfigError(unknown_name("pair", name, pairs or ["none, this build ships no pair"]))
+    return pairs[name]
+
+
+def bundled_arbiter(spec: str, pair: str | None) -> str:
+    """Return the spec of an arbiter with its folder in place of a bundled name.
+
+    Args:
+        spec: As given; ``bundled`` is the trained arbiter that ships with the pair,
+            ``bundled-hidden`` the one that sees the models' states as well. Others stay.
+        pair: Name of the pair; None if it is not a bundled one.
+
+    Raises:
+        ConfigError: No such arbiter ships with the pair.
+    """
+    name, colon, knobs = spec.partition(":")
+    if name not in BUNDLED_ARBITERS:
+        return spec
+    folder = bundled_home() / "arbiters" / f"{str(pair)[len(BUNDLED) :]}{name[len('bundled') :]}"
+    if pair is None or not folder.is_dir():
+        raise ConfigError(
+            f"--arbiter {name} needs a bundled pair that ships with a trained arbiter; this is "
+            f"{pair or 'a pair of your own'}. Name a rule or a folder."
+        )
+    return f"{folder}{colon}{knobs}"

@@ -1,0 +1,51 @@
+"""Where a pair comes from, as commands and other programs' model arguments name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cospec.errors import ConfigError
+from cospec.models.bundled import bundled_models
+
+if TYPE_CHECKING:
+    from cospec.models.pair import ModelPair
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Which models."""
+
+    pair: str | None = None
+    """A pair that ships with the package, such as bundled:family."""
+    target: str | None = None
+    """Hub id, folder or .gguf file of the target."""
+    draft: str | None = None
+    """Hub id, folder or .gguf file of the draft."""
+    dtype: str = "auto"
+    """Of the weights: auto (as in the checkpoint), float32, bfloat16 or float16."""
+    device: str = "auto"
+    """Where the models run: auto, cpu, cuda, cuda:1, ..."""
+    allow_pickle: bool = False
+    """Load pickled checkpoints, which can run any code they hold."""
+
+    def load(self, *, needs_draft: bool = True) -> ModelPair:
+        """Load the pair; one without a draft if none is needed or named.
+
+        Raises:
+            ConfigError: A model is not named.
+        """
+        from cospec.models.pair import ModelPair  # noqa: PLC0415  # brings torch
+
+        target, draft = self.target, self.draft
+        if self.pair is not None:
+            if target is not None or draft is not None:
+                raise ConfigError("--pair names both models; leave out --target and --draft.")
+            bundled_models(self.pair)
+            target = self.pair
+        elif target is None or (draft is None and needs_draft):
+            missing = "--target" if target is None else "--draft"
+            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
+        return ModelPair.from_pretrained(
+            target, draft, dtype=self.dtype, device=self.device, allow_pickle=self.allow_pickle
+        )

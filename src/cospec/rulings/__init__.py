@@ -1,0 +1,10 @@
+"""The semantics of rulings, as functions on tensors: engine, trainer and vLLM plugin share them.
+
+`mismatches` makes what an arbiter sees, `vetoes` says which of its rulings do not count. Only the
+slow reference decoder says the same again, and tests hold the two equal.
+"""
+
+from cospec.rulings.mismatches import LookAhead, look_ahead, rank_in_row, token_log_p
+from cospec.rulings.vetoes import Veto, find_vetoes
+
+__all__ = ["LookAhead", "Veto", "find_vetoes", "look_ahead", "rank_in_row", "token_log_p"]

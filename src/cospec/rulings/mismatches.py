@@ -1,0 +1,64 @@
+"""What an arbiter sees of a mismatch, beyond what the models said there.
+
+Axes: T drafted tokens in the order of their rows, those of a block adjacent; M mismatches, each one
+of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LookAhead(NamedTuple):
+    """What the target says of the drafted tokens after each mismatch."""
+
+    matches: Tensor
+    """Whether it accepts each, (M, N) bool; False where the block has ended."""
+    log_p: Tensor
+    """Their log-probabilities, (M, N) float32; 0 where the block has ended."""
+
+
+def token_log_p(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Return log-probabilities of tokens (...) by raw logits (..., V), (...) float32."""
+    logits = logits.float()
+    return logits.gather(-1, token_ids[..., None])[..., 0] - logits.logsumexp(dim=-1)
+
+
+def look_ahead(
+    index: Tensor,
+    num_ahead: int,
+    blocks: Tensor,
+    is_drafted: Tensor,
+    is_match: Tensor,
+    log_p: Tensor,
+) -> LookAhead:
+    """Return what the target says of the drafted tokens after each mismatch.
+
+    It judged them given the drafted tokens before, so that this is its view of what follows if the
+    draft's token is kept.
+
+    Args:
+        index: Which of the tokens the mismatches are, (M,).
+        num_ahead: N, how far to look.
+        blocks: Block of each token, (T,).
+        is_drafted: Whether there is one, and not padding, (T,) bool.
+        is_match: Whether the target accepts it, (T,) bool.
+        log_p: Its log-probability, (T,) float32.
+    """
+    steps = torch.arange(1, num_ahead + 1, device=index.device)
+    ahead = index[:, None] + steps  # (M, N)
+    is_inside = ahead < len(blocks)
+    ahead = ahead.clamp(max=len(blocks) - 1)
+    is_inside = is_inside & (blocks[ahead] == blocks[index][:, None]) & is_drafted[ahead]
+    return LookAhead(is_inside & is_match[ahead], torch.where(is_inside, log_p[ahead], 0.0))
+
+
+def rank_in_row(rows: Tensor) -> Tensor:
+    """Return how many entries of its row precede each, (M,), from their rows in order."""
+    rows = rows.contiguous()
+    return torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
