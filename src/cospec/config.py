@@ -28,7 +28,7 @@ _NUMBERS: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How to generate. Every field may differ from prompt to prompt."""
+    """Settings of a generation. Every field may differ from prompt to prompt."""
 
     max_new_tokens: int = 256
     """Most tokens to generate."""
@@ -77,7 +77,7 @@ class SamplingConfig:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
+        """True if the most probable token is always taken."""
         return self.temperature == 0
 
     @classmethod
@@ -119,7 +119,7 @@ DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """How to draft and batch: the options of an engine, whoever rules and whatever is sampled.
+    """Options of an engine: drafting and batching, whoever rules and whatever is sampled.
 
     Every command and function that decodes takes it whole, so that a new option is a field here and
     the place that acts on it.

@@ -174,7 +174,7 @@ class Uniforms:
 
 @dataclass(frozen=True, slots=True)
 class Chance:
-    """How the rows of a batch draw their tokens in one block.
+    """The distributions and random numbers that the rows of a batch draw with in one block.
 
     Attributes:
         warper: Their distributions; None if every row is greedy.

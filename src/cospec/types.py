@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Needs(enum.Flag):
-    """What an arbiter asks the engine for, beyond token ids and positions."""
+    """Inputs that an arbiter asks the engine for, beyond token ids and positions."""
 
     NOTHING = 0
     TARGET_LOGITS = enum.auto()
@@ -48,7 +48,7 @@ class Needs(enum.Flag):
 
 
 class Origin(enum.StrEnum):
-    """Where a token of a completion comes from."""
+    """The source of a token of a completion."""
 
     MATCH = "match"
     """Drafted, and the target agreed."""
@@ -156,8 +156,8 @@ class Ruling:
 
     Attributes:
         keep_draft: True where the draft's token is to stand, (M,) bool.
-        score: The number behind the ruling, larger for the draft, (M,) float. Where it is not
-            finite the engine rules for the target and counts it. None if there is none.
+        score: The number that the ruling follows from, larger for the draft, (M,) float. Where it
+            is not finite the engine rules for the target and counts it. None if there is none.
         features: What the score was computed from, (M, F) float, for the trace; None if the arbiter
             keeps it to itself.
     """
@@ -178,7 +178,7 @@ class Arbiter(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """What the engine has to supply in the `MismatchBatch`."""
+        """Inputs that the engine has to supply in the `MismatchBatch`."""
         ...
 
     def rule(self, batch: MismatchBatch) -> Ruling:
@@ -352,7 +352,7 @@ def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one block added to one prompt's completion (the streaming form).
+    """The addition of one block to one prompt's completion (the streaming form).
 
     Attributes:
         index: Place of the prompt in the list that was given.

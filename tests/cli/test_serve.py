@@ -18,7 +18,7 @@ from cospec import cli
 from cospec.cli import serve
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.models.bundled import bundled_home, bundled_models
-from cospec.vllm_plugin.compat import SUPPORTED
+from cospec.vllm_plugin.known import SUPPORTED
 from cospec.vllm_plugin.settings import Settings
 from tests.vllm_plugin.serving import is_alive, still_alive
 

@@ -87,16 +87,16 @@ def on(job):
     first, *others = job["arbiters"]
     llm, runner = make(job, {"arbiter": first})
     adapter = runner.rejection_sampler._adapter
-    judge, counts = adapter.judge, adapter.counts
+    judge, counts = adapter.row_arbiter, adapter.counts
     greedy = dict(temperature=0, max_tokens=job["max_tokens"])
     for spec in (first, *others):
         if spec != first:
-            adapter.judge = replace(judge, arbiter=other(spec, judge.arbiter))
+            adapter.row_arbiter = replace(judge, arbiter=other(spec, judge.arbiter))
         before = counts.drain()
         texts = generate(llm, job["prompts"], **greedy)
         new = {name: n - before[name] for name, n in counts.drain().items()}
         result[spec] = {"texts": texts, "counts": new}
-    adapter.judge = replace(judge, arbiter=load_arbiter("always_draft"))
+    adapter.row_arbiter = replace(judge, arbiter=load_arbiter("always_draft"))
     some = job["prompts"][: job["num_opted_out"]]
     result["opted out"] = generate(llm, some, extra_args={"cospec": "off"}, **greedy)
     result["penalised"] = generate(llm, some, repetition_penalty=1.0001, **greedy)
@@ -113,7 +113,7 @@ def laws(job):
     for name, law in job["laws"].items():
         runner.drafter._enable_probabilistic_draft_probs = law.pop("drafts_are_sampled")
         if (spec := law.pop("arbiter", None)) is not None:
-            adapter.judge = replace(adapter.judge, arbiter=load_arbiter(spec))
+            adapter.row_arbiter = replace(adapter.row_arbiter, arbiter=load_arbiter(spec))
         result[name] = generate(llm, [job["law_prompt"]] * job["num_samples"], **law)
     return result
 
@@ -124,7 +124,7 @@ def mixed(job):
     from vllm.v1.sample.sampler import Sampler
 
     from cospec.arbiters import load_arbiter
-    from cospec.vllm_plugin.v1 import JudgingSampler
+    from cospec.vllm_plugin.v1 import ArbiterSampler
 
     llm, runner = make(job, {"arbiter": job["arbiters"][0]})
     adapter = runner.rejection_sampler._adapter
@@ -139,10 +139,10 @@ def mixed(job):
         again = [list(each.token_ids) for each in again]
         result[name] = {"texts": texts, "again": again, "num_overrides": num_overrides}
     keeps_most = load_arbiter("fsd_js:threshold=0.5")  # it needs the draft's logits too
-    adapter.judge = replace(adapter.judge, arbiter=keeps_most)
+    adapter.row_arbiter = replace(adapter.row_arbiter, arbiter=keeps_most)
     for mode in job["logprobs_modes"]:
         runner.sampler = Sampler(logprobs_mode=mode)
-        runner.rejection_sampler = JudgingSampler(RejectionSampler(runner.sampler), adapter, runner)
+        runner.rejection_sampler = ArbiterSampler(RejectionSampler(runner.sampler), adapter, runner)
         done = complete(llm, prompts, [each | {"logprobs": 2} for each in params])
         result[mode] = [
             [
@@ -181,7 +181,7 @@ def preempted(job):
     result = {}
     for name, spec in {"learned": None, "lossless": "lossless"}.items():
         if spec is not None:
-            adapter.judge = replace(adapter.judge, arbiter=load_arbiter(spec))
+            adapter.row_arbiter = replace(adapter.row_arbiter, arbiter=load_arbiter(spec))
         resumed.clear()
         before = num_preemptions()
         texts = generate(llm, job["prompts"], temperature=0, max_tokens=job["max_tokens"])

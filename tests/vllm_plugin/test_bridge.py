@@ -21,7 +21,7 @@ from cospec.models.cache import Output
 from cospec.sampling import Chance
 from cospec.types import MismatchBatch, Needs, Origin, Proposal, Ruling
 from cospec.vllm_plugin import bridge
-from cospec.vllm_plugin.bridge import Judge, VerifiedRows, force, settle
+from cospec.vllm_plugin.bridge import RowArbiter, VerifiedRows, count_step, force
 
 K, V = 4, 12
 STOP = 3
@@ -133,7 +133,7 @@ def test_an_arbiter_sees_what_our_engine_shows_it(seed):
         target_hidden_after=states[:, 1:].flatten(0, 1),
         draft_hidden=drafts.flatten(0, 1),
     )
-    Judge(recorder, K)(flat(p, q, ids, **handed_out))
+    RowArbiter(recorder, K)(flat(p, q, ids, **handed_out))
     (ours,) = recorder.seen
     for field in fields(MismatchBatch):
         a, b = getattr(ours, field.name), getattr(theirs, field.name)
@@ -170,22 +170,22 @@ def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
         num_overrides=(2 * rows.requests).clamp(max=7),
         num_mismatches=(2 * rows.requests).clamp(max=7),
     )
-    judgement = Judge(arbiter, K, exact_prefix_tokens=exact)(rows)
-    judged = force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
+    rulings = RowArbiter(arbiter, K, exact_prefix_tokens=exact)(rows)
+    judged = force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
     emitted, accepted = stock_greedy(rows, judged, verified.target_ids[:, -1])
-    outcome = settle(rows, judgement, accepted)
-    for row, tokens, number in zip(walked, emitted, outcome.num_overrides.tolist(), strict=True):
+    tally = count_step(rows, rulings, accepted)
+    for row, tokens, number in zip(walked, emitted, tally.num_overrides.tolist(), strict=True):
         kept = row.generated[7:]
         assert tokens[: len(kept)] == kept  # vLLM's scheduler cuts what a stop leaves over
         assert number == row.stats.num_overrides
     total = sum((row.stats for row in walked), start=walked[0].stats.__class__())
-    assert outcome.counts.tolist() == [
+    assert tally.counts.tolist() == [
         total.num_strict_accepts,
         total.num_overrides,
         total.num_mismatches,
         total.num_non_finite_scores,
     ]
-    assert int(outcome.is_reached.sum()) == total.num_mismatches
+    assert int(tally.is_reached.sum()) == total.num_mismatches
 
 
 @pytest.mark.parametrize("arbiter", [LogProbGap(2.0), learned(), AlwaysDraft()])
@@ -200,7 +200,7 @@ def test_ruling_on_all_rows_is_ruling_on_those_that_can_be_kept(arbiter, is_samp
         is_drafted=rows.block_positions != 2,
     )
     compact, full = (
-        Judge(arbiter, K, keep_features=True, is_compact=flag)(rows) for flag in (True, False)
+        RowArbiter(arbiter, K, keep_features=True, is_compact=flag)(rows) for flag in (True, False)
     )
     assert torch.equal(compact.keep_draft, full.keep_draft)
     assert compact.keep_draft.any() and not compact.keep_draft.all()
@@ -211,10 +211,10 @@ def test_ruling_on_all_rows_is_ruling_on_those_that_can_be_kept(arbiter, is_samp
 def test_rows_in_pieces_are_ruled_on_as_in_one_call(monkeypatch):
     p, q, ids = blocks(6, 2)
     rows, arbiter = flat(p, q, ids), learned()
-    whole = Judge(arbiter, K, keep_features=True)(rows)
+    whole = RowArbiter(arbiter, K, keep_features=True)(rows)
     recorder = Recorder(arbiter)
     monkeypatch.setattr(bridge, "MAX_ELEMENTS", 5 * V)
-    pieces = Judge(recorder, K, keep_features=True)(rows)
+    pieces = RowArbiter(recorder, K, keep_features=True)(rows)
     assert max(map(len, recorder.seen)) == 5
     assert torch.equal(whole.keep_draft, pieces.keep_draft)
     for a, b in [(whole.score, pieces.score), (whole.features, pieces.features)]:
@@ -262,19 +262,21 @@ VETOES = {
 @pytest.mark.parametrize("arbiter, changes", VETOES.values(), ids=VETOES.keys())
 def test_a_ruling_for_the_draft_is_turned_down(arbiter, changes, is_compact):
     rows = one_mismatch(**changes)
-    judge_it = Judge(arbiter, K, exact_prefix_tokens=5, is_compact=is_compact)
-    judgement = judge_it(rows)
-    assert not judgement.keep_draft.any()
-    forced = force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
+    rule_on = RowArbiter(arbiter, K, exact_prefix_tokens=5, is_compact=is_compact)
+    rulings = rule_on(rows)
+    assert not rulings.keep_draft.any()
+    forced = force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
     assert torch.equal(forced.nan_to_num(), rows.target_logits.nan_to_num())
-    kept = Judge(AlwaysDraft(), K, exact_prefix_tokens=5, is_compact=is_compact)(one_mismatch())
+    kept = RowArbiter(AlwaysDraft(), K, exact_prefix_tokens=5, is_compact=is_compact)(
+        one_mismatch()
+    )
     assert kept.keep_draft.all(), "without the change it stands"
 
 
 def test_scores_that_are_not_finite_are_counted_where_they_were_reached():
     rows = one_mismatch()
-    judgement = Judge(Scores(NAN), K)(rows)
-    assert settle(rows, judgement, torch.tensor([0])).counts.tolist() == [0, 0, 1, 1]
+    rulings = RowArbiter(Scores(NAN), K)(rows)
+    assert count_step(rows, rulings, torch.tensor([0])).counts.tolist() == [0, 0, 1, 1]
 
 
 def test_a_threshold_of_the_request_replaces_the_arbiters():
@@ -282,10 +284,12 @@ def test_a_threshold_of_the_request_replaces_the_arbiters():
     rows, arbiter = flat(p, q, ids), learned(0.3)
     bold = replace(rows, thresholds=torch.full(rows.positions.shape, 0.12))
     own = replace(rows, thresholds=torch.full(rows.positions.shape, NAN))
-    expected = Judge(arbiter.with_threshold(0.12), K)(rows).keep_draft
-    assert torch.equal(Judge(arbiter, K)(bold).keep_draft, expected)
-    assert not torch.equal(Judge(arbiter, K)(rows).keep_draft, expected)
-    assert torch.equal(Judge(arbiter, K)(own).keep_draft, Judge(arbiter, K)(rows).keep_draft)
+    expected = RowArbiter(arbiter.with_threshold(0.12), K)(rows).keep_draft
+    assert torch.equal(RowArbiter(arbiter, K)(bold).keep_draft, expected)
+    assert not torch.equal(RowArbiter(arbiter, K)(rows).keep_draft, expected)
+    assert torch.equal(
+        RowArbiter(arbiter, K)(own).keep_draft, RowArbiter(arbiter, K)(rows).keep_draft
+    )
 
 
 def test_a_kept_token_gets_all_probability_in_a_copy():
@@ -302,24 +306,24 @@ def test_a_sampled_token_stands_against_the_best_other_one():
     rows = one_mismatch(is_sampled=TRUE)
     recorder = Recorder(LogProbGap(0.5))
     likely = replace(rows, draft_ids=torch.tensor([0]))  # the target's favourite may be rejected
-    assert Judge(recorder, K)(likely).keep_draft.all()
+    assert RowArbiter(recorder, K)(likely).keep_draft.all()
     assert recorder.seen[0].target_ids.tolist() == [1]
-    assert not Judge(recorder, K)(rows).keep_draft.any()
+    assert not RowArbiter(recorder, K)(rows).keep_draft.any()
     assert recorder.seen[1].target_ids.tolist() == [0]
 
 
 def test_a_sampled_token_that_the_target_prefers_is_no_override():
     rows = one_mismatch(is_sampled=TRUE, draft_ids=torch.tensor([0]))
-    judgement = Judge(AlwaysDraft(), K)(rows)
-    assert settle(rows, judgement, torch.tensor([1])).counts.tolist() == [1, 0, 0, 0]
-    assert settle(rows, judgement, torch.tensor([0])).counts.tolist() == [0, 0, 1, 0]
+    rulings = RowArbiter(AlwaysDraft(), K)(rows)
+    assert count_step(rows, rulings, torch.tensor([1])).counts.tolist() == [1, 0, 0, 0]
+    assert count_step(rows, rulings, torch.tensor([0])).counts.tolist() == [0, 0, 1, 0]
 
 
 def test_lookahead_ends_with_the_block_of_the_request():
     p, q, ids = blocks(3, 6)
     recorder = Recorder(AlwaysTarget())
     rows = flat(p, q, ids, lengths=[2, 1, 4])
-    Judge(recorder, K, is_compact=False)(rows)
+    RowArbiter(recorder, K, is_compact=False)(rows)
     (batch,) = recorder.seen
     has_ended = torch.tensor([0, 1, 1] + [1] * 6 + [0, 0, 0] + [0, 0, 1] + [0, 1, 1] + [1] * 3)
     has_ended = has_ended.reshape(7, 3).bool()
@@ -332,11 +336,11 @@ def test_chance_comes_from_the_generator_and_is_the_same_on_every_rank():
     p, q, ids = blocks(40, 1)
     rows, arbiter = flat(p, q, ids), RandomOverride(0.5)
     first, second = (
-        Judge(arbiter, K, generator=torch.Generator().manual_seed(3))(rows).keep_draft
+        RowArbiter(arbiter, K, generator=torch.Generator().manual_seed(3))(rows).keep_draft
         for _ in range(2)
     )
     assert torch.equal(first, second)
-    assert 0.3 < first.sum() / Judge(AlwaysDraft(), K)(rows).keep_draft.sum() < 0.7
+    assert 0.3 < first.sum() / RowArbiter(AlwaysDraft(), K)(rows).keep_draft.sum() < 0.7
 
 
 class NoWaiting(TorchDispatchMode):
@@ -359,10 +363,10 @@ def test_nothing_waits_for_the_device(arbiter, is_sampled):
     rows = flat(p, q, ids, lengths=[4, 0, 2, 4, 1, 3])
     some = torch.ones(len(rows.positions)).bool()
     rows = replace(rows, is_sampled=some, is_cut=~some) if is_sampled else rows
-    judge_it = Judge(arbiter, K, keep_features=True, is_compact=False)
+    rule_on = RowArbiter(arbiter, K, keep_features=True, is_compact=False)
     with NoWaiting():
-        judgement = judge_it(rows)
-        force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
-        settle(rows, judgement, torch.zeros(6, dtype=torch.int32))
+        rulings = rule_on(rows)
+        force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
+        count_step(rows, rulings, torch.zeros(6, dtype=torch.int32))
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
-        replace(judge_it, is_compact=True)(rows)
+        replace(rule_on, is_compact=True)(rows)

@@ -12,7 +12,7 @@ import torch
 from cospec.arbiters import AlwaysDraft, AlwaysTarget, LogProbGap
 from cospec.errors import ConfigError
 from cospec.vllm_plugin.adapter import Adapter
-from cospec.vllm_plugin.bridge import Judge, force
+from cospec.vllm_plugin.bridge import RowArbiter, force
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.requests import RequestTable
 from tests.vllm_plugin.conftest import DRAFT, TARGET, encoded_problems, run
@@ -115,7 +115,7 @@ def v2(monkeypatch):
 
 def adapter_for(arbiter):
     table = RequestTable(NUM_SLOTS, torch.device("cpu"), has_thresholds=False)
-    return Adapter(Judge(arbiter, K), table, StepCounts())
+    return Adapter(RowArbiter(arbiter, K), table, StepCounts())
 
 
 @pytest.mark.parametrize("arbiter", [learned(), LogProbGap(2.0), AlwaysDraft(), AlwaysTarget()])
@@ -133,8 +133,8 @@ def test_rows_with_bonus_rows_are_ruled_on_as_rows_without(v2, arbiter, seed):
     assert torch.equal(processed, before), "log-probabilities are the target's own"
 
     rows = flat(p, q, ids, LENGTHS)
-    judgement = Judge(arbiter, K)(rows)
-    judged = force(rows.target_logits, rows.draft_ids, judgement.keep_draft)
+    rulings = RowArbiter(arbiter, K)(rows)
+    judged = force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
     bonus = [int(p[r, n].argmax()) for r, n in enumerate(LENGTHS)]
     expected, _ = stock_greedy(rows, judged, bonus)
     emitted = [row[:n] for row, n in zip(sampled.tolist(), num_sampled.tolist(), strict=True)]
@@ -196,7 +196,7 @@ def test_the_arbiter_enters_samplers_that_are_vllms_own(v2, monkeypatch):
     )
     adapter = adapter_for(LogProbGap(1.0))
     v2.attach(runner, adapter)
-    assert isinstance(runner.rejection_sampler, v2.JudgingSampler)
+    assert isinstance(runner.rejection_sampler, v2.ArbiterSampler)
     states.add_request("a request", 20, [1] * 20, 0, 40)
     (slot,) = states.index_to_req_id
     runner.sampler.add_request(slot, Params(temperature=0.5, max_tokens=40))

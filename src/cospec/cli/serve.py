@@ -19,14 +19,13 @@ from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.models.bundled import bundled_models
+from cospec.vllm_plugin.known import SUPPORTED
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
 from cospec.vllm_plugin.supervise import supervise
 
 if TYPE_CHECKING:
     from cospec.types import Arbiter
 
-VLLM_VERSION = "0.32"
-"""The plugin hooks into private names of this release."""
 _OURS = {"--model", "-sc"} | {
     f"--{name}{sep}config" for name in ("speculative", "additional") for sep in "-_"
 }
@@ -261,10 +260,10 @@ def check_vllm() -> None:
             found = found or importlib.metadata.version(name)
     if found is None:
         raise MissingExtraError("vLLM", "vllm")
-    if not found.startswith(f"{VLLM_VERSION}."):
+    if not found.startswith(f"{SUPPORTED}."):
         raise ConfigError(
-            f"vLLM {found} is installed; the plugin hooks into private names of {VLLM_VERSION} and "
-            f"does not load in another; run: pip install 'vllm=={VLLM_VERSION}.*'"
+            f"vLLM {found} is installed; the plugin hooks into private names of {SUPPORTED} and "
+            f"does not load in another; run: pip install 'vllm=={SUPPORTED}.*'"
         )
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and KEY not in allowed.split(","):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Decision(NamedTuple):
-    """What counts at one mismatch: the ruling after the vetoes."""
+    """The ruling that counts at one mismatch, after the vetoes."""
 
     keep_draft: bool
     veto: Veto = Veto.NONE
@@ -108,7 +108,7 @@ def arbitrate(
 
 
 def _state_of(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """What vetoes and arbiters know of each row, in one transfer.
+    """Collect the state of each row that vetoes and arbiters use, in one transfer.
 
     Returns:
         Tokens generated, overrides and corrections among them, (B, 3); tokens that stay lossless,

@@ -1,4 +1,4 @@
-"""The same decoding as `cospec.engine.batch`, written to be read and to be trusted.
+"""The same decoding as `cospec.engine.speculative`, written to be read and to be trusted.
 
 One prompt at a time, no cache, every forward over the whole text, one token after the other. Tests
 hold the engine equal to it for every arbiter. It shares the arbiters, the random numbers and the
@@ -41,7 +41,7 @@ def reference_decode(
         prompt_ids: Token ids.
         sampling: Settings; stop strings are not supported here.
         num_speculative_tokens: K.
-        draft_confidence_threshold: A block ends behind a less probable token.
+        draft_confidence_threshold: A block ends after a less probable token.
         index: Place in the list of prompts, which the random numbers depend on.
 
     Returns:
@@ -126,6 +126,6 @@ def _token_log_p(logits: Tensor, token_ids: list[int]) -> Tensor:
 
 
 def _lookahead(values: Tensor, place: int) -> Tensor:
-    """The values behind a place, zeros where the block has ended, (1, K - 1)."""
+    """The values after a place, zeros where the block has ended, (1, K - 1)."""
     ahead = values[place + 1 :]
     return torch.cat([ahead, ahead.new_zeros(len(values) - 1 - len(ahead))])[None]

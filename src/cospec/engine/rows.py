@@ -75,7 +75,7 @@ class Row:
             self.finish_reason = FinishReason.LENGTH
 
     def _has_stop_string(self) -> bool:
-        """Whether a stop string ends within the last token."""
+        """Return whether a stop string ends within the last token."""
         if not self.config.stop:
             return False
         # A token adds at least a byte, so that a stop string spans at most this many of them.
@@ -83,7 +83,7 @@ class Row:
         return self._find_stop(self._decode(self.generated[-num_tokens:])) >= 0
 
     def _find_stop(self, text: str) -> int:
-        """Where the first stop string begins in `text`; -1 if there is none."""
+        """Return the start of the first stop string in `text`; -1 if there is none."""
         return min((i for s in self.config.stop if (i := text.find(s)) >= 0), default=-1)
 
     def _decode(self, token_ids: list[int]) -> str:
@@ -102,9 +102,9 @@ class Row:
         return text if cut < 0 else text[:cut]
 
     def delta(self) -> Delta:
-        """What came since the last call, with the completion if the row is finished."""
+        """Return what came since the last call, with the completion if the row is finished."""
         text = self.text()
-        end = len(text) if self.finish_reason else self._num_settled_chars(text)
+        end = len(text) if self.finish_reason else self._num_final_chars(text)
         sent_tokens, sent_chars = self.num_sent_tokens, self.num_sent_chars
         self.num_sent_tokens = len(self.generated)
         self.num_sent_chars = max(end, sent_chars)
@@ -116,8 +116,8 @@ class Row:
             completion=self.completion(text) if self.finish_reason else None,
         )
 
-    def _num_settled_chars(self, text: str) -> int:
-        """How much of the text so far no later token can change."""
+    def _num_final_chars(self, text: str) -> int:
+        """Count the characters that no later token can change."""
         end = len(text.rstrip(_BROKEN))
         for stop in self.config.stop:
             for size in range(min(len(stop) - 1, end), 0, -1):

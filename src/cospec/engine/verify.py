@@ -1,4 +1,4 @@
-"""What the target says of a proposal, and the mismatches that follow: mathematics on tensors only.
+"""The accept test of a proposal, and the mismatches that follow: mathematics on tensors only.
 
 Knows nothing of caches, rows or arbiters. The rules are those of Leviathan et al. (2211.17192):
 greedy, a drafted token is accepted if it is the target's argmax; sampled, if u < p(x) / q(x).
@@ -134,7 +134,7 @@ def collect_mismatches(
 
 
 def _at(steps: list[Tensor], rows: Tensor, places: Tensor) -> Tensor:
-    """What K tensors of (B, X) hold at the mismatches, (M, X), without a copy of them all."""
+    """Pick the mismatches' entries, (M, X), from K tensors of (B, X), copying only those rows."""
     used, inverse = torch.unique_consecutive(rows, return_inverse=True)
     return torch.stack([step[used] for step in steps], dim=1)[inverse, places]
 
@@ -142,7 +142,7 @@ def _at(steps: list[Tensor], rows: Tensor, places: Tensor) -> Tensor:
 def _look_ahead(
     verified: Verification, proposal: Proposal, rows: Tensor, places: Tensor
 ) -> LookAhead:
-    """What the target says of the drafted tokens after each mismatch, each (M, K - 1)."""
+    """Look ahead from each mismatch, each (M, K - 1)."""
     used, inverse = torch.unique_consecutive(rows, return_inverse=True)  # R rows with a mismatch
     drafted = proposal.token_ids[used]  # (R, K)
     num_rows, k = drafted.shape

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Block(NamedTuple):
-    """What the models said of one row in one block; flags are 0 or 1."""
+    """One row of a verified block, on the host; flags are 0 or 1."""
 
     length: int
     """How many tokens were drafted for the row; what the lists hold after them is padding."""

@@ -141,7 +141,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Of the target alone."""
+        """Return log-likelihoods of the target alone."""
         self._note_target()
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
         return found
@@ -149,7 +149,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Of the target alone."""
+        """Return log-likelihoods of the target alone."""
         self._note_target()
         found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
         return found
@@ -167,7 +167,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
             _log.warning("note: %s", text)
 
     def get_model_info(self) -> dict[str, Any]:  # Any: a JSON object
-        """What the harness writes beside its results: the pair, the arbiter, and its counts."""
+        """Describe the pair, the arbiter and its counts, for the harness's result files."""
         pair, stats = self.engine.pair, self.stats
         return {
             "model_num_parameters": pair.target.num_parameters(),

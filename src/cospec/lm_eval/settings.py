@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness passes, as this project's settings; knows nothing of the harness."""
+"""The arguments of lm-evaluation-harness as settings of this project; needs no harness."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,  # Any: what else a model passes to its attention function
 ) -> tuple[Tensor, None]:
-    """What transformers' ``sdpa`` computes, for G query heads a key-value head.
+    """Compute the same as transformers' ``sdpa``, for G query heads a key-value head.
 
     Args:
         module: The attention layer.

@@ -5,7 +5,7 @@ The only file that knows Hugging Face caches, attention masks and position ids.
 Rows of a batch accept different numbers of tokens, so their lengths drift apart. Here row ``b``
 keeps its token ``i`` in slot ``i`` of its own strip of one preallocated buffer. Reading writes
 wherever the caller says, so rolling back is nothing but reading again from an earlier position:
-slots behind it hold garbage that the mask hides until they are written anew. There are no dead
+slots after it hold garbage that the mask hides until they are written anew. There are no dead
 slots to compact, and prompts of different length need no left padding.
 
 Sliding-window layers keep all their slots and are masked to the window, which is exact for any
@@ -38,7 +38,7 @@ SavedRow: TypeAlias = "list[tuple[Tensor, Tensor]]"
 
 
 class Window(NamedTuple):
-    """Where the next tokens of a range of rows go, and what they see.
+    """The places of the next tokens of a range of rows, and the masks of what they see.
 
     One window is computed a block; the draft's steps read column ranges of it.
     """
@@ -60,7 +60,7 @@ class Window(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a forward gives."""
+    """The output of a forward."""
 
     logits: Tensor
     """(B, N, V) of the last N tokens read."""
@@ -99,6 +99,8 @@ class _RaggedCache(Cache):
         if layer_idx == len(self.buffers):
             self.buffers.append((self._allocate(key_states), self._allocate(value_states)))
         window, slots = self._window, self._flat_slots.to(key_states.device)
+        # Written in place and before anything is read: tokens of this forward see each other, and
+        # whatever an earlier, rolled-back block left in later slots is masked until it is replaced.
         span = next(iter(window.masks.values())).shape[-1]
         seen = []
         for buffer, states in zip(self.buffers[layer_idx], (key_states, value_states), strict=True):
@@ -117,6 +119,7 @@ class _RaggedCache(Cache):
             return
         old_rows, old_slots = self.num_rows, self.num_slots
         self.num_rows = max(num_rows, old_rows)
+        # Zeroed, not empty: masked slots are still multiplied by 0, and 0 times NaN is NaN.
         if num_slots > old_slots:  # by half at least, so that copying stays rare
             self.num_slots = _rounded_up(max(num_slots, old_slots * 3 // 2))
 

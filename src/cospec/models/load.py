@@ -111,7 +111,7 @@ def as_device(device: str | torch.device) -> torch.device:
 
 
 def _locate(source: str | Path) -> dict[str, Any]:  # Any: arguments of from_pretrained
-    """Where a checkpoint is, as arguments of ``from_pretrained``."""
+    """Locate a checkpoint, as arguments of ``from_pretrained``."""
     path = Path(source)
     if path.suffix == ".gguf":
         if not path.is_file():

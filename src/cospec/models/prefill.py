@@ -76,6 +76,6 @@ def _donor(prompt: list[int], held: list[list[int]]) -> tuple[int, int]:
 
 
 def num_shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens two lists have in common."""
+    """Count the first tokens that two lists have in common."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""Where a pair comes from, as commands and other programs' model arguments name it."""
+"""The source of a pair, as commands and other programs' model arguments name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which architectures can be decoded, and what their configurations say of positions."""
+"""Checks that an architecture can be decoded, and its positions as the configuration has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an arbiter sees of a mismatch, beyond what the models said there.
+"""The look-ahead from mismatches, and other columns that arbiters see.
 
 Axes: T drafted tokens in the order of their rows, those of a block adjacent; M mismatches, each one
 of them.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LookAhead(NamedTuple):
-    """What the target says of the drafted tokens after each mismatch."""
+    """The target's view of the drafted tokens after each mismatch."""
 
     matches: Tensor
     """Whether it accepts each, (M, N) bool; False where the block has ended."""
@@ -37,7 +37,7 @@ def look_ahead(
     is_match: Tensor,
     log_p: Tensor,
 ) -> LookAhead:
-    """Return what the target says of the drafted tokens after each mismatch.
+    """Return the target's view of the drafted tokens after each mismatch.
 
     It judged them given the drafted tokens before, so that this is its view of what follows if the
     draft's token is kept.

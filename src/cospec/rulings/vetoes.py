@@ -46,7 +46,7 @@ def find_vetoes(
 
     Args:
         keep_draft: The arbiter's ruling, (M,) bool.
-        score: The number behind it, (M,) float, if it gives one.
+        score: The number that it follows from, (M,) float, if it gives one.
         draft_ids: The draft's tokens, (M,).
         target_ids: What stands in their place, (M,).
         draft_logit: The target's raw logit of the draft's token, (M,).

@@ -5,8 +5,8 @@ vLLM calls `register` in each of its processes, through the entry point group
 settings, ``additional_config={"cospec": {"arbiter": ...}}``: how to use it is in ``docs/vllm.md``.
 
 `settings` reads what the user asks for, `bridge` is the mathematics, `requests` and `adapter` are
-what both of vLLM's model runners need, `v1` and `v2` know one runner each, `compat` checks that the
-installed vLLM is one whose names they know.
+what both of vLLM's model runners need, `v1` and `v2` know one runner each. `known` checks that the
+installed vLLM is the one whose names they know, `hooks` enters it, and `cpu_repairs` repairs it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ __all__ = ["register"]
 
 def register() -> None:
     """Make this process's vLLM workers look for CoSpec's settings when they start."""
-    from cospec.vllm_plugin.compat import hook_workers  # noqa: PLC0415  # vLLM need not be there
+    from cospec.vllm_plugin.hooks import hook_workers  # noqa: PLC0415  # vLLM need not be there
 
     hook_workers()

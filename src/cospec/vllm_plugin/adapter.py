@@ -1,10 +1,11 @@
-"""What both adapters share: the arbiter on the engine's device, and whom the counts go to.
+"""The shared part of both adapters: the arbiter on the engine's device, its counts and its log.
 
-`v1` and `v2` hand in rows and take back judged logits; the mathematics is in `bridge`.
+`v1` and `v2` hand in rows and take back edited logits; the mathematics is in `bridge`.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from cospec.errors import ConfigError
 from cospec.features import HiddenFeatures, ScalarFeatures
 from cospec.models import ModelPair
 from cospec.types import Needs
-from cospec.vllm_plugin.bridge import Judge, Judgement, VerifiedRows, settle
+from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows, count_step
 from cospec.vllm_plugin.decisions import DecisionLog
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.requests import RequestTable
@@ -39,13 +40,13 @@ class Adapter:
     """An arbiter at work in one vLLM worker.
 
     Attributes:
-        judge: Rules.
+        row_arbiter: Rules.
         table: The running requests.
         counts: Where counts go; None on ranks that repeat what another one counts.
         log: Where decisions go, if anywhere.
     """
 
-    judge: Judge
+    row_arbiter: RowArbiter
     table: RequestTable
     counts: StepCounts | None = None
     log: DecisionLog | None = None
@@ -81,9 +82,9 @@ class Adapter:
         arbiter = place(arbiter, device, vocab_size, find_tokenizer)
         keep_features = is_reporting and settings.decisions is not None
         generator = None
-        if Needs.UNIFORMS in arbiter.needs:  # alike on all ranks, which judge the same rows
+        if Needs.UNIFORMS in arbiter.needs:  # alike on all ranks, which rule on the same rows
             generator = torch.Generator(device).manual_seed(vllm_config.model_config.seed)
-        judge = Judge(
+        row_arbiter = RowArbiter(
             arbiter,
             vllm_config.speculative_config.num_speculative_tokens,
             exact_prefix_tokens=settings.exact_prefix_tokens,
@@ -92,7 +93,7 @@ class Adapter:
         )
         has_thresholds = isinstance(arbiter, LearnedArbiter)
         num_slots = vllm_config.scheduler_config.max_num_seqs
-        adapter = cls(judge, RequestTable(num_slots, device, has_thresholds=has_thresholds))
+        adapter = cls(row_arbiter, RequestTable(num_slots, device, has_thresholds=has_thresholds))
         if is_reporting:
             adapter.counts = StepCounts.for_engine(vllm_config)
             if settings.decisions is not None:
@@ -101,10 +102,10 @@ class Adapter:
         logger.info("CoSpec: arbiter %s rules in this engine", arbiter.name)
         return adapter
 
-    def settle(
+    def count(
         self,
         rows: VerifiedRows,
-        judgement: Judgement,
+        rulings: RowRulings,
         num_accepted: Tensor,
         slots: Tensor,
         request_ids: Sequence[str],
@@ -114,28 +115,28 @@ class Adapter:
 
         Args:
             rows: The rows.
-            judgement: What was ruled on them.
+            rulings: What was ruled on them.
             num_accepted: Drafted tokens that the engine accepted, by request, (R,).
             slots: Of the requests, (R,) int64.
             request_ids: Of the requests, R of them.
             num_rows: Gives the number of rows of each; asked for a log of decisions only.
         """
-        outcome = settle(rows, judgement, num_accepted)
-        self.table.add_counts(slots, outcome.num_overrides, outcome.num_mismatches)
+        tally = count_step(rows, rulings, num_accepted)
+        self.table.add_counts(slots, tally.num_overrides, tally.num_mismatches)
         if self.counts is not None:
-            self.counts.add(outcome.counts, request_ids, outcome.num_overrides)
+            self.counts.add(tally.counts, request_ids, tally.num_overrides)
         if self.log is not None:
             pairs = zip(request_ids, num_rows(), strict=True)
             self.log.add(
                 [request_id for request_id, n in pairs for _ in range(n)],
-                outcome.is_reached,
+                tally.is_reached,
                 positions=rows.positions,
                 block_positions=rows.block_positions,
                 draft_ids=rows.draft_ids,
-                target_ids=judgement.target_ids,
-                keep_draft=judgement.keep_draft,
-                score=judgement.score,
-                features=judgement.features,
+                target_ids=rulings.target_ids,
+                keep_draft=rulings.keep_draft,
+                score=rulings.score,
+                features=rulings.features,
             )
 
 
@@ -229,3 +230,15 @@ def to_device(values: Sequence[int], device: torch.device) -> Tensor:
     is_pinned = device.type == "cuda"
     host = torch.tensor(values, dtype=torch.int64, pin_memory=is_pinned)
     return host.to(device, non_blocking=True)
+
+
+def is_first_tensor_rank() -> bool:
+    """Return whether this worker counts and logs for its tensor-parallel group."""
+    group = importlib.import_module("vllm.distributed.parallel_state").get_tp_group()
+    return bool(group.rank_in_group == 0)
+
+
+def tokenizer_of(vllm_config: Any) -> Any:  # Any: vLLM's VllmConfig; its tokenizer or None
+    """The target's tokenizer, as vLLM loads it."""
+    registry = importlib.import_module("vllm.tokenizers.registry")
+    return registry.cached_tokenizer_from_config(vllm_config.model_config)

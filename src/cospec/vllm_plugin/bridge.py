@@ -98,8 +98,8 @@ class VerifiedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What was ruled on the rows of a step.
+class RowRulings:
+    """The rulings on the rows of a step.
 
     Attributes:
         keep_draft: Whether the drafted token stands against the target, vetoes applied, (T,) bool.
@@ -119,8 +119,8 @@ class Judgement:
     features: Tensor | None = None
 
 
-class Outcome(NamedTuple):
-    """What became of a step, after the engine's kernels have run."""
+class Tally(NamedTuple):
+    """The counts of a step, after the engine's kernels have run."""
 
     is_reached: Tensor
     """Mismatches that were reached, (T,) bool."""
@@ -133,7 +133,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judge:
+class RowArbiter:
     """Rules on verified rows.
 
     Attributes:
@@ -153,7 +153,7 @@ class Judge:
     keep_features: bool = False
     is_compact: bool | None = None
 
-    def __call__(self, rows: VerifiedRows) -> Judgement:
+    def __call__(self, rows: VerifiedRows) -> RowRulings:
         """Rule on the rows of a step.
 
         A drafted token is never kept where an input that the arbiter needs is missing, where the
@@ -170,7 +170,7 @@ class Judge:
             may_differ = is_mismatch | (rows.is_sampled & rows.is_drafted)
         nothing = torch.zeros_like(is_mismatch)
         if any(getattr(rows, name) is None for name in self._inputs):
-            return Judgement(nothing, is_mismatch, target_ids, nothing)
+            return RowRulings(nothing, is_mismatch, target_ids, nothing)
         asked = may_differ & rows.is_open & top.isfinite()
         keep, score, features = self._ask(rows, asked, is_mismatch, target_ids)
         if rows.thresholds is not None and score is not None:
@@ -190,11 +190,11 @@ class Judge:
         )
         keep = keep & asked & (vetoes == Veto.NONE)
         is_non_finite = asked & (vetoes == Veto.NON_FINITE)
-        return Judgement(keep, is_mismatch, target_ids, is_non_finite, score, features)
+        return RowRulings(keep, is_mismatch, target_ids, is_non_finite, score, features)
 
     @cached_property
     def _inputs(self) -> list[str]:
-        """What the arbiter needs of the rows."""
+        """Names of the columns that the arbiter needs."""
         needs = self.arbiter.needs
         return [name for need, names in _INPUTS.items() if need in needs for name in names]
 
@@ -280,7 +280,7 @@ def _spread(
 
 
 def _count_before(flags: Tensor, block_positions: Tensor) -> Tensor:
-    """How many rows before each in its block are flagged, (T,), from flags (T,) bool."""
+    """Count the flagged rows before each in its block, (T,), from flags (T,) bool."""
     before = flags.long().cumsum(dim=0) - flags.long()  # in the whole step
     first = torch.arange(len(flags), device=flags.device) - block_positions
     return before - before[first]
@@ -302,7 +302,7 @@ def force(logits: Tensor, draft_ids: Tensor, keep_draft: Tensor) -> Tensor:
     return logits.masked_fill(keep_draft[:, None], float("-inf")).scatter_(1, index, own)
 
 
-def settle(rows: VerifiedRows, judgement: Judgement, num_accepted: Tensor) -> Outcome:
+def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) -> Tally:
     """Count what became of a step.
 
     A drafted token counts if it stands in the text: what comes after a stop token or beyond the
@@ -311,7 +311,7 @@ def settle(rows: VerifiedRows, judgement: Judgement, num_accepted: Tensor) -> Ou
 
     Args:
         rows: The rows.
-        judgement: What was ruled on them.
+        rulings: What was ruled on them.
         num_accepted: Drafted tokens that the engine accepted, by request, (R,).
     """
     accepted = num_accepted.long()[rows.requests]  # (T,)
@@ -320,13 +320,13 @@ def settle(rows: VerifiedRows, judgement: Judgement, num_accepted: Tensor) -> Ou
     is_in_text = (num_stops == 0) & (rows.positions < rows.max_tokens)
     in_block = rows.is_drafted & is_in_text
     stands = in_block & (rows.block_positions < accepted)
-    is_override = stands & judgement.keep_draft & judgement.is_mismatch
+    is_override = stands & rulings.keep_draft & rulings.is_mismatch
     is_end = rows.block_positions == accepted
-    is_reached = (stands & judgement.is_mismatch) | (in_block & is_end)
+    is_reached = (stands & rulings.is_mismatch) | (in_block & is_end)
     none = torch.zeros_like(num_accepted, dtype=torch.int64)
     num_overrides, num_mismatches = (
         none.index_add(0, rows.requests, column.long()) for column in (is_override, is_reached)
     )
-    columns = [stands & ~is_override, is_override, is_reached, is_reached & judgement.is_non_finite]
+    columns = [stands & ~is_override, is_override, is_reached, is_reached & rulings.is_non_finite]
     counts = torch.stack(columns).sum(dim=1)
-    return Outcome(is_reached, num_overrides, num_mismatches, counts)
+    return Tally(is_reached, num_overrides, num_mismatches, counts)

@@ -70,7 +70,7 @@ class DecisionLog:
         self._append([json.dumps(head)], is_head=True)
 
     def wants(self, request_id: str) -> bool:
-        """Whether a request is in the sample: by its id, so that all processes agree."""
+        """Return whether a request is in the sample: by its id, so that all processes agree."""
         digest = hashlib.sha256(request_id.encode()).digest()
         return int.from_bytes(digest[:8]) < self.settings.sampling_rate * 2**64
 

@@ -1,6 +1,6 @@
 """Counts that stock vLLM adds up: strict accepts and overrides apart, without waiting for a GPU.
 
-vLLM's ``spec_decode_num_accepted_tokens`` holds both. The worker that judges is another process
+vLLM's ``spec_decode_num_accepted_tokens`` holds both. The worker that rules is another process
 than the one that answers ``/metrics``, and its outputs have no room for ours. So the worker adds to
 a small memory-mapped file of eight-byte numbers, whose name both processes derive from the
 engine's ``instance_id``, and the server's process reads it (`stat_logger`).
@@ -156,11 +156,11 @@ class CountsFile:
         return int(self._overrides[found[0]]) if len(found) else None
 
     def totals(self) -> dict[str, int]:
-        """What was written so far."""
+        """Return the counts that were written so far."""
         return dict(zip(COUNTS, self._written.tolist(), strict=True))
 
     def take(self) -> dict[str, int]:
-        """What was written since the last `take` by any process; zeros if another is taking."""
+        """Return the counts since the last `take` by any process; zeros if another is taking."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -226,7 +226,7 @@ def read_counts(
 
 @dataclass
 class StepCounts:
-    """Where an adapter hands over what each step counted. Only one rank of an engine may.
+    """Receives the counts of each step from an adapter. Only one rank of an engine may write.
 
     Attributes:
         file: Where the server's process reads; None keeps the totals here.

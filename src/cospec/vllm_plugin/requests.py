@@ -1,4 +1,4 @@
-"""What is known of each running request, one slot each, on the device.
+"""The table of running requests, one slot each, on the device.
 
 vLLM's runners keep their requests in slots or lists of their own; `v1` and `v2` say which slot is
 meant. Sampling parameters are read by their public names only; this file loads without vLLM.
@@ -93,7 +93,7 @@ class RequestTable:
             self._stop_ids[slot, : len(stop_ids)] = ids
 
     def columns(self, slots: Tensor) -> RequestColumns:
-        """What is known of the requests in some slots.
+        """Return the columns of the requests in some slots.
 
         Args:
             slots: One a row, (T,) int64, on the device.
@@ -130,7 +130,7 @@ class RequestTable:
 
 
 def is_plain(params: Any) -> bool:  # Any: vLLM's SamplingParams
-    """Whether a request's logits are the model's own, so that an arbiter may rule on them.
+    """Return whether a request's logits are the model's own, so that an arbiter may rule on them.
 
     Grammars, penalties, bad words, allowed tokens and biases change the law that the target stands
     for; such requests are decoded losslessly.
@@ -149,7 +149,7 @@ def is_plain(params: Any) -> bool:  # Any: vLLM's SamplingParams
 
 
 def _settings_of(params: Any) -> RequestSettings:  # Any: vLLM's SamplingParams
-    """What the request says to us; nonsense is refused at the door, and here decodes losslessly."""
+    """Read the request's settings; bad ones are refused at the door, and here decode losslessly."""
     try:
         return RequestSettings.from_extra_args(params.extra_args)
     except ConfigError as error:

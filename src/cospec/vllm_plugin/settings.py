@@ -1,4 +1,4 @@
-"""What the plugin is told, per server and per request.
+"""Settings of the plugin, per server and per request.
 
 A server's settings come in vLLM's ``additional_config``, a request's in its ``extra_args``.
 vLLM has no option for acceptance rules and refuses unknown keys in its speculative configuration;
@@ -28,7 +28,7 @@ FORMS = "'on', 'off', 'threshold=0.7', or {'enabled': bool, 'threshold': number}
 
 @dataclass(frozen=True, slots=True)
 class DecisionLogSettings:
-    """Whether and where decisions are written down. They hold token ids of users' texts."""
+    """The file that decisions are written to. They hold token ids of users' texts."""
 
     path: str
     """File to append to, one JSON object a line."""
@@ -53,7 +53,7 @@ class DecisionLogSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the plugin is told once, for all requests."""
+    """Settings of a server, for all requests."""
 
     arbiter: str
     """Folder or hub id of a trained arbiter, or a rule such as gap:max_gap=1."""
@@ -82,7 +82,7 @@ class Settings:
 
     @property
     def arbiter_spec(self) -> str:
-        """What `cospec.load_arbiter` takes: the arbiter with the threshold, if one is given."""
+        """The arbiter with its threshold, if one is given, as `cospec.load_arbiter` takes it."""
         if self.threshold is None:
             return self.arbiter
         return f"{self.arbiter}{',' if ':' in self.arbiter else ':'}threshold={self.threshold!r}"
@@ -129,7 +129,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class RequestSettings:
-    """What one request may change.
+    """Settings that one request may change.
 
     Over HTTP it is ``"vllm_xargs": {"cospec": "off"}`` in the body, where vLLM lets a value be a
     string, a number or a list of those: no object and no boolean. So it is one string there; in

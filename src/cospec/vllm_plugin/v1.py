@@ -1,6 +1,6 @@
 """The arbiter in vLLM's first model runner: always on a CPU, and on CUDA if the second is off.
 
-`JudgingSampler` stands in for the runner's rejection sampler. It edits the target's rows before
+`ArbiterSampler` stands in for the runner's rejection sampler. It edits the target's rows before
 temperature and truncation, where they are what `cospec.engine` shows to arbiters; a row with one
 token left survives both. The draft's logits come from `keep_draft_logits`, by the way on which vLLM
 passes the draft's probabilities, which lines them up with the requests of the step; its hidden
@@ -17,9 +17,10 @@ import torch
 from vllm.v1.sample import rejection_sampler as sampler_module
 
 from cospec.types import Needs
-from cospec.vllm_plugin.adapter import Adapter, to_device
-from cospec.vllm_plugin.bridge import Judgement, VerifiedRows, force
-from cospec.vllm_plugin.compat import is_first_tensor_rank, repair_cpu, require, tokenizer_of
+from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, to_device, tokenizer_of
+from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows, force
+from cospec.vllm_plugin.cpu_repairs import repair_cpu
+from cospec.vllm_plugin.known import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +59,8 @@ def install(
         repair_cpu(sampler_module)
     if not hasattr(runner, "rejection_sampler"):
         return  # a pipeline stage that does not sample
-    needs = adapter.judge.arbiter.needs
-    sampler = JudgingSampler(runner.rejection_sampler, adapter, runner)
+    needs = adapter.row_arbiter.arbiter.needs
+    sampler = ArbiterSampler(runner.rejection_sampler, adapter, runner)
     if hasattr(runner.drafter, "_sample_draft_tokens") and Needs.DRAFT_LOGITS in needs:
         keep_draft_logits(runner.drafter, with_hidden=Needs.DRAFT_HIDDEN in needs)
     if Needs.TARGET_HIDDEN in needs:
@@ -67,7 +68,7 @@ def install(
     runner.rejection_sampler = sampler
 
 
-def keep_hidden(runner: Any, sampler: JudgingSampler) -> None:  # Any: vLLM's GPUModelRunner
+def keep_hidden(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GPUModelRunner
     """Show a sampler the target's hidden states of each step, row by row as its logits are."""
     stock = runner.sample_tokens
 
@@ -111,7 +112,7 @@ def keep_draft_logits(drafter: Any, *, with_hidden: bool) -> None:  # Any: SpecD
 
 
 def is_sampling(drafter: Any, sampling_metadata: Any) -> bool:  # Any: as above
-    """Whether a drafter samples its tokens in a step."""
+    """Return whether a drafter samples its tokens in a step."""
     return bool(drafter._enable_probabilistic_draft_probs and not sampling_metadata.all_greedy)
 
 
@@ -124,7 +125,7 @@ class Step:
         draft_hidden: The states that they were drawn from, (T, H'), if the arbiter asks for them.
         unedited: The target's rows before the arbiter's edit, (T, V).
         rows: What was ruled on; None before, and in a step without.
-        judgement: And how.
+        rulings: And how.
         slots: Of the requests, (R,) int64.
     """
 
@@ -132,12 +133,12 @@ class Step:
     draft_hidden: Tensor | None = None
     unedited: Tensor | None = None
     rows: VerifiedRows | None = None
-    judgement: Judgement | None = None
+    rulings: RowRulings | None = None
     slots: Tensor | None = None
 
 
-class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # vLLM is untyped
-    """A rejection sampler whose target rows an arbiter has judged.
+class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # vLLM is untyped
+    """A rejection sampler whose target rows an arbiter has ruled on.
 
     Args:
         stock: The runner's own; all its settings are taken over.
@@ -169,24 +170,30 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
 
         Args:
             metadata: Which rows belong to which request.
-            draft_probs: The draft's logits, (T, V), and behind them its hidden states, if it is
+            draft_probs: The draft's logits, (T, V), and after them its hidden states, if it is
                 ours; else its probabilities.
             logits: The target's, (T + R, V).
             sampling_metadata: Of the requests.
         """
+        # vLLM's order within a step: the target's forward (`keep_hidden` takes its states), this
+        # sampler (its processors edit the target's rows, then its kernels accept or resample), and
+        # last the drafter, whose logits come back here with the next step.
         self._step = step = Step()
-        if draft_probs is not None and Needs.DRAFT_LOGITS in self._adapter.judge.arbiter.needs:
+        if (
+            draft_probs is not None
+            and Needs.DRAFT_LOGITS in self._adapter.row_arbiter.arbiter.needs
+        ):
             width = logits.shape[1]
             step.draft_logits, step.draft_hidden = draft_probs[:, :width], draft_probs[:, width:]
             draft_probs = None
             if self._is_drafter_sampling(sampling_metadata):
                 draft_probs = self._draft_probs(step.draft_logits, metadata, sampling_metadata)
         output = super().forward(metadata, draft_probs, logits, sampling_metadata)
-        if step.rows is not None and step.judgement is not None and step.slots is not None:
+        if step.rows is not None and step.rulings is not None and step.slots is not None:
             num_accepted = (output.sampled_token_ids >= 0).sum(dim=1) - 1
-            self._adapter.settle(
+            self._adapter.count(
                 step.rows,
-                step.judgement,
+                step.rulings,
                 num_accepted,
                 step.slots,
                 list(self._runner.input_batch.req_ids),
@@ -210,9 +217,9 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             return logits
         step = self._step
         step.rows, step.slots = self._rows(logits, sampling_metadata, metadata)
-        step.judgement = self._adapter.judge(step.rows)
+        step.rulings = self._adapter.row_arbiter(step.rows)
         step.unedited = logits
-        return force(logits, step.rows.draft_ids, step.judgement.keep_draft)
+        return force(logits, step.rows.draft_ids, step.rulings.keep_draft)
 
     def _rows(
         self,
@@ -292,7 +299,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         sampling_metadata: Any,  # Any: as above
         metadata: Any,
     ) -> Tensor:
-        """Whether top-k or top-p takes the drafted token away, (T,) bool."""
+        """Return whether top-k or top-p takes the drafted token away, (T,) bool."""
         if sampling_metadata.top_k is None and sampling_metadata.top_p is None:
             return torch.zeros_like(draft_ids, dtype=torch.bool)
         cut = sampler_module.apply_sampling_constraints(
@@ -312,7 +319,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         metadata: Any,  # Any: as above
         sampling_metadata: Any,
     ) -> Tensor:
-        """What the drafter sampled from, as vLLM computes it from the logits, (T, V)."""
+        """Compute what the drafter sampled from, as vLLM does from the logits, (T, V)."""
         temperature = sampler_module.expand_batch_to_tokens(
             sampling_metadata.temperature,
             metadata.cu_num_draft_tokens,
@@ -332,7 +339,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         bonus_logits: Tensor,
         sampled_token_ids: Tensor,
     ) -> Any:  # Any: vLLM's LogprobsTensors
-        """Log-probabilities of the target's own rows, not of the judged ones."""
+        """Log-probabilities of the target's own rows, not of the edited ones."""
         if self.is_processed_logprobs_mode and self._step.unedited is not None:
             target_logits = sampler_module.apply_sampling_constraints(
                 self._step.unedited,

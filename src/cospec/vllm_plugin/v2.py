@@ -16,15 +16,15 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler as sampler_module
 
 from cospec.errors import ConfigError
 from cospec.types import Needs
-from cospec.vllm_plugin.adapter import Adapter
+from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, tokenizer_of
 from cospec.vllm_plugin.bridge import VerifiedRows, force
-from cospec.vllm_plugin.compat import is_first_tensor_rank, require, tokenizer_of
+from cospec.vllm_plugin.known import require
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from cospec.vllm_plugin.bridge import Judgement
+    from cospec.vllm_plugin.bridge import RowRulings
     from cospec.vllm_plugin.settings import Settings
 
 RUNNER_NAMES = (
@@ -72,7 +72,7 @@ def install(
 
 
 def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUModelRunner
-    """Let the arbiter judge what a loaded runner verifies.
+    """Let the arbiter rule on what a loaded runner verifies.
 
     Raises:
         ConfigError: The runner verifies in a way that we do not know, or keeps no draft logits for
@@ -85,7 +85,7 @@ def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUMode
             f"this model is verified by {type(stock).__name__}, with a watermark or a sampler of "
             "its own; CoSpec rules beside vLLM's plain rejection sampler only."
         )
-    arbiter = adapter.judge.arbiter
+    arbiter = adapter.row_arbiter.arbiter
     if Needs.DRAFT_LOGITS in arbiter.needs and runner.speculator.draft_logits is None:
         raise ConfigError(
             f"arbiter {arbiter.name} needs the draft's logits, which vLLM keeps only with "
@@ -98,7 +98,7 @@ def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUMode
         adapter.table.add(req_idx, sampling_params)
 
     runner.sampler.add_request = add
-    runner.rejection_sampler = JudgingSampler(stock, adapter, runner.req_states)
+    runner.rejection_sampler = ArbiterSampler(stock, adapter, runner.req_states)
 
 
 class FlatRows(NamedTuple):
@@ -113,7 +113,7 @@ class FlatRows(NamedTuple):
 
 
 def flatten(draft_sampled: Tensor, cu_num_logits: Tensor) -> FlatRows:
-    """What was drafted from each row of logits.
+    """Find the token that was drafted from each row of logits.
 
     Args:
         draft_sampled: The token that each row has read, -1 for a placeholder, (N,).
@@ -127,8 +127,8 @@ def flatten(draft_sampled: Tensor, cu_num_logits: Tensor) -> FlatRows:
     return FlatRows(draft_ids, is_drafted, requests)
 
 
-class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # vLLM is untyped
-    """A rejection sampler whose target rows an arbiter has judged.
+class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # vLLM is untyped
+    """A rejection sampler whose target rows an arbiter has ruled on.
 
     Args:
         stock: The runner's own; all its settings are taken over.
@@ -155,10 +155,10 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         seq_lens_upper_bound_np: np.ndarray[Any, Any],
         verify_draft_sampled: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Verify some requests as the stock sampler does, on judged rows.
+        """Verify some requests as the stock sampler does, on edited rows.
 
         Returns:
-            The target's processed rows, not judged, (N, V); tokens, (R, K + 1); how many, (R,).
+            The target's processed rows, not edited, (N, V); tokens, (R, K + 1); how many, (R,).
         """
         processed = self.sampler.apply_sampling_params(
             logits,
@@ -181,9 +181,9 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             expanded_local_pos.long(),
             is_greedy=not self.sampler.sampling_states.temperature.np[idx_mapping_np].any(),
         )
-        judgement = self._adapter.judge(rows)
+        rulings = self._adapter.row_arbiter(rows)
         sampled, num_sampled = sampler_module.rejection_sample(
-            force(processed, rows.draft_ids, judgement.keep_draft),
+            force(processed, rows.draft_ids, rulings.keep_draft),
             draft_logits,
             verify_draft_sampled,
             cu_num_logits,
@@ -197,13 +197,13 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             use_fp64=self.sampler.use_fp64_gumbel,
         )
 
-        self._settle(rows, judgement, num_sampled, cu_num_logits, idx_mapping, idx_mapping_np)
+        self._count(rows, rulings, num_sampled, cu_num_logits, idx_mapping, idx_mapping_np)
         return processed, sampled, num_sampled
 
-    def _settle(
+    def _count(
         self,
         rows: VerifiedRows,
-        judgement: Judgement,
+        rulings: RowRulings,
         num_sampled: Tensor,
         cu_num_logits: Tensor,
         idx_mapping: Tensor,
@@ -216,9 +216,9 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             return counts
 
         known = self._req_states.index_to_req_id
-        self._adapter.settle(
+        self._adapter.count(
             rows,
-            judgement,
+            rulings,
             (num_sampled.long() - 1).clamp(min=0),
             idx_mapping.long(),
             [known.get(slot, "") for slot in idx_mapping_np.tolist()],
@@ -237,7 +237,7 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         *,
         is_greedy: bool,
     ) -> VerifiedRows:
-        """The rows as the judge takes them.
+        """The rows as the arbiter takes them.
 
         Args:
             logits: The target's, (N, V).
@@ -251,7 +251,10 @@ class JudgingSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         """
         columns = self._adapter.table.columns(slots)
         drafted_logits = None
-        if draft_logits is not None and Needs.DRAFT_LOGITS in self._adapter.judge.arbiter.needs:
+        if (
+            draft_logits is not None
+            and Needs.DRAFT_LOGITS in self._adapter.row_arbiter.arbiter.needs
+        ):
             places = block_positions.clamp(max=self.num_speculative_steps - 1)
             drafted_logits = draft_logits[slots, places]  # (N, V)
         is_sampled = is_cut = None

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from cospec.errors import ConfigError
-from cospec.vllm_plugin import compat, register
+from cospec.vllm_plugin import cpu_repairs, hooks, known, register
 
 
 def test_a_version_that_we_do_not_know_is_refused_in_one_sentence():
-    compat.check_version("0.32.0")
-    compat.check_version("0.32.11+cpu")
+    known.check_version("0.32.0")
+    known.check_version("0.32.11+cpu")
     for version in ("0.33.0", "0.3.2", "0.320.0", "dev"):
         with pytest.raises(ConfigError, match=rf"vLLM {version} is installed .* knows 0\.32\.\*"):
-            compat.check_version(version)
+            known.check_version(version)
 
 
 @pytest.fixture
@@ -39,20 +39,20 @@ def module(monkeypatch):
 
 
 def test_a_name_has_to_be_there_with_the_parameters_that_we_know(module):
-    compat.check_names({"some_engine:Sampler.forward": "self logits metadata"})
+    known.check_names({"some_engine:Sampler.forward": "self logits metadata"})
     with pytest.raises(ConfigError, match=r"forward .* takes \(self logits metadata\) .* \(self"):
-        compat.check_names({"some_engine:Sampler.forward": "self metadata logits"})
+        known.check_names({"some_engine:Sampler.forward": "self metadata logits"})
     with pytest.raises(ConfigError, match=r"has no some_engine:Sampler\.sample"):
-        compat.check_names({"some_engine:Sampler.sample": "self"})
+        known.check_names({"some_engine:Sampler.sample": "self"})
     with pytest.raises(ConfigError, match="has no no_such_engine:Sampler"):
-        compat.check_names({"no_such_engine:Sampler": ""})
+        known.check_names({"no_such_engine:Sampler": ""})
 
 
 def test_attributes_of_objects_are_looked_up_too():
     runner = types.SimpleNamespace(input_batch=types.SimpleNamespace(req_ids=[]))
-    compat.require(runner, ["input_batch.req_ids"])
+    known.require(runner, ["input_batch.req_ids"])
     with pytest.raises(ConfigError, match=r"has no input_batch\.prompts"):
-        compat.require(runner, ["input_batch.req_ids", "input_batch.prompts"])
+        known.require(runner, ["input_batch.req_ids", "input_batch.prompts"])
 
 
 def wrapper_module(monkeypatch):
@@ -113,13 +113,13 @@ def test_a_vllm_without_workers_is_left_alone_with_a_warning(monkeypatch, caplog
 def test_values_of_requests_are_spread_over_their_tokens(dtype):
     """vLLM 0.32 returns memory that was never written here, on a CPU."""
     x = torch.tensor([2, 0, 7, 5], dtype=dtype)
-    spread = compat.expand_batch_to_tokens(
+    spread = cpu_repairs.expand_batch_to_tokens(
         x, torch.tensor([2, 3, 3, 6], dtype=torch.int32), 6, 0, 1
     )
     assert spread.tolist() == [2, 2, 1, 5, 5, 5]
     assert spread.dtype == dtype
     nothing = torch.tensor([0, 0, 0, 0], dtype=torch.int32)
-    assert compat.expand_batch_to_tokens(x, nothing, 0).shape == (0,)
+    assert cpu_repairs.expand_batch_to_tokens(x, nothing, 0).shape == (0,)
 
 
 def test_a_step_without_drafted_rows_is_no_error_on_a_cpu():
@@ -130,12 +130,12 @@ def test_a_step_without_drafted_rows_is_no_error_on_a_cpu():
         expand_batch_to_tokens=None,
     )
     for _ in range(2):
-        compat.repair_cpu(sampler)
+        cpu_repairs.repair_cpu(sampler)
     empty = torch.empty(0, 5)
     assert sampler.apply_sampling_constraints(empty, None, None) is empty
     assert sampler.apply_sampling_constraints(torch.ones(1, 5), 2, 3) == "stock"
     assert len(calls) == 1, "repaired once only"
-    assert sampler.expand_batch_to_tokens is compat.expand_batch_to_tokens
+    assert sampler.expand_batch_to_tokens is cpu_repairs.expand_batch_to_tokens
 
 
 needs_vllm = pytest.mark.skipif(
@@ -144,10 +144,10 @@ needs_vllm = pytest.mark.skipif(
 
 
 @needs_vllm
-@pytest.mark.parametrize("names", [compat.V1_NAMES, compat.V2_NAMES], ids=["v1", "v2"])
+@pytest.mark.parametrize("names", [known.V1_NAMES, known.V2_NAMES], ids=["v1", "v2"])
 def test_the_installed_vllm_has_the_names_that_we_use(names):
-    compat.check_version(importlib.import_module("vllm").__version__)
-    compat.check_names(names)
+    known.check_version(importlib.import_module("vllm").__version__)
+    known.check_names(names)
 
 
 @needs_vllm
@@ -156,7 +156,7 @@ def test_a_worker_does_not_start_where_one_name_takes_other_parameters(runner, m
     """The modules are those of the installed vLLM; the second runner's load without a GPU too."""
     worker = types.SimpleNamespace(use_v2_model_runner=runner == "v2")
     config = types.SimpleNamespace(additional_config={"cospec": {"arbiter": "lossless"}})
-    for name in compat.V2_NAMES if runner == "v2" else compat.V1_NAMES:
+    for name in known.V2_NAMES if runner == "v2" else known.V1_NAMES:
         module, _, path = name.partition(":")
         *owners, last = path.split(".")
         owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -164,7 +164,7 @@ def test_a_worker_does_not_start_where_one_name_takes_other_parameters(runner, m
             patch.setattr(owner, last, lambda other: None)
             sentence = rf"{re.escape(name)} of this vLLM takes \(other\) and CoSpec's plugin knows"
             with pytest.raises(ConfigError, match=sentence):
-                compat.activate(worker, config)
+                hooks.activate(worker, config)
             patch.delattr(owner, last)
             with pytest.raises(ConfigError, match=re.escape(name)):
-                compat.activate(worker, config)
+                hooks.activate(worker, config)

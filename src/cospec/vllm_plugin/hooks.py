@@ -1,0 +1,64 @@
+"""The plugin's way into vLLM: each worker looks for our settings once its runner is built."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from typing import Any
+
+from cospec.vllm_plugin.known import V1_NAMES, V2_NAMES, check_names, check_version
+from cospec.vllm_plugin.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_MARK = "__cospec__"
+
+
+def hook_workers() -> None:
+    """Have every worker of this process look for our settings once its runner is built.
+
+    It does nothing for a worker without settings, and may be called any number of times.
+    """
+    try:
+        base = importlib.import_module("vllm.v1.worker.worker_base").WorkerWrapperBase
+        stock = base.init_device
+    except (ImportError, AttributeError) as error:
+        logger.warning("CoSpec finds no worker to rule in and stays off: %s", error)
+        return
+    if hasattr(stock, _MARK):
+        return
+
+    @functools.wraps(stock)
+    def init_device(self: Any) -> None:  # Any: vLLM's WorkerWrapperBase
+        stock(self)
+        activate(self.worker, self.vllm_config)
+
+    setattr(init_device, _MARK, True)
+    base.init_device = init_device
+
+
+def activate(worker: Any, vllm_config: Any) -> bool:  # Any: vLLM's Worker and VllmConfig
+    """Put the arbiter into a worker whose model runner is built and not yet loaded.
+
+    Returns:
+        Whether there are settings.
+
+    Raises:
+        ConfigError: There are, and this vLLM or this engine is not one that we support.
+    """
+    settings = Settings.from_vllm(vllm_config)
+    if settings is None:
+        return False
+    check_version(importlib.import_module("vllm").__version__)
+    if worker.use_v2_model_runner:
+        check_names(V2_NAMES)
+        from cospec.vllm_plugin import v2  # noqa: PLC0415  # imports vLLM
+
+        v2.install(worker.model_runner, settings, vllm_config)
+    else:
+        check_names(V1_NAMES)
+        from cospec.vllm_plugin import v1  # noqa: PLC0415  # imports vLLM
+
+        v1.install(worker.model_runner, settings, vllm_config)
+    return True
