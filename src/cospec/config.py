@@ -113,6 +113,12 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
 
 DrafterName: TypeAlias = Literal["model", "ngram"]
 """Drafters of `cospec.drafters`."""
+_WHOLE_NUMBERS = (
+    "num_speculative_tokens",
+    "batch_size",
+    "prompt_lookup_max",
+    "prompt_lookup_min",
+)
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 """Block length where none is given and no arbiter was trained at one."""
 
@@ -144,6 +150,11 @@ class DecodeConfig:
     """Record every mismatch in `Completion.trace`."""
 
     def __post_init__(self) -> None:
+        for name in _WHOLE_NUMBERS:
+            value = getattr(self, name)
+            is_open = value is None and name == "num_speculative_tokens"
+            if not is_open and (not isinstance(value, Integral) or isinstance(value, bool)):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
         if self.num_speculative_tokens is not None and self.num_speculative_tokens < 1:
             raise ConfigError(
                 f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1. "
@@ -151,9 +162,10 @@ class DecodeConfig:
             )
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1.")
-        if not 0 <= self.draft_confidence_threshold <= 1:
+        threshold = self.draft_confidence_threshold
+        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise ConfigError(
-                f"draft_confidence_threshold is {self.draft_confidence_threshold}; it is a "
+                f"draft_confidence_threshold is {threshold}; it is a "
                 "probability, from 0 (blocks are never ended early) to 1."
             )
         if self.drafter not in get_args(DrafterName):

@@ -35,13 +35,9 @@ class ModelArgs(PairSource, DecodeConfig):
     """Of sampling, mixed with the place of the request."""
 
     def __post_init__(self) -> None:
-        for name in ("num_speculative_tokens", "batch_size", "seed"):
-            value = getattr(self, name)
-            if value is None and name == "num_speculative_tokens":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
         super().__post_init__()
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ConfigError(f"seed is {self.seed!r}; it must be a whole number.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelArgs:  # Any: whatever the user wrote
