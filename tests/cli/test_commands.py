@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
@@ -43,7 +44,18 @@ def test_info_names_versions_arbiters_and_what_is_missing(cospec, capsys):
     out = capsys.readouterr().out
     assert "transformers" in out
     assert "gap:max_gap=1" in out
-    assert "extra tasks" in out
+    for extra in importlib.metadata.metadata("cospec").get_all("Provides-Extra"):
+        assert extra == "dev" or f"extra {extra}" in out, "every extra is listed"
+
+
+def test_info_gives_the_line_that_installs_a_missing_extra(cospec, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    cospec("info")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "extra wandb missing (wandb); run: pip install 'cospec[wandb]'" in out
 
 
 def test_generate_streams_one_prompt_and_writes_result_and_trace(cospec, capsys, tmp_path):

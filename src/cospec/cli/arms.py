@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cospec.cli.progress import Progress
 from cospec.errors import ConfigError
 from cospec.evaluation.summary import LOSSLESS
 from cospec.results import Json
@@ -108,31 +108,31 @@ def play(
         warm_up: Whether the arms are warmed up, which is not timed.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+        KeyboardInterrupt: Ctrl-C; its message says how to resume.
     """
-    console = Console(stderr=True, soft_wrap=True)
-    columns = (
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
+    from cospec.engine import Engine
+
     num_turns = len(evaluation.chunks) * len(evaluation.arms)
     done = [] if log is None else [turn for turn in log.done if turn.part == part]
+    num_answers = sum(len(turn.rows) for turn in done)
+    total = len(evaluation.examples) * len(evaluation.arms)
     turns: list[Turn] = []
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("warming up", total=num_turns)
+        with Progress(total, "answers", done=num_answers, label=part) as progress:
+            for engine in (arm.engine for arm in evaluation.arms):
+                if isinstance(engine, Engine):  # counts inside a turn, of which some take minutes
+                    engine.on_finished = progress.advance
+            num_answers = 0
             for turn in evaluation.turns(done, warm_up=warm_up):
                 turns.append(replace(turn, part=part))
                 if log is not None and len(turns) > len(done):
                     log.append(turns[-1])
                 shown = turns if len(evaluation.arms) <= _MAX_STANDING else [turn]
-                progress.update(bar, advance=1, description=_standing(shown))
-                if not console.is_terminal:
-                    head = f"turn {len(turns)}/{num_turns}, {turn.seconds:.1f} s"
-                    head = f"{part}, {head}" if part else head
-                    console.print(f"{head}: {_standing(shown)}", markup=False, highlight=False)
+                num_answers += len(turn.rows)
+                progress.update(num_answers, _standing(shown))
+                head = f"turn {len(turns)}/{num_turns}, {turn.seconds:.1f} s"
+                head = f"{part}, {head}" if part else head
+                progress.line(f"{head}: {_standing(shown)}")
     except KeyboardInterrupt:
         fate = "they are not kept"
         if log is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cospec.cli.audit_view import standing
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
+from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
@@ -142,24 +145,27 @@ class Audit:
         self, auditor: Auditor, examples: Sequence[Example], log: TurnLog | None
     ) -> list[Json]:
         """The records of all problems, chunk by chunk behind a progress bar."""
-        import time
-
-        from cospec.cli.audit_view import AuditProgress
         from cospec.evaluation.turns import Turn
 
         size = self.audit.problems_per_chunk
         chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
         done = {turn.chunk: turn.rows for turn in log.done} if log else {}
         records: list[Json] = []
-        with AuditProgress(len(examples)) as progress:
+        num_done = sum(map(len, done.values()))
+        with Progress(len(examples), "problems", done=num_done, label="audit") as progress:
             for i, chunk in enumerate(chunks):
                 if i not in done:
-                    start = time.perf_counter()
+                    start, before = time.perf_counter(), progress.done
+                    auditor.on_progress = lambda share: progress.update(
+                        before + share * len(chunk)  # noqa: B023  # called within this round
+                    )
                     done[i] = auditor.audit(chunk)
                     if log is not None:
                         log.append(Turn(i, "audit", time.perf_counter() - start, done[i]))
+                    progress.update(before + len(chunk))
                 records += done[i]
-                progress.show(records)
+                progress.update(progress.done, standing(records))
+                progress.line(f"{len(records)}/{len(examples)} problems, {standing(records)}")
         return records
 
 

@@ -1,64 +1,25 @@
-"""What ``cospec audit`` shows: progress while it plays, then tables and the verdict."""
+"""Views of ``cospec audit``: the standing while it plays, then tables and the verdict."""
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
-from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from cospec.results import Json
 
 
-class AuditProgress:
-    """A bar on a terminal, lines elsewhere; on standard error.
-
-    Args:
-        num_problems: All of them.
-    """
-
-    def __init__(self, num_problems: int) -> None:
-        console = Console(stderr=True)
-        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._is_terminal = console.is_terminal
-        self._task = self._bar.add_task("audit", total=num_problems, note="")
-        self._num_problems, self._start = num_problems, time.perf_counter()
-
-    def __enter__(self) -> AuditProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def show(self, records: Sequence[Json]) -> None:
-        """Tell how far it is."""
-        played = [m for record in records for m in record["mismatches"]]
-        saved = sum(m["draft_correct"] and not m["target_correct"] for m in played)
-        right = sum(record["correct"] for record in records)
-        note = f"target right {right}/{len(records)}, only the draft right {saved}/{len(played)}"
-        self._bar.update(self._task, completed=len(records), note=note)
-        if not self._is_terminal:
-            seconds = time.perf_counter() - self._start
-            print(
-                f"{len(records)}/{self._num_problems} problems  {note}  {seconds:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+def standing(records: Sequence[Json]) -> str:
+    """Return what some records say so far, in a line."""
+    played = [m for record in records for m in record["mismatches"]]
+    saved = sum(m["draft_correct"] and not m["target_correct"] for m in played)
+    right = sum(record["correct"] for record in records)
+    return f"target right {right}/{len(records)}, only the draft right {saved}/{len(played)}"
 
 
 def show(summary: Json) -> None:

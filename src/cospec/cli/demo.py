@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cospec
 from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
+from cospec.cli.run import Run
 from cospec.errors import ConfigError
-from cospec.results import Provenance, check_writable, document, write_json
 
 if TYPE_CHECKING:
     from cospec.tasks import Example, Task
 
 _PAIR = "bundled:specialist"
+_NEXT = """
+Try your own pair and task:
+  cospec audit --target T --draft D --task gsm8k --num-problems 200   what an arbiter could win
+  cospec train --target T --draft D --task gsm8k --out arbiter        an arbiter for this pair
+T and D are hub ids or folders of models that share a tokenizer; gsm8k may be jsonl:FILE."""
 _MAX_NEW_TOKENS = 300
 """Room for the longest solution of these problems in the bundled tokenizer (291 tokens)."""
 
@@ -48,28 +52,25 @@ class Demo:
         from cospec.evaluation.arms import make_arms
         from cospec.evaluation.evaluate import Evaluation
 
-        check_writable(self.output.json, self.output.overwrite)
+        run = Run("demo", self.output)
         models = self.pair
         if models.pair is None and models.target is None and models.draft is None:
             models = replace(models, pair=_PAIR)
         spec = models.find_arbiter(self.decode.arbiter)
         task, examples = _load_problems(self.problems, self.num_problems)
-        provenance = Provenance()
         pair = models.load()
         arbiter = load_arbiter(spec, pair)
         decode = self.decode.for_arbiters([arbiter])
         arms = make_arms(pair, [(decode.arbiter, arbiter)], decode)
         evaluation = Evaluation(arms, task, examples, max_new_tokens=_MAX_NEW_TOKENS)
         print_notes(pair, evaluation)
-        parts = evaluation.result(play(evaluation))
-        print_table(parts["arms"])
-        shown_id = show_one(evaluation, Engine(pair, arbiter, decode), parts["rows"])
-        if self.output.json is not None:
-            config = json.loads(json.dumps(asdict(replace(self, decode=decode)), default=str))
-            config |= {"evaluation": evaluation.config()}
-            where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
-            result = document("demo", config, where, **parts, shown_id=shown_id)
-            write_json(self.output.json, result)
+        options, about = replace(self, decode=decode), {"evaluation": evaluation.config()}
+        with run.log(options, pair, {decode.arbiter: arbiter}, **about) as log:
+            parts = evaluation.result(play(evaluation, log))
+            print_table(parts["arms"])
+            shown_id = show_one(evaluation, Engine(pair, arbiter, decode), parts["rows"])
+            run.write(**parts, shown_id=shown_id)
+        print(_NEXT)
 
 
 def _load_problems(path: Path | None, num_problems: int) -> tuple[Task, list[Example]]:

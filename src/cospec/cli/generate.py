@@ -213,22 +213,15 @@ def _stream_many(
     sampling: SamplingConfig,
     done: dict[int, Completion],
 ) -> None:
-    """Complete many prompts behind a progress bar, then print them in order."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn
+    """Complete many prompts with their progress on standard error, then print them in order."""
+    from cospec.cli.progress import Progress
 
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[tokens]} tokens"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("generate", total=len(prompts), tokens=0)
-        num_tokens = 0
+    num_tokens = 0
+    with Progress(len(prompts), "prompts") as progress:
         for delta in engine.stream(prompts, sampling):
             num_tokens += len(delta.token_ids)
-            progress.update(bar, tokens=num_tokens)
             if delta.completion:
                 done[delta.index] = delta.completion
-                progress.advance(bar)
-                if not console.is_terminal:
-                    print(f"{len(done)}/{len(prompts)}  {num_tokens} tokens", file=sys.stderr)
+            progress.update(len(done), f"{num_tokens} tokens")
     for i in sorted(done):
         print(f"--- {i} ({done[i].finish_reason})\n{visible(done[i].text)}")

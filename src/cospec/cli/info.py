@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 _EXTRAS = {
     "gguf": ["gguf", "accelerate"],
+    "hub": ["datasets"],
+    "lm-eval": ["lm_eval", "accelerate"],
+    "report": ["matplotlib", "jinja2"],
+    "browser": ["playwright"],
     "tasks": ["reasoning_gym", "math_verify"],
     "tensorboard": ["tensorboard"],
     "vllm": ["vllm"],
@@ -36,7 +40,7 @@ class Info:
             table.add_row(f"cuda:{i}", device_name(f"cuda:{i}"))
         for extra, modules in _EXTRAS.items():
             missing = [m for m in modules if importlib.util.find_spec(m) is None]
-            hint = f"no; run: pip install 'cospec[{extra}]'"
+            hint = f"missing ({', '.join(missing)}); run: pip install 'cospec[{extra}]'"
             table.add_row(f"extra {extra}", hint if missing else "installed")
         table.add_row("arbiters", ", ".join(rule().name for rule in RULES.values()))
         Console(soft_wrap=True).print(table, highlight=False, markup=False)

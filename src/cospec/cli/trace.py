@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
-from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions, TaskOptions, set_threads
+from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions, TaskOptions
+from cospec.cli.progress import Progress
+from cospec.cli.run import Run
 from cospec.errors import ConfigError
-from cospec.results import Provenance, check_writable, document, write_json
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TraceOptions(DecodeOptions):
     branches: bool = True
     """Play the other branch of each mismatch as well, to tell whose leads to the right answer."""
     temperature: float = 0.0
-    """Of sampling; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     threads: int | None = None
@@ -48,35 +48,36 @@ class Trace:
         """
         from cospec.arbiters import load_arbiter
         from cospec.engine import Engine
+        from cospec.evaluation.problems import describe_problems
         from cospec.evaluation.trace import trace_problems
 
-        options, path = self.trace, self.output.json
-        if path is None:
+        options = self.trace
+        if self.output.json is None:
             raise ConfigError("the traces go to a file; name it by --json FILE.")
-        check_writable(path, self.output.overwrite)
-        set_threads(options.threads)
+        run = Run("trace", self.output, threads=options.threads)
         spec = self.pair.find_arbiter(options.arbiter)
         task, examples = self.task.load()
-        provenance = Provenance()
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
         options = options.for_arbiters([arbiter])
-        rows = trace_problems(
-            Engine(pair, arbiter, options),
-            task,
-            examples,
-            keep=options.keep,
-            branches=options.branches,
-            max_new_tokens=options.max_new_tokens,
-            seed=self.task.seed,
-            temperature=options.temperature,
-        )
-        config = json.loads(json.dumps(asdict(replace(self, trace=options)), default=str))
-        del config["output"]
-        where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
-        write_json(path, document("trace", config, where, rows=rows))
+        about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
+        settled = replace(self, trace=options)
+        with run.log(settled, pair, {options.arbiter: arbiter}, **about):
+            with Progress(2 * len(examples), "answers") as progress:
+                rows = trace_problems(
+                    Engine(pair, arbiter, options, on_finished=progress.advance),
+                    task,
+                    examples,
+                    keep=options.keep,
+                    branches=options.branches,
+                    max_new_tokens=options.max_new_tokens,
+                    seed=self.task.seed,
+                    temperature=options.temperature,
+                    on_branches=progress.extend,
+                )
+            run.write(rows=rows)
         num_changed = sum(row["correct"] != row["target_correct"] for row in rows)
         print(
             f"{len(rows)} of {len(examples)} problems recorded, {num_changed} of them won or lost "
-            f"against the target: {path}"
+            f"against the target: {self.output.json}"
         )

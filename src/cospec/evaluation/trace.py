@@ -14,7 +14,7 @@ from cospec.evaluation.problems import encode_problems
 from cospec.types import Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +36,7 @@ def trace_problems(
     max_new_tokens: int | None = None,
     seed: int = 0,
     temperature: float = 0.0,
+    on_branches: Callable[[int], None] = lambda _: None,
 ) -> list[Json]:
     """Decode problems and tell the most telling ones in full.
 
@@ -49,6 +50,7 @@ def trace_problems(
         max_new_tokens: Most tokens of an answer; the task's own number if None.
         seed: For sampling, and for arbiters that rule by chance.
         temperature: Of sampling; 0 is greedy.
+        on_branches: Called with the number of branches before they are decoded.
 
     Returns:
         One row a problem that is told.
@@ -62,6 +64,7 @@ def trace_problems(
         AlwaysTarget(),
         engine.config,
         keep_trace=False,
+        on_finished=engine.on_finished,
     ).generate(prompts, samplings)
     rows = []
     for example, path, alone in zip(examples, paths, exact, strict=True):
@@ -69,6 +72,7 @@ def trace_problems(
         rows.append((example, path, _row(engine, task, example, path.completion, is_right)))
     rows.sort(key=lambda told: _interest(told[2]))
     if branches:
+        on_branches(sum(len(row["mismatches"]) for _, _, row in rows[:keep]))
         _play_others(engine, task, rows[:keep])
     return [row for _, _, row in rows[:keep]]
 

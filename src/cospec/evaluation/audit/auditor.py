@@ -30,7 +30,7 @@ from cospec.features import FeatureSpec, ScalarFeatures, make_features
 from cospec.types import Origin, Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cospec.config import SamplingConfig
     from cospec.models import ModelPair
@@ -61,6 +61,10 @@ class AuditConfig:
     """Most tokens of a solution; the task's own limit by default."""
 
 
+_PATHS_SHARE = 0.05
+"""Of the work on some problems, roughly: there are many more branches than paths."""
+
+
 @dataclass
 class Auditor:
     """Plays the branches of problems.
@@ -69,11 +73,13 @@ class Auditor:
         pair: The models.
         task: Where the problems come from, and what an answer is worth.
         config: How.
+        on_progress: Called with the share of the problems of one `audit` call that is done.
     """
 
     pair: ModelPair
     task: Task
     config: AuditConfig
+    on_progress: Callable[[float], None] = lambda _: None
     features: ScalarFeatures = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +92,8 @@ class Auditor:
             self.config.decode.for_arbiters([arbiter]),
         )
         self._draft = Engine.draft_only(self.pair, self.config.decode)
+        self._engine.on_finished = self._draft.on_finished = self._count
+        self._phase, self._num_finished = (0.0, 0.0, 1), 0
 
     def audit(self, examples: Sequence[Example]) -> list[Json]:
         """Play some problems and all that branches off them.
@@ -97,12 +105,16 @@ class Auditor:
             with the oracle the same of its path.
         """
         prompts, sampling = self._encode(examples)
+        self._begin(0, _PATHS_SHARE, 2 * len(examples))
         paths = self._engine.rollouts(prompts, sampling)
         alone = self._draft.generate(prompts, sampling)
         chosen = [
             self._choose(example, path.completion)
             for example, path in zip(examples, paths, strict=True)
         ]
+        num_branches = sum(map(len, chosen)) * (1 if self._is_lossless else 2)
+        end = (1 + _PATHS_SHARE) / 2 if self.config.oracle else 1.0
+        self._begin(_PATHS_SHARE, end, num_branches)
         outcomes = self._play(examples, paths, chosen)
         records = []
         for i, (example, path) in enumerate(zip(examples, paths, strict=True)):
@@ -112,12 +124,22 @@ class Auditor:
             ]
             records.append(self._record(example, path.completion, alone[i], found))
         if self.config.oracle:
+            self._begin(end, 1, num_branches)
             ends = self._oracle(examples, paths, records)
             for example, record, end in zip(examples, records, ends, strict=True):
                 record["oracle_correct"] = self._is_right(example, end.completion)
                 record["oracle_overrides"] = end.completion.origins.count(Origin.OVERRIDE)
                 record["oracle_accepted"] = self._accepted(end.completion)
         return records
+
+    def _begin(self, start: float, end: float, num_completions: int) -> None:
+        """Count the next completions as the share of the work from `start` to `end`."""
+        self._phase, self._num_finished = (start, end, max(1, num_completions)), 0
+
+    def _count(self, num: int) -> None:
+        self._num_finished += num
+        start, end, total = self._phase
+        self.on_progress(start + (end - start) * min(1.0, self._num_finished / total))
 
     def oracle_paths(
         self, examples: Sequence[Example], *, exact_prefix_tokens: int = 0

@@ -1,0 +1,135 @@
+"""Long commands are killed at random moments; resumed, they end as if they had not been."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cospec import ModelPair
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.features import make_features
+from tests.cli import killed
+from tests.conftest import disturbed, random_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NUM_MOMENTS = 20
+TIMES = {"seconds", "rollout_s", "started", "costs", "speed", "speed_if_free_stood", "chunks"}
+"""Keys of what no two runs share."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tokenizer) -> Path:
+    """A pair and a task as files."""
+    folder, target = tmp_path_factory.mktemp("home"), random_model("llama")
+    models = {"target": target, "draft": disturbed(target, 0.12)}
+    for role, model in models.items():
+        model.save_pretrained(folder / role)
+        tokenizer.save_pretrained(folder / role)
+    pair = ModelPair(models["target"], models["draft"], tokenizer)
+    features = make_features("scalar", pair)
+    network = Policy(len(features.names), PolicyConfig())
+    LearnedArbiter(network, features, label="ours").save(folder / "arbiter")
+    words = [f"{a} {b} {c}" for a in ("the", "on") for b in ("hen", "ten") for c in "abcdefghijk"]
+    rows = [{"question": text, "answer": "y"} for text in words]
+    (folder / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def command(verb: str, home: Path, out: Path) -> list[str]:
+    """A command that takes a few seconds, in several stored steps."""
+    task = f"jsonl:{home}/letters.jsonl,scorer=regex"
+    models = ["--target", str(home / "target"), "--draft", str(home / "draft")]
+    result = ["--json", str(out / "r.json")]
+    test = ["--task", f"{task},split=test", "--max-new-tokens", "24", *models, *result]
+    tune = ["--task", f"{task},split=tune", "--max-new-tokens", "24", *models, *result]
+    return [verb] + {
+        "eval": [*test, "--arbiter", "gap", "--arbiter", "random:rate=0.5", "--batch-size", "2"],
+        "bench": [
+            "--task", task, "--arms", "gap", "--num-tune-problems", "2", "--num-problems", "2",
+            "--tune-k", "2", "3", "--repeats", "3", "--max-new-tokens", "24", *models, *result,
+        ],
+        "audit": [*test, "--problems-per-chunk", "8", "--split", "test", "--max-k", "2",
+                  "--dataset", str(out / "d.safetensors")],
+        "calibrate": [*tune, "--arbiter", str(out / "arbiter"), "--thresholds", "0.4", "0.6"],
+        "trace": [*test, "--arbiter", "random:rate=0.5", "--keep", "4"],
+        "train": [
+            "--task", f"{task},split=train", "--out", str(out / "run"), "--num-rounds", "3",
+            "--prompts-per-round", "4", "--num-problems", "12", "--num-tune", "2",
+            "--tune-every", "1", "--max-new-tokens", "12", "--num-epochs", "2", *models,
+        ],
+    }[verb]  # fmt: skip
+
+
+def prepare(home: Path, out: Path) -> Path:
+    out.mkdir()
+    (out / "arbiter").mkdir()
+    for file in (home / "arbiter").iterdir():
+        (out / "arbiter" / file.name).write_bytes(file.read_bytes())
+    return out
+
+
+def timeless(value: Any) -> Any:
+    """JSON without times, speeds and paths of this run."""
+    if isinstance(value, dict):
+        kept = {
+            k: timeless(v)
+            for k, v in value.items()
+            if k not in TIMES and not k.startswith(("speedup", "tokens_per_s", "seconds"))
+        }
+        return {k: v for k, v in kept.items() if k not in ("argv", "config", "provenance")}
+    if isinstance(value, list):
+        return [timeless(part) for part in value]
+    return value
+
+
+def outcome(verb: str, out: Path) -> dict[str, Any]:
+    """What a command leaves that must not depend on when it was killed."""
+    if verb == "train":
+        config = json.loads((out / "run" / "config.json").read_text())
+        return {
+            "weights": (out / "run" / "model.safetensors").read_bytes(),
+            "history": timeless(config["history"]),
+            "best": config["best"],
+        }
+    found = timeless(json.loads((out / "r.json").read_text()))
+    del found["num_resumed_turns"]
+    for cell in found.get("cells", []):
+        for arm in cell["arms"]:
+            del arm["repeats"]
+    if verb == "audit":
+        found["summary"].pop("verdict", None)
+        found["dataset"] = (out / "d.safetensors").read_bytes()
+    if verb == "calibrate":
+        found["points"] = json.loads((out / "arbiter" / "config.json").read_text())
+        found["points"] = found["points"]["operating_points"]
+    return found
+
+
+def is_finished(verb: str, out: Path) -> bool:
+    return (out / ("run/config.json" if verb == "train" else "r.json")).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["eval", "bench", "audit", "calibrate", "trace", "train"])
+def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(verb, home, tmp_path):
+    whole = prepare(home, tmp_path / "whole")
+    seconds = killed.finish(command(verb, home, whole))
+    expected, moments, num_killed = outcome(verb, whole), random.Random(verb), 0
+    for i in range(NUM_MOMENTS):
+        out = prepare(home, tmp_path / str(i))
+        argv = command(verb, home, out)
+        process = killed.start(argv)
+        process.join(moments.uniform(0, seconds))
+        num_killed += process.exitcode is None
+        process.kill()
+        process.join()
+        if not is_finished(verb, out):
+            killed.finish(argv)
+        assert outcome(verb, out) == expected, f"killed at moment {i}"
+    assert num_killed > NUM_MOMENTS / 2
