@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from cospec import cli
-from cospec.cli.paint import STYLES, Painter
+from cospec.cli.views.paint import STYLES, Painter
 from cospec.engine import Engine
 from cospec.types import Origin
 from tests.conftest import disturbed, random_model

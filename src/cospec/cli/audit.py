@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cospec.cli.audit_view import standing
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
+from cospec.cli.views.audit import standing
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.features import FeatureSpec
@@ -89,7 +89,7 @@ class Audit:
     def run(self) -> None:
         """Audit, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.cli.audit_view import show
+        from cospec.cli.views.audit import show
         from cospec.evaluation.audit.auditor import AuditConfig, Auditor
         from cospec.evaluation.audit.costs import measure_costs
         from cospec.evaluation.audit.dataset import write_dataset

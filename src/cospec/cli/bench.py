@@ -51,8 +51,8 @@ class Bench:
     def run(self) -> None:
         """Tune, measure, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.cli.arms import check_trained_on
-        from cospec.cli.bench_view import print_cells, run_benchmark
+        from cospec.cli.play import check_trained_on
+        from cospec.cli.views.bench import print_cells, run_benchmark
         from cospec.evaluation.benchmark.config import Benchmark, describe
 
         if self.list_arms:

@@ -105,7 +105,8 @@ class Calibrate:
     def run(self) -> None:
         """Decode, choose, show and write."""
         from cospec.arbiters.learned import LearnedArbiter
-        from cospec.cli.arms import play, print_notes, print_table
+        from cospec.cli.play import play, print_notes
+        from cospec.cli.views.arms import print_table
         from cospec.evaluation.evaluate import Evaluation
         from cospec.rl.calibrate import check_point, write_point
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from cospec.cli.views.compare import print_comparison
 from cospec.errors import ConfigError
 from cospec.results import Json, read_document
-from cospec.text import visible
-
-_WIDTH = 120
-"""Of a table that goes to a file, which has no width of its own."""
 
 
 @dataclass(frozen=True)
@@ -73,63 +66,3 @@ def read_comparable(path: Path) -> Json:
             "pass one of eval or bench."
         )
     return document
-
-
-def _pair(values: Sequence[float], form: str) -> str:
-    return " ".join(format(value, form) for value in values)
-
-
-def _known(number: int | None) -> str:
-    return "?" if number is None else str(number)
-
-
-def _interval(arm: Json) -> str:
-    low, high = arm["accuracy_delta_ci95"]
-    return f"{100 * arm['accuracy_delta']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-_COLUMNS: dict[str, Callable[[Json], str]] = {
-    "\nproblems": lambda arm: str(arm["num_problems"]),
-    "right\nA B": lambda arm: _pair([n / arm["num_problems"] for n in arm["num_right"]], ".1%"),
-    "won/\nlost": lambda arm: f"{arm['wins']}/{arm['losses']}",
-    "\nB - A, 95 %": _interval,
-    "\np": lambda arm: f"{arm['mcnemar_p']:.2g}",
-    "texts\nunlike": lambda arm: _known(arm["num_texts_unlike"]),
-    "tokens/s\nA B": lambda arm: _pair(arm["tokens_per_s"], ".0f"),
-    "speed\nB/A": lambda arm: f"{arm['speed_ratio']:.2f}x",
-    "over target\nA B": lambda arm: _pair(arm["speedup_vs_target"], ".2f"),
-    "forw.\nA/B": lambda arm: f"{arm['forwards_ratio']:.2f}x" if arm["forwards_ratio"] else "",
-}
-
-
-def print_comparison(cells: Sequence[Json]) -> None:
-    """A table a cell: quality and speed of each arm in both runs."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    for cell in cells:
-        title = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"
-        console.print(f"\n{title}", markup=False, soft_wrap=True)
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        table.add_column("\narm", overflow="fold")
-        for name in _COLUMNS:
-            table.add_column(name, justify="right", no_wrap=True)
-        for arm in cell["arms"]:
-            table.add_row(_label(arm), *(show(arm) for show in _COLUMNS.values()))
-        console.print(table, markup=False)
-        for side in ("a", "b"):
-            if cell[f"only_in_{side}"]:
-                names = visible(", ".join(cell[f"only_in_{side}"]))
-                console.print(f"only in {side.upper()}: {names}", markup=False, soft_wrap=True)
-    console.print(
-        "won/lost: only B or only A is right; p: exact McNemar test. speed, forw.: how many times "
-        "less time and fewer target forwards B takes for a problem.",
-        soft_wrap=True,
-    )
-
-
-def _label(arm: Json) -> str:
-    """The name of an arm, with settings that differ."""
-    a, b = arm["settings"]
-    changed = [f"{key} {a[key]} then {b[key]}" for key in a if a[key] != b[key]]
-    return visible(f"{arm['name']} ({'; '.join(changed)})" if changed else arm["name"])

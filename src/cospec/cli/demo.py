@@ -46,8 +46,9 @@ class Demo:
     def run(self) -> None:
         """Compare, show one problem, and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.cli.arms import play, print_notes, print_table
-        from cospec.cli.showcase import show_one
+        from cospec.cli.play import play, print_notes
+        from cospec.cli.views.arms import print_table
+        from cospec.cli.views.showcase import show_one
         from cospec.engine import Engine
         from cospec.evaluation.arms import make_arms
         from cospec.evaluation.evaluate import Evaluation

@@ -34,13 +34,8 @@ class Eval:
     def run(self) -> None:
         """Evaluate, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.cli.arms import (
-            check_trained_on,
-            play,
-            print_notes,
-            print_parts,
-            print_table,
-        )
+        from cospec.cli.play import check_trained_on, play, print_notes
+        from cospec.cli.views.arms import print_parts, print_table
         from cospec.evaluation.arms import check_names, make_arms
         from cospec.evaluation.evaluate import Evaluation
 

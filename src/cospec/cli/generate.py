@@ -194,7 +194,7 @@ def _stream_one(
     """Show one completion as it comes, in colour where the terminal has it."""
     from rich.console import Console
 
-    from cospec.cli.paint import LEGEND, Painter
+    from cospec.cli.views.paint import LEGEND, Painter
 
     assert engine.pair.tokenizer is not None
     console, painter = Console(highlight=False, soft_wrap=True), Painter(engine.pair.tokenizer)

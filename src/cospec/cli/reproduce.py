@@ -30,7 +30,8 @@ class Reproduce:
 
     def run(self) -> None:
         """Run again, compare and judge."""
-        from cospec.cli.compare import print_comparison, read_comparable
+        from cospec.cli.compare import read_comparable
+        from cospec.cli.views.compare import print_comparison
         from cospec.evaluation.compare import compare, differences
 
         old = read_comparable(self.file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from cospec.cli.paint import LEGEND, Painter
+from cospec.cli.views.paint import LEGEND, Painter
 from cospec.evaluation.summary import TARGET
 from cospec.text import visible
 from cospec.types import Origin

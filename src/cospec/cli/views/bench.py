@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cospec.cli.arms import COLUMNS, Columns, play, print_notes, print_table
+from cospec.cli.play import play, print_notes
+from cospec.cli.views.arms import COLUMNS, Columns, print_table
 from cospec.evaluation.summary import LOSSLESS
 from cospec.results import Json
 

@@ -1,19 +1,15 @@
-"""What the commands that compare arms share: progress while they run, and the table at the end."""
+"""Playing an evaluation: notes before it, and progress while its turns are decoded and stored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cospec.cli.progress import Progress
 from cospec.errors import ConfigError
-from cospec.evaluation.summary import LOSSLESS
-from cospec.results import Json
 from cospec.text import visible
 
 if TYPE_CHECKING:
@@ -23,8 +19,6 @@ if TYPE_CHECKING:
     from cospec.tasks import Example
     from cospec.types import Arbiter
 
-_WIDTH = 120
-"""Of a table that goes to a file, which has no width of its own."""
 _MAX_STANDING = 6
 """Of so many arms all are shown while they run; of more, the one that has just played."""
 
@@ -149,57 +143,3 @@ def _standing(turns: Iterable[Turn]) -> str:
         count[0] += sum(row["correct"] for row in turn.rows)
         count[1] += len(turn.rows)
     return "  ".join(f"{visible(arm)} {right}/{size}" for arm, (right, size) in counts.items())
-
-
-Columns: TypeAlias = Mapping[str, Callable[[Json], str]]
-"""By head of a column, what it shows of an arm."""
-
-COLUMNS: Columns = {
-    "\nright": lambda arm: f"{arm['accuracy']:.1%}",
-    "95 %\ninterval": lambda arm: "-".join(f"{100 * end:.1f}" for end in arm["accuracy_ci95"]),
-    "won/\nlost": lambda arm: f"{arm['wins']}/{arm['losses']}",
-    "\np": lambda arm: f"{arm['mcnemar_p']:.2g}",
-    "tokens\nper s": lambda arm: f"{arm['tokens_per_s']:.0f}",
-    "over\ntarget": lambda arm: f"{arm['speedup_vs_target']:.2f}x",
-    "over\nlossless": lambda arm: f"{arm['speedup_vs_lossless']:.2f}x",
-    "accept.\nlength": lambda arm: f"{arm['mean_acceptance_length']:.2f}",
-    "over-\nrides": lambda arm: str(arm["num_overrides"]),
-    "forw.\na token": lambda arm: f"{arm['target_forwards_per_token']:.3f}",
-}
-
-
-def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = _WIDTH) -> None:
-    """One line an arm: quality and speed together."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=width)
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption_justify="left")
-    table.add_column("\narm", overflow="fold")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for arm in arms:
-        table.add_row(visible(arm["name"]), *(show(arm) for show in columns.values()))
-        if arm["name"] == LOSSLESS:  # with no settings, so never relabelled
-            table.caption = (
-                "won/lost, p: paired with target, exact McNemar test. over: speed-up by the clock. "
-                "forw.: target forwards. "
-                f"lossless wrote {arm['num_texts_unlike_target']} of {arm['num_problems']} texts "
-                "unlike target, the noise floor."
-            )
-    console.print(table, markup=False)
-
-
-def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:
-    """What each arm has right of each part of a mixture, and won and lost against the target."""
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("arm", overflow="fold")
-    shown: dict[str, list[str]] = {}
-    for part, arms in parts.items():
-        table.add_column(part, justify="right", overflow="fold")
-        for arm in arms:
-            cell = f"{arm['accuracy']:.1%} {arm['wins']}/{arm['losses']} p {arm['mcnemar_p']:.2g}"
-            shown.setdefault(arm["name"], []).append(cell)
-    for name, cells in shown.items():
-        table.add_row(visible(name), *cells)
-    console.print(table, markup=False)

@@ -1,0 +1,1 @@
+"""Views: tables and text that commands print."""
