@@ -1,4 +1,4 @@
-"""Result files: where a number comes from, written so that a crash leaves no half of one.
+"""Result files, with the provenance of their numbers; a crash leaves no half of one.
 
 One JSON document a run: the command, its configuration, its provenance and its raw rows.
 """
@@ -69,7 +69,7 @@ def _dump(value: object, indent: str = "") -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether it is no object, and no list that holds one or another list."""
+    """Return true for a value that is no object, and no list of objects or lists."""
     if isinstance(value, list | tuple):
         return not any(isinstance(part, dict | list | tuple) for part in value)
     return not isinstance(value, dict)
@@ -101,7 +101,7 @@ def read_document(path: Path) -> Json:
 
 
 class Provenance:
-    """What a number depends on besides the configuration; create it when the run starts."""
+    """Commit, versions, device and time of a run; create it when the run starts."""
 
     def __init__(self) -> None:
         self._started = datetime.now(UTC)

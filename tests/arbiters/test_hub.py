@@ -118,3 +118,29 @@ def test_a_hub_that_is_not_there_is_told_with_its_error(run_folder, repo_id, mon
 
     with pytest.raises(CheckpointError, match=f"could not be pushed to {repo_id}.*connection"):
         push(run_folder, repo_id)
+
+
+def test_a_run_keeps_the_revision_that_it_resolved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The hub may move on between the check of an arbiter and its loading for the pair."""
+    from cospec.cli.options import PairOptions
+    from cospec.evaluation.problems import describe_arbiter
+
+    asked = []
+
+    def snapshot_download(repo_id: str, *, revision: str | None, **_: object) -> str:
+        asked.append((repo_id, revision))
+        folder = tmp_path / "snapshots" / (revision or f"commit{len(asked)}")
+        learned(threshold=0.25).save(folder)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    spec = PairOptions().find_arbiter("user/name:threshold=0.5")
+    assert asked == [("user/name", None)]
+    arbiter = load_arbiter(spec)
+    assert len(asked) == 1 and arbiter.threshold == 0.5
+    assert describe_arbiter(arbiter)["revision"] == "commit1"
+    pinned = PairOptions().find_arbiter("user/name@v2")
+    assert asked[1:] == [("user/name", "v2")]
+    assert describe_arbiter(load_arbiter(pinned))["revision"] == "v2"

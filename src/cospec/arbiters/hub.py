@@ -11,7 +11,10 @@ FILES = ("config.json", "model.safetensors", "README.md", "trained_on.safetensor
 
 
 def download(repo_id: str) -> Path:
-    """The folder of a hub repository, downloaded if it is not there yet.
+    """Return the folder of a hub repository, downloaded if it is not there yet.
+
+    Args:
+        repo_id: ``user/name`` for its newest revision, or ``user/name@revision``.
 
     Raises:
         CheckpointError: There is no such repository, or the hub cannot be reached.
@@ -20,7 +23,9 @@ def download(repo_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(FILES)))
+        name, _, revision = repo_id.partition("@")
+        found = snapshot_download(name, revision=revision or None, allow_patterns=list(FILES))
+        return Path(found)
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
         raise CheckpointError(
             f"{repo_id} is neither a folder nor a repository of the hub: {error}"

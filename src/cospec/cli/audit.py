@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AuditTaskOptions(TaskOptions):
-    """Which problems."""
+    """Problems."""
 
     split: Split = "train"
     """train, tune or test; no problem is in two of them."""
@@ -36,18 +36,18 @@ class AuditTaskOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class AuditOptions(DecodeConfig):
-    """How deep."""
+    """Audit."""
 
     arbiter: str = "lossless"
-    """Who rules on the path and behind the branches; lossless audits the target's own path."""
+    """Arbiter that rules on the path and after the branches; lossless audits the target's path."""
     features: FeatureSpec = "scalar"
-    """What the data set holds of each mismatch: scalar, or hidden (and the models' states)."""
+    """Features of each mismatch in the data set: scalar, or hidden (the models' states as well)."""
     branches_per_problem: int | None = None
     """Play only so many mismatches of a problem, drawn by seed; by default all."""
     oracle: bool = True
     """Search the oracle path as well, which costs about as much as all branches."""
     temperature: float = 0.0
-    """Of sampling; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     max_new_tokens: int | None = None
     """Most tokens of a solution; by default the task's."""
     problems_per_chunk: int = 32
@@ -78,7 +78,7 @@ class Audit:
     """Play both branches of every mismatch: how often is the draft right where the target is wrong?
 
     With --json FILE, finished parts are kept in FILE.part.jsonl until the result is written: after
-    an interruption the same command goes on from there.
+    an interruption the same command resumes from there.
     """
 
     task: AuditTaskOptions
@@ -144,7 +144,7 @@ class Audit:
     def _play(
         self, auditor: Auditor, examples: Sequence[Example], log: TurnLog | None
     ) -> list[Json]:
-        """The records of all problems, chunk by chunk behind a progress bar."""
+        """Return the records of all problems, played chunk by chunk with their progress shown."""
         from cospec.evaluation.turns import Turn
 
         size = self.audit.problems_per_chunk

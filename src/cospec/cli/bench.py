@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchTaskOptions(TaskOptions):
-    """Which problems."""
+    """Problems."""
 
     task: str = ""
     """A task as in cospec eval, such as gsm8k, reasoning_gym:NAME or jsonl:FILE,scorer=numeric."""

@@ -29,7 +29,7 @@ _GRID = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class CalibrateTaskOptions(TaskOptions):
-    """Which problems."""
+    """Problems."""
 
     split: Literal["train", "tune"] = "tune"
     """A guarantee needs problems that the arbiter was not trained on: tune."""
@@ -37,7 +37,7 @@ class CalibrateTaskOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class CalibrateOptions(DecodeConfig):
-    """What to choose, and how."""
+    """Operating point."""
 
     arbiter: str = "bundled"
     """The trained arbiter: its folder, bundled or bundled-hidden."""
@@ -47,20 +47,21 @@ class CalibrateOptions(DecodeConfig):
     thresholds: tuple[float, ...] = _GRID
     """Probabilities to try; 1, which is lossless, is always among them."""
     risk: Literal["harm", "loss"] = "harm"
-    """Of aim guarantee. harm: share of problems that the target gets right and the arbiter wrong.
+    """Risk of aim guarantee. harm: share of problems that the target gets right, the arbiter wrong.
     loss: the target's accuracy minus the arbiter's."""
     epsilon: float = 0.02
-    """Of aim guarantee: the risk that is allowed."""
+    """Largest risk allowed by aim guarantee."""
     delta: float = 0.1
-    """Of aim guarantee: the probability, over the draw of the problems, that it fails."""
+    """Probability, over the draw of the problems, that the guarantee fails."""
     cost_weight: float = 0.0
-    """Of aim accuracy: accuracy lost per target forward, as a share of lossless decoding's."""
+    """Price of time with aim accuracy: accuracy lost per target forward, as a share of lossless
+    decoding's."""
     name: str | None = None
-    """Of the operating point; by default the aim. With --overwrite one that exists is replaced."""
+    """Name of the operating point; by default the aim. --overwrite replaces one that exists."""
     dataset: Path | None = None
     """Mismatches from cospec audit --dataset, to show how reliable the arbiter's scores are."""
     temperature: float = 0.0
-    """Of sampling; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     threads: int | None = None
@@ -89,7 +90,7 @@ class Calibrate:
     """Choose the threshold of a trained arbiter, and store it as an operating point of its folder.
 
     It is used as --arbiter FOLDER:point=NAME. With --json FILE, finished parts are kept in
-    FILE.part.jsonl until the result is written: after an interruption the same command goes on from
+    FILE.part.jsonl until the result is written: after an interruption the same command resumes from
     there.
     """
 
@@ -193,7 +194,7 @@ class Calibrate:
         return make_arms(pair, arbiters, options)
 
     def _choose(self, arms: list[Json]) -> Json:
-        """The operating point from the numbers of the arms, the tests behind it, and a verdict."""
+        """Return the operating point, its tests and a verdict, from the numbers of the arms."""
         from cospec.rl.calibrate import Candidate, certify, fastest, most_accurate
 
         options, size = self.calibrate, arms[0]["num_problems"]
@@ -224,7 +225,7 @@ class Calibrate:
 
 
 def _verdict(point: Json) -> str:
-    """What the operating point promises, and what it does not."""
+    """Say what the operating point promises, and what it does not."""
     threshold, size = point["threshold"], point["num_problems"]
     problems = f"{size} problems of the {point['split']} split"
     if point["aim"] != "guarantee":
@@ -263,7 +264,7 @@ def _show(calibration: Json) -> None:
 
 
 def _reliability(arbiter: LearnedArbiter, path: Path) -> Json:
-    """How reliable the scores of an arbiter are on the mismatches of an audit.
+    """Compare the scores of an arbiter with the outcomes of an audit's mismatches.
 
     Raises:
         ConfigError: The file is no such data set, or has other features.

@@ -39,7 +39,7 @@ class Demo:
     )
     output: OutputOptions = field(default_factory=OutputOptions)
     num_problems: int = 200
-    """How many problems."""
+    """Number of problems."""
     problems: Path | None = None
     """JSON lines with id, question and answer (a number); by default those of the package."""
 

@@ -13,7 +13,7 @@ class Eval:
     """Compare arbiters with target, draft and lossless on a task: quality and speed together.
 
     With --json FILE, finished parts are kept in FILE.part.jsonl until the result is written: after
-    an interruption the same command goes on from there.
+    an interruption the same command resumes from there.
     """
 
     task: TaskOptions
@@ -23,7 +23,7 @@ class Eval:
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     temperature: float = 0.0
-    """Of sampling; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of every answer lossless: no override there."""
     strict: bool = False

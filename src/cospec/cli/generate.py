@@ -37,7 +37,7 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What to complete."""
+    """Prompts."""
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A prompt; may be given several times."""

@@ -16,10 +16,10 @@ from cospec.tasks import Example, Split, Task, load_task
 
 @dataclass(frozen=True)
 class PairOptions(PairSource):
-    """Which models."""
+    """Models."""
 
     def find_arbiter(self, spec: str) -> str:
-        """The spec that `load_arbiter` takes, checked before any model is loaded.
+        """Return the spec that `load_arbiter` takes, checked before any model is loaded.
 
         Args:
             spec: As given; ``bundled`` is the trained arbiter that ships with the bundled pair,
@@ -29,15 +29,20 @@ class PairOptions(PairSource):
             CospecError: There is no such arbiter.
         """
         from cospec.arbiters import load_arbiter
+        from cospec.arbiters.hub import download
 
         spec = bundled_arbiter(spec, self.pair)
+        name, colon, knobs = spec.partition(":")
+        if "/" in name and not Path(name).is_dir():
+            # A run loads it twice; the folder is that of one revision, even if the hub moves on.
+            spec = f"{download(name)}{colon}{knobs}"
         load_arbiter(spec)
         return spec
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Which problems."""
+    """Problems."""
 
     task: str
     """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, reasoning_gym:NAME (and
@@ -47,7 +52,7 @@ class TaskOptions:
     split: Split = "test"
     """train, tune or test; no problem is in two of them."""
     num_problems: int | None = None
-    """How many; by default all of the split. A generated task needs the number."""
+    """Number of problems; by default all of the split. A generated task needs it."""
     seed: int = 0
     """Picks the problems and their order."""
     data_dir: Path | None = None
@@ -69,16 +74,16 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class DecodeOptions(DecodeConfig):
-    """How to decode."""
+    """Decoding."""
 
     arbiter: str = "lossless"
-    """Who rules at mismatches: lossless, a rule such as gap:max_gap=1 or fly, the folder or hub id
-    of a trained arbiter, bundled or bundled-hidden."""
+    """Arbiter that rules at mismatches: lossless, a rule such as gap:max_gap=1 or fly, the folder
+    or hub id (USER/NAME or USER/NAME@REVISION) of a trained arbiter, bundled or bundled-hidden."""
 
 
 @dataclass(frozen=True)
 class ArmOptions(DecodeConfig):
-    """What to compare."""
+    """Arms."""
 
     arbiter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An arbiter to compare with target, draft and lossless: a rule such as gap:max_gap=1, the
@@ -87,7 +92,7 @@ class ArmOptions(DecodeConfig):
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where results go."""
+    """Results."""
 
     json: Path | None = None
     """Write one result document: configuration, provenance, totals and rows."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
 
 _MAX_STANDING = 6
-"""Of so many arms all are shown while they run; of more, the one that has just played."""
+"""Most arms that are all shown while they run; of more, only the one that has just played."""
 
 
 def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None = None) -> None:
@@ -130,7 +130,7 @@ def play(
     except KeyboardInterrupt:
         fate = "they are not kept"
         if log is not None:
-            fate = f"{log.path} keeps them, and the same command goes on from there"
+            fate = f"{log.path} keeps them, and the same command resumes from there"
         raise KeyboardInterrupt(f"{len(turns)} of {num_turns} turns are done; {fate}") from None
     return turns
 

@@ -106,7 +106,7 @@ def _run(command: list[str]) -> None:
 
 
 def _unlike(arms: Sequence[Json]) -> tuple[int, str]:
-    """How many of what differ: of texts, where both results keep them."""
+    """Count texts that differ, where both results keep them, or else verdicts; and name which."""
     if any(arm["num_texts_unlike"] is None for arm in arms):
         return sum(arm["wins"] + arm["losses"] for arm in arms), "verdicts (the old texts are lost)"
     return sum(arm["num_texts_unlike"] for arm in arms), "texts"

@@ -40,7 +40,7 @@ class Serve:
     """
 
     vllm: tyro.conf.Fixed[tyro.conf.Suppress[tuple[str, ...]]] = ()
-    """What is left of the command line."""
+    """The rest of the command line."""
     pair: str | None = None
     """A pair that ships with the package, such as bundled:specialist."""
     target: str | None = None
@@ -103,7 +103,7 @@ class Serve:
         return self.target, self.draft
 
     def settings(self) -> Settings:
-        """What the plugin will be told.
+        """Return the settings of the plugin.
 
         Raises:
             CospecError: A value is not allowed, or there is no such arbiter.
@@ -173,7 +173,7 @@ class Serve:
         return options
 
     def check(self, settings: Settings) -> list[str]:
-        """What a user should know about this arbiter on this pair.
+        """Return notes on this arbiter on this pair.
 
         Raises:
             CospecError: They cannot work together.
@@ -198,7 +198,7 @@ class Serve:
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
 
     def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:
-        """Whether a trained arbiter was trained on this pair, by weights or by name."""
+        """Return a note if a trained arbiter was trained on another pair, by weights or by name."""
         from cospec.arbiters import load_arbiter
         from cospec.arbiters.learned import LearnedArbiter
 
@@ -221,7 +221,7 @@ class Serve:
 def speculative_config(
     draft: str, num_speculative_tokens: int | None, settings: Settings
 ) -> dict[str, Any]:  # Any: a JSON object
-    """What vLLM is told of the draft.
+    """Return vLLM's speculative configuration.
 
     An arbiter that looks at the draft's logits needs drafts to be sampled when the target samples:
     vLLM's model runner for CUDA keeps the logits in that mode only. Greedy requests draft alike.

@@ -12,7 +12,7 @@ from cospec.errors import ConfigError
 
 @dataclass(frozen=True)
 class TraceOptions(DecodeOptions):
-    """What to record."""
+    """Recording."""
 
     keep: int = 20
     """Problems to record: first those won or lost against the target, then by overrides."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Decoder(Protocol):
-    """What an arm needs of an engine; `Engine` is one."""
+    """The part of an engine that an arm needs; `Engine` is one."""
 
     pair: ModelPair
     batch_size: int

@@ -29,7 +29,7 @@ def describe_models(pair: ModelPair) -> Json:
 
 
 def describe_arbiter(arbiter: Arbiter) -> Json:
-    """Return a hash of weights and settings of a trained arbiter; nothing for a rule."""
+    """Return a hash of a trained arbiter, and its revision on the hub; nothing for a rule."""
     if not isinstance(arbiter, LearnedArbiter):
         return {}
     known = [arbiter.name, arbiter.max_mismatch_rate, arbiter.features.to_dict()]
@@ -37,7 +37,10 @@ def describe_arbiter(arbiter: Arbiter) -> Json:
     for name, weight in arbiter.policy.state_dict().items():
         values = weight.detach().float().cpu().contiguous().numpy().tobytes()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + values)
-    return {"sha256": digest.hexdigest()}
+    found = {"sha256": digest.hexdigest()}
+    if arbiter.folder is not None and arbiter.folder.parent.name == "snapshots":  # of the hub
+        found["revision"] = arbiter.folder.name
+    return found
 
 
 def describe_problems(examples: Sequence[Example]) -> Json:

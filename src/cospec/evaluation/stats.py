@@ -1,4 +1,4 @@
-"""Intervals and tests behind the numbers of a comparison; pure functions of counts and times.
+"""Intervals and tests of a comparison; pure functions of counts and times.
 
 All intervals are at 95 %. Bootstraps are percentile bootstraps with a seed of their own, so that
 the same data gives the same interval. numpy and scipy are imported on use.

@@ -56,7 +56,7 @@ def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list
 
 
 def by_part(turns: Iterable[Turn], tasks: Mapping[str, str]) -> dict[str, list[Json]]:
-    """How good each arm is on each part of a mixture, by the name of the part.
+    """Summarize the quality of each arm on each part of a mixture, by the name of the part.
 
     Args:
         turns: Every chunk once for every arm, in any order.
@@ -98,7 +98,7 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
 
 
 def quality(ours: Sequence[Json], target: Sequence[Json]) -> Json:
-    """How many answers are right, against the target on the same problems."""
+    """Count right answers, and compare them with the target's on the same problems."""
     size, num_right = len(ours), _total(ours, "correct")
     found = {
         "accuracy": num_right / size,
@@ -133,7 +133,7 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
 
 
 def counts(rows: Sequence[Json]) -> Json:
-    """What the decoding of some rows did, whatever the clock said."""
+    """Count what decoding did on some rows; no clock has a part in it."""
     found = {name: _total(rows, name) for name in _COUNTED}
     num_accepted = found["num_strict_accepts"] + found["num_overrides"]
     num_drafted, num_forwards = _total(rows, "num_draft_tokens"), found["num_target_forwards"]

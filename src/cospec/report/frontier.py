@@ -31,7 +31,7 @@ _MAX_NAMED = 9
 
 
 def has_close_up(cell: Cell) -> bool:
-    """Whether enough arms lie between the two models alone for a picture of their own."""
+    """Return true if enough arms for a picture of their own lie between the two models alone."""
     return len(_close(cell.arms)) > 2
 
 

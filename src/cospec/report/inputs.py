@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cospec.results import Json
 
 KINDS = ("exact", "rule", "learned", "random", "ceiling", "reference")
-"""What sort of arm there is."""
+"""Kinds of arms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class Cell:
     notes: list[str] = field(default_factory=list)
     """Sentences of the file itself."""
     tuning: list[Json] = field(default_factory=list)
-    """What was tried for each arm on the tune split, and chosen."""
+    """Settings that were tried for each arm on the tune split, and the choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """How far blocks are kept, by arm."""
+    """Share of blocks kept up to each position, by arm."""
 
     title: str
     rates: dict[str, list[float]]
@@ -65,7 +65,7 @@ class Mismatches:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """How a trained arbiter's scores compare with outcomes."""
+    """Comparison of a trained arbiter's scores with outcomes."""
 
     title: str
     bins: list[Json]

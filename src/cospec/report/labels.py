@@ -80,7 +80,7 @@ def place_labels(
 def _obstacles(
     axes: Axes, points: Sequence[tuple[float, float]], segments: Sequence[Segment], scale: float
 ) -> list[Bbox]:
-    """What no label may cover, in pixels: markers, texts that are there, and lines."""
+    """Boxes that no label may cover, in pixels: markers, other texts, and lines."""
     half = _MARKER * scale
     places = [axes.transData.transform(point) for point in points]
     found = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for x, y in places]
@@ -92,7 +92,7 @@ def _obstacles(
 
 
 def _side(dx: float) -> str:
-    """How a text is aligned that stands to the right, to the left, above or below."""
+    """Alignment of a text to the right, to the left, above or below."""
     return "left" if dx > 0 else "right" if dx < 0 else "center"
 
 

@@ -183,7 +183,7 @@ def _shown(value: object) -> object:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that a narrow column may break behind its signs."""
+    """Return a name that a narrow column may break after its signs."""
     return Markup(re.sub(r"([:,/=-])", r"\1<wbr>", str(escape(visible(name)))))  # escaped
 
 

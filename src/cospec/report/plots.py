@@ -109,7 +109,7 @@ def draw_map(mismatches: Mismatches, width: float) -> Figure:
 
 
 def draw_reliability(reliability: Reliability, width: float) -> Figure:
-    """How often the draft's branch was the right one, by score."""
+    """Draw how often the draft's branch was the right one, by score."""
 
     def plot(figure: Figure, _: float) -> None:
         axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Finds out what a result file holds and brings it into the few shapes that the report shows.
+"""Reading of result files into the few shapes that the report shows.
 
 A file is told by the ``command`` of its document, a data set of an audit by the names of its
 features, the progress of a training by its rounds. Files in a folder that are none of these are
@@ -116,7 +116,7 @@ def _about(provenance: Json, *parts: str) -> str:
 
 
 def _drafting(config: Json) -> str:
-    """Whether drafts end early, and when."""
+    """Say when drafts end early, if they do."""
     settings = config.get("decode") or config.get("bench") or {}
     threshold = settings.get("draft_confidence_threshold")
     return f"drafts end below {threshold:g}" if threshold else ""
@@ -181,7 +181,7 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
 
 
 def _kind(arm: Json) -> str:
-    """What sort of arm an entry without a ``kind`` is."""
+    """Return the kind of an arm whose entry does not tell it."""
     from cospec.arbiters import RULES  # noqa: PLC0415  # loads torch
 
     if arm["name"] in ("target", "lossless"):

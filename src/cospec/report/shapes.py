@@ -24,7 +24,7 @@ TRACE_ROW = {
     "tokens": [[str]],
     "mismatches": [_MISMATCH],
 }
-"""Of `cospec trace`."""
+"""Row of `cospec trace`."""
 ARM = {
     "name": str,
     "arbiter": (str, _NULL),
@@ -32,7 +32,7 @@ ARM = {
     **dict.fromkeys(("wins", "losses"), int),
     "accuracy_ci95": [_NUMBER],
 }
-"""Of `cospec eval`, `demo` and `bench`: what every view needs."""
+"""Arm of `cospec eval`, `demo` and `bench`, as far as every view needs it."""
 _OPTIONAL = {
     **dict.fromkeys(("num_overrides", "num_problems", "num_texts_unlike_target", "k"), int),
     **dict.fromkeys(

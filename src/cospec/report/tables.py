@@ -19,7 +19,7 @@ class Column:
     head: str
     show: Callable[[Json], str]
     best: Callable[[Json], float | None] | None = None
-    """What the best arm has most of; None if no arm is best."""
+    """Value that is highest for the best arm; None if no arm is best."""
     needs: str | None = None
     """Shown only if some arm has this."""
 
@@ -119,7 +119,7 @@ def columns(arms: Sequence[Json]) -> list[Column]:
 
 
 def is_in_the_running(arm: Json) -> bool:
-    """Whether an arm can be the best: not the draft alone, and no ceiling, which knows answers."""
+    """Return true if an arm can be the best: not the draft alone, and no ceiling."""
     return bool(arm["name"] != "draft" and arm["kind"] != "ceiling")
 
 
@@ -156,7 +156,7 @@ def frontier(arms: Sequence[Json]) -> list[int]:
 
 
 def verdict(cell: Cell) -> list[str]:
-    """What the numbers say, in sentences."""
+    """Say in sentences what the numbers show."""
     arms = cell.arms
     names = [f"{arms[i]['name']}" for i in frontier(arms)]
     rivals = [arm for arm in arms if arm["kind"] not in ("exact", "reference", "ceiling")]
@@ -181,7 +181,7 @@ def verdict(cell: Cell) -> list[str]:
 
 
 def tuning_rows(cell: Cell) -> list[list[str]]:
-    """What was chosen for each arm on the tune split: arm, tries, k, setting, right answers."""
+    """Return the choice for each arm on the tune split: arm, tries, k, setting, right answers."""
     rows = []
     for entry in cell.tuning:
         one = entry["tries"][entry["chosen"]]

@@ -25,9 +25,9 @@ class Piece:
 
     origin: str
     text: str
-    """What to show of it; a break is shown by a sign as well."""
+    """Its text as shown; a break is shown by a sign as well."""
     tail: str = ""
-    """Breaks behind it, outside of a button."""
+    """Breaks after it, outside of a button."""
     mismatch: Json | None = None
     """The ruling that put it there."""
 

@@ -14,7 +14,7 @@ from cospec.results import Json
 from cospec.text import visible
 
 _WIDTH = 120
-"""Of a table that goes to a file, which has no width of its own."""
+"""Width of a table that goes to a file, which has no width of its own."""
 
 
 Columns: TypeAlias = Mapping[str, Callable[[Json], str]]
@@ -35,7 +35,7 @@ COLUMNS: Columns = {
 
 
 def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = _WIDTH) -> None:
-    """One line an arm: quality and speed together."""
+    """Print quality and speed together, one line per arm."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=width)
@@ -56,7 +56,7 @@ def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = _
 
 
 def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:
-    """What each arm has right of each part of a mixture, and won and lost against the target."""
+    """Print accuracy of each arm on each part of a mixture, won and lost against the target."""
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("arm", overflow="fold")

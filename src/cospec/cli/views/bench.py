@@ -76,7 +76,7 @@ def _solved(key: str, form: str) -> Callable[[Json], str]:
 
 
 _WIDTH = 140
-"""Of a table that goes to a file."""
+"""Width of a table that goes to a file."""
 _COLUMNS: Columns = {
     "\nk": lambda arm: str(arm["k"] or ""),
     **{

@@ -12,7 +12,7 @@ from cospec.results import Json
 from cospec.text import visible
 
 _WIDTH = 120
-"""Of a table that goes to a file, which has no width of its own."""
+"""Width of a table that goes to a file, which has no width of its own."""
 
 
 def _pair(values: Sequence[float], form: str) -> str:

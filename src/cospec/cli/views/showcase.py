@@ -34,7 +34,7 @@ class _Shown:
     place: int
     """Among the examples."""
     is_saved: bool
-    """Whether the target alone gets it wrong, and the arbiter's arm right."""
+    """The target alone gets it wrong, and the arbiter's arm right."""
     painted: Text
     completion: Completion
 
@@ -81,7 +81,7 @@ def show_one(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> st
 def _pick(
     evaluation: Evaluation, engine: Engine, ours: Sequence[Json], target: Sequence[Json]
 ) -> _Shown | None:
-    """Of the problems that fit, one with the fewest overrides.
+    """Pick a problem with the fewest overrides among those that fit.
 
     Args:
         evaluation: Has the problems.
@@ -113,7 +113,7 @@ def _decode(evaluation: Evaluation, engine: Engine, place: int) -> tuple[Text, C
 
 
 def _print_overrides(console: Console, engine: Engine, completion: Completion) -> None:
-    """What stands at each override, and what the target wanted there."""
+    """Print the token that stands at each override, and the one that the target wanted."""
     assert engine.pair.tokenizer is not None
     overrides = _overrides(completion)
     for mismatch in overrides[:_MAX_LISTED]:

@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How a pair is audited."""
+    """Settings of an audit."""
 
     arbiter: str = "lossless"
-    """Who rules on the path and behind the branches."""
+    """Arbiter that rules on the path and after the branches."""
     features: FeatureSpec = "scalar"
-    """What is recorded of each mismatch."""
+    """Features that are recorded of each mismatch."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """How to draft and batch."""
+    """Drafting and batching."""
     temperature: float = 0.0
-    """Of the path and its branches; 0 is greedy."""
+    """Temperature of the path and its branches; 0 is greedy."""
     branches_per_problem: int | None = None
     """Play only so many mismatches of a problem, drawn by seed; all of them by default."""
     oracle: bool = True
@@ -62,7 +62,7 @@ class AuditConfig:
 
 
 _PATHS_SHARE = 0.05
-"""Of the work on some problems, roughly: there are many more branches than paths."""
+"""Rough share of the paths in the work on some problems: there are many more branches."""
 
 
 @dataclass
@@ -213,7 +213,7 @@ class Auditor:
         paths: list[Rollout],
         chosen: list[list[MismatchTrace]],
     ) -> list[list[tuple[bool, bool]]]:
-        """Whether the draft's and the target's branch of each mismatch are right."""
+        """Play the draft's and the target's branch of each mismatch, and score both."""
         places = [(i, m) for i, found in enumerate(chosen) for m in found]
         branches = [Branch(paths[i], m.position, m.draft_id) for i, m in places]
         drafts = [end.completion for end in self._engine.branches(branches)]

@@ -1,4 +1,4 @@
-"""What a forward costs on this machine, and the speed-up that follows for each block length.
+"""Measured costs of forwards on this machine, and the speed-up they predict by block length.
 
 A block of k costs k draft steps and one target forward over k + 1 tokens; plain decoding costs one
 target forward over one token for each. Everything else (sampling, Python) is left out, so that the
@@ -71,7 +71,7 @@ def _forward(
     batch_size: int,
     num_tokens: int,  # Any: a transformers model
 ) -> Callable[[], float]:
-    """A function that reads `num_tokens` tokens a row behind `context` and returns the seconds."""
+    """Return a function that reads `num_tokens` tokens a row after `context`, in seconds."""
     cached = CachedModel(model)
     ids = torch.arange(batch_size * context, device=cached.device).view(batch_size, context)
     ids = ids * 7 % cached.vocab_size

@@ -28,7 +28,7 @@ NUM_RESAMPLES = 2_000
 
 
 def outcome(mismatch: Json) -> str:
-    """Whose branch of a mismatch is right, one of `OUTCOMES`."""
+    """Return whose branch of a mismatch is right, one of `OUTCOMES`."""
     match mismatch["draft_correct"], mismatch["target_correct"]:
         case True, True:
             return "both"
@@ -118,7 +118,7 @@ def _shares(counts: NDArray[np.float64]) -> Json:
 
 
 def _one_step(records: Sequence[Json]) -> Json:
-    """What one perfect ruling could do: over mismatches, and over problems."""
+    """Return what one perfect ruling could do: over mismatches, and over problems."""
     played = [[outcome(m) for m in r["mismatches"]] for r in records]
     best = np.array([sum(o != "neither" for o in found) for found in played], dtype=float)
     target = np.array([sum(o in ("only_target", "both") for o in found) for found in played])
@@ -132,7 +132,7 @@ def _one_step(records: Sequence[Json]) -> Json:
 
 
 def _agreement(counts: NDArray[np.float64]) -> Json:
-    """How often always taking the target's token is what the oracle would do."""
+    """Measure how often taking the target's token is what the oracle would do."""
     draft, target, both, neither = counts.T
     return {
         "where_branches_differ": _ratio(target, target + draft),
@@ -176,7 +176,7 @@ def if_free_stood(records: Sequence[Json]) -> list[str]:
     """``accepted`` of each path if all drafted tokens stood whose choice is free.
 
     It is free where both branches are right or both wrong. Mismatches that were not played are
-    drawn, at the share of those that were. An estimate: behind an override the text is another one.
+    drawn, at the share of those that were. An estimate: after an override the text is another one.
     """
     shares = _shares(_counts(records, lambda _: True))
     share = sum(shares[name]["share"] or 0.0 for name in ("both", "neither"))
@@ -207,7 +207,7 @@ def _speed(paths: Sequence[str], costs: Costs) -> Json:
 
 
 def warnings(summary: Json) -> list[str]:
-    """What a user should know before trusting or deploying the pair."""
+    """Return warnings before anyone trusts or deploys the pair."""
     found = []
     for speed in summary["speed"]:
         if not speed["pays"]:
@@ -228,7 +228,7 @@ def warnings(summary: Json) -> list[str]:
 
 
 def verdict(summary: Json) -> str:
-    """What the audit says, in a sentence."""
+    """Say what the audit found, in a sentence."""
     outcomes = summary["outcomes"]
     draft, target = outcomes["only_draft"], outcomes["only_target"]
     if not summary["num_branches"]:

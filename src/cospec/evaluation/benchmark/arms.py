@@ -53,7 +53,7 @@ class ArmSpec:
 
     @property
     def is_rival(self) -> bool:
-        """Whether a trained arbiter has to beat it: played on the tune split, and not trained."""
+        """A trained arbiter has to beat it: it is played on the tune split, and is not trained."""
         return self.kind != "learned" and (self.name == DRAFT or bool(self.tries))
 
 

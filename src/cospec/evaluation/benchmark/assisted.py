@@ -31,7 +31,7 @@ class AssistedEngine:
     Args:
         pair: The models; the draft's own generation settings are left as they were.
         num_speculative_tokens: K, drafted tokens a block.
-        draft_confidence_threshold: A block ends behind a token that the draft finds less probable.
+        draft_confidence_threshold: A block ends after a token that the draft finds less probable.
     """
 
     def __init__(

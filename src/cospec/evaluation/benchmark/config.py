@@ -1,4 +1,4 @@
-"""How a benchmark is run: its settings, and the order of its parts.
+"""Settings of a benchmark, and the order of its parts.
 
 First everything is tuned on the tune split, then the test split is touched, once. The protocol is
 Spec-Bench's (2401.07851: one process, plain decoding in the same run, warm-up, three runs) with
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchConfig(DecodeConfig):
-    """How arms are tuned and measured."""
+    """Tuning and measuring of arms."""
 
     batch_sizes: tuple[int, ...] = ()
     """Several batch sizes, a table for each; by default that of --batch-size alone."""
@@ -92,7 +92,7 @@ class BenchConfig(DecodeConfig):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What an arm decodes with: the spec of its arbiter and its k."""
+    """Settings that an arm decodes with: the spec of its arbiter and its k."""
 
     spec: str
     k: int
@@ -108,7 +108,7 @@ class PlayPart(Protocol):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What all parts of a benchmark share.
+    """Models, problems and settings that all parts of a benchmark share.
 
     Attributes:
         pair: The models.
@@ -130,7 +130,7 @@ class Benchmark:
     find: Callable[[str], str] = str
 
     def engine(self, spec: str, k: int, batch_size: int) -> Engine:
-        """What decodes with an arbiter."""
+        """Return an engine with an arbiter."""
         from cospec.engine import Engine  # noqa: PLC0415  # brings torch
 
         return Engine(
@@ -182,7 +182,7 @@ def knob_of(name: str) -> str | None:
 
 
 def describe(benchmark: Benchmark) -> Json:
-    """What is tuned on and measured on, for the configuration of a run."""
+    """Describe the problems of both splits, for the configuration of a run."""
     from cospec.evaluation.problems import describe_problems  # noqa: PLC0415  # heavy
 
     config = benchmark.config

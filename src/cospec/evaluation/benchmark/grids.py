@@ -56,4 +56,4 @@ GRIDS: dict[str, tuple[str, ...]] = {
 """By rule: its settings, from strict to bold. Rules without settings have none to try."""
 
 THRESHOLDS: tuple[str, ...] = tuple(f"threshold={t}" for t in (0.9, 0.8, 0.7, 0.5, 0.3))
-"""Of every trained arbiter."""
+"""Settings to try for every trained arbiter."""

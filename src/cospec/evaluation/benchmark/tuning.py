@@ -97,7 +97,7 @@ def _try(
     temperature: float,
     play: PlayPart,
 ) -> dict[str, list[Json]]:
-    """What each setting of each arm gives on the tune problems; without them, the settings."""
+    """Return the results of each setting of each arm on the tune problems, if there are any."""
     arms = {name: [_arm(benchmark, setting) for setting in each] for name, each in places.items()}
     rows: dict[str, list[Json]] = {arm.name: [] for each in arms.values() for arm in each}
     if benchmark.tune:
@@ -125,7 +125,7 @@ def _arm(benchmark: Benchmark, setting: Setting) -> Arm:
 
 
 def _tally(rows: Sequence[Json], draft_cost: float) -> Json:
-    """What one try gave."""
+    """Return the results of one try."""
     found = counts(rows)
     num_right = sum(row["correct"] for row in rows)
     cost = found["num_target_forwards"] + draft_cost * found["num_draft_forwards"]
