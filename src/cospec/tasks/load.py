@@ -11,7 +11,7 @@ from cospec.tasks.base import Task
 from cospec.tasks.mixture import mixture
 from cospec.tasks.reasoning_gym import OPTIONS as GENERATED_OPTIONS
 from cospec.tasks.reasoning_gym import reasoning_gym_task
-from cospec.tasks.sql import spider
+from cospec.tasks.sql.spider import spider
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,3 @@ answer, `executor` runs it in a `worker` process, `compare` holds its results ag
 query's, and `judge` does all of this on each database of the schema. `filling` makes such databases
 where there are none.
 """
-
-from cospec.tasks.sql.spider import spider
-
-__all__ = ["spider"]

@@ -30,6 +30,9 @@ Contents: TypeAlias = "dict[str, list[list[Cell]]]"
 SIZES = (8, 14, 20, 28, 36, 12, 24, 44)
 """Rows of a table before witnesses, by filling."""
 WITNESS_SHARE = 0.5
+STEPPED = (2, 6)
+"""Fillings in which the values of a column come once, twice, three times and so on, so that neither
+the most nor the least frequent one has a tie. They get no witnesses."""
 
 
 class Filler:
@@ -70,6 +73,7 @@ class _Filling:
         self.dice = Dice("filling", filler.schema.name, number)
         self.size = SIZES[number % len(SIZES)]
         self.spread = (6, 1000)[number % 2]
+        self.is_stepped = number % len(SIZES) in STEPPED
         self.tables = filler.schema.by_name
         self.columns: dict[Key, list[Cell]] = {}
         self.num_rows: dict[str, int] = {}
@@ -110,13 +114,29 @@ class _Filling:
                 missing: list[Cell] = [None] * (num_rows - len(parents))  # drops these rows
                 return parents[:num_rows] + missing
             used = parents[: max(1, round(len(parents) * 0.8))]
+            if self.is_stepped:
+                return self._steps(list(dict.fromkeys(used)), num_rows)
             return [self.dice.skewed(used, 2.0) for _ in range(num_rows)]
         if is_key:
             found: list[Cell] = []
             for _ in range(num_rows):
                 found.append(self._unused(key, found))
             return found
+        if self.is_stepped and not self.filler.domains[key].has_null:
+            values = dict.fromkeys(self.value(key) for _ in range(num_rows))
+            return self._steps(list(values), num_rows)
         return [self.value(key) for _ in range(num_rows)]
+
+    def _steps(self, values: Sequence[Cell], num_rows: int) -> list[Cell]:
+        """The first value once, the second twice and so on, as far as the rows go, shuffled."""
+        found: list[Cell] = []
+        for i, value in enumerate(values):
+            rest = num_rows - len(found)
+            is_last = rest < 2 * i + 3 or i == len(values) - 1
+            found += [value] * (rest if is_last else i + 1)
+            if is_last:
+                break
+        return self.dice.shuffled(found)
 
     def _unused(self, key: Key, used: Sequence[Cell]) -> Cell:
         domain, taken = self.filler.domains[key], set(used)
@@ -157,7 +177,7 @@ class _Filling:
 
     def _plant(self) -> None:
         for facts in self.filler.facts:
-            if self.dice.chance(WITNESS_SHARE):
+            if not self.is_stepped and self.dice.chance(WITNESS_SHARE):
                 for table, cells in witness_rows(facts, self.filler.domains, self.dice):
                     self._upsert(table, cells)
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from cospec.tasks.sql.executor import Limits
     from cospec.tasks.sql.schema import Schema
 
+_MIN_DATABASES = 2
+"""Of several fillings so many have to count: on one, two answers may be the same by chance."""
 _CLOCK_WORDS = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
 
 
@@ -52,6 +54,8 @@ class Gold:
     """The databases on which its result is one answer."""
     results: tuple[Groups, ...]
     """One for each of them."""
+    is_one_answer: bool = True
+    """Whether there are enough such databases; else these are all of them."""
 
 
 class Judge:
@@ -97,8 +101,8 @@ class Judge:
         paths = self.databases.paths(db_id)
         every = [self._gold_groups(path, query) for path in paths]
         counted = [i for i, (_, is_one_answer) in enumerate(every) if is_one_answer]
-        counted = counted or list(range(len(paths)))
-        return Gold(tuple(paths[i] for i in counted), tuple(every[i][0] for i in counted))
+        used = counted or range(len(paths))
+        return Gold(tuple(paths[i] for i in used), tuple(every[i][0] for i in used), bool(counted))
 
     def _gold_groups(self, path: str, query: str) -> tuple[Groups, bool]:
         """The gold result on one database, and whether it is one answer."""
@@ -108,34 +112,25 @@ class Judge:
         return groups, not is_cut and same_results([groups], [reverse])
 
     def _ties(self, path: str, query: str, rows: list[Row]) -> tuple[Groups, bool]:
-        """Rows in runs of equal sort keys, and whether LIMIT cuts one of them."""
-        if not is_ordered(query):
-            return [rows], False
+        """Rows in runs whose order does not count, and whether LIMIT cuts through one."""
         form = keyed(query)
-        try:
-            full = canonical(self.executor.run(path, form.sql)) if form else []
-        except QueryError:
-            form = None
-        if form is None or not full or [row[: -form.num_keys] for row in full[: len(rows)]] != rows:
-            return [[row] for row in rows], False
+        full = rows
+        if form is not None:
+            try:
+                full = canonical(self.executor.run(path, form.sql))
+            except QueryError:
+                form = None
+        width = len(full[0]) - form.num_keys if form and full else 0
+        if form is None or [row[:width] for row in full[: len(rows)]] != rows:
+            return ([[row] for row in rows] if is_ordered(query) else [rows]), False
         groups: Groups = []
-        keys = [row[-form.num_keys :] for row in full]
         for i, row in enumerate(rows):
-            if i and keys[i] == keys[i - 1]:
+            if i and full[i][width:] == full[i - 1][width:]:
                 groups[-1].append(row)
             else:
                 groups.append([row])
-        tied = [
-            row[: -form.num_keys]
-            for row, key in zip(full, keys, strict=True)
-            if rows and key == keys[len(rows) - 1]
-        ]
-        is_cut = (
-            len(rows) < len(full)
-            and bool(rows)
-            and len(tied) != len(groups[-1])
-            and len(set(tied)) > 1
-        )
+        run = [row[:width] for row in full if rows and row[width:] == full[len(rows) - 1][width:]]
+        is_cut = bool(run) and len(run) > len(groups[-1]) and len(set(run)) > 1
         return groups, is_cut
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from cospec.tasks.sql.tokens import Token, depths, tokenize
 
+_HIDES_KEYS = {"UNION", "INTERSECT", "EXCEPT", "DISTINCT"}
+"""With these, another column could change the rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
@@ -27,16 +30,22 @@ def is_ordered(sql: str) -> bool:
 
 
 def keyed(sql: str) -> Keyed | None:
-    """The query with its sort keys; None if it has none, or if they cannot be shown."""
+    """The query with its sort keys and without LIMIT.
+
+    None if it has neither ORDER BY nor LIMIT, or if its keys cannot be shown.
+    """
     tokens = [token for token in tokenize(sql) if token.text != ";"]
     levels = depths(tokens)
     words = [token.upper if level == 0 else "" for token, level in zip(tokens, levels, strict=True)]
-    if "ORDER" not in words or {"UNION", "INTERSECT", "EXCEPT"} & set(words):
-        return None
-    order, start = words.index("ORDER"), words.index("FROM") if "FROM" in words else 0
-    if not start or words[0] != "SELECT" or words[1:2] == ["DISTINCT"]:
-        return None
     end = words.index("LIMIT") if "LIMIT" in words else len(tokens)
+    if "ORDER" not in words:
+        shorter = " ".join(token.text for token in tokens[:end])
+        return Keyed(shorter, 0) if end < len(tokens) else None
+    order, start = words.index("ORDER"), words.index("FROM") if "FROM" in words else 0
+    if _HIDES_KEYS & set(words):
+        return None
+    if not start or words[0] != "SELECT":
+        return None
     selected = _parts(tokens[1:start], levels[1:start])
     aliases = {
         part[-1].value.lower(): part[:-2]

@@ -79,6 +79,8 @@ class Facts:
     """Columns compared with ``=``, of a join or with a column that a subquery selects."""
     exclusions: list[tuple[Place, Place]]
     """The same of NOT IN."""
+    summed: list[Place] = field(default_factory=list)
+    """Columns under ``avg`` or ``sum``."""
 
 
 def scan(sql: str, schema: Schema) -> Facts:
@@ -168,6 +170,8 @@ class _Scanner:
                 scope.selected.append(place)
             elif self.clause[i] == "GROUP":
                 scope.grouped.append(place)
+            if self._word(i - 1) == "(" and self._word(i - 2) in ("AVG", "SUM"):
+                facts.summed.append(place)
             self._read_comparison(place, i, end, facts)
             i = end
         return facts

@@ -40,8 +40,8 @@ class Domain:
     """What gold queries compare these columns with; patterns are filled out."""
     has_null: bool = False
     """Some gold query asks for NULL."""
-    is_ranked: bool = False
-    """Some gold query orders by it: ties are kept rare."""
+    is_summed: bool = False
+    """Some gold query adds it up, so that it holds numbers, as text too."""
 
 
 def domains(schema: Schema, facts: Iterable[Facts]) -> dict[Key, Domain]:
@@ -78,6 +78,8 @@ def domains(schema: Schema, facts: Iterable[Facts]) -> dict[Key, Domain]:
     for each in facts:
         for condition in each.conditions:
             _add_literals(found[condition.place.table, condition.place.column], condition)
+        for place in each.summed:
+            found[place.table, place.column].is_summed = True
     return found
 
 
@@ -116,7 +118,7 @@ def fresh(domain: Domain, dice: Dice, spread: int) -> Value:
     if domain.kind == "boolean":
         texts = [v for v in domain.literals if isinstance(v, str)]
         return dice.pick(["T", "F"]) if texts else dice.below(2)
-    if domain.kind == "number" and not (domain.literals and not numbers):
+    if domain.is_summed or (domain.kind == "number" and not (domain.literals and not numbers)):
         return _fresh_number(name, numbers, dice, spread)
     texts = [v for v in domain.literals if isinstance(v, str)]
     if domain.kind == "time" or _is_dated(name) or any(_DATE.fullmatch(v) for v in texts):

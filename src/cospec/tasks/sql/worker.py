@@ -24,6 +24,7 @@ import sqlite3
 import sys
 import time
 from typing import Any
+from urllib.parse import quote
 
 _FUNCTIONS = """
     abs char coalesce concat concat_ws format glob hex ifnull iif instr length like likelihood
@@ -69,7 +70,10 @@ def connect(path: str, is_reversed: bool) -> sqlite3.Connection:
     """Opens a database for reading, with every limit in place."""
     # Isolation level None: else Python itself would send BEGIN, which the authorizer denies.
     connection = sqlite3.connect(
-        f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None, cached_statements=0
+        f"file:{quote(path)}?mode=ro&immutable=1",
+        uri=True,
+        isolation_level=None,
+        cached_statements=0,
     )
     for limit, value in LIMITS.items():
         connection.setlimit(limit, value)

@@ -1,0 +1,140 @@
+"""Hostile queries end in an error, within the limits, and the next query is answered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cospec.tasks.sql.executor import Executor, Limits, QueryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ENDLESS = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT "
+HOSTILE = {
+    "attach": "ATTACH DATABASE 'other.sqlite' AS other",
+    "attach a uri": "ATTACH DATABASE 'file:/tmp/x?mode=rwc' AS other",
+    "pragma": "PRAGMA query_only = OFF",
+    "pragma as a table": "SELECT * FROM pragma_database_list",
+    "vacuum into": "VACUUM INTO '/tmp/copy.sqlite'",
+    "endless": f"{ENDLESS}n FROM c",
+    "endless count": f"{ENDLESS}count(*) FROM c",
+    "cross join": "SELECT count(*) FROM t a, t b, t c, t d, t e, t f, t g, t h",
+    "zeroblob": "SELECT zeroblob(1000000000)",
+    "hex": "SELECT hex(hex(hex(printf('%900000s', 'x'))))",
+    "replace": "SELECT replace(printf('%900000s', ''), ' ', 'xxxxxxxxxxxxxxxx')",
+    "long rows": f"{ENDLESS}printf('%500000s', n) FROM c",
+    "group_concat": f"{ENDLESS}group_concat(printf('%90000s', n)) FROM c",
+    "extension": "SELECT load_extension('libc.so.6')",
+    "tokenizer": "SELECT fts3_tokenizer('simple', x'00')",
+    "read file": "SELECT readfile('/etc/passwd')",
+    "insert": "INSERT INTO t VALUES (9)",
+    "insert returning": "INSERT INTO t VALUES (9) RETURNING n",
+    "update": "UPDATE t SET n = 9",
+    "delete": "DELETE FROM t",
+    "drop": "DROP TABLE t",
+    "create": "CREATE TABLE u (n)",
+    "create temporary": "CREATE TEMP TABLE u (n)",
+    "create virtual": "CREATE VIRTUAL TABLE u USING fts5(n)",
+    "transaction": "BEGIN EXCLUSIVE",
+    "two statements": "SELECT 1; DROP TABLE t",
+    "deep expression": "SELECT " + "NOT " * 3000 + "1",
+    "long": "SELECT " + "1 + " * 200_000 + "1",
+    "many parts": " UNION ALL ".join(["SELECT 1"] * 1000),
+    "like": "SELECT count(*) FROM t WHERE printf('%200000s', n) LIKE '" + "%a" * 5000 + "'",
+    "nothing": "",
+    "comment": "-- SELECT 1",
+    "zero byte": "SELECT 1 \0 FROM t",
+    "surrogate": "SELECT '\ud800'",
+    "random": "SELECT random()",
+    "random blob": "SELECT randomblob(5)",
+    "schema": "SELECT writefile('x', sql) FROM sqlite_master",
+    "no query": "EXPLAIN",
+}
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    executor = Executor(Limits(time_s=0.5))
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("sql") / "a folder with 100% odd?signs#.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE t (n INTEGER, x TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?, ?)", [(i, f"x{i}") for i in range(50)])
+    return str(path)
+
+
+@pytest.mark.parametrize("query", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_query_is_an_error_in_time(query: str, executor: Executor, database: str) -> None:
+    start = time.process_time()
+    with pytest.raises(QueryError):
+        executor.run(database, query)
+    assert time.process_time() - start < 1, "the parent itself does little"
+    assert executor.run(database, "SELECT count(*), max(x) FROM t") == [[50, "x9"]]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["SELECT printf('%1000000000d', 1) IS NULL", "SELECT " + "(" * 5000 + "1" + ")" * 5000],
+)
+def test_what_sqlite_itself_makes_harmless_is_answered(
+    query: str, executor: Executor, database: str
+) -> None:
+    assert executor.run(database, query) == [[1]]
+
+
+def test_a_worker_that_hangs_or_dies_is_replaced(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = Executor(Limits(time_s=0.2))
+    assert executor.run(database, "SELECT 1") == [[1]]
+    process = executor._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(QueryError, match="too long"):
+        executor.run(database, "SELECT 2")
+    assert executor.run(database, "SELECT 3") == [[3]]
+    second = executor._process
+    assert second is not None and second.pid != process.pid
+    second.kill()
+    second.wait()
+    assert executor.run(database, "SELECT 4") == [[4]]
+    executor.close()
+
+
+def test_more_rows_than_asked_for_are_an_error(executor: Executor, database: str) -> None:
+    assert len(executor.run(database, "SELECT n FROM t", max_rows=50)) == 50
+    with pytest.raises(QueryError, match="more than 49 rows"):
+        executor.run(database, "SELECT n FROM t", max_rows=49)
+    assert executor.run(database, "SELECT n FROM t WHERE 0", max_rows=0) == []
+
+
+def test_tables_can_be_read_from_their_end(executor: Executor, database: str) -> None:
+    assert executor.run(database, "SELECT n FROM t LIMIT 1") == [[0]]
+    assert executor.run(database, "SELECT n FROM t LIMIT 1", reverse=True) == [[49]]
+
+
+def test_values_come_back_as_they_are(executor: Executor, database: str) -> None:
+    (row,) = executor.run(database, "SELECT NULL, 1, 1.5, 'a''b', x'00ff', 9e999, 'é'")
+    assert row == [None, 1, 1.5, "a'b", "00ff", float("inf"), "é"]
+
+
+def test_the_database_is_not_changed(executor: Executor, database: str, tmp_path: Path) -> None:
+    for query in HOSTILE.values():
+        if query.startswith(("INSERT", "UPDATE", "DELETE", "DROP", "CREATE", "VACUUM")):
+            with pytest.raises(QueryError):
+                executor.run(database, query)
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT count(*), sum(n) FROM t").fetchone() == (50, 1225)
