@@ -11,6 +11,7 @@ from cospec.tasks.base import Task
 from cospec.tasks.mixture import mixture
 from cospec.tasks.reasoning_gym import OPTIONS as GENERATED_OPTIONS
 from cospec.tasks.reasoning_gym import reasoning_gym_task
+from cospec.tasks.sql.own import own
 from cospec.tasks.sql.spider import spider
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ NAMED = (*SPLIT_BY_FILE, *SPLIT_BY_HASH, "spider")
 TASK_NAMES = (
     *NAMED,
     "reasoning_gym:NAME",
+    "sql:FOLDER",
     "jsonl:FILE",
     "mix:TASK@WEIGHT+TASK@WEIGHT",
 )
@@ -51,7 +53,8 @@ def load_task(
             be trained or tuned on. Without it, a tenth of the problems is the test split.
             `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
             ``spider,part=dev`` tests on the development file alone, ``part=train`` on the databases
-            held back from the train file.
+            held back from the train file. ``sql:FOLDER`` has a user's own databases
+            (`cospec.tasks.sql.own`).
             ``reasoning_gym:NAME,reasoning=off`` asks for the answer alone.
             ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
             ``without_templates=`` all others; with ``twins=apart`` (in training and in the test
@@ -83,6 +86,8 @@ def load_task(
     if kind == "reasoning_gym":
         options = _options(head, pairs, GENERATED_OPTIONS)
         return reasoning_gym_task(argument, options, allow_code_execution=allow_code_execution)
+    if kind == "sql":
+        return own(argument, _options(kind, pairs, ("split",)).get("split"))
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
     if head in NAMED:

@@ -1,0 +1,114 @@
+"""A user's own databases: ``sql:FOLDER``, SQLite files and questions with their gold queries.
+
+The folder holds each database as ``NAME.sqlite`` or ``NAME/NAME.sqlite``, and the questions in one
+``.jsonl`` file: ``{"db_id": "NAME", "question": …, "query": …}`` a line, and a ``split`` if the
+rows are to be split by hand. Without it a hash of the question parts them, or ``split=test`` after
+the folder makes all of them one split. Queries run on the files as they are, read-only.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cospec.errors import TaskError, unknown_name
+from cospec.tasks.base import SPLITS, Example
+from cospec.tasks.files import FileSource, by_hash, read_rows
+from cospec.tasks.sql.executor import QueryError
+from cospec.tasks.sql.judge import Judge
+from cospec.tasks.sql.prompt import question_text, sql_task
+from cospec.tasks.sql.schema import from_sqlite
+from cospec.tasks.sql.solution import solution
+from cospec.tasks.sql.trivial import is_empty
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.tasks.base import Split, Task
+    from cospec.tasks.files import Row
+    from cospec.tasks.sql.schema import Schema
+
+FIELDS = ("db_id", "question", "query")
+
+
+class Folder:
+    """The databases of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.schema = cache(self._schema)
+
+    def paths(self, db_id: str) -> Sequence[str]:
+        """The one file of a database.
+
+        Raises:
+            TaskError: There is none.
+        """
+        for path in (
+            self.folder / f"{db_id}.sqlite",
+            self.folder / db_id / f"{db_id}.sqlite",
+        ):
+            if path.is_file() and Path(db_id).name == db_id:
+                return [str(path.resolve())]
+        raise TaskError(
+            f"there is no database {db_id!r} in {self.folder}; it must be {db_id}.sqlite or "
+            f"{db_id}/{db_id}.sqlite there."
+        )
+
+    def _schema(self, db_id: str) -> Schema:
+        (path,) = self.paths(db_id)
+        try:
+            with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True)) as connection:
+                return from_sqlite(db_id, connection)
+        except sqlite3.Error as error:
+            raise TaskError(f"{path} is no SQLite database that can be read: {error}.") from error
+
+
+def own(folder: str, whole: str | None = None) -> Task:
+    """The task of a folder; questions whose gold result is empty are left out.
+
+    Raises:
+        TaskError: A database, a row or a gold query cannot be used.
+    """
+    files = sorted(Path(folder).glob("*.jsonl"))
+    if len(files) != 1:
+        raise TaskError(
+            f"sql:{folder} needs one .jsonl file with the questions in the folder; it has "
+            f"{len(files)}."
+        )
+    judge = Judge(Folder(Path(folder)))
+    examples = [
+        example
+        for number, row in enumerate(read_rows(files[0]))
+        if (example := _example(f"{files[0].stem}/{number}", row, judge)) is not None
+    ]
+    pools = by_hash(examples, whole)
+    if whole is None and all("split" in example.metadata for example in examples):
+        pools = {split: [e for e in examples if e.metadata["split"] == split] for split in SPLITS}
+    name = f"sql:{folder}" if whole is None else f"sql:{folder},split={whole}"
+    num_shots = 3 if len(pools["train"]) > 3 else 0
+    return sql_task(name, FileSource(name, pools), judge, num_shots)
+
+
+def _example(identity: str, row: Row, judge: Judge) -> Example | None:
+    for field in FIELDS:
+        if not isinstance(row.get(field), str):
+            raise TaskError(
+                f"{identity} has no text in the field {field!r}; its fields are "
+                f"{', '.join(map(repr, row))}, and {', '.join(FIELDS)} are needed."
+            )
+    split: Split | None = row.get("split")
+    if split is not None and split not in SPLITS:
+        raise TaskError(f"{identity}: {unknown_name('split', str(split), SPLITS)}")
+    schema = judge.databases.schema(row["db_id"])
+    try:
+        gold = judge.gold(row["db_id"], row["query"])
+    except QueryError as error:
+        raise TaskError(f"{identity}: the gold query has no result ({error}).") from error
+    if is_empty(gold):
+        return None
+    metadata = {**row, "solution": solution(row["query"], schema.names)}
+    return Example(identity, question_text(schema, row["question"]), row["query"], metadata)

@@ -1,0 +1,110 @@
+"""A user's own databases and questions."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cospec.errors import TaskError
+from cospec.tasks import load_task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS = [
+    {"db_id": "shop", "question": "How many items?", "query": "SELECT count(*) FROM item"},
+    {"db_id": "shop", "question": "Dear items?", "query": "SELECT name FROM item WHERE price > 1"},
+    {
+        "db_id": "club",
+        "question": "Members?",
+        "query": 'SELECT name FROM member WHERE town = "Bern"',
+    },
+    {"db_id": "club", "question": "None?", "query": "SELECT name FROM member WHERE name = 'x'"},
+]
+
+
+def write_rows(folder: Path, rows: list[dict[str, str]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "questions.jsonl").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "own"
+    (folder / "club").mkdir(parents=True)
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection, connection:
+        connection.executescript(
+            "CREATE TABLE maker (id INTEGER PRIMARY KEY, town TEXT);"
+            "CREATE TABLE item (name TEXT, price REAL, maker INTEGER REFERENCES maker (id),"
+            " PRIMARY KEY (name, maker));"
+            "INSERT INTO item VALUES ('pen', 1, 1), ('ink', 2.5, 1), ('ink', 3, 2);"
+        )
+    with closing(sqlite3.connect(folder / "club" / "club.sqlite")) as connection, connection:
+        connection.executescript(
+            "CREATE TABLE member (name TEXT, town TEXT);"
+            "INSERT INTO member VALUES ('Ada', 'Bern'), ('Bob', 'Genf');"
+        )
+    write_rows(folder, ROWS)
+    return folder
+
+
+def test_queries_are_judged_on_the_files_as_they_are(folder: Path) -> None:
+    before = (folder / "shop.sqlite").read_bytes()
+    task = load_task(f"sql:{folder},split=test")
+    examples = {e.metadata["question"]: e for e in task.examples("test")}
+    assert set(examples) == {"How many items?", "Dear items?", "Members?"}, "one result is empty"
+    dear = examples["Dear items?"]
+    assert task.score(dear, "SELECT i.name FROM item AS i WHERE i.price >= 2").correct
+    assert not task.score(dear, "SELECT DISTINCT name FROM item WHERE price > 1").correct
+    assert not task.score(dear, "DELETE FROM item").correct
+    assert task.score(examples["Members?"], examples["Members?"].metadata["solution"]).correct
+    assert (folder / "shop.sqlite").read_bytes() == before
+
+
+def test_the_prompt_has_the_schema_of_the_file(folder: Path) -> None:
+    task = load_task(f"sql:{folder},split=test")
+    (example,) = (e for e in task.examples("test") if "Dear" in e.question)
+    assert example.question.startswith(
+        "SQLite tables:\n"
+        "maker(id integer primary key, town text)\n"
+        "item(name text, price real, maker integer, primary key (name, maker))\n"
+        "Foreign keys: item.maker = maker.id\n"
+    )
+
+
+def test_rows_may_name_their_split(folder: Path) -> None:
+    write_rows(folder, [{**ROWS[0], "split": "train"}, {**ROWS[1], "split": "test"}])
+    task = load_task(f"sql:{folder}")
+    assert [e.id for e in task.examples("train")] == ["questions/0"]
+    assert [e.id for e in task.examples("test")] == ["questions/1"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"db_id": "shop", "question": "?"}, "no text in the field 'query'"),
+        ({**ROWS[0], "db_id": "bank"}, "no database 'bank'"),
+        ({**ROWS[0], "db_id": "../own/shop"}, "no database '../own/shop'"),
+        ({**ROWS[0], "query": "SELECT price FROM maker"}, "no such column: price"),
+        ({**ROWS[0], "split": "tset"}, "unknown split 'tset'; did you mean 'test'"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(
+    row: dict[str, str], message: str, folder: Path
+) -> None:
+    write_rows(folder, [ROWS[0], row])
+    with pytest.raises(TaskError, match=message):
+        load_task(f"sql:{folder}")
+
+
+def test_a_folder_without_questions_or_with_a_broken_file_is_refused(folder: Path) -> None:
+    (folder / "shop.sqlite").write_bytes(b"no database at all, but long enough to be read" * 40)
+    with pytest.raises(TaskError, match=r"shop.sqlite is no SQLite database"):
+        load_task(f"sql:{folder}")
+    (folder / "questions.jsonl").unlink()
+    with pytest.raises(TaskError, match=r"needs one .jsonl file"):
+        load_task(f"sql:{folder}")
