@@ -165,7 +165,7 @@ def test_no_gold_query_is_trivial_on_the_fillings(judge: Judge) -> None:
         ("SELECT name FROM singer LIMIT 900", "LIMIT"),
         ("SELECT country FROM singer GROUP BY country HAVING count(*) > 0", "HAVING"),
         ("SELECT name FROM singer EXCEPT SELECT name FROM singer WHERE age < -9", "EXCEPT"),
-        ("SELECT name, age FROM singer GROUP BY 1 = 1", "many answers"),
+        ("SELECT name FROM singer ORDER BY 1 = 1 LIMIT 1", "many answers"),
         ("SELECT name FROM singer LIMIT 1", "many answers"),
     ],
 )

@@ -2,7 +2,7 @@
 
 A filling is made in two steps. First every column of every table gets values of its domain: primary
 keys unique, foreign keys among the values they refer to, some of them often and some never. Then
-*witnesses* are planted: for a share of the gold queries, rows that fulfil the query's conditions
+*witnesses* are planted: for every other gold query, rows that fulfil the query's conditions
 together and hang together by its joins, or miss them in one place. Both steps depend on nothing but
 schema, queries and the number of the filling.
 """
@@ -29,7 +29,6 @@ Contents: TypeAlias = "dict[str, list[list[Cell]]]"
 
 SIZES = (8, 14, 20, 28, 36, 12, 24, 44)
 """Rows of a table before witnesses, by filling."""
-WITNESS_SHARE = 0.5
 STEPPED = (2, 6)
 """Fillings in which the values of a column come once, twice, three times and so on, so that neither
 the most nor the least frequent one has a tie. They get no witnesses."""
@@ -47,29 +46,42 @@ class Filler:
             own, other = (key.table.lower(), key.column), (key.to_table.lower(), key.to_column)
             if own != other:
                 self.foreign.setdefault(own, key)
+        self.unique = {name: self._unique_columns(table) for name, table in schema.by_name.items()}
 
     def fill(self, number: int) -> Contents:
         """The contents of one filling."""
         return _Filling(self, number).contents()
 
-    def unique_columns(self, table: Table) -> list[tuple[str, ...]]:
+    def _unique_columns(self, table: Table) -> list[tuple[str, ...]]:
         """Sets of columns in which no two rows agree.
 
         Spider tells one column of a primary key even where it has several. Where that one is a
         foreign key beside others, the table links other tables, and all its links are the key.
+        Where it is the only foreign key and gold queries group this table by it, it is not unique.
         """
-        key = table.primary_key
-        if not key:
-            return []
-        links = [c.name for c in table.columns if (table.name.lower(), c.name) in self.foreign]
-        if len(key) == 1 and key[0] in links and len(links) > 1:
+        name, key = table.name.lower(), table.primary_key
+        links = [c.name for c in table.columns if (name, c.name) in self.foreign]
+        if len(key) != 1 or key[0] not in links:
+            return [key] if key else []
+        if len(links) > 1:
             return [tuple(links)]
-        return [key]
+        return [] if self.domains[name, key[0]].name in self._grouped(name) else [key]
+
+    def _grouped(self, table: str) -> set[str]:
+        """Domains by which gold queries group a table."""
+        return {
+            self.domains[place.table, place.column].name
+            for facts in self.facts
+            for scope in facts.scopes
+            if table in scope.tables.values()
+            for place in scope.grouped
+        }
 
 
 class _Filling:
     def __init__(self, filler: Filler, number: int) -> None:
         self.filler = filler
+        self.number = number
         self.dice = Dice("filling", filler.schema.name, number)
         self.size = SIZES[number % len(SIZES)]
         self.spread = (6, 1000)[number % 2]
@@ -106,7 +118,7 @@ class _Filling:
     def _make_column(self, key: Key) -> list[Cell]:
         table, column = key
         num_rows = self.num_rows[table]
-        is_key = (column,) in self.filler.unique_columns(self.tables[table])
+        is_key = (column,) in self.filler.unique[table]
         link = self.filler.foreign.get(key)
         if link is not None and (link.to_table.lower(), link.to_column) not in self.in_work:
             parents = self.dice.shuffled(self._column(link.to_table.lower(), link.to_column))
@@ -168,7 +180,7 @@ class _Filling:
         for row in rows:
             keys = [
                 (columns, tuple(row[places[c]] for c in columns))
-                for columns in self.filler.unique_columns(table)
+                for columns in self.filler.unique[table.name.lower()]
             ]
             if not any(key in seen or None in key[1] for key in keys):
                 seen.update(keys)
@@ -176,10 +188,11 @@ class _Filling:
         return kept
 
     def _plant(self) -> None:
-        for facts in self.filler.facts:
-            if not self.is_stepped and self.dice.chance(WITNESS_SHARE):
-                for table, cells in witness_rows(facts, self.filler.domains, self.dice):
-                    self._upsert(table, cells)
+        if self.is_stepped:
+            return
+        for facts in self.filler.facts[self.number % 2 :: 2]:
+            for table, cells in witness_rows(facts, self.filler.domains, self.dice):
+                self._upsert(table, cells)
 
     def _upsert(self, table: str, cells: dict[str, Cell]) -> dict[str, Cell]:
         """Adds a row with these cells, or changes the one that has its key; parents are added."""
@@ -189,7 +202,7 @@ class _Filling:
                 self._need_parent(link, value)
         places = self.places[table]
         row: list[Cell] = [self._other_cell(table, c, cells) for c in places]
-        for columns in self.filler.unique_columns(self.tables[table]):
+        for columns in self.filler.unique[table]:
             key = [row[places[c]] for c in columns]
             for old in self.rows[table]:
                 if [old[places[c]] for c in columns] == key:
@@ -208,7 +221,7 @@ class _Filling:
             parents = [row[place] for row in self.rows[link.to_table.lower()]]
             if parents:
                 return self.dice.pick(parents)
-        if (column,) in self.filler.unique_columns(self.tables[table]):
+        if (column,) in self.filler.unique[table]:
             place = self.places[table][column]
             return self._unused(key, [row[place] for row in self.rows[table]])
         return self.value(key)

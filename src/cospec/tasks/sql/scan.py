@@ -76,7 +76,7 @@ class Facts:
     scopes: list[Scope]
     conditions: list[Condition]
     equalities: list[tuple[Place, Place]]
-    """Columns compared with ``=``, of a join or with a column that a subquery selects."""
+    """Columns compared with ``=``, in a join, with what a subquery selects, or by INTERSECT."""
     exclusions: list[tuple[Place, Place]]
     """The same of NOT IN."""
     summed: list[Place] = field(default_factory=list)
@@ -174,6 +174,9 @@ class _Scanner:
                 facts.summed.append(place)
             self._read_comparison(place, i, end, facts)
             i = end
+        for left, right in zip(self.scopes, self.scopes[1:], strict=False):
+            if right.joined_by == "INTERSECT":
+                facts.equalities += zip(left.selected, right.selected, strict=False)
         return facts
 
     def _read_comparison(self, place: Place, start: int, end: int, facts: Facts) -> None:
