@@ -1,0 +1,26 @@
+"""Every example runs, and says what its page says."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAYS = {
+    "exactness": "lossless               8 of 8 rows",
+    "my_arbiter": "lossless                 overrides  0",
+    "my_drafter": "same text as the target alone: True",
+    "my_task": "of 8 right",
+}
+
+
+def test_every_example_is_run_here():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS)
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_the_example_runs(name, capsys):
+    importlib.import_module(f"examples.{name}").main()
+    assert SAYS[name] in capsys.readouterr().out
