@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -26,16 +27,23 @@ def mismatches(completion: Completion) -> list[tuple[int, int, int]]:
     ]
 
 
-def read_afresh(engine: Engine, rollout: Rollout, position: int, token_id: int) -> list[int]:
-    """The completion from a prompt that holds all that the branch shares."""
-    completion = rollout.completion
-    kept = [*completion.token_ids[:position], token_id]
-    room = CONFIG.max_new_tokens - len(kept)
-    if token_id == EOS or room == 0:
-        return kept
-    prompt = [*completion.prompt_ids, *kept]
-    (more,) = engine.generate([prompt], SamplingConfig(max_new_tokens=room))
-    return kept + more.token_ids
+def read_afresh(engine: Engine, places: list[tuple[Rollout, int, int]]) -> list[list[int]]:
+    """The completions from prompts that hold all that each branch shares, decoded in one batch."""
+    kept = [[*r.completion.token_ids[:position], token] for r, position, token in places]
+    rooms = [CONFIG.max_new_tokens - len(ids) for ids in kept]
+    is_open = [ids[-1] != EOS and room > 0 for ids, room in zip(kept, rooms, strict=True)]
+    prompts = [
+        [*place[0].completion.prompt_ids, *ids] for place, ids in zip(places, kept, strict=True)
+    ]
+    done = engine.generate(
+        list(itertools.compress(prompts, is_open)),
+        [SamplingConfig(max_new_tokens=room) for room in itertools.compress(rooms, is_open)],
+    )
+    more = iter(done)
+    return [
+        ids + next(more).token_ids if opened else ids
+        for ids, opened in zip(kept, is_open, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -47,10 +55,10 @@ def test_a_branch_continues_as_the_target_alone_would(family: str, batch_size: i
     places = [(r, *m) for r in rollouts for m in mismatches(r.completion)]
     assert len(places) > 10
     done = engine.branches([Branch(r, position, draft) for r, position, draft, _ in places])
-    target = Engine.target_only(pair)
-    for (rollout, position, draft_id, _), branch in zip(places, done, strict=True):
+    afresh = read_afresh(Engine.target_only(pair), [place[:3] for place in places])
+    for (rollout, position, *_), branch, expected in zip(places, done, afresh, strict=True):
         completion = branch.completion
-        assert completion.token_ids == read_afresh(target, rollout, position, draft_id)
+        assert completion.token_ids == expected
         assert completion.origins[:position] == rollout.completion.origins[:position]
         assert completion.origins[position] is Origin.OVERRIDE
         assert branch.caches is None
@@ -76,9 +84,7 @@ def test_a_branch_of_a_branch_under_a_rule_is_what_the_rule_makes_of_the_whole_p
     engine = Engine(pair, load_arbiter("always_draft"), batch_size=2)
     done = engine.branches([Branch(*place) for place in places])
     assert any(r.completion.origins.count(Origin.OVERRIDE) > 2 for r in done)
-    for (parent, position, token_id), branch in zip(places, done, strict=True):
-        expected = read_afresh(engine, parent, position, token_id)
-        assert branch.completion.token_ids == expected
+    assert [branch.completion.token_ids for branch in done] == read_afresh(engine, places)
 
 
 def test_the_draft_reads_what_it_lags_behind_before_it_goes_on() -> None:
