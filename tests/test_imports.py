@@ -65,5 +65,5 @@ def test_every_package_has_a_layer():
 
 
 def test_the_check_sees_imports_in_functions_and_passes_over_those_for_types():
-    program = "if TYPE_CHECKING:\n    import cospec.cli\ndef f():\n    from cospec.rl import loop"
+    program = "if TYPE_CHECKING:\n    import cospec.cli\ndef f():\n    from cospec.rl import types"
     assert runtime_imports(ast.parse(program)) == {"rl"}

@@ -17,8 +17,9 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import PolicyConfig
 from cospec.cli.options import PairOptions, set_threads
 from cospec.results import write_text
-from cospec.rl.config import TrainConfig
-from cospec.rl.loop import Trainer
+from cospec.rl.backends.engine import EngineBackend
+from cospec.rl.config import ObjectiveConfig, RolloutConfig, TrainConfig
+from cospec.rl.trainer import Trainer
 from cospec.tasks import load_task
 
 
@@ -26,16 +27,26 @@ def guard_of(folder: Path) -> float | None:
     """The guard that training would have set."""
     training = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]
     settings = training["train"]
-    config = TrainConfig(**settings | {"policy": PolicyConfig(**settings["policy"])})
+    config = TrainConfig(
+        seed=settings["seed"],
+        policy=PolicyConfig(**settings["policy"]),
+        rollouts=RolloutConfig(
+            num_speculative_tokens=settings["num_speculative_tokens"],
+            batch_size=settings["batch_size"],
+            max_new_tokens=settings["max_new_tokens"],
+        ),
+        objective=ObjectiveConfig(cost_weight=settings["cost_weight"]),
+    )
     pair = PairOptions(**training["pair"]).load()
     task = load_task(training["task"]["task"])
-    tune = task.examples("tune", config.num_tune, config.seed)
-    trainer = Trainer(pair, task, config, tune, tune)
+    tune = task.examples("tune", settings["num_tune"], config.seed)
+    backend = EngineBackend(pair, config.rollouts)
+    trainer = Trainer(pair, backend, task, config, tune, tune)
     arbiter = LearnedArbiter.load(folder, pair, threshold=0.5, max_mismatch_rate=math.inf)
-    trainer.policy.load_state_dict(arbiter.policy.state_dict())
+    trainer.state.policy.load_state_dict(arbiter.policy.state_dict())
     found = trainer.evaluate()
     right = f"{found['tune_accuracy']:.1%} right, {found['tune_accuracy_target']:.1%} by the target"
-    rate: float | None = trainer.best["max_mismatch_rate"]
+    rate: float | None = trainer.state.best["max_mismatch_rate"]
     print(f"{folder}: {right}; max_mismatch_rate {rate}", flush=True)
     return rate
 

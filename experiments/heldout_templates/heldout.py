@@ -44,9 +44,18 @@ from cospec.evaluation.audit.dataset import read_tensors, write_tensors
 from cospec.evaluation.problems import describe_problems, encode_problems
 from cospec.features import SCALAR_NAMES, make_features
 from cospec.results import Json, Provenance, write_json, write_text
-from cospec.rl.config import TrainConfig
-from cospec.rl.loop import Trainer
+from cospec.rl.backends.engine import EngineBackend
+from cospec.rl.config import (
+    EvaluationConfig,
+    ObjectiveConfig,
+    OptimiserConfig,
+    RolloutConfig,
+    TrainConfig,
+    WarmupConfig,
+)
 from cospec.rl.solutions import encode_solutions, solution_decisions
+from cospec.rl.trainer import Trainer
+from cospec.rl.types import SolutionData
 from cospec.rl.updates import imitate
 from cospec.tasks import load_task
 from cospec.tasks.gsm_symbolic import all_templates
@@ -106,23 +115,20 @@ def config_of(seed: int, num_tune: int, num_rounds: int, *, from_nothing: bool) 
     shape = {"hidden_size": 256, "num_layers": 2, "hidden_projection": 128, "dropout": 0.5}
     config = TrainConfig(
         num_rounds=num_rounds,
-        cost_weight=0.3,
-        kl_weight=0.03,
-        entropy_bonus=0.0,
-        weight_decay=0.1,
-        learning_rate=3e-3,
         features="hidden",
         policy=PolicyConfig(**shape, correction=True),
-        num_speculative_tokens=_K,
-        tune_every=num_rounds,
-        num_tune=num_tune,
-        num_solutions=1,  # the decisions are handed over
+        rollouts=RolloutConfig(num_speculative_tokens=_K),
+        objective=ObjectiveConfig(cost_weight=0.3, kl_weight=0.03, entropy_bonus=0.0),
+        optimiser=OptimiserConfig(weight_decay=0.1, learning_rate=3e-3),
+        warmup=WarmupConfig(num_solutions=1),  # the decisions are handed over
+        evaluation=EvaluationConfig(tune_every=num_rounds, num_tune=num_tune),
         seed=seed,
     )
     if not from_nothing:
         return config
     policy = PolicyConfig(**shape)
-    return replace(config, num_solutions=0, policy=policy, kl_weight=0.0, entropy_bonus=0.05)
+    objective = ObjectiveConfig(cost_weight=0.3)
+    return replace(config, warmup=WarmupConfig(), policy=policy, objective=objective)
 
 
 class Run:
@@ -179,19 +185,20 @@ class Run:
             started = time.process_time()
             trainer = self._trainer(fold, seed, None)
             features, delta = self._decisions(fold)
-            trainer.policy.normalise_by(features, math.inf)
-            loss = imitate(trainer.policy, features, delta, trainer.config)
+            trainer.state.policy.normalise_by(features, math.inf)
+            data = SolutionData(features, delta)
+            loss = imitate(trainer.state.policy, data, trainer.config)
             seconds = time.process_time() - started
-            trainer.history.append(
+            trainer.state.history.append(
                 {"loss": loss, "num_solution_decisions": len(delta), "cpu_seconds": seconds}
             )
             self._save(trainer, trainer.arbiter, before)
-            policy = trainer.policy
+            policy = trainer.state.policy
         if self.args.rounds and not (after / "config.json").exists():
             trainer = self._trainer(fold, seed, self.folder / f"{label}-state")
-            if not trainer.best:
-                trainer.policy.load_state_dict(policy.state_dict())
-                trainer.start.load_state_dict(policy.state_dict())
+            if not trainer.state.best:
+                trainer.state.policy.load_state_dict(policy.state_dict())
+                trainer.state.start.load_state_dict(policy.state_dict())
                 trainer.keep(trainer.evaluate() | {"round": 0}, print)
             self._save(trainer, trainer.run(print), after)
 
@@ -209,12 +216,13 @@ class Run:
         """With problems for rounds if there is a folder for their state."""
         task, args = task_of(fold), self.args
         config = config_of(seed, args.num_tune, args.num_rounds, from_nothing=from_nothing)
+        backend = EngineBackend(self.pair, config.rollouts)
         if state is None:
-            return Trainer(self.pair, task, config, [], [])
+            return Trainer(self.pair, backend, task, config, [], [])
         state.mkdir(exist_ok=True)
-        train = task.examples("train", config.num_rounds * config.prompts_per_round, seed)
-        tune = task.examples("tune", config.num_tune, seed)
-        return Trainer(self.pair, task, config, train, tune, state)
+        train = task.examples("train", config.num_rounds * config.rollouts.prompts_per_round, seed)
+        tune = task.examples("tune", config.evaluation.num_tune, seed)
+        return Trainer(self.pair, backend, task, config, train, tune, state)
 
     def _save(self, trainer: Trainer, arbiter: LearnedArbiter, folder: Path) -> None:
         about: Json = {
@@ -224,12 +232,12 @@ class Run:
                 "task": {"task": trainer.task.name},
                 "train": json.loads(json.dumps(trainer.config.to_dict(), default=str)),
             },
-            "best": trainer.best,
-            "history": trainer.history,
+            "best": trainer.state.best,
+            "history": trainer.state.history,
         }
         # No guard: nothing but the templates differs between what is learnt from and the tests.
         replace(arbiter, about=about, max_mismatch_rate=math.inf).save(folder)
-        lines = "".join(json.dumps(row) + "\n" for row in trainer.history)
+        lines = "".join(json.dumps(row) + "\n" for row in trainer.state.history)
         write_text(folder.with_name(folder.name + ".metrics.jsonl"), lines)
         print(f"wrote {folder.name}", flush=True)
 

@@ -24,8 +24,9 @@ import torch
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import SCALAR_NAMES
 from cospec.results import Json, Provenance, document, write_json
-from cospec.rl.config import TrainConfig
-from cospec.rl.updates import Decisions, KnownBranches, update
+from cospec.rl.config import ObjectiveConfig, OptimiserConfig, TrainConfig, WarmupConfig
+from cospec.rl.types import Decisions, KnownBranches
+from cospec.rl.updates import update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,13 +124,13 @@ def learn(trial: Trial, policy: Policy, data: Branches, num_updates: int) -> Ten
     shape = replace(policy.config, correction=not trial.is_whole)
     config = TrainConfig(
         policy=shape,
-        num_solutions=1,
-        cost_weight=trial.cost_weight,
-        num_epochs=num_updates,
-        learning_rate=trial.learning_rate,
-        weight_decay=0.1,
-        entropy_bonus=0.0,
-        kl_weight=trial.kl_weight,
+        warmup=WarmupConfig(num_solutions=1),
+        objective=ObjectiveConfig(
+            cost_weight=trial.cost_weight, entropy_bonus=0.0, kl_weight=trial.kl_weight
+        ),
+        optimiser=OptimiserConfig(
+            num_epochs=num_updates, learning_rate=trial.learning_rate, weight_decay=0.1
+        ),
     )
     score = torch.zeros_like(data.logit)
     for fold in range(_NUM_FOLDS):

@@ -22,7 +22,8 @@ from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.evaluation.audit.dataset import read_tensors
 from cospec.features import SCALAR_NAMES, HiddenFeatures
 from cospec.results import Json, Provenance, document, write_json
-from cospec.rl.config import TrainConfig
+from cospec.rl.config import OptimiserConfig, TrainConfig, WarmupConfig
+from cospec.rl.types import SolutionData
 from cospec.rl.updates import imitate
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def judge(
     num_hidden = features.shape[1] - len(SCALAR_NAMES)
     policy = Policy(features.shape[1], config.policy, config.seed, num_hidden)
     policy.normalise_by(features, math.inf, is_used)
-    imitate(policy, features, delta, config)
+    imitate(policy, SolutionData(features, delta), config)
     with torch.no_grad():
         keep = policy(held_out[0]) > 0
     is_draft = held_out[1] > 0
@@ -98,7 +99,12 @@ def main() -> None:
         stop = num_held_out + round(share * (len(order) - num_held_out))
         known = features[num_held_out:stop], delta[num_held_out:stop]
         for seed in range(args.num_seeds):
-            config = TrainConfig(num_solutions=1, weight_decay=0.1, policy=_POLICY, seed=seed)
+            config = TrainConfig(
+                warmup=WarmupConfig(num_solutions=1),
+                optimiser=OptimiserConfig(weight_decay=0.1),
+                policy=_POLICY,
+                seed=seed,
+            )
             found = judge(config, known, held_out, torch.tensor(used))
             rows.append({"seen": name, "seed": seed} | found)
             print(rows[-1], flush=True)

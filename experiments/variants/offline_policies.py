@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import SCALAR_NAMES
-from cospec.rl.config import TrainConfig
-from cospec.rl.updates import Decisions, known_branches, update
+from cospec.rl.config import ObjectiveConfig, OptimiserConfig, TrainConfig
+from cospec.rl.types import BranchData, Decisions
+from cospec.rl.updates import known_branches, update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,17 +80,17 @@ def learn(variant: Variant, features: Tensor, delta_right: Tensor, delta_cost: T
     x, right, cost = seen(variant, features)[:number], delta_right[:number], delta_cost[:number]
     config = TrainConfig(
         policy=variant.policy,
-        cost_weight=variant.cost_weight,
-        entropy_bonus=variant.entropy_bonus,
-        num_epochs=_NUM_UPDATES,
-        weight_decay=variant.weight_decay,
+        objective=ObjectiveConfig(
+            cost_weight=variant.cost_weight, entropy_bonus=variant.entropy_bonus
+        ),
+        optimiser=OptimiserConfig(num_epochs=_NUM_UPDATES, weight_decay=variant.weight_decay),
     )
     num_hidden = x.shape[1] - len(SCALAR_NAMES)
     policy = Policy(x.shape[1], config.policy, num_hidden=num_hidden)
     used = [n in variant.only and not n.startswith(variant.without or "-") for n in SCALAR_NAMES]
     used += [True] * num_hidden
     policy.normalise_by(x, is_used=torch.tensor(used))
-    known = known_branches([(x, right, cost, right == 0)], config)
+    known = known_branches([BranchData(x, right, cost, right == 0)], config)
     none = torch.zeros_like(right)
     update(policy, policy, Decisions(x, none.bool(), none), known, config, seed=0)
     return policy

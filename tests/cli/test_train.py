@@ -12,7 +12,7 @@ import rich.progress
 
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.cli.train import Train
-from cospec.rl.loop import Trainer
+from cospec.rl.trainer import Trainer
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_an_interrupted_training_goes_on_in_the_same_run_of_wandb(
 
     def interrupted(self, trainer, *args):
         report(self, trainer, *args)
-        if trainer.round == 1:
+        if trainer.state.round == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Train, "_report", interrupted)
@@ -164,7 +164,7 @@ def test_an_interrupted_training_goes_on_with_its_own_settings_only(
     evaluate = Trainer.evaluate
 
     def until_the_second(self):
-        if self.round == 2:
+        if self.state.round == 2:
             raise KeyboardInterrupt
         return evaluate(self)
 

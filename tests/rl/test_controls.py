@@ -1,75 +1,174 @@
-"""Labels of the supervised controls."""
+"""The controls: what they play, what their labels say, and which features they see."""
 
 from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from cospec.rl.controls import labels, same_answer, same_meaning
-from cospec.tasks.base import Score
+from cospec.arbiters.policy import PolicyConfig
+from cospec.engine import Engine
+from cospec.features import SCALAR_NAMES
+from cospec.rl.collect import Collector
+from cospec.types import Origin
+from tests.rl.helpers import (
+    BOTH_SPOIL,
+    NEXT,
+    X_SPOILS,
+    Y_WINS,
+    A,
+    B,
+    C,
+    X,
+    Y,
+    learner,
+    letters,
+    table_pair,
+    trainer,
+)
 
-RIGHT, WRONG = 1.0, 0.0
+if TYPE_CHECKING:
+    from cospec import ModelPair
+
+
+@pytest.mark.parametrize("method", ["gold", "autojudge"])
+@pytest.mark.parametrize(
+    ("pattern", "delta", "is_same"),
+    [
+        (Y_WINS, {X: 0, Y: 1}, {X: True, Y: False}),  # of a wrong text nothing is read off
+        (X_SPOILS, {X: -1, Y: 0}, {X: False, Y: True}),  # two right texts are one answer
+        (BOTH_SPOIL, {X: -1, Y: -1}, {X: False, Y: False}),
+    ],
+)
+def test_a_control_learns_from_branches_that_leave_the_targets_own_path(
+    table, tmp_path, monkeypatch, method, pattern, delta, is_same
+) -> None:
+    """And that go on as the target does: one token of a branch is the draft's."""
+    played, left = [], []
+    play, branches = Collector.play, Engine.branches
+
+    def watched_play(*args: Any) -> Any:
+        new = play(*args)
+        played.extend(new)
+        return new
+
+    def watched_branches(engine: Engine, starts: Any) -> Any:
+        ends = branches(engine, starts)
+        left.extend(zip(starts, ends, strict=True))
+        return ends
+
+    monkeypatch.setattr(Collector, "play", watched_play)
+    monkeypatch.setattr(Engine, "branches", watched_branches)
+    it = learner(table, letters(tmp_path, pattern), method=method, branches_per_rollout=9.0)
+    it.play_round()
+    path = [A, B, C] * 3
+    assert all(one.rollout.completion.token_ids == path for one in played)
+    assert all(Origin.OVERRIDE not in one.rollout.completion.origins for one in played)
+    for start, end in left:
+        expected = [*path[: start.position], start.token_id]
+        while len(expected) < 9:
+            expected.append(NEXT[expected[-1]][0])
+        assert end.completion.token_ids == expected
+        assert end.completion.origins.count(Origin.OVERRIDE) == 1
+    tokens = [start.token_id for start, _ in left]
+    assert set(tokens) == {X, Y} and len(tokens) == 8 * 6
+    _, delta_right, _, same = it.state.replay[0].columns
+    assert delta_right.tolist() == [delta[token] for token in tokens]
+    assert same.tolist() == [is_same[token] for token in tokens]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "is_same"),
-    [
-        (Score(RIGHT, "18"), Score(RIGHT, "18.0"), True),
-        (Score(WRONG, "17"), Score(WRONG, "17"), True),
-        (Score(WRONG, "17"), Score(WRONG, "19"), False),
-        (Score(WRONG, "17"), Score(WRONG), False),
-        (Score(WRONG), Score(WRONG), True),  # as AutoJudge's own scripts compare them
-        (Score(RIGHT), Score(WRONG), False),
-    ],
+    ("method", "patterns"), [("gold", [Y_WINS, X_SPOILS]), ("autojudge", [X_SPOILS])]
 )
-def test_answers_are_the_same_if_both_are_right_or_the_same_is_read_off(
-    one, other, is_same
-) -> None:
-    """The last one was found: a scorer that reads nothing off made right and wrong the same."""
-    assert same_answer(one, other) == same_answer(other, one) == is_same
+def test_a_control_learns_what_its_labels_say(table, tmp_path, method, patterns) -> None:
+    """To keep each y, which wins an answer (or leaves it as it is), and no x, which loses one."""
+    it = learner(table, letters(tmp_path, *patterns), method=method)
+    for it.state.round in range(3):
+        metrics = it.play_round()
+        features, delta_right, *_ = it.state.replay[-1].columns
+        is_y = features[:, SCALAR_NAMES.index("log_p_draft")] > math.log(0.1)
+        assert metrics["override_rate"] == 0 and metrics["accuracy"] == metrics["accuracy_target"]
+    with torch.no_grad():
+        assert torch.equal(it.state.policy(features) > 0, is_y) and is_y.any() and not is_y.all()
+    assert metrics["branch_gain"] == float(delta_right[is_y].sum()) / 8
+    assert (metrics["branch_gain"] > 0) == (method == "gold")
+
+
+def test_autojudge_learns_from_answers_that_stay_where_no_reward_differs(table, tmp_path) -> None:
+    """Found: without a difference in reward there was no update at all."""
+    changes = dict(method="autojudge", num_rounds=3, tune_every=3)
+    it = learner(table, letters(tmp_path, "a"), **changes)
+    arbiter = it.run()
+    assert all(m["branches_that_differ"] == 0 for m in it.state.history)
+    for completion, _ in it.collector.complete(arbiter, it.tune):
+        assert {X, Y} <= {*completion.token_ids}
+
+
+COMMA, LINE = 34, 35
+"""What the tokenizer has for a comma and for the end of a line."""
+
+
+@pytest.fixture(scope="module")
+def sentences(tokenizer) -> ModelPair:
+    """The target writes lines "ab"; the draft wants "a,b", which says the same, and "abx"."""
+    wishes = {A: (B, COMMA), B: (LINE, X), LINE: (A, A), X: (LINE, LINE), COMMA: (B, B)}
+    return table_pair(tokenizer, wishes)
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "is_same"),
+    ("answer", "method", "kept"),
     [
-        ("She has 3 eggs. Then 4.", "She now owns 3 eggs. Then 5.", True),
-        ("She has 3 eggs. Then 4.", "She has 3 eggs. Then 5.", False),
-        ("She has 3 eggs.\n\nThen 4.", "She has 3 eggs.\n\nThen 5.", False),
-        ("Half of 48 is 24.", "Half of 48 is 24.0 clips.", True),
-        ("So 48 / 2 = 24.", "So 2 * 48 = 96.", False),
-        ("It is 3. The rest is 1.", "It is 3.5 in all.", False),
-        ("It is 3. The rest is 1.", "It is 3. And the rest is 2.", False),
-        ("It is 3. The rest is 1", "It is 3. And the rest is 1", True),
-        ("It is 3.", "It is 3. The rest is 1.", False),
-        ("It is so.\nThen 4.", "It is, so!\nThen 5.", True),
-        ("We integrate by parts.", "We substitute.", False),
-        ("Two", "Two", True),
-        ("", "a", False),
+        ("a", "r2r", {COMMA}),
+        ("a", "autojudge", {COMMA, X}),
+        ("ab\n", "r2r", {COMMA}),  # no answer has to change for that
     ],
 )
-def test_texts_mean_the_same_if_the_sentence_in_which_they_part_has_the_same_numbers(
-    one, other, is_same
+def test_r2r_keeps_what_leaves_the_sentence_as_it_is_whatever_the_answer(
+    sentences, tmp_path, answer, method, kept
 ) -> None:
-    assert same_meaning(one, other) == same_meaning(other, one) == is_same
+    it = learner(sentences, letters(tmp_path, answer), method=method, branches_per_rollout=9.0)
+    for it.state.round in range(2):
+        it.play_round()
+    features, _, _, is_harmless = it.state.replay[-1].columns
+    is_comma = features[:, SCALAR_NAMES.index("draft_punctuation")] == 1
+    assert is_comma.any() and not is_comma.all()
+    if method == "r2r":
+        assert torch.equal(is_harmless, is_comma)
+    with torch.no_grad():
+        is_kept = it.state.policy(features) > 0
+    assert torch.equal(is_kept, is_comma | (X in kept))
 
 
-def test_each_control_is_taught_its_own_labels() -> None:
-    delta = torch.tensor([1.0, -0.5, 0.0, 0.0])
-    is_harmless = torch.tensor([True, True, True, False])
-    weight = torch.tensor([1.0, 2.0, 1.0, 2.0])
-    label, counts = labels("gold", delta, is_harmless, weight)
-    assert label[:2].tolist() == [True, False] and counts.tolist() == [1, 1, 0, 0]
-    label, counts = labels("autojudge", delta, is_harmless, weight)
-    assert torch.equal(label, is_harmless) and torch.equal(counts, weight)
-    label, counts = labels("r2r", delta, is_harmless, weight)
-    assert torch.equal(label, is_harmless) and counts.tolist() == [1, 2, 1, 4]
-    assert labels("rl", delta, is_harmless, weight) is None
-    assert labels("reinforce", delta, is_harmless, weight) is None
+@pytest.mark.parametrize("spec", ["scalar", "hidden"])
+def test_r2r_decides_by_what_the_draft_alone_tells(pair, task, spec) -> None:
+    """As a router does, which is asked before the target has read anything."""
+    it = trainer(pair, task, method="r2r", features=spec)
+    it.play_round()
+    features, *_ = it.state.replay[-1].columns
+    names = it.arbiter.features.names
+    of_draft = {"log_q_draft", "entropy_q", "margin_q"}
+    seen = [i for i, name in enumerate(names) if name in of_draft or name.startswith("draft_")]
+    shift = torch.full((len(names),), 3.0)
+    shift[seen] = 0.0
+    with torch.no_grad():
+        logits = it.state.policy(features)
+        assert torch.equal(it.state.policy(features + shift), logits)
+        moved = [it.state.policy(features + torch.eye(len(names))[i]) != logits for i in seen]
+    assert any(m.any() for m in moved)
 
 
-@pytest.mark.parametrize("is_harmless", [[True, True], [False, False], []])
-def test_one_kind_of_label_counts_as_it_is(is_harmless) -> None:
-    flags = torch.tensor(is_harmless, dtype=torch.bool)
-    weight = torch.ones(len(is_harmless))
-    _, counts = labels("r2r", weight, flags, weight)
-    assert torch.equal(counts, weight)
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_autojudge_with_states_decides_by_those_behind_the_token_alone(pair, task, kind) -> None:
+    it = trainer(pair, task, method="autojudge", features="hidden", policy=PolicyConfig(kind=kind))
+    it.play_round()
+    features, *_ = it.state.replay[-1].columns
+    names = it.arbiter.features.names
+    judged = ("target_hidden_after_", "draft_hidden_")
+    is_seen = torch.tensor([name.startswith(judged) for name in names])
+    assert 0 < is_seen.sum() < len(names)
+    with torch.no_grad():
+        logits = it.state.policy(features)
+        assert torch.equal(it.state.policy(torch.where(is_seen, features, features + 3)), logits)
+        assert (it.state.policy(torch.where(is_seen, features + 3, features)) != logits).any()

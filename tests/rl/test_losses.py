@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.rl.config import TrainConfig
 from cospec.rl.losses import (
+    baseline_advantages,
     branch_loss,
     entropy,
     group_advantages,
@@ -22,7 +22,9 @@ from cospec.rl.losses import (
     label_loss,
     log_prob,
 )
-from cospec.rl.updates import Decisions, KnownBranches, update
+from cospec.rl.types import Decisions, KnownBranches
+from cospec.rl.updates import update
+from tests.rl.conftest import train_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,27 +49,37 @@ def test_an_advantage_is_the_reward_minus_the_mean_of_its_group() -> None:
     assert found[1].tolist() == pytest.approx([0.45, 0.05, 0.05, -0.55], abs=1e-6)
 
 
-def test_scaled_advantages_are_divided_by_the_groups_own_spread() -> None:
-    """By hand: the deviations are 1/2 and 2."""
-    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [4.0, 0.0, 0.0, 4.0]])
-    found = group_advantages(rewards, scale=True)
-    assert found.flatten().tolist() == pytest.approx([1, -1, -1, 1] * 2, abs=1e-5)
-
-
-@pytest.mark.parametrize("scale", [False, True])
-def test_a_group_without_spread_teaches_exactly_nothing(scale: bool) -> None:
-    """Its mean may miss its value by a rounding error, which the scale would blow up."""
+def test_a_group_without_spread_has_exactly_no_advantage() -> None:
+    """Its mean may miss its value by a rounding error, of which Adam would make whole steps."""
     values = torch.arange(1, 200) * 0.05 - 5
     rewards = torch.cat([values[:, None].expand(-1, 7), torch.tensor([[0.0] * 6 + [1.0]])])
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     assert centred[:-1].any(), "no rounding error: this test says nothing"
-    found = group_advantages(rewards, scale=scale)
+    found = group_advantages(rewards)
     assert not found[:-1].any() and found[-1].all()
     assert has_spread(rewards).tolist() == [False] * len(values) + [True]
 
 
 def test_a_group_of_one_has_no_advantage() -> None:
     assert group_advantages(torch.tensor([[3.0], [0.1]])).tolist() == [[0.0], [0.0]]
+
+
+def test_the_running_baseline_follows_the_rewards_of_the_rounds() -> None:
+    """By hand: the mean of the first round, then 0.9 of it and 0.1 of the next one's."""
+    found, running = baseline_advantages(torch.tensor([[1.0, 0.0], [0.5, 0.5]]), None)
+    assert found.tolist() == [[0.5, -0.5], [0, 0]] and running == 0.5
+    found, running = baseline_advantages(torch.tensor([[1.0, 1.0]]), running)
+    assert found.tolist() == [[0.5, 0.5]] and running == pytest.approx(0.55)
+
+
+def test_rewards_that_are_all_the_same_give_reinforce_exactly_no_advantage() -> None:
+    """Found: their mean may miss them by a rounding error, of which Adam makes whole steps."""
+    rewards = (torch.arange(1, 200) * 0.05 - 5)[:, None, None].expand(-1, 7, 1)
+    assert (rewards - rewards.mean(dim=1, keepdim=True)).any(), "this test says nothing"
+    for same in rewards:
+        first, running = baseline_advantages(same, None)
+        assert not first.any() and not baseline_advantages(same, running)[0].any()
+    assert baseline_advantages(same + 1e-4, running)[0].all()
 
 
 # --- the coin ----------------------------------------------------------------------------------
@@ -354,7 +366,7 @@ def test_the_price_of_divergence_pulls_to_the_start_and_not_to_the_last_round(
     ]
     policy, start = (Policy(2, shape) for shape in shapes)
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
-    config = TrainConfig(
+    config = train_config(
         policy=shapes[0],
         num_solutions=1,
         kl_weight=1.0,

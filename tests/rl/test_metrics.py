@@ -8,6 +8,13 @@ from typing import Any
 import pytest
 
 from cospec.rl.metrics import guard
+from cospec.rl.types import Baseline, Ending
+
+
+def won(*texts: Any) -> tuple[list[Baseline], list[Ending]]:
+    """Evaluations in which these texts are right, and the target is not."""
+    score = SimpleNamespace(correct=True)
+    return [Baseline(False, 1) for _ in texts], [Ending(one, score) for one in texts]
 
 
 def text(*mismatches: tuple[int, bool]) -> Any:
@@ -21,11 +28,11 @@ def test_the_guard_lets_nearly_all_pass_that_won() -> None:
     sparse = text((5, False), (35, True))  # rates 1/10 (not kept) and 2/40
     denser = text((0, False), (5, True), (55, True))  # 2/10 and 3/60
     chance = text(*[(i, True) for i in range(5)])  # up to 5/9
-    assert guard([sparse]) == pytest.approx(0.05)
-    assert guard([sparse, denser]) == pytest.approx(0.05 + 0.95 * 0.15)
-    assert guard([denser] * 19 + [sparse] * 20 + [chance]) == pytest.approx(0.2)
+    assert guard(*won(sparse)) == pytest.approx(0.05)
+    assert guard(*won(sparse, denser)) == pytest.approx(0.05 + 0.95 * 0.15)
+    assert guard(*won(*[denser] * 19, *[sparse] * 20, chance)) == pytest.approx(0.2)
 
 
 def test_without_an_override_there_is_no_guard() -> None:
-    assert guard([text((3, False))]) is None
-    assert guard([]) is None
+    assert guard(*won(text((3, False)))) is None
+    assert guard([], []) is None

@@ -11,13 +11,14 @@ from cospec import Engine, SamplingConfig
 from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.errors import ConfigError, TaskError
+from cospec.errors import TaskError
 from cospec.features import SCALAR_NAMES, make_features
-from cospec.rl.config import TrainConfig
 from cospec.rl.solutions import Solution, encode_solutions, solution_decisions
+from cospec.rl.types import SolutionData
 from cospec.rl.updates import imitate
 from cospec.tasks import Example
 from tests.conftest import CONTEXT, EOS
+from tests.rl.conftest import train_config
 
 POSITION = SCALAR_NAMES.index("log_position")
 TEXTS = ["ten hens and an ant", "the end is near the stone", "oats or red ants"]
@@ -137,29 +138,10 @@ def test_a_problem_without_a_solution_is_refused(pair, task) -> None:
 def test_a_policy_learns_whose_token_was_right() -> None:
     features = torch.randn(8000, 5, generator=torch.Generator().manual_seed(0))
     delta = torch.where(features[:, 0].abs() > 0.7, 1.0, -1.0)  # no linear rule
-    config = TrainConfig(num_solutions=1, num_solution_epochs=30)
+    config = train_config(num_solutions=1, num_solution_epochs=30)
     policy = Policy(5, PolicyConfig(init_logit=0.0))
     policy.normalise_by(features)
-    loss = imitate(policy, features, delta, config)
+    loss = imitate(policy, SolutionData(features, delta), config)
     is_right = (policy(features) > 0) == (delta > 0)
     assert loss < 0.15
     assert is_right.float().mean() > 0.97
-
-
-def test_a_file_of_solutions_needs_their_number() -> None:
-    with pytest.raises(ConfigError, match="solutions is x and num_solutions is 0"):
-        TrainConfig(solutions="x")
-
-
-@pytest.mark.parametrize(
-    "changes", [{"warm_start": "x"}, {"method": "gold"}, {"num_solutions": -1}]
-)
-def test_settings_that_do_not_go_together_are_refused(changes) -> None:
-    with pytest.raises(ConfigError, match="num_solutions is"):
-        TrainConfig(**{"num_solutions": 5} | changes)
-
-
-def test_no_rounds_are_allowed_only_behind_solutions() -> None:
-    assert TrainConfig(num_rounds=0, num_solutions=5).num_rounds == 0
-    with pytest.raises(ConfigError, match="num_rounds is 0"):
-        TrainConfig(num_rounds=0)

@@ -1,38 +1,30 @@
-"""A trained arbiter: features, a policy, and the threshold it is used with.
-
-A checkpoint is a folder: ``config.json`` (feature spec with its hash, policy, operating points, the
-pair and data it was trained on, measured results), ``model.safetensors`` and a model card.
-"""
+"""A trained arbiter: features, a policy, and the threshold it is used with."""
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.arbiters.checkpoint import read_checkpoint, write_checkpoint
+from cospec.arbiters.guard import guarded
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
-from cospec.features import HiddenFeatures, ScalarFeatures, make_features
-from cospec.results import write_text
+from cospec.features import ScalarFeatures, make_features
+from cospec.settings import flat
 from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
-
+    from cospec.arbiters.policy import Policy
     from cospec.config import DecodeConfig
     from cospec.models import ModelPair
+    from cospec.results import Json
     from cospec.types import Arbiter
 
-FORMAT = 1
 DEFAULT_POINT = "default"
-_HEAD_START = 5.0  # tokens, so that a mismatch at the start of a text is nothing unusual
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class LearnedArbiter:
     threshold: float = 0.5
     """In probability; 1 and more is lossless."""
     max_mismatch_rate: float = math.inf
-    """It keeps nothing where a text has more mismatches for its length (`mismatch_rate`)."""
+    """Guard: it keeps nothing where a text has more mismatches for its length."""
     label: str = "cospec"
     """Its name in reports."""
     is_stochastic: bool = False
@@ -75,8 +67,7 @@ class LearnedArbiter:
     @property
     def _trained(self) -> dict[str, Any]:  # Any: a JSON object
         """Settings that it was trained with, as far as they are recorded."""
-        found: dict[str, Any] = self.about.get("training", {}).get("train", {})
-        return found
+        return flat(self.about.get("training", {}).get("train", {}))
 
     def notes_for(self, config: DecodeConfig) -> tuple[str, ...]:
         """What a user should know about it on its pair, and on blocks unlike those of training."""
@@ -122,8 +113,7 @@ class LearnedArbiter:
             logits = self.policy(x.to(self.policy.mean.device)).to(x.device)  # apart in training
         # Not finite stays so: the sigmoid of infinity would be a sound-looking 1.
         probability = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
-        rate = mismatch_rate(batch.num_mismatches, batch.positions)
-        probability = probability.masked_fill(rate > self.max_mismatch_rate, 0.0)
+        probability = guarded(probability, batch, self.max_mismatch_rate)
         if self.is_stochastic:
             assert batch.uniforms is not None
             return Ruling(batch.uniforms < probability, probability, x)
@@ -136,24 +126,15 @@ class LearnedArbiter:
             folder: Made if it does not exist.
             card: Text of its README.md.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"policy.{k}": v.contiguous() for k, v in self.policy.state_dict().items()}
-        tensors["kinds"] = self.features.kinds.to(torch.uint8)
-        part = folder / "model.safetensors.part"
-        save_file(tensors, part)
-        part.replace(folder / "model.safetensors")
         points, rate = {DEFAULT_POINT: {"threshold": self.threshold}}, self.max_mismatch_rate
         config = {
-            "cospec_arbiter": FORMAT,
             "features": self.features.to_dict(),
             "policy": self.policy.config.to_dict(),
             "operating_points": self.about.get("operating_points", {}) | points,
             "max_mismatch_rate": rate if math.isfinite(rate) else None,  # JSON has no infinity
         }
         config |= {k: v for k, v in self.about.items() if k not in config}
-        if card:
-            write_text(folder / "README.md", card)
-        write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+        write_checkpoint(folder, self.policy, self.features.kinds, config, card)
 
     @classmethod
     def load(
@@ -181,37 +162,19 @@ class LearnedArbiter:
             ArbiterError: It was made with other features, has no such operating point, or was
                 trained on the hidden states of another pair.
         """
-        config, tensors = _read(folder)
-        features = _saved_features(folder, config["features"], tensors.pop("kinds").long())
+        config, features, policy = read_checkpoint(folder)
         points = config["operating_points"]
         if threshold is None:
             if point not in points:
                 raise ArbiterError(unknown_name(f"operating point of {folder}", point, points))
             threshold = float(points[point]["threshold"])
         notes: tuple[str, ...] = ()
-        trained_on = config.get("pair", {})
-        if pair is not None and trained_on.get("fingerprint") != pair.fingerprint:
-            if features.num_hidden:
-                raise ArbiterError(
-                    f"{folder} rules by the hidden states of the pair that it was trained on, "
-                    f"{trained_on or 'not recorded'}; this pair has fingerprint "
-                    f"{pair.fingerprint!r}. Load the same models in the same dtype, or train an "
-                    "arbiter for these."
-                )
-            notes = (f"the arbiter {folder.name} was not trained on this pair",)
-            features = make_features("scalar", pair)
-        shape = PolicyConfig(**config["policy"])
-        policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
-        try:
-            policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"{folder}: the weights do not fit the config: {error}") from None
         if pair is not None:
+            features, notes = _fit(folder, features, config.get("pair", {}), pair)
             policy.to(pair.target.device)
-            features = features.on(pair)
         label = str(config.get("name", folder.name))
         rate = _saved_rate(config) if max_mismatch_rate is None else max_mismatch_rate
-        it = cls(policy.eval(), features, threshold, rate, label, about=config, notes=notes)
+        it = cls(policy, features, threshold, rate, label, about=config, notes=notes)
         it = replace(it, folder=folder)
         return replace(it, is_bound=pair is not None or not features.num_hidden)
 
@@ -220,14 +183,27 @@ class LearnedArbiter:
         return replace(self, threshold=threshold)
 
 
-def mismatch_rate(num_mismatches: Tensor, positions: Tensor) -> Tensor:
-    """Mismatches a token in a text up to each of its mismatches, (M,) float32.
-
-    Args:
-        num_mismatches: Before each, (M,).
-        positions: Of each in the text, (M,).
-    """
-    return (num_mismatches + 1) / (positions + _HEAD_START)
+def _fit(
+    folder: Path, features: ScalarFeatures, trained_on: Json, pair: ModelPair
+) -> tuple[ScalarFeatures, tuple[str, ...]]:
+    """Return the features of a checkpoint on a pair, and notes if it was trained on another."""
+    if trained_on.get("fingerprint") == pair.fingerprint:
+        vocab_size = pair.target.config.get_text_config().vocab_size
+        if len(features.kinds) != vocab_size:
+            raise CheckpointError(
+                f"{folder} has kinds of {len(features.kinds)} tokens, and its pair has "
+                f"{vocab_size}; restore the folder, or train the arbiter again."
+            )
+        return features.on(pair), ()
+    if features.num_hidden:
+        raise ArbiterError(
+            f"{folder} rules by the hidden states of the pair that it was trained on, "
+            f"{trained_on or 'not recorded'}; this pair has fingerprint {pair.fingerprint!r}. Load "
+            "the same models in the same dtype, or train an arbiter for these."
+        )
+    fitted = make_features("scalar", pair)
+    fitted = replace(fitted, version=features.version).on(pair)
+    return fitted, (f"the arbiter {folder.name} was not trained on this pair",)
 
 
 def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
@@ -238,72 +214,3 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
 def notes_on(arbiter: Arbiter, config: DecodeConfig) -> tuple[str, ...]:
     """What a user should know about an arbiter that rules on such blocks."""
     return arbiter.notes_for(config) if isinstance(arbiter, LearnedArbiter) else ()
-
-
-def _saved_features(
-    folder: Path,
-    saved: dict[str, Any],  # Any: a JSON object
-    kinds: torch.Tensor,
-) -> ScalarFeatures:
-    """The features of a checkpoint, if this version makes the same ones."""
-    features = ScalarFeatures(kinds)
-    if sizes := saved.get("hidden_sizes"):
-        width = saved.get("embedding_size")  # version 1 has none
-        embeddings = None if width is None else torch.empty(0, width)
-        features = HiddenFeatures(kinds, (sizes[0], sizes[1]), embeddings)
-    ours = features.to_dict()
-    if saved["hash"] != ours["hash"]:
-        raise ArbiterError(
-            f"{folder} was trained on other features (spec {saved.get('spec')!r}, hash "
-            f"{saved['hash']}; this version has {ours['spec']}, {ours['hash']}); train it again, "
-            "or install the version that made it."
-        )
-    return features
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:  # Any: a JSON object
-    """Config and tensors of a checkpoint."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} is no trained arbiter: {error}; pass a folder that cospec train wrote."
-        ) from None
-    if not isinstance(config, dict) or config.get("cospec_arbiter") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not of a trained arbiter (cospec_arbiter is not {FORMAT}); pass a folder "
-            "that cospec train wrote."
-        )
-    if missing := _missing(config, tensors):
-        raise CheckpointError(
-            f"{path} is damaged: {missing} is missing or of another kind; restore the folder, or "
-            "train the arbiter again."
-        )
-    return config, tensors
-
-
-def _missing(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str | None:  # Any: JSON
-    """What a whole checkpoint has and this one has not, by name."""
-    for key in ("features", "policy", "operating_points"):
-        if not isinstance(config.get(key), dict):
-            return key
-    sizes = config["features"].get("hidden_sizes", [0, 0])  # scalar has none
-    is_sound = isinstance(sizes, list) and [type(size) for size in sizes] == [int, int]
-    width = config["features"].get("embedding_size", 0)
-    if "hash" not in config["features"] or not is_sound or type(width) is not int or width < 0:
-        return "features.hash, features.hidden_sizes or features.embedding_size"
-    if unknown := set(config["policy"]) - {f.name for f in fields(PolicyConfig)}:
-        return f"policy (unknown: {', '.join(sorted(unknown))})"
-    numbers = {
-        f"operating_points.{name}.threshold": isinstance(point, dict) and point.get("threshold")
-        for name, point in config["operating_points"].items()
-    }
-    numbers["max_mismatch_rate"] = _saved_rate(config)
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            return name
-    if not isinstance(config.get("pair", {}), dict):
-        return "pair"
-    return None if "kinds" in tensors else "kinds (of model.safetensors)"

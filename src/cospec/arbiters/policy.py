@@ -1,4 +1,4 @@
-"""The network behind a learned arbiter: features in, one logit for the draft's token out."""
+"""Network of a trained arbiter: features in, one logit for the draft's token out."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class PolicyConfig:
     num_layers: int = 1
     """Hidden layers."""
     init_logit: float = -2.0
-    """What an untrained policy says: -2 keeps about one drafted token in eight."""
+    """Logit of an untrained policy: -2 keeps about one drafted token in eight."""
     hidden_projection: int = 16
-    """Width of the learned projection that hidden states go through first, where there are any."""
+    """Width of the learned projection of hidden states, where there are any."""
     dropout: float = 0.0
-    """Share of the inputs that are left out at random in updates."""
+    """Share of inputs dropped at random in updates."""
     correction: bool = False
-    """Let the rounds behind worked solutions learn a linear correction of the logit over the
-    scalars, those among them that solutions cannot show, and leave the rest as it is."""
+    """After worked solutions, let the rounds learn a linear correction of the logit only, over the
+    scalars (also those that solutions cannot show), and freeze the rest."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "linear"):
@@ -50,7 +50,7 @@ class PolicyConfig:
 
 
 class Correction(nn.Linear):
-    """What is added to a logit, linear in scalars; nothing to begin with."""
+    """Zero-initialised linear correction to the logit, computed from the scalar features."""
 
     def __init__(self, num_scalars: int) -> None:
         super().__init__(num_scalars, 1)
@@ -58,7 +58,7 @@ class Correction(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, _: torch.Generator | None = None) -> Tensor:
-        """Logits, (N,), from normalised scalars and a logit behind them, (N, S + 1)."""
+        """Return logits, (N,), from normalised scalars with a logit after them, (N, S + 1)."""
         return x[:, -1] + super().forward(x[:, :-1])[:, 0]
 
 
@@ -68,8 +68,8 @@ class Policy(nn.Module):
     Args:
         num_features: F.
         config: Its shape.
-        seed: Of the initial weights.
-        num_hidden: How many of the features, the last ones, are hidden states.
+        seed: Seed of the initial weights.
+        num_hidden: Number of features that are hidden states: the last ones.
 
     Attributes:
         mean: Subtracted from the features, (F,).
@@ -104,16 +104,37 @@ class Policy(nn.Module):
         if config.correction:
             self.correction = Correction(num_features - num_hidden)
 
+    @staticmethod
+    def shapes(
+        num_features: int, config: PolicyConfig, num_hidden: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of such a policy, without making it."""
+        num_scalars = num_features - num_hidden
+        found: dict[str, tuple[int, ...]] = {"mean": (num_features,), "std": (num_features,)}
+        if num_hidden:
+            found["projection.weight"] = (config.hidden_projection, num_hidden)
+        if config.correction:
+            found |= {"correction.weight": (1, num_scalars), "correction.bias": (1,)}
+        width = num_scalars + (config.hidden_projection if num_hidden else 0)
+        widths = [config.hidden_size] * config.num_layers if config.kind == "mlp" else []
+        for i, after in enumerate([*widths, 1]):
+            found[f"layers.{2 * i}.weight"], found[f"layers.{2 * i}.bias"] = (
+                (after, width),
+                (after,),
+            )
+            width = after
+        return found
+
     def normalise_by(
         self, features: Tensor, constant_spread: float = 1.0, is_used: Tensor | None = None
     ) -> None:
-        """Freeze mean and spread of what is learnt from.
+        """Freeze the mean and spread of the training data.
 
         Args:
             features: (N, F).
-            constant_spread: Of a feature that never changes: 1 leaves it at its own scale, infinity
-                leaves it out.
-            is_used: Which features are not left out anyway, (F,) bool; by default all.
+            constant_spread: Spread of a feature that never changes: 1 leaves it at its own scale,
+                infinity leaves it out.
+            is_used: Features that may be used at all, (F,) bool; by default all.
         """
         if not len(features):
             return
@@ -124,9 +145,9 @@ class Policy(nn.Module):
             self.std[~is_used] = torch.inf
 
     def take_up(self, features: Tensor) -> None:
-        """Normalise scalars that were left out by what is seen of them now.
+        """Normalise scalars that were left out, by new data.
 
-        What the policy says stays as it is: but for the correction, none has a weight.
+        The logit stays as it is: they get weights of 0, and later ones from the correction alone.
 
         Args:
             features: (N, F).
@@ -142,19 +163,19 @@ class Policy(nn.Module):
             first.weight[:, is_new[: len(is_new) - self.num_hidden].nonzero()[:, 0]] = 0.0
 
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Logits, (N,), from raw features (N, F).
+        """Return logits, (N,), from raw features (N, F).
 
         Outliers are cut at 10 spreads; where a feature is not finite, the logit is NaN.
 
         Args:
             features: Raw, (N, F).
-            generator: Of the dropout; without one there is none.
+            generator: Draws the dropout; without one there is none.
         """
         x = self.corrigible(features, generator)
         return self.correction(x) if self.config.correction else x[:, -1]
 
     def corrigible(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What a correction takes: normalised scalars, and the logit without it, (N, S + 1)."""
+        """Return the input of a correction: normalised scalars and the logit, (N, S + 1)."""
         x = (features.float() - self.mean) / self.std
         x = torch.where(x.isfinite(), x.clamp(-10, 10), torch.nan)
         scalars = x[:, : x.shape[1] - self.num_hidden]

@@ -158,6 +158,7 @@ class Calibrate:
             ConfigError: There are too few for the guarantee.
         """
         from cospec.rl.calibrate import least_num_problems
+        from cospec.settings import flat
 
         options = self.calibrate
         task, examples = self.task.load()
@@ -166,7 +167,8 @@ class Calibrate:
         training = about.get("training", {})
         trained_on, ours = training.get("task", {}).get("task", ""), self.task.task
         if trained_on == ours or (trained_on and "mix:" in (trained_on[:4], ours[:4])):
-            number, seed = training["train"]["num_tune"], training["train"]["seed"]
+            trained = flat(training["train"])
+            number, seed = trained["num_tune"], trained["seed"]
             watched = replace(
                 self.task, task=trained_on, split="tune", num_problems=number, seed=seed
             )

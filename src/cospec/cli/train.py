@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.cli.options import PairOptions, set_threads
-from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, write_text
 from cospec.rl.config import TrainConfig
+from cospec.rl.methods import METHODS
 
 if TYPE_CHECKING:
     from cospec.cli.trackers import Tracker
     from cospec.models import ModelPair
-    from cospec.rl.loop import Trainer
+    from cospec.rl.backends.engine import EngineBackend
+    from cospec.rl.trainer import Trainer
     from cospec.tasks import Example, Task
 
 _SOLUTION_SEED = 1_000_000  # far from those of rounds; the same, so that runs can share a reading
@@ -82,10 +83,11 @@ class Train:
 
         from cospec.cli.trackers import open_trackers
         from cospec.rl.card import write_card
-        from cospec.rl.loop import Trainer
+        from cospec.rl.checkpoint import check_run, open_run
+        from cospec.rl.trainer import Trainer
         from cospec.tasks.trained_on import write_trained_on
 
-        self._check_folder()
+        check_run(self.out, self._settings())
         set_threads(self.threads)
         task, train, tune, solved = self._problems()
         provenance = Provenance()
@@ -93,48 +95,29 @@ class Train:
         if self.dry_run:
             self._plan(pair, task, train, tune, solved)
             return
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / "run.json", json.dumps(self._settings(), indent=1) + "\n")
+        open_run(self.out, self._settings())
         trackers = open_trackers(self.out, self._settings(), self.wandb_project)
-        trainer = Trainer(pair, task, self.train, train, tune, self.out, solved)
-        if trainer.round:
-            print(f"going on after round {trainer.round}", flush=True)
+        backend = self._backend(pair)
+        trainer = Trainer(pair, backend, task, self.train, train, tune, self.out, solved)
+        if trainer.state.round:
+            print(f"resuming after round {trainer.state.round}", flush=True)
         columns = *Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
             completions = progress.add_task("completions", total=self._num_completions(trainer))
-            trainer.player.on_finished = partial(progress.advance, completions)
+            backend.on_finished = trainer.on_read = partial(progress.advance, completions)
             arbiter = trainer.run(lambda metrics: self._report(trainer, metrics, trackers))
         about: Json = {
             "name": self.name or self.out.name,
             "pair": self._pair(pair),
             "training": self._settings(),
             "provenance": provenance.to_dict(str(pair.target.device), str(pair.target.dtype)),
-            "best": trainer.best,
-            "history": trainer.history,
+            "best": trainer.state.best,
+            "history": trainer.state.history,
         }
         arbiter = replace(arbiter, about=about)
         write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved])
         arbiter.save(self.out, write_card(about))
         print(f"wrote {self.out}: use it with --arbiter {self.out}")
-
-    def _check_folder(self) -> None:
-        """Refuse a folder that holds a finished arbiter or another run.
-
-        Raises:
-            ConfigError: It does.
-        """
-        if (self.out / "config.json").exists():
-            raise ConfigError(f"{self.out} holds a finished arbiter; name another folder.")
-        path = self.out / "run.json"
-        if not path.exists():
-            return
-        theirs, ours = json.loads(path.read_text()), self._settings()
-        keys = [key for key in ours if theirs.get(key) != ours[key]]
-        if keys:
-            raise ConfigError(
-                f"{self.out} holds an interrupted run with other settings ({', '.join(keys)}); "
-                "repeat its command to finish it, or name another folder."
-            )
 
     def _settings(self) -> Json:
         """What the result depends on, as JSON."""
@@ -143,6 +126,12 @@ class Train:
             del options[key]
         settings: Json = json.loads(json.dumps(options, default=str))
         return settings
+
+    def _backend(self, pair: ModelPair) -> EngineBackend:
+        """Build the backend of the rollouts."""
+        from cospec.rl.backends.engine import EngineBackend
+
+        return EngineBackend(pair, self.train.rollouts)
 
     def _pair(self, pair: ModelPair) -> Json:
         names = {key: value for key, value in asdict(self.pair).items() if value is not None}
@@ -158,27 +147,35 @@ class Train:
             data_dir=options.data_dir,
             allow_code_execution=options.allow_code_execution,
         )
-        number = options.num_problems or config.num_rounds * config.prompts_per_round
+        number = options.num_problems or config.num_rounds * config.rollouts.prompts_per_round
         train = task.examples("train", number, config.seed) if number else []
-        tune = task.examples("tune", config.num_tune, config.seed)
-        num_solved = config.num_solutions
+        tune = task.examples("tune", config.evaluation.num_tune, config.seed)
+        num_solved = config.warmup.num_solutions
         solved = task.examples("train", num_solved, _SOLUTION_SEED) if num_solved else []
         return task, train, tune, solved
 
     def _num_completions(self, trainer: Trainer) -> int:
         """How many texts are left, at most: solutions, lossless, rollouts, branches, tune split."""
-        config, left = self.train, self.train.num_rounds - trainer.round
-        branches = 0 if config.method == "reinforce" else config.branches_per_rollout
-        round_size = config.prompts_per_round * (1 + round(config.group_size * (1 + branches)))
-        num_read = 0 if trainer.best else config.num_solutions
-        return num_read + left * round_size + config.num_tune * (1 + left // config.tune_every)
+        config, left = self.train, self.train.num_rounds - trainer.state.round
+        branches = (
+            0 if not METHODS[config.method].has_branches else config.branches.branches_per_rollout
+        )
+        round_size = config.rollouts.prompts_per_round * (
+            1 + round(config.rollouts.group_size * (1 + branches))
+        )
+        num_read = 0 if trainer.state.best else config.warmup.num_solutions
+        return (
+            num_read
+            + left * round_size
+            + config.evaluation.num_tune * (1 + left // config.evaluation.tune_every)
+        )
 
     def _report(self, trainer: Trainer, metrics: Json, trackers: list[Tracker]) -> None:
         """One line on the terminal, one in metrics.jsonl, and what the trackers make of it."""
         shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in metrics)
         number = f"{metrics['round']}/{self.train.num_rounds}"
         print(f"round {number}  {metrics['seconds']:.0f} s  {shown}", flush=True)
-        lines = "".join(json.dumps(row) + "\n" for row in trainer.history)
+        lines = "".join(json.dumps(row) + "\n" for row in trainer.state.history)
         write_text(self.out / "metrics.jsonl", lines)
         for tracker in trackers:
             tracker(metrics)
@@ -192,29 +189,34 @@ class Train:
         solved: list[Example],
     ) -> None:
         """Print what would be done, and how long it would take, from a small round."""
-        from cospec.rl.loop import Trainer
-        from cospec.rl.warm import learn_from_solutions
+        from cospec.rl.trainer import Trainer
 
         config = self.train
-        size = min(16, config.prompts_per_round)
-        few = replace(config, prompts_per_round=size, solutions=None)
-        small = Trainer(pair, task, few, train[:size] or solved[:size], tune, solved=solved[:64])
+        size = min(16, config.rollouts.prompts_per_round)
+        few = replace(
+            config,
+            rollouts=replace(config.rollouts, prompts_per_round=size),
+            warmup=replace(config.warmup, solutions=None),
+        )
+        problems = train[:size] or solved[:size]
+        backend = self._backend(pair)
+        small = Trainer(pair, backend, task, few, problems, tune, solved=solved[:64])
         if solved:
             started = time.perf_counter()
-            learn_from_solutions(small)
+            small.warm_up()
             read_s = (time.perf_counter() - started) * len(solved) / len(small.solved)
             print(f"{len(solved)} worked solutions first: {read_s / 60:.0f} min")
         seconds = small.play_round()["seconds"]
-        round_s = seconds * config.prompts_per_round / size
-        share = config.num_tune / (size * (1 + config.group_size))
-        tune_s = seconds / 2 * share * (1 + config.num_rounds // config.tune_every)
-        num_rollouts = config.prompts_per_round * config.group_size
-        num_branches = round(num_rollouts * config.branches_per_rollout)
-        if config.method == "reinforce":
+        round_s = seconds * config.rollouts.prompts_per_round / size
+        share = config.evaluation.num_tune / (size * (1 + config.rollouts.group_size))
+        tune_s = seconds / 2 * share * (1 + config.num_rounds // config.evaluation.tune_every)
+        num_rollouts = config.rollouts.prompts_per_round * config.rollouts.group_size
+        num_branches = round(num_rollouts * config.branches.branches_per_rollout)
+        if not METHODS[config.method].has_branches:
             num_branches = 0
         print(
-            f"{config.num_rounds} rounds of {config.prompts_per_round} problems: {num_rollouts} "
-            f"rollouts and {num_branches} branches each; "
+            f"{config.num_rounds} rounds of {config.rollouts.prompts_per_round} problems: "
+            f"{num_rollouts} rollouts and {num_branches} branches each; "
             f"{len(train)} train and {len(tune)} tune problems\n"
             f"expected: {round_s:.0f} s a round, "
             f"{(config.num_rounds * round_s + tune_s) / 60:.0f} min in all "

@@ -39,12 +39,14 @@ class Branch:
         position: Index of the token in the generated text; the tokens before it are shared.
         token_id: What stands there instead.
         origin: Where that comes from: the draft's token at a mismatch is an override.
+        stream: Stream of the rollout's seed that it draws from; by default its place in the list.
     """
 
     rollout: Rollout
     position: int
     token_id: int
     origin: Origin = Origin.OVERRIDE
+    stream: int | None = None
 
 
 def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool) -> Row:
@@ -71,6 +73,7 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
             f"{len(parent.token_ids) - 1}."
         )
     row = make_row(pair, index, parent.prompt_ids, branch.rollout.config)
+    row.draw_from(index if branch.stream is None else branch.stream)
     row.generated = parent.token_ids[: branch.position]
     row.origins = parent.origins[: branch.position]
     row.caches = caches

@@ -130,9 +130,22 @@ class Engine:
         self,
         prompts: Sequence[str | Sequence[int]],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+        *,
+        streams: Sequence[int] | None = None,
+        keep_caches: bool = True,
     ) -> list[Rollout]:
-        """The same as `generate`, each completion with what `branches` need to leave it."""
-        return self._run(make_rows(self.pair, prompts, sampling), keep_caches=True)
+        """The same as `generate`, each completion with what `branches` need to leave it.
+
+        Args:
+            prompts: As in `generate`.
+            sampling: As in `generate`.
+            streams: Stream of its seed that each prompt draws from; by default its place.
+            keep_caches: Whether branches can leave the results (it takes memory).
+        """
+        rows = make_rows(self.pair, prompts, sampling)
+        for row, stream in zip(rows, streams or (), strict=streams is not None):
+            row.draw_from(stream)
+        return self._run(rows, keep_caches)
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
         """Play branches out, each from the caches of the rollout that it leaves.

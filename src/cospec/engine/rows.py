@@ -52,7 +52,11 @@ class Row:
     num_sent_chars: int = 0
 
     def __post_init__(self) -> None:
-        self.generator = row_generator(self.config, self.index)
+        self.draw_from(self.index)
+
+    def draw_from(self, stream: int) -> None:
+        """Draw from a stream of the seed, whatever was drawn before."""
+        self.generator = row_generator(self.config, stream)
 
     def __len__(self) -> int:
         """Tokens of prompt and completion together."""

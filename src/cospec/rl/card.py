@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cospec.settings import flat
+
 if TYPE_CHECKING:
     from cospec.results import Json
 
@@ -16,7 +18,8 @@ def write_card(about: Json) -> str:
     """
     pair, training = about["pair"], about["training"]
     models = pair.get("pair") or f"{pair.get('target')} with {pair.get('draft')}"
-    method = training["train"]["method"]
+    train = flat(training["train"])
+    method = train["method"]
     how = f"A control, trained by the method {method} of CoSpec."
     if method == "rl":
         how = "Trained by reinforcement learning on final answers with CoSpec."
@@ -39,11 +42,11 @@ def write_card(about: Json) -> str:
             "",
             f"- Pair: {models}, fingerprint {pair['fingerprint']}.",
             f"- Task: {training['task']['task']}, train split; watched on "
-            f"{training['train']['num_tune']} problems of the tune split.",
-            f"- Price of time (lambda): {training['train']['cost_weight']}; seed "
-            f"{training['train']['seed']}; {len(rounds)} rounds; commit "
+            f"{train['num_tune']} problems of the tune split.",
+            f"- Price of time (lambda): {train['cost_weight']}; seed "
+            f"{train['seed']}; {len(rounds)} rounds; commit "
             f"{about['provenance']['git']}.",
-            *_solutions(training["train"], about["history"][0]),
+            *_solutions(train, about["history"][0]),
             f"- Best round: {best['round']}. On the tune problems, which chose the round: "
             f"{best['tune_accuracy']:.3f} right against {best['tune_accuracy_target']:.3f} of the "
             f"target alone ({best['tune_wins']} won, {best['tune_losses']} lost), with "

@@ -1,4 +1,4 @@
-"""What a round of rollouts says of the policy that played it."""
+"""Metrics of rounds and evaluations."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.arbiters.learned import mismatch_rate
+from cospec.arbiters.guard import mismatch_rate
 from cospec.evaluation.audit.auditor import reached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from cospec.arbiters.policy import Policy
     from cospec.results import Json
-    from cospec.rl.rollouts import BranchData, Played
+    from cospec.rl.types import Baseline, BranchData, Ending, Played
     from cospec.types import Completion
 
 _WON = 0.95
 
 
-def round_metrics(played: Sequence[Played], branches: BranchData) -> Json:
-    """Accuracy, cost and overrides of the rollouts, and what the branches found.
+def round_metrics(played: Sequence[Played], branches: BranchData, base: Sequence[Baseline]) -> Json:
+    """Return accuracy, cost and overrides of rollouts, and what their branches found.
 
     Args:
         played: All rollouts of a round.
         branches: The decisions of it that were played both ways.
+        base: Lossless decoding of its problems.
     """
     decisions = [m for one in played for m in one.decisions]
     stats = [one.rollout.completion.stats for one in played]
     num_accepted = sum(s.num_accepted_tokens for s in stats)
     return {
         "accuracy": sum(one.is_right for one in played) / len(played),
+        "accuracy_target": sum(one.is_right for one in base) / len(base),
         "relative_cost": sum(one.cost for one in played) / len(played),
         "override_rate": sum(m.keep_draft for m in decisions) / max(len(decisions), 1),
         "mean_acceptance_length": 1 + num_accepted / max(sum(s.num_drafts for s in stats), 1),
@@ -45,32 +47,65 @@ def round_metrics(played: Sequence[Played], branches: BranchData) -> Json:
 
 
 def branch_gain(policy: Policy, branches: BranchData) -> float:
-    """Right answers won by a policy at threshold 0.5, on branches that are new to it."""
+    """Count right answers that a policy wins at threshold 0.5, on branches that are new to it."""
     with torch.no_grad():
         keep = policy(branches.features) > 0
     return float(branches.delta_right[keep].sum())
 
 
-def guard(won: Iterable[Completion]) -> float | None:
-    """The `LearnedArbiter.max_mismatch_rate` under which an arbiter wins nearly all that it wins.
-
-    One in twenty is given up: among foreign texts, where the draft disagrees all the time, one can
-    come out right by chance.
+def tune_metrics(base: Sequence[Baseline], done: Sequence[Ending], cost_weight: float) -> Json:
+    """Return accuracy, cost and reward of an evaluation.
 
     Args:
-        won: Texts that it got right and the target does not.
+        base: Lossless decoding of the problems.
+        done: Their answers under the policy.
+        cost_weight: Price of a target forward, as a share of lossless decoding's.
+    """
+    won, lost = _differences(base, done)
+    accuracy = sum(score.correct for _, score in done) / len(done)
+    num_forwards = sum(completion.stats.num_target_forwards for completion, _ in done)
+    cost = num_forwards / sum(one.num_forwards for one in base)
+    return {
+        "tune_accuracy": accuracy,
+        "tune_accuracy_target": sum(one.is_right for one in base) / len(base),
+        "tune_wins": len(won),
+        "tune_losses": len(lost),
+        "tune_relative_cost": cost,
+        "tune_reward": accuracy - cost_weight * cost,
+    }
+
+
+def guard(base: Sequence[Baseline], done: Sequence[Ending]) -> float | None:
+    """Return the `max_mismatch_rate` under which an arbiter wins nearly all that it wins.
+
+    One win in twenty is given up: among foreign texts, where the draft disagrees all the time, one
+    can come out right by chance.
+
+    Args:
+        base: Lossless decoding of the problems.
+        done: Their answers under the policy.
 
     Returns:
-        The rate; None if there is no such text with an override.
+        The rate; None if no text that it won has an override.
     """
     rates = []
-    for completion in won:
+    for completion in _differences(base, done)[0]:
         kept = [(i, m.position) for i, m in enumerate(reached(completion)) if m.keep_draft]
         if kept:
             rates.append(mismatch_rate(*torch.tensor(kept).T).max())
     return float(torch.stack(rates).quantile(_WON)) if rates else None
 
 
+def _differences(
+    base: Sequence[Baseline], done: Sequence[Ending]
+) -> tuple[list[Completion], list[Completion]]:
+    """Return the texts that only the policy got right, and those that only the target did."""
+    pairs = [(end, was.is_right) for was, end in zip(base, done, strict=True)]
+    won = [end.completion for end, was_right in pairs if end.score.correct and not was_right]
+    lost = [end.completion for end, was_right in pairs if was_right and not end.score.correct]
+    return won, lost
+
+
 def _share(flags: Tensor) -> float:
-    """How many are true, of all; 0 if there are none."""
+    """Return the share that is true; 0 if there are none."""
     return int(flags.sum()) / max(len(flags), 1)

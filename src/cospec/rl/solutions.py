@@ -1,14 +1,14 @@
-"""What worked solutions teach before the first round, without a token decoded.
+"""Training data from worked solutions, without a token decoded.
 
-Where a problem comes with a solution that the models could have written, one forward of each over
-it finds every place at which their tokens differ behind the solution so far, and the solution tells
-whose token is right. At a temperature these are drawn as decoding draws them, once for each place.
-That is teacher forcing: far cheaper than two branches played to their ends, and it takes tens of
-thousands of such places to learn from hidden states. It cannot tell whether other words would have
-come right as well: that is left to the rounds.
+Where a problem comes with a solution that the models could have written, one forward of each model
+over it finds every place at which their tokens differ after the solution so far, and the solution
+tells whose token is right. At a temperature the tokens are drawn as decoding draws them, once for
+each place. That is teacher forcing: far cheaper than two branches played to their ends, and hidden
+states take tens of thousands of such places. It cannot tell whether other words would have been
+right as well: that is left to the rounds.
 
-What follows in a block is not known here: those features are 0, and a policy that is normalised by
-these decisions leaves them out.
+The rest of a block is not known here: the look-ahead features are 0, and a policy that is
+normalised by these decisions leaves them out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from cospec.config import SamplingConfig
 from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
+from cospec.rl.types import SolutionData
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import MismatchBatch
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 _BATCH_SIZE = 16  # on a CPU, what a layer writes stays in its cache
 _MAX_LOGITS = 2**27
-"""Of one reading, so that a large vocabulary does not fill the memory."""
+"""Largest number of logits of one reading, so that a large vocabulary does not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +46,22 @@ class Solution:
     """One problem with its worked solution, as token ids."""
 
     ids: list[int]
-    """Of prompt, solution and the end of the text."""
+    """Prompt, solution and the end of the text."""
     num_prompt_tokens: int
     place: int = 0
-    """Of the problem among all that are read: what is drawn for it follows from that."""
+    """Index of the problem among all that are read, which decides its draws."""
 
 
 def encode_solutions(
     pair: ModelPair, task: Task, examples: Sequence[Example], start: int = 0
 ) -> list[Solution]:
-    """The solutions behind their prompts, without those that the pair's context does not hold.
+    """Encode solutions after their prompts, without those that the pair's context does not hold.
 
     Args:
         pair: The models.
         task: Makes the prompts.
         examples: Problems, whose ``metadata`` hold a ``solution`` each.
-        start: Place of the first of them among all that are read.
+        start: Index of the first of them among all that are read.
 
     Raises:
         TaskError: A problem has no worked solution.
@@ -72,7 +73,7 @@ def encode_solutions(
         text = example.metadata.get("solution")
         if text is None:
             raise TaskError(
-                f"{example.id} has no worked solution to learn from; set num_solutions to 0, or "
+                f"{example.id} has no worked solution to train on; set num_solutions to 0, or "
                 "take a task whose problems have one (jsonl: a field named solution)."
             )
         prompt = task.part_of(example).prompt(example, tokenizer)
@@ -80,7 +81,7 @@ def encode_solutions(
             ids = tokenizer(prompt)["input_ids"]
             whole = tokenizer(f"{prompt} {text.strip()}")["input_ids"]
             if whole[: len(ids)] != ids:
-                continue  # the first word of the solution melts with the end of the prompt
+                continue  # the first word of the solution merges into the last token of the prompt
         else:
             ids = prompt
             whole = ids + tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
@@ -97,21 +98,17 @@ def solution_decisions(
     solutions: Sequence[Solution],
     on_read: Callable[[int], None] = lambda _: None,
     temperature: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The decisions that solutions settle.
+) -> SolutionData:
+    """Find the decisions whose right token a solution tells; where it is neither's, there is none.
 
     Args:
         pair: The models.
-        features: What is seen of each.
-        solutions: Of problems that no evaluation uses.
+        features: Input of the policy.
+        solutions: Solutions of problems that no evaluation uses.
         on_read: Called with the number of solutions that were read.
-        temperature: Of the tokens of both models.
-
-    Returns:
-        Features, (N, F) float32, and whose token is the solution's, (N,): 1 for the draft's, -1 for
-        the target's. Places at which it is neither's are left out.
+        temperature: Temperature of both models' tokens.
     """
-    found = [_nothing(features)]
+    found = [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     vocab_size = pair.target.config.get_text_config().vocab_size
     waiting = sorted(solutions, key=lambda one: len(one.ids))
     while waiting:
@@ -119,15 +116,14 @@ def solution_decisions(
         part, waiting = waiting[-size:], waiting[:-size]
         found.append(_decisions(pair, features, part, temperature))
         on_read(len(part))
-    seen, delta = zip(*found, strict=True)
-    return torch.cat(seen), torch.cat(delta)
+    return SolutionData(*map(torch.cat, zip(*found, strict=True)))
 
 
 @torch.inference_mode()
 def _decisions(
     pair: ModelPair, features: ScalarFeatures, part: Sequence[Solution], temperature: float
-) -> tuple[Tensor, Tensor]:
-    """The decisions of a few solutions of like length."""
+) -> SolutionData:
+    """Find the decisions of a few solutions of like length."""
     device = pair.target.device
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(one.ids) for one in part], batch_first=True
@@ -140,12 +136,12 @@ def _decisions(
     target, p = _read(pair.target, ids, sees_hidden)
     _, q = _read(pair.draft_model, ids, sees_hidden)
     target_ids, draft_ids = _tokens(p.logits, q.logits, part, temperature)
-    place = torch.arange(ids.shape[1] - 1, device=device)  # the token behind it is judged
+    place = torch.arange(ids.shape[1] - 1, device=device)  # the token after it is in question
     is_answer = (place >= num_prompt - 1) & (place < num_all - 1)
     right, t, d = ids[:, 1:], target_ids[:, :-1], draft_ids[:, :-1]
     rows, at = (is_answer & (t != d) & ((t == right) | (d == right))).nonzero(as_tuple=True)
     if not len(rows):
-        return _nothing(features)
+        return SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
     none = torch.zeros_like(rows)
     states = {}
     if p.hidden is not None and q.hidden is not None:
@@ -170,16 +166,18 @@ def _decisions(
         **states,
     )
     is_draft = d[rows, at] == right[rows, at]
-    # Learnt from on the CPU, and, unlike what inference mode makes, with gradients.
-    return features(batch).cpu().clone(), torch.where(is_draft, 1.0, -1.0).cpu().clone()
+    # Cloned: tensors of inference mode cannot take part in training.
+    return SolutionData(
+        features(batch).cpu().clone(), torch.where(is_draft, 1.0, -1.0).cpu().clone()
+    )
 
 
 def _tokens(
     target_logits: Tensor, draft_logits: Tensor, part: Sequence[Solution], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The target's and the draft's token behind each place, (B, T) from logits (B, T, V).
+    """Return the target's and the draft's token after each place, (B, T) from logits (B, T, V).
 
-    Where the draft's is accepted, the target's is the same.
+    Where the draft's token is accepted, the target's is the same.
     """
     if not temperature:
         return target_logits.argmax(dim=-1), draft_logits.argmax(dim=-1)
@@ -198,18 +196,13 @@ def _tokens(
     return tuple(torch.stack(found, dim=1))
 
 
-def _nothing(features: ScalarFeatures) -> tuple[Tensor, Tensor]:
-    """No decisions."""
-    return torch.empty(0, len(features.names)), torch.empty(0)
-
-
 def _states_after(
     target: CachedModel, num_read: int, rows: Tensor, at: Tensor, draft_ids: Tensor
 ) -> Tensor:
-    """The target's hidden states behind the draft's tokens, (M, H).
+    """Return the target's hidden states after the draft's tokens, (M, H).
 
-    Each is read into the cache of the whole texts, over the token that the solution has there. What
-    the text has later must not see it, so the last mismatch of each row is read first.
+    Each token is read into the cache of the whole texts, over the solution's own token. Later
+    tokens of the text must not see it, so the last mismatch of each row is read first.
 
     Args:
         target: Has read B whole texts, and has room for one token more.
@@ -235,9 +228,9 @@ def _states_after(
 
 
 def _read(model: PreTrainedModel, ids: Tensor, sees_hidden: bool) -> tuple[CachedModel, Output]:
-    """Logits and last hidden states of whole texts (B, T), as the engine would see them.
+    """Return logits and last hidden states of whole texts (B, T), as the engine would see them.
 
-    With them comes the model with a cache of the texts that has room for one token more.
+    The model comes first, with a cache of the texts that has room for one token more.
     """
     cached = CachedModel(model, capture_hidden=sees_hidden)
     num_rows, num_tokens = ids.shape

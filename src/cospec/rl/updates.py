@@ -1,88 +1,102 @@
-"""One round's updates of a policy: no language model, no loop but that over epochs."""
+"""Updates of a policy: no language model, no loop but that over epochs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.rl.controls import labels
+from cospec.errors import ConfigError
 from cospec.rl.losses import branch_loss, entropy, group_loss, kl_to, label_loss, log_prob
+from cospec.rl.methods import METHODS
+from cospec.rl.types import BranchData, Decisions, KnownBranches, SolutionData
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
     from cospec.arbiters.policy import Correction, Policy
+    from cospec.features import ScalarFeatures
     from cospec.results import Json
     from cospec.rl.config import TrainConfig
+    from cospec.rl.types import Played
 
 
 _BATCH_SIZE, _LEARNING_RATE = 256, 2e-3  # of `imitate`
 
 
-class Decisions(NamedTuple):
-    """What the policy tossed in rollouts."""
-
-    features: Tensor
-    """(N, F)"""
-    keep: Tensor
-    """The bits, (N,) bool."""
-    advantage: Tensor
-    """Of each one's rollout, (N,)."""
+def round_seed(config: TrainConfig, number: int) -> int:
+    """Return the seed of a round, counted from 0."""
+    return config.seed * 10_007 + number
 
 
-class KnownBranches(NamedTuple):
-    """Decisions whose both outcomes are known, of all rounds."""
-
-    features: Tensor
-    """(N, F)"""
-    delta: Tensor
-    """Reward for the draft's token minus that for the target's, (N,)."""
-    is_harmless: Tensor
-    """Whether both branches come to the same, (N,) bool."""
-    weight: Tensor
-    """What each counts, (N,)."""
-
-
-def known_branches(replay: Sequence[tuple[Tensor, ...]], config: TrainConfig) -> KnownBranches:
-    """The branches of all rounds, older ones for less.
+def normalise_first(
+    policy: Policy, played: Sequence[Played], features: ScalarFeatures, config: TrainConfig
+) -> None:
+    """Normalise a policy by the decisions of the first round, unless a warm start did.
 
     Args:
-        replay: Of each round features (N, F), and the differences of being right and of cost and
-            whether both are the same, (N,) each.
-        config: The price of cost, and how fast old rounds fade.
+        policy: Not trained on anything, or on worked solutions.
+        played: Rollouts of the round.
+        features: Input of the policy.
+        config: Settings of the run.
+
+    Raises:
+        ConfigError: They have no decisions.
     """
-    features, delta_right, delta_cost, is_harmless = (
-        torch.cat(parts) for parts in zip(*replay, strict=True)
-    )
+    seen = [m.features for one in played for m in one.decisions]
+    if config.warmup.num_solutions:
+        if config.policy.correction and seen:
+            policy.take_up(torch.stack(seen))
+        return
+    if not seen:
+        raise ConfigError(
+            "no mismatch was left to the arbiter in the first round: these two models agree on "
+            "these problems; pass other problems or another draft."
+        )
+    method = METHODS[config.method]
+    # No override precedes what the target's path shows; once the policy rules, some do.
+    spread = math.inf if method.on_target_path else 1.0
+    policy.normalise_by(torch.stack(seen), spread, method.features(features))
+
+
+def known_branches(replay: Sequence[BranchData], config: TrainConfig) -> KnownBranches:
+    """Join the branches of all rounds, older ones with less weight.
+
+    Args:
+        replay: Branches of each round, the latest last.
+        config: The price of cost, and the decay of old rounds.
+    """
     weights = [
-        torch.full((len(one[0]),), config.replay_decay**age)
+        torch.full((len(one),), config.branches.replay_decay**age)
         for one, age in zip(replay, range(len(replay) - 1, -1, -1), strict=True)
     ]
-    delta = delta_right - config.cost_weight * delta_cost
-    return KnownBranches(features, delta, is_harmless, torch.cat(weights))
+    data = BranchData.joined(replay)
+    delta = data.delta_right - config.objective.cost_weight * data.delta_cost
+    return KnownBranches(data.features, delta, data.is_harmless, torch.cat(weights))
 
 
-def imitate(policy: Policy, features: Tensor, delta: Tensor, config: TrainConfig) -> float:
-    """Teach a policy whose token was right, in small batches and at a rate that falls to zero.
+def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:
+    """Train a policy on right tokens, in small batches and at a learning rate that falls to zero.
 
     Args:
-        policy: What learns; already normalised.
-        features: (N, F).
-        delta: 1 where the draft's token was right, -1 where the target's was, (N,).
-        config: Weight decay, dropout, seed, and how many passes.
+        policy: Already normalised; its correction is left as it is.
+        data: Decisions, and whose token was right.
+        config: Weight decay, dropout, seed, and number of passes.
 
     Returns:
         The mean loss of the last pass, in nats.
     """
+    features, delta = data
     order = torch.Generator().manual_seed(config.seed)
     weights = [w for name, w in policy.named_parameters() if not name.startswith("correction")]
-    optimiser = torch.optim.AdamW(weights, lr=_LEARNING_RATE, weight_decay=config.weight_decay)
-    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, config.num_solution_epochs)
+    optimiser = torch.optim.AdamW(
+        weights, lr=_LEARNING_RATE, weight_decay=config.optimiser.weight_decay
+    )
+    num_epochs = config.warmup.num_solution_epochs
+    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, num_epochs)
     loss = 0.0
-    for _ in range(config.num_solution_epochs):
+    for _ in range(num_epochs):
         loss = 0.0
         for batch in torch.split(torch.randperm(len(delta), generator=order), _BATCH_SIZE):
             guess = policy(features[batch], order)
@@ -103,46 +117,48 @@ def update(
     config: TrainConfig,
     seed: int,
 ) -> Json:
-    """Change the policy by what decisions and branches tell, for `config.num_epochs` steps.
+    """Update a policy on decisions and branches, for `num_epochs` steps.
 
     Args:
-        policy: What learns.
-        start: What a divergence is measured from.
+        policy: What is updated.
+        start: Policy that the divergence is measured from.
         decisions: Of the round's rollouts; entropy and divergence are those on them.
         known: Branches of all rounds.
         config: Objective and optimiser.
         seed: Of the dropout.
 
     Returns:
-        Of the last step: loss, entropy, kl (both in nats) and clip_fraction.
+        Values of the last step: loss, entropy, kl (both in nats) and clip_fraction.
     """
+    method, objective = METHODS[config.method], config.objective
     features, keep, advantage = decisions
-    group_weight = 1.0 if config.method == "reinforce" else config.group_weight
+    group_weight = objective.group_weight if method.group_weight is None else method.group_weight
     learns: Policy | Correction = policy
     seen, dropout = known.features, torch.Generator().manual_seed(seed)
     with torch.no_grad():
         old, reference = log_prob(policy(features), keep), start(features)
-        if config.policy.correction:  # all else stays, and is worked out once
+        if config.policy.correction:  # all else is frozen, and computed once
             learns = policy.correction
             features, seen = policy.corrigible(features), policy.corrigible(seen)
-    taught = labels(config.method, known.delta, known.is_harmless, known.weight)
-    label, counts = taught or (None, known.weight * known.delta)
-    is_taught = bool(counts.any() or (group_weight * advantage).any())
+    labels = method.labels(known) if method.labels else None
+    counts = known.weight * known.delta if labels is None else labels.weight
+    has_credit = bool(counts.any() or (group_weight * advantage).any())
     optimiser = torch.optim.AdamW(
-        learns.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        learns.parameters(),
+        lr=config.optimiser.learning_rate,
+        weight_decay=config.optimiser.weight_decay,
     )
-    for _ in range(config.num_epochs):
+    for _ in range(config.optimiser.num_epochs):
         logits = learns(features, dropout)
-        clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, config.clip)
-        divergence = kl_to(logits, reference).mean()
-        doubt = entropy(logits).mean()
+        clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, objective.clip)
+        divergence, doubt = kl_to(logits, reference).mean(), entropy(logits).mean()
         guess = learns(seen, dropout)
-        if label is None:
+        if labels is None:
             loss = branch_loss(guess, known.delta, known.weight) + group_weight * clipped_loss
         else:
-            loss = label_loss(guess, label, counts)
-        loss = loss + config.kl_weight * divergence - config.entropy_bonus * doubt
-        if not is_taught:
+            loss = label_loss(guess, *labels)
+        loss = loss + objective.kl_weight * divergence - objective.entropy_bonus * doubt
+        if not has_credit:
             break  # Adam would follow the entropy bonus alone, in steps of full size
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

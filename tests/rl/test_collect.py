@@ -12,23 +12,23 @@ from cospec.arbiters import AlwaysTarget
 from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine
 from cospec.features import SCALAR_NAMES
-from cospec.rl.config import TrainConfig
-from cospec.rl.rollouts import Played, Player
+from cospec.rl.backends.engine import EngineBackend
+from cospec.rl.collect import Collector
 from cospec.types import Origin, Ruling
-from tests.rl.conftest import GAP, arbiter, coin, gap_policy
+from tests.rl.conftest import GAP, arbiter, coin, gap_policy, train_config
 
 if TYPE_CHECKING:
     from cospec import ModelPair
     from cospec.arbiters.learned import LearnedArbiter
     from cospec.arbiters.policy import Policy
-    from cospec.rl.rollouts import BranchData
+    from cospec.rl.types import BranchData, Played
     from cospec.tasks import Example, Task
     from cospec.types import MismatchBatch, MismatchTrace
 
 NUM_TOKENS, K = 20, 4
 
 
-def player(pair: ModelPair, task: Task, **changes: object) -> Player:
+def collector(pair: ModelPair, task: Task, **changes: object) -> Collector:
     settings = dict(
         group_size=2,
         branches_per_rollout=100.0,
@@ -36,21 +36,25 @@ def player(pair: ModelPair, task: Task, **changes: object) -> Player:
         batch_size=16,
         max_new_tokens=NUM_TOKENS,
     )
-    return Player(pair, task, TrainConfig(**settings | changes), len(SCALAR_NAMES))
+    config = train_config(**settings | changes)
+    backend = EngineBackend(pair, config.rollouts)
+    return Collector(backend, pair, task, config, len(SCALAR_NAMES))
 
 
 class Session:
     """What one policy plays on the problems, and the means to decode it again."""
 
-    def __init__(self, it: Player, policy: Policy, examples: list[Example], seed: int = 0) -> None:
-        self.player, self.policy, self.examples = it, policy, examples
-        self.lossless = it.lossless(examples)
+    def __init__(
+        self, it: Collector, policy: Policy, examples: list[Example], seed: int = 0
+    ) -> None:
+        self.collector, self.policy, self.examples = it, policy, examples
+        self.lossless = it.baseline(examples, {})
         self.num_forwards = [num for _, num in self.lossless]
-        self.played = it.play(arbiter(policy), examples, self.num_forwards, seed)
+        self.played = it.play(arbiter(policy), examples, self.lossless, seed)
 
     def branch(self, seed: int = 1):
-        return self.player.branch(
-            arbiter(self.policy), self.examples, self.num_forwards, self.played, seed
+        return self.collector.branch(
+            arbiter(self.policy), self.examples, self.lossless, self.played, seed
         )
 
     def decisions(self) -> list[tuple[Played, MismatchTrace]]:
@@ -64,8 +68,8 @@ class Session:
 
     def decode(self, kept: list[tuple[Played, list[int]]], limits: list[int]) -> list:
         """(Whether it is right, target forwards) of texts that begin so, under the threshold."""
-        pair = self.player._pair
-        engine = self.player.engine(arbiter(self.policy, is_stochastic=False))
+        pair = self.collector._pair
+        engine = self.collector._backend._engine(arbiter(self.policy, is_stochastic=False))
         ends: list = [(ids, 0) for _, ids in kept]
         open_ones = [
             i
@@ -82,14 +86,14 @@ class Session:
         ]
 
     def is_right(self, place: int, ids: list[int]) -> bool:
-        text = self.player._pair.tokenizer.decode(ids, skip_special_tokens=True)
-        return self.player._task.score(self.examples[place], text).correct
+        text = self.collector._pair.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.collector._task.score(self.examples[place], text).correct
 
 
 @pytest.fixture(scope="module")
 def sure(pair, task, examples) -> Session:
     """A policy that is sure everywhere; either ruling of it is right, wrong or neither."""
-    return Session(player(pair, task), gap_policy(2.0), examples)
+    return Session(collector(pair, task), gap_policy(2.0), examples)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ def sure_branches(sure) -> BranchData:
 
 @pytest.fixture(scope="module")
 def tossed(pair, task, examples) -> Session:
-    return Session(player(pair, task, group_size=3), coin(0.0), examples, seed=8)
+    return Session(collector(pair, task, group_size=3), coin(0.0), examples, seed=8)
 
 
 # --- rollouts ----------------------------------------------------------------------------------
@@ -147,7 +151,7 @@ def test_a_sure_policy_plays_as_its_threshold_does(sure, pair, task, examples) -
 def test_at_a_temperature_rollouts_are_sampled_and_so_are_their_branches(
     pair, task, examples
 ) -> None:
-    never = Session(player(pair, task, temperature=1.0), coin(-1e5), examples, seed=8)
+    never = Session(collector(pair, task, temperature=1.0), coin(-1e5), examples, seed=8)
     prompts = [task.prompt(example, pair.tokenizer) for example in examples for _ in range(2)]
     engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=K)
     sampling = SamplingConfig(max_new_tokens=NUM_TOKENS, temperature=1.0, seed=8)
@@ -187,7 +191,7 @@ def test_what_a_safety_rule_settles_is_no_decision_whatever_the_policy_said(toss
 
 def test_the_policys_coins_fall_with_its_probability(pair, task, examples) -> None:
     """More than 5 standard deviations off about once in two million seeds; this one is fixed."""
-    session = Session(player(pair, task, group_size=5), coin(-1.0), examples, seed=4)
+    session = Session(collector(pair, task, group_size=5), coin(-1.0), examples, seed=4)
     bits = [
         m.keep_draft
         for one in session.played
@@ -201,7 +205,7 @@ def test_the_policys_coins_fall_with_its_probability(pair, task, examples) -> No
 
 def test_the_same_seed_plays_the_same_and_another_one_does_not(pair, task, examples) -> None:
     def play(seed: int, batch_size: int) -> Session:
-        it = player(pair, task, branches_per_rollout=4.0, batch_size=batch_size)
+        it = collector(pair, task, branches_per_rollout=4.0, batch_size=batch_size)
         return Session(it, coin(0.0), examples[:2], seed=seed)
 
     def texts(session: Session) -> list[list[int]]:
@@ -219,8 +223,8 @@ def test_the_same_seed_plays_the_same_and_another_one_does_not(pair, task, examp
 def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
     sure, sure_branches, monkeypatch
 ) -> None:
-    monkeypatch.setattr("cospec.rl.rollouts._CHUNK_SIZE", 2)
-    played, data = sure.player.round(arbiter(sure.policy), sure.examples, sure.num_forwards, 0)
+    monkeypatch.setattr("cospec.rl.collect._CHUNK_SIZE", 2)
+    played, data = sure.collector.round(arbiter(sure.policy), sure.examples, sure.lossless, 0)
     for one, expected in zip(played, sure.played, strict=True):
         assert (one.place, one.is_right, one.cost) == (
             expected.place,
@@ -228,7 +232,7 @@ def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
             expected.cost,
         )
         assert one.rollout.completion.token_ids == expected.rollout.completion.token_ids
-        assert one.rollout.caches is None, "only those of two problems are held"
+        assert one.rollout.handle is None, "only those of two problems are held"
     for name in ("delta_right", "delta_cost", "is_harmless"):
         parts = [getattr(it, name).sort().values for it in (data, sure_branches)]
         torch.testing.assert_close(*parts)
@@ -239,11 +243,11 @@ def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
 def test_problems_that_are_not_played_together_toss_coins_of_their_own(
     pair, task, examples, monkeypatch
 ) -> None:
-    monkeypatch.setattr("cospec.rl.rollouts._CHUNK_SIZE", 1)
-    it = player(pair, task, group_size=1, branches_per_rollout=1.0)
+    monkeypatch.setattr("cospec.rl.collect._CHUNK_SIZE", 1)
+    it = collector(pair, task, group_size=1, branches_per_rollout=1.0)
     twice = [examples[0]] * 2
-    forwards = [num for _, num in it.lossless(twice)]
-    (first, second), _ = it.round(arbiter(coin(0.0)), twice, forwards, 0)
+    base = it.baseline(twice, {})
+    (first, second), _ = it.round(arbiter(coin(0.0)), twice, base, 0)
     assert first.rollout.completion.token_ids != second.rollout.completion.token_ids
 
 
@@ -375,7 +379,7 @@ def test_on_average_the_cost_of_an_override_is_that_of_an_engine_that_goes_on_in
     rule, sampling = arbiter(sure.policy, is_stochastic=False), SamplingConfig(NUM_TOKENS)
     errors, num_as_right = [], 0
     for one, m in decisions:
-        engine = sure.player.engine(ButFor(rule, m))
+        engine = sure.collector._backend._engine(ButFor(rule, m))
         (c,) = engine.generate([one.rollout.completion.prompt_ids], sampling)
         right, cost = found[key(m)]
         num_as_right += right == sure.is_right(one.place, c.token_ids) - one.is_right
@@ -430,7 +434,7 @@ def test_a_branch_puts_down_the_token_that_was_ruled_against_and_tosses_coins_of
 def test_so_many_decisions_are_branched_as_the_config_says(
     per_rollout, pair, task, examples
 ) -> None:
-    it = player(pair, task, branches_per_rollout=per_rollout)
+    it = collector(pair, task, branches_per_rollout=per_rollout)
     session = Session(it, coin(0.0), examples)
     assert len(session.branch()) == round(per_rollout * len(session.played))
 
@@ -443,7 +447,7 @@ def test_doubtful_decisions_are_branched_first(pair, task, examples) -> None:
     with torch.no_grad():
         policy.layers[-1].bias.fill_(0.0)
         policy.layers[-1].weight[0, GAP] = -8.0
-    session = Session(player(pair, task, branches_per_rollout=0.5), policy, examples)
+    session = Session(collector(pair, task, branches_per_rollout=0.5), policy, examples)
 
     def share(scores: list[float]) -> float:
         return sum(0.1 < score < 0.9 for score in scores) / len(scores)
@@ -454,7 +458,7 @@ def test_doubtful_decisions_are_branched_first(pair, task, examples) -> None:
 
 
 def test_no_branches_are_an_empty_table_of_features(pair, task, examples) -> None:
-    it = player(pair, task, branches_per_rollout=0.0, group_weight=1.0)
+    it = collector(pair, task, branches_per_rollout=0.0, group_weight=1.0)
     session = Session(it, coin(0.0), examples[:1])
     data = session.branch()
     assert len(data) == 0 and data.features.shape == (0, session.policy.mean.numel())

@@ -1,0 +1,219 @@
+"""Checkpoints of trained arbiters: a folder, checked before anything is allocated for it.
+
+A folder has ``config.json`` (feature spec with its version and hash, policy, operating points, the
+pair and data it was trained on, measured results), ``model.safetensors`` and a model card. It may
+come from a stranger: sizes that the config claims are compared with the header of the weights, so
+that reading takes no more memory than the file has bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cospec import settings
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.errors import ArbiterError, CheckpointError, ConfigError
+from cospec.features import KINDS, saved_features
+from cospec.results import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cospec.features import ScalarFeatures
+    from cospec.results import Json
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MAX_BLOCK_LENGTH = 1024
+"""Largest block length that a checkpoint may say it was trained at."""
+_MAX_CONFIG_BYTES = 2**25
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read."""
+
+    config: Json
+    features: ScalarFeatures
+    policy: Policy
+
+
+def write_checkpoint(folder: Path, policy: Policy, kinds: Tensor, config: Json, card: str) -> None:
+    """Write a checkpoint; weights first, so that a folder with a config is whole.
+
+    Args:
+        folder: Made if it does not exist.
+        policy: The network.
+        kinds: Kind of each token, (V,).
+        config: Everything else.
+        card: Text of README.md; empty for none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"policy.{k}": v.contiguous() for k, v in policy.state_dict().items()}
+    part = folder / f"{WEIGHTS}.part"
+    save_file(tensors | {"kinds": kinds.to(torch.uint8)}, part)
+    part.replace(folder / WEIGHTS)
+    if card:
+        write_text(folder / "README.md", card)
+    text = json.dumps({"cospec_arbiter": FORMAT} | config, indent=1)
+    write_text(folder / CONFIG, text + "\n")
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: The folder is no checkpoint, or is damaged.
+        ArbiterError: It was trained on features that this version does not have.
+    """
+    config = _read_config(folder)
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            header = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(one.get_shape()) for name, one in header.items()}
+            _check_kinds_of_tensors(folder, {k: str(v.get_dtype()) for k, v in header.items()})
+            features = _features(folder, config["features"], shapes, file.get_tensor)
+            shape = _policy_config(folder, config["policy"], features, shapes)
+            tensors = {name: file.get_tensor(name) for name in shapes if name != "kinds"}
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise _no_arbiter(folder, error) from None
+    policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
+    policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items()})
+    return Checkpoint(config, features, policy.eval())
+
+
+def _read_config(folder: Path) -> Json:
+    """Read ``config.json``, and check all of it that the weights have no part in."""
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"{CONFIG} has more than {_MAX_CONFIG_BYTES} bytes")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_arbiter(folder, error) from None
+    if not isinstance(config, dict) or config.get("cospec_arbiter") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not of a trained arbiter (cospec_arbiter is not {FORMAT}); pass a folder "
+            "that cospec train wrote."
+        )
+    for key in ("features", "policy", "operating_points", "pair", "training"):
+        is_needed = key not in ("pair", "training")
+        if not isinstance(config.get(key, None if is_needed else {}), dict):
+            raise _damaged(folder, f"{key} is missing, or no object")
+    for name, point in config["operating_points"].items():
+        if not isinstance(point, dict):
+            raise _damaged(folder, f"operating_points.{name} is no object")
+        _number(folder, f"operating_points.{name}.threshold", point.get("threshold"), 1.0)
+    if config.get("max_mismatch_rate") is not None:
+        _number(folder, "max_mismatch_rate", config["max_mismatch_rate"], 1e9)
+    train = config["training"].get("train", {}) if "training" in config else {}
+    if not isinstance(train, dict):
+        raise _damaged(folder, "training.train is no object")
+    try:
+        k = settings.flat(train).get("num_speculative_tokens")
+    except RecursionError as error:
+        raise _damaged(folder, f"training.train is nested too deeply ({error})") from None
+    if k is not None and not (_is_count(k) and 1 <= k <= MAX_BLOCK_LENGTH):
+        raise _damaged(
+            folder, f"num_speculative_tokens is {_short(k)}; it must be 1 to {MAX_BLOCK_LENGTH}"
+        )
+    return config
+
+
+def _check_kinds_of_tensors(folder: Path, dtypes: dict[str, str]) -> None:
+    """Refuse weights that are no floats, and kinds of tokens that are no bytes."""
+    for name, dtype in {"kinds": "none", **dtypes}.items():
+        if dtype not in (("U8",) if name == "kinds" else _FLOATS):
+            raise _damaged(folder, f"{_short(name)} (of {WEIGHTS}) has the dtype {dtype}")
+
+
+def _features(
+    folder: Path, saved: Json, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor]
+) -> ScalarFeatures:
+    """Find the features of a checkpoint, whose number the header of the weights tells."""
+    sizes, width = saved.get("hidden_sizes", [0, 0]), saved.get("embedding_size", 0)
+    if not (isinstance(sizes, list) and len(sizes) == 2 and all(map(_is_count, [*sizes, width]))):
+        raise _damaged(folder, "features.hidden_sizes or features.embedding_size is no size")
+    if not isinstance(saved.get("hash"), str) or not _is_count(saved.get("version", 1)):
+        raise _damaged(folder, "features.hash or features.version is missing, or of another kind")
+    num_features = max(shapes.get("policy.mean", (0,)), default=0)
+    if max(*sizes, width) > num_features:
+        raise _unfit(folder, ["features.hidden_sizes or features.embedding_size"])
+    kinds = read("kinds").long()
+    if kinds.ndim != 1 or bool((kinds >= len(KINDS)).any()):
+        raise _damaged(folder, f"kinds (of {WEIGHTS}) must be a list of numbers below {len(KINDS)}")
+    features = saved_features(saved, kinds)
+    if features is None:
+        raise ArbiterError(
+            f"{folder} was trained on other features (spec {_short(saved.get('spec'))}, version "
+            f"{saved.get('version', 'not recorded')}, hash {_short(saved['hash'])}) than this "
+            "version of cospec has; train it again, or install the version that made it."
+        )
+    return features
+
+
+def _policy_config(
+    folder: Path, saved: Json, features: ScalarFeatures, shapes: dict[str, tuple[int, ...]]
+) -> PolicyConfig:
+    """Return the shape of the policy, if the weights have it."""
+    try:
+        config = settings.from_dict(PolicyConfig, saved, "policy")
+    except ConfigError as error:
+        raise _damaged(folder, str(error)) from None
+    found = {k.removeprefix("policy."): shape for k, shape in shapes.items() if k != "kinds"}
+    if config.num_layers > len(found):  # so that no list of them is made
+        raise _unfit(folder, ["num_layers"])
+    wanted = Policy.shapes(len(features.names), config, features.num_hidden)
+    unlike = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+    if unlike:
+        raise _unfit(folder, unlike)
+    return config
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(folder: Path, name: str, value: Any, most: float) -> None:  # Any: JSON
+    """Refuse a value that is no number from 0 to `most`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value <= most):
+        raise _damaged(folder, f"{name} is {_short(value)}; it must be from 0 to {most:g}")
+
+
+def _short(value: object) -> str:
+    """Return a value as text that does not fill the terminal."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        text = f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _no_arbiter(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} is no trained arbiter: {error}; pass a folder that cospec train wrote."
+    )
+
+
+def _unfit(folder: Path, names: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: the weights do not fit the config ({', '.join(map(_short, names[:3]))}); "
+        "restore the folder, or train the arbiter again."
+    )
+
+
+def _damaged(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder / CONFIG} is damaged: {reason}; restore the folder, or train the arbiter again."
+    )

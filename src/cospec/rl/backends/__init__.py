@@ -1,0 +1,1 @@
+"""Engines that roll policies out, behind one protocol."""

@@ -1,0 +1,92 @@
+"""The protocol of rollouts: a trainer asks for completions and branches, and knows no engine.
+
+An item carries all that decides its text: the prompt, its settings, and its own stream of random
+numbers. So items may be decoded in any order, in any batch, by any replica, and again after a
+crash, with one result. A handle is the backend's own (caches, token ids, the name of a replica);
+nobody else looks into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.config import SamplingConfig
+    from cospec.types import Arbiter, Completion, MismatchTrace, Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt to complete."""
+
+    prompt: str | list[int]
+    sampling: SamplingConfig
+    """Settings, with the seed."""
+    stream: int
+    """Stream of the seed that the item draws from; two items differ in seed or stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A completion that branches can leave."""
+
+    completion: Completion
+    """Its trace has every mismatch: position, both tokens, their probabilities, features, score,
+    ruling, and whether it was reached."""
+    handle: object | None = None
+    """Whatever the backend needs to branch off it; None if that was not kept."""
+
+    @property
+    def reached(self) -> list[MismatchTrace]:
+        """Mismatches that counted, in order."""
+        return [m for step in self.completion.trace for m in step.mismatches if m.is_reached]
+
+
+@dataclass(frozen=True, slots=True)
+class BranchPoint:
+    """Another token at one place of a rollout."""
+
+    rollout: Rollout
+    position: int
+    """Index of the token in the generated text; the tokens before it are shared."""
+    token_id: int
+    """Token that stands there instead."""
+    origin: Origin
+    """Where that token comes from: the draft's token at a mismatch is an override."""
+    seed: int
+    stream: int
+    """Seed and stream of all that is drawn after the token."""
+
+
+class RolloutBackend(Protocol):
+    """Decodes prompts and branches under an arbiter.
+
+    The models are frozen: a backend may keep whatever it cached of a text for the whole run. The
+    arbiter is given with each call, since its weights change from round to round.
+    """
+
+    def complete(
+        self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
+    ) -> list[Rollout]:
+        """Complete items, in their order.
+
+        Args:
+            items: Prompts.
+            arbiter: Rules at mismatches.
+            keep_handles: Keep what `branch` needs; it is freed with the rollouts.
+        """
+        ...
+
+    def branch(self, points: Sequence[BranchPoint], arbiter: Arbiter) -> list[Rollout]:
+        """Play branches out, in the order of the points.
+
+        Returns:
+            The whole completion of each, whose counts and trace begin after the point's token.
+
+        Raises:
+            ConfigError: A rollout was made by another backend, or without handles.
+        """
+        ...

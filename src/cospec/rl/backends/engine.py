@@ -1,0 +1,64 @@
+"""Rollouts on the engine of this package, in this process; a handle holds the models' caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cospec import engine
+from cospec.errors import ConfigError
+from cospec.rl.backends.base import BranchPoint, Item, Rollout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cospec.config import DecodeConfig
+    from cospec.models import ModelPair
+    from cospec.types import Arbiter
+
+
+@dataclass
+class EngineBackend:
+    """A pair of models on transformers.
+
+    Args:
+        pair: The models, which are not changed.
+        config: How to draft and batch.
+        on_finished: Called with the number of completions that each block of decoding ended.
+    """
+
+    pair: ModelPair
+    config: DecodeConfig
+    on_finished: Callable[[int], None] | None = None
+
+    def complete(
+        self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
+    ) -> list[Rollout]:
+        """Complete items, as `RolloutBackend.complete` says."""
+        done = self._engine(arbiter).rollouts(
+            [item.prompt for item in items],
+            [item.sampling for item in items],
+            streams=[item.stream for item in items],
+            keep_caches=keep_handles,
+        )
+        return [Rollout(one.completion, one if keep_handles else None) for one in done]
+
+    def branch(self, points: Sequence[BranchPoint], arbiter: Arbiter) -> list[Rollout]:
+        """Play branches out, each from the caches of its rollout."""
+        ends = self._engine(arbiter).branches([_as_branch(point) for point in points])
+        return [Rollout(end.completion) for end in ends]
+
+    def _engine(self, arbiter: Arbiter) -> engine.Engine:
+        return engine.Engine(self.pair, arbiter, self.config, on_finished=self.on_finished)
+
+
+def _as_branch(point: BranchPoint) -> engine.Branch:
+    """Return the engine's own branch of a point, with draws of its own."""
+    left = point.rollout.handle
+    if not isinstance(left, engine.Rollout):
+        raise ConfigError(
+            f"the rollout of a branch has the handle {left!r}, and this backend needs its own; "
+            "complete the item with keep_handles=True and the same backend."
+        )
+    left = replace(left, config=replace(left.config, seed=point.seed))
+    return engine.Branch(left, point.position, point.token_id, point.origin, point.stream)

@@ -1,0 +1,163 @@
+"""State of a run on disk, so that a run that was killed resumes with the round it was in."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.errors import CheckpointError, ConfigError
+from cospec.results import write_text
+from cospec.rl.types import Baseline, BranchData
+from cospec.settings import flat
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cospec.arbiters.policy import Policy
+    from cospec.results import Json
+    from cospec.rl.warmstart import WarmStart
+
+STATE, SETTINGS = "state.pt", "run.json"
+_PLAIN = ("round", "best", "best_policy", "history", "running_reward")
+_AGAIN = "restore it from a copy, or name another folder to start again."
+
+
+@dataclass
+class TrainState:
+    """All that a run carries from round to round."""
+
+    policy: Policy
+    start: Policy
+    """Policy that the divergence is measured from."""
+    best_policy: dict[str, Tensor] = field(default_factory=dict)
+    """Weights at the best evaluation."""
+    best: Json = field(default_factory=dict)
+    """Round, reward and guard of the best evaluation."""
+    round: int = 0
+    """Rounds that are done."""
+    history: list[Json] = field(default_factory=list)
+    """Metrics of each round."""
+    replay: list[BranchData] = field(default_factory=list)
+    """Branches of each round."""
+    baselines: dict[str, Baseline] = field(default_factory=dict)
+    """By id of the problem, lossless decoding."""
+    running_reward: float | None = None
+    """Running mean of rewards, for methods that have one."""
+
+    def __post_init__(self) -> None:
+        self.best_policy = self.best_policy or self.policy.state_dict()
+
+    @property
+    def max_mismatch_rate(self) -> float:
+        """Guard of the best policy."""
+        rate = self.best.get("max_mismatch_rate")
+        return math.inf if rate is None else rate
+
+    def take(self, learnt: WarmStart) -> None:
+        """Start the rounds from what was learnt before them."""
+        self.policy.load_state_dict(learnt.policy.state_dict())
+        self.start.load_state_dict(learnt.start.state_dict())
+        if learnt.branches is not None:
+            self.replay.append(learnt.branches)
+
+    def keep_best(self, reward: float, max_mismatch_rate: float | None) -> None:
+        """Keep the policy as the best so far."""
+        self.best = {
+            "round": self.round,
+            "tune_reward": reward,
+            "max_mismatch_rate": max_mismatch_rate,
+        }
+        self.best_policy = {k: v.clone() for k, v in self.policy.state_dict().items()}
+
+    def save(self, folder: Path | None) -> None:
+        """Write the state whole or not at all, also where the machine loses power."""
+        if folder is None:
+            return
+        # Plain values and tensors only: a state is read without unpickling classes.
+        state = {name: getattr(self, name) for name in _PLAIN} | {
+            "policy": self.policy.state_dict(),
+            "start": self.start.state_dict(),
+            "replay": [one.columns for one in self.replay],
+            "baselines": {key: tuple(base) for key, base in self.baselines.items()},
+        }
+        part = folder / f"{STATE}.part"
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(folder / STATE)
+
+    def restore(self, folder: Path | None) -> None:
+        """Take up the saved state, if there is one.
+
+        Raises:
+            CheckpointError: The file is damaged, or of another version.
+        """
+        path = None if folder is None else folder / STATE
+        if path is None or not path.exists():
+            return
+        try:
+            state = torch.load(path, weights_only=True)
+            self.policy.load_state_dict(state["policy"])
+            self.start.load_state_dict(state["start"])
+            self.replay = [BranchData(*columns) for columns in state["replay"]]
+            self.baselines = {key: Baseline(*base) for key, base in state["baselines"].items()}
+            for name in _PLAIN:
+                setattr(self, name, state[name])
+        except Exception as error:  # torch raises many kinds for a file that was cut short
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CheckpointError(
+                f"{path} cannot be resumed from: it is damaged, or of another version of cospec "
+                f"({reason}); {_AGAIN}"
+            ) from None
+
+
+def open_run(folder: Path, settings: Json) -> None:
+    """Make the folder of a run and write its settings, or check that they are the same.
+
+    Args:
+        folder: Of the run.
+        settings: All that the result depends on.
+
+    Raises:
+        ConfigError: The folder holds a finished arbiter, or a run with other settings.
+        CheckpointError: What it holds is damaged.
+    """
+    check_run(folder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+
+
+def check_run(folder: Path, settings: Json) -> None:
+    """Refuse a folder that holds a finished arbiter or another run; see `open_run`."""
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} holds a finished arbiter; name another folder.")
+    path = folder / SETTINGS
+    if not path.exists():
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        train = theirs.get("train", {})
+        is_older = "rollouts" not in train and "prompts_per_round" in train
+        theirs = flat(theirs)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); {_AGAIN}") from None
+    if is_older:
+        raise ConfigError(
+            f"{folder} holds a run of an older version of cospec, whose settings had no groups; "
+            "finish it with that version, or name another folder."
+        )
+    ours = flat(settings)
+    names = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if names:
+        raise ConfigError(
+            f"{folder} holds an interrupted run with other settings ({', '.join(names)}); "
+            "repeat its command to finish it, or name another folder."
+        )

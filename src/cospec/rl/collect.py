@@ -1,0 +1,231 @@
+"""Collects the training data of a round: rollouts under a policy, and branches off them.
+
+Costs are counted in target forwards relative to those of the lossless rollout on the same problem.
+A branch that keeps the draft's token starts a block of its own here, where the engine would have
+continued in the block that was already verified; the share of that block is taken off its cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.arbiters import AlwaysTarget
+from cospec.evaluation.problems import encode_problems
+from cospec.rl.backends.base import BranchPoint, Item
+from cospec.rl.methods import METHODS
+from cospec.rl.types import Baseline, BranchData, Ending, Played
+from cospec.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.models import ModelPair
+    from cospec.rl.backends.base import Rollout, RolloutBackend
+    from cospec.rl.config import TrainConfig
+    from cospec.tasks import Example, Task
+    from cospec.types import Arbiter, MismatchTrace
+
+
+_CHUNK_SIZE = 128
+"""Problems whose handles (caches) are held together."""
+_SEEDS_PER_ROUND = 10_000
+"""Seeds of a round's draws: up to three a chunk."""
+
+
+class Collector:
+    """Plays problems under an arbiter.
+
+    Args:
+        backend: Decodes.
+        pair: The models, whose tokenizer and stop tokens the prompts need.
+        task: Makes the prompts and scores the answers.
+        config: Settings of the training run.
+        num_features: F.
+    """
+
+    def __init__(
+        self,
+        backend: RolloutBackend,
+        pair: ModelPair,
+        task: Task,
+        config: TrainConfig,
+        num_features: int,
+    ) -> None:
+        self._backend, self._pair, self._task = backend, pair, task
+        self._config, self._method = config, METHODS[config.method]
+        self._num_features = num_features
+
+    def items(self, examples: Sequence[Example], seed: int = 0) -> list[Item]:
+        """Return the items of examples; `seed` decides the draws of policy and sampling.
+
+        Lossless decoding and the tune split have the same seed, so that they differ by rulings.
+        """
+        rollouts = self._config.rollouts
+        settings = rollouts.max_new_tokens, seed, rollouts.temperature
+        items = zip(*encode_problems(self._pair, self._task, examples, *settings), strict=True)
+        return [Item(*item, stream) for stream, item in enumerate(items)]
+
+    def complete(self, arbiter: Arbiter, examples: Sequence[Example]) -> list[Ending]:
+        """Decode examples once each, and score them."""
+        done = self._backend.complete(self.items(examples), arbiter)
+        return [
+            Ending(one.completion, self._task.score(example, one.completion.text))
+            for example, one in zip(examples, done, strict=True)
+        ]
+
+    def baseline(self, examples: Sequence[Example], known: dict[str, Baseline]) -> list[Baseline]:
+        """Decode examples losslessly, those that are not known; by id, `known` takes them up."""
+        new = [example for example in examples if example.id not in known]
+        if new:
+            for example, (completion, score) in zip(
+                new, self.complete(AlwaysTarget(), new), strict=True
+            ):
+                num_forwards = completion.stats.num_target_forwards
+                known[example.id] = Baseline(score.correct, num_forwards)
+        return [known[example.id] for example in examples]
+
+    def round(
+        self,
+        arbiter: Arbiter,
+        examples: Sequence[Example],
+        base: Sequence[Baseline],
+        seed: int,
+    ) -> tuple[list[Played], BranchData]:
+        """Roll all examples out and play branches off them, some problems at a time.
+
+        So only the handles of these are held; the rollouts that are returned have none.
+
+        Args:
+            arbiter: As in `play`.
+            examples: Problems of the round.
+            base: Their lossless decoding, for the cost.
+            seed: Of the round.
+        """
+        seed *= _SEEDS_PER_ROUND
+        played: list[Played] = []
+        parts: list[BranchData] = []
+        for start in range(0, len(examples), _CHUNK_SIZE):
+            chunk = examples[start : start + _CHUNK_SIZE]
+            lossless = base[start : start + _CHUNK_SIZE]
+            new = self.play(arbiter, chunk, lossless, seed)
+            left = new if self._method.has_branches else []
+            parts.append(self.branch(arbiter, chunk, lossless, left, seed + 1))
+            played += [
+                replace(one, place=start + one.place, rollout=replace(one.rollout, handle=None))
+                for one in new
+            ]
+            seed += 3
+        return played, BranchData.joined(parts)
+
+    def play(
+        self,
+        arbiter: Arbiter,
+        examples: Sequence[Example],
+        base: Sequence[Baseline],
+        seed: int,
+    ) -> list[Played]:
+        """Play `group_size` rollouts of each example, group by group.
+
+        Args:
+            arbiter: The policy, stochastic; or another one that shows features.
+            examples: Problems of the round.
+            base: Their lossless decoding, for the cost.
+            seed: Of the draws.
+        """
+        size = self._config.rollouts.group_size
+        repeated = [example for example in examples for _ in range(size)]
+        items = self.items(repeated, seed)
+        rollouts = self._backend.complete(items, arbiter, keep_handles=True)
+        return [
+            Played(
+                place=i // size,
+                rollout=rollout,
+                score=self._task.score(example, rollout.completion.text),
+                cost=rollout.completion.stats.num_target_forwards / base[i // size].num_forwards,
+                decisions=[m for m in rollout.reached if self._is_open(m)],
+            )
+            for i, (example, rollout) in enumerate(zip(repeated, rollouts, strict=True))
+        ]
+
+    def _is_open(self, mismatch: MismatchTrace) -> bool:
+        """Tell whether a ruling for the draft would have stood, whatever the ruling was."""
+        ends = {mismatch.draft_id, mismatch.target_id} & self._pair.eos_token_ids
+        return mismatch.veto is None and not ends and mismatch.p_draft_id > 0
+
+    def branch(
+        self,
+        arbiter: Arbiter,
+        examples: Sequence[Example],
+        base: Sequence[Baseline],
+        played: Sequence[Played],
+        seed: int,
+    ) -> BranchData:
+        """Play the other ruling of chosen decisions out under the same arbiter.
+
+        Decisions are drawn with a probability that grows with the policy's doubt, spread over all
+        rollouts that are given; one place of a text that several rollouts share is played once.
+        """
+        chosen = self._choose(played, Random(f"branches {seed}"))
+        points = [
+            BranchPoint(one.rollout, m.position, *_other(m), seed + 1, stream)
+            for stream, (one, m) in enumerate(chosen)
+        ]
+        ends = self._backend.branch(points, arbiter)
+        delta_right, delta_cost, is_harmless = [], [], []
+        for (one, m), end in zip(chosen, ends, strict=True):
+            score = self._task.score(examples[one.place], end.completion.text)
+            cost = self._cost(one, m, end) / base[one.place].num_forwards
+            sign = 1.0 if m.keep_draft else -1.0
+            delta_right.append(sign * (float(one.is_right) - float(score.correct)))
+            delta_cost.append(sign * (one.cost - cost))
+            other = Ending(end.completion, score)
+            is_harmless.append(self._method.is_harmless(one.ending, other))
+        return BranchData(
+            torch.stack([m.features for _, m in chosen])
+            if chosen
+            else torch.zeros(0, self._num_features),
+            torch.tensor(delta_right),
+            torch.tensor(delta_cost),
+            torch.tensor(is_harmless, dtype=torch.bool),
+        )
+
+    @staticmethod
+    def _cost(one: Played, m: MismatchTrace, end: Rollout) -> float:
+        """Count the target forwards of a text that leaves a rollout at a mismatch."""
+        steps = [s for s in one.rollout.completion.trace if s.position <= m.position]
+        cost = float(len(steps) + end.completion.stats.num_target_forwards)
+        if not m.keep_draft and end.completion.stats.num_drafts:  # see the top of this file
+            k = steps[-1].num_draft_tokens
+            cost -= (k - m.block_position) / (k + 1)
+        return cost
+
+    def _choose(
+        self, played: Sequence[Played], random: Random
+    ) -> list[tuple[Played, MismatchTrace]]:
+        """Draw distinct decisions of the round, doubtful ones more often."""
+        seen: set[tuple[int, tuple[int, ...], int]] = set()
+        candidates = []
+        for one in played:
+            ids = one.rollout.completion.token_ids
+            for m in one.decisions:
+                key = (one.place, tuple(ids[: m.position]), m.draft_id)
+                if key in seen:
+                    continue
+                seen.add(key)
+                probability = m.score if m.score is not None else 0.5
+                doubt = probability * (1 - probability) + 0.02
+                candidates.append((random.random() ** (1 / doubt), one, m))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        number = round(self._config.branches.branches_per_rollout * len(played))
+        return [(one, m) for _, one, m in candidates[:number]]
+
+
+def _other(mismatch: MismatchTrace) -> tuple[int, Origin]:
+    """Return the token that was ruled against, and where it comes from."""
+    if mismatch.keep_draft:
+        return mismatch.target_id, Origin.CORRECTION
+    return mismatch.draft_id, Origin.OVERRIDE

@@ -1,0 +1,153 @@
+"""Training methods: ours and the controls, one object each.
+
+A method says who plays, which branches it learns from, which features it may see, and what is a
+label. The supervised controls take their labels off branches that leave the target's own path, each
+played out by the target.
+
+* gold: the draft's branch is right and the target's is not, or the other way round; others have no
+  weight.
+* AutoJudge (2504.20039; garipovroma/autojudge 8a4beb1, ``find_important_tokens*.py``): a token is
+  important if the target's own final answer changes, right or wrong. Two branches without an answer
+  count as the same answer there (``alt_ans == target_ans`` in the script for MMLU-Pro), and here.
+* R2R (2505.21600; thu-nics/R2R 560f5ec, ``step_2_llm_continuation.py``, ``verify_model.py``): both
+  tokens are continued to the end of the sentence, and Qwen2.5-72B is asked whether the meaning of
+  the two sentences differs. Here `same_meaning` stands in for that judge.
+* reinforce: no branches; REINFORCE with a running baseline, as DIVERSED (2604.07622).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import torch
+
+from cospec.arbiters.observed import Observed
+from cospec.arbiters.rules import AlwaysTarget
+from cospec.tasks.extract import all_numbers, same_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from cospec.arbiters.learned import LearnedArbiter
+    from cospec.features import ScalarFeatures
+    from cospec.rl.types import Ending, KnownBranches
+    from cospec.tasks.base import Score
+    from cospec.types import Arbiter
+
+MethodName: TypeAlias = Literal["rl", "gold", "autojudge", "r2r", "reinforce"]
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+
+
+class Labels(NamedTuple):
+    """Training data of a classifier."""
+
+    keep: Tensor
+    """Whether to keep the draft's token, (N,) bool."""
+    weight: Tensor
+    """Weight of each label, (N,)."""
+
+
+def same_answer(one: Score, other: Score) -> bool:
+    """Tell whether two texts give one final answer: two right ones do, however each is spelt."""
+    if one.correct or other.correct:
+        return one.correct and other.correct
+    return one.extracted == other.extracted
+
+
+def same_meaning(one: str, other: str) -> bool:
+    """Tell whether two texts say the same in the sentence in which they part.
+
+    They do if it has the same numbers in the same order; without numbers, the same letters, so that
+    punctuation, spaces and capitals do not count. A judge that reads would let paraphrases pass,
+    and not another name or sign beside the same numbers.
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    parting = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    ends = [{match.end() for match in _SENTENCE_END.finditer(text)} for text in (one, other)]
+    start = max((end for end in ends[0] & ends[1] if end <= parting), default=0)
+    sentences = [_SENTENCE_END.split(text[start:].lstrip(), maxsplit=1)[0] for text in (one, other)]
+    numbers = [all_numbers(sentence) for sentence in sentences]
+    if any(numbers):
+        return all(same_number(a, b) for a, b in zip_longest(*numbers))
+    ours, theirs = (re.sub(r"[\W_]", "", sentence).casefold() for sentence in sentences)
+    return ours == theirs
+
+
+def _gold(known: KnownBranches) -> Labels:
+    return Labels(known.delta > 0, (known.weight * known.delta).abs())
+
+
+def _harmless(known: KnownBranches) -> Labels:
+    return Labels(known.is_harmless, known.weight)
+
+
+def _balanced(known: KnownBranches) -> Labels:
+    """Give both kinds the same weight in all, as R2R's ``recall_factor`` of 1 does."""
+    label, weight = known.is_harmless, known.weight
+    harmless, harmful = weight[label].sum(), weight[~label].sum()
+    if not (harmless and harmful):
+        return Labels(label, weight)
+    return Labels(label, torch.where(label, weight, weight * harmless / harmful))
+
+
+def _of_the_judge(features: ScalarFeatures) -> Tensor | None:
+    """Take AutoJudge's two states where there are any, and else all our features."""
+    return features.is_of_judge if features.num_hidden else None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train an arbiter."""
+
+    name: MethodName
+    on_target_path: bool = False
+    """Rollouts are the target's own path, and the target alone plays branches out."""
+    has_branches: bool = True
+    """Branches are played."""
+    has_running_baseline: bool = False
+    """Advantages are against a running mean of rewards in place of the group's mean."""
+    group_weight: float | None = None
+    """Weight of the rollouts' advantages; None leaves it to the settings."""
+    takes_audit: bool = False
+    """An audit's branches have labels for it."""
+    takes_solutions: bool = False
+    """Worked solutions have labels for it."""
+    labels: Callable[[KnownBranches], Labels] | None = None
+    """Labels of a classifier; None follows rewards."""
+    is_harmless: Callable[[Ending, Ending], bool] = lambda a, b: same_answer(a.score, b.score)
+    """Tells whether two branches come to the same."""
+    features: Callable[[ScalarFeatures], Tensor | None] = lambda _: None
+    """Picks the features that it may see, (F,) bool; None for all."""
+
+    def player(self, policy: LearnedArbiter) -> Arbiter:
+        """Return the arbiter of rollouts and branches: the policy, ruling by chance, or the target.
+
+        The target's own path is recorded with the policy's features.
+        """
+        if self.on_target_path:
+            return Observed(AlwaysTarget(), policy.features)
+        return replace(policy, is_stochastic=True)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("rl", takes_audit=True, takes_solutions=True),
+        Method("gold", on_target_path=True, takes_audit=True, labels=_gold),
+        Method("autojudge", on_target_path=True, labels=_harmless, features=_of_the_judge),
+        Method(
+            "r2r",
+            on_target_path=True,
+            labels=_balanced,
+            is_harmless=lambda a, b: same_meaning(a.completion.text, b.completion.text),
+            features=lambda features: features.is_of_draft,
+        ),
+        Method("reinforce", has_branches=False, has_running_baseline=True, group_weight=1.0),
+    )
+}
+"""By name, all methods."""

@@ -1,0 +1,148 @@
+"""The training loop: roll out, branch, update, evaluate, save; one round after another.
+
+A round's problems and draws follow from the seed and the round's number alone, and the state is
+written whole after each round: a run that was killed resumes with the round it was in and ends with
+the same arbiter as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy
+from cospec.features import make_features
+from cospec.rl.checkpoint import TrainState
+from cospec.rl.collect import Collector
+from cospec.rl.credit import assign_credit
+from cospec.rl.methods import METHODS
+from cospec.rl.metrics import branch_gain, guard, round_metrics, tune_metrics
+from cospec.rl.updates import known_branches, normalise_first, round_seed, update
+from cospec.rl.warmstart import read_solutions, warm_start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cospec.models import ModelPair
+    from cospec.results import Json
+    from cospec.rl.backends.base import RolloutBackend
+    from cospec.rl.config import TrainConfig
+    from cospec.tasks import Example, Task
+
+
+@dataclass
+class Trainer:
+    """Trains a policy on the problems of a task.
+
+    Args:
+        pair: The models, which are not changed.
+        backend: Decodes rollouts and branches of that pair.
+        task: Makes prompts and scores answers.
+        config: Settings.
+        train: Problems of the train split; a round takes the next ones, over and over.
+        tune: Problems of the tune split.
+        folder: Where the state is kept; None for nowhere.
+        solved: Problems of the train split whose worked solutions are trained on first.
+        on_read: Called with the number of worked solutions that were read.
+    """
+
+    pair: ModelPair
+    backend: RolloutBackend
+    task: Task
+    config: TrainConfig
+    train: Sequence[Example]
+    tune: Sequence[Example]
+    folder: Path | None = None
+    solved: Sequence[Example] = ()
+    on_read: Callable[[int], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        features = make_features(self.config.features, self.pair)
+        shape = len(features.names), self.config.policy, self.config.seed, features.num_hidden
+        self.state = TrainState(Policy(*shape), Policy(*shape))
+        self.state.restore(self.folder)
+        self.method = METHODS[self.config.method]
+        self.arbiter = LearnedArbiter(self.state.policy, features, label="policy")
+        self.collector = Collector(self.backend, self.pair, self.task, self.config, shape[0])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rounds are done, or the tune split has stopped improving."""
+        state, evaluation = self.state, self.config.evaluation
+        num_since_best = state.round - state.best.get("round", 0)
+        is_stale = num_since_best >= evaluation.patience * evaluation.tune_every
+        return state.round >= self.config.num_rounds or (bool(state.best) and is_stale)
+
+    def run(self, report: Callable[[Json], None] = lambda _: None) -> LearnedArbiter:
+        """Train to the end; return the best policy on the tune split. `report` takes metrics."""
+        state = self.state
+        if not state.replay and not state.best:
+            started = time.perf_counter()
+            if metrics := self.warm_up():
+                seconds = {"round": 0, "seconds": time.perf_counter() - started}
+                self.keep(metrics | self.evaluate() | seconds, report)
+        while not self.is_finished:
+            metrics = self.play_round()
+            state.round += 1
+            is_last = state.round == self.config.num_rounds
+            if is_last or state.round % self.config.evaluation.tune_every == 0:
+                metrics |= self.evaluate()
+            self.keep(metrics, report)
+        state.policy.load_state_dict(state.best_policy)
+        return replace(self.arbiter, max_mismatch_rate=state.max_mismatch_rate)
+
+    def warm_up(self) -> Json:
+        """Train on an audit or on worked solutions, if there are any; return the metrics."""
+        features, config = self.arbiter.features, self.config
+        known = partial(read_solutions, self.pair, self.task, features, self.solved, config)
+        learnt = warm_start(self.state.policy, features, config, self.folder, known, self.on_read)
+        self.state.take(learnt)
+        return learnt.metrics
+
+    def play_round(self) -> Json:
+        """Play one round: rollouts under the current policy, branches, and updates."""
+        started, state = time.perf_counter(), self.state
+        size = self.config.rollouts.prompts_per_round
+        examples = [self.train[(state.round * size + i) % len(self.train)] for i in range(size)]
+        base = self.collector.baseline(examples, state.baselines)
+        player, seed = self.method.player(self.arbiter), round_seed(self.config, state.round)
+        played, branches = self.collector.round(player, examples, base, seed)
+        if not state.replay:
+            normalise_first(state.policy, played, self.arbiter.features, self.config)
+            state.start.load_state_dict(state.policy.state_dict())
+        gain = branch_gain(state.policy, branches) / size
+        state.replay.append(branches)
+        played_s = time.perf_counter() - started
+        credit = assign_credit(played, self.config, state.running_reward)
+        state.running_reward = credit.running_reward
+        metrics: Json = {"round": state.round + 1, **credit.metrics}
+        if credit.decisions is not None:
+            known = known_branches(state.replay, self.config)
+            metrics |= update(state.policy, state.start, credit.decisions, known, self.config, seed)
+        return metrics | {
+            **round_metrics(played, branches, base),
+            "branch_gain": gain,
+            "rollout_s": played_s,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def evaluate(self) -> Json:
+        """Decode the tune split at threshold 0.5, and keep the policy if it is the best so far."""
+        base = self.collector.baseline(self.tune, self.state.baselines)
+        done = self.collector.complete(self.arbiter, self.tune)
+        metrics = tune_metrics(base, done, self.config.objective.cost_weight)
+        is_best = metrics["tune_reward"] > self.state.best.get("tune_reward", -math.inf)
+        if is_best:
+            self.state.keep_best(metrics["tune_reward"], guard(base, done))
+        return metrics | {"is_best": is_best}
+
+    def keep(self, metrics: Json, report: Callable[[Json], None]) -> None:
+        """Save the state with the metrics of the round that made it."""
+        self.state.history.append(metrics)
+        self.state.save(self.folder)
+        report(metrics)

@@ -1,0 +1,120 @@
+"""The nouns of training: what is collected, and what a policy is updated on.
+
+Axes in shapes: N decisions or branches, F features, P problems, G rollouts of a problem.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cospec.rl.backends.base import Rollout
+    from cospec.tasks.base import Score
+    from cospec.types import Completion, MismatchTrace
+
+
+class Baseline(NamedTuple):
+    """Lossless decoding of one problem."""
+
+    is_right: bool
+    """Whether the target alone is right."""
+    num_forwards: int
+    """Target forwards of lossless decoding."""
+
+
+class Ending(NamedTuple):
+    """A finished text and its score."""
+
+    completion: Completion
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One rollout of one problem, with its reward."""
+
+    place: int
+    """Index of the problem in the round."""
+    rollout: Rollout
+    score: Score
+    cost: float
+    """Target forwards over those of the lossless rollout."""
+    decisions: list[MismatchTrace]
+    """Mismatches that the policy decided: reached, and not settled by a safety rule."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether its answer is right."""
+        return self.score.correct
+
+    @property
+    def ending(self) -> Ending:
+        """Its text and score."""
+        return Ending(self.rollout.completion, self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class BranchData:
+    """Decisions with the outcome of both rulings: a round's branches, and what is replayed."""
+
+    features: Tensor
+    """(N, F)"""
+    delta_right: Tensor
+    """Answer right with the draft's token minus with the target's: -1, 0 or 1, (N,)."""
+    delta_cost: Tensor
+    """Cost with the draft's token minus with the target's, (N,)."""
+    is_harmless: Tensor
+    """Whether both branches come to the same by the method's own measure, (N,) bool."""
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order of the fields."""
+        return self.features, self.delta_right, self.delta_cost, self.is_harmless
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate parts, in order."""
+        return cls(*map(torch.cat, zip(*(part.columns for part in parts), strict=True)))
+
+
+class Decisions(NamedTuple):
+    """Decisions of rollouts, with the credit that group advantages give them."""
+
+    features: Tensor
+    """(N, F)"""
+    keep: Tensor
+    """Rulings for the draft, (N,) bool."""
+    advantage: Tensor
+    """Advantage of the rollout of each, (N,)."""
+
+
+class KnownBranches(NamedTuple):
+    """Branches of all rounds, priced and weighted by age."""
+
+    features: Tensor
+    """(N, F)"""
+    delta: Tensor
+    """Reward for the draft's token minus that for the target's, (N,)."""
+    is_harmless: Tensor
+    """Whether both branches come to the same, (N,) bool."""
+    weight: Tensor
+    """Weight of each in the loss, (N,)."""
+
+
+class SolutionData(NamedTuple):
+    """Decisions whose right token a worked solution tells."""
+
+    features: Tensor
+    """(N, F) float32"""
+    delta: Tensor
+    """1 where the draft's token is the solution's, -1 where the target's is, (N,)."""

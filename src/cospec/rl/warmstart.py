@@ -1,0 +1,173 @@
+"""Training before the first round: on an audit's branches, or on worked solutions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from cospec.errors import ConfigError
+from cospec.evaluation.audit.dataset import read_dataset, read_tensors, write_tensors
+from cospec.rl.solutions import encode_solutions, solution_decisions
+from cospec.rl.types import BranchData, Decisions, SolutionData
+from cospec.rl.updates import imitate, known_branches, round_seed, update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from cospec.arbiters.policy import Policy
+    from cospec.features import ScalarFeatures
+    from cospec.models import ModelPair
+    from cospec.results import Json
+    from cospec.rl.config import TrainConfig
+    from cospec.tasks import Example, Task
+
+
+_SLICE = 5000
+"""Solutions between two writes of the cache."""
+
+
+class WarmStart(NamedTuple):
+    """A policy trained before the first round."""
+
+    policy: Policy
+    start: Policy
+    """Policy that the rounds' divergence is measured from."""
+    branches: BranchData | None = None
+    """Branches that the rounds replay as if they were those of a round before the first."""
+    metrics: Json = {}  # noqa: RUF012  # never changed
+    """Loss and number of decisions, if worked solutions were learnt from."""
+
+
+def warm_start(
+    policy: Policy,
+    features: ScalarFeatures,
+    config: TrainConfig,
+    folder: Path | None,
+    read: Callable[[Path | None, Callable[[int], None]], SolutionData],
+    on_read: Callable[[int], None],
+) -> WarmStart:
+    """Train a copy of a policy on what the settings name, if anything.
+
+    Args:
+        policy: Untrained.
+        features: Its input.
+        config: Settings of the run.
+        folder: Of the run, for the cache of solutions; None for none.
+        read: `read_solutions` of the run's problems: takes the cache and `on_read`.
+        on_read: Called with the number of solutions that were read.
+    """
+    if config.warmup.warm_start is not None:
+        return from_audit(policy, features, config)
+    if not config.warmup.num_solutions:
+        return WarmStart(policy, policy)
+    path = config.warmup.solutions
+    if path is None and folder is not None:
+        path = folder / "solutions.safetensors"
+    return from_solutions(policy, read(path, on_read), config)
+
+
+def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) -> WarmStart:
+    """Train a copy of a policy on the branches of an audit.
+
+    Their costs are not known and count as 0.
+    """
+    assert config.warmup.warm_start is not None
+    data = read_dataset(config.warmup.warm_start, features.names)
+    x, delta = data["features"], data["draft_correct"].float() - data["target_correct"].float()
+    none = torch.zeros_like(delta)
+    branches = BranchData(x, delta, none, delta == 0)
+    learnt = copy.deepcopy(policy)
+    learnt.normalise_by(x, math.inf)
+    start = copy.deepcopy(learnt)
+    known = known_branches([branches], config)
+    update(learnt, start, Decisions(x, none.bool(), none), known, config, round_seed(config, 0))
+    return WarmStart(learnt, start, branches)
+
+
+def from_solutions(policy: Policy, data: SolutionData, config: TrainConfig) -> WarmStart:
+    """Train a copy of a policy to pick the tokens of worked solutions.
+
+    The rounds do not train on them again: `kl_weight` keeps the policy close to its start.
+
+    Raises:
+        ConfigError: There are no decisions.
+    """
+    if not len(data.delta):
+        raise ConfigError(
+            "the worked solutions have no training examples: the models agree on every token of "
+            "them, or neither predicts it, or the context holds none; set num_solutions to 0."
+        )
+    learnt = copy.deepcopy(policy)
+    learnt.normalise_by(data.features, math.inf)
+    loss = imitate(learnt, data, config)
+    metrics = {"loss": loss, "num_solution_decisions": len(data.delta)}
+    return WarmStart(learnt, copy.deepcopy(learnt), metrics=metrics)
+
+
+def read_solutions(
+    pair: ModelPair,
+    task: Task,
+    features: ScalarFeatures,
+    solved: Sequence[Example],
+    config: TrainConfig,
+    path: Path | None,
+    on_read: Callable[[int], None],
+) -> SolutionData:
+    """Read the decisions of worked solutions, through a cache on disk.
+
+    A larger number of solutions begins with those of a smaller one, so that a later run can extend
+    the same file.
+
+    Args:
+        pair: Models on transformers, whatever plays the rollouts.
+        task: Makes the prompts.
+        features: Input of the policy.
+        solved: Problems with solutions.
+        config: Settings of the run.
+        path: Cache; None for none.
+        on_read: Called with the number of solutions that were read.
+
+    Raises:
+        ConfigError: The cache does not fit the run.
+    """
+    temperature, wanted = config.rollouts.temperature, config.warmup.num_solutions
+    about = {
+        "pair": f"{pair.fingerprint} {pair.target.dtype}",
+        "task": task.name,
+        "features": json.dumps(features.to_dict()),
+        "temperature": str(temperature),
+    }
+    num_read, found = 0, SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
+    if path is not None and path.exists():
+        num_read, found = _read_cache(path, about)
+    if num_read > wanted:
+        raise ConfigError(
+            f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
+            "name another file, or train on all that it holds."
+        )
+    while num_read < len(solved):
+        some = solved[num_read : num_read + _SLICE]
+        solutions = encode_solutions(pair, task, some, num_read)
+        new = solution_decisions(pair, features, solutions, on_read, temperature)
+        found = SolutionData(*map(torch.cat, zip(found, new, strict=True)))
+        num_read += len(some)
+        if path is not None:
+            write_tensors(path, found._asdict(), about | {"num_read": str(num_read)})
+    return found
+
+
+def _read_cache(path: Path, about: dict[str, str]) -> tuple[int, SolutionData]:
+    """Return the number of solutions in a cache, and their decisions."""
+    tensors, kept = read_tensors(path, "what was read of solutions")
+    kept = {"temperature": "0.0"} | kept  # older files do not say
+    if unlike := [key for key, value in about.items() if kept.get(key) != value]:
+        raise ConfigError(
+            f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
+            "name another file, or repeat the command that made it."
+        )
+    return int(kept["num_read"]), SolutionData(tensors["features"], tensors["delta"])

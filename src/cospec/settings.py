@@ -1,0 +1,94 @@
+"""Nested settings as JSON: dataclasses to objects and back, with every key and kind checked.
+
+A settings class is a frozen dataclass whose fields are numbers, strings, choices, paths, or further
+settings. It checks its own values; this file checks names and kinds, so that a config file with a
+typing error is refused by name before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cospec.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
+_KINDS: dict[type, tuple[Any, str]] = {  # Any: what isinstance takes
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    bool: (bool, "true or false"),
+    str: (str, "a string"),
+    Path: (str, "a path"),
+}
+"""By the kind of a field: types of JSON that it takes, and their name."""
+
+
+def to_dict(settings: Any) -> dict[str, Any]:  # Any: a dataclass, and a JSON object
+    """Return settings as a JSON object that `from_dict` reads."""
+    return dataclasses.asdict(settings, dict_factory=_plain)
+
+
+def from_dict(kind: type[T], values: object, where: str = "") -> T:
+    """Build settings from a JSON object.
+
+    Args:
+        kind: Class of the settings.
+        values: The object; keys that are left out get their defaults.
+        where: Name of the object inside a larger one, for errors.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is of another kind or not allowed.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'settings'} is {values!r}; it must be an object of settings.")
+    hints = get_type_hints(kind)
+    for key in values:
+        if key in hints:
+            continue
+        for group, hint in hints.items():
+            if dataclasses.is_dataclass(hint) and key in get_type_hints(hint):
+                raise ConfigError(
+                    f"{key} stands outside of its group; write it inside {group!r}. Files of "
+                    "versions before the groups cannot be read."
+                )
+        raise ConfigError(unknown_name(f"setting{where and f' of {where}'}", str(key), hints))
+    prefix = f"{where}." if where else ""
+    return kind(**{key: _read(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
+    """Return a JSON object with the values of its groups beside its own.
+
+    Settings have one name each, so that what an older version recorded without groups and what this
+    one records read alike.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value) if isinstance(value, Mapping) else {key: value}
+    return found
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: values of fields
+    return {key: str(value) if isinstance(value, Path) else value for key, value in items}
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:  # Any: a type, and JSON
+    """Return one value as the kind that its field takes."""
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (one for one in get_args(kind) if one is not types.NoneType)
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        return from_dict(kind, value, where)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(unknown_name(where, str(value), get_args(kind)))
+        return value
+    allowed, name = _KINDS[kind]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where} is {value!r}; it must be {name}.")
+    return Path(value) if kind is Path else value

@@ -1,0 +1,147 @@
+"""Training before the first round: on an audit's branches, and on worked solutions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.errors import ConfigError
+from cospec.evaluation.audit.dataset import read_dataset
+from cospec.features import SCALAR_NAMES
+from tests.rl.helpers import assert_same_state, audit_file, solving, trainer
+
+if TYPE_CHECKING:
+    from cospec import ModelPair
+    from cospec.tasks import Task
+
+
+@pytest.mark.parametrize("method", ["rl", "gold"])
+def test_what_an_audit_tells_is_learnt_before_the_first_round(pair, task, tmp_path, method) -> None:
+    path = audit_file(tmp_path)
+    it = trainer(pair, task, warm_start=path, method=method, num_epochs=60, num_rounds=1)
+    assert it.warm_up() == {}
+    features = read_dataset(path, SCALAR_NAMES)["features"]
+    keep = it.state.policy(features) > 0
+    assert ((features[:, 0] > 0) == keep).float().mean() > 0.9
+    mean = it.state.policy.mean.clone()
+    it.run()
+    assert len(it.state.replay) == 2
+    assert torch.equal(it.state.policy.mean, mean)
+
+
+def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="methods rl and gold, and the method is autojudge"):
+        trainer(pair, task, warm_start=tmp_path / "x", method="autojudge")
+    with pytest.raises(ConfigError, match="not a data set of cospec audit"):
+        trainer(pair, task, warm_start=tmp_path / "x").run()
+    (tmp_path / "y").write_text("no")
+    with pytest.raises(ConfigError, match="not a data set of cospec audit"):
+        trainer(pair, task, warm_start=tmp_path / "y").run()
+    path = audit_file(tmp_path, SCALAR_NAMES[:-1])
+    with pytest.raises(ConfigError, match=r"must hold the 33 features .* holds 32 others"):
+        trainer(pair, task, warm_start=path).run()
+
+
+def test_what_solutions_teach_is_where_the_rounds_start(pair, task) -> None:
+    it = solving(pair, task)
+    it.run()
+    assert [m["round"] for m in it.state.history] == [0, 1, 2]
+    assert it.state.history[0]["num_solution_decisions"] > 0
+    assert {"loss", "tune_accuracy", "is_best"} <= set(it.state.history[0])
+    assert torch.equal(it.state.policy.mean, it.state.start.mean)
+    assert len(it.state.replay) == 2
+    only = solving(pair, task, num_rounds=0)
+    only.run()
+    assert len(only.state.history) == 1
+    weights = [t.state.start.state_dict() for t in (it, only)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    torch.testing.assert_close(
+        only.state.best_policy, only.state.start.state_dict(), rtol=0, atol=0
+    )
+
+
+def test_behind_solutions_a_correction_is_all_that_rounds_learn(pair, task) -> None:
+    shape = PolicyConfig(hidden_size=4, init_logit=0.0, dropout=0.3, correction=True)
+    it = solving(pair, task, policy=shape, branches_per_rollout=9.0)
+    it.run()
+    ahead = SCALAR_NAMES.index("lookahead_run")
+    assert torch.isinf(only_solved(pair, task, shape).std[ahead])
+    assert torch.isfinite(it.state.policy.std[ahead])
+    learnt = {"correction.weight", "correction.bias"}
+    before = it.state.start.state_dict()
+    for name, weights in it.state.policy.state_dict().items():
+        assert torch.equal(weights, before[name]) == (name not in learnt)
+    assert before["correction.weight"].count_nonzero() == 0
+    solved_alone = only_solved(pair, task, shape).state_dict()
+    for name in ("layers.0.bias", "layers.2.weight", "layers.2.bias"):
+        assert torch.equal(before[name], solved_alone[name])
+
+
+def only_solved(pair: ModelPair, task: Task, shape: PolicyConfig) -> Policy:
+    it = solving(pair, task, policy=shape, num_rounds=0)
+    it.run()
+    return it.state.policy
+
+
+def test_solutions_that_settle_nothing_are_refused(pair, task) -> None:
+    it = solving(pair, task)
+    it.solved = [replace(example, metadata={"solution": "x" * 999}) for example in it.solved]
+    with pytest.raises(ConfigError, match="no training examples"):
+        it.run()
+
+
+def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
+    pair, task, tmp_path
+) -> None:
+    path = tmp_path / "read.safetensors"
+    one = solving(pair, task, solutions=path, num_rounds=0)
+    one.run()
+    other = solving(pair, task, solutions=path, num_rounds=0, seed=1)
+    other.solved = []  # nothing is left to read
+    other.run()
+    assert torch.equal(one.state.policy.mean, other.state.policy.mean)
+    with pytest.raises(ConfigError, match="of 3 solutions, and num_solutions is 2; name another"):
+        solving(pair, task, solutions=path, num_solutions=2).run()
+    with pytest.raises(ConfigError, match="solutions with another features; name"):
+        solving(pair, task, solutions=path, features="hidden").run()
+    with pytest.raises(ConfigError, match="solutions with another temperature; name"):
+        solving(pair, task, solutions=path, temperature=1.0).run()
+    path.write_text("no")
+    with pytest.raises(ConfigError, match="is not what was read of solutions"):
+        solving(pair, task, solutions=path).run()
+
+
+def test_a_file_of_few_solutions_is_gone_on_with_for_more(
+    pair, task, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("cospec.rl.warmstart._SLICE", 1)
+    path, whole = tmp_path / "read.safetensors", tmp_path / "whole.safetensors"
+    few = solving(pair, task, solutions=path, num_solutions=2, num_rounds=0)
+    few.solved = few.solved[:2]
+    few.run()
+    more, all_at_once = (solving(pair, task, solutions=p, num_rounds=0) for p in (path, whole))
+    more.run()
+    all_at_once.run()
+    numbers = [t.state.history[0]["num_solution_decisions"] for t in (few, more, all_at_once)]
+    assert 0 < numbers[0] < numbers[1] == numbers[2]
+    assert_same_state(more, all_at_once)
+
+
+def test_what_solutions_show_at_a_temperature_does_not_depend_on_how_many_are_read_at_once(
+    pair, task, monkeypatch
+) -> None:
+    def seen(**changes: Any) -> tuple[int, torch.Tensor]:
+        it = solving(pair, task, num_rounds=0, **changes)
+        it.run()
+        return it.state.history[0]["num_solution_decisions"], it.state.policy.mean
+
+    greedy, at_once = seen(), seen(temperature=1.0)
+    monkeypatch.setattr("cospec.rl.warmstart._SLICE", 1)
+    one_by_one = seen(temperature=1.0)
+    assert one_by_one[0] == at_once[0]
+    torch.testing.assert_close(one_by_one[1], at_once[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(at_once[1], greedy[1])
