@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections import deque
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from cospec.config import SamplingConfig
 from cospec.engine.rows import Row
 from cospec.errors import ConfigError, PromptError
-from cospec.models.prefill import num_shared_tokens
+from cospec.models.prefill import cheapest_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,15 +99,7 @@ def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[in
 
 
 def in_order(rows: Iterable[Row]) -> deque[Row]:
-    """Return rows in the order that makes them cheap to read.
-
-    Where half of the prompts' tokens can be shared between neighbours that begin alike (beyond what
-    all begin with), these are neighbours; else those of like length are, so that little of what
-    attention reads is padding.
-    """
-    alike = sorted(rows, key=lambda row: row.prompt_ids)
-    shared = [num_shared_tokens(a.prompt_ids, b.prompt_ids) for a, b in itertools.pairwise(alike)]
-    num_saved = sum(shared) - len(shared) * min(shared, default=0)
-    if 2 * num_saved > sum(len(row.prompt_ids) for row in alike):
-        return deque(alike)
-    return deque(sorted(alike, key=lambda row: (-len(row), row.index)))
+    """Put rows in the order that makes reading them cheap."""
+    known = list(rows)
+    order = cheapest_order([row.prompt_ids + row.generated for row in known])
+    return deque(known[i] for i in order)

@@ -68,6 +68,24 @@ def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[Prefil
     return plan
 
 
+def cheapest_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return the order in which prompts are cheap to read a few at a time.
+
+    Where half of all tokens can be shared between neighbours that begin alike (beyond what all
+    begin with), these are neighbours; else those of like length are, the longest first, so that
+    little of what is read is padding.
+
+    Args:
+        prompts: Token ids.
+    """
+    alike = sorted(range(len(prompts)), key=prompts.__getitem__)
+    shared = [num_shared_tokens(prompts[a], prompts[b]) for a, b in itertools.pairwise(alike)]
+    num_saved = sum(shared) - len(shared) * min(shared, default=0)
+    if 2 * num_saved > sum(map(len, prompts)):
+        return alike
+    return sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+
+
 def _donor(prompt: list[int], held: list[list[int]]) -> tuple[int, int]:
     """The row that has read most of what a prompt begins with, and how many tokens of it."""
     shared = [num_shared_tokens(prompt, ids) for ids in held]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  # the command line resolves it
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -112,11 +112,26 @@ class WarmupConfig:
     solutions: Path | None = None
     """File that caches the decisions read from solutions, for further runs as well, which can ask
     for more solutions; by default in the run's folder."""
+    solutions_from: Literal["task", "samples"] = "task"
+    """task reads the worked solutions that come with the problems; samples lets both models answer
+    them and reads those answers, weighed by the task's scores: it works for any task."""
+    num_samples: int = 4
+    """Answers of each model to a problem, the first one greedy (solutions_from samples)."""
+    sample_temperature: float = 0.7
+    """Temperature of the others."""
     num_solution_epochs: int = 40
     """Passes over the decisions of the worked solutions."""
 
     def __post_init__(self) -> None:
-        _check(self, {"num_solutions": 0, "num_solution_epochs": 1})
+        _check(self, {"num_solutions": 0, "num_solution_epochs": 1, "num_samples": 1})
+        if self.solutions_from not in ("task", "samples"):
+            raise ConfigError(
+                f"solutions_from is {self.solutions_from!r}; it must be task or samples."
+            )
+        if not 0 < self.sample_temperature < float("inf"):
+            raise ConfigError(
+                f"sample_temperature is {self.sample_temperature}; it must be positive."
+            )
         if self.solutions is not None and not self.num_solutions:
             raise ConfigError(
                 f"solutions is {self.solutions} and num_solutions is 0: say how many to read."

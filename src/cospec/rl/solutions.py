@@ -1,11 +1,12 @@
-"""Training data from worked solutions, without a token decoded.
+"""Training data from texts whose worth is known, without a branch played.
 
-Where a problem comes with a solution that the models could have written, one forward of each model
-over it finds every place at which their tokens differ after the solution so far, and the solution
-tells whose token is right. At a temperature the tokens are drawn as decoding draws them, once for
-each place. That is teacher forcing: far cheaper than two branches played to their ends, and hidden
-states take tens of thousands of such places. It cannot tell whether other words would have been
-right as well: that is left to the rounds.
+Where a problem comes with a solution that the models could have written, or where the models' own
+answers are scored (`cospec.rl.samples`), one forward of each model over the text finds every place
+at which their tokens differ after the text so far, and the text tells whose token is right. At a
+temperature the tokens are drawn as decoding draws them, once for each place. That is teacher
+forcing: far cheaper than two branches played to their ends, and hidden states take tens of
+thousands of such places. It cannot tell whether other words would have been right as well: that is
+left to the rounds.
 
 The rest of a block is not known here: the look-ahead features are 0, and a policy that is
 normalised by these decisions leaves them out.
@@ -21,6 +22,7 @@ import torch
 from cospec.config import SamplingConfig
 from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
+from cospec.models.prefill import cheapest_order
 from cospec.rl.types import SolutionData
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import MismatchBatch
@@ -50,6 +52,13 @@ class Solution:
     num_prompt_tokens: int
     place: int = 0
     """Index of the problem among all that are read, which decides its draws."""
+    worth: float = 1.0
+    """Weight of its decisions; below 0 it is a text to keep away from."""
+
+    @property
+    def rest(self) -> list[int]:
+        """Last token of the prompt, and all that comes after it."""
+        return self.ids[self.num_prompt_tokens - 1 :]
 
 
 def encode_solutions(
@@ -110,9 +119,11 @@ def solution_decisions(
     """
     found = [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     vocab_size = pair.target.config.get_text_config().vocab_size
-    waiting = sorted(solutions, key=lambda one: len(one.ids))
+    backward = solutions[::-1]
+    waiting = [backward[i] for i in reversed(cheapest_order([one.ids for one in backward]))]
     while waiting:
-        size = min(_BATCH_SIZE, max(1, _MAX_LOGITS // (len(waiting[-1].ids) * vocab_size)))
+        longest = max(len(one.rest) for one in waiting[-_BATCH_SIZE:])
+        size = min(_BATCH_SIZE, max(1, _MAX_LOGITS // (longest * vocab_size)))
         part, waiting = waiting[-size:], waiting[:-size]
         found.append(_decisions(pair, features, part, temperature))
         on_read(len(part))
@@ -125,21 +136,16 @@ def _decisions(
 ) -> SolutionData:
     """Find the decisions of a few solutions of like length."""
     device = pair.target.device
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(one.ids) for one in part], batch_first=True
-    ).to(device)  # (B, T)
-    num_prompt, num_all = (
-        torch.tensor(numbers, device=device)[:, None]
-        for numbers in zip(*((one.num_prompt_tokens, len(one.ids)) for one in part), strict=True)
-    )
     sees_hidden = features.num_hidden > 0
-    target, p = _read(pair.target, ids, sees_hidden)
-    _, q = _read(pair.draft_model, ids, sees_hidden)
-    target_ids, draft_ids = _tokens(p.logits, q.logits, part, temperature)
-    place = torch.arange(ids.shape[1] - 1, device=device)  # the token after it is in question
-    is_answer = (place >= num_prompt - 1) & (place < num_all - 1)
+    target, p = _read(pair.target, part, sees_hidden)
+    _, q = _read(pair.draft_model, part, sees_hidden)
+    target_ids, draft_ids = _tokens(p.logits, q.logits, part, temperature)  # (B, R) each
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(one.rest) for one in part], batch_first=True, padding_value=-1
+    ).to(device)
     right, t, d = ids[:, 1:], target_ids[:, :-1], draft_ids[:, :-1]
-    rows, at = (is_answer & (t != d) & ((t == right) | (d == right))).nonzero(as_tuple=True)
+    is_settled = (right >= 0) & (t != d) & ((t == right) | (d == right))
+    rows, at = is_settled.nonzero(as_tuple=True)
     if not len(rows):
         return SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
     none = torch.zeros_like(rows)
@@ -147,13 +153,13 @@ def _decisions(
     if p.hidden is not None and q.hidden is not None:
         states = {
             "target_hidden": p.hidden[rows, at],
-            "target_hidden_after": _states_after(target, ids.shape[1], rows, at, d[rows, at]),
+            "target_hidden_after": _states_after(target, part, rows, at, d[rows, at]),
             "draft_hidden": q.hidden[rows, at],
         }
     batch = MismatchBatch(
         rows=rows,
         block_positions=none,
-        positions=at - num_prompt[rows, 0] + 1,
+        positions=at,
         num_overrides=none,
         num_mismatches=none,
         block_lengths=torch.ones_like(rows),
@@ -166,16 +172,17 @@ def _decisions(
         **states,
     )
     is_draft = d[rows, at] == right[rows, at]
+    worth = torch.tensor([one.worth for one in part], device=device)[rows]
     # Cloned: tensors of inference mode cannot take part in training.
     return SolutionData(
-        features(batch).cpu().clone(), torch.where(is_draft, 1.0, -1.0).cpu().clone()
+        features(batch).cpu().clone(), torch.where(is_draft, worth, -worth).cpu().clone()
     )
 
 
 def _tokens(
     target_logits: Tensor, draft_logits: Tensor, part: Sequence[Solution], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the target's and the draft's token after each place, (B, T) from logits (B, T, V).
+    """Return the target's and the draft's token after each place, (B, R) from logits (B, R, V).
 
     Where the draft's token is accepted, the target's is the same.
     """
@@ -184,11 +191,12 @@ def _tokens(
     found = []
     warper = Warper([SamplingConfig(temperature=temperature)], target_logits.device)
     for one, *logits in zip(part, target_logits, draft_logits, strict=True):
-        p, q = (warper.probs(each[None]) for each in logits)  # (1, T, V)
+        p, q = (warper.probs(each[None]) for each in logits)  # (1, R, V)
         coins = row_generator(SamplingConfig(seed=0), one.place)
         uniforms = torch.rand(3, len(one.ids), generator=coins, dtype=torch.float64)
-        uniforms = torch.nn.functional.pad(uniforms, (0, p.shape[1] - len(one.ids))).to(p.device)
-        proposal, acceptance, correction = uniforms[:, None]  # (1, T) each
+        uniforms = uniforms[:, one.num_prompt_tokens - 1 :]
+        uniforms = torch.nn.functional.pad(uniforms, (0, p.shape[1] - len(one.rest))).to(p.device)
+        proposal, acceptance, correction = uniforms[:, None]  # (1, R) each
         draft_ids = draw(q, proposal)
         is_accepted = accepts(p, q, draft_ids, acceptance)
         target_ids = torch.where(is_accepted, draft_ids, draw(residual(p, q), correction))
@@ -197,44 +205,54 @@ def _tokens(
 
 
 def _states_after(
-    target: CachedModel, num_read: int, rows: Tensor, at: Tensor, draft_ids: Tensor
+    target: CachedModel, part: Sequence[Solution], rows: Tensor, at: Tensor, draft_ids: Tensor
 ) -> Tensor:
     """Return the target's hidden states after the draft's tokens, (M, H).
 
-    Each token is read into the cache of the whole texts, over the solution's own token. Later
-    tokens of the text must not see it, so the last mismatch of each row is read first.
+    Each token is read into the cache of the whole texts, over the text's own token. Later tokens of
+    the text must not see it, so the last mismatch of each row is read first.
 
     Args:
-        target: Has read B whole texts, and has room for one token more.
-        num_read: Tokens of each text with padding, T.
+        target: Has read the B texts, and has room for one token more.
+        part: The texts.
         rows: Rows of the mismatches, in order, (M,).
-        at: The last places before them, rising in each row, (M,).
+        at: Places of the tokens before them in `Solution.rest`, rising in each row, (M,).
         draft_ids: What is read, (M,).
     """
     turn = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
     num_turns = int(turn.max()) + 1
-    shape = int(rows[-1]) + 1, num_turns
-    starts = rows.new_full(shape, num_read)  # a row without a mismatch reads something at its end
-    starts[rows, turn] = at + 1
+    # A row without a mismatch reads something after its end.
+    ends = torch.tensor([len(one.ids) for one in part], device=rows.device)
+    firsts = torch.tensor([one.num_prompt_tokens for one in part], device=rows.device)
+    starts = ends[:, None].repeat(1, num_turns)
+    starts[rows, turn] = firsts[rows] + at
     tokens = torch.zeros_like(starts)
     tokens[rows, turn] = draft_ids
     hidden = []
     for i in reversed(range(num_turns)):
-        window = target.window(starts[:, i], 1, num_read + 1)
+        window = target.window(starts[:, i], 1, max(len(one.ids) for one in part) + 1)
         states = target.read(tokens[:, i : i + 1], window).hidden
         assert states is not None, "capture hidden states"
         hidden.append(states[:, 0])
     return torch.stack(hidden[::-1], dim=1)[rows, turn]
 
 
-def _read(model: PreTrainedModel, ids: Tensor, sees_hidden: bool) -> tuple[CachedModel, Output]:
-    """Return logits and last hidden states of whole texts (B, T), as the engine would see them.
+def _read(
+    model: PreTrainedModel, part: Sequence[Solution], sees_hidden: bool
+) -> tuple[CachedModel, Output]:
+    """Return logits (B, R, V) and last hidden states of the texts after their prompts.
 
-    The model comes first, with a cache of the texts that has room for one token more.
+    The model comes first, with a cache of the texts that has room for one token more. What prompts
+    begin with in common is read once.
     """
     cached = CachedModel(model, capture_hidden=sees_hidden)
-    num_rows, num_tokens = ids.shape
-    cached.reserve(num_rows, num_tokens + 1)
-    starts = torch.zeros(num_rows, dtype=torch.int64, device=ids.device)
-    window = cached.window(starts, num_tokens, num_tokens)
-    return cached, cached.read(ids, window, num_logits=num_tokens)
+    prompts = [one.ids[: one.num_prompt_tokens - 1] for one in part]
+    longest = max(len(one.rest) for one in part)
+    end = max(map(len, prompts)) + longest
+    cached.reserve(len(part), end + 1)
+    if any(prompts):
+        cached.prefill(prompts, 0)
+    rests = [one.rest + one.rest[-1:] * (longest - len(one.rest)) for one in part]
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=cached.device)
+    window = cached.window(starts, longest, end)
+    return cached, cached.read(torch.tensor(rests, device=cached.device), window, longest)

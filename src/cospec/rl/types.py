@@ -112,9 +112,10 @@ class KnownBranches(NamedTuple):
 
 
 class SolutionData(NamedTuple):
-    """Decisions whose right token a worked solution tells."""
+    """Decisions whose right token a text of known worth tells."""
 
     features: Tensor
     """(N, F) float32"""
     delta: Tensor
-    """1 where the draft's token is the solution's, -1 where the target's is, (N,)."""
+    """Worth of the draft's token, (N,): that of the text (1 for a worked solution) where the
+    draft's token is the text's, and minus that where the target's is."""

@@ -100,7 +100,7 @@ def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:
         loss = 0.0
         for batch in torch.split(torch.randperm(len(delta), generator=order), _BATCH_SIZE):
             guess = policy(features[batch], order)
-            found = label_loss(guess, delta[batch] > 0, torch.ones_like(guess))
+            found = label_loss(guess, delta[batch] > 0, delta[batch].abs())
             optimiser.zero_grad()
             found.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

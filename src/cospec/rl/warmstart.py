@@ -11,6 +11,7 @@ import torch
 
 from cospec.errors import ConfigError
 from cospec.evaluation.audit.dataset import read_dataset, read_tensors, write_tensors
+from cospec.rl.samples import sample_solutions
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.types import BranchData, Decisions, SolutionData
 from cospec.rl.updates import imitate, known_branches, round_seed, update
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
 
 
-_SLICE = 5000
-"""Solutions between two writes of the cache."""
+_SLICE = {"task": 5000, "samples": 128}
+"""Problems between two writes of the cache, by where their solutions are from. Own answers take
+long to make, and are weighed among those of their slice."""
 
 
 class WarmStart(NamedTuple):
@@ -141,6 +143,7 @@ def read_solutions(
         "task": task.name,
         "features": json.dumps(features.to_dict()),
         "temperature": str(temperature),
+        **_source(config),
     }
     num_read, found = 0, SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
     if path is not None and path.exists():
@@ -150,9 +153,13 @@ def read_solutions(
             f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
             "name another file, or train on all that it holds."
         )
+    source = config.warmup.solutions_from
     while num_read < len(solved):
-        some = solved[num_read : num_read + _SLICE]
-        solutions = encode_solutions(pair, task, some, num_read)
+        some = solved[num_read : num_read + _SLICE[source]]
+        if source == "samples":
+            solutions = sample_solutions(pair, task, some, config, num_read, on_read)
+        else:
+            solutions = encode_solutions(pair, task, some, num_read)
         new = solution_decisions(pair, features, solutions, on_read, temperature)
         found = SolutionData(*map(torch.cat, zip(found, new, strict=True)))
         num_read += len(some)
@@ -161,11 +168,21 @@ def read_solutions(
     return found
 
 
+def _source(config: TrainConfig) -> dict[str, str]:
+    """Return what tells own answers from worked solutions in a cache; nothing for the latter."""
+    warmup = config.warmup
+    if warmup.solutions_from == "task":
+        return {}
+    known = warmup.num_samples, warmup.sample_temperature, config.rollouts.max_new_tokens
+    return {"solutions_from": f"samples {known}"}
+
+
 def _read_cache(path: Path, about: dict[str, str]) -> tuple[int, SolutionData]:
     """Return the number of solutions in a cache, and their decisions."""
     tensors, kept = read_tensors(path, "what was read of solutions")
     kept = {"temperature": "0.0"} | kept  # older files do not say
-    if unlike := [key for key, value in about.items() if kept.get(key) != value]:
+    keys = {*about, "solutions_from"}
+    if unlike := sorted(key for key in keys if kept.get(key) != about.get(key)):
         raise ConfigError(
             f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
             "name another file, or repeat the command that made it."
