@@ -78,7 +78,7 @@ def cheapest_order(prompts: Sequence[Sequence[int]]) -> list[int]:
     Args:
         prompts: Token ids.
     """
-    alike = sorted(range(len(prompts)), key=prompts.__getitem__)
+    alike = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = [num_shared_tokens(prompts[a], prompts[b]) for a, b in itertools.pairwise(alike)]
     num_saved = sum(shared) - len(shared) * min(shared, default=0)
     if 2 * num_saved > sum(map(len, prompts)):

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
 
+_LEAST_WORTH = 1e-6
+"""Answers that are worth less are not read."""
+
 
 def sample_solutions(
     pair: ModelPair,
@@ -67,14 +70,14 @@ def sample_solutions(
     for make_engine in engines:
         engine = make_engine(pair, batch_size=batch_size)
         engine.on_finished = on_read
-        done = engine.generate(
-            [prompt for prompt in prompts for _ in range(number)],
-            [
-                _draw(one, config.warmup.sample_temperature, start + i, j)
-                for i, one in enumerate(settings)
-                for j in range(number)
-            ],
-        )
+        repeated = [prompt for prompt in prompts for _ in range(number)]
+        draws = [
+            _draw(one, config.warmup.sample_temperature, start + i, j)
+            for i, one in enumerate(settings)
+            for j in range(number)
+        ]
+        rollouts = engine.rollouts(repeated, draws, streams=[0] * len(draws), keep_caches=False)
+        done = [rollout.completion for rollout in rollouts]
         answers.append(done)
         scores = [task.score(examples[i // number], one.text) for i, one in enumerate(done)]
         rewards.append([score.reward for score in scores])
@@ -88,11 +91,7 @@ def sample_solutions(
             known = found.get(tuple(ids))
             total = worth + (known.worth if known else 0.0)
             found[tuple(ids)] = Solution(ids, len(one.prompt_ids), start + place, total)
-    return [one for one in found.values() if abs(one.worth) > _LEAST_WORTH]
-
-
-_LEAST_WORTH = 1e-6
-"""Answers that are worth less are not read."""
+    return [one for one in found.values() if abs(one.worth) >= _LEAST_WORTH]
 
 
 def answer_worths(rewards: Tensor) -> Tensor:
