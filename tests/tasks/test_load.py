@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from cospec.errors import CodeExecutionRefusedError, MissingExtraError, TaskError
-from cospec.tasks import load_task
+from cospec.tasks import Example, load_task
+from cospec.tasks.files import FileSource
 
 from .conftest import gsm8k_row
 
@@ -112,3 +114,15 @@ def test_importing_the_tasks_loads_no_heavy_package() -> None:
     heavy = ("transformers", "reasoning_gym", "math_verify", "datasets", "sympy")
     code = f"import cospec.tasks, sys; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_problems_that_begin_alike_come_in_runs_that_do_not_depend_on_their_number(seed):
+    pool = [Example(f"x/{i}", "q", "a", {"db": f"{i % 3}"}) for i in range(120)]
+    source = FileSource("x", {"test": pool}, lambda example: example.metadata["db"])
+    every = source("test", None, seed)
+    assert sorted(e.id for e in every) == sorted(e.id for e in pool)
+    assert [e.id for e in source("test", 50, seed)] == [e.id for e in every[:50]]
+    runs = [len(list(run)) for _, run in itertools.groupby(every, lambda e: e.metadata["db"])]
+    assert len(runs) <= 9 < 120 // 8, "each database has three runs at the most: 16, 16 and 8"
+    assert every != source("test", None, seed + 1)

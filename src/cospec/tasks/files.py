@@ -23,7 +23,7 @@ from cospec.tasks.extras import import_extra
 from cospec.tasks.splits import normalize, split_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 Row: TypeAlias = "dict[str, Any]"
 """A row as its authors wrote it: values of any type."""
@@ -103,12 +103,30 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-class FileSource:
-    """Examples that are all in memory, by split."""
+RUN_LENGTH = 16
+"""Most problems with the same beginning that come one after another."""
 
-    def __init__(self, name: str, pools: Mapping[Split, list[Example]]) -> None:
+
+class FileSource:
+    """Examples that are all in memory, by split.
+
+    Args:
+        name: Of the task, for errors.
+        pools: The examples of each split.
+        beginning: Names what the prompt of an example begins with, such as its database; examples
+            with the same one then come in runs, so that whoever decodes a few hundred of them reads
+            each beginning once or twice. By default their order is drawn one by one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pools: Mapping[Split, list[Example]],
+        beginning: Callable[[Example], str] | None = None,
+    ) -> None:
         self.name = name
         self.pools = pools
+        self.beginning = beginning
 
     def __call__(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
         """The first problems of the split's order under ``seed``."""
@@ -118,8 +136,25 @@ class FileSource:
             raise TaskError(
                 f"{self.name} has {len(pool)} {split} problems, {num_problems or 'some'} asked for."
             )
-        random.Random(seed).shuffle(pool)
+        draw = random.Random(seed)
+        draw.shuffle(pool)
+        if self.beginning is not None:
+            pool = _in_runs(pool, self.beginning, draw)
         return pool[:wanted]
+
+
+def _in_runs(
+    examples: list[Example], beginning: Callable[[Example], str], draw: random.Random
+) -> list[Example]:
+    """Put examples with the same beginning into runs of `RUN_LENGTH` at most, in a drawn order."""
+    alike: dict[str, list[Example]] = {}
+    for example in examples:
+        alike.setdefault(beginning(example), []).append(example)
+    runs = [
+        some[i : i + RUN_LENGTH] for some in alike.values() for i in range(0, len(some), RUN_LENGTH)
+    ]
+    draw.shuffle(runs)
+    return [example for run in runs for example in run]
 
 
 def by_hash(examples: Iterable[Example], whole: str | None = None) -> dict[Split, list[Example]]:

@@ -19,7 +19,7 @@ from cospec.tasks.base import SPLITS, Example
 from cospec.tasks.files import FileSource, by_hash, read_rows
 from cospec.tasks.sql.executor import QueryError
 from cospec.tasks.sql.judge import Judge
-from cospec.tasks.sql.prompt import question_text, sql_task
+from cospec.tasks.sql.prompt import database_of, question_text, sql_task
 from cospec.tasks.sql.schema import from_sqlite
 from cospec.tasks.sql.solution import solution
 from cospec.tasks.sql.trivial import is_empty
@@ -90,7 +90,7 @@ def own(folder: str, whole: str | None = None) -> Task:
         pools = {split: [e for e in examples if e.metadata["split"] == split] for split in SPLITS}
     name = f"sql:{folder}" if whole is None else f"sql:{folder},split={whole}"
     num_shots = 3 if len(pools["train"]) > 3 else 0
-    return sql_task(name, FileSource(name, pools), judge, num_shots)
+    return sql_task(name, FileSource(name, pools, database_of), judge, num_shots)
 
 
 def _example(identity: str, row: Row, judge: Judge) -> Example | None:

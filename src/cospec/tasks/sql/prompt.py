@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cospec.tasks.base import Task
 
 if TYPE_CHECKING:
-    from cospec.tasks.base import Source
+    from cospec.tasks.base import Example, Source
     from cospec.tasks.sql.judge import Judge
     from cospec.tasks.sql.schema import Schema
 
@@ -25,6 +25,11 @@ def question_text(schema: Schema, question: str) -> str:
     """Schema, request and question."""
     asked = " ".join(question.split())
     return f"SQLite tables:\n{schema.prompt_text()}\n\n{_ASK}\n\nQuestion: {asked}"
+
+
+def database_of(example: Example) -> str:
+    """Return the name of the database that a question is about."""
+    return str(example.metadata["db_id"])
 
 
 def sql_task(name: str, source: Source, judge: Judge, num_shots: int = 3) -> Task:

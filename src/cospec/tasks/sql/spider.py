@@ -19,7 +19,7 @@ from cospec.tasks.files import DataSet, FileSource, Part
 from cospec.tasks.sql.dice import stable_hash
 from cospec.tasks.sql.fillings import Fillings
 from cospec.tasks.sql.judge import Judge
-from cospec.tasks.sql.prompt import question_text, sql_task
+from cospec.tasks.sql.prompt import database_of, question_text, sql_task
 from cospec.tasks.sql.schema import from_spider
 from cospec.tasks.sql.solution import solution
 
@@ -68,7 +68,7 @@ def spider(data_dir: Path | None = None, part: str = "all") -> Task:
         pools["test"] += [_example(identity, row, schemas) for identity, row in dev]
     name = "spider" if part == "all" else f"spider,part={part}"
     judge = Judge(Fillings(schemas, queries))
-    return sql_task(name, FileSource(name, pools), judge)
+    return sql_task(name, FileSource(name, pools, database_of), judge)
 
 
 def question_hash(row: Row) -> str:
