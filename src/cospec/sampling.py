@@ -104,7 +104,7 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Sample by inverting the cumulative distribution; a token of probability 0 is never drawn.
 
     Args:
-        probs: (..., V), rows need not be normalised.
+        probs: (..., V), rows need not be normalized.
         uniforms: (...) in [0, 1), float64.
 
     Returns:
@@ -117,7 +117,7 @@ def draw(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """Distribution to draw from after a rejection: max(p - q, 0), not normalised.
+    """Distribution to draw from after a rejection: max(p - q, 0), not normalized.
 
     Args:
         p: Target probabilities, (..., V), rows sum to 1.

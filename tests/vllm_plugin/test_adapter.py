@@ -12,7 +12,7 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, ConfigError
 from cospec.features import ScalarFeatures
-from cospec.vllm_plugin.adapter import check_supported, load, place
+from cospec.vllm_plugin.adapter import check_engine, load, place
 from cospec.vllm_plugin.requests import MAX_STOP_IDS, RequestTable, is_plain
 from tests.vllm_plugin.conftest import DRAFT, HIDDEN, OTHER_PAIRS, TARGET
 
@@ -122,13 +122,13 @@ def test_an_engine_that_we_do_not_support_is_refused():
     def engine(**speculative):
         return types.SimpleNamespace(speculative_config=types.SimpleNamespace(**speculative))
 
-    check_supported(engine(rejection_sample_method="standard"))
+    check_engine(engine(rejection_sample_method="standard"))
     with pytest.raises(ConfigError, match="drafts none"):
-        check_supported(types.SimpleNamespace(speculative_config=None))
+        check_engine(types.SimpleNamespace(speculative_config=None))
     with pytest.raises(ConfigError, match=r"rejection_sample_method .* 'block'"):
-        check_supported(engine(rejection_sample_method="block"))
+        check_engine(engine(rejection_sample_method="block"))
     with pytest.raises(ConfigError, match="use_heterogeneous_vocab"):
-        check_supported(engine(use_heterogeneous_vocab=True))
+        check_engine(engine(use_heterogeneous_vocab=True))
 
 
 def learned(features):

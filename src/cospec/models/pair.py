@@ -210,7 +210,7 @@ def compare_tokenizers(
         if ids[0] != ids[1]:
             raise TokenizerMismatchError(
                 f"draft and target split {text!r} differently though their ids stand for the same "
-                "strings; pass a pair that shares its merges and normalisation."
+                "strings; pass a pair that shares its merges and normalization."
             )
     for name in ("bos_token", "eos_token", "chat_template"):
         values = getattr(draft, name, None), getattr(target, name, None)

@@ -76,7 +76,7 @@ class Adapter:
             ConfigError: The engine is set up in a way that the adapter does not support.
             ArbiterError: The arbiter was trained on the hidden states of another pair.
         """
-        check_supported(vllm_config)
+        check_engine(vllm_config)
         vocab_size = vllm_config.model_config.get_vocab_size()
         arbiter = load(settings.arbiter_spec, vllm_config, has_hidden=has_hidden)
         arbiter = place(arbiter, device, vocab_size, find_tokenizer)
@@ -140,7 +140,7 @@ class Adapter:
             )
 
 
-def check_supported(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
+def check_engine(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
     """Raise unless the adapters can work with an engine's configuration.
 
     Raises:
