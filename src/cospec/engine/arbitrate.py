@@ -13,7 +13,7 @@ from cospec.rulings import Veto, find_vetoes
 from cospec.types import NO_FEATURES, Arbiter, MismatchBatch, Origin, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -64,12 +64,18 @@ def arbitrate(
         ArbiterError: The answer is not a ruling on each mismatch.
     """
     decisions: list[dict[int, Decision]] = [{} for _ in blocks]
-    where = [(r, j) for r, block in enumerate(blocks) for j in block.mismatches()]
+    where = [
+        (r, j, _is_stop(row, block, j), len(row.generated) + j < row.config.exact_prefix_tokens)
+        for r, (row, block) in enumerate(zip(rows, blocks, strict=True))
+        for j in block.mismatches()
+    ]
     if not where:
         return decisions
     device = proposal.token_ids.device
-    r, places = torch.tensor(where, device=device).unbind(dim=1)
-    history, num_exact, stop_ids = _state_of(rows, device)
+    r, places, is_stop, is_exact = torch.tensor(where, device=device).unbind(dim=1)
+    ruled = Origin.OVERRIDE, Origin.CORRECTION
+    counts = [[len(row.generated), *map(row.origins.count, ruled)] for row in rows]
+    history = torch.tensor(counts, device=device)  # (B, 3)
     batch = collect_mismatches(
         verified, proposal, r, places, history, arbiter.needs, chance.uniforms
     )
@@ -78,57 +84,36 @@ def arbitrate(
     vetoes = find_vetoes(
         ruling.keep_draft,
         ruling.score,
-        draft_ids=batch.draft_ids,
-        target_ids=batch.target_ids,
         draft_logit=verified.logits[r, places, batch.draft_ids],
         is_cut=is_cut(verified, batch, chance.warper),
-        positions=batch.positions,
-        num_exact=num_exact[r],
-        stop_ids=stop_ids[r],
+        is_exact=is_exact.bool(),
+        is_stop=is_stop.bool(),
     )
-    keep = ruling.keep_draft & (vetoes == Veto.NONE)
-    parts = [keep, vetoes, keep if ruling.score is None else ruling.score]
-    if keep_trace:
-        parts += trace_probs(verified, proposal, batch).unbind()
-    table = torch.stack([part.double() for part in parts], dim=1).tolist()  # (M, 3 or 7)
-    shown: Sequence[Tensor] = [NO_FEATURES] * len(where)
-    if keep_trace and ruling.features is not None:
-        shown = ruling.features.float().cpu().unbind()  # M of (F,)
-    for (row, place), features, (kept, veto, value, *probs) in zip(
-        where, shown, table, strict=True
-    ):
-        decisions[row][place] = Decision(
-            bool(kept),
-            Veto(int(veto)),
-            None if ruling.score is None else value,
-            tuple(probs) or (math.nan,) * 4,
-            features,
-        )
+    probs = trace_probs(verified, proposal, batch) if keep_trace else None
+    found = _to_host(ruling, vetoes, probs)
+    for (row, place, *_), decision in zip(where, found, strict=True):
+        decisions[row][place] = decision
     return decisions
 
 
-def _state_of(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Collect the state of each row that vetoes and arbiters use, in one transfer.
+def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[Decision]:
+    """Bring what counts of M rulings to the host; with probabilities (4, M) the features too."""
+    keep, has_score = ruling.keep_draft & (vetoes == Veto.NONE), ruling.score is not None
+    parts = [keep, vetoes, keep if ruling.score is None else ruling.score]
+    parts += [] if probs is None else probs.unbind()
+    table = torch.stack([part.double() for part in parts], dim=1).tolist()  # (M, 3 or 7)
+    shown: Sequence[Tensor] = [NO_FEATURES] * len(table)
+    if probs is not None and ruling.features is not None:
+        shown = ruling.features.float().cpu().unbind()  # M of (F,)
+    for features, (kept, veto, score, *four) in zip(shown, table, strict=True):
+        known = tuple(four) or (math.nan,) * 4
+        yield Decision(bool(kept), Veto(int(veto)), score if has_score else None, known, features)
 
-    Returns:
-        Tokens generated, overrides and corrections among them, (B, 3); tokens that stay lossless,
-        (B,); tokens that end the text and are never overridden, padded with -1, (B, S).
-    """
-    stops = [() if r.config.override_stop_tokens else tuple(r.stop_ids) for r in rows]
-    width = max(map(len, stops))
-    ruled = Origin.OVERRIDE, Origin.CORRECTION
-    state = [
-        [
-            len(row.generated),
-            *map(row.origins.count, ruled),
-            row.config.exact_prefix_tokens,
-            *ids,
-            *[-1] * (width - len(ids)),
-        ]
-        for row, ids in zip(rows, stops, strict=True)
-    ]
-    table = torch.tensor(state, device=device)
-    return table[:, :3], table[:, 3], table[:, 4:]
+
+def _is_stop(row: Row, block: Block, place: int) -> bool:
+    """Whether one of the tokens at a mismatch ends the text and may not be overridden."""
+    ids = {block.drafted[place], block.target_ids[place]}
+    return not row.config.override_stop_tokens and not ids.isdisjoint(row.stop_ids)
 
 
 def _check(ruling: Ruling, batch: MismatchBatch, name: str) -> None:

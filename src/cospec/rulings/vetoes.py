@@ -34,34 +34,26 @@ def find_vetoes(
     keep_draft: Tensor,
     score: Tensor | None,
     *,
-    draft_ids: Tensor,
-    target_ids: Tensor,
     draft_logit: Tensor,
     is_cut: Tensor | None,
-    positions: Tensor,
-    num_exact: Tensor | int,
-    stop_ids: Tensor,
+    is_exact: Tensor,
+    is_stop: Tensor,
 ) -> Tensor:
     """Return the veto of each ruling, (M,) int64; a score that is not finite has one always.
 
     Args:
         keep_draft: The arbiter's ruling, (M,) bool.
         score: The number that it follows from, (M,) float, if it gives one.
-        draft_ids: The draft's tokens, (M,).
-        target_ids: What stands in their place, (M,).
         draft_logit: The target's raw logit of the draft's token, (M,).
         is_cut: Whether truncation takes it from the target's distribution, (M,) bool.
-        positions: Its index in the generated text, (M,).
-        num_exact: First tokens of the text that stay lossless, (M,) or one for all.
-        stop_ids: Tokens that end the text and may not be overridden, padded with -1, (M, S).
+        is_exact: Whether its place in the text is to stay lossless, (M,) bool.
+        is_stop: Whether one of the two tokens ends the text and may not be overridden, (M,) bool.
     """
     is_impossible = draft_logit == float("-inf")
     if is_cut is not None:
         is_impossible = is_impossible | is_cut
-    both = torch.stack([draft_ids, target_ids], dim=1)  # (M, 2)
-    is_stop = (both[:, :, None] == stop_ids[:, None]).flatten(1).any(dim=1)
     veto = torch.where(is_stop, Veto.STOP_TOKEN, Veto.NONE)
-    veto = veto.masked_fill(positions < num_exact, Veto.EXACT_PREFIX)
+    veto = veto.masked_fill(is_exact, Veto.EXACT_PREFIX)
     veto = veto.masked_fill(is_impossible, Veto.FORBIDDEN)
     veto = veto.masked_fill(~keep_draft, Veto.NONE)
     return veto if score is None else veto.masked_fill(~score.isfinite(), Veto.NON_FINITE)

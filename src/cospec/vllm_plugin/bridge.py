@@ -177,16 +177,14 @@ class RowArbiter:
             # The guard of a trained arbiter is a score of 0, which no threshold lets pass.
             is_bold = (score > rows.thresholds) & (score > 0)
             keep = torch.where(rows.thresholds.isnan(), keep, is_bold)
+        both = torch.stack([rows.safe_ids, target_ids], dim=1)  # (T, 2)
         vetoes = find_vetoes(
             keep,
             score,
-            draft_ids=rows.safe_ids,
-            target_ids=target_ids,
             draft_logit=rows.target_logits.gather(1, rows.safe_ids[:, None])[:, 0],
             is_cut=rows.is_cut,
-            positions=rows.positions,
-            num_exact=self.exact_prefix_tokens,
-            stop_ids=rows.stop_ids,
+            is_exact=rows.positions < self.exact_prefix_tokens,
+            is_stop=(both[:, :, None] == rows.stop_ids[:, None]).flatten(1).any(dim=1),
         )
         keep = keep & asked & (vetoes == Veto.NONE)
         is_non_finite = asked & (vetoes == Veto.NON_FINITE)
