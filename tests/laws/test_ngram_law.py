@@ -47,24 +47,24 @@ def test_lossless_with_the_ngram_drafter_is_what_transformers_generates(family, 
     assert {step.num_draft_tokens for c in done for step in c.trace} >= {0, k}
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_lossless_sampling_from_looked_up_tokens_follows_the_targets_law(k):
+def test_lossless_sampling_from_looked_up_tokens_follows_the_targets_law():
     """With q on one token, it is accepted with p(token), and else drawn from p without it."""
     engine = Engine(
         ModelPair(TableModel(TARGET)),
         load_arbiter("lossless"),
         drafter="ngram",
-        num_speculative_tokens=k,
-        batch_size=256,
+        num_speculative_tokens=3,
+        batch_size=512,
         prompt_lookup_min=1,
         keep_trace=False,
     )
-    settings = list(SETTINGS.values()) * NUM_DRAWS
+    chosen = {name: SETTINGS[name] for name in ("plain", "top_p")}
+    settings = list(chosen.values()) * NUM_DRAWS
     done = engine.generate([START] * len(settings), settings)
     assert sum(c.stats.num_strict_accepts for c in done) > NUM_DRAWS
     assert sum(c.origins.count(Origin.CORRECTION) for c in done) > NUM_DRAWS
-    for i, (name, config) in enumerate(SETTINGS.items()):
-        counts = text_counts(done[i :: len(SETTINGS)])
+    for i, (name, config) in enumerate(chosen.items()):
+        counts = text_counts(done[i :: len(chosen)])
         assert p_value(counts, law(TARGET, config, START[-1])) > FALSE_ALARM_RATE, name
 
 
