@@ -64,9 +64,13 @@ def test_problems_whose_answer_changed_come_first(rows):
 
 def test_a_lossless_trace_has_no_overrides_and_the_targets_answers(pair, task):
     engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=3)
-    for row in trace_problems(engine, task, task.examples("test"), keep=3, max_new_tokens=12):
-        assert row["correct"] == row["target_correct"] and row["num_overrides"] == 0
-        assert all("draft_correct" not in m for m in row["mismatches"])
+    found = trace_problems(engine, task, task.examples("test"), keep=9, max_new_tokens=24)
+    assert len(found) == 9
+    assert all(row["correct"] == row["target_correct"] for row in found)
+    assert not any(row["num_overrides"] for row in found)
+    mismatches = [m for row in found for m in row["mismatches"]]
+    assert len(mismatches) > 9, "the draft disagrees"
+    assert not any(m["keep_draft"] or "draft_correct" in m for m in mismatches)
 
 
 def test_a_character_of_several_tokens_belongs_to_the_last_of_them(tokenizer):
