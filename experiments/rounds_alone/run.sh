@@ -51,11 +51,6 @@ cospec bench --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-p
     ensemble:draft_weight=0.4 --num-tune-problems 0 -k 16 --batch-sizes 1 4 16 --repeats 3 \
     --threads 1 --json runs/speed_specialist.json
 
-# oracle_agreement_specialist.json: commit 38107a5, 0 min, Intel Xeon, 1 thread.
-python experiments/rounds_alone/oracle_agreement.py runs/audit_specialist_test.json \
-    runs/eval_specialist.json --data runs/audit_specialist_test.safetensors \
-    --json runs/oracle_agreement_specialist.json
-
 # eval_specialist_k6.json: commit 8b9d5ce, 48 min, Intel Xeon, 1 thread.
 cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --split test \
     --num-problems 3000 --seed 12 -k 6 --batch-size 32 --threads 1 --arbiter runs/specialist-seed0 \

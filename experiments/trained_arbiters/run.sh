@@ -66,15 +66,3 @@ cospec bench --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-p
     --seed 55 --arms runs/specialist-corrected-seed0 runs/specialist-corrected-seed1 \
     runs/specialist-corrected-seed2 --num-tune-problems 0 -k 16 --batch-sizes 1 4 16 --repeats 3 \
     --threads 1 --json runs/speed_specialist_corrected.json
-
-# round_learning_family.json: commit c284eb9, 6 min, Intel Xeon, 1 thread.
-python experiments/trained_arbiters/round_learning.py runs/family-collect \
-    --json runs/round_learning_family.json --num-whole 40
-
-# round_learning_specialist.json: commit c284eb9, 3 min, Intel Xeon, 1 thread.
-python experiments/trained_arbiters/round_learning.py runs/specialist-collect \
-    --json runs/round_learning_specialist.json --num-whole 10
-
-# solution_learning_specialist.json: commit d96c3bd, 6 min, Intel Xeon, 1 thread.
-python experiments/trained_arbiters/solution_learning.py runs/sol2-specialist.safetensors \
-    --json runs/solution_learning_specialist.json --num-decisions 20000 --num-seeds 2

@@ -1,6 +1,6 @@
 """Near-duplicates of test problems among the solved train problems, and the gain without them.
 
-    python experiments/twins/run.py --results benchmarks/results --out experiments/twins/result.json
+    python experiments/twins/twins.py --out experiments/twins/result.json
 
 A *twin* of a test problem is a solved train problem of the same template with the same numbers in
 the same order: only names differ, so its worked solution has the same arithmetic. The result file
@@ -11,8 +11,8 @@ the rows of the evaluation.
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ import reasoning_gym
 from cospec.results import Provenance, write_json
 from cospec.tasks import Example, load_task
 from cospec.tasks.splits import normalize, split_of
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.tables.rows import read  # a script of the repository
 
 TASK = "reasoning_gym:gsm_symbolic"
 SOLUTION_SEED = 1_000_000  # of `cospec train`: the solved problems of every run begin there
@@ -111,14 +114,10 @@ def seen_in_training(num_chunks: int, num_items: int) -> dict[str, int]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     provenance = Provenance()
-    tests = {
-        name: test_problems(json.loads((options.results / f"{name}.json").read_text()))
-        for name in TABLES
-    }
+    tests = {name: test_problems(read(name)) for name in TABLES}
     solved = load_task(TASK).examples(
         "train", max(n for _, n in EVALUATIONS.values()), SOLUTION_SEED
     )
@@ -130,13 +129,7 @@ def main() -> None:
     document = {
         "schema": 1,
         "command": "twins",
-        "argv": [
-            "experiments/twins/run.py",
-            "--results",
-            str(options.results),
-            "--out",
-            str(options.out),
-        ],
+        "argv": ["experiments/twins/twins.py", "--out", str(options.out)],
         "provenance": provenance.to_dict("cpu", "none"),
         "seen_in_training": {name: seen_in_training(*size) for name, size in SIZES.items()},
         "recurring": recurring,

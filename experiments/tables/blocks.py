@@ -1,0 +1,304 @@
+"""Tables of the pages, by the name in their marker."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import pstdev
+from typing import TYPE_CHECKING, Any
+
+from examples.safety import summary as safety
+
+from cospec.evaluation.audit.costs import Costs, predicted_speedups
+from cospec.evaluation.audit.summary import if_free_stood, outcome
+from cospec.evaluation.stats import cluster_interval, mcnemar_p
+from cospec.rl.calibrate import harm_p_values, num_rejected
+from experiments.heldout_templates import summarise as heldout
+from experiments.tables import twins
+from experiments.tables.rows import Arm, Json, arms, parts, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _right(arm: Arm) -> str:
+    low, high = arm.interval
+    return f"{arm.accuracy:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _against(arm: Arm, other: Arm) -> str:
+    won, lost = arm.against(other)
+    return f"{won} / {lost}"
+
+
+def _times(number: float) -> str:
+    return f"{number:.2f}x"
+
+
+def comparison(name: str, *chosen: str) -> str:
+    """Arms of an evaluation or of the demo, one row each."""
+    of = arms(name)
+    header = "arm,right,won / lost,McNemar p,tokens/s,over target,over lossless"
+    return _table(
+        [*header.split(","), "acceptance length", "overrides"],
+        [
+            [
+                arm.name, _right(arm), _against(arm, of["target"]), f"{arm.p(of['target']):.2g}",
+                f"{arm.rate:.0f}", _times(arm.over(of["target"])), _times(arm.over(of["lossless"])),
+                f"{arm.acceptance_length:.2f}", str(arm.num_overrides),
+            ]
+            for arm in of.values()
+            if not chosen or arm.name in chosen
+        ],
+    )  # fmt: skip
+
+
+def bench(name: str) -> str:
+    """Every rule at its tuned setting beside the trained arbiters."""
+    of, rival = arms(name), parts(name)[0]["best_rival"]
+
+    def setting(entry: Json) -> str:
+        said = [f"k={entry['k']}"] if entry["k"] else []
+        said += [entry["knob"]] if entry["knob"] else []
+        return f" ({', '.join(said)})" if said else ""
+
+    def against_rival(arm: Arm) -> str:
+        if rival is None:
+            return "not tuned"
+        return f"{_against(arm, of[rival])}, p {arm.p(of[rival]):.2g}"
+
+    header = "arm,right,won / lost,McNemar p,against the best rival,over target,over lossless"
+    return _table(
+        [*header.split(","), "forwards a token", "overrides"],
+        [
+            [
+                f"{arm.name}{setting(arm.entry)}", _right(arm), _against(arm, of["target"]),
+                f"{arm.p(of['target']):.2g}", against_rival(arm), _times(arm.over(of["target"])),
+                _times(arm.over(of["lossless"])), f"{arm.forwards_per_token:.3f}",
+                str(arm.num_overrides),
+            ]
+            for arm in of.values()
+        ],
+    )  # fmt: skip
+
+
+def speeds(name: str) -> str:
+    """Speed-ups of each arm at each batch size, mean of the repeats and spread."""
+    cells = [arms(name, i) for i in range(len(parts(name)))]
+    sizes = [cell["batch_size"] for cell in parts(name)]
+
+    def shown(cell: dict[str, Arm], arm: str, baseline: str) -> str:
+        if arm not in cell:
+            return "not run"
+        spread = pstdev(cell[arm].over_by_repeat(cell[baseline]))
+        return f"{_times(cell[arm].over(cell[baseline]))} ± {spread:.2f}"
+
+    return _table(
+        ["arm", *(label for n in sizes for label in (f"over target, batch {n}", "over lossless"))],
+        [
+            [arm, *(shown(cell, arm, base) for cell in cells for base in ("target", "lossless"))]
+            for arm in dict.fromkeys(name for cell in cells for name in cell)
+        ],
+    )
+
+
+def variants(reference: str, *names: str) -> str:
+    """Arms of the evaluations of variants, each against the target and against one of them."""
+    of: dict[str, Arm] = {}
+    files = [f"eval_specialist_{part}" for part in ("group", "more", "variants")]
+    assert len({tuple(read(file)["ids"]) for file in files}) == 1, "they are paired by problem"
+    for file in files:
+        of |= {name.removesuffix(":threshold=0.5"): arm for name, arm in arms(file).items()}
+    target, exact = of["target"], of["lossless"]
+
+    def row(name: str) -> list[str]:
+        arm, other = of[name], of[reference]
+        against = f"{_against(arm, other)}, p {arm.p(other):.2g}" if name != reference else ""
+        share = arm.num_target_forwards / exact.num_target_forwards
+        won = f"{_against(arm, target)}, p {arm.p(target):.2g}"
+        return [name, _right(arm), won, against, f"{share:.1%}", str(arm.num_overrides)]
+
+    header = f"arm,right,won / lost against the target,against `{reference}`"
+    return _table(
+        [*header.split(","), "target forwards of lossless's", "overrides"], map(row, names)
+    )
+
+
+def calibration(name: str) -> str:
+    """Thresholds on the tune split, and which of them the guarantee certifies."""
+    of, plan = arms(name), read(name)["config"]["calibrate"]
+    tried = {key.partition(":threshold=")[2]: arm for key, arm in of.items() if ":thresh" in key}
+    lost = [arm.against(of["target"])[1] for arm in tried.values()]
+    size = len(of["target"].bits)
+    p_values = harm_p_values(lost, size, plan["epsilon"])
+    num_certified = int(num_rejected(p_values, plan["delta"]))
+    header = "threshold,right,won / lost,harmed,p,certified,target forwards of lossless's"
+    return _table(
+        header.split(","),
+        [
+            [
+                threshold, f"{arm.accuracy:.1%}", _against(arm, of["target"]),
+                f"{lost[i] / size:.1%}", f"{p_values[i]:.2g}",
+                "yes" if i < num_certified else "no",
+                f"{arm.num_target_forwards / of['lossless'].num_target_forwards:.1%}",
+            ]
+            for i, (threshold, arm) in enumerate(tried.items())
+        ],
+    )  # fmt: skip
+
+
+def transfer(name: str) -> str:
+    """Points over the target of each arm on every pair and task, with problems won and lost."""
+    cells = [(part, arms(name, i)) for i, part in enumerate(parts(name))]
+    names = [arm for arm in cells[0][1] if arm not in ("target", "lossless")]
+
+    def points(won: int, lost: int, size: int) -> str:
+        return f"{100 * (won - lost) / size:+.1f} ({won} / {lost}, p {mcnemar_p(won, lost):.2g})"
+
+    rows, pooled = [], {}
+    for part, of in cells:
+        row = [part["pair"], part["task"], f"{of['target'].accuracy:.1%}"]
+        for arm in names:
+            counts = *of[arm].against(of["target"]), len(of[arm].bits)
+            sums = pooled.setdefault(part["pair"], {}).setdefault(arm, [0, 0, 0])
+            pooled[part["pair"]][arm] = [a + b for a, b in zip(sums, counts, strict=True)]
+            row.append(points(*counts))
+        rows.append(row)
+    for pair, sums in pooled.items():
+        rows.append([pair, "all of these", "", *(points(*sums[arm]) for arm in names)])
+    return _table(["pair", "task", "target", *names], rows)
+
+
+def vllm_speed(name: str) -> str:
+    """Target alone, stock speculation, and the arbiter inside vLLM."""
+    part = read(name)
+    rows: dict[str, list[bool]] = {}
+    for row in part["rows"]:
+        rows.setdefault(row["arm"], []).append(row["correct"])
+    bits = {arm: "".join(str(int(one)) for one in found) for arm, found in rows.items()}
+    of = {e["name"]: Arm(e, bits[e["name"]], [], 0, 0, 0) for e in part["arms"]}
+    stock = of["stock"].entry["trials"]
+
+    def rate(trials: dict[str, list[float]], size: str) -> float:
+        return sorted(trials[size])[len(trials[size]) // 2]
+
+    def row(arm: Arm) -> list[str]:
+        rates = [(rate(arm.entry["trials"], n), rate(stock, n)) for n in ("1", "8")]
+        won = _against(arm, of["target"])
+        cells = [arm.name, _right(arm), won, f"{arm.p(of['target']):.2g}"]
+        for ours, theirs in rates:
+            cells += [f"{ours:.0f}", _times(ours / theirs)]
+        length = arm.entry["mean_acceptance_length"]
+        return [*cells, f"{length:.2f}", str(arm.entry.get("num_overrides", 0))]
+
+    header = "arm,right,won / lost,McNemar p,tokens/s at 1,over stock,tokens/s at 8,over stock"
+    return _table([*header.split(","), "acceptance length", "overrides"], map(row, of.values()))
+
+
+AUDITS = {
+    "audit_family": "`bundled:family`",
+    "audit_specialist": "`bundled:specialist`",
+    "audit_real_gsm8k": "Qwen2.5-Coder 1.5B / 0.5B",
+}
+
+
+def _share(counts: Iterable[tuple[float, int]]) -> str:
+    """A share with its interval over problems, from a count and a total of each."""
+    counts = list(counts)
+    low, high = cluster_interval(counts)
+    share = sum(above for above, _ in counts) / sum(below for _, below in counts)
+    return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def audits() -> str:
+    """What a mismatch decides on each audited pair, and how far an arbiter could go."""
+    rows: dict[str, list[str]] = {}
+    for name in AUDITS:
+        result = read(name)
+        records = result["rows"]
+        played = [[outcome(m) for m in record["mismatches"]] for record in records]
+        num_mismatches = sum(record["num_mismatches"] for record in records)
+        away = [r["correct"] or "only_draft" in o for r, o in zip(records, played, strict=True)]
+        column = {
+            "problems": str(len(records)),
+            "target alone right": _share((r["correct"], 1) for r in records),
+            "draft alone right": _share((r["draft_correct"], 1) for r in records),
+            "mismatches a problem": f"{num_mismatches / len(records):.1f}",
+            "branches played": str(sum(map(len, played))),
+        }
+        for one in ("only_draft", "only_target", "both", "neither"):
+            counts = [(found.count(one), len(found)) for found in played]
+            column[f"{one.replace('_', ' ')} right"] = _share(counts)
+        column["right with at most one override"] = _share((ok, 1) for ok in away)
+        searched = all(r.get("oracle_correct") is not None for r in records)
+        oracle = _share((r["oracle_correct"], 1) for r in records) if searched else "not searched"
+        column["oracle path right"] = oracle
+        costs = Costs(**result["costs"][0])
+        paths = [record["accepted"] for record in records]
+        free = if_free_stood(records)
+        for label, chosen in (("exact", paths), ("if all free tokens stood", free)):
+            best: dict[str, Any] = max(
+                predicted_speedups(costs, chosen), key=lambda found: found["speedup"]
+            )
+            column[f"predicted speed-up, {label}"] = f"{best['speedup']:.2f}x (k = {best['k']})"
+        for label, cell in column.items():
+            rows.setdefault(label, []).append(cell)
+    return _table(["", *AUDITS.values()], ([label, *cells] for label, cells in rows.items()))
+
+
+CONTROLS = (
+    *("target", "draft", "lossless", *(f"specialist-k16-seed{seed}" for seed in range(3)), "all"),
+    *(f"specialist-k16-{method}" for method in ("gold", "reinforce", "autojudge")),
+    *("cosd:alpha=0.9,beta=0.5", "cascade_chow:alpha=0.2", "ensemble:draft_weight=0.4"),
+    "random:rate=0.4",
+)
+CHANGES = (
+    *("all", "linear", "no-lookahead", "confidence-only", "lambda-1"),
+    *("specialist-k16-group", "specialist-k16-hidden0", "specialist-k16-hidden1"),
+)
+CURVE = ("branches-1000", "branches-4000", "all")
+FRONTIER = (
+    *("all:threshold=0.8", "all", "all:threshold=0.3", "all:threshold=0.1", "lambda-1"),
+    *("cosd:alpha=0.9,beta=0.5", "ensemble:draft_weight=0.4", "gap:max_gap=4"),
+)
+COMPARISONS = (
+    *("demo", "eval_family", "eval_family_batch16", "eval_family_corrected", "eval_specialist"),
+    *("eval_specialist_batch16", "eval_specialist_corrected", "eval_real_gsm8k"),
+    *("eval_real_gsm8k_660", "eval_real_gsm8k_mlp", "eval_real_logic"),
+    *("guard_family", "guard_specialist", "eval_family_hidden", "eval_specialist_hidden"),
+)
+BENCHES = (
+    *("bench_family", "bench_family_sampled", "bench_family_sampled_trained", "bench_real_gsm8k"),
+    *("bench_specialist", "bench_specialist_sampled", "bench_specialist_sampled_trained"),
+)
+SPEEDS = (
+    *("speed_family", "speed_specialist", "speed_family_corrected", "speed_specialist_corrected"),
+    *("speed_family_hidden", "speed_specialist_hidden"),
+    *("speed_all_family", "speed_all_specialist"),
+)
+BLOCKS: dict[str, Callable[[], str]] = {
+    **{name: partial(comparison, name) for name in COMPARISONS},
+    **{name: partial(bench, name) for name in BENCHES},
+    **{name: partial(speeds, name) for name in SPEEDS},
+    **{name: partial(transfer, name) for name in ("five_tasks", "guard_tasks", "transfer")},
+    **{f"heldout_{pair}": partial(heldout.table, pair) for pair in ("family", "specialist")},
+    "heldout_family_contest": partial(heldout.contest, "family"),
+    "heldout_specialist_contest": partial(heldout.contest, "specialist"),
+    "audits": audits,
+    "calibration": partial(calibration, "calibrate_specialist"),
+    "safety_real": lambda: safety.table(read("safety_real")),
+    "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),
+    "twins": twins.table,
+    "twins_family": partial(twins.table, ("family",)),
+    "twins_specialist": partial(twins.table, ("specialist",)),
+    "variants_changes": partial(variants, "all", *CHANGES),
+    "variants_controls": partial(variants, "all", *CONTROLS),
+    "variants_curve": partial(variants, "all", *CURVE),
+    "variants_frontier": partial(variants, "all", *FRONTIER),
+    "vllm_speed": partial(vllm_speed, "vllm_speed_specialist"),
+}
