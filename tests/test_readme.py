@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from experiments.tables import numbers, rows
+
 ROOT = Path(__file__).parent.parent
+VLLM = "vllm_speed_specialist"
 
 
 def test_the_figures_in_the_readme_are_those_of_the_result_files():
     command = [sys.executable, str(ROOT / "experiments" / "readme.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_marked_number_that_the_rows_do_not_give_is_replaced():
+    """So the check fails on a page whose number is another one."""
+    text = "<!-- n eval_family_batch16 target right -->{}<!-- /n --> and 9 <!-- not marked -->"
+    shown = numbers.filled(text.format("99.9 %"))
+    assert shown == text.format("57.7 %") == numbers.filled(shown)
+    with pytest.raises(SystemExit, match="cannot be computed"):
+        numbers.filled("<!-- n eval_family_batch16 nobody right -->1<!-- /n -->")
+    with pytest.raises(AssertionError, match="not closed"):
+        numbers.filled("<!-- n eval_family_batch16 target right -->57.7 %")
+
+
+def test_tables_follow_the_bits_of_the_rows_and_no_stored_summary():
+    arm = rows.arms("eval_family_batch16")["draft"]
+    other = dataclasses.replace(arm, bits="1" * len(arm.bits), entry={"name": "draft"})
+    assert other.accuracy == 1.0 > arm.accuracy == arm.entry["accuracy"]
+    assert other.against(arm) == (arm.bits.count("0"), 0)
+
+
+def test_the_problems_of_the_demo_are_those_of_the_comparison_inside_vllm():
+    """The card says so: they are no others."""
+    demo, vllm = ({row["id"] for row in rows.read(name)["rows"]} for name in ("demo", VLLM))
+    assert demo == vllm and len(demo) == 200
 
 
 def test_the_example_of_the_readme_runs_and_prints_what_it_shows():

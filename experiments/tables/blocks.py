@@ -58,8 +58,8 @@ def comparison(name: str, *chosen: str) -> str:
     )  # fmt: skip
 
 
-def bench(name: str) -> str:
-    """Every rule at its tuned setting beside the trained arbiters."""
+def bench(name: str, *beginnings: str) -> str:
+    """Every rule at its tuned setting beside the trained arbiters, or arms that begin so."""
     of, rival = arms(name), parts(name)[0]["best_rival"]
 
     def setting(entry: Json) -> str:
@@ -83,6 +83,7 @@ def bench(name: str) -> str:
                 str(arm.num_overrides),
             ]
             for arm in of.values()
+            if not beginnings or arm.name.startswith(beginnings)
         ],
     )  # fmt: skip
 
@@ -276,6 +277,10 @@ BENCHES = (
     *("bench_family", "bench_family_sampled", "bench_family_sampled_trained", "bench_real_gsm8k"),
     *("bench_specialist", "bench_specialist_sampled", "bench_specialist_sampled_trained"),
 )
+SHORT = (
+    *("target", "draft", "lossless", "cascade_diff", "cosd", "ensemble", "gap", "random", "oracle"),
+    *("family", "specialist"),
+)
 SPEEDS = (
     *("speed_family", "speed_specialist", "speed_family_corrected", "speed_specialist_corrected"),
     *("speed_family_hidden", "speed_specialist_hidden"),
@@ -289,6 +294,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **{f"heldout_{pair}": partial(heldout.table, pair) for pair in ("family", "specialist")},
     "heldout_family_contest": partial(heldout.contest, "family"),
     "heldout_specialist_contest": partial(heldout.contest, "specialist"),
+    **{
+        f"short_{name}": partial(bench, name, *SHORT)
+        for name in ("bench_family", "bench_specialist")
+    },
     "audits": audits,
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),

@@ -4,7 +4,8 @@ A number stands between ``<!-- n FILE ARM MEASURE [OTHER] -->`` and ``<!-- /n --
 result file without its ending (``FILE#2`` is its third cell), ARM the beginning of an arm's name,
 MEASURE a key of `MEASURES`, and OTHER the arm that it is compared with: by default the target, or
 lossless where the measure is about forwards or tokens. ``gain@twins``, ``won@others``,
-``templates@all`` and the like are those of a group of problems (`twins.GROUPS`). FILE may be
+``templates@all`` and the like are those of a group of problems (`twins.GROUPS`), ``of_oracle`` is
+a share of the oracle's gain. FILE may be
 ``twins``: then ARM is a pair or a model, and MEASURE a key of `TWINS`.
 """
 
@@ -82,6 +83,9 @@ def value(spec: str) -> str:
     ours = pick(name, arm, int(cell or 0))
     default = "lossless" if measure in _OVER_LOSSLESS else "target"
     other = pick(name, rest[0] if rest else default, int(cell or 0))
+    if measure == "of_oracle":
+        oracle = pick(name, "oracle")
+        return f"{100 * ours.gain(other) / oracle.gain(other):.0f} %"
     measure, _, group = measure.partition("@")
     if group:
         gain, won, lost, interval = twins.group_gain(name, ours, other, group)

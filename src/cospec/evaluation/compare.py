@@ -1,7 +1,7 @@
 """Two result documents side by side: whether they may be compared, and a paired comparison.
 
-Knows documents only (``docs/results.md``), no models. ``a`` is the first file, ``b`` the second;
-wins are problems that only b gets right.
+Knows documents only (``docs/result_files.md``), no models. ``a`` is the first file, ``b`` the
+second; wins are problems that only b gets right.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def measure(
         play: Plays the turns.
 
     Returns:
-        The cell of a result document (see ``docs/results.md``).
+        The cell of a result document (see ``docs/result_files.md``).
     """
     left_out = _left_out(specs, batch_size, temperature)
     absent = {ORACLE, *(each["arm"] for each in left_out)}
