@@ -54,5 +54,16 @@ def test_the_example_of_the_readme_runs_and_prints_what_it_shows():
     assert len(done.stdout.splitlines()) == len(shown) == 5
 
 
+def test_the_python_of_the_readme_runs_as_it_stands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("<!-- example -->\n```python\n")
+    program, end, _ = rest.partition("```\n")
+    assert end, "there is no example"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "####" in done.stdout, "a worked solution"
+
+
 def test_the_readme_is_short_enough_to_be_read():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import torch
 
 from cospec import ModelPair
 from cospec.arbiters.policy import PolicyConfig
-from cospec.errors import CospecError
+from cospec.errors import ConfigError
 from cospec.features import SCALAR_NAMES
 from cospec.rl.backends.engine import EngineBackend
 from cospec.rl.collect import Collector
@@ -127,18 +126,22 @@ def test_the_gain_of_a_round_is_what_the_policy_would_have_won_on_branches_it_ha
     assert delta_right.any() and gain == pytest.approx(share * float(delta_right.sum()) / 7)
 
 
-@pytest.mark.parametrize("round_number", [0, 1])
-def test_a_round_without_a_decision_is_refused_or_leaves_the_policy_whole(
-    pair, task, round_number
-) -> None:
-    """A draft that is the target never disagrees; in short answers a good one may not either."""
+def test_a_first_round_without_a_decision_is_refused(pair, task) -> None:
+    """A draft that is the target never disagrees."""
     it = trainer(ModelPair(pair.target, pair.target, pair.tokenizer), task)
-    it.state.round = round_number
+    with pytest.raises(ConfigError, match="no mismatch was left to the arbiter"):
+        it.play_round()
+
+
+def test_a_later_round_without_a_decision_leaves_the_policy_whole(pair, task) -> None:
+    """In short answers a good draft may not disagree."""
+    it = trainer(ModelPair(pair.target, pair.target, pair.tokenizer), task)
+    it.state.round = 1
     x = torch.randn(4, len(SCALAR_NAMES))
-    seen = BranchData(x, torch.ones(4), torch.zeros(4), torch.ones(4).bool())
-    it.state.replay = [seen] * round_number
-    with contextlib.suppress(CospecError):
-        json.dumps(it.play_round(), allow_nan=False)
+    it.state.replay = [BranchData(x, torch.ones(4), torch.zeros(4), torch.ones(4).bool())]
+    metrics = it.play_round()
+    assert metrics["round"] == 2 and metrics["num_decisions"] == 0
+    json.dumps(metrics, allow_nan=False)
     for weight in it.state.policy.state_dict().values():
         assert weight.isfinite().all()
 
