@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING
 
 from experiments.tables import twins
-from experiments.tables.rows import Arm, arms
+from experiments.tables.rows import Arm, arms, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,9 @@ def value(spec: str) -> str:
     name, arm, measure, *rest = spec.split()
     if name == "twins":
         return TWINS[measure](arm)
+    if name.startswith("heldout_templates_"):
+        bits = "".join(read(name)["arms"][arm]["correct"])
+        return f"{len(bits):,}" if measure == "n" else f"{100 * bits.count('1') / len(bits):.1f} %"
     name, _, cell = name.partition("#")
     ours = pick(name, arm, int(cell or 0))
     default = "lossless" if measure in _OVER_LOSSLESS else "target"
