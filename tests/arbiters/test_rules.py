@@ -256,7 +256,7 @@ def test_a_spec_names_a_rule_with_its_knobs(spec):
     [
         ("lossles", "unknown arbiter 'lossles'; did you mean 'lossless'"),
         ("Random:rate=0.1", "unknown arbiter 'Random'; did you mean 'random'"),
-        ("zzz", "unknown arbiter 'zzz'.*always_draft, bild, .*fly, .*gap, lossless, "),
+        ("zzz", "unknown arbiter 'zzz'.*always_draft, bild, .*fly, .*gap, judi, lossless, "),
         ("", "unknown arbiter ''"),
         ("random:rat=0.1", "'rat'; did you mean 'rate'"),
         ("fly:windows=3", "'windows'; did you mean 'window'"),

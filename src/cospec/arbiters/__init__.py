@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cospec.arbiters.memory import CSD
 from cospec.arbiters.mentored import Mentored
 from cospec.arbiters.pair_rules import (
     BiLD,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
 
 __all__ = [
+    "CSD",
     "RULES",
     "AlwaysDraft",
     "AlwaysTarget",
@@ -81,6 +83,7 @@ RULES: dict[str, type[Rule]] = {
         FuzzyJS,
         FuzzyKL,
         JuDi,
+        CSD,
         Mentored,
         CoSD,
         StaticEnsemble,
@@ -120,12 +123,15 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
 def _from_factory(kind: str, factory: Callable[..., Any], rest: str) -> Arbiter:
     """Build a rule, or what another package registered, with the knobs of a spec."""
     knobs = settings_of(factory)
-    values: dict[str, float] = {}
+    values: dict[str, float | str] = {}
     for part in filter(None, rest.split(",")):
         key, _, text = part.partition("=")
         if key not in knobs:
             allowed = knobs or ["none, this rule has no settings"]
             raise ArbiterError(unknown_name(f"setting of arbiter {kind}:", key, allowed))
+        if knobs[key] == "str":
+            values[key] = text
+            continue
         try:
             values[key] = int(text) if knobs[key] == "int" else float(text)
         except ValueError:

@@ -35,12 +35,14 @@ class Rule(ABC):
     def name(self) -> str:
         """The spec that `load_arbiter` takes."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        knobs = ",".join(f"{k}={repr(v).removesuffix('.0')}" for k, v in values.items())
+        knobs = ",".join(f"{k}={_shown(v)}" for k, v in values.items())
         return f"{self.kind}:{knobs}" if knobs else self.kind
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
+            if isinstance(value, str):  # a file, which the rule checks itself
+                continue
             low, high = self.limits.get(f.name, (-math.inf, math.inf))
             if not math.isfinite(value):
                 raise ConfigError(f"{f.name} is {value}; it must be a finite number.")
@@ -125,6 +127,11 @@ class LogProbGap(Rule):
         score = self.max_gap - gap
         # When sampling, the target's token may be the less probable one: the gap is then negative.
         return Ruling((score > 0) & (self.max_gap > 0), score)
+
+
+def _shown(value: float | str) -> str:
+    """Return the value of a knob as a spec has it."""
+    return value if isinstance(value, str) else repr(value).removesuffix(".0")
 
 
 def gathered(values: Tensor, token_ids: Tensor) -> Tensor:

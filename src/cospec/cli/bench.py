@@ -68,16 +68,20 @@ class Bench:
         task, test = self.task.load()
         num_tune = self.bench.num_tune_problems
         tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
-        tries = {self.pair.find_arbiter(each) for spec in specs for each in spec.tries}
+        tries = {self._find(each) for spec in specs for each in spec.tries}
         check_trained_on([load_arbiter(each) for each in sorted(tries)], test, self.strict)
         pair = self.pair.load()
-        benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, self.pair.find_arbiter)
+        benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, self._find)
         arbiters = {spec.name: benchmark.arbiter(spec.tries[0]) for spec in specs if spec.tries}
         options = replace(self, bench=bench)
         with run.log(options, pair, arbiters, evaluation=describe(benchmark)) as log:
             parts = run_benchmark(benchmark, specs, log)
             run.write(**parts)
         print_cells(parts["cells"])  # last: a closed pipe must not cost the result
+
+    def _find(self, spec: str) -> str:
+        """The spec that `load_arbiter` takes; ``csd`` counts on the tune problems, if any."""
+        return self.pair.find_arbiter(spec, has_tune=self.bench.num_tune_problems > 0)
 
     def _known_arms(self) -> list[str]:
         """Return the arms that can be asked for with this pair; all of them without one."""
@@ -99,7 +103,7 @@ class Bench:
         from cospec.arbiters import load_arbiter
 
         tries = [one for spec in specs for one in spec.tries[:1]]
-        return self.bench.for_arbiters(load_arbiter(self.pair.find_arbiter(one)) for one in tries)
+        return self.bench.for_arbiters(load_arbiter(self._find(one)) for one in tries)
 
     def _arm_specs(self) -> list[ArmSpec]:
         """Return the arms to measure, checked before any model is loaded."""
@@ -107,7 +111,7 @@ class Bench:
 
         folder = bundled_home() / "arbiters" / str(self.pair.pair).partition(":")[2]
         names = expand_sets(self.arms, self.pair.pair is not None and folder.is_dir())
-        specs = make_specs(names, self.pair.find_arbiter, tune_knobs=self.bench.tune_knobs)
+        specs = make_specs(names, self._find, tune_knobs=self.bench.tune_knobs)
         if self.bench.draft_confidence_threshold and ORACLE in [each.name for each in specs]:
             raise ConfigError(
                 "the oracle's path is one of whole blocks; leave out draft_confidence_threshold, "

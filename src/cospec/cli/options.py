@@ -18,17 +18,18 @@ from cospec.tasks import Example, Split, Task, load_task
 class PairOptions(PairSource):
     """Models."""
 
-    def find_arbiter(self, spec: str) -> str:
+    def find_arbiter(self, spec: str, *, has_tune: bool = False) -> str:
         """Return the spec that `load_arbiter` takes, checked before any model is loaded.
 
         Args:
             spec: As given; ``bundled`` is the trained arbiter that ships with the bundled pair,
                 ``bundled-hidden`` the one that sees the models' states as well.
+            has_tune: Whether a rule with a memory may leave it to the tune problems of a benchmark.
 
         Raises:
             CospecError: There is no such arbiter.
         """
-        from cospec.arbiters import load_arbiter
+        from cospec.arbiters import CSD, load_arbiter
         from cospec.arbiters.hub import download
 
         spec = bundled_arbiter(spec, self.pair)
@@ -36,7 +37,9 @@ class PairOptions(PairSource):
         if "/" in name and not Path(name).is_dir():
             # A run loads it twice; the folder is that of one revision, even if the hub moves on.
             spec = f"{download(name)}{colon}{knobs}"
-        load_arbiter(spec)
+        arbiter = load_arbiter(spec)
+        if isinstance(arbiter, CSD) and not has_tune:
+            arbiter.pairs  # noqa: B018  # raises where there is no memory
         return spec
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+from cospec.arbiters import CSD
 from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.memory import TUNE
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, PromptError
 
@@ -29,7 +31,10 @@ def describe_models(pair: ModelPair) -> Json:
 
 
 def describe_arbiter(arbiter: Arbiter) -> Json:
-    """Return a hash of a trained arbiter, and its revision on the hub; nothing for a rule."""
+    """Return a hash of a trained arbiter and its revision on the hub, or of a memory's file."""
+    if isinstance(arbiter, CSD) and arbiter.memory != TUNE:
+        digest = hashlib.sha256(arbiter.pairs.contiguous().numpy().tobytes())
+        return {"num_mismatches": len(arbiter.pairs), "sha256": digest.hexdigest()}
     if not isinstance(arbiter, LearnedArbiter):
         return {}
     known = [arbiter.name, arbiter.max_mismatch_rate, arbiter.features.to_dict()]

@@ -6,9 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from cospec import load_arbiter
 from cospec.arbiters import RULES
+from cospec.arbiters.memory import write_memory
 from cospec.errors import ArbiterError, ConfigError
 from cospec.evaluation.benchmark.arms import OWN_RULES, expand_sets, make_specs
 from cospec.evaluation.benchmark.grids import GRIDS, NUM_TRIES, THRESHOLDS
@@ -61,6 +63,18 @@ def test_an_arbiter_without_settings_is_tuned_and_one_with_settings_is_not():
     assert fixed.tries == ("fly:window=2",)
     *_, untuned = make_specs(["gap"], same)
     assert untuned.tries == ("gap",)
+
+
+def test_a_rule_is_tuned_in_the_settings_that_are_not_given(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    write_memory(path, torch.tensor([[1, 2]]))
+    *_, judi, csd = make_specs(["judi:confidence=0.8", f"csd:memory={path}"], same, tune_knobs=True)
+    assert judi.name == "judi:confidence=0.8"
+    assert judi.tries == tuple(f"judi:{one},confidence=0.8" for one in GRIDS["judi"])
+    assert csd.name == f"csd:memory={path}"
+    assert csd.tries == tuple(f"csd:{one},memory={path}" for one in GRIDS["csd"])
+    *_, fixed = make_specs(["judi:threshold=0.2"], same, tune_knobs=True)
+    assert fixed.tries == ("judi:threshold=0.2",)
 
 
 def test_kinds_and_rivals():

@@ -19,6 +19,7 @@ from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.benchmark.ceiling import search
 from cospec.evaluation.benchmark.cells import measure, result
 from cospec.evaluation.benchmark.config import BenchConfig, Benchmark, describe
+from cospec.evaluation.benchmark.grids import GRIDS
 from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
 from cospec.evaluation.evaluate import Evaluation
 from cospec.evaluation.summary import summarize
@@ -362,3 +363,22 @@ def test_within_the_exact_prefix_every_arm_that_has_an_arbiter_is_the_target(pai
     )
     for row, begun in zip(half, beginnings, strict=True):
         assert row["text"].startswith(begun.text)
+
+
+def test_csd_remembers_the_mismatches_of_the_tune_problems(pair, task):
+    bench = benchmark(pair, task)
+    arbiter = bench.arbiter("csd:frequency=0,ratio=0")
+    auditor = Auditor(
+        pair, task, AuditConfig(decode=DecodeConfig(3), oracle=False, max_new_tokens=16)
+    )
+    audited = [m for record in auditor.audit(bench.tune) for m in record["mismatches"]]
+    assert arbiter.pairs.tolist() == [[m["draft_id"], m["target_id"]] for m in audited]
+    assert len(audited) > 3
+    assert bench.arbiter("csd").pairs is arbiter.pairs, "counted once"
+
+
+def test_csd_is_tuned_like_any_rule(pair, task):
+    specs = make_specs(["csd"], lambda spec: spec, tune_knobs=True)
+    (entry,) = [e for e in tune(benchmark(pair, task), specs, 0.0, play) if e["arm"] == "csd"]
+    assert [one["knob"] for one in entry["tries"][:5]] == [f"{s},memory=tune" for s in GRIDS["csd"]]
+    assert entry["tries"][4]["num_overrides"] > 0

@@ -79,7 +79,7 @@ def make_specs(
         specs: From `expand_sets`: an arbiter as `load_arbiter` takes it, ``assisted``, ``oracle``,
             or ``random:match=NAME`` with the name or spec of another arm.
         find: Turns a spec into one that `load_arbiter` takes, or raises.
-        tune_knobs: Try the grid of an arbiter whose spec has no settings.
+        tune_knobs: Try the grid of an arbiter whose spec has no settings, or none of the grid's.
 
     Raises:
         CospecError: There is no such arbiter, two arms have one name, or a matched arm is missing.
@@ -113,12 +113,24 @@ def make_specs(
 
 
 def _one(spec: str, arbiter: Arbiter, tune_knobs: bool) -> ArmSpec:
-    """Return the arm of an arbiter; settings that are given stay as they are."""
+    """Return the arm of an arbiter; settings that are given stay as they are.
+
+    A rule has its others tuned if the grid sets none of those: ``csd:memory=FILE``.
+    """
     base, _, given = spec.partition(":")
     label = arbiter.name.partition(":")[0]
     grid = GRIDS.get(base, ()) if isinstance(arbiter, Rule) else THRESHOLDS
-    tries = tuple(f"{base}:{setting}" for setting in grid) if tune_knobs and not given else ()
+    is_open = not given or (isinstance(arbiter, Rule) and not _knobs(given) & _knobs(*grid))
+    added = f",{given}" if given else ""
+    tries = tuple(f"{base}:{one}{added}" for one in grid) if tune_knobs and is_open else ()
+    if given:
+        label = spec if tries else arbiter.name
     kind: Kind = "learned"
     if isinstance(arbiter, Rule):
         kind = "random" if isinstance(arbiter, RandomOverride) else "rule"
-    return ArmSpec(arbiter.name if given else label, kind, tries or (spec,))
+    return ArmSpec(label, kind, tries or (spec,))
+
+
+def _knobs(*settings: str) -> set[str]:
+    """Return the names of the knobs that settings set."""
+    return {part.partition("=")[0] for setting in settings for part in setting.split(",")}

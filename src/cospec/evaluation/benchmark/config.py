@@ -16,6 +16,7 @@ target forwards alone would always choose the longest block.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from cospec.config import DecodeConfig
@@ -23,6 +24,8 @@ from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
     from cospec.engine import Engine
     from cospec.evaluation.arms import Arm
@@ -144,9 +147,32 @@ class Benchmark:
 
     def arbiter(self, spec: str) -> Arbiter:
         """The arbiter that a spec names, for the pair."""
-        from cospec.arbiters import load_arbiter  # noqa: PLC0415  # brings torch
+        from cospec.arbiters import CSD, load_arbiter  # noqa: PLC0415  # brings torch
+        from cospec.arbiters.memory import TUNE  # noqa: PLC0415  # brings torch
 
-        return load_arbiter(self.find(spec), self.pair)
+        arbiter = load_arbiter(self.find(spec), self.pair)
+        if isinstance(arbiter, CSD) and arbiter.memory == TUNE:
+            return arbiter.remembering(self.tune_mismatches)
+        return arbiter
+
+    @cached_property
+    def tune_mismatches(self) -> Tensor:
+        """Pairs of tokens at the mismatches of the target's own answers to the tune problems."""
+        from cospec.arbiters import AlwaysTarget  # noqa: PLC0415  # brings torch
+        from cospec.arbiters.memory import mismatch_pairs  # noqa: PLC0415  # brings torch
+        from cospec.engine import Engine  # noqa: PLC0415  # brings torch
+        from cospec.evaluation.problems import encode_problems  # noqa: PLC0415  # heavy
+
+        config = self.config
+        engine = Engine(
+            self.pair,
+            AlwaysTarget(),
+            config,
+            num_speculative_tokens=max(config.tune_k or (config.k,)),
+            batch_size=max(config.batch_sizes),
+        )
+        encoded = encode_problems(self.pair, self.task, self.tune, config.max_new_tokens, self.seed)
+        return mismatch_pairs(engine.generate(*encoded))
 
     def evaluation(
         self, arms: Sequence[Arm], examples: Sequence[Example], temperature: float

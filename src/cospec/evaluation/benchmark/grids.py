@@ -43,6 +43,13 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "fsd_js": tuple(f"threshold={t}" for t in (0.05, 0.1, 0.2, 0.4, 0.6)),
     "fsd_kl": tuple(f"threshold={t}" for t in (0.1, 0.2, 0.4, 0.8, 1.6)),
     "judi": tuple(f"threshold={t}" for t in (0.1, 0.3, 0.5, 0.9, 1.4)),
+    "csd": (
+        "frequency=6,ratio=0.3",
+        "frequency=6,ratio=0.1",
+        "frequency=6,ratio=0.01",
+        "frequency=3,ratio=0.01",
+        "frequency=1,ratio=0.01",
+    ),
     "mentored": tuple(f"max_kl={d}" for d in (0.05, 0.1, 0.15, 0.2, 0.4)),
     "cosd": (
         "alpha=0.95,beta=0.2",

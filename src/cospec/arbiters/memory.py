@@ -1,0 +1,163 @@
+"""Calibrated speculative decoding: a memory of the mismatches that recur, and a gate.
+
+CSD (2604.13634, ACL 2026; no code is released). Its text could not be had: formula and constants
+are those that two summaries agree on, and what they leave open is decided here (see `CSD`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cospec.arbiters.rules import Limits, Rule, gathered
+from cospec.errors import ArbiterError
+from cospec.types import MismatchBatch, Needs, Ruling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+    from cospec.types import Completion
+
+TUNE = "tune"
+"""In place of a file: whoever runs the rule counts, and calls `CSD.remembering`."""
+_COLUMNS = ("draft_id", "target_id")
+"""Tensors of a file of mismatches, which a data set of ``cospec audit`` has among others."""
+_BASE = 2**31
+"""Above any token id: a pair of ids is one int64."""
+
+
+@dataclass(frozen=True)
+class CSD(Rule):
+    """Calibrated speculative decoding: the pair (x, t) recurs, and p(x) > ratio * p(t).
+
+    ``t`` is the target's best token. A pair recurs if calibration saw it at more than `frequency`
+    mismatches (the paper's lambda, 6); the gate's ratio is its tau, 0.01, which it puts as a
+    difference of logits. Both conditions are needed there as well: either alone loses answers.
+
+    The paper goes on counting while it decodes. Here the memory is what calibration found and stays
+    so: with counts that grow, a text would depend on those before it and beside it in its batch.
+    Calibration there reads 2,000 to 8,000 prompts; counts of fewer ask for a smaller `frequency`.
+    Assumed, since the summaries do not tell: mismatches are counted on the target's own path, and a
+    bound that is met exactly does not suffice. The paper decodes greedily; here it rules at sampled
+    mismatches too. Lossless with ``ratio=1``.
+    """
+
+    kind = "csd"
+    needs = Needs.TARGET_LOGITS
+    limits: ClassVar[Limits] = {"frequency": (0, math.inf), "ratio": (0, 1)}
+
+    frequency: int = 6
+    """A pair recurs if it was counted more often than this."""
+    ratio: float = 0.01
+    """Least probability in units of that of the target's best token."""
+    memory: str = TUNE
+    """File of the mismatches to count, of the same pair of models: ``cospec audit --dataset`` or
+    `write_memory` makes one. With ``tune``, ``cospec bench`` counts those of its tune problems."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory != TUNE:
+            self.pairs  # noqa: B018  # a bad file is an error now, not at the first mismatch
+
+    def remembering(self, pairs: Tensor) -> CSD:
+        """The same rule with these mismatches in place of a file's.
+
+        Args:
+            pairs: From `mismatch_pairs`.
+        """
+        rule = replace(self)
+        rule.__dict__["pairs"] = pairs  # fills the cached property
+        return rule
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """The mismatches of the memory, as `mismatch_pairs` gives them.
+
+        Raises:
+            ArbiterError: There is no memory.
+        """
+        if self.memory == TUNE:
+            raise ArbiterError(
+                "memory of arbiter csd is 'tune', which only cospec bench fills, from its tune "
+                "problems; give a file, csd:memory=FILE (docs/arbiters.md tells how to make one)."
+            )
+        return read_memory(Path(self.memory))
+
+    @cached_property
+    def _recurring(self) -> Tensor:
+        """Pairs that recur, each as one number, (N,) int64."""
+        keys, counts = _keys(self.pairs).unique(return_counts=True)
+        return keys[counts > self.frequency]
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        """Rule by memory and gate; the score is the probability above the gate."""
+        p = batch.log_p.exp()
+        score = gathered(p, batch.draft_ids) - self.ratio * p.amax(dim=1)
+        keys = _keys(torch.stack((batch.draft_ids, batch.log_p.argmax(dim=1)), dim=1))
+        recurs = torch.isin(keys, self._recurring.to(keys.device))
+        return Ruling(recurs & (score > 0), score)
+
+
+def mismatch_pairs(completions: Iterable[Completion]) -> Tensor:
+    """The draft's and the target's token of every mismatch that was reached, (N, 2) int64.
+
+    Args:
+        completions: Of the lossless arbiter, with traces.
+    """
+    pairs = [
+        (mismatch.draft_id, mismatch.target_id)
+        for completion in completions
+        for step in completion.trace
+        for mismatch in step.mismatches
+        if mismatch.is_reached and mismatch.position < len(completion.token_ids)
+    ]
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+
+
+def write_memory(path: Path, pairs: Tensor) -> None:
+    """Write mismatches to a file that `CSD` takes.
+
+    Args:
+        path: A safetensors file.
+        pairs: From `mismatch_pairs`.
+    """
+    save_file({name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, path)
+
+
+def read_memory(path: Path) -> Tensor:
+    """The mismatches of a file, as `mismatch_pairs` gives them.
+
+    Raises:
+        ArbiterError: There is no such file, or it holds no mismatches.
+    """
+    hint = "it must be a file that cospec audit --dataset FILE or write_memory wrote."
+    if not path.is_file():
+        raise ArbiterError(f"memory of arbiter csd is {str(path)!r}, which is no file; {hint}")
+    try:
+        with safe_open(path, "pt") as file:
+            columns = [file.get_tensor(name) for name in _COLUMNS]
+    except (OSError, SafetensorError) as error:
+        raise ArbiterError(f"memory of arbiter csd is {str(path)!r}: {error}; {hint}") from error
+    first, second = columns
+    is_int = first.dtype == second.dtype == torch.int64
+    if not is_int or first.dim() != 1 or first.shape != second.shape:
+        shown = ", ".join(f"{c.dtype} {tuple(c.shape)}" for c in columns)
+        raise ArbiterError(
+            f"memory of arbiter csd is {str(path)!r}, whose ids are {shown} rather than two lists "
+            f"of whole numbers of one length; {hint}"
+        )
+    return torch.stack(columns, dim=1)
+
+
+def _keys(pairs: Tensor) -> Tensor:
+    """One number for each pair of ids, (N, 2) to (N,)."""
+    return pairs[:, 0] * _BASE + pairs[:, 1]
