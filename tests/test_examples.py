@@ -12,6 +12,7 @@ SAYS = {
     "exactness": "lossless               8 of 8 rows",
     "my_arbiter": "lossless                 overrides  0",
     "my_drafter": "same text as the target alone: True",
+    "my_rollout_backend": "same: True",
     "my_task": "of 8 right",
 }
 
