@@ -126,9 +126,9 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
         "seconds_per_solved": sum(seconds) / num_right if num_right else None,
     }
     for name, baseline in ((TARGET, target), (LOSSLESS, lossless)):
-        chunks = [[(turn.seconds, turn.num_tokens) for turn in arm] for arm in (baseline, ours)]
-        speed[f"speedup_vs_{name}"] = speedup(*chunks)
-        speed[f"speedup_vs_{name}_ci95"] = speedup_interval(*chunks)
+        theirs, own = ([(t.seconds, t.num_tokens) for t in arm] for arm in (baseline, ours))
+        speed[f"speedup_vs_{name}"] = speedup(theirs, own)
+        speed[f"speedup_vs_{name}_ci95"] = speedup_interval(theirs, own)
     return speed
 
 

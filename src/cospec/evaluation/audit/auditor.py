@@ -126,10 +126,10 @@ class Auditor:
         if self.config.oracle:
             self._begin(end, 1, num_branches)
             ends = self._oracle(examples, paths, records)
-            for example, record, end in zip(examples, records, ends, strict=True):
-                record["oracle_correct"] = self._is_right(example, end.completion)
-                record["oracle_overrides"] = end.completion.origins.count(Origin.OVERRIDE)
-                record["oracle_accepted"] = self._accepted(end.completion)
+            for example, record, oracle in zip(examples, records, ends, strict=True):
+                record["oracle_correct"] = self._is_right(example, oracle.completion)
+                record["oracle_overrides"] = oracle.completion.origins.count(Origin.OVERRIDE)
+                record["oracle_accepted"] = self._accepted(oracle.completion)
         return records
 
     def _begin(self, start: float, end: float, num_completions: int) -> None:
