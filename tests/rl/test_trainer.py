@@ -30,7 +30,7 @@ def test_at_a_temperature_the_policy_and_lossless_have_the_same_draws_on_the_tun
 ) -> None:
     policy = PolicyConfig(init_logit=-50.0)
     it = trainer(pair, task, temperature=1.0, seed=3, policy=policy)
-    never, base = it.evaluate(), it.baseline(it.tune)
+    never, base = it.evaluate(), it.collector.baseline(it.tune, {})
     assert never["tune_relative_cost"] == 1.0
     assert (never["tune_wins"], never["tune_losses"]) == (0, 0)
     assert len({num for _, num in base}) > 1, "the test has something to see"
