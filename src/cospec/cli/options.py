@@ -48,10 +48,10 @@ class TaskOptions:
     """Problems."""
 
     task: str
-    """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, reasoning_gym:NAME (and
-    reasoning_gym:NAME,reasoning=off for the answer alone; gsm_symbolic takes
-    templates=3/7/20-29, without_templates=... and twins=apart), jsonl:FILE,scorer=numeric, or
-    several of them in turns: mix:gsm8k@4+svamp@1."""
+    """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, spider (text-to-SQL), sql:FOLDER (the
+    same on databases of your own), reasoning_gym:NAME (and reasoning_gym:NAME,reasoning=off for the
+    answer alone; gsm_symbolic takes templates=3/7/20-29, without_templates=... and twins=apart),
+    jsonl:FILE,scorer=numeric, or several of them in turns: mix:gsm8k@4+svamp@1."""
     split: Split = "test"
     """train, tune or test; no problem is in two of them."""
     num_problems: int | None = None
