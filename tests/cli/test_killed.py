@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tests.conftest import disturbed, random_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-NUM_MOMENTS = 20
+NUM_MOMENTS = int(os.environ.get("COSPEC_KILLS", "20"))
 TIMES = {"seconds", "rollout_s", "started", "costs", "speed", "speed_if_free_stood", "chunks"}
 """Keys of what no two runs share."""
 
