@@ -38,6 +38,7 @@ def home(tmp_path_factory, tokenizer) -> Path:
     LearnedArbiter(network, features, label="ours").save(folder / "arbiter")
     words = [f"{a} {b} {c}" for a in ("the", "on") for b in ("hen", "ten") for c in "abcdefghijk"]
     rows = [{"question": text, "answer": "y"} for text in words]
+    (folder / "few.json").write_text('{"optimiser": {"num_epochs": 2}}')
     (folder / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -62,7 +63,8 @@ def command(verb: str, home: Path, out: Path) -> list[str]:
         "train": [
             "--task", f"{task},split=train", "--out", str(out / "run"), "--num-rounds", "3",
             "--prompts-per-round", "4", "--num-problems", "12", "--num-tune", "2",
-            "--tune-every", "1", "--max-new-tokens", "12", "--num-epochs", "2", *models,
+            "--tune-every", "1", "--max-new-tokens", "12", "--config", str(home / "few.json"),
+            *models,
         ],
     }[verb]  # fmt: skip
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import rich.progress
 
 from cospec.arbiters.learned import LearnedArbiter
+from cospec.cli import parse, train
+from cospec.cli.progress import Progress
 from cospec.cli.train import Train
+from cospec.evaluation.turns import lock
+from cospec.rl.config import TrainConfig
 from cospec.rl.trainer import Trainer
 
 
@@ -28,8 +33,16 @@ def letters(tmp_path):
 @pytest.fixture
 def command(letters, tmp_path):
     small = ["--num-rounds", 2, "--prompts-per-round", 4, "--num-tune", 2, "--tune-every", 1]
-    small += ["--max-new-tokens", 12, "--num-problems", 8, "--num-epochs", 2, "--batch-size", 8]
-    return ["train", "--task", letters, "--out", tmp_path / "arbiter", *small]
+    small += ["--max-new-tokens", 12, "--num-problems", 8, "--batch-size", 8]
+    config = write_config(tmp_path)
+    return ["train", "--task", letters, "--out", tmp_path / "arbiter", "--config", config, *small]
+
+
+def write_config(folder, **policy):
+    """A config file with settings that have no options."""
+    path = folder / "few.json"
+    path.write_text(json.dumps({"optimiser": {"num_epochs": 2}, "policy": policy}))
+    return path
 
 
 def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_path, capsys):
@@ -75,12 +88,16 @@ def test_problems_that_an_arbiter_was_trained_on_are_noted_and_refused_if_strict
 def test_the_progress_bar_counts_every_completion(tiny, command, monkeypatch) -> None:
     """Its total is what is decoded at most: a rollout may have fewer decisions to leave it at."""
     totals, finished = [], []
-    monkeypatch.setattr(
-        rich.progress.Progress, "add_task", lambda _, __, total: totals.append(total)
-    )
-    monkeypatch.setattr(
-        rich.progress.Progress, "advance", lambda _, __, number: finished.append(number)
-    )
+
+    class Counted(Progress):
+        def __init__(self, total, *args, **kwargs):
+            totals.append(total)
+            super().__init__(total, *args, **kwargs)
+
+        def advance(self, num):
+            finished.append(num)
+
+    monkeypatch.setattr(train, "Progress", Counted)
     tiny(*command, "--branches-per-rollout", 1)
     assert totals == [2 * (4 + 4 + 4) + 2 * (1 + 2)]
     assert 2 * (4 + 4) + 2 * (1 + 2) < sum(finished) <= totals[0]
@@ -88,7 +105,8 @@ def test_the_progress_bar_counts_every_completion(tiny, command, monkeypatch) ->
 
 def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_path, capsys) -> None:
     folder = tmp_path / "arbiter"
-    tiny(*command, "--features", "hidden", "--hidden-projection", 3, "--dropout", 0.2)
+    write_config(tmp_path, hidden_projection=3, dropout=0.2)
+    tiny(*command, "--features", "hidden")
     config = json.loads((folder / "config.json").read_text())
     assert config["features"]["spec"] == "hidden" and config["policy"]["hidden_projection"] == 3
     it = LearnedArbiter.load(folder)
@@ -183,3 +201,78 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tiny, command, tmp_path, c
     tiny(*command, "--dry-run")
     assert "2 rounds of 4 problems: 4 rollouts and 16 branches each" in capsys.readouterr().out
     assert not (tmp_path / "arbiter").exists()
+
+
+def interrupt(tiny, command, monkeypatch):
+    """Stop a training after its first round."""
+    evaluate = Trainer.evaluate
+
+    def until_the_second(self):
+        if self.state.round == 2:
+            raise KeyboardInterrupt
+        return evaluate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", until_the_second)
+        with pytest.raises(SystemExit):
+            tiny(*command)
+
+
+def test_a_training_resumes_with_its_own_data_and_pair_only(
+    tiny, command, tmp_path, monkeypatch
+) -> None:
+    """The file of problems was written anew between two runs, and training went on."""
+    interrupt(tiny, command, monkeypatch)
+    file = tmp_path / "letters.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace('"answer": "y"', '"answer": "x"'))
+    with pytest.raises(SystemExit, match=r"other settings \(data_train, data_tune\)"):
+        tiny(*command)
+    file.write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(tiny.pair), "fingerprint", "another")
+        with pytest.raises(SystemExit, match=r"other settings \(fingerprint\)"):
+            tiny(*command)
+    tiny(*command)
+    assert (tmp_path / "arbiter" / "config.json").exists()
+
+
+def test_two_trainings_do_not_share_a_folder(tiny, command, tmp_path) -> None:
+    (tmp_path / "arbiter").mkdir()
+    with (
+        lock(tmp_path / "arbiter" / "run.lock"),
+        pytest.raises(SystemExit, match="another run is writing to"),
+    ):
+        tiny(*command)
+
+
+def test_a_run_writes_its_settings_as_a_config_file_that_options_override(
+    tiny, command, tmp_path
+) -> None:
+    tiny(*command, "-k", 3)
+    written = json.loads((tmp_path / "arbiter" / "train.json").read_text())
+    assert written["optimiser"]["num_epochs"] == 2
+    assert written["rollouts"]["num_speculative_tokens"] == 3
+    config = ["--config", str(tmp_path / "arbiter" / "train.json")]
+    again = parse(["train", "--task", "t", "--out", "o", *config, "--num-rounds", "5"])
+    assert again.train == replace(TrainConfig.from_dict(written), num_rounds=5)
+
+
+def test_a_config_file_with_an_unknown_setting_is_refused(tiny, command, tmp_path) -> None:
+    (tmp_path / "few.json").write_text('{"optimiser": {"lerning_rate": 1}}')
+    with pytest.raises(SystemExit, match="did you mean 'learning_rate'"):
+        tiny(*command)
+    (tmp_path / "few.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"few\.json cannot be read as settings"):
+        tiny(*command)
+
+
+def test_the_help_of_training_is_short(capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse(["train", "--help"])
+    out = capsys.readouterr().out
+    options = {
+        o for o in re.findall(r"--[a-z][a-z-]+", out) if not o.startswith(("--no-", "--help"))
+    }
+    assert len(options) <= 40 and {"--config", "--num-rounds", "--cost-weight"} <= options
+    assert "--learning-rate" not in options

@@ -24,7 +24,7 @@ from cospec.cli.report import Report
 from cospec.cli.reproduce import Reproduce
 from cospec.cli.serve import Serve
 from cospec.cli.trace import Trace
-from cospec.cli.train import Train
+from cospec.cli.train import Train, defaults
 from cospec.errors import CospecError
 from cospec.text import visible
 
@@ -77,9 +77,8 @@ def main() -> None:
     if args == ["--version"]:
         print(f"cospec {importlib.metadata.version('cospec')}")
         return
-    command = parse(args)
     try:
-        command.run()
+        parse(args).run()
     except CospecError as error:
         sys.exit(f"cospec: {visible(str(error))}")
     except KeyboardInterrupt as stop:
@@ -92,6 +91,9 @@ def parse(args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
 
     Args:
         args: The verb and its options.
+
+    Raises:
+        ConfigError: A config file cannot be used.
     """
     verb, *rest = args
     config = (tyro.conf.OmitArgPrefixes,)
@@ -101,6 +103,8 @@ def parse(args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
         )
     # One verb alone starts faster, and errors name its options without tyro's wrapper.
     prog = f"cospec {verb}"
+    if verb == "train" and (default := defaults(rest)) is not None:
+        return tyro.cli(Train, prog=prog, args=rest, config=config, default=default)
     if verb != "serve":
         return tyro.cli(COMMANDS[verb], prog=prog, args=rest, config=config)
     end = rest.index("--") if "--" in rest else len(rest)

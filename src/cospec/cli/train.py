@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tyro
+
 from cospec.cli.options import PairOptions, set_threads
+from cospec.cli.progress import Progress
+from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, write_text
 from cospec.rl.config import TrainConfig
 from cospec.rl.methods import METHODS
@@ -42,11 +46,11 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class TrainTaskOptions:
-    """Which problems are learnt from; the tune split of the same task is watched."""
+    """Problems to train on; the tune split of the same task picks the policy that is kept."""
 
     task: str
     """gsm8k, reasoning_gym:NAME, jsonl:FILE,scorer=numeric, ... as in cospec eval. An arbiter that
-    will rule on many kinds of text should learn from all of them: mix:TASK@4+TASK@1."""
+    will rule on many kinds of text should train on all of them: mix:TASK@4+TASK@1."""
     num_problems: int | None = None
     """Problems of the train split; by default as many as the rounds take."""
     data_dir: Path | None = None
@@ -59,8 +63,9 @@ class TrainTaskOptions:
 class Train:
     """Train an arbiter by reinforcement learning on final answers.
 
-    The folder --out keeps the state after each round: the same command goes on from there. The
-    trained arbiter is written into it at the end, for --arbiter FOLDER.
+    The folder --out keeps the state after each round: the same command resumes from there. The
+    trained arbiter is written into it at the end, for --arbiter FOLDER. Settings without an option
+    here are in the config file: each run writes its own as train.json into its folder.
     """
 
     task: TrainTaskOptions
@@ -68,6 +73,8 @@ class Train:
     """Folder of the arbiter and of the run's state."""
     pair: PairOptions = field(default_factory=PairOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
+    config: Path | None = None
+    """JSON file of training settings, such as train.json of another run; options override it."""
     name: str | None = None
     """Name of the arbiter in reports; by default that of the folder."""
     wandb_project: str | None = None
@@ -79,15 +86,10 @@ class Train:
 
     def run(self) -> None:
         """Train, show and write."""
-        from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
-        from cospec.cli.trackers import open_trackers
-        from cospec.rl.card import write_card
+        from cospec.evaluation.turns import lock
         from cospec.rl.checkpoint import check_run, open_run
-        from cospec.rl.trainer import Trainer
-        from cospec.tasks.trained_on import write_trained_on
 
-        check_run(self.out, self._settings())
+        check_run(self.out, self._settings(), is_whole=False)
         set_threads(self.threads)
         task, train, tune, solved = self._problems()
         provenance = Provenance()
@@ -95,16 +97,35 @@ class Train:
         if self.dry_run:
             self._plan(pair, task, train, tune, solved)
             return
-        open_run(self.out, self._settings())
+        self.out.mkdir(parents=True, exist_ok=True)
+        with lock(self.out / "run.lock"):
+            open_run(self.out, self._settings() | self._inputs(pair, train, tune, solved))
+            settings = json.dumps(self.train.to_dict(), indent=1)
+            write_text(self.out / "train.json", settings + "\n")
+            self._train(pair, task, train, tune, solved, provenance)
+
+    def _train(
+        self,
+        pair: ModelPair,
+        task: Task,
+        train: list[Example],
+        tune: list[Example],
+        solved: list[Example],
+        provenance: Provenance,
+    ) -> None:
+        """Train to the end and write the arbiter."""
+        from cospec.cli.trackers import open_trackers
+        from cospec.rl.card import write_card
+        from cospec.rl.trainer import Trainer
+        from cospec.tasks.trained_on import write_trained_on
+
         trackers = open_trackers(self.out, self._settings(), self.wandb_project)
         backend = self._backend(pair)
         trainer = Trainer(pair, backend, task, self.train, train, tune, self.out, solved)
         if trainer.state.round:
             print(f"resuming after round {trainer.state.round}", flush=True)
-        columns = *Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
-            completions = progress.add_task("completions", total=self._num_completions(trainer))
-            backend.on_finished = trainer.on_read = partial(progress.advance, completions)
+        with Progress(self._num_completions(trainer), "completions", label="train") as progress:
+            backend.on_finished = trainer.on_read = progress.advance
             arbiter = trainer.run(lambda metrics: self._report(trainer, metrics, trackers))
         about: Json = {
             "name": self.name or self.out.name,
@@ -119,10 +140,27 @@ class Train:
         arbiter.save(self.out, write_card(about))
         print(f"wrote {self.out}: use it with --arbiter {self.out}")
 
+    def _inputs(
+        self,
+        pair: ModelPair,
+        train: list[Example],
+        tune: list[Example],
+        solved: list[Example],
+    ) -> Json:
+        """Return hashes of the pair and of the data: a run resumes with the same ones only."""
+        from cospec.evaluation.problems import describe_models, describe_problems
+
+        data = {"train": train, "tune": tune, "solutions": solved}
+        hashes = {f"data_{key}": describe_problems(each) for key, each in data.items()}
+        found: Json = {name: each["problems_sha256"] for name, each in hashes.items()}
+        if self.train.warmup.warm_start is not None:
+            found["data_warm_start"] = sha256(self.train.warmup.warm_start.read_bytes()).hexdigest()
+        return {"inputs": found | describe_models(pair)}
+
     def _settings(self) -> Json:
-        """What the result depends on, as JSON."""
+        """Return all options that the result depends on, as JSON."""
         options = asdict(self)
-        for key in ("out", "dry_run", "threads", "name", "wandb_project"):
+        for key in ("out", "dry_run", "threads", "name", "wandb_project", "config"):
             del options[key]
         settings: Json = json.loads(json.dumps(options, default=str))
         return settings
@@ -155,7 +193,7 @@ class Train:
         return task, train, tune, solved
 
     def _num_completions(self, trainer: Trainer) -> int:
-        """How many texts are left, at most: solutions, lossless, rollouts, branches, tune split."""
+        """Return the most texts left: solutions, lossless, rollouts, branches, tune split."""
         config, left = self.train, self.train.num_rounds - trainer.state.round
         branches = (
             0 if not METHODS[config.method].has_branches else config.branches.branches_per_rollout
@@ -222,3 +260,26 @@ class Train:
             f"{(config.num_rounds * round_s + tune_s) / 60:.0f} min in all "
             f"(a round of {size} problems took {seconds:.0f} s; longer batches are faster)"
         )
+
+
+def defaults(args: Sequence[str]) -> Train | None:
+    """Return the command's defaults from the file after ``--config``; None without one.
+
+    Args:
+        args: Of the command line; its options override the file.
+
+    Raises:
+        ConfigError: The file cannot be read, or has settings that cannot be.
+    """
+    words = [part for word in args for part in word.split("=", 1)]
+    if "--config" not in words[:-1]:
+        return None
+    path = Path(words[words.index("--config") + 1])
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as settings: {error}; pass JSON, such as train.json of a run."
+        ) from None
+    config = TrainConfig.from_dict(values)
+    return Train(TrainTaskOptions(task=tyro.MISSING), out=tyro.MISSING, train=config)

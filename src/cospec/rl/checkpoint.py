@@ -135,8 +135,14 @@ def open_run(folder: Path, settings: Json) -> None:
     write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
 
 
-def check_run(folder: Path, settings: Json) -> None:
-    """Refuse a folder that holds a finished arbiter or another run; see `open_run`."""
+def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
+    """Refuse a folder that holds a finished arbiter or another run; see `open_run`.
+
+    Args:
+        folder: Of the run.
+        settings: All that the result depends on.
+        is_whole: False if hashes of the pair and the data are not known yet.
+    """
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} holds a finished arbiter; name another folder.")
     path = folder / SETTINGS
@@ -146,7 +152,7 @@ def check_run(folder: Path, settings: Json) -> None:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         train = theirs.get("train", {})
         is_older = "rollouts" not in train and "prompts_per_round" in train
-        theirs = flat(theirs)
+        theirs = flat(theirs if is_whole else {**theirs, "inputs": {}})
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); {_AGAIN}") from None
     if is_older:

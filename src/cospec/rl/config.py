@@ -26,7 +26,7 @@ class RolloutConfig(DecodeConfig):
 
     prompts_per_round: int = 640
     """Problems of a round."""
-    group_size: int = 1
+    group_size: tyro.conf.Suppress[int] = 1
     """Rollouts of a problem (G); group advantages take at least 2."""
     num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = 4
     """Drafted tokens a block (k)."""
@@ -53,7 +53,7 @@ class BranchConfig:
 
     branches_per_rollout: float = 4.0
     """Branches of a rollout, on average."""
-    replay_decay: float = 0.9
+    replay_decay: tyro.conf.Suppress[float] = 0.9
     """Weight of replayed branches, multiplied by this per round of age; 0 keeps only the latest
     round."""
 
@@ -68,13 +68,13 @@ class ObjectiveConfig:
 
     cost_weight: float = 0.05
     """Price of time (lambda): reward lost per target forward, as a share of lossless decoding's."""
-    group_weight: float = 0.0
+    group_weight: tyro.conf.Suppress[float] = 0.0
     """Weight of the group advantages beside the branches; 0 leaves them out."""
-    entropy_bonus: float = 0.05
+    entropy_bonus: tyro.conf.Suppress[float] = 0.05
     """Reward for an undecided policy, per nat of entropy."""
-    kl_weight: float = 0.0
+    kl_weight: tyro.conf.Suppress[float] = 0.0
     """Penalty for leaving the starting policy, per nat of divergence."""
-    clip: float = 0.2
+    clip: tyro.conf.Suppress[float] = 0.2
     """Epsilon of the clipped ratio."""
 
     def __post_init__(self) -> None:
@@ -115,11 +115,11 @@ class WarmupConfig:
     solutions_from: Literal["task", "samples"] = "task"
     """task reads the worked solutions that come with the problems; samples lets both models answer
     them and reads those answers, weighed by the task's scores: it works for any task."""
-    num_samples: int = 4
+    num_samples: tyro.conf.Suppress[int] = 4
     """Answers of each model to a problem, the first one greedy (solutions_from samples)."""
-    sample_temperature: float = 0.7
+    sample_temperature: tyro.conf.Suppress[float] = 0.7
     """Temperature of the others."""
-    num_solution_epochs: int = 40
+    num_solution_epochs: tyro.conf.Suppress[int] = 40
     """Passes over the decisions of the worked solutions."""
 
     def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ class EvaluationConfig:
     """Rounds between evaluations on the tune split."""
     num_tune: int = 500
     """Problems of the tune split."""
-    patience: int = 3
+    patience: tyro.conf.Suppress[int] = 3
     """Evaluations without a better one after which training stops."""
 
     def __post_init__(self) -> None:
@@ -168,11 +168,11 @@ class TrainConfig:
     """Seed of problems, policy and rollouts."""
     features: FeatureSpec = "scalar"
     """Input of the policy: scalar, or hidden (the models' states as well, for this pair only)."""
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: tyro.conf.Suppress[PolicyConfig] = field(default_factory=PolicyConfig)
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     branches: BranchConfig = field(default_factory=BranchConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    optimiser: tyro.conf.Suppress[OptimiserConfig] = field(default_factory=OptimiserConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
