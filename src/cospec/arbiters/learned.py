@@ -46,13 +46,13 @@ class LearnedArbiter:
     is_bound: bool = True
     """False if it rules by hidden states and was loaded without the pair that they are of."""
     notes: tuple[str, ...] = ()
-    """What a user should know about it on the pair it was loaded for."""
+    """Warnings to a user on the pair that it was loaded for."""
     folder: Path | None = None
     """Where it was loaded from."""
 
     @property
     def name(self) -> str:
-        """The label with the threshold, and with the guard if it is not the trained one."""
+        """Label with the threshold, and with the guard if it is not the trained one."""
         name = f"{self.label}:threshold={self.threshold:.4g}"
         if self.max_mismatch_rate == _saved_rate(self.about):
             return name
@@ -70,7 +70,7 @@ class LearnedArbiter:
         return flat(self.about.get("training", {}).get("train", {}))
 
     def notes_for(self, config: DecodeConfig) -> tuple[str, ...]:
-        """What a user should know about it on its pair, and on blocks unlike those of training."""
+        """Return warnings to a user on its pair, and on blocks unlike those of training."""
         notes, threshold = self.notes, config.draft_confidence_threshold
         if self.trained_k not in (None, config.k):
             notes += (
@@ -88,11 +88,11 @@ class LearnedArbiter:
 
     @property
     def needs(self) -> Needs:
-        """What its features need, and chance if it is stochastic."""
+        """Needs of its features, and chance if it is stochastic."""
         return self.features.needs | (Needs.UNIFORMS if self.is_stochastic else Needs.NOTHING)
 
     def rule(self, batch: MismatchBatch) -> Ruling:
-        """One forward of the policy for all mismatches; the score is the probability.
+        """Rule by one forward of the policy for all mismatches; the score is the probability.
 
         Where the draft disagrees with the target much more often than in training, it may be sure
         of what it knows nothing of, and nothing it says of itself would show it: there the
@@ -179,7 +179,7 @@ class LearnedArbiter:
         return replace(it, is_bound=pair is not None or not features.num_hidden)
 
     def with_threshold(self, threshold: float) -> LearnedArbiter:
-        """The same arbiter, used more or less boldly."""
+        """Return the same arbiter with another threshold."""
         return replace(self, threshold=threshold)
 
 
@@ -212,5 +212,5 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
 
 
 def notes_on(arbiter: Arbiter, config: DecodeConfig) -> tuple[str, ...]:
-    """What a user should know about an arbiter that rules on such blocks."""
+    """Return warnings to a user of an arbiter that rules on such blocks."""
     return arbiter.notes_for(config) if isinstance(arbiter, LearnedArbiter) else ()

@@ -1,4 +1,4 @@
-"""An arbiter that is watched: it rules as another one does and shows features to the trace."""
+"""Wrapper of an arbiter that records features of every mismatch in the trace."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Observed:
 
     @property
     def name(self) -> str:
-        """The name of the arbiter that rules."""
+        """Name of the arbiter that rules."""
         return self.arbiter.name
 
     @property
     def needs(self) -> Needs:
-        """What both need."""
+        """Union of the needs of both."""
         return self.arbiter.needs | self.features.needs
 
     def rule(self, batch: MismatchBatch) -> Ruling:

@@ -45,7 +45,7 @@ class PolicyConfig:
             raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1).")
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
-        """The settings as a JSON object."""
+        """Return the settings as a JSON object."""
         return asdict(self)
 
 

@@ -67,7 +67,7 @@ class ScalarFeatures:
 
     @property
     def is_of_draft(self) -> Tensor:
-        """Whether each feature is known before the target has read anything, (F,) bool."""
+        """Mask of the features that are known before the target has read anything, (F,) bool."""
         scalars = [one.of_draft for one in self.scalars]
         return torch.tensor(
             scalars + [s.of_draft for s in self.states for _ in range(self.width(s))]
@@ -75,7 +75,7 @@ class ScalarFeatures:
 
     @property
     def is_of_judge(self) -> Tensor:
-        """Whether each feature is one that AutoJudge looks at, (F,) bool; none of the scalars."""
+        """Mask of the features that AutoJudge looks at, (F,) bool; none of the scalars."""
         judged = [one.of_judge for one in self.states for _ in range(self.width(one))]
         return torch.tensor([False] * len(self.scalars) + judged)
 

@@ -95,7 +95,7 @@ class View:
 
     @cached_property
     def matches(self) -> Tensor:
-        """Whether the target accepts the drafted tokens ahead, (M, K - 1) bool."""
+        """True where the target accepts the drafted tokens ahead, (M, K - 1) bool."""
         assert self.batch.lookahead_matches is not None, "declare Needs.LOOKAHEAD"
         return self.batch.lookahead_matches
 
@@ -112,7 +112,7 @@ class View:
 
     @cached_property
     def flags(self) -> tuple[Tensor, ...]:
-        """Whether the draft's token is of each kind, then the target's, (M,) each."""
+        """1 where the draft's token is of each kind, then where the target's is, (M,) each."""
         kinds = self.kinds.to(self.ids.device)[self.ids]  # (M, 2)
         # Not one_hot, which looks at the values and so may wait for the device.
         is_kind = kinds[:, :, None] == torch.arange(len(KINDS), device=kinds.device)
@@ -171,7 +171,7 @@ _SCALARS_1 = (
     *(Feature(f"target_{k}", _NONE, _flag(len(KINDS) + i)) for i, k in enumerate(KINDS)),
 )
 SCALARS: dict[int, tuple[Feature, ...]] = {1: _SCALARS_1}
-"""By version, the scalars: the same for every pair, so that what was learnt on one pair can be
+"""By version, the scalars: the same for every pair, so that an arbiter of one pair can be
 tried on another, and in every engine, so that an arbiter trained here rules alike in vLLM."""
 
 

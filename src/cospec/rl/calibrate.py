@@ -45,7 +45,7 @@ Risk: TypeAlias = Literal["harm", "loss"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What an arbiter did at one threshold."""
+    """Outcome of an arbiter at one threshold."""
 
     threshold: float
     accuracy: float
@@ -57,7 +57,7 @@ class Candidate:
 
 
 def most_accurate(candidates: Sequence[Candidate], cost_weight: float = 0.0) -> Candidate:
-    """The candidate with the best accuracy minus the price of its time.
+    """Return the candidate with the best accuracy minus the price of its time.
 
     Args:
         candidates: The lossless one first. Ties go to the fewest target forwards.
@@ -71,7 +71,7 @@ def most_accurate(candidates: Sequence[Candidate], cost_weight: float = 0.0) -> 
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate with the fewest target forwards per right answer.
+    """Return the candidate with the fewest target forwards per right answer.
 
     Only those are asked that have no fewer right answers than the target; if numerical noise leaves
     none, the lossless one it is.
@@ -141,7 +141,7 @@ def least_num_problems(risk: Risk, epsilon: float, delta: float) -> int:
 
 
 def num_rejected(p_values: Floats, delta: float) -> Counts:
-    """How many hypotheses fixed-sequence testing rejects.
+    """Count the hypotheses that fixed-sequence testing rejects.
 
     Args:
         p_values: (..., T), in the order in which they are tested.
@@ -157,7 +157,7 @@ def num_rejected(p_values: Floats, delta: float) -> Counts:
 def certify(
     candidates: Sequence[Candidate], num_problems: int, risk: Risk, epsilon: float, delta: float
 ) -> tuple[Candidate, list[Json]]:
-    """The boldest certified candidate, and the test of each one.
+    """Return the boldest certified candidate, and the test of each one.
 
     Args:
         candidates: From the safest to the boldest; the first one is lossless, and is the answer
@@ -180,7 +180,7 @@ def certify(
 
 
 def reliability(scores: Floats, draft_correct: Flags, target_correct: Flags) -> Json:
-    """How often the draft's branch is the better one, by the arbiter's score.
+    """Return how often the draft's branch is the better one, by the arbiter's score.
 
     Mismatches of one problem depend on each other, so that the intervals are on the narrow side.
 
@@ -220,7 +220,7 @@ def reliability(scores: Floats, draft_correct: Flags, target_correct: Flags) -> 
 
 
 def check_point(folder: Path, name: str, overwrite: bool) -> Json:
-    """The config of a checkpoint that can take an operating point of this name.
+    """Return the config of a checkpoint that can take an operating point of this name.
 
     Raises:
         ConfigError: The name cannot be part of an arbiter's spec, or is taken.

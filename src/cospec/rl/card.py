@@ -1,4 +1,4 @@
-"""The model card of a trained arbiter, written from what was recorded."""
+"""Model card of a trained arbiter, written from its record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def write_card(about: Json) -> str:
-    """README.md of a checkpoint.
+    """Return the README.md of a checkpoint.
 
     Args:
         about: Name, pair, training settings, provenance, best round and history of the run.
@@ -26,7 +26,7 @@ def write_card(about: Json) -> str:
     best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
     rounds = [row for row in about["history"] if row["round"]]
     if not best["round"]:
-        how = "It learnt from worked solutions with CoSpec; no round of reinforcement did better."
+        how = "Trained on worked solutions with CoSpec; no round of reinforcement did better."
     rows = [
         f"| {row['round']} | {row['accuracy']:.3f} | {row['accuracy_target']:.3f} | "
         f"{row['override_rate']:.3f} | {row['mean_acceptance_length']:.2f} | "
@@ -68,7 +68,7 @@ def write_card(about: Json) -> str:
 
 
 def _solutions(train: Json, first: Json) -> list[str]:
-    """What it learnt from before its first round, if it did."""
+    """Return a line on training before the first round, if there was any."""
     if not train.get("num_solutions"):
         return []
     return [
@@ -79,7 +79,7 @@ def _solutions(train: Json, first: Json) -> list[str]:
 
 
 def _guard(rate: float | None) -> list[str]:
-    """What there is to say of the guard, if there is one."""
+    """Return a line on the guard, if there is one."""
     if rate is None:
         return []
     return [f"- Guard: it keeps nothing where a text has more than {rate:.3f} mismatches a token."]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Credit(NamedTuple):
-    """What a round's rollouts are worth."""
+    """Credit of a round's rollouts."""
 
     decisions: Decisions | None
     """None if the rollouts had no decision."""

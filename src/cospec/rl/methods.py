@@ -47,7 +47,7 @@ class Labels(NamedTuple):
     """Training data of a classifier."""
 
     keep: Tensor
-    """Whether to keep the draft's token, (N,) bool."""
+    """True where the draft's token is to be kept, (N,) bool."""
     weight: Tensor
     """Weight of each label, (N,)."""
 

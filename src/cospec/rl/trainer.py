@@ -72,7 +72,7 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all rounds are done, or the tune split has stopped improving."""
+        """True once all rounds are done, or the tune split has stopped improving."""
         state, evaluation = self.state, self.config.evaluation
         num_since_best = state.round - state.best.get("round", 0)
         is_stale = num_since_best >= evaluation.patience * evaluation.tune_every

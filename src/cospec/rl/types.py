@@ -1,4 +1,4 @@
-"""The nouns of training: what is collected, and what a policy is updated on.
+"""Nouns of training: data that is collected, and data that a policy is updated on.
 
 Axes in shapes: N decisions or branches, F features, P problems, G rollouts of a problem.
 """
@@ -24,7 +24,7 @@ class Baseline(NamedTuple):
     """Lossless decoding of one problem."""
 
     is_right: bool
-    """Whether the target alone is right."""
+    """True if the target alone is right."""
     num_forwards: int
     """Target forwards of lossless decoding."""
 
@@ -51,7 +51,7 @@ class Played:
 
     @property
     def is_right(self) -> bool:
-        """Whether its answer is right."""
+        """True if its answer is right."""
         return self.score.correct
 
     @property
@@ -71,7 +71,7 @@ class BranchData:
     delta_cost: Tensor
     """Cost with the draft's token minus with the target's, (N,)."""
     is_harmless: Tensor
-    """Whether both branches come to the same by the method's own measure, (N,) bool."""
+    """True where both branches come to the same, by the method's own measure, (N,) bool."""
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -106,7 +106,7 @@ class KnownBranches(NamedTuple):
     delta: Tensor
     """Reward for the draft's token minus that for the target's, (N,)."""
     is_harmless: Tensor
-    """Whether both branches come to the same, (N,) bool."""
+    """True where both branches come to the same, (N,) bool."""
     weight: Tensor
     """Weight of each in the loss, (N,)."""
 
