@@ -1,7 +1,8 @@
 """Calibrated speculative decoding: a memory of the mismatches that recur, and a gate.
 
-CSD (2604.13634, ACL 2026; no code is released). Its text could not be had: formula and constants
-are those that two summaries agree on, and what they leave open is decided here (see `CSD`).
+CSD (2604.13634, ACL 2026; no code is released). Its text could not be had: the formula is the one
+of several summaries, tau is in two of them and lambda in one, and what they leave open is decided
+here (see `CSD`).
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class CSD(Rule):
     @cached_property
     def _recurring(self) -> Tensor:
         """Pairs that recur, each as one number, (N,) int64."""
-        keys, counts = _keys(self.pairs).unique(return_counts=True)
+        found: tuple[Tensor, Tensor] = torch.unique(_keys(self.pairs), return_counts=True)
+        keys, counts = found
         return keys[counts > self.frequency]
 
     def rule(self, batch: MismatchBatch) -> Ruling:

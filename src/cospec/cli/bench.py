@@ -110,7 +110,8 @@ class Bench:
         from cospec.evaluation.benchmark.arms import ORACLE, expand_sets, make_specs
 
         folder = bundled_home() / "arbiters" / str(self.pair.pair).partition(":")[2]
-        names = expand_sets(self.arms, self.pair.pair is not None and folder.is_dir())
+        has_bundled = self.pair.pair is not None and folder.is_dir()
+        names = expand_sets(self.arms, has_bundled, self.bench.num_tune_problems > 0)
         specs = make_specs(names, self._find, tune_knobs=self.bench.tune_knobs)
         if self.bench.draft_confidence_threshold and ORACLE in [each.name for each in specs]:
             raise ConfigError(

@@ -46,6 +46,8 @@ def test_rules_are_all_cited_ones_and_all_adds_the_own_ones_and_the_references()
     bundled = {"bundled", "random:match=bundled"}
     assert set(expand_sets(["all"], has_bundled=True)) == {*rules, "gap", "assisted", *bundled}
     assert expand_sets(["fly", "rules", "fly"], has_bundled=False)[0] == "fly"
+    without_tune = expand_sets(["rules"], has_bundled=False, has_tune=False)
+    assert {*rules} - {*without_tune} == {"csd"}, "it has no memory then"
     assert expand_sets(["fly", "rules"], has_bundled=False).count("fly") == 1
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cospec.arbiters import RULES, RandomOverride, load_arbiter
+from cospec.arbiters.memory import CSD
 from cospec.arbiters.rules import Rule
 from cospec.errors import ConfigError, unknown_name
 from cospec.evaluation.arms import check_names
@@ -57,14 +58,15 @@ class ArmSpec:
         return self.kind != "learned" and (self.name == DRAFT or bool(self.tries))
 
 
-def expand_sets(specs: Sequence[str], has_bundled: bool) -> list[str]:
+def expand_sets(specs: Sequence[str], has_bundled: bool, has_tune: bool = True) -> list[str]:
     """Put the members of named sets in the place of their names, each once.
 
     Args:
         specs: As given.
         has_bundled: Whether the pair ships with a trained arbiter.
+        has_tune: Whether there are tune problems, without which ``csd`` has no memory.
     """
-    rules = [name for name in RULES if name not in OWN_RULES]
+    rules = [name for name in RULES if name not in OWN_RULES and (has_tune or name != CSD.kind)]
     bundled = ["bundled", f"{MATCH}bundled"] if has_bundled else ["random"]
     sets = {"rules": rules, "all": ["gap", *rules, *bundled, ASSISTED]}
     return list(dict.fromkeys(one for spec in specs for one in sets.get(spec, [spec])))
