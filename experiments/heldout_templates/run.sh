@@ -8,14 +8,17 @@ heldout() { python experiments/heldout_templates/heldout.py "$@" --work "$work";
 export OMP_NUM_THREADS=1
 
 for pair in specialist family; do
-    heldout bundled:$pair test --test-tiers 2 --arms lossless
-    heldout bundled:$pair read --tiers 5
-    heldout bundled:$pair train --tiers 5
-    heldout bundled:$pair train --tiers 5 --seen
+    heldout bundled:$pair test --arms lossless
+    heldout bundled:$pair read --tiers 10
+    for tiers in 5 10; do
+        heldout bundled:$pair train --tiers $tiers
+        heldout bundled:$pair train --tiers $tiers --seen
+    done
     heldout bundled:$pair train --tiers 5 --folds 1 --seeds 1 2
-    heldout bundled:$pair test --test-tiers 2 --arms draft rule fold-seed0-n4000 seen-seed0-n4000
-    heldout bundled:$pair test --folds 1 --arms fold-seed1-n4000 fold-seed2-n4000
-    heldout bundled:$pair test --test-tiers 2 --arms shipped \
-        --shipped benchmarks/arbiters/$pair-corrected-seed0
+    heldout bundled:$pair test --arms draft rule \
+        fold-seed0-n4000 seen-seed0-n4000 fold-seed0-n8000 seen-seed0-n8000
+    heldout bundled:$pair test --folds 1 --arms fold-seed1-n4000 fold-seed2-n4000 target
+    heldout bundled:$pair test --folds 0 --arms fold-seed0-n4000 --check
+    heldout bundled:$pair test --arms shipped --shipped src/cospec/bundled/arbiters/$pair-hidden
 done
-python experiments/heldout_templates/summarise.py "$work" --out experiments/heldout_templates
+python experiments/heldout_templates/summarise.py "$work" --tiers 10
