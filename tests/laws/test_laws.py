@@ -431,7 +431,7 @@ def test_a_plan_reads_the_fewest_tokens():
 def assert_strip_equals_prefill(cached, r, tokens):
     if not tokens:
         return
-    fresh = type(cached)(cached.model)
+    fresh = CachedModel(cached.model)
     fresh.reserve(1, len(tokens))
     with torch.inference_mode():
         fresh.prefill([tokens], 0)
