@@ -32,7 +32,7 @@ def _run(argv: list[str]) -> None:
     from cospec import cli
 
     torch.set_num_threads(1)
-    with open(os.devnull, "w") as sink:
-        sys.stdout = sys.stderr = sink
-        sys.argv = ["cospec", *argv]
-        cli.main()
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)  # messages of a refusal stay on standard error
+    sys.argv = ["cospec", *argv]
+    cli.main()
