@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_arbiter(whole, pair, task, tm
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert killed.returncode == -9, killed.stderr
     it = trainer(pair, task, folder)
