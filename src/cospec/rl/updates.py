@@ -143,11 +143,8 @@ def update(
     labels = method.labels(known) if method.labels else None
     counts = known.weight * known.delta if labels is None else labels.weight
     has_credit = bool(counts.any() or (group_weight * advantage).any())
-    optimiser = torch.optim.AdamW(
-        learns.parameters(),
-        lr=config.optimiser.learning_rate,
-        weight_decay=config.optimiser.weight_decay,
-    )
+    rate, decay = config.optimiser.learning_rate, config.optimiser.weight_decay
+    optimiser = torch.optim.AdamW(learns.parameters(), lr=rate, weight_decay=decay)
     for _ in range(config.optimiser.num_epochs):
         logits = learns(features, dropout)
         clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, objective.clip)
