@@ -33,7 +33,7 @@ def test_the_tracked_tree_is_small(sizes):
 
 def test_every_experiment_says_its_question_and_its_commands(sizes):
     folders = {path.parent for path in sizes if path.parent.parent == ROOT / "experiments"}
-    folders.discard(ROOT / "experiments" / "tables")  # what `experiments/readme.py` is made of
+    folders.discard(ROOT / "experiments" / "tables")  # a part of `experiments/readme.py`
     for folder in folders:
         assert (folder / "README.md").read_text().startswith("# "), folder
         assert (folder / "run.sh").exists() or (folder / "run.py").exists(), folder
