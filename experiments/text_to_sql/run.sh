@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Branches of the real pair on Spider's train questions. Usage: run.sh TARGET DRAFT DATA OUT
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python experiments/text_to_sql/collect.py "$@" --count 512 --chunk 64 --threads 1
