@@ -164,7 +164,7 @@ def test_every_arm_has_a_draft_that_stops_early(bench, tmp_path):
 
 
 def test_a_document_does_not_say_where_an_arbiter_is_installed(bench, tmp_path, monkeypatch):
-    def find(_, spec):
+    def find(_, spec, **__):
         return spec.replace("bundled", "gap") if spec.startswith("bundled") else spec
 
     monkeypatch.setattr(PairOptions, "find_arbiter", find)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -192,8 +193,9 @@ def test_the_vllm_that_is_not_there_is_asked_for(monkeypatch, found, error, mess
         serve.check_vllm()
 
 
-def test_command_and_plugin_ask_for_the_same_vllm():
-    assert serve.VLLM_VERSION == SUPPORTED
+def test_the_extra_installs_the_vllm_that_the_plugin_knows():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["optional-dependencies"]["vllm"] == [f"vllm=={SUPPORTED}.*"]
 
 
 def test_an_allow_list_without_the_plugin_is_refused(monkeypatch):

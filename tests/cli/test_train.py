@@ -193,7 +193,7 @@ def test_an_interrupted_training_goes_on_with_its_own_settings_only(
     with pytest.raises(SystemExit, match="other settings"):
         tiny(*command, "--cost-weight", 0.5)
     tiny(*command)
-    assert "going on after round 1" in capsys.readouterr().out
+    assert "resuming after round 1" in capsys.readouterr().out
     assert (tmp_path / "arbiter" / "config.json").exists()
 
 
