@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -41,12 +43,26 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(dtype):
             assert torch.equal(packed(rows[:number]), together[:number]), number
 
 
+def test_a_copy_computes_the_same(dtype):
+    packed = nn.Sequential(PackedLinear(nn.Linear(320, 256).to(dtype)))
+    x = torch.randn(3, 320).to(dtype)
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(packed)(x), packed(x))
+
+
 def test_the_weight_comes_back_as_it_was(dtype):
     linear = nn.Linear(320, 256).to(dtype)
     assert torch.equal(PackedLinear(linear).weight.to_dense(), linear.weight)
 
 
+@pytest.fixture
+def packs_small(monkeypatch):
+    """Small models take part as well."""
+    monkeypatch.setattr("cospec.models.packed.LEAST_WEIGHTS", 1 << 16)
+
+
 @needs_packing
+@pytest.mark.usefixtures("packs_small")
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("k", [1, 4])
 def test_lossless_equals_plain_decoding_of_the_target_with_packed_and_plain_weights(batch_size, k):
@@ -66,6 +82,7 @@ def test_lossless_equals_plain_decoding_of_the_target_with_packed_and_plain_weig
 
 
 @needs_packing
+@pytest.mark.usefixtures("packs_small")
 def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokenizer):
     for name, seed in (("target", 0), ("draft", 1)):
         model = random_model("llama", seed=seed, hidden_size=256, intermediate_size=512)
@@ -81,6 +98,7 @@ def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokeni
 
 
 @needs_packing
+@pytest.mark.usefixtures("packs_small")
 def test_tied_and_small_layers_stay():
     model = random_model("llama")
     model.lm_head.weight = model.model.embed_tokens.weight

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_LEAST_WEIGHTS = 1 << 16
-"""Matrices below this stay as they are: there is nothing to gain."""
+LEAST_WEIGHTS = 1 << 20
+"""Smaller matrices stay as they are: the processor caches them, and there is little to gain."""
 _NUM_ROWS = 8
 """Rows that the layout is made for; others are as exact, and hardly slower."""
 
@@ -40,8 +40,12 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
         self.weight = _pack(linear.weight.detach())  # opaque but for shape, dtype and to_dense()
 
+    def __deepcopy__(self, memo: object) -> PackedLinear:
+        """Return the layer itself: it never changes, and torch cannot copy a packed weight."""
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output, (..., out_features), from (..., in_features)."""
+        """Return the layer's output, (..., out_features), from (..., in_features)."""
         rows = x.reshape(-1, self.in_features)
         if len(rows) == 1 and _needs_company(self.weight.dtype):
             rows = rows.expand(2, -1).contiguous()
@@ -77,7 +81,7 @@ def _is_packable(module: nn.Linear) -> bool:
     return (
         type(module) is nn.Linear
         and module.weight.device.type == "cpu"
-        and module.weight.numel() >= _LEAST_WEIGHTS
+        and module.weight.numel() >= LEAST_WEIGHTS
         and can_pack(module.weight.dtype)
     )
 
