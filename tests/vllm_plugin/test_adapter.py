@@ -52,6 +52,15 @@ def test_a_slot_holds_what_its_request_asked_for():
     assert table.columns(torch.tensor([2])).thresholds.isnan().all()
 
 
+def test_no_request_gets_a_threshold_below_the_operators():
+    table = RequestTable(3, CPU, has_thresholds=True, min_threshold=0.5)
+    table.add(0, params(extra_args={"cospec": "threshold=0.25"}))
+    table.add(1, params(extra_args={"cospec": "threshold=0.75"}))
+    table.add(2, params())
+    assert column(table, "thresholds", 0, 1) == [0.5, 0.75]
+    assert table.columns(torch.tensor([2])).thresholds.isnan().all(), "the server's own"
+
+
 def test_a_new_request_in_a_slot_leaves_nothing_of_the_old_one():
     table = RequestTable(2, CPU, has_thresholds=True)
     table.add(1, params(stop_token_ids=[7, 9], extra_args={"cospec": "threshold=0.25"}))

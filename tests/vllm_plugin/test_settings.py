@@ -107,3 +107,11 @@ def test_a_request_may_switch_off_or_move_the_threshold(extra_args, settings):
 def test_a_wrong_request_is_refused(value, message):
     with pytest.raises(ConfigError, match=message):
         RequestSettings.from_extra_args({"cospec": value})
+
+
+def test_the_operators_floor_is_a_probability_and_not_above_the_servers_threshold():
+    assert Settings("gap", min_threshold=0.5).min_threshold == 0.5
+    with pytest.raises(ConfigError, match=r"min_threshold of .* is 1\.5"):
+        Settings("gap", min_threshold=1.5)
+    with pytest.raises(ConfigError, match=r"threshold of .* is 0\.3 and min_threshold 0\.5"):
+        Settings("gap", threshold=0.3, min_threshold=0.5)

@@ -54,6 +54,8 @@ class Serve:
     """Drafted tokens a block; by default as many as the arbiter was trained with, 4 for a rule."""
     threshold: float | None = None
     """Threshold of a trained arbiter, in place of its own; a request may ask for another."""
+    min_threshold: float = 0.0
+    """Lowest threshold that a request may set: one that asks for less gets this."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
     decisions: Path | None = None
@@ -121,7 +123,13 @@ class Serve:
                 )
             max_bytes = self.decisions_max_mb * 1_000_000
             log = DecisionLogSettings(str(path), self.decisions_rate, max_bytes)
-        return Settings(arbiter, self.threshold, self.exact_prefix_tokens, log)
+        return Settings(
+            arbiter,
+            self.threshold,
+            self.exact_prefix_tokens,
+            log,
+            min_threshold=self.min_threshold,
+        )
 
     def command(self, settings: Settings) -> list[str]:
         """The command that starts vLLM's server.

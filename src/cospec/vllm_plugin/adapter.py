@@ -93,7 +93,13 @@ class Adapter:
         )
         has_thresholds = isinstance(arbiter, LearnedArbiter)
         num_slots = vllm_config.scheduler_config.max_num_seqs
-        adapter = cls(row_arbiter, RequestTable(num_slots, device, has_thresholds=has_thresholds))
+        table = RequestTable(
+            num_slots,
+            device,
+            has_thresholds=has_thresholds,
+            min_threshold=settings.min_threshold,
+        )
+        adapter = cls(row_arbiter, table)
         if is_reporting:
             adapter.counts = StepCounts.for_engine(vllm_config)
             if settings.decisions is not None:

@@ -46,10 +46,18 @@ class RequestTable:
         num_slots: How many there can be; more are made room for.
         device: Where the columns are needed.
         has_thresholds: Whether the arbiter has a threshold that a request can change.
+        min_threshold: Lowest threshold that a request gets.
     """
 
-    def __init__(self, num_slots: int, device: torch.device, *, has_thresholds: bool) -> None:
-        self._has_thresholds = has_thresholds
+    def __init__(
+        self,
+        num_slots: int,
+        device: torch.device,
+        *,
+        has_thresholds: bool,
+        min_threshold: float = 0.0,
+    ) -> None:
+        self._has_thresholds, self._min_threshold = has_thresholds, min_threshold
         self._num_overrides = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._num_mismatches = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._is_open = torch.zeros(num_slots, dtype=torch.bool, device=device)
@@ -85,8 +93,8 @@ class RequestTable:
         self._num_mismatches[slot] = 0
         self._is_open[slot] = is_open
         self._max_tokens[slot] = 2**62 if params.max_tokens is None else params.max_tokens
-        nan = float("nan")
-        self._thresholds[slot] = nan if settings.threshold is None else settings.threshold
+        asked = settings.threshold
+        self._thresholds[slot] = float("nan") if asked is None else max(asked, self._min_threshold)
         self._stop_ids[slot] = -1
         if stop_ids:
             ids = torch.tensor(stop_ids, device=self._stop_ids.device)

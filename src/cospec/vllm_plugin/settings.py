@@ -66,6 +66,8 @@ class Settings:
     counts_dir: str | None = None
     """Folder in which engine and server share their counts; None is one of the system's temporary
     folder."""
+    min_threshold: float = 0.0
+    """Lowest threshold of a request: one that asks for less gets this."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.arbiter, str) or not self.arbiter:
@@ -73,9 +75,14 @@ class Settings:
                 f"arbiter of {WHERE} is {self.arbiter!r}; it must be a rule, or the folder or hub "
                 "id of a trained arbiter."
             )
-        if self.threshold is not None:
-            name = f"threshold of {WHERE}"
-            object.__setattr__(self, "threshold", _probability(name, self.threshold))
+        for key in ("threshold", "min_threshold"):
+            if (value := getattr(self, key)) is not None:
+                object.__setattr__(self, key, _probability(f"{key} of {WHERE}", value))
+        if self.threshold is not None and self.threshold < self.min_threshold:
+            raise ConfigError(
+                f"threshold of {WHERE} is {self.threshold} and min_threshold {self.min_threshold}; "
+                "the first must not be below the second."
+            )
         _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
         if self.counts_dir is not None and not isinstance(self.counts_dir, str):
             raise ConfigError(f"counts_dir of {WHERE} is {self.counts_dir!r}; it must be a folder.")
