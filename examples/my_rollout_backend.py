@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cospec import ModelPair, SamplingConfig, load_arbiter
+from cospec.backends.base import BranchPoint, Item, Rollout
+from cospec.backends.engine import EngineBackend
 from cospec.config import DecodeConfig
-from cospec.rl.backends.base import BranchPoint, Item, Rollout
-from cospec.rl.backends.engine import EngineBackend
 from cospec.types import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.rl.backends.base import RolloutBackend
+    from cospec.backends.base import RolloutBackend
     from cospec.types import Arbiter
 
 QUESTIONS = [f"Question: What is {n} plus {n + 7}?\nAnswer:" for n in range(11, 15)]

@@ -37,6 +37,7 @@ from cospec.arbiters import AlwaysTarget, load_arbiter
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import PolicyConfig
+from cospec.backends.engine import EngineBackend
 from cospec.cli.options import PairOptions
 from cospec.engine import Engine
 from cospec.evaluation.audit.auditor import reached
@@ -44,7 +45,6 @@ from cospec.evaluation.audit.dataset import read_tensors, write_tensors
 from cospec.evaluation.problems import describe_problems, encode_problems
 from cospec.features import SCALAR_NAMES, make_features
 from cospec.results import Json, Provenance, write_json, write_text
-from cospec.rl.backends.engine import EngineBackend
 from cospec.rl.config import (
     EvaluationConfig,
     ObjectiveConfig,

@@ -11,9 +11,9 @@ import torch
 
 from cospec import ModelPair
 from cospec.arbiters.policy import PolicyConfig
+from cospec.backends.engine import EngineBackend
 from cospec.evaluation.audit.dataset import write_dataset
 from cospec.features import SCALAR_NAMES
-from cospec.rl.backends.engine import EngineBackend
 from cospec.rl.trainer import Trainer
 from cospec.tasks import load_task
 from tests.conftest import VOCAB, TableModel

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cospec.arbiters import AlwaysTarget
+from cospec.backends.engine import EngineBackend
 from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine
 from cospec.features import SCALAR_NAMES
-from cospec.rl.backends.engine import EngineBackend
 from cospec.rl.collect import Collector
 from cospec.types import Origin, Ruling
 from tests.rl.conftest import GAP, arbiter, coin, gap_policy, train_config

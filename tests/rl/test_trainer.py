@@ -10,9 +10,9 @@ import torch
 
 from cospec import ModelPair
 from cospec.arbiters.policy import PolicyConfig
+from cospec.backends.engine import EngineBackend
 from cospec.errors import ConfigError
 from cospec.features import SCALAR_NAMES
-from cospec.rl.backends.engine import EngineBackend
 from cospec.rl.collect import Collector
 from cospec.rl.types import BranchData
 from cospec.rl.updates import known_branches

@@ -20,9 +20,9 @@ from cospec.rl.config import TrainConfig
 from cospec.rl.methods import METHODS
 
 if TYPE_CHECKING:
+    from cospec.backends.engine import EngineBackend
     from cospec.cli.trackers import Tracker
     from cospec.models import ModelPair
-    from cospec.rl.backends.engine import EngineBackend
     from cospec.rl.trainer import Trainer
     from cospec.tasks import Example, Task
 
@@ -167,7 +167,7 @@ class Train:
 
     def _backend(self, pair: ModelPair) -> EngineBackend:
         """Build the backend of the rollouts."""
-        from cospec.rl.backends.engine import EngineBackend
+        from cospec.backends.engine import EngineBackend
 
         return EngineBackend(pair, self.train.rollouts)
 

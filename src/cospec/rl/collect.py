@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.arbiters import AlwaysTarget
+from cospec.backends.base import BranchPoint, Item
 from cospec.evaluation.problems import encode_problems
-from cospec.rl.backends.base import BranchPoint, Item
 from cospec.rl.methods import METHODS
 from cospec.rl.types import Baseline, BranchData, Ending, Played
 from cospec.types import Origin
@@ -23,8 +23,8 @@ from cospec.types import Origin
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cospec.backends.base import Rollout, RolloutBackend
     from cospec.models import ModelPair
-    from cospec.rl.backends.base import Rollout, RolloutBackend
     from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
     from cospec.types import Arbiter, MismatchTrace

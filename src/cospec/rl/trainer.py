@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from cospec.backends.base import RolloutBackend
     from cospec.models import ModelPair
     from cospec.results import Json
-    from cospec.rl.backends.base import RolloutBackend
     from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cospec.rl.backends.base import Rollout
+    from cospec.backends.base import Rollout
     from cospec.tasks.base import Score
     from cospec.types import Completion, MismatchTrace
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cospec import engine
+from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.errors import ConfigError
-from cospec.rl.backends.base import BranchPoint, Item, Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,10 +9,10 @@ import torch
 
 from cospec import SamplingConfig
 from cospec.arbiters import AlwaysTarget
+from cospec.backends.base import BranchPoint, Item, Rollout
+from cospec.backends.engine import EngineBackend
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
-from cospec.rl.backends.base import BranchPoint, Item, Rollout
-from cospec.rl.backends.engine import EngineBackend
 from cospec.types import Origin
 from tests.conftest import some_prompts
 from tests.rl.conftest import arbiter, coin

@@ -1,0 +1,3 @@
+"""The tiny pair of the evaluations."""
+
+from tests.evaluation.conftest import pair  # noqa: F401
