@@ -214,6 +214,8 @@ class MismatchTrace:
     """The ruling that counted (after the engine's safety rules)."""
     is_reached: bool
     """Whether every earlier token of the block stood."""
+    is_open: bool
+    """Whether a ruling for the draft would have counted (the engine's safety rules allow it)."""
     veto: str | None = None
     """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
     ``forbidden`` or ``non_finite``."""

@@ -217,7 +217,8 @@ def test_the_spec_is_known_by_a_hash_that_orders_and_names_change() -> None:
 def test_a_trace_writes_its_features_as_numbers() -> None:
     seen = torch.tensor([0.5, -1.5])
     numbers = dict(p_draft_id=0.1, p_target_id=0.2, q_draft_id=0.3, q_target_id=0.4, score=None)
-    mismatch = MismatchTrace(0, 0, 1, 2, **numbers, keep_draft=True, is_reached=True, features=seen)
+    ruled = dict(keep_draft=True, is_reached=True, is_open=True)
+    mismatch = MismatchTrace(0, 0, 1, 2, **numbers, **ruled, features=seen)
     steps = [StepTrace(0, 1, 0, 1, (mismatch,))]
     done = Completion(0, [1], [1], "x", [Origin.OVERRIDE], FinishReason.LENGTH, Stats(), steps)
     (step,) = json.loads(json.dumps(done.to_dict()))["trace"]

@@ -28,7 +28,10 @@ class Decision(NamedTuple):
     """The ruling that counts at one mismatch, after the vetoes."""
 
     keep_draft: bool
+    is_open: bool = True
+    """Whether a ruling for the draft would have counted."""
     veto: Veto = Veto.NONE
+    """Why the ruling did not count, if it did not."""
     score: float | None = None
     probs: tuple[float, ...] = (math.nan,) * 4
     """p(draft's), p(target's), q(draft's), q(target's); NaN without a trace, or without a q."""
@@ -76,13 +79,10 @@ def arbitrate(
     ruled = Origin.OVERRIDE, Origin.CORRECTION
     counts = [[len(row.generated), *map(row.origins.count, ruled)] for row in rows]
     history = torch.tensor(counts, device=device)  # (B, 3)
-    batch = collect_mismatches(
-        verified, proposal, r, places, history, arbiter.needs, chance.uniforms
-    )
+    batch = collect_mismatches(verified, proposal, r, places, history, arbiter.needs, chance)
     ruling = arbiter.rule(batch)
     _check(ruling, batch, arbiter.name)
     vetoes = find_vetoes(
-        ruling.keep_draft,
         ruling.score,
         draft_logit=verified.logits[r, places, batch.draft_ids],
         is_cut=is_cut(verified, batch, chance.warper),
@@ -98,16 +98,24 @@ def arbitrate(
 
 def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[Decision]:
     """Bring what counts of M rulings to the host; with probabilities (4, M) the features too."""
-    keep, has_score = ruling.keep_draft & (vetoes == Veto.NONE), ruling.score is not None
+    keep, has_score = ruling.keep_draft, ruling.score is not None
     parts = [keep, vetoes, keep if ruling.score is None else ruling.score]
     parts += [] if probs is None else probs.unbind()
     table = torch.stack([part.double() for part in parts], dim=1).tolist()  # (M, 3 or 7)
     shown: Sequence[Tensor] = [NO_FEATURES] * len(table)
     if probs is not None and ruling.features is not None:
         shown = ruling.features.float().cpu().unbind()  # M of (F,)
-    for features, (kept, veto, score, *four) in zip(shown, table, strict=True):
-        known = tuple(four) or (math.nan,) * 4
-        yield Decision(bool(kept), Veto(int(veto)), score if has_score else None, known, features)
+    for features, (kept, number, score, *four) in zip(shown, table, strict=True):
+        veto = Veto(int(number))
+        is_open = veto is Veto.NONE
+        yield Decision(
+            keep_draft=bool(kept) and is_open,
+            is_open=is_open,
+            veto=veto if kept or veto is Veto.NON_FINITE else Veto.NONE,
+            score=score if has_score else None,
+            probs=tuple(four) or (math.nan,) * 4,
+            features=features,
+        )
 
 
 def _is_stop(row: Row, block: Block, place: int) -> bool:

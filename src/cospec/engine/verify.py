@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.rulings import look_ahead, rank_in_row, token_log_p
-from cospec.sampling import Chance, Uniforms, Warper, accepts, draw, residual
+from cospec.rulings import look_ahead, make_batch, rank_in_row, token_log_p
+from cospec.sampling import Chance, Warper, accepts, draw, residual
 from cospec.types import MismatchBatch, Needs, Proposal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from cospec.models.cache import Output
@@ -84,7 +86,7 @@ def collect_mismatches(
     places: Tensor,
     history: Tensor,
     needs: Needs,
-    uniforms: Uniforms | None,
+    chance: Chance,
 ) -> MismatchBatch:
     """Return the mismatches of a block with all that an arbiter declared it needs.
 
@@ -96,31 +98,20 @@ def collect_mismatches(
         history: Tokens that each row had generated before the block, and how many of them were
             overrides and how many corrections, (B, 3).
         needs: What to supply.
-        uniforms: Random numbers, if `needs` has them.
+        chance: How the rows draw.
     """
-    optional: dict[str, Tensor] = {}
-    if Needs.TARGET_LOGITS in needs:
-        optional["target_logits"] = verified.logits[rows, places]
-    if Needs.DRAFT_LOGITS in needs:
-        assert proposal.logits is not None, "the engine refuses such a drafter"
-        optional["draft_logits"] = _at(proposal.logits, rows, places)
-    if Needs.LOOKAHEAD in needs:
-        ahead = _look_ahead(verified, proposal, rows, places)
-        optional |= {"lookahead_matches": ahead.matches, "lookahead_log_p": ahead.log_p}
-    if Needs.TARGET_HIDDEN in needs:
-        assert verified.hidden is not None, "the target was not asked for hidden states"
-        # The target has read the drafted token at the next place: its state after that token is
-        # what it would go on from if the token is kept, and costs nothing.
-        optional["target_hidden"] = verified.hidden[rows, places]
-        optional["target_hidden_after"] = verified.hidden[rows, places + 1]
-    if Needs.DRAFT_HIDDEN in needs:
-        assert proposal.hidden is not None, "the engine refuses such a drafter"
-        optional["draft_hidden"] = _at(proposal.hidden, rows, places)
-    if Needs.UNIFORMS in needs:
-        assert uniforms is not None, "uniforms were not drawn"
-        optional["uniforms"] = uniforms.arbiter[rows, places]
+    supply: dict[Needs, Callable[[], tuple[Tensor, ...]]] = {
+        Needs.TARGET_LOGITS: lambda: (verified.logits[rows, places],),
+        Needs.DRAFT_LOGITS: lambda: (_at(proposal.logits, rows, places),),
+        Needs.LOOKAHEAD: lambda: _look_ahead(verified, proposal, rows, places),
+        Needs.TARGET_HIDDEN: lambda: _target_states(verified, rows, places),
+        Needs.DRAFT_HIDDEN: lambda: (_at(proposal.hidden, rows, places),),
+        Needs.UNIFORMS: lambda: (chance.numbers.arbiter[rows, places],),
+    }
     num_generated, num_overrides, num_corrections = history[rows].unbind(dim=1)
-    return MismatchBatch(
+    return make_batch(
+        needs,
+        supply,
         rows=rows,
         block_positions=places,
         positions=num_generated + places,
@@ -129,12 +120,22 @@ def collect_mismatches(
         block_lengths=proposal.lengths[rows],
         draft_ids=proposal.token_ids[rows, places],
         target_ids=verified.target_ids[rows, places],
-        **optional,
     )
 
 
-def _at(steps: list[Tensor], rows: Tensor, places: Tensor) -> Tensor:
+def _target_states(verified: Verification, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the target's states before and after the drafted tokens, each (M, H).
+
+    The target has read the drafted token at the next place: its state after that token is what it
+    would go on from if the token is kept, and costs nothing.
+    """
+    assert verified.hidden is not None, "the target was not asked for hidden states"
+    return verified.hidden[rows, places], verified.hidden[rows, places + 1]
+
+
+def _at(steps: list[Tensor] | None, rows: Tensor, places: Tensor) -> Tensor:
     """Pick the mismatches' entries, (M, X), from K tensors of (B, X), copying only those rows."""
+    assert steps is not None, "the engine refuses a drafter that lacks what is needed"
     used, inverse = torch.unique_consecutive(rows, return_inverse=True)
     return torch.stack([step[used] for step in steps], dim=1)[inverse, places]
 

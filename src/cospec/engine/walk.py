@@ -117,6 +117,7 @@ def _trace(
         score=decision.score,
         keep_draft=decision.keep_draft,
         is_reached=is_reached,
+        is_open=decision.is_open,
         veto=None if decision.veto is Veto.NONE else decision.veto.name.lower(),
         features=decision.features,
     )

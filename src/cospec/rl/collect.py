@@ -146,15 +146,10 @@ class Collector:
                 rollout=rollout,
                 score=self._task.score(example, rollout.completion.text),
                 cost=rollout.completion.stats.num_target_forwards / base[i // size].num_forwards,
-                decisions=[m for m in rollout.reached if self._is_open(m)],
+                decisions=[m for m in rollout.reached if m.is_open],
             )
             for i, (example, rollout) in enumerate(zip(repeated, rollouts, strict=True))
         ]
-
-    def _is_open(self, mismatch: MismatchTrace) -> bool:
-        """Tell whether a ruling for the draft would have stood, whatever the ruling was."""
-        ends = {mismatch.draft_id, mismatch.target_id} & self._pair.eos_token_ids
-        return mismatch.veto is None and not ends and mismatch.p_draft_id > 0
 
     def branch(
         self,

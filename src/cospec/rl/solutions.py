@@ -24,8 +24,9 @@ from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
 from cospec.models.prefill import cheapest_order
 from cospec.rl.types import SolutionData
+from cospec.rulings import make_batch, rank_in_row
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
-from cospec.types import MismatchBatch
+from cospec.types import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -149,14 +150,21 @@ def _decisions(
     if not len(rows):
         return SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
     none = torch.zeros_like(rows)
-    states = {}
-    if p.hidden is not None and q.hidden is not None:
-        states = {
-            "target_hidden": p.hidden[rows, at],
-            "target_hidden_after": _states_after(target, part, rows, at, d[rows, at]),
-            "draft_hidden": q.hidden[rows, at],
-        }
-    batch = MismatchBatch(
+    batch = make_batch(
+        features.needs,
+        {
+            Needs.TARGET_LOGITS: lambda: (p.logits[rows, at],),
+            Needs.DRAFT_LOGITS: lambda: (q.logits[rows, at],),
+            Needs.LOOKAHEAD: lambda: (
+                rows.new_zeros(len(rows), 0, dtype=torch.bool),
+                torch.zeros(len(rows), 0, device=device),
+            ),
+            Needs.TARGET_HIDDEN: lambda: (
+                _states(p)[rows, at],
+                _states_after(target, part, rows, at, d[rows, at]),
+            ),
+            Needs.DRAFT_HIDDEN: lambda: (_states(q)[rows, at],),
+        },
         rows=rows,
         block_positions=none,
         positions=at,
@@ -165,11 +173,6 @@ def _decisions(
         block_lengths=torch.ones_like(rows),
         draft_ids=d[rows, at],
         target_ids=t[rows, at],
-        target_logits=p.logits[rows, at],
-        draft_logits=q.logits[rows, at],
-        lookahead_matches=rows.new_zeros(len(rows), 0, dtype=torch.bool),
-        lookahead_log_p=torch.zeros(len(rows), 0, device=device),
-        **states,
     )
     is_draft = d[rows, at] == right[rows, at]
     worth = torch.tensor([one.worth for one in part], device=device)[rows]
@@ -204,6 +207,12 @@ def _tokens(
     return tuple(torch.stack(found, dim=1))
 
 
+def _states(output: Output) -> Tensor:
+    """Return the last hidden states of a reading, (B, R, H)."""
+    assert output.hidden is not None, "the reading captures what the features need"
+    return output.hidden
+
+
 def _states_after(
     target: CachedModel, part: Sequence[Solution], rows: Tensor, at: Tensor, draft_ids: Tensor
 ) -> Tensor:
@@ -219,7 +228,7 @@ def _states_after(
         at: Places of the tokens before them in `Solution.rest`, rising in each row, (M,).
         draft_ids: What is read, (M,).
     """
-    turn = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+    turn = rank_in_row(rows)
     num_turns = int(turn.max()) + 1
     # A row without a mismatch reads something after its end.
     ends = torch.tensor([len(one.ids) for one in part], device=rows.device)

@@ -4,7 +4,23 @@
 slow reference decoder says the same again, and tests hold the two equal.
 """
 
-from cospec.rulings.mismatches import LookAhead, look_ahead, rank_in_row, token_log_p
+from cospec.rulings.mismatches import (
+    COLUMNS,
+    LookAhead,
+    look_ahead,
+    make_batch,
+    rank_in_row,
+    token_log_p,
+)
 from cospec.rulings.vetoes import Veto, find_vetoes
 
-__all__ = ["LookAhead", "Veto", "find_vetoes", "look_ahead", "rank_in_row", "token_log_p"]
+__all__ = [
+    "COLUMNS",
+    "LookAhead",
+    "Veto",
+    "find_vetoes",
+    "look_ahead",
+    "make_batch",
+    "rank_in_row",
+    "token_log_p",
+]

@@ -1,4 +1,4 @@
-"""The look-ahead from mismatches, and other columns that arbiters see.
+"""What an arbiter sees: the batch of mismatches, and how its columns come about.
 
 Axes: T drafted tokens in the order of their rows, those of a block adjacent; M mismatches, each one
 of them.
@@ -10,8 +10,40 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from cospec.types import MismatchBatch, Needs
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from torch import Tensor
+
+COLUMNS = {
+    Needs.TARGET_LOGITS: ("target_logits",),
+    Needs.DRAFT_LOGITS: ("draft_logits",),
+    Needs.LOOKAHEAD: ("lookahead_matches", "lookahead_log_p"),
+    Needs.TARGET_HIDDEN: ("target_hidden", "target_hidden_after"),
+    Needs.DRAFT_HIDDEN: ("draft_hidden",),
+    Needs.UNIFORMS: ("uniforms",),
+}
+"""Fields of a `MismatchBatch` that answer each need."""
+
+
+def make_batch(
+    needs: Needs,
+    supply: Mapping[Needs, Callable[[], tuple[Tensor, ...]]],
+    **columns: Tensor,
+) -> MismatchBatch:
+    """Build the batch that an arbiter sees, with what it declared it needs and no more.
+
+    Args:
+        needs: Of the arbiter.
+        supply: By need, what gives its `COLUMNS`; called only if they are needed.
+        **columns: The fields that every arbiter sees.
+    """
+    for need, names in COLUMNS.items():
+        if need in needs:
+            columns |= zip(names, supply[need](), strict=True)
+    return MismatchBatch(**columns)
 
 
 class LookAhead(NamedTuple):

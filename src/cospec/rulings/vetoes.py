@@ -31,7 +31,6 @@ class Veto(enum.IntEnum):
 
 
 def find_vetoes(
-    keep_draft: Tensor,
     score: Tensor | None,
     *,
     draft_logit: Tensor,
@@ -39,11 +38,10 @@ def find_vetoes(
     is_exact: Tensor,
     is_stop: Tensor,
 ) -> Tensor:
-    """Return the veto of each ruling, (M,) int64; a score that is not finite has one always.
+    """Return the veto that a ruling for the draft meets at each mismatch, (M,) int64.
 
     Args:
-        keep_draft: The arbiter's ruling, (M,) bool.
-        score: The number that it follows from, (M,) float, if it gives one.
+        score: The number that the arbiter's ruling follows from, (M,) float, if it gives one.
         draft_logit: The target's raw logit of the draft's token, (M,).
         is_cut: Whether truncation takes it from the target's distribution, (M,) bool.
         is_exact: Whether its place in the text is to stay lossless, (M,) bool.
@@ -55,5 +53,4 @@ def find_vetoes(
     veto = torch.where(is_stop, Veto.STOP_TOKEN, Veto.NONE)
     veto = veto.masked_fill(is_exact, Veto.EXACT_PREFIX)
     veto = veto.masked_fill(is_impossible, Veto.FORBIDDEN)
-    veto = veto.masked_fill(~keep_draft, Veto.NONE)
     return veto if score is None else veto.masked_fill(~score.isfinite(), Veto.NON_FINITE)

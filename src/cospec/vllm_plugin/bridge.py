@@ -16,31 +16,27 @@ This file knows nothing of vLLM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from cospec.rulings import Veto, find_vetoes, look_ahead, token_log_p
+from cospec.rulings import COLUMNS, Veto, find_vetoes, look_ahead, make_batch, token_log_p
 from cospec.types import MismatchBatch, Needs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-    from cospec.rulings import LookAhead
     from cospec.types import Arbiter, Ruling
 
 MAX_ELEMENTS = 2**26
 """Most logits (rows times vocabulary) that the arbiter sees in one call, to bound its memory."""
 
-_INPUTS = {
-    Needs.TARGET_LOGITS: ("target_logits",),
-    Needs.DRAFT_LOGITS: ("draft_logits",),
-    Needs.TARGET_HIDDEN: ("target_hidden", "target_hidden_after"),
-    Needs.DRAFT_HIDDEN: ("draft_hidden",),
-}
-"""What the engine hands out for each need, as `VerifiedRows` and `MismatchBatch` call it."""
+_INPUTS = Needs.LOGITS | Needs.HIDDEN
+"""Needs that the other engine answers, by columns of `VerifiedRows` of the same names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +175,6 @@ class RowArbiter:
             keep = torch.where(rows.thresholds.isnan(), keep, is_bold)
         both = torch.stack([rows.safe_ids, target_ids], dim=1)  # (T, 2)
         vetoes = find_vetoes(
-            keep,
             score,
             draft_logit=rows.target_logits.gather(1, rows.safe_ids[:, None])[:, 0],
             is_cut=rows.is_cut,
@@ -193,8 +188,7 @@ class RowArbiter:
     @cached_property
     def _inputs(self) -> list[str]:
         """Names of the columns that the arbiter needs."""
-        needs = self.arbiter.needs
-        return [name for need, names in _INPUTS.items() if need in needs for name in names]
+        return [name for need in self.arbiter.needs & _INPUTS for name in COLUMNS[need]]
 
     def _ask(
         self, rows: VerifiedRows, asked: Tensor, is_mismatch: Tensor, target_ids: Tensor
@@ -205,58 +199,52 @@ class RowArbiter:
         index = asked.nonzero()[:, 0] if is_compact else torch.arange(num_rows, device=device)
         if not len(index):
             return torch.zeros_like(asked), None, None
-        lookahead = None
-        if Needs.LOOKAHEAD in self.arbiter.needs:
-            lookahead = look_ahead(
-                torch.arange(num_rows, device=device),
-                self.k - 1,
-                blocks=rows.requests,
-                is_drafted=rows.is_drafted,
-                is_match=~is_mismatch,
-                log_p=token_log_p(rows.target_logits, rows.safe_ids),
-            )
-        uniforms = None
-        if Needs.UNIFORMS in self.arbiter.needs:
-            uniforms = torch.rand(
-                num_rows, generator=self.generator, dtype=torch.float64, device=device
-            )
-        num_mismatches = rows.num_mismatches + _count_before(is_mismatch, rows.block_positions)
         size = max(1, MAX_ELEMENTS // rows.target_logits.shape[1])
-        parts = [
-            self.arbiter.rule(
-                self._batch(rows, chunk, target_ids, num_mismatches, lookahead, uniforms)
-            )
-            for chunk in torch.split(index, size)
-        ]
+        whole = self._batch(rows, is_mismatch, target_ids)
+        parts = [self.arbiter.rule(_select(whole, chunk)) for chunk in torch.split(index, size)]
         return _spread(parts, index, num_rows, self.keep_features)
 
-    def _batch(
-        self,
-        rows: VerifiedRows,
-        chunk: Tensor,
-        target_ids: Tensor,
-        num_mismatches: Tensor,
-        lookahead: LookAhead | None,
-        uniforms: Tensor | None,
-    ) -> MismatchBatch:
-        """Some rows, as an arbiter sees them."""
-        optional = {name: getattr(rows, name)[chunk] for name in self._inputs}
-        if lookahead is not None:
-            optional["lookahead_matches"] = lookahead.matches[chunk]
-            optional["lookahead_log_p"] = lookahead.log_p[chunk]
-        if uniforms is not None:
-            optional["uniforms"] = uniforms[chunk]
-        return MismatchBatch(
-            rows=rows.requests[chunk],
-            block_positions=rows.block_positions[chunk],
-            positions=rows.positions[chunk],
-            num_overrides=rows.num_overrides[chunk],
-            num_mismatches=num_mismatches[chunk],
-            block_lengths=torch.full_like(chunk, self.k),
-            draft_ids=rows.safe_ids[chunk],
-            target_ids=target_ids[chunk],
-            **optional,
+    def _batch(self, rows: VerifiedRows, is_mismatch: Tensor, target_ids: Tensor) -> MismatchBatch:
+        """All rows, as an arbiter sees them."""
+        num_rows, device = len(target_ids), target_ids.device
+
+        def given(need: Needs) -> Callable[[], tuple[Tensor, ...]]:
+            return lambda: tuple(getattr(rows, name) for name in COLUMNS[need])
+
+        return make_batch(
+            self.arbiter.needs,
+            {need: given(need) for need in _INPUTS}
+            | {
+                Needs.LOOKAHEAD: lambda: look_ahead(
+                    torch.arange(num_rows, device=device),
+                    self.k - 1,
+                    blocks=rows.requests,
+                    is_drafted=rows.is_drafted,
+                    is_match=~is_mismatch,
+                    log_p=token_log_p(rows.target_logits, rows.safe_ids),
+                ),
+                Needs.UNIFORMS: lambda: (
+                    torch.rand(
+                        num_rows, generator=self.generator, dtype=torch.float64, device=device
+                    ),
+                ),
+            },
+            rows=rows.requests,
+            block_positions=rows.block_positions,
+            positions=rows.positions,
+            num_overrides=rows.num_overrides,
+            num_mismatches=rows.num_mismatches + _count_before(is_mismatch, rows.block_positions),
+            block_lengths=torch.full_like(target_ids, self.k),
+            draft_ids=rows.safe_ids,
+            target_ids=target_ids,
         )
+
+
+def _select(batch: MismatchBatch, index: Tensor) -> MismatchBatch:
+    """Return some mismatches of a batch, copying only those."""
+    columns = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    given = {name: column[index] for name, column in columns.items() if column is not None}
+    return replace(batch, **given)
 
 
 def _spread(
