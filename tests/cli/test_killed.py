@@ -48,22 +48,23 @@ def command(verb: str, home: Path, out: Path) -> list[str]:
     task = f"jsonl:{home}/letters.jsonl,scorer=regex"
     models = ["--target", str(home / "target"), "--draft", str(home / "draft")]
     result = ["--json", str(out / "r.json")]
-    test = ["--task", f"{task},split=test", "--max-new-tokens", "24", *models, *result]
-    tune = ["--task", f"{task},split=tune", "--max-new-tokens", "24", *models, *result]
+    few = ["--num-problems", "9", "--max-new-tokens", "10", *models, *result]
+    two_chunks = ["--num-problems", "64", "--max-new-tokens", "4", "--batch-size", "8"]
+    test, tune = (["--task", f"{task},split={split}", *few] for split in ("test", "tune"))
     return [verb] + {
-        "eval": [*test, "--arbiter", "gap", "--arbiter", "random:rate=0.5", "--batch-size", "2"],
+        "eval": [*test, *two_chunks, "--arbiter", "gap", "--arbiter", "random:rate=0.5"],
         "bench": [
             "--task", task, "--arms", "gap", "--num-tune-problems", "2", "--num-problems", "2",
-            "--tune-k", "2", "3", "--repeats", "3", "--max-new-tokens", "24", *models, *result,
+            "--tune-k", "2", "3", "--repeats", "2", "--max-new-tokens", "10", *models, *result,
         ],
-        "audit": [*test, "--problems-per-chunk", "8", "--split", "test", "--max-k", "2",
+        "audit": [*test, "--problems-per-chunk", "2", "--split", "test", "--max-k", "2",
                   "--dataset", str(out / "d.safetensors")],
         "calibrate": [*tune, "--arbiter", str(out / "arbiter"), "--thresholds", "0.4", "0.6"],
         "trace": [*test, "--arbiter", "random:rate=0.5", "--keep", "4"],
         "train": [
-            "--task", f"{task},split=train", "--out", str(out / "run"), "--num-rounds", "3",
+            "--task", task, "--out", str(out / "run"), "--num-rounds", "3",
             "--prompts-per-round", "4", "--num-problems", "12", "--num-tune", "2",
-            "--tune-every", "1", "--max-new-tokens", "12", "--config", str(home / "few.json"),
+            "--tune-every", "1", "--max-new-tokens", "8", "--config", str(home / "few.json"),
             *models,
         ],
     }[verb]  # fmt: skip
@@ -100,7 +101,7 @@ def outcome(verb: str, out: Path) -> dict[str, Any]:
             "history": timeless(config["history"]),
             "best": config["best"],
         }
-    found = timeless(json.loads((out / "r.json").read_text()))
+    found = timeless(json.loads((out / "r.json").read_text().replace(str(out), "OUT")))
     del found["num_resumed_turns"]
     for cell in found.get("cells", []):
         for arm in cell["arms"]:
@@ -122,17 +123,18 @@ def is_finished(verb: str, out: Path) -> bool:
 @pytest.mark.parametrize("verb", ["eval", "bench", "audit", "calibrate", "trace", "train"])
 def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(verb, home, tmp_path):
     whole = prepare(home, tmp_path / "whole")
+    killed.finish(command(verb, home, prepare(home, tmp_path / "warm")))  # a server is started
     seconds = killed.finish(command(verb, home, whole))
     expected, moments, num_killed = outcome(verb, whole), random.Random(verb), 0
     for i in range(NUM_MOMENTS):
         out = prepare(home, tmp_path / str(i))
         argv = command(verb, home, out)
         process = killed.start(argv)
-        process.join(moments.uniform(0, seconds))
+        process.join(moments.uniform(0, 0.9 * seconds))
         num_killed += process.exitcode is None
         process.kill()
         process.join()
         if not is_finished(verb, out):
             killed.finish(argv)
         assert outcome(verb, out) == expected, f"killed at moment {i}"
-    assert num_killed > NUM_MOMENTS / 2
+    assert num_killed > NUM_MOMENTS / 3, "most runs had ended when they were to be killed"
