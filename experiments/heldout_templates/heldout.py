@@ -48,7 +48,7 @@ from cospec.results import Json, Provenance, write_json, write_text
 from cospec.rl.config import (
     EvaluationConfig,
     ObjectiveConfig,
-    OptimiserConfig,
+    OptimizerConfig,
     RolloutConfig,
     TrainConfig,
     WarmupConfig,
@@ -119,7 +119,7 @@ def config_of(seed: int, num_tune: int, num_rounds: int, *, from_nothing: bool) 
         policy=PolicyConfig(**shape, correction=True),
         rollouts=RolloutConfig(num_speculative_tokens=_K),
         objective=ObjectiveConfig(cost_weight=0.3, kl_weight=0.03, entropy_bonus=0.0),
-        optimiser=OptimiserConfig(weight_decay=0.1, learning_rate=3e-3),
+        optimizer=OptimizerConfig(weight_decay=0.1, learning_rate=3e-3),
         warmup=WarmupConfig(num_solutions=1),  # the decisions are handed over
         evaluation=EvaluationConfig(tune_every=num_rounds, num_tune=num_tune),
         seed=seed,

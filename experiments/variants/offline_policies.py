@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import SCALAR_NAMES
-from cospec.rl.config import ObjectiveConfig, OptimiserConfig, TrainConfig
+from cospec.rl.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from cospec.rl.types import BranchData, Decisions
 from cospec.rl.updates import known_branches, update
 
@@ -83,7 +83,7 @@ def learn(variant: Variant, features: Tensor, delta_right: Tensor, delta_cost: T
         objective=ObjectiveConfig(
             cost_weight=variant.cost_weight, entropy_bonus=variant.entropy_bonus
         ),
-        optimiser=OptimiserConfig(num_epochs=_NUM_UPDATES, weight_decay=variant.weight_decay),
+        optimizer=OptimizerConfig(num_epochs=_NUM_UPDATES, weight_decay=variant.weight_decay),
     )
     num_hidden = x.shape[1] - len(SCALAR_NAMES)
     policy = Policy(x.shape[1], config.policy, num_hidden=num_hidden)

@@ -180,6 +180,7 @@ def test_an_interrupt_keeps_the_finished_rows(cospec, tmp_path, monkeypatch):
             "--batch-size", 1, "--json", result,
         )  # fmt: skip
     assert stop.value.code == 130
+    assert list(tmp_path.iterdir()) == [result], "an unfinished generation is not resumed"
     document = json.loads(result.read_text())
     assert (document["num_finished"], document["num_prompts"]) == (1, 2)
     assert document["rows"][0]["num_tokens"] > 0

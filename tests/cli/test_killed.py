@@ -38,7 +38,7 @@ def home(tmp_path_factory, tokenizer) -> Path:
     LearnedArbiter(network, features, label="ours").save(folder / "arbiter")
     words = [f"{a} {b} {c}" for a in ("the", "on") for b in ("hen", "ten") for c in "abcdefghijk"]
     rows = [{"question": text, "answer": "y"} for text in words]
-    (folder / "few.json").write_text('{"optimiser": {"num_epochs": 2}}')
+    (folder / "few.json").write_text('{"optimizer": {"num_epochs": 2}}')
     (folder / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -41,7 +41,7 @@ def command(letters, tmp_path):
 def write_config(folder, **policy):
     """A config file with settings that have no options."""
     path = folder / "few.json"
-    path.write_text(json.dumps({"optimiser": {"num_epochs": 2}, "policy": policy}))
+    path.write_text(json.dumps({"optimizer": {"num_epochs": 2}, "policy": policy}))
     return path
 
 
@@ -251,7 +251,7 @@ def test_a_run_writes_its_settings_as_a_config_file_that_options_override(
 ) -> None:
     tiny(*command, "-k", 3)
     written = json.loads((tmp_path / "arbiter" / "train.json").read_text())
-    assert written["optimiser"]["num_epochs"] == 2
+    assert written["optimizer"]["num_epochs"] == 2
     assert written["rollouts"]["num_speculative_tokens"] == 3
     config = ["--config", str(tmp_path / "arbiter" / "train.json")]
     again = parse(["train", "--task", "t", "--out", "o", *config, "--num-rounds", "5"])
@@ -259,7 +259,7 @@ def test_a_run_writes_its_settings_as_a_config_file_that_options_override(
 
 
 def test_a_config_file_with_an_unknown_setting_is_refused(tiny, command, tmp_path) -> None:
-    (tmp_path / "few.json").write_text('{"optimiser": {"lerning_rate": 1}}')
+    (tmp_path / "few.json").write_text('{"optimizer": {"lerning_rate": 1}}')
     with pytest.raises(SystemExit, match="did you mean 'learning_rate'"):
         tiny(*command)
     (tmp_path / "few.json").write_text("{")

@@ -159,6 +159,16 @@ def test_another_configuration_is_refused_by_name_and_nothing_is_lost(path):
     assert path.read_text() == before
 
 
+def test_a_log_without_a_turn_has_nothing_to_lose(path):
+    """Found: a run killed before its first turn had to be repeated or deleted by hand."""
+    TurnLog(path, CONFIG).close()
+    with path.open("a") as file:
+        file.write('{"chunk": 0, "ar')
+    with TurnLog(path, {"k": 5}) as log:
+        assert log.done == []
+    assert path.read_text() == json.dumps({"config": {"k": 5}}) + "\n"
+
+
 @pytest.mark.parametrize("text", ["[1]\n", "precious\n", '{"config": {}}\n{"arm": 1}\n'])
 def test_a_file_of_something_else_is_refused_and_kept(path, text):
     path.write_text(text)

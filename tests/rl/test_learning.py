@@ -73,7 +73,7 @@ def test_reinforce_learns_without_a_branch(table, tmp_path) -> None:
 
 @pytest.mark.parametrize("group_weight", [0.0, 1.0])
 def test_rewards_that_do_not_count_move_nothing(table, tmp_path, group_weight) -> None:
-    """Found: with advantages of weight 0 the optimiser followed the entropy bonus alone."""
+    """Found: with advantages of weight 0 the optimizer followed the entropy bonus alone."""
     changes = dict(branches_per_rollout=1e-9, group_weight=group_weight)
     policy = PolicyConfig(hidden_size=8, init_logit=-1.0)
     it = learner(table, letters(tmp_path, Y_WINS), policy=policy, **changes)
@@ -84,7 +84,7 @@ def test_rewards_that_do_not_count_move_nothing(table, tmp_path, group_weight) -
 
 
 def test_branches_that_have_aged_away_move_nothing(table, tmp_path) -> None:
-    """Found: they let the optimiser follow the entropy bonus alone."""
+    """Found: they let the optimizer follow the entropy bonus alone."""
     it = learner(table, letters(tmp_path, "a"), group_size=1, group_weight=0.0, replay_decay=0.0)
     x = torch.randn(4, len(SCALAR_NAMES))
     it.state.replay = [BranchData(x, torch.ones(4), torch.zeros(4), torch.ones(4).bool())]

@@ -302,11 +302,11 @@ def policy() -> Policy:
 
 
 def learn(loss: Callable[[Tensor], Tensor], network: Policy, num_steps: int) -> None:
-    optimiser = torch.optim.Adam(network.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
     for _ in range(num_steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss(network(KINDS)).backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def rulings(network: Policy) -> list[bool]:
@@ -347,11 +347,11 @@ def test_the_entropy_bonus_and_the_divergence_pull_to_the_open_and_to_the_start(
     start = torch.tensor([-2.0, 0.5, 3.0])
     for loss, best in ((lambda x: -entropy(x), torch.zeros(3)), (lambda x: kl_to(x, start), start)):
         logits = torch.tensor([1.0, -1.0, -1.0], requires_grad=True)
-        optimiser = torch.optim.Adam([logits], lr=0.1)
+        optimizer = torch.optim.Adam([logits], lr=0.1)
         for _ in range(400):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss(logits).sum().backward()
-            optimiser.step()
+            optimizer.step()
         torch.testing.assert_close(logits.detach(), best, rtol=0, atol=0.02)
 
 

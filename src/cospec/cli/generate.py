@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
+from cospec.cli.run import Run
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, GenerationInterrupted
-from cospec.results import Json, Provenance, check_writable, document, write_json, write_text
+from cospec.results import Json, write_text
 from cospec.text import visible
 
 if TYPE_CHECKING:
@@ -100,11 +101,9 @@ class Generate:
         from cospec.arbiters.learned import notes_on
         from cospec.engine import Engine
 
-        for path in (self.output.json, self.trace):
-            check_writable(path, self.output.overwrite)
+        run = Run("generate", self.output, files=(self.trace,))
         self.prompts.read()
         spec = self.pair.find_arbiter(self.decode.arbiter)
-        provenance = Provenance()
         pair = self.pair.load(needs_draft=self.decode.drafter == "model")
         arbiter = load_arbiter(spec, pair)
         decode = self.decode.for_arbiters([arbiter])
@@ -114,19 +113,18 @@ class Generate:
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
         show = _stream_one if len(prompts) == 1 else _stream_many
-        start = time.perf_counter()
-        try:
-            show(engine, prompts, self.sampling, done)
-        except KeyboardInterrupt:
-            raise GenerationInterrupted(done) from None
-        finally:
-            seconds = round(time.perf_counter() - start, 3)
-            where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
-            if done:
-                replace(self, decode=decode)._write(done, len(prompts), seconds, where)
+        with run.log(replace(self, decode=decode), pair, {self.decode.arbiter: arbiter}):
+            start = time.perf_counter()
+            try:
+                show(engine, prompts, self.sampling, done)
+            except KeyboardInterrupt:
+                raise GenerationInterrupted(done) from None
+            finally:
+                if done:
+                    self._write(run, done, len(prompts), round(time.perf_counter() - start, 3))
 
     def _write(
-        self, done: dict[int, Completion], num_prompts: int, seconds: float, provenance: Json
+        self, run: Run, done: dict[int, Completion], num_prompts: int, seconds: float
     ) -> None:
         """Print the totals; write what is finished, even after an interrupt."""
         from cospec.types import Stats
@@ -134,17 +132,12 @@ class Generate:
         rows = [done[i] for i in sorted(done)]
         totals = sum((c.stats for c in rows), Stats()).to_dict()
         totals |= {"seconds": seconds, "tokens_per_s": round(totals["num_tokens"] / seconds, 3)}
-        if self.output.json is not None:
-            result = document(
-                "generate",
-                json.loads(json.dumps(asdict(self), default=str)),
-                provenance,
-                num_prompts=num_prompts,
-                num_finished=len(rows),
-                totals=totals,
-                rows=[_row(c, self.decode.arbiter) for c in rows],
-            )
-            write_json(self.output.json, result)
+        run.write(
+            num_prompts=num_prompts,
+            num_finished=len(rows),
+            totals=totals,
+            rows=[_row(c, self.decode.arbiter) for c in rows],
+        )
         if self.trace is not None:
             write_text(self.trace, "".join(json.dumps(c.to_dict()) + "\n" for c in rows))
         summary = "  ".join(f"{name} {totals[name]:.5g}" for name in _SHOWN)

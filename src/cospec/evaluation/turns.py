@@ -112,9 +112,9 @@ class TurnLog:
         # A crash can cut the last line anywhere, even inside a character, so bytes are split first.
         *whole_lines, torn = self._file.read().split(b"\n")
         done = _read(self.path, whole_lines, config) if whole_lines else []
-        self._file.seek(-len(torn), os.SEEK_END)
+        self._file.seek(-len(torn) if done else 0, os.SEEK_END if done else os.SEEK_SET)
         self._file.truncate()
-        if not whole_lines:
+        if not done:
             self._write({"config": config})
         return done
 
@@ -169,7 +169,7 @@ def _read(path: Path, lines: list[bytes], config: Json) -> list[Turn]:
         for key in ours | theirs
         if ours.get(key) != theirs.get(key)
     ]
-    if differences:
+    if turns and differences:  # without a turn there is nothing to lose
         raise ConfigError(
             f"{path} holds an interrupted run with another configuration: "
             f"{'; '.join(differences)}. Repeat its command to finish it, delete it to start over, "

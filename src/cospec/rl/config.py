@@ -83,7 +83,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimizerConfig:
     """Updates of the policy in a round."""
 
     num_epochs: int = 60
@@ -172,7 +172,7 @@ class TrainConfig:
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     branches: BranchConfig = field(default_factory=BranchConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optimiser: tyro.conf.Suppress[OptimiserConfig] = field(default_factory=OptimiserConfig)
+    optimizer: tyro.conf.Suppress[OptimizerConfig] = field(default_factory=OptimizerConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -90,20 +90,20 @@ def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:
     features, delta = data
     order = torch.Generator().manual_seed(config.seed)
     weights = [w for name, w in policy.named_parameters() if not name.startswith("correction")]
-    optimiser = torch.optim.AdamW(
-        weights, lr=_LEARNING_RATE, weight_decay=config.optimiser.weight_decay
+    optimizer = torch.optim.AdamW(
+        weights, lr=_LEARNING_RATE, weight_decay=config.optimizer.weight_decay
     )
     num_epochs = config.warmup.num_solution_epochs
-    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, num_epochs)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_epochs)
     loss = 0.0
     for _ in range(num_epochs):
         loss = 0.0
         for batch in torch.split(torch.randperm(len(delta), generator=order), _BATCH_SIZE):
             guess = policy(features[batch], order)
             found = label_loss(guess, delta[batch] > 0, delta[batch].abs())
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             found.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
             loss += float(found.detach()) * len(batch) / len(delta)
         falling.step()
     return loss
@@ -124,7 +124,7 @@ def update(
         start: Policy that the divergence is measured from.
         decisions: Of the round's rollouts; entropy and divergence are those on them.
         known: Branches of all rounds.
-        config: Objective and optimiser.
+        config: Objective and optimizer.
         seed: Of the dropout.
 
     Returns:
@@ -143,9 +143,9 @@ def update(
     labels = method.labels(known) if method.labels else None
     counts = known.weight * known.delta if labels is None else labels.weight
     has_credit = bool(counts.any() or (group_weight * advantage).any())
-    rate, decay = config.optimiser.learning_rate, config.optimiser.weight_decay
-    optimiser = torch.optim.AdamW(learns.parameters(), lr=rate, weight_decay=decay)
-    for _ in range(config.optimiser.num_epochs):
+    rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
+    optimizer = torch.optim.AdamW(learns.parameters(), lr=rate, weight_decay=decay)
+    for _ in range(config.optimizer.num_epochs):
         logits = learns(features, dropout)
         clipped_loss, clip_fraction = group_loss(logits, keep, old, advantage, objective.clip)
         divergence, doubt = kl_to(logits, reference).mean(), entropy(logits).mean()
@@ -157,10 +157,10 @@ def update(
         loss = loss + objective.kl_weight * divergence - objective.entropy_bonus * doubt
         if not has_credit:
             break  # Adam would follow the entropy bonus alone, in steps of full size
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learns.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
     return {
         "loss": float(loss.detach()),
         "entropy": float(doubt.detach()),
