@@ -78,13 +78,17 @@ def test_tokens_are_those_of_sqlite() -> None:
             "SELECT a FROM t WHERE b IN (SELECT \"b\" FROM u) AND c NOT LIKE '%x%'",
         ),
         (
+            "select t1.A from T as t1 join match as t2 on t1.id = t2.ID",
+            "SELECT T1.a FROM t AS T1 JOIN Match AS T2 ON T1.ID = T2.ID",
+        ),
+        (
             "SELECT a FROM t WHERE b > -5 ORDER BY c - 1 desc",
             "SELECT a FROM t WHERE b > -5 ORDER BY c - 1 DESC",
         ),
     ],
 )
 def test_a_gold_query_is_written_as_models_write(query: str, written: str) -> None:
-    names = {"t", "u", "a", "b", "c", "x"}
+    names = {name.lower(): name for name in ("t", "u", "a", "b", "c", "x", "ID", "Match")}
     assert rewrite(query, names) == written
     assert solution(query, names) == f"```sql\n{written};\n```"
     assert rewrite(written, names) == written

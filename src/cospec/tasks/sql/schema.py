@@ -58,10 +58,10 @@ class Schema:
         return {table.name.lower(): table for table in self.tables}
 
     @cached_property
-    def names(self) -> frozenset[str]:
-        """Names of all tables and columns, in lower case."""
-        columns = (column.name.lower() for table in self.tables for column in table.columns)
-        return frozenset([*self.by_name, *columns])
+    def names(self) -> dict[str, str]:
+        """The schema's writing of each table and column, by name in lower case; tables win."""
+        columns = {c.name.lower(): c.name for table in self.tables for c in table.columns}
+        return columns | {name: table.name for name, table in self.by_name.items()}
 
     def prompt_text(self) -> str:
         """One line a table, ``table(column type, …)``, and one line with the foreign keys."""

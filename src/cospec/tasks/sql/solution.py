@@ -1,36 +1,40 @@
 """Rewrites a gold query the way models write SQL, for what learns from worked solutions.
 
-Keywords and functions in upper case, single blanks, strings in single quotes, a semicolon, one
-fenced block. Names and aliases stay as they are. The result means the same to SQLite.
+Keywords, functions and aliases such as ``t1`` in upper case, tables and columns as the schema
+writes them, single blanks, strings in single quotes, a semicolon, one fenced block. The result
+means the same to SQLite.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from cospec.tasks.sql.scan import KEYWORDS
 from cospec.tasks.sql.tokens import Token, tokenize
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Container, Mapping
 
 _FUNCTIONS = {"COUNT", "SUM", "AVG", "MIN", "MAX", "ABS", "ROUND", "LENGTH", "UPPER", "LOWER"}
+_BEFORE_TABLE = {"FROM", "JOIN"}
+_ALIAS = re.compile(r"[tT]\d")
 _TIGHT_BEFORE = {",", ")", ".", ";"}
 _TIGHT_AFTER = {"(", "."}
 
 
-def solution(query: str, names: Collection[str]) -> str:
+def solution(query: str, names: Mapping[str, str]) -> str:
     """A query as a model would answer with it: rewritten, in one ``sql`` block.
 
     Args:
         query: The gold query.
-        names: Tables and columns of its schema in lower case: what is quoted and none of them is a
-            string.
+        names: The schema's writing of its tables and columns, by name in lower case (`Schema.names`);
+            what is quoted and none of them is a string.
     """
     return f"```sql\n{rewrite(query, names)};\n```"
 
 
-def rewrite(query: str, names: Collection[str]) -> str:
+def rewrite(query: str, names: Mapping[str, str]) -> str:
     """The query in the models' writing, on one line, without a semicolon."""
     tokens = [_written(token, names) for token in tokenize(query)]
     while tokens and tokens[-1].text == ";":
@@ -43,20 +47,22 @@ def rewrite(query: str, names: Collection[str]) -> str:
         if token.kind == "word" and token.upper in _FUNCTIONS and follows == "(":
             text = token.upper
         elif token.kind == "word" and token.upper in KEYWORDS and follows != ".":
-            is_name = before is not None and before.text == "."
-            text = text if is_name else token.upper
+            is_name = before is not None and (before.text == "." or before.upper in _BEFORE_TABLE)
+            text = names.get(text.lower(), text) if is_name else token.upper
+        elif token.kind == "word":
+            text = names.get(text.lower(), text.upper() if _ALIAS.fullmatch(text) else text)
         if before is not None and not _is_tight(tokens, i):
             parts.append(" ")
         parts.append(text)
     return "".join(parts)
 
 
-def plain_strings(query: str, names: Collection[str]) -> str:
+def plain_strings(query: str, names: Container[str]) -> str:
     """The query with strings in single quotes, since not every SQLite reads double ones as such."""
     return " ".join(_written(token, names).text for token in tokenize(query) if token.text != ";")
 
 
-def _written(token: Token, names: Collection[str]) -> Token:
+def _written(token: Token, names: Container[str]) -> Token:
     if token.kind == "quoted" and token.text[0] == '"' and token.value.lower() not in names:
         return Token("string", "'" + token.value.replace("'", "''") + "'")
     return token

@@ -1,0 +1,27 @@
+"""The train databases in two halves: one tunes drafts, the other trains arbiters.
+
+An arbiter learns nothing true about a draft from questions that the draft was tuned on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cospec.tasks.sql.dice import stable_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.tasks import Example
+
+
+def half(examples: Sequence[Example], name: str) -> list[Example]:
+    """The questions of one half, ``draft`` or ``arbiter``, in their order.
+
+    Raises:
+        ValueError: There is no such half.
+    """
+    if name not in ("draft", "arbiter"):
+        raise ValueError(f"unknown half {name!r}; it is draft or arbiter.")
+    is_draft = {e.id: stable_hash(f"half/{e.metadata['db_id']}") % 2 == 0 for e in examples}
+    return [example for example in examples if is_draft[example.id] == (name == "draft")]

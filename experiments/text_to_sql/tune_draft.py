@@ -1,0 +1,159 @@
+"""Tune a draft on Spider's train questions with LoRA, reading each schema once for its questions.
+
+Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 1920]
+
+A step is one pack: a schema and up to 16 of its questions side by side, each of which sees the
+schema and itself. The loss is on answers alone, which are the gold queries in the models' writing.
+Only the upper half of the layers is tuned, so that the backward pass stops there. Seeds are fixed,
+and a run that was killed goes on from its last checkpoint. OUT is a checkpoint with LoRA merged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from halves import half
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cospec.tasks import load_task
+
+RANK, RATE, WARM_UP = 16, 5e-4, 6
+PACK = 16
+
+
+def main() -> None:
+    """Tune, checkpoint, merge and save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("draft", "data", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--questions", type=int, default=1920)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if (options.out / "config.json").exists():
+        raise SystemExit(f"{options.out} holds a finished draft; give another folder.")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(options.draft)
+    model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=torch.float32)
+    task = load_task("spider", data_dir=options.data)
+    train = packs(task, half(task.examples("train"), "draft"), tokenizer, seed=0)
+    train = train[: math.ceil(options.questions / PACK)]
+    tune = packs(task, task.examples("tune", 96), tokenizer, seed=0)
+    upper = range(model.config.num_hidden_layers // 2, model.config.num_hidden_layers)
+    config = LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", layers_to_transform=[*upper]
+    )
+    model = get_peft_model(model, config)
+    log = fit(model, train, tune, options.out)
+    model.merge_and_unload().save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    (options.out / "tuning.json").write_text(json.dumps(log, indent=1) + "\n")
+
+
+def packs(task, examples, tokenizer, seed):
+    """Packs of questions that share a schema, in random order: (prefix, [(rest, answer), …])."""
+    end = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    made = []
+    shuffle = random.Random(seed).shuffle
+    by_database = sorted(examples, key=lambda example: example.metadata["db_id"])
+    for _, group in groupby(by_database, key=lambda example: example.metadata["db_id"]):
+        questions = list(group)
+        shuffle(questions)
+        for start in range(0, len(questions), PACK):
+            some = questions[start : start + PACK]
+            prompts = [task.prompt(example, tokenizer) for example in some]
+            answers = [
+                tokenizer.encode(e.metadata["solution"], add_special_tokens=False) + end
+                for e in some
+            ]
+            shared = len(os.path.commonprefix(prompts)) if len(some) > 1 else len(prompts[0]) - 1
+            rests = [prompt[shared:] for prompt in prompts]
+            made.append((prompts[0][:shared], list(zip(rests, answers, strict=True))))
+    shuffle(made)
+    return made
+
+
+def loss_of(model, pack) -> torch.Tensor:
+    """Mean loss of a pack's answer tokens."""
+    prefix, branches = pack
+    ids, positions, owner, targets = list(prefix), list(range(len(prefix))), [0] * len(prefix), []
+    for number, (rest, answer) in enumerate(branches, start=1):
+        targets += [(len(ids) + len(rest) - 1 + i, token) for i, token in enumerate(answer)]
+        ids += rest + answer
+        positions += range(len(prefix), len(prefix) + len(rest) + len(answer))
+        owner += [number] * (len(rest) + len(answer))
+    of = torch.tensor(owner)
+    seen = ((of == 0) | (of[:, None] == of)).tril()
+    inner = model.base_model.model
+    hidden = inner.model(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None],
+        use_cache=False,
+    ).last_hidden_state[0]
+    where, answer = map(list, zip(*targets, strict=True))
+    logits = inner.lm_head(hidden[where])
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
+
+
+def fit(model, train, tune, out) -> dict[str, object]:
+    """One epoch of AdamW with a cosine; returns losses."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            min((step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / len(train)))
+        ),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / "state.pt"
+    log = {"questions": sum(len(branches) for _, branches in train), "losses": [], "tune": []}
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        set_peft_model_state_dict(model, saved["lora"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        log = saved["log"]
+    else:
+        log["tune"].append(mean_loss(model, tune))
+    print(f"{len(train)} packs, {log['questions']} questions; tune loss {log['tune']}", flush=True)
+    started, done = time.perf_counter(), len(log["losses"])
+    for step in range(done, len(train)):
+        loss = loss_of(model, train[step])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        log["losses"].append(round(loss.item(), 4))
+        pace = (time.perf_counter() - started) / (step + 1 - done)
+        left = pace * (len(train) - step - 1) / 60
+        print(f"{step + 1}/{len(train)} loss {loss.item():.3f}, {left:.0f} min left", flush=True)
+        if step % 10 == 9:
+            parts = {"lora": get_peft_model_state_dict(model), "log": log}
+            parts |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            torch.save(parts, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
+    log["tune"].append(mean_loss(model, tune))
+    state.unlink(missing_ok=True)
+    return log
+
+
+@torch.no_grad()
+def mean_loss(model, tune) -> float:
+    """Mean loss of the packs."""
+    return round(sum(loss_of(model, pack).item() for pack in tune) / len(tune), 4)
+
+
+if __name__ == "__main__":
+    main()
