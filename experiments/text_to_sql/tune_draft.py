@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import time
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from cospec.tasks import load_task
 
 RANK, RATE, WARM_UP = 16, 5e-4, 6
 PACK = 16
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def main() -> None:
@@ -47,10 +47,10 @@ def main() -> None:
     task = load_task("spider", data_dir=options.data)
     train = packs(task, half(task.examples("train"), "draft"), tokenizer, seed=0)
     train = train[: math.ceil(options.questions / PACK)]
-    tune = packs(task, task.examples("tune", 96), tokenizer, seed=0)
+    tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
     upper = range(model.config.num_hidden_layers // 2, model.config.num_hidden_layers)
     config = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", layers_to_transform=[*upper]
+        r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, layers_to_transform=[*upper]
     )
     model = get_peft_model(model, config)
     log = fit(model, train, tune, options.out)
@@ -75,7 +75,8 @@ def packs(task, examples, tokenizer, seed):
                 tokenizer.encode(e.metadata["solution"], add_special_tokens=False) + end
                 for e in some
             ]
-            shared = len(os.path.commonprefix(prompts)) if len(some) > 1 else len(prompts[0]) - 1
+            columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+            shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
             rests = [prompt[shared:] for prompt in prompts]
             made.append((prompts[0][:shared], list(zip(rests, answers, strict=True))))
     shuffle(made)
@@ -111,9 +112,7 @@ def fit(model, train, tune, out) -> dict[str, object]:
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: (
-            min((step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / len(train)))
-        ),
+        lambda step: min((step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / len(train))),
     )
     out.mkdir(parents=True, exist_ok=True)
     state = out / "state.pt"

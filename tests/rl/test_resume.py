@@ -15,8 +15,8 @@ import torch
 
 import cospec.rl.trainer
 from cospec.arbiters.policy import PolicyConfig
+from cospec.rl import warmstart
 from cospec.rl.solutions import solution_decisions
-from cospec.rl.warmstart import _SLICE
 from tests.rl.helpers import (
     StopHereError,
     assert_same_state,
@@ -169,7 +169,8 @@ def test_a_warm_run_interrupted_after_a_round_ends_as_one_that_was_not(
 def test_a_run_from_solutions_interrupted_anywhere_ends_as_one_that_was_not(
     pair, task, tmp_path, monkeypatch, corrects
 ) -> None:
-    monkeypatch.setitem(_SLICE, "task", 1)
+    monkeypatch.setattr(warmstart, "_SLICE", 1)
+    monkeypatch.setattr(warmstart, "_WRITE_EVERY", 0.0)
     shape = PolicyConfig(hidden_size=4, init_logit=0.0, correction=corrects)
     solve = partial(solving, pair, task, policy=shape)
     whole = solve()

@@ -12,7 +12,7 @@ from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.audit.dataset import read_dataset
 from cospec.features import SCALAR_NAMES
-from cospec.rl.warmstart import _SLICE
+from cospec.rl import warmstart
 from tests.rl.helpers import assert_same_state, audit_file, solving, trainer
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
 def test_a_file_of_few_solutions_is_gone_on_with_for_more(
     pair, task, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setitem(_SLICE, "task", 1)
+    monkeypatch.setattr(warmstart, "_SLICE", 1)
+    monkeypatch.setattr(warmstart, "_WRITE_EVERY", 0.0)
     path, whole = tmp_path / "read.safetensors", tmp_path / "whole.safetensors"
     few = solving(pair, task, solutions=path, num_solutions=2, num_rounds=0)
     few.solved = few.solved[:2]
@@ -141,7 +142,8 @@ def test_what_solutions_show_at_a_temperature_does_not_depend_on_how_many_are_re
         return it.state.history[0]["num_solution_decisions"], it.state.policy.mean
 
     greedy, at_once = seen(), seen(temperature=1.0)
-    monkeypatch.setitem(_SLICE, "task", 1)
+    monkeypatch.setattr(warmstart, "_SLICE", 1)
+    monkeypatch.setattr(warmstart, "_WRITE_EVERY", 0.0)
     one_by_one = seen(temperature=1.0)
     assert one_by_one[0] == at_once[0]
     torch.testing.assert_close(one_by_one[1], at_once[1], rtol=1e-4, atol=1e-4)

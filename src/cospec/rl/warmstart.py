@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
 
 
-_SLICE = {"task": 5000, "samples": 128}
-"""Problems between two writes of the cache, by where their solutions are from. Own answers take
-long to make, and are weighed among those of their slice."""
+_SLICE = 128
+"""Problems that are read together; own answers are weighed among those of their slice."""
+_WRITE_EVERY = 60.0
+"""Least seconds between two writes of the cache: what a killed run loses."""
 
 
 class WarmStart(NamedTuple):
@@ -145,27 +147,33 @@ def read_solutions(
         "temperature": str(temperature),
         **_source(config),
     }
-    num_read, found = 0, SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
+    num_read, parts = 0, [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     if path is not None and path.exists():
         num_read, found = _read_cache(path, about)
+        parts = [found]
     if num_read > wanted:
         raise ConfigError(
             f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
             "name another file, or train on all that it holds."
         )
-    source = config.warmup.solutions_from
+    written = time.monotonic()
     while num_read < len(solved):
-        some = solved[num_read : num_read + _SLICE[source]]
-        if source == "samples":
+        some = solved[num_read : num_read + _SLICE]
+        if config.warmup.solutions_from == "samples":
             solutions = sample_solutions(pair, task, some, config, num_read, on_read)
         else:
             solutions = encode_solutions(pair, task, some, num_read)
-        new = solution_decisions(pair, features, solutions, on_read, temperature)
-        found = SolutionData(*map(torch.cat, zip(found, new, strict=True)))
+        parts.append(solution_decisions(pair, features, solutions, on_read, temperature))
         num_read += len(some)
-        if path is not None:
-            write_tensors(path, found._asdict(), about | {"num_read": str(num_read)})
-    return found
+        is_due = num_read == len(solved) or time.monotonic() > written + _WRITE_EVERY
+        if path is not None and is_due:
+            parts, written = [_joined(parts)], time.monotonic()
+            write_tensors(path, parts[0]._asdict(), about | {"num_read": str(num_read)})
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[SolutionData]) -> SolutionData:
+    return SolutionData(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _source(config: TrainConfig) -> dict[str, str]:

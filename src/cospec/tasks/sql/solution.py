@@ -28,8 +28,8 @@ def solution(query: str, names: Mapping[str, str]) -> str:
 
     Args:
         query: The gold query.
-        names: The schema's writing of its tables and columns, by name in lower case (`Schema.names`);
-            what is quoted and none of them is a string.
+        names: The schema's writing of its tables and columns, by name in lower case
+            (`Schema.names`); what is quoted and none of them is a string.
     """
     return f"```sql\n{rewrite(query, names)};\n```"
 

@@ -1,0 +1,147 @@
+"""Compare arbiters on Spider questions; every arm decodes from the same prompt's caches.
+
+Usage: python experiments/text_to_sql/arms.py TARGET DRAFT DATA OUT --arms lossless always_draft
+           [--split tune] [--count 128]
+
+`cospec eval` reads each prompt once an arm, which is most of the work where answers are short. Here
+an arm leaves the first arm's rollout at its first token (the fence that opens the block, which both
+models write). OUT is one JSON line a question; a run that was killed goes on after the last chunk,
+and other arms can be added to what is there. `--summary` prints the table of OUT and decodes
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from halves import half
+
+from cospec import Engine, ModelPair, SamplingConfig
+from cospec.arbiters import load_arbiter
+from cospec.engine import Branch
+from cospec.evaluation.stats import mcnemar_p
+from cospec.tasks import load_task
+from cospec.types import Origin
+
+BASE = "lossless"
+
+
+def main() -> None:
+    """Decode what is missing, chunk by chunk, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("target", "draft", "data", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--arms", nargs="+", default=[BASE, "draft_only"])
+    parser.add_argument("--split", default="tune", choices=["train", "tune", "test"])
+    parser.add_argument("--count", type=int, default=128, help="questions")
+    parser.add_argument("--chunk", type=int, default=64, help="questions decoded together")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("-k", type=int, default=4)
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.out.open()] if options.out.exists() else []
+    if not options.summary:
+        rows = decode(options, rows)
+    summarise(rows)
+
+
+def decode(options, rows):
+    """Decode all arms that the rows lack."""
+    torch.set_num_threads(options.threads)
+    task = load_task("spider", data_dir=options.data)
+    examples = task.examples(options.split)
+    if options.split == "train":  # the draft may have been tuned on the others
+        examples = half(examples, "arbiter")
+    examples = examples[: options.count]
+    pair = ModelPair.from_pretrained(options.target, options.draft)
+    known = {row["id"]: row for row in rows}
+    for start in range(0, len(examples), options.chunk):
+        some = examples[start : start + options.chunk]
+        missing = [
+            arm
+            for arm in options.arms
+            if not all(arm in known.get(example.id, {}).get("arms", {}) for example in some)
+        ]
+        if not missing:
+            continue
+        for arm, column, seconds in play(pair, task, some, missing, options):
+            right = sum(entry["correct"] for entry in column)
+            print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
+            for example, entry in zip(some, column, strict=True):
+                row = known.setdefault(
+                    example.id,
+                    {"id": example.id, "db": example.metadata["db_id"], "arms": {}},
+                )
+                row["arms"][arm] = entry
+        new = options.out.with_suffix(".new")
+        new.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
+        new.replace(options.out)
+    return list(known.values())
+
+
+def play(pair, task, examples, arms, options):
+    """Yield each arm with one entry a question, and the seconds that it took."""
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
+    sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
+    settings = {"num_speculative_tokens": options.k, "batch_size": options.chunk}
+    base = None
+    for arm in (BASE, *[arm for arm in arms if arm != BASE]):
+        started = time.perf_counter()
+        if arm == "draft_only":
+            done = Engine.draft_only(pair, **settings).generate(prompts, sampling)
+        else:
+            engine = Engine(pair, load_arbiter(arm, pair), **settings)
+            if base is None:
+                base = engine.rollouts(prompts, sampling)
+                done = [rollout.completion for rollout in base]
+            else:
+                leave = [
+                    Branch(one, 0, one.completion.token_ids[0], Origin.CORRECTION) for one in base
+                ]
+                done = [rollout.completion for rollout in engine.branches(leave)]
+        column = [
+            {
+                "correct": task.score(example, completion.text).correct,
+                "text": completion.text,
+                "tokens": len(completion.token_ids),
+                "target_forwards": completion.stats.num_target_forwards,
+                "mismatches": completion.stats.num_mismatches,
+                "overrides": completion.origins.count(Origin.OVERRIDE),
+            }
+            for example, completion in zip(examples, done, strict=True)
+        ]
+        if arm in arms:
+            yield arm, column, time.perf_counter() - started
+
+
+def summarise(rows) -> None:
+    """Print accuracy, paired tests against the target and the draft, and tokens a forward."""
+    names = list(dict.fromkeys(arm for row in rows for arm in row["arms"]))
+    rows = [row for row in rows if all(arm in row["arms"] for arm in names)]
+    print(f"{len(rows)} questions of {len({row['db'] for row in rows})} databases")
+    for name in names:
+        right = [row["arms"][name]["correct"] for row in rows]
+        line = f"{name:42} {100 * sum(right) / len(rows):5.1f} %"
+        for other in (BASE, "draft_only"):
+            if other in names and other != name:
+                theirs = [row["arms"][other]["correct"] for row in rows]
+                won = sum(a and not b for a, b in zip(right, theirs, strict=True))
+                lost = sum(b and not a for a, b in zip(right, theirs, strict=True))
+                line += f"  {other} +{won}/-{lost} p {mcnemar_p(won, lost):.2g}"
+        parts = [row["arms"][name] for row in rows]
+        if forwards := sum(part["target_forwards"] for part in parts):
+            line += f"  {sum(part['tokens'] for part in parts) / forwards:.2f} tokens a forward"
+        print(line)
+    if BASE in names and "draft_only" in names:
+        either = sum(
+            row["arms"][BASE]["correct"] or row["arms"]["draft_only"]["correct"] for row in rows
+        )
+        print(f"right by one model or the other: {100 * either / len(rows):.1f} %")
+
+
+if __name__ == "__main__":
+    main()
