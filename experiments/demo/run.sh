@@ -5,4 +5,4 @@ set -euo pipefail
 mkdir -p runs
 
 # demo.json: commit 00f4172, 1 min, AMD EPYC, 2 cores, 2 threads.
-cospec demo --json runs/demo.json
+cospec demo --num-problems 200 --json runs/demo.json

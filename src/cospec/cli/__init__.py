@@ -56,6 +56,7 @@ Start here:
   cospec info                          versions, devices, and which extras are missing
 
 With your own models (hub ids or folders):
+  cospec info  --target T --draft D                  whether the pair works, its memory and speed
   cospec audit --target T --draft D --task gsm8k     what an arbiter could win on this pair
   cospec train --target T --draft D --task gsm8k --out arbiter
   cospec eval  --target T --draft D --task gsm8k --arbiter arbiter

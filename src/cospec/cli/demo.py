@@ -1,4 +1,4 @@
-"""``cospec demo``: what an arbiter does, on a pair that ships with the package, in two minutes."""
+"""``cospec demo``: what an arbiter does, on a pair that ships with the package, in a minute."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _PAIR = "bundled:specialist"
 _NEXT = """
 Try your own pair and task:
+  cospec info  --target T --draft D                                   whether it works, and pays
   cospec audit --target T --draft D --task gsm8k --num-problems 200   what an arbiter could win
   cospec train --target T --draft D --task gsm8k --out arbiter        an arbiter for this pair
 T and D are hub ids or folders of models that share a tokenizer; gsm8k may be jsonl:FILE."""
@@ -38,8 +39,8 @@ class Demo:
         default_factory=lambda: DecodeOptions(arbiter="bundled", batch_size=16)
     )
     output: OutputOptions = field(default_factory=OutputOptions)
-    num_problems: int = 200
-    """Number of problems."""
+    num_problems: int = 120
+    """Number of problems, up to 200 of those that ship with the package."""
     problems: Path | None = None
     """JSON lines with id, question and answer (a number); by default those of the package."""
 

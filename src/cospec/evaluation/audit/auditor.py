@@ -18,13 +18,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING
 
-import torch
-
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
 from cospec.config import DecodeConfig
 from cospec.engine import Branch, Engine, Rollout
-from cospec.evaluation.audit.costs import num_blocks
+from cospec.evaluation.audit.costs import accepted, num_blocks
 from cospec.evaluation.problems import encode_problems
 from cospec.features import FeatureSpec, ScalarFeatures, make_features
 from cospec.types import Origin, Stats
@@ -129,7 +127,7 @@ class Auditor:
             for example, record, oracle in zip(examples, records, ends, strict=True):
                 record["oracle_correct"] = self._is_right(example, oracle.completion)
                 record["oracle_overrides"] = oracle.completion.origins.count(Origin.OVERRIDE)
-                record["oracle_accepted"] = self._accepted(oracle.completion)
+                record["oracle_accepted"] = accepted(self.pair, oracle.completion)
         return records
 
     def _begin(self, start: float, end: float, num_completions: int) -> None:
@@ -165,10 +163,10 @@ class Auditor:
 
     def _counted(self, completion: Completion) -> Completion:
         """A path with counts of its own: those of a branch begin where it left."""
-        k, accepted = self._engine.config.k, self._accepted(completion)
-        num_blocks_of_path = num_blocks(accepted, k)
+        k, digits = self._engine.config.k, accepted(self.pair, completion)
+        num_blocks_of_path = num_blocks(digits, k)
         # A path may end inside its last block, which then has no token of the target's own.
-        num_own = num_blocks_of_path - (num_blocks(accepted + "0", k) == num_blocks_of_path)
+        num_own = num_blocks_of_path - (num_blocks(digits + "0", k) == num_blocks_of_path)
         num_overrides = completion.origins.count(Origin.OVERRIDE)
         stats = Stats(
             num_tokens=len(completion.token_ids),
@@ -191,7 +189,7 @@ class Auditor:
             "num_tokens": len(path.token_ids),
             "num_prompt_tokens": len(path.prompt_ids),
             "finish_reason": str(path.finish_reason),
-            "accepted": self._accepted(path),
+            "accepted": accepted(self.pair, path),
             "num_mismatches": len(reached(path)),
             "mismatches": mismatches,
         }
@@ -259,15 +257,6 @@ class Auditor:
             for (i, _), end in zip(wave, ends, strict=True):
                 if self._is_right(examples[i], end.completion):
                     current[i] = end
-
-    @torch.inference_mode()
-    def _accepted(self, completion: Completion) -> str:
-        """One digit a token: whether the draft's own choice there is what stands."""
-        prompt, generated = completion.prompt_ids, completion.token_ids
-        ids = torch.tensor([prompt + generated], device=self.pair.draft_model.device)
-        logits = self.pair.draft_model(input_ids=ids, use_cache=False).logits[0]  # (T, V)
-        choice = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
-        return "".join(str(int(a == b)) for a, b in zip(choice, generated, strict=True))
 
 
 def reached(completion: Completion) -> list[MismatchTrace]:

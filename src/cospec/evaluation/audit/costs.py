@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cospec.models import ModelPair
+    from cospec.types import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,16 @@ def _forward(
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def accepted(pair: ModelPair, completion: Completion) -> str:
+    """Return one digit a token: 1 where the draft's own choice there is what stands."""
+    prompt, generated = completion.prompt_ids, completion.token_ids
+    ids = torch.tensor([prompt + generated], device=pair.draft_model.device)
+    logits = pair.draft_model(input_ids=ids, use_cache=False).logits[0]  # (T, V)
+    choice = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
+    return "".join(str(int(a == b)) for a, b in zip(choice, generated, strict=True))
 
 
 def num_blocks(accepted: str, k: int) -> int:

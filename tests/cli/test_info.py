@@ -1,0 +1,23 @@
+"""``cospec info`` on a pair."""
+
+from __future__ import annotations
+
+
+def test_a_pair_is_told_its_memory_costs_and_speed(tiny, capsys):
+    tiny("info", "--target", "t", "--draft", "d", "--prompt", "the hen", "--num-tokens", 5)
+    out = capsys.readouterr()
+    assert "note: the draft has no name" in out.err
+    for part in ("float32 on cpu, context 192", "rows of 192 tokens", "ms for 17 tokens"):
+        assert part in " ".join(out.out.split())
+    assert "of 5 tokens" in out.out
+    assert out.out.splitlines()[-1].startswith(("Lossless decoding should", "This pair does not"))
+    assert (tiny.asked_for[0].target, tiny.asked_for[0].draft) == ("t", "d")
+
+
+def test_word_problems_of_the_package_are_the_prompts_by_default(tiny, capsys):
+    tiny("info", "--pair", "bundled:family", "--num-tokens", 2)
+    assert "of 8 tokens" in capsys.readouterr().out
+
+
+def test_numbers_that_cannot_be_are_refused(tiny, refusal):
+    assert "num_tokens is 0" in refusal(tiny, "info", "--num-tokens", 0)
