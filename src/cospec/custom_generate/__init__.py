@@ -1,0 +1,279 @@
+"""CoSpec inside transformers' ``generate``, as a ``custom_generate`` folder, hub id or callable.
+
+``generate`` itself prepares the inputs, the logits processors and the stopping criteria from its
+``GenerationConfig``. Here the tokens are decoded. See docs/transformers.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers.generation import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.utils import ModelOutput
+
+from cospec.arbiters import load_arbiter
+from cospec.config import DecodeConfig, SamplingConfig
+from cospec.custom_generate.batch import TransformersEngine
+from cospec.custom_generate.keys import refuse_unsupported
+from cospec.errors import ConfigError
+from cospec.models import ModelPair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
+
+    from cospec.types import Arbiter, Completion
+
+__all__ = ["Collaborative", "CollaborativeOutput", "generate"]
+
+_WARPERS: dict[type, str] = {
+    TemperatureLogitsWarper: "temperature",
+    TopKLogitsWarper: "top_k",
+    TopPLogitsWarper: "top_p",
+    MinPLogitsWarper: "min_p",
+}
+"""What the engine can do itself, for both models, in its order."""
+_DONE_BY_THE_ENGINE = (MaxLengthCriteria, EosTokenCriteria)
+_DEFAULT_NUM_ASSISTANT_TOKENS, _DEFAULT_CONFIDENCE = 20, 0.4  # of transformers
+_PREPARED = {"attention_mask", "position_ids", "logits_to_keep", "use_cache", "cache_position"}
+_CACHES = {"cache", "past_key_values"}
+
+
+@dataclass
+class CollaborativeOutput(ModelOutput):
+    """The output with ``return_dict_in_generate=True``."""
+
+    sequences: Tensor | None = None
+    """Prompt and completion of each row, (B, T)."""
+    completions: list[Completion] | None = None
+    """One a row: text, origins of tokens, counts and trace."""
+
+
+def generate(
+    model: PreTrainedModel,
+    *,
+    assistant_model: PreTrainedModel | None = None,
+    arbiter: str | Arbiter = "lossless",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    streamer: BaseStreamer | None = None,
+    **arguments: Any,  # Any: those of generate
+) -> Tensor | CollaborativeOutput:
+    """Generate with a draft and an arbiter: what ``custom_generate="OWNER/NAME"`` calls.
+
+    Args:
+        model: The target.
+        assistant_model: The draft; None where prompt lookup drafts.
+        arbiter: Its spec as on the command line, or the arbiter itself.
+        tokenizer: Of both models, for stop strings and texts.
+        streamer: Gets the tokens of each block as they stand.
+        **arguments: Of ``model.generate``.
+
+    Raises:
+        ConfigError: An argument is not supported; it is named.
+    """
+    if arguments.pop("assistant_tokenizer", None) is not None:
+        raise ConfigError(
+            "assistant_tokenizer is given, but draft and target must share a tokenizer here; "
+            "pass such a pair without it."
+        )
+    decode = Collaborative(assistant_model, arbiter, tokenizer=tokenizer, streamer=streamer)
+    return model.generate(custom_generate=decode, **_with_stop_strings(arguments, tokenizer))
+
+
+def _with_stop_strings(arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Return the arguments of `generate` with stop strings as the criterion that they become.
+
+    Transformers makes it itself, but passes no tokenizer on to where a callable decodes.
+    """
+    config = arguments.get("generation_config")
+    found = arguments.get("stop_strings") or getattr(config, "stop_strings", None)
+    if not found or tokenizer is None:
+        return arguments
+    arguments = {key: value for key, value in arguments.items() if key != "stop_strings"}
+    if config is not None:
+        arguments["generation_config"] = copy.deepcopy(config)
+        arguments["generation_config"].stop_strings = None
+    criteria = StoppingCriteriaList(arguments.get("stopping_criteria") or [])
+    criteria.append(StopStringCriteria(tokenizer, found))
+    return arguments | {"stopping_criteria": criteria}
+
+
+class Collaborative:
+    """A decoding method for ``model.generate(..., custom_generate=Collaborative(draft, arbiter))``.
+
+    Args:
+        draft: The draft; None where prompt lookup drafts (``prompt_lookup_num_tokens``).
+        arbiter: Its spec as on the command line, or the arbiter itself.
+        tokenizer: Of both models, for the texts of completions and trained arbiters.
+        streamer: Gets prompt and tokens; pass it here, not to ``generate``.
+    """
+
+    def __init__(
+        self,
+        draft: PreTrainedModel | None,
+        arbiter: str | Arbiter = "lossless",
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        streamer: BaseStreamer | None = None,
+    ) -> None:
+        self._draft, self._arbiter = draft, arbiter
+        self._tokenizer, self._streamer = tokenizer, streamer
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,  # Any: what generate has prepared for the model's forward
+    ) -> Tensor | CollaborativeOutput:
+        """Decode; called by ``generate``.
+
+        Raises:
+            ConfigError: A setting or an input is not supported; it is named.
+        """
+        refuse_unsupported(generation_config)
+        prompts = _prompts(input_ids, model_kwargs)
+        with _as_before(model, self._draft):
+            pair = ModelPair(model, self._draft, self._tokenizer)
+            arbiter = self._arbiter
+            if isinstance(arbiter, str):
+                arbiter = load_arbiter(arbiter, pair)
+            engine = TransformersEngine(
+                pair, arbiter, _decode_config(generation_config, self._draft, len(prompts))
+            )
+            engine.input_ids = input_ids
+            warpers, engine.processors = _split(logits_processor)
+            engine.criteria = StoppingCriteriaList(
+                c for c in stopping_criteria if not isinstance(c, _DONE_BY_THE_ENGINE)
+            )
+            sampling = _sampling(generation_config, warpers, input_ids.shape[1])
+            completions = self._run(engine, prompts, sampling)
+        sequences = _padded(input_ids, completions, generation_config)
+        if generation_config.return_dict_in_generate:
+            return CollaborativeOutput(sequences, completions)
+        return sequences
+
+    def _run(
+        self, engine: TransformersEngine, prompts: list[list[int]], sampling: SamplingConfig
+    ) -> list[Completion]:
+        if self._streamer is None:
+            return engine.generate(prompts, sampling)
+        if len(prompts) > 1:
+            raise ConfigError(f"a streamer shows one row, and there are {len(prompts)}.")
+        self._streamer.put(engine.input_ids.cpu())
+        completions = []
+        for delta in engine.stream(prompts, sampling):
+            self._streamer.put(torch.tensor(delta.token_ids))
+            completions += [] if delta.completion is None else [delta.completion]
+        self._streamer.end()
+        return completions
+
+
+@contextmanager
+def _as_before(*models: PreTrainedModel | None) -> Iterator[None]:
+    """Give models back as they were: a pair freezes its models, and changes their attention."""
+    found = [model for model in models if model is not None]
+    modes = [(m.training, m.config._attn_implementation) for m in found]
+    open_ = [weight for m in found for weight in m.parameters() if weight.requires_grad]
+    try:
+        yield
+    finally:
+        for model, (is_training, attention) in zip(found, modes, strict=True):
+            model.train(is_training)
+            if model.config._attn_implementation != attention:
+                model.set_attn_implementation(attention)
+        for weight in open_:
+            weight.requires_grad_(True)
+
+
+def _prompts(input_ids: Tensor, prepared: dict[str, Any]) -> list[list[int]]:
+    """Return the rows without padding.
+
+    Raises:
+        ConfigError: There is an input beside the tokens, or a cache that was filled already.
+    """
+    for key, value in prepared.items():
+        is_filled = key in _CACHES and value is not None and value.get_seq_length() > 0
+        if is_filled or (value is not None and key not in _PREPARED | _CACHES):
+            raise ConfigError(
+                f"{key} is given, which generation with an arbiter does not take; pass input_ids "
+                "and attention_mask alone."
+            )
+    mask = prepared.get("attention_mask")
+    if mask is None:
+        return [row.tolist() for row in input_ids]
+    return [row[seen.bool()].tolist() for row, seen in zip(input_ids, mask, strict=True)]
+
+
+def _decode_config(config: GenerationConfig, draft: object, num_rows: int) -> DecodeConfig:
+    k, confidence = config.num_assistant_tokens, config.assistant_confidence_threshold
+    options: dict[str, Any] = {"batch_size": num_rows}
+    if draft is None:
+        if config.prompt_lookup_num_tokens is None:
+            raise ConfigError(
+                "there is no draft; pass assistant_model, or prompt_lookup_num_tokens to draft by "
+                "prompt lookup."
+            )
+        k, options["drafter"] = config.prompt_lookup_num_tokens, "ngram"
+        if (longest := config.max_matching_ngram_size) is not None:
+            options |= {"prompt_lookup_max": longest, "prompt_lookup_min": min(2, longest)}
+    elif confidence not in (None, _DEFAULT_CONFIDENCE):
+        options["draft_confidence_threshold"] = confidence
+    if k != _DEFAULT_NUM_ASSISTANT_TOKENS:
+        options["num_speculative_tokens"] = k
+    return DecodeConfig(**options)
+
+
+def _split(processors: LogitsProcessorList) -> tuple[dict[str, Any], LogitsProcessorList]:
+    """Return settings of the engine's warper, or else the processors that it cannot stand for."""
+    names = [_WARPERS.get(type(one), "") for one in processors]
+    if names == [name for name in _WARPERS.values() if name in names]:
+        each = zip(names, processors, strict=True)
+        return {name: getattr(one, name) for name, one in each}, LogitsProcessorList()
+    return {}, processors
+
+
+def _sampling(
+    config: GenerationConfig, warpers: dict[str, Any], num_prompt_tokens: int
+) -> SamplingConfig:
+    """Return the settings of all rows.
+
+    The seed comes from torch, so that ``torch.manual_seed`` governs it as in ``generate``.
+    """
+    eos = config.eos_token_id
+    settings: dict[str, Any] = {
+        "max_new_tokens": config.max_length - num_prompt_tokens,
+        "ignore_eos": True,  # of the model; the config's count
+        "stop_token_ids": () if eos is None else eos if isinstance(eos, list) else (eos,),
+    }
+    if config.do_sample:
+        seed = int(torch.randint(2**62, ()).item())
+        settings |= {"seed": seed, "temperature": 1.0} | warpers
+    return SamplingConfig(**settings)
+
+
+def _padded(input_ids: Tensor, completions: list[Completion], config: GenerationConfig) -> Tensor:
+    """Return prompts and completions, (B, T)."""
+    longest = max(len(c.token_ids) for c in completions)
+    pad = config._pad_token_tensor
+    fill = 0 if pad is None else int(pad)
+    rows = [c.token_ids + [fill] * (longest - len(c.token_ids)) for c in completions]
+    new = torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
+    return torch.cat([input_ids, new], dim=1)

@@ -1,0 +1,93 @@
+"""The engine with transformers' logits processors and stopping criteria in it.
+
+Processors see the prefix of each place, as in `generate`, and change the target's logits before
+they are compared with the draft: what they forbid is never kept, whoever rules. Criteria are asked
+after each token that stands; the first that says so ends its row there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cospec.engine import Engine
+from cospec.engine.speculative import SpeculativeBatch
+from cospec.types import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    from cospec.engine.rows import Row
+    from cospec.engine.walk import Block
+    from cospec.models.cache import Output
+    from cospec.types import Proposal
+
+
+class TransformersEngine(Engine):
+    """An engine that obeys processors and criteria.
+
+    Attributes:
+        input_ids: What `generate` was given, padded, (B, L).
+        processors: Applied to the target's logits; none if empty.
+        criteria: Asked after each token; none if empty.
+    """
+
+    input_ids: Tensor
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+
+    def _new_batch(self) -> SpeculativeBatch:
+        drafter = self._drafter(self.pair, self.config, self.arbiter.needs)
+        batch = _Batch(self.pair, self.arbiter, drafter, self.config)
+        batch.engine = self
+        return batch
+
+    def ask(self, row: Row, new_ids: list[int], what: Callable[..., Any], *scores: Any) -> Any:
+        """Call a processor or a criterion on a row that `new_ids` follow.
+
+        Some of them hold something for each row of the batch that `generate` was given: they get
+        the one row in all places, and what they say of its own place counts.
+        """
+        prompt = self.input_ids[row.index]
+        ids = torch.cat([prompt, torch.tensor(new_ids, dtype=prompt.dtype, device=prompt.device)])
+        num_rows = len(self.input_ids)
+        wide = [s if s is None else s.expand(num_rows, -1).clone() for s in scores]
+        found = what(ids.expand(num_rows, -1), *wide)
+        return found[row.index] if torch.is_tensor(found) else found
+
+
+class _Batch(SpeculativeBatch):
+    engine: TransformersEngine
+
+    def _read(self, proposal: Proposal) -> Output:
+        return self._processed(super()._read(proposal), proposal)
+
+    def _read_one_by_one(self, proposal: Proposal) -> Output:
+        return self._processed(super()._read_one_by_one(proposal), proposal)
+
+    def _processed(self, output: Output, proposal: Proposal) -> Output:
+        if not self.engine.processors:
+            return output
+        logits = output.logits.float().clone()  # (B, K + 1, V)
+        for r, row in enumerate(self.rows):
+            drafted = proposal.token_ids[r].tolist()
+            for j in range(logits.shape[1]):
+                ids = row.generated + drafted[:j]
+                logits[r, j] = self.engine.ask(row, ids, self.engine.processors, logits[r, j])
+        return output._replace(logits=logits)
+
+    def _walk(self, blocks: list[Block], decisions: list[Any]) -> None:
+        starts = [len(row.generated) for row in self.rows]
+        super()._walk(blocks, decisions)
+        if not self.engine.criteria:
+            return
+        for row, start in zip(self.rows, starts, strict=True):
+            for end in range(start + 1, len(row.generated) + 1):
+                if self.engine.ask(row, row.generated[:end], self.engine.criteria, None):
+                    del row.generated[end:], row.origins[end:]
+                    row.finish_reason = FinishReason.STOP
+                    break

@@ -1,0 +1,300 @@
+"""Inside ``model.generate``: the lossless arbiter gives what it gives without CoSpec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from cospec.custom_generate import Collaborative, keys
+from cospec.errors import ConfigError
+from cospec.types import Origin
+from tests.conftest import EOS, VOCAB, disturbed, random_model, some_prompts
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "examples" / "hub_repository"
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A target and a draft of the test's own: `generate` leaves caches on models."""
+    target = random_model("llama")
+    return target, disturbed(target, 0.12)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Three prompts, padded on the left."""
+    prompts = [prompt for prompt in some_prompts(4) if len(prompt) > 1]
+    width = max(map(len, prompts))
+    ids = [[0] * (width - len(p)) + p for p in prompts]
+    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def both(models, inputs, **settings):
+    """What generate gives without and with CoSpec."""
+    target, draft = models
+    settings = {"max_new_tokens": 16} | settings
+    if "max_length" in settings:
+        del settings["max_new_tokens"]
+    found = []
+    for custom in ({}, {"custom_generate": Collaborative(draft)}):
+        torch.manual_seed(0)
+        found.append(target.generate(**inputs, **settings, **custom))
+    return found
+
+
+SETTINGS = {
+    "max_length": 40,
+    "max_new_tokens": 9,
+    "min_length": 35,
+    "min_new_tokens": 14,
+    "max_time": 1000.0,
+    "eos_token_id": [EOS, 9, 10],
+    "pad_token_id": 7,
+    "bos_token_id": 1,
+    "do_sample": False,
+    "repetition_penalty": 1.7,
+    "encoder_repetition_penalty": 1.7,
+    "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 1,
+    "bad_words_ids": [[8], [30, 31]],
+    "renormalize_logits": True,
+    "forced_bos_token_id": 11,
+    "forced_eos_token_id": 12,
+    "remove_invalid_values": True,
+    "exponential_decay_length_penalty": (3, 1.5),
+    "suppress_tokens": list(range(20, 40)),
+    "begin_suppress_tokens": list(range(6, 40)),
+    "sequence_bias": [[[9], 4.0]],
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "num_assistant_tokens": 3,
+    "assistant_confidence_threshold": 0.6,
+}
+"""A value for each key that greedy decoding honours."""
+ONE_TOKEN = {
+    "temperature": 1e-4,
+    "top_k": 1,
+    "top_p": 1e-4,
+    "min_p": 1.0,
+    "top_h": 1e-4,
+    "typical_p": 1e-4,
+    "epsilon_cutoff": 0.99,
+    "eta_cutoff": 0.99,
+}
+"""Values with which sampling has no choice."""
+ELSEWHERE = {"stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size"}
+CHANGES = {
+    "max_length", "max_new_tokens", "eos_token_id", "pad_token_id", "repetition_penalty",
+    "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+}  # fmt: skip
+"""Keys whose value here changes what is generated, so that ignoring them would show."""
+
+
+def test_every_key_of_the_config_has_a_place_and_every_honoured_one_a_test():
+    names = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert names <= keys.KNOWN
+    assert set(keys.HONOURED) == SETTINGS.keys() | ONE_TOKEN.keys() | ELSEWHERE
+    assert len(keys.KNOWN) == len(keys.HONOURED) + len(keys.NO_EFFECT) + len(keys.REFUSED)
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_an_honoured_key_gives_what_generate_gives(models, inputs, key):
+    plain, ours = both(models, inputs, **{key: SETTINGS[key]})
+    assert plain.tolist() == ours.tolist()
+    if key in CHANGES:
+        assert both(models, inputs)[0].tolist() != plain.tolist()
+
+
+@pytest.mark.parametrize("key", ONE_TOKEN)
+def test_a_sampling_key_that_leaves_no_choice_gives_what_generate_gives(models, inputs, key):
+    off = {"top_k": 0}
+    if key not in vars(GenerationConfig()):
+        pytest.skip(f"this transformers has no {key}")
+    plain, ours = both(models, inputs, do_sample=True, **off | {key: ONE_TOKEN[key]})
+    assert plain.tolist() == ours.tolist()
+
+
+def test_sampling_follows_the_seed_of_torch_and_its_own_law(models, inputs):
+    target, draft = models
+    calls = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        calls.append(
+            target.generate(
+                **inputs, do_sample=True, custom_generate=Collaborative(draft), max_new_tokens=9
+            ).tolist()
+        )
+    assert calls[0] == calls[1] != calls[2]
+
+
+@pytest.mark.parametrize("key", keys.REFUSED)
+def test_a_key_that_cannot_be_honoured_is_refused_by_name(key):
+    config = GenerationConfig()
+    for off in (None, keys.REFUSED[key][0]):
+        setattr(config, key, off)
+        keys.refuse_unsupported(config)
+    setattr(config, key, "something")
+    with pytest.raises(ConfigError, match=f"^{key} is 'something'"):
+        keys.refuse_unsupported(config)
+
+
+def test_a_refusal_reaches_who_calls_generate(models, inputs):
+    with pytest.raises(ConfigError, match="num_beams is 2"):
+        both(models, inputs, num_beams=2)[1]
+
+
+def test_a_key_of_a_newer_transformers_is_refused_by_name(monkeypatch):
+    class Newer(GenerationConfig):
+        def __init__(self, **values):
+            super().__init__(**values)
+            self.new_key = values.get("new_key")
+
+    keys.refuse_unsupported(Newer())
+    with pytest.raises(ConfigError, match="new_key is 3; this version of cospec does not know"):
+        keys.refuse_unsupported(Newer(new_key=3))
+
+
+def test_the_table_of_the_docs_is_that_of_the_code():
+    text = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
+    assert keys.table() in text, "paste what `python -m cospec.custom_generate.keys` prints"
+
+
+class Alternating(LogitsProcessor):
+    """Even tokens after odd ones, and the other way round."""
+
+    def __call__(self, input_ids, scores):
+        last = input_ids[:, -1:] % 2
+        wrong = torch.arange(scores.shape[1])[None] % 2 == last
+        return scores.masked_fill(wrong, float("-inf"))
+
+
+class AfterMany(StoppingCriteria):
+    """Ends a row once its tokens, prompt included, add up to enough."""
+
+    def __call__(self, input_ids, scores, **_):
+        return input_ids.sum(dim=1) > 900
+
+
+def test_a_processor_rules_at_each_place_and_no_arbiter_overrides_it(models, inputs):
+    plain, ours = both(models, inputs, logits_processor=[Alternating()])
+    assert plain.tolist() == ours.tolist()
+    target, draft = models
+    decode = Collaborative(draft, "always_draft")
+    kept = target.generate(
+        **inputs, logits_processor=[Alternating()], custom_generate=decode, max_new_tokens=16
+    )
+    new = kept[:, inputs["input_ids"].shape[1] - 1 :]
+    is_open = (new[:, 1:] != 0) & (new[:, :-1] != EOS)
+    assert ((new[:, 1:] + new[:, :-1]) % 2)[is_open].all()
+
+
+def test_a_criterion_ends_each_row_at_its_token(models, inputs):
+    plain, ours = both(models, inputs, stopping_criteria=[AfterMany()], max_new_tokens=40)
+    assert plain.tolist() == ours.tolist()
+    assert ours.shape[1] < inputs["input_ids"].shape[1] + 40
+
+
+def test_allowed_tokens_may_depend_on_the_row(models, inputs):
+    def allowed(row, _):
+        return list(range(6 + 9 * row, 15 + 9 * row))
+
+    plain, ours = both(models, inputs, prefix_allowed_tokens_fn=allowed)
+    assert plain.tolist() == ours.tolist()
+
+
+class Heard(BaseStreamer):
+    def __init__(self):
+        self.ids, self.ended = [], False
+
+    def put(self, value):
+        self.ids += value.flatten().tolist()
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.fixture
+def modules(monkeypatch, tmp_path):
+    """Where transformers copies the code of a folder to."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_the_folder_works_as_a_repository_of_the_hub(models, inputs, tokenizer, modules):
+    """With a streamer and stop strings, which transformers does not pass on to a callable."""
+    target, draft = models
+    one = {key: value[:1, -7:] for key, value in inputs.items()}
+    word = tokenizer.decode(target.generate(**one, max_new_tokens=9)[0, -3:])
+    settings = {"max_new_tokens": 30, "stop_strings": word, "tokenizer": tokenizer}
+    found = []
+    for custom in (
+        {},
+        {"custom_generate": str(FOLDER), "trust_remote_code": True, "assistant_model": draft},
+    ):
+        heard = Heard()
+        found.append((target.generate(**one, **settings, streamer=heard, **custom), heard))
+    (plain, plainly), (ours, heard) = found
+    assert plain.tolist() == ours.tolist() == [heard.ids]
+    assert heard.ids == plainly.ids and heard.ended
+    assert plain.shape[1] < 7 + 30, "the stop string was met"
+
+
+def test_the_folder_takes_an_arbiter_and_returns_completions(models, inputs, modules):
+    target, draft = models
+    found = target.generate(
+        **inputs, custom_generate=str(FOLDER), trust_remote_code=True, assistant_model=draft,
+        arbiter="always_draft", max_new_tokens=12, return_dict_in_generate=True,
+    )  # fmt: skip
+    assert len(found.completions) == len(inputs["input_ids"])
+    assert any(Origin.OVERRIDE in c.origins for c in found.completions)
+    row = found.sequences[0].tolist()
+    width = inputs["input_ids"].shape[1]
+    assert row[width:][: len(found.completions[0].token_ids)] == found.completions[0].token_ids
+
+
+def test_prompt_lookup_needs_no_draft(models, inputs):
+    target, _ = models
+    lookup = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}
+    found = target.generate(
+        **inputs, **lookup, custom_generate=Collaborative(None), max_new_tokens=16,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    assert found.sequences.tolist() == both(models, inputs)[0].tolist()
+    assert any(c.stats.num_draft_tokens for c in found.completions)
+
+
+def test_models_are_given_back_as_they_were(models, inputs):
+    target, _ = models
+    target.train(True)
+    before = target.config._attn_implementation
+    try:
+        both(models, inputs)
+        assert target.training and all(w.requires_grad for w in target.parameters())
+        assert target.config._attn_implementation == before
+    finally:
+        target.train(False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"custom_generate": Collaborative(None)}, "there is no draft; pass assistant_model"),
+        ({"inputs_embeds": torch.zeros(3, 2, 32)}, "inputs_embeds is given"),
+    ],
+)
+def test_what_it_cannot_take_is_named(models, inputs, arguments, sentence):
+    target, draft = models
+    arguments = {"custom_generate": Collaborative(draft)} | arguments
+    with pytest.raises(ConfigError, match=sentence):
+        target.generate(**inputs, max_new_tokens=2, **arguments)
+
+
+def test_tokens_past_the_vocabulary_never_come(models, inputs):
+    assert int(both(models, inputs, max_new_tokens=40)[1].max()) < VOCAB
