@@ -113,11 +113,50 @@ def test_a_damaged_folder_is_refused(folder, name, damage) -> None:
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '"arbiter"', "{}", '{"cospec_arbiter": 2}'])
+@pytest.mark.parametrize("text", ["[]", "3", '"arbiter"', "{}", '{"cospec_arbiter": "1"}'])
 def test_a_folder_of_something_else_is_refused(folder, text) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"not of a trained arbiter.*cospec_arbiter is not 1"):
         LearnedArbiter.load(folder)
+
+
+def test_a_folder_of_a_newer_version_is_refused_with_what_to_do(folder) -> None:
+    change_config(folder, cospec_arbiter=2)
+    with pytest.raises(
+        CheckpointError, match=r"newer version of cospec \(format 2.*pip install -U"
+    ):
+        LearnedArbiter.load(folder)
+
+
+def test_weights_that_were_changed_afterwards_are_refused(folder) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["policy.layers.0.bias"][0] += 1
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not the file that config.json was written with"):
+        LearnedArbiter.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["weights_sha256"]  # of a version that recorded none
+    (folder / "config.json").write_text(json.dumps(config))
+    LearnedArbiter.load(folder)
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pickled_file_is_never_unpickled(folder, tmp_path, name) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"policy": Payload(tmp_path / "ran")}, folder / name)
+    with pytest.raises(CheckpointError, match="is no trained arbiter"):
+        LearnedArbiter.load(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "extra", "config"])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub import CommitOperationAdd, ModelCard
 
 from cospec import cli, load_arbiter
+from cospec.arbiters.hub import with_metadata
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.errors import CheckpointError
+from cospec.models.bundled import bundled_home
 from tests.arbiters.test_learned import learned
 
 if TYPE_CHECKING:
@@ -48,20 +50,20 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         asked["create"] = {"repo_id": repo_id, **options}
         return f"https://hub.example/{repo_id}"
 
-    def upload_folder(
-        _: object, *, repo_id: str, folder_path: Path, allow_patterns: list[str], **__: object
+    def create_commit(
+        _: object, repo_id: str, operations: list[CommitOperationAdd], **__: object
     ) -> None:
-        for path in (path for path in folder_path.rglob("*") if path.is_file()):
-            name = path.relative_to(folder_path)
-            if any(fnmatch(str(name), pattern) for pattern in allow_patterns):
-                (asked["home"] / repo_id / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, asked["home"] / repo_id / name)
+        for one in operations:
+            path = asked["home"] / repo_id / one.path_in_repo
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with one.as_file() as file:
+                path.write_bytes(file.read())
 
     def snapshot_download(repo_id: str, **_: object) -> str:
         return str(asked["home"] / repo_id)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_token")
     return asked
@@ -87,10 +89,85 @@ def test_what_was_pushed_is_pulled_by_name(cospec, run_folder, hub, flags, capsy
     assert load_arbiter("someone/arbiter").threshold == 0.25
 
 
-def test_a_folder_without_a_card_is_pushed_without_one(cospec, run_folder, hub) -> None:
+def test_a_folder_without_a_card_is_pushed_with_its_metadata(cospec, run_folder, hub) -> None:
     (run_folder / "README.md").unlink()
     cospec("push", "--arbiter", run_folder, "--repo-id", "someone/arbiter")
-    assert LearnedArbiter.load(hub["home"] / "someone" / "arbiter").threshold == 0.25
+    there = hub["home"] / "someone" / "arbiter"
+    assert LearnedArbiter.load(there).threshold == 0.25
+    assert ModelCard((there / "README.md").read_text()).data.library_name == "cospec"
+
+
+def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path) -> None:
+    """The library reads it back: base models, and the result as an entry of the model's index."""
+    folder = bundled_home() / "arbiters" / "family"
+    about = json.loads((folder / "config.json").read_text())
+    about["pair"] = {"target": "Qwen/Qwen2.5-1.5B", "draft": str(tmp_path)}
+    card = ModelCard(with_metadata(folder, about))
+    assert card.text.lstrip().startswith("# family-seed0: an arbiter for bundled:family")
+    assert card.data.base_model == ["Qwen/Qwen2.5-1.5B"], "a folder is no model of the hub"
+    assert card.data.tags == ["cospec-arbiter", "speculative-decoding"]
+    (result,) = card.data.eval_results
+    assert (result.metric_type, round(result.metric_value, 3)) == ("accuracy", 0.588)
+    assert result.dataset_type == "reasoning_gym:gsm_symbolic"
+    again = with_metadata(folder, {"name": "x"})
+    assert ModelCard(again).data.eval_results is None
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path) -> Path:
+    """A cache of the hub that holds an arbiter and a model, and no connection."""
+    home = tmp_path / "cache"
+    for name, commit in (("someone--arbiter", "a" * 40), ("someone--model", "b" * 40)):
+        repository = home / f"models--{name}"
+        snapshot = repository / "snapshots" / commit
+        if name.endswith("arbiter"):
+            learned(threshold=0.25).save(snapshot)
+        else:
+            snapshot.mkdir(parents=True)
+            (snapshot / "config.json").write_text("{}")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return home
+
+
+@pytest.mark.parametrize("revision", ["", "@main", "@" + "a" * 40])
+def test_without_a_connection_what_is_cached_is_used(cache, revision) -> None:
+    assert load_arbiter(f"someone/arbiter{revision}:threshold=0.5").threshold == 0.5
+
+
+@pytest.mark.parametrize("name", ["someone/other", "someone/arbiter@v2"])
+def test_without_a_connection_what_is_not_cached_is_refused_with_what_to_do(cache, name) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} is neither a folder.*`cospec arbiters`"):
+        load_arbiter(name)
+
+
+def test_an_interrupted_download_is_refused(cache) -> None:
+    """The weights had not come; the hub's library keeps them under another name until they have."""
+    (snapshot,) = cache.glob("models--someone--arbiter/snapshots/*")
+    (snapshot / "model.safetensors").rename(snapshot / "model.safetensors.incomplete")
+    with pytest.raises(CheckpointError, match="is no trained arbiter"):
+        load_arbiter("someone/arbiter")
+
+
+def test_arbiters_at_hand_are_listed_with_their_numbers(
+    cache, cospec, run_folder, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    cospec("arbiters", run_folder)
+    out = capsys.readouterr().out
+    assert "58.8%" in out and "57.0%" in out, "shipped, with what the card says"
+    assert "someone/arbiter@" in out and "someone/model" not in out
+    assert str(run_folder) in out
+    with pytest.raises(SystemExit, match="is no trained arbiter"):
+        cospec("arbiters", run_folder.parent)
+
+
+def test_without_a_cache_the_shipped_arbiters_are_listed(monkeypatch, cospec, tmp_path, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    cospec("arbiters")
+    assert capsys.readouterr().out.count("bundled-hidden") == 2
 
 
 def test_a_run_that_is_not_finished_is_not_pushed(cospec, run_folder, hub) -> None:

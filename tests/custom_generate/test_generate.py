@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import EtaLogitsWarper, GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from cospec.custom_generate import Collaborative, keys
@@ -60,7 +60,7 @@ SETTINGS = {
     "do_sample": False,
     "repetition_penalty": 1.7,
     "encoder_repetition_penalty": 1.7,
-    "no_repeat_ngram_size": 2,
+    "no_repeat_ngram_size": 1,
     "encoder_no_repeat_ngram_size": 1,
     "bad_words_ids": [[8], [30, 31]],
     "renormalize_logits": True,
@@ -85,10 +85,9 @@ ONE_TOKEN = {
     "top_h": 1e-4,
     "typical_p": 1e-4,
     "epsilon_cutoff": 0.99,
-    "eta_cutoff": 0.99,
 }
 """Values with which sampling has no choice."""
-ELSEWHERE = {"stop_strings", "prompt_lookup_num_tokens", "max_matching_ngram_size"}
+ELSEWHERE = {"stop_strings", "eta_cutoff", "prompt_lookup_num_tokens", "max_matching_ngram_size"}
 CHANGES = {
     "max_length", "max_new_tokens", "eos_token_id", "pad_token_id", "repetition_penalty",
     "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
@@ -132,6 +131,23 @@ def test_sampling_follows_the_seed_of_torch_and_its_own_law(models, inputs):
             ).tolist()
         )
     assert calls[0] == calls[1] != calls[2]
+
+
+def test_a_cutoff_by_entropy_leaves_the_tokens_that_it_allows(models, inputs):
+    target, draft = models
+    one = {key: value[:1, -7:] for key, value in inputs.items()}
+    num_forbidden = []
+    for cutoff in ({}, {"eta_cutoff": 0.5}):
+        torch.manual_seed(0)
+        found = target.generate(
+            **one, **cutoff, do_sample=True, top_k=0, num_return_sequences=4, eos_token_id=None,
+            custom_generate=Collaborative(draft), max_new_tokens=12,
+        )  # fmt: skip
+        logits = target(input_ids=found).logits[:, 6:-1]  # (4, 12, V)
+        allowed = EtaLogitsWarper(0.5)(None, logits.flatten(0, 1)).isfinite()
+        chosen = allowed.gather(1, found[:, 7:].reshape(-1, 1))
+        num_forbidden.append(int((~chosen).sum()))
+    assert num_forbidden[0] > num_forbidden[1] == 0
 
 
 @pytest.mark.parametrize("key", keys.REFUSED)

@@ -27,7 +27,7 @@ def test_a_draft_that_is_the_target_is_always_right(llama_pair):
     pair = ModelPair(llama_pair.target, llama_pair.target)
     same = check_up(pair, some_prompts(2), num_tokens=8, batch_size=2)
     assert same.acceptance == 1
-    assert [row["mean_acceptance_length"] for row in same.speedups][:3] == [2, 3, 4]
+    assert same.speedups[7]["mean_acceptance_length"] > 3
     assert same.costs.batch_size == 2
 
 

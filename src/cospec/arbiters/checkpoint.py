@@ -8,6 +8,7 @@ that reading takes no more memory than the file has bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,10 +61,11 @@ def write_checkpoint(folder: Path, policy: Policy, kinds: Tensor, config: Json, 
     tensors = {f"policy.{k}": v.contiguous() for k, v in policy.state_dict().items()}
     part = folder / f"{WEIGHTS}.part"
     save_file(tensors | {"kinds": kinds.to(torch.uint8)}, part)
+    digest = {"weights_sha256": _sha256(part)}
     part.replace(folder / WEIGHTS)
     if card:
         write_text(folder / "README.md", card)
-    text = json.dumps({"cospec_arbiter": FORMAT} | config, indent=1)
+    text = json.dumps({"cospec_arbiter": FORMAT} | config | digest, indent=1)
     write_text(folder / CONFIG, text + "\n")
 
 
@@ -74,7 +76,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: The folder is no checkpoint, or is damaged.
         ArbiterError: It was trained on features that this version does not have.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             header = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -87,13 +89,22 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise
     except (OSError, SafetensorError) as error:
         raise _no_arbiter(folder, error) from None
+    if config.get("weights_sha256", digest := _sha256(folder / WEIGHTS)) != digest:
+        raise CheckpointError(
+            f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its SHA-256 is "
+            f"{digest}); copy or download the folder again."
+        )
     policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
     policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items()})
     return Checkpoint(config, features, policy.eval())
 
 
-def _read_config(folder: Path) -> Json:
-    """Read ``config.json``, and check all of it that the weights have no part in."""
+def read_config(folder: Path) -> Json:
+    """Read ``config.json``, and check all of it that the weights have no part in.
+
+    Raises:
+        CheckpointError: It is of no trained arbiter, or damaged.
+    """
     path = folder / CONFIG
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
@@ -101,7 +112,13 @@ def _read_config(folder: Path) -> Json:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _no_arbiter(folder, error) from None
-    if not isinstance(config, dict) or config.get("cospec_arbiter") != FORMAT:
+    number = config.get("cospec_arbiter") if isinstance(config, dict) else None
+    if _is_count(number) and number > FORMAT:
+        raise CheckpointError(
+            f"{path} was written by a newer version of cospec (format {_short(number)}, this one "
+            f"reads {FORMAT}); update it: pip install -U cospec."
+        )
+    if number != FORMAT:
         raise CheckpointError(
             f"{path} is not of a trained arbiter (cospec_arbiter is not {FORMAT}); pass a folder "
             "that cospec train wrote."
@@ -178,6 +195,11 @@ def _policy_config(
     if unlike:
         raise _unfit(folder, unlike)
     return config
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_count(value: object) -> bool:

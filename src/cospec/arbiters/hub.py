@@ -1,12 +1,18 @@
-"""Trained arbiters on the Hugging Face hub; the one file that asks it for them."""
+"""Trained arbiters on the Hugging Face hub and in its cache; the one file that asks for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cospec.arbiters.record import Record
 from cospec.errors import CheckpointError, ConfigError
 
-FILES = ("config.json", "model.safetensors", "README.md", "trained_on.safetensors")
+if TYPE_CHECKING:
+    from cospec.results import Json
+
+CARD = "README.md"
+FILES = ("config.json", "model.safetensors", CARD, "trained_on.safetensors")
 """What an arbiter is; a folder of a training run holds its state and metrics as well."""
 
 
@@ -28,8 +34,26 @@ def download(repo_id: str) -> Path:
         return Path(found)
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
         raise CheckpointError(
-            f"{repo_id} is neither a folder nor a repository of the hub: {error}"
+            f"{repo_id} is neither a folder nor a repository of the hub that can be had: {error} "
+            "-- check the name (USER/NAME or USER/NAME@REVISION) and the connection; without one, "
+            "pass a folder, or what `cospec arbiters` lists as cached."
         ) from None
+
+
+def in_cache() -> dict[str, Path]:
+    """Return what the hub's cache holds of repositories, by ``user/name@commit``."""
+    from huggingface_hub import scan_cache_dir  # noqa: PLC0415  # heavy
+    from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    return {
+        f"{repository.repo_id}@{revision.commit_hash}": revision.snapshot_path
+        for repository in sorted(repositories, key=lambda r: r.repo_id)
+        for revision in repository.revisions
+    }
 
 
 def push(folder: Path, repo_id: str, *, is_private: bool = False) -> str:
@@ -47,23 +71,24 @@ def push(folder: Path, repo_id: str, *, is_private: bool = False) -> str:
         CheckpointError: The folder holds no trained arbiter, or the hub did not take it.
         ConfigError: There is no token to log in with.
     """
-    from huggingface_hub import HfApi, get_token  # noqa: PLC0415  # heavy
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token  # noqa: PLC0415  # heavy
 
     from cospec.arbiters.learned import LearnedArbiter  # noqa: PLC0415  # heavy
 
-    LearnedArbiter.load(folder)
+    card = with_metadata(folder, LearnedArbiter.load(folder).about)
     if get_token() is None:
         raise ConfigError(
             "there is no token of the Hugging Face hub; run `hf auth login`, or set HF_TOKEN to "
             "one that may write."
         )
+    files = {name: folder / name for name in FILES if (folder / name).is_file()}
+    contents: dict[str, Path | bytes] = files | {CARD: card.encode()}
     hub = HfApi()
     try:
         url = hub.create_repo(repo_id, private=is_private, exist_ok=True)
-        hub.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=list(FILES),
+        hub.create_commit(  # which has the hub check the card before anything is sent
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in contents.items()],
             commit_message="Upload a CoSpec arbiter",
         )
     except Exception as error:  # each version of the library has another HTTP client's errors
@@ -72,3 +97,37 @@ def push(folder: Path, repo_id: str, *, is_private: bool = False) -> str:
             "(user/name) and that the token may write there."
         ) from error
     return str(url)
+
+
+def with_metadata(folder: Path, about: Json) -> str:
+    """Return the card of an arbiter with the metadata that the hub reads.
+
+    Args:
+        folder: Of the arbiter; its card may be missing.
+        about: Its config.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData  # noqa: PLC0415  # heavy
+
+    name, pair = str(about.get("name", folder.name)), about.get("pair", {})
+    models = [pair.get(key) for key in ("target", "draft")]
+    results = []
+    if (found := Record.of(about)).tune_accuracy is not None:
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=found.task,
+                dataset_name=f"{found.task}, tune split",
+                metric_type="accuracy",
+                metric_value=found.tune_accuracy,
+            )
+        )
+    data = ModelCardData(
+        library_name="cospec",
+        tags=["cospec-arbiter", "speculative-decoding"],
+        base_model=[model for model in models if model and not Path(model).exists()] or None,
+        model_name=name,
+        eval_results=results or None,
+    )
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

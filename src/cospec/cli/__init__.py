@@ -11,6 +11,7 @@ from typing import Any
 
 import tyro
 
+from cospec.cli.arbiters import Arbiters
 from cospec.cli.audit import Audit
 from cospec.cli.bench import Bench
 from cospec.cli.calibrate import Calibrate
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclas
     "compare": Compare,
     "reproduce": Reproduce,
     "serve": Serve,
+    "arbiters": Arbiters,
     "push": Push,
     "info": Info,
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
 
 _EXTRAS = {
+    "docs": ["mkdocs", "mkdocstrings"],
     "gguf": ["gguf", "accelerate"],
     "hub": ["datasets"],
     "lm-eval": ["lm_eval", "accelerate"],
@@ -89,14 +90,14 @@ class Info:
 
 
 def _word_problems(options: PromptOptions) -> PromptOptions:
-    """Return the options with problems of the package as prompts."""
+    """Return the options with the shortest problems of the package as prompts."""
     import json
 
     from cospec.models.bundled import bundled_home
 
     lines = (bundled_home() / "problems.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = tuple(json.loads(line)["question"] for line in lines[:_NUM_PROMPTS])
-    return replace(options, prompt=questions, template="Question: {prompt}\\nAnswer:")
+    questions = sorted((json.loads(line)["question"] for line in lines), key=len)[:_NUM_PROMPTS]
+    return replace(options, prompt=tuple(questions), template="Question: {prompt}\\nAnswer:")
 
 
 def _rows(pair: ModelPair, found: Checkup) -> dict[str, str]:

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
-from transformers.generation import (
-    EosTokenCriteria,
-    MaxLengthCriteria,
+from transformers.generation.logits_process import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.utils import ModelOutput
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.utils.generic import ModelOutput
 
 from cospec.arbiters import load_arbiter
 from cospec.config import DecodeConfig, SamplingConfig
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.generation.streamers import BaseStreamer
 
     from cospec.types import Arbiter, Completion
 
@@ -70,7 +68,7 @@ def generate(
     assistant_model: PreTrainedModel | None = None,
     arbiter: str | Arbiter = "lossless",
     tokenizer: PreTrainedTokenizerBase | None = None,
-    streamer: BaseStreamer | None = None,
+    streamer: Any = None,  # Any: transformers' are not typed
     **arguments: Any,  # Any: those of generate
 ) -> Tensor | CollaborativeOutput:
     """Generate with a draft and an arbiter: what ``custom_generate="OWNER/NAME"`` calls.
@@ -92,7 +90,10 @@ def generate(
             "pass such a pair without it."
         )
     decode = Collaborative(assistant_model, arbiter, tokenizer=tokenizer, streamer=streamer)
-    return model.generate(custom_generate=decode, **_with_stop_strings(arguments, tokenizer))
+    target: Any = model  # whose `generate` is not typed
+    arguments = _with_stop_strings(arguments, tokenizer)
+    found: Tensor | CollaborativeOutput = target.generate(custom_generate=decode, **arguments)
+    return found
 
 
 def _with_stop_strings(arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -129,7 +130,7 @@ class Collaborative:
         arbiter: str | Arbiter = "lossless",
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        streamer: BaseStreamer | None = None,
+        streamer: Any = None,  # Any: transformers' are not typed
     ) -> None:
         self._draft, self._arbiter = draft, arbiter
         self._tokenizer, self._streamer = tokenizer, streamer

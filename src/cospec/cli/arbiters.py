@@ -1,0 +1,63 @@
+"""``cospec arbiters``: the trained arbiters that are at hand, for which pair, and how good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cospec.text import visible
+
+
+@dataclass(frozen=True)
+class Arbiters:
+    """List trained arbiters: those that ship, those in the hub's cache, and those of folders."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of trained arbiters to list as well."""
+
+    def run(self) -> None:
+        """Print a row for each."""
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        from cospec.arbiters.checkpoint import read_config
+        from cospec.arbiters.hub import in_cache
+        from cospec.arbiters.record import Record
+        from cospec.errors import CheckpointError
+
+        table = Table(box=box.SIMPLE_HEAD)
+        for column in ("--arbiter", "pair", "task", "-k", "tuned", "target"):
+            table.add_column(column, overflow="fold")
+        given = [(str(folder), folder) for folder in self.folders]
+        for spec, folder in [*_shipped(), *in_cache().items(), *given]:
+            try:
+                found = Record.of(read_config(folder))
+            except CheckpointError:
+                if folder in self.folders:
+                    raise
+                continue  # a model or something else of the cache
+            cells = (spec, found.pair, found.task, str(found.k or ""))
+            right = _percent(found.tune_accuracy), _percent(found.tune_accuracy_target)
+            table.add_row(*map(visible, cells), *right)
+        Console(highlight=False, markup=False).print(table)
+        print("tuned: right on the tune problems, which chose the round; target: the target alone")
+        print("on the same. cospec eval measures on problems that had no part in training.")
+
+
+def _shipped() -> Iterator[tuple[str, Path]]:
+    """Names and folders of the arbiters that ship with bundled pairs."""
+    from cospec.models.bundled import BUNDLED_ARBITERS, BUNDLED_PAIRS, bundled_home
+
+    for pair in BUNDLED_PAIRS:
+        for name in BUNDLED_ARBITERS:
+            folder = bundled_home() / "arbiters" / f"{pair}{name.removeprefix('bundled')}"
+            if folder.is_dir():
+                yield name, folder
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
