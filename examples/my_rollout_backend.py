@@ -19,7 +19,7 @@ from cospec.config import DecodeConfig
 from cospec.types import Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cospec.backends.base import RolloutBackend
     from cospec.types import Arbiter
@@ -32,6 +32,7 @@ class Dealer:
     """Give every n-th item to the n-th replica, and a branch to the replica of its rollout."""
 
     replicas: Sequence[RolloutBackend]
+    on_finished: Callable[[int], None] | None = None
 
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
@@ -46,13 +47,17 @@ class Dealer:
                 rollouts[i] = replace(rollout, handle=handle)
         return [rollouts[i] for i in range(len(items))]
 
-    def branch(self, points: Sequence[BranchPoint], arbiter: Arbiter) -> list[Rollout]:
+    def branch(
+        self, points: Sequence[BranchPoint], arbiter: Arbiter, *, keep_handles: bool = False
+    ) -> list[Rollout]:
         """Play branches out, in the order of the points."""
         ends: dict[int, Rollout] = {}
         for n, replica in enumerate(self.replicas):
             mine = [i for i, point in enumerate(points) if self._home(point) == n]
             theirs = [self._unwrapped(points[i]) for i in mine]
-            ends |= zip(mine, replica.branch(theirs, arbiter), strict=True) if mine else {}
+            done = replica.branch(theirs, arbiter, keep_handles=keep_handles) if mine else []
+            for i, end in zip(mine, done, strict=True):
+                ends[i] = replace(end, handle=(n, end.handle) if keep_handles else None)
         return [ends[i] for i in range(len(points))]
 
     def _home(self, point: BranchPoint) -> int:

@@ -12,6 +12,7 @@ Each class also subclasses the builtin that a caller without knowledge of CoSpec
     ├── ArbiterError (ValueError)           an arbiter that is unknown or broke its protocol
     ├── NonFiniteError (FloatingPointError) a target model that returned NaN or infinity
     ├── TaskError (ValueError)              a task that is unknown or whose data is unusable
+    ├── BackendError (RuntimeError)         a rollout that keeps failing on every replica
     ├── CodeExecutionRefusedError (PermissionError)  generated code, and no permission to run it
     └── MissingExtraError (ImportError)     an optional part that is not installed
 
@@ -81,6 +82,10 @@ class NonFiniteError(CospecError, FloatingPointError):
 
 class TaskError(CospecError, ValueError):
     """A task is unknown, or its data cannot be used."""
+
+
+class BackendError(CospecError, RuntimeError):
+    """A rollout failed on every replica that tried it."""
 
 
 class CodeExecutionRefusedError(CospecError, PermissionError):

@@ -1,3 +1,3 @@
-"""The tiny pair of the evaluations."""
+"""The tiny pair and the task of the evaluations."""
 
-from tests.evaluation.conftest import pair  # noqa: F401
+from tests.evaluation.conftest import pair, task  # noqa: F401

@@ -86,7 +86,7 @@ def on(job):
     result = {}
     first, *others = job["arbiters"]
     llm, runner = make(job, {"arbiter": first})
-    adapter = runner.rejection_sampler._adapter
+    adapter = runner.rejection_sampler.adapter
     judge, counts = adapter.row_arbiter, adapter.counts
     greedy = dict(temperature=0, max_tokens=job["max_tokens"])
     for spec in (first, *others):
@@ -108,7 +108,7 @@ def laws(job):
     from cospec.arbiters import load_arbiter
 
     llm, runner = make(job, {"arbiter": job["law_arbiter"]})
-    adapter = runner.rejection_sampler._adapter
+    adapter = runner.rejection_sampler.adapter
     result = {}
     for name, law in job["laws"].items():
         runner.drafter._enable_probabilistic_draft_probs = law.pop("drafts_are_sampled")
@@ -127,7 +127,7 @@ def mixed(job):
     from cospec.vllm_plugin.v1 import ArbiterSampler
 
     llm, runner = make(job, {"arbiter": job["arbiters"][0]})
-    adapter = runner.rejection_sampler._adapter
+    adapter = runner.rejection_sampler.adapter
     params, prompts = job["mixed"], job["mixed_prompts"]
     result = {}
     for name, drafts_are_sampled in {"chosen": False, "sampled": True}.items():
@@ -160,7 +160,7 @@ def preempted(job):
 
     few = dict(block_size=32, num_gpu_blocks_override=job["num_blocks"], disable_log_stats=False)
     llm, runner = make(job, {"arbiter": job["seed_arbiter"]}, **few)
-    adapter = runner.rejection_sampler._adapter
+    adapter = runner.rejection_sampler.adapter
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     stock, resumed = scheduler.schedule, []
 

@@ -18,6 +18,8 @@ from cospec.types import MismatchBatch, Needs, Ruling
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     from cospec.arbiters.policy import Policy
     from cospec.config import DecodeConfig
     from cospec.models import ModelPair
@@ -41,6 +43,8 @@ class LearnedArbiter:
     """Its name in reports."""
     is_stochastic: bool = False
     """Rule by chance with the policy's probability, as in training, in place of the threshold."""
+    explore: float = 0.0
+    """Share of rulings that are left to that chance; the rest go by the threshold."""
     about: dict[str, Any] = field(default_factory=dict)  # Any: a JSON object
     """The rest of ``config.json``: operating points, pair, training, results."""
     is_bound: bool = True
@@ -89,7 +93,16 @@ class LearnedArbiter:
     @property
     def needs(self) -> Needs:
         """Needs of its features, and chance if it is stochastic."""
-        return self.features.needs | (Needs.UNIFORMS if self.is_stochastic else Needs.NOTHING)
+        return self.features.needs | (Needs.UNIFORMS if self.chance else Needs.NOTHING)
+
+    @property
+    def chance(self) -> float:
+        """Share of its rulings that are left to chance."""
+        return 1.0 if self.is_stochastic else self.explore
+
+    def keep_probability(self, score: Tensor) -> Tensor:
+        """Return the probability that it keeps the draft's token, by its score; both (M,)."""
+        return self.chance * score + (1 - self.chance) * (score > self.threshold)
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by one forward of the policy for all mismatches; the score is the probability.
@@ -114,9 +127,9 @@ class LearnedArbiter:
         # Not finite stays so: the sigmoid of infinity would be a sound-looking 1.
         probability = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
         probability = guarded(probability, batch, self.max_mismatch_rate)
-        if self.is_stochastic:
+        if self.chance:
             assert batch.uniforms is not None
-            return Ruling(batch.uniforms < probability, probability, x)
+            return Ruling(batch.uniforms < self.keep_probability(probability), probability, x)
         return Ruling(probability > self.threshold, probability, x)
 
     def save(self, folder: Path, card: str = "") -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cospec.config import SamplingConfig
     from cospec.types import Arbiter, Completion, MismatchTrace, Origin
@@ -66,7 +66,12 @@ class RolloutBackend(Protocol):
 
     The models are frozen: a backend may keep whatever it cached of a text for the whole run. The
     arbiter is given with each call, since its weights change from round to round.
+
+    Attributes:
+        on_finished: Called with the number of completions that have ended, for a progress bar.
     """
+
+    on_finished: Callable[[int], None] | None
 
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
@@ -80,8 +85,15 @@ class RolloutBackend(Protocol):
         """
         ...
 
-    def branch(self, points: Sequence[BranchPoint], arbiter: Arbiter) -> list[Rollout]:
+    def branch(
+        self, points: Sequence[BranchPoint], arbiter: Arbiter, *, keep_handles: bool = False
+    ) -> list[Rollout]:
         """Play branches out, in the order of the points.
+
+        Args:
+            points: Where they leave.
+            arbiter: Rules at mismatches.
+            keep_handles: Keep what branches that leave these branches need.
 
         Returns:
             The whole completion of each, whose counts and trace begin after the point's token.

@@ -43,10 +43,13 @@ class EngineBackend:
         )
         return [Rollout(one.completion, one if keep_handles else None) for one in done]
 
-    def branch(self, points: Sequence[BranchPoint], arbiter: Arbiter) -> list[Rollout]:
+    def branch(
+        self, points: Sequence[BranchPoint], arbiter: Arbiter, *, keep_handles: bool = False
+    ) -> list[Rollout]:
         """Play branches out, each from the caches of its rollout."""
-        ends = self._engine(arbiter).branches([_as_branch(point) for point in points])
-        return [Rollout(end.completion) for end in ends]
+        branches = [_as_branch(point) for point in points]
+        ends = self._engine(arbiter).branches(branches, keep_caches=keep_handles)
+        return [Rollout(end.completion, end if keep_handles else None) for end in ends]
 
     def _engine(self, arbiter: Arbiter) -> engine.Engine:
         return engine.Engine(self.pair, arbiter, self.config, on_finished=self.on_finished)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cospec.cli.backends import BackendOptions
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
@@ -85,6 +86,7 @@ class Audit:
     pair: PairOptions = field(default_factory=PairOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+    engine: BackendOptions = field(default_factory=BackendOptions)
 
     def run(self) -> None:
         """Audit, show and write."""
@@ -102,7 +104,7 @@ class Audit:
         arbiter = load_arbiter(spec)
         options = self.audit.for_arbiters([arbiter])
         task, examples = self.task.load()
-        pair = self.pair.load()
+        pair = self.engine.load(self.pair)
         settings = AuditConfig(
             arbiter=spec,
             features=options.features,
@@ -113,7 +115,10 @@ class Audit:
             seed=self.task.seed,
             max_new_tokens=options.max_new_tokens,
         )
-        auditor = Auditor(pair, task, settings)
+        backend = self.engine.open(self.pair, pair, options, options.features)
+        decoders = self.engine.decoders(self.pair, pair, options.features)
+        draft = None if decoders is None else decoders.plain("draft", options)
+        auditor = Auditor(pair, task, settings, backend=backend, draft=draft)
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:

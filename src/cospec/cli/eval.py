@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+from cospec.cli.backends import EngineOptions
 from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
+
+if TYPE_CHECKING:
+    from cospec.vllm_plugin.settings import Records
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Eval:
     pair: PairOptions = field(default_factory=PairOptions)
     decode: ArmOptions = field(default_factory=ArmOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     temperature: float = 0.0
@@ -38,16 +44,19 @@ class Eval:
         from cospec.cli.views.arms import print_parts, print_table
         from cospec.evaluation.arms import check_names, make_arms
         from cospec.evaluation.evaluate import Evaluation
+        from cospec.types import Needs
 
         run = Run("eval", self.output, threads=self.threads)
         specs = [(spec, self.pair.find_arbiter(spec)) for spec in self.decode.arbiter]
         check_names((load_arbiter(found).name, spec) for spec, found in specs)
         task, examples = self.task.load()
         check_trained_on([load_arbiter(found) for _, found in specs], examples, self.strict)
-        pair = self.pair.load()
+        pair = self.engine.load(self.pair)
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)
-        arms = make_arms(pair, arbiters, decode)
+        is_hidden = any(arbiter.needs & Needs.HIDDEN for _, arbiter in arbiters)
+        records: Records = "hidden" if is_hidden else "scalar"
+        arms = make_arms(pair, arbiters, decode, self.engine.decoders(self.pair, pair, records))
         evaluation = Evaluation(
             arms,
             task,

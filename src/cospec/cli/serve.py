@@ -56,6 +56,9 @@ class Serve:
     """Threshold of a trained arbiter, in place of its own; a request may ask for another."""
     min_threshold: float = 0.0
     """Lowest threshold that a request may set: one that asks for less gets this."""
+    explore: float = 0.0
+    """Leave this share of the rulings to the policy's coin, so that the decisions can train it
+    further (cospec train --from-log)."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
     decisions: Path | None = None
@@ -129,6 +132,7 @@ class Serve:
             self.exact_prefix_tokens,
             log,
             min_threshold=self.min_threshold,
+            explore=self.explore,
         )
 
     def command(self, settings: Settings) -> list[str]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from cospec.cli.backends import BackendOptions
+from cospec.cli.logged import LogOptions, train_from_log
 from cospec.cli.options import PairOptions, set_threads
 from cospec.cli.progress import Progress
 from cospec.errors import ConfigError
@@ -20,7 +22,7 @@ from cospec.rl.config import TrainConfig
 from cospec.rl.methods import METHODS
 
 if TYPE_CHECKING:
-    from cospec.backends.engine import EngineBackend
+    from cospec.backends.base import RolloutBackend
     from cospec.cli.trackers import Tracker
     from cospec.models import ModelPair
     from cospec.rl.trainer import Trainer
@@ -48,7 +50,7 @@ _SHOWN = (
 class TrainTaskOptions:
     """Problems to train on; the tune split of the same task picks the policy that is kept."""
 
-    task: str
+    task: str = ""
     """gsm8k, reasoning_gym:NAME, jsonl:FILE,scorer=numeric, ... as in cospec eval. An arbiter that
     will rule on many kinds of text should train on all of them: mix:TASK@4+TASK@1."""
     num_problems: int | None = None
@@ -71,8 +73,10 @@ class Train:
     task: TrainTaskOptions
     out: Path
     """Folder of the arbiter and of the run's state."""
+    log: LogOptions = field(default_factory=LogOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
+    engine: BackendOptions = field(default_factory=BackendOptions)
     config: Path | None = None
     """JSON file of training settings, such as train.json of another run; options override it."""
     name: str | None = None
@@ -89,11 +93,16 @@ class Train:
         from cospec.evaluation.turns import lock
         from cospec.rl.checkpoint import check_run, open_run
 
+        if self.log.from_log is not None:
+            train_from_log(self.log, self.train, self.out, self.name)
+            return
+        if not self.task.task:
+            raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
         check_run(self.out, self._settings(), is_whole=False)
         set_threads(self.threads)
         task, train, tune, solved = self._problems()
         provenance = Provenance()
-        pair = self.pair.load()
+        pair = self.engine.load(self.pair)
         if self.dry_run:
             self._plan(pair, task, train, tune, solved)
             return
@@ -160,16 +169,27 @@ class Train:
     def _settings(self) -> Json:
         """Return all options that the result depends on, as JSON."""
         options = asdict(self)
-        for key in ("out", "dry_run", "threads", "name", "wandb_project", "config"):
+        for key in (
+            "out",
+            "dry_run",
+            "threads",
+            "name",
+            "wandb_project",
+            "config",
+            "engine",
+            "log",
+        ):
             del options[key]
+        if self.engine.backend != "transformers":  # its first tokens differ; replicas do not
+            options["backend"] = self.engine.backend
         settings: Json = json.loads(json.dumps(options, default=str))
         return settings
 
-    def _backend(self, pair: ModelPair) -> EngineBackend:
+    def _backend(self, pair: ModelPair) -> RolloutBackend:
         """Build the backend of the rollouts."""
-        from cospec.backends.engine import EngineBackend
-
-        return EngineBackend(pair, self.train.rollouts)
+        if self.engine.backend == "vllm" and self.train.warmup.num_solutions:
+            print("worked solutions are read on transformers, rollouts played on vLLM", flush=True)
+        return self.engine.open(self.pair, pair, self.train.rollouts, self.train.features)
 
     def _pair(self, pair: ModelPair) -> Json:
         names = {key: value for key, value in asdict(self.pair).items() if value is not None}
@@ -282,4 +302,4 @@ def defaults(args: Sequence[str]) -> Train | None:
             f"{path} cannot be read as settings: {error}; pass JSON, such as train.json of a run."
         ) from None
     config = TrainConfig.from_dict(values)
-    return Train(TrainTaskOptions(task=tyro.MISSING), out=tyro.MISSING, train=config)
+    return Train(TrainTaskOptions(), out=tyro.MISSING, train=config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cospec.arbiters import AlwaysTarget
 from cospec.config import DecodeConfig
@@ -33,6 +33,34 @@ class Decoder(Protocol):
         ...
 
 
+class Decoders(Protocol):
+    """Makes decoders, of one kind of engine."""
+
+    def plain(self, role: Literal["target", "draft"], config: DecodeConfig) -> Decoder:
+        """Return a decoder with one model alone."""
+        ...
+
+    def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
+        """Return a decoder with the pair under an arbiter."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDecoders:
+    """Engines of this package on a pair."""
+
+    pair: ModelPair
+
+    def plain(self, role: Literal["target", "draft"], config: DecodeConfig) -> Decoder:
+        """Return a decoder with one model alone."""
+        kind = Engine.target_only if role == "target" else Engine.draft_only
+        return kind(self.pair, config)
+
+    def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
+        """Return a decoder with the pair under an arbiter."""
+        return Engine(self.pair, arbiter, config)
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """A way to decode."""
@@ -47,6 +75,7 @@ def make_arms(
     pair: ModelPair,
     arbiters: Sequence[tuple[str, Arbiter]] = (),
     decode: DecodeConfig | None = None,
+    decoders: Decoders | None = None,
 ) -> list[Arm]:
     """The arms target, draft and lossless, and one for each arbiter under its name.
 
@@ -54,6 +83,7 @@ def make_arms(
         pair: The models.
         arbiters: A spec and the arbiter that it names; the lossless one adds no second arm.
         decode: How to draft and batch.
+        decoders: Makes what decodes each arm; by default the engine of this package.
 
     Raises:
         ConfigError: Two arms would have the same name.
@@ -62,13 +92,14 @@ def make_arms(
     check_names((arbiter.name, spec) for spec, arbiter in arbiters)
     decode = (decode or DecodeConfig()).with_options(keep_trace=False)
     decode = decode.for_arbiters(arbiter for _, arbiter in arbiters)
+    decoders = decoders or EngineDecoders(pair)
     arms = [
-        Arm(TARGET, None, Engine.target_only(pair, decode)),
-        Arm(DRAFT, None, Engine.draft_only(pair, decode)),
-        Arm(LOSSLESS, LOSSLESS, Engine(pair, AlwaysTarget(), decode)),
+        Arm(TARGET, None, decoders.plain("target", decode)),
+        Arm(DRAFT, None, decoders.plain("draft", decode)),
+        Arm(LOSSLESS, LOSSLESS, decoders.ruled(AlwaysTarget(), decode)),
     ]
     return arms + [
-        Arm(arbiter.name, spec, Engine(pair, arbiter, decode))
+        Arm(arbiter.name, spec, decoders.ruled(arbiter, decode))
         for spec, arbiter in arbiters
         if arbiter.name != LOSSLESS
     ]

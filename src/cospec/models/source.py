@@ -29,8 +29,12 @@ class PairSource:
     allow_pickle: bool = False
     """Load pickled checkpoints, which can run any code they hold."""
 
-    def load(self, *, needs_draft: bool = True) -> ModelPair:
+    def load(self, *, needs_draft: bool = True, pack_weights: bool = True) -> ModelPair:
         """Load the pair; one without a draft if none is needed or named.
+
+        Args:
+            needs_draft: Refuse a source without a draft.
+            pack_weights: As in `ModelPair.from_pretrained`.
 
         Raises:
             ConfigError: A model is not named.
@@ -47,5 +51,10 @@ class PairSource:
             missing = "--target" if target is None else "--draft"
             raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
         return ModelPair.from_pretrained(
-            target, draft, dtype=self.dtype, device=self.device, allow_pickle=self.allow_pickle
+            target,
+            draft,
+            dtype=self.dtype,
+            device=self.device,
+            allow_pickle=self.allow_pickle,
+            pack_weights=pack_weights,
         )

@@ -94,6 +94,24 @@ def group_loss(
     return -torch.minimum(plain, clipped).mean(), (clipped < plain).float().mean()
 
 
+def logged_loss(
+    logits: Tensor, keep: Tensor, old_log_prob: Tensor, advantages: Tensor, most: float
+) -> Tensor:
+    """Return the expected advantage by importance weights, negated.
+
+    The weight of a ruling is its probability now over that when it was made, cut at `most`.
+
+    Args:
+        logits: Logits of the current policy, (N,).
+        keep: Rulings for the draft, (N,) bool.
+        old_log_prob: Their log-probabilities at the time, (N,).
+        advantages: (N,).
+        most: Largest weight.
+    """
+    weight = (log_prob(logits, keep) - old_log_prob).exp().clamp(max=most)
+    return -(weight * advantages).mean()
+
+
 def label_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     """Return the cross-entropy of a classifier, for the supervised controls.
 

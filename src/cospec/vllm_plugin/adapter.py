@@ -14,6 +14,7 @@ import torch
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.observed import Observed
 from cospec.errors import ConfigError
 from cospec.features import HiddenFeatures, ScalarFeatures
 from cospec.models import ModelPair
@@ -22,6 +23,7 @@ from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows, coun
 from cospec.vllm_plugin.decisions import DecisionLog
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.requests import RequestTable
+from cospec.vllm_plugin.rollouts import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,12 +46,16 @@ class Adapter:
         table: The running requests.
         counts: Where counts go; None on ranks that repeat what another one counts.
         log: Where decisions go, if anywhere.
+        recorder: Keeps the steps of rollouts, in a rollout engine.
+        is_reporting: Whether this worker is the one that counts, logs and records.
     """
 
     row_arbiter: RowArbiter
     table: RequestTable
     counts: StepCounts | None = None
     log: DecisionLog | None = None
+    recorder: Recorder | None = None
+    is_reporting: bool = True
 
     @classmethod
     def build(
@@ -80,9 +86,14 @@ class Adapter:
         vocab_size = vllm_config.model_config.get_vocab_size()
         arbiter = load(settings.arbiter_spec, vllm_config, has_hidden=has_hidden)
         arbiter = place(arbiter, device, vocab_size, find_tokenizer)
-        keep_features = is_reporting and settings.decisions is not None
+        if settings.explore:
+            arbiter = exploring(arbiter, settings.explore)
+        recorder = None if settings.records is None else Recorder.of(settings.records)
+        is_shown = settings.decisions is not None or recorder is not None
+        keep_features = is_reporting and is_shown
         generator = None
-        if Needs.UNIFORMS in arbiter.needs:  # alike on all ranks, which rule on the same rows
+        if Needs.UNIFORMS in arbiter.needs or recorder is not None:
+            # Alike on all ranks, which rule on the same rows.
             generator = torch.Generator(device).manual_seed(vllm_config.model_config.seed)
         row_arbiter = RowArbiter(
             arbiter,
@@ -99,7 +110,7 @@ class Adapter:
             has_thresholds=has_thresholds,
             min_threshold=settings.min_threshold,
         )
-        adapter = cls(row_arbiter, table)
+        adapter = cls(row_arbiter, table, recorder=recorder, is_reporting=is_reporting)
         if is_reporting:
             adapter.counts = StepCounts.for_engine(vllm_config)
             if settings.decisions is not None:
@@ -107,6 +118,11 @@ class Adapter:
                 adapter.log = DecisionLog(settings.decisions, arbiter.name, names)
         logger.info("CoSpec: arbiter %s rules in this engine", arbiter.name)
         return adapter
+
+    @property
+    def needs(self) -> Needs:
+        """What the engine has to keep: the arbiter's needs, or those of any that may come."""
+        return self.row_arbiter.arbiter.needs if self.recorder is None else self.recorder.needs
 
     def count(
         self,
@@ -143,6 +159,7 @@ class Adapter:
                 keep_draft=rulings.keep_draft,
                 score=rulings.score,
                 features=rulings.features,
+                probability=rulings.probability,
             )
 
 
@@ -203,6 +220,20 @@ def load(
     return load_arbiter(spec, pair)
 
 
+def exploring(arbiter: Arbiter, share: float) -> Arbiter:
+    """Return an arbiter that leaves a share of its rulings to its policy's coin.
+
+    Raises:
+        ConfigError: It has no policy.
+    """
+    if not isinstance(arbiter, LearnedArbiter):
+        raise ConfigError(
+            f"explore is {share} and the arbiter is {arbiter.name}, which has no policy to toss a "
+            "coin by; serve a trained arbiter, or leave explore out."
+        )
+    return replace(arbiter, explore=share)
+
+
 def place(
     arbiter: Arbiter,
     device: torch.device,
@@ -214,6 +245,9 @@ def place(
     Raises:
         ConfigError: It knows fewer tokens than the target has, and there is no tokenizer.
     """
+    if isinstance(arbiter, Observed):
+        inner = place(arbiter.arbiter, device, vocab_size, find_tokenizer)
+        return Observed(inner, place_features(arbiter.features, device))
     if not isinstance(arbiter, LearnedArbiter):
         return arbiter
     tokenizer = find_tokenizer()
@@ -225,10 +259,16 @@ def place(
             f"arbiter {arbiter.name} knows {len(kinds)} tokens and the target has {vocab_size}; "
             "start the engine with its tokenizer."
         )
-    features = replace(arbiter.features, kinds=kinds.to(device))
+    features = place_features(replace(arbiter.features, kinds=kinds), device)
+    return replace(arbiter, policy=arbiter.policy.to(device), features=features)
+
+
+def place_features(features: ScalarFeatures, device: torch.device) -> ScalarFeatures:
+    """Features with what they look up on a device."""
+    features = replace(features, kinds=features.kinds.to(device))
     if isinstance(features, HiddenFeatures) and features.embeddings is not None:
         features = replace(features, embeddings=features.embeddings.to(device))
-    return replace(arbiter, policy=arbiter.policy.to(device), features=features)
+    return features
 
 
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:

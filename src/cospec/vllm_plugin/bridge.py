@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from cospec.arbiters.learned import LearnedArbiter
 from cospec.rulings import COLUMNS, Veto, find_vetoes, look_ahead, make_batch, token_log_p
 from cospec.types import MismatchBatch, Needs
 
@@ -66,6 +67,8 @@ class VerifiedRows:
         is_sampled: Whether the request samples, (T,) bool; None if all are greedy.
         is_cut: Whether truncation took the drafted token from the target's distribution, (T,)
             bool; None if there is no truncation.
+        uniforms: The requests' own chance for rulings, in [0, 1), (T,) float64; None leaves it to
+            the arbiter's generator.
     """
 
     target_logits: Tensor
@@ -86,6 +89,7 @@ class VerifiedRows:
     thresholds: Tensor | None = None
     is_sampled: Tensor | None = None
     is_cut: Tensor | None = None
+    uniforms: Tensor | None = None
 
     @property
     def safe_ids(self) -> Tensor:
@@ -105,6 +109,10 @@ class RowRulings:
         is_non_finite: Whether the arbiter was asked and its score was not finite, (T,) bool.
         score: (T,) float, NaN where the arbiter was not asked; None if it gives none.
         features: (T, F) float, likewise; None if not asked for.
+        probability: Probability with which the drafted token was kept, (T,) float, if the arbiter
+            rules by chance; else None.
+        vetoes: The `Veto` that turned a ruling down, (T,) int64; None if nobody was asked.
+        is_free: Whether a ruling for the draft would have counted, (T,) bool; None likewise.
     """
 
     keep_draft: Tensor
@@ -113,6 +121,9 @@ class RowRulings:
     is_non_finite: Tensor
     score: Tensor | None = None
     features: Tensor | None = None
+    probability: Tensor | None = None
+    vetoes: Tensor | None = None
+    is_free: Tensor | None = None
 
 
 class Tally(NamedTuple):
@@ -181,9 +192,32 @@ class RowArbiter:
             is_exact=rows.positions < self.exact_prefix_tokens,
             is_stop=(both[:, :, None] == rows.stop_ids[:, None]).flatten(1).any(dim=1),
         )
-        keep = keep & asked & (vetoes == Veto.NONE)
+        is_free = asked & (vetoes == Veto.NONE)
         is_non_finite = asked & (vetoes == Veto.NON_FINITE)
-        return RowRulings(keep, is_mismatch, target_ids, is_non_finite, score, features)
+        return RowRulings(
+            keep & is_free,
+            is_mismatch,
+            target_ids,
+            is_non_finite,
+            score,
+            features,
+            self._probability(rows, score, is_free),
+            torch.where((asked & keep) | is_non_finite, vetoes, int(Veto.NONE)),
+            is_free,
+        )
+
+    def _probability(
+        self, rows: VerifiedRows, score: Tensor | None, is_free: Tensor
+    ) -> Tensor | None:
+        """Return the probability that each drafted token was kept with, if chance decided."""
+        arbiter = self.arbiter
+        if not isinstance(arbiter, LearnedArbiter) or not arbiter.chance or score is None:
+            return None
+        found = arbiter.keep_probability(score)
+        if rows.thresholds is not None:  # a request's own threshold leaves nothing to chance
+            fixed = ((score > rows.thresholds) & (score > 0)).to(found.dtype)
+            found = torch.where(rows.thresholds.isnan(), found, fixed)
+        return torch.where(is_free, found, 0.0)
 
     @cached_property
     def _inputs(self) -> list[str]:
@@ -226,7 +260,9 @@ class RowArbiter:
                 Needs.UNIFORMS: lambda: (
                     torch.rand(
                         num_rows, generator=self.generator, dtype=torch.float64, device=device
-                    ),
+                    )
+                    if rows.uniforms is None
+                    else rows.uniforms,
                 ),
             },
             rows=rows.requests,

@@ -86,6 +86,7 @@ class DecisionLog:
         keep_draft: Tensor,
         score: Tensor | None = None,
         features: Tensor | None = None,
+        probability: Tensor | None = None,
     ) -> None:
         """Write down the reached decisions of a step, when they have come to the host.
 
@@ -99,6 +100,7 @@ class DecisionLog:
             keep_draft: The ruling that counted, (T,) bool.
             score: (T,) float, if there is one.
             features: (T, F) float, if the arbiter tells.
+            probability: With which the draft's token was kept, (T,) float, if chance decided.
         """
         wanted = [self.wants(request_id) for request_id in request_ids]
         if not any(wanted):
@@ -111,6 +113,7 @@ class DecisionLog:
             "keep_draft": keep_draft,
             "score": score,
             "features": features,
+            "probability": probability,
         }
         given = {name: column for name, column in columns.items() if column is not None}
         names, ids = list(given), list(request_ids)

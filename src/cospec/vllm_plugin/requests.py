@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
-from cospec.vllm_plugin.settings import RequestSettings
+from cospec.sampling import row_generator
+from cospec.vllm_plugin.settings import RequestSettings, RolloutRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+NOTHING_BEFORE = RolloutRequest("", 0, 0)
 
 MAX_STOP_IDS = 64
 """Stop tokens of a request with which an arbiter may rule. The table is as wide as its widest
@@ -36,6 +40,7 @@ class RequestColumns:
     is_open: Tensor
     stop_ids: Tensor
     max_tokens: Tensor
+    num_before: Tensor
     thresholds: Tensor | None
 
 
@@ -47,6 +52,10 @@ class RequestTable:
         device: Where the columns are needed.
         has_thresholds: Whether the arbiter has a threshold that a request can change.
         min_threshold: Lowest threshold that a request gets.
+
+    Attributes:
+        rollouts: By slot, the requests whose decisions are recorded.
+        generators: By slot, the chance of their rulings, on the host.
     """
 
     def __init__(
@@ -62,8 +71,11 @@ class RequestTable:
         self._num_mismatches = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._is_open = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._max_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._num_before = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._thresholds = torch.full((num_slots,), float("nan"), device=device)
         self._stop_ids = torch.full((num_slots, 1), -1, dtype=torch.int64, device=device)
+        self.rollouts: dict[int, RolloutRequest] = {}
+        self.generators: dict[int, torch.Generator] = {}
 
     @property
     def num_slots(self) -> int:
@@ -89,16 +101,29 @@ class RequestTable:
             )
             stop_ids = stop_ids[:MAX_STOP_IDS]
         self._make_room(slot + 1, len(stop_ids))
-        self._num_overrides[slot] = 0
-        self._num_mismatches[slot] = 0
+        before = self._begin_rollout(slot, settings.rollout)
+        self._num_overrides[slot] = before.num_overrides
+        self._num_mismatches[slot] = before.num_mismatches
+        self._num_before[slot] = before.num_before
         self._is_open[slot] = is_open
-        self._max_tokens[slot] = 2**62 if params.max_tokens is None else params.max_tokens
+        max_tokens = 2**62 if params.max_tokens is None else params.max_tokens
+        self._max_tokens[slot] = before.num_before + max_tokens
         asked = settings.threshold
         self._thresholds[slot] = float("nan") if asked is None else max(asked, self._min_threshold)
         self._stop_ids[slot] = -1
         if stop_ids:
             ids = torch.tensor(stop_ids, device=self._stop_ids.device)
             self._stop_ids[slot, : len(stop_ids)] = ids
+
+    def _begin_rollout(self, slot: int, rollout: RolloutRequest | None) -> RolloutRequest:
+        """Remember the rollout of a slot, if it is one; return what was before its request."""
+        self.rollouts.pop(slot, None)
+        self.generators.pop(slot, None)
+        if rollout is None:
+            return NOTHING_BEFORE
+        self.rollouts[slot] = rollout
+        self.generators[slot] = row_generator(SamplingConfig(seed=rollout.seed), rollout.stream)
+        return rollout
 
     def columns(self, slots: Tensor) -> RequestColumns:
         """Return the columns of the requests in some slots.
@@ -112,6 +137,7 @@ class RequestTable:
             is_open=self._is_open[slots],
             stop_ids=self._stop_ids[slots],
             max_tokens=self._max_tokens[slots],
+            num_before=self._num_before[slots],
             thresholds=self._thresholds[slots] if self._has_thresholds else None,
         )
 
@@ -130,6 +156,7 @@ class RequestTable:
             self._num_mismatches = pad(self._num_mismatches, (0, more))
             self._is_open = pad(self._is_open, (0, more))
             self._max_tokens = pad(self._max_tokens, (0, more))
+            self._num_before = pad(self._num_before, (0, more))
             self._thresholds = pad(self._thresholds, (0, more), value=float("nan"))
             self._stop_ids = pad(self._stop_ids, (0, 0, 0, more), value=-1)
         wider = num_stop_ids - self._stop_ids.shape[1]

@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cospec.errors import ConfigError, unknown_name
 
@@ -22,6 +22,9 @@ KEY = "cospec"
 """Name of our settings, in ``additional_config`` and in ``extra_args``."""
 
 WHERE = f'additional_config["{KEY}"]'
+
+Records = Literal["scalar", "hidden"]
+"""What a rollout engine's arbiters may see: the models' logits, or their hidden states as well."""
 
 FORMS = "'on', 'off', 'threshold=0.7', or {'enabled': bool, 'threshold': number} (offline only)"
 
@@ -68,6 +71,12 @@ class Settings:
     folder."""
     min_threshold: float = 0.0
     """Lowest threshold of a request: one that asks for less gets this."""
+    explore: float = 0.0
+    """Share of rulings that a trained arbiter leaves to its policy's coin; the log of decisions has
+    their probabilities, for further training."""
+    records: Records | None = None
+    """Record decisions for `cospec.vllm_plugin.backend`, whose arbiters may see this; None for an
+    engine that serves."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.arbiter, str) or not self.arbiter:
@@ -75,7 +84,7 @@ class Settings:
                 f"arbiter of {WHERE} is {self.arbiter!r}; it must be a rule, or the folder or hub "
                 "id of a trained arbiter."
             )
-        for key in ("threshold", "min_threshold"):
+        for key in ("threshold", "min_threshold", "explore"):
             if (value := getattr(self, key)) is not None:
                 object.__setattr__(self, key, _probability(f"{key} of {WHERE}", value))
         if self.threshold is not None and self.threshold < self.min_threshold:
@@ -84,6 +93,8 @@ class Settings:
                 "the first must not be below the second."
             )
         _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
+        if self.records is not None and self.records not in get_args(Records):
+            raise ConfigError(unknown_name(f"records of {WHERE}:", self.records, get_args(Records)))
         if self.counts_dir is not None and not isinstance(self.counts_dir, str):
             raise ConfigError(f"counts_dir of {WHERE} is {self.counts_dir!r}; it must be a folder.")
 
@@ -135,6 +146,23 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """A request of a rollout engine: its name, its chance, and what was generated before it."""
+
+    key: str
+    """Name under which its decisions are recorded."""
+    seed: int
+    stream: int
+    """Of the seed: rulings by chance draw from it, as in `cospec.sampling.row_generator`."""
+    num_before: int = 0
+    """Tokens at the end of its prompt that count as generated."""
+    num_overrides: int = 0
+    """Overrides among them."""
+    num_mismatches: int = 0
+    """Reached mismatches among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestSettings:
     """Settings that one request may change.
 
@@ -147,6 +175,8 @@ class RequestSettings:
     """In place of the server's."""
     enabled: bool = True
     """False decodes this request losslessly, as stock vLLM does."""
+    rollout: RolloutRequest | None = None
+    """Offline only, for `cospec.vllm_plugin.backend`."""
 
     @classmethod
     def from_extra_args(
@@ -171,6 +201,9 @@ class RequestSettings:
             raise ConfigError(f"enabled of a request is {enabled!r}; it must be true or false.")
         if given.get("threshold") is not None:
             given["threshold"] = _probability("threshold of a request", given["threshold"])
+        if given.get("rollout") is not None:
+            rollout = _checked(f"rollout of {KEY} of a request", given["rollout"], RolloutRequest)
+            given["rollout"] = RolloutRequest(**rollout)
         return cls(**given)
 
 

@@ -21,6 +21,7 @@ from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, to_device,
 from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows, force
 from cospec.vllm_plugin.cpu_repairs import repair_cpu
 from cospec.vllm_plugin.known import require
+from cospec.vllm_plugin.rollouts import keep_drafts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +60,11 @@ def install(
         repair_cpu(sampler_module)
     if not hasattr(runner, "rejection_sampler"):
         return  # a pipeline stage that does not sample
-    needs = adapter.row_arbiter.arbiter.needs
+    needs = adapter.needs
     sampler = ArbiterSampler(runner.rejection_sampler, adapter, runner)
     if hasattr(runner.drafter, "_sample_draft_tokens") and Needs.DRAFT_LOGITS in needs:
         keep_draft_logits(runner.drafter, with_hidden=Needs.DRAFT_HIDDEN in needs)
+        keep_drafts(runner)
     if Needs.TARGET_HIDDEN in needs:
         keep_hidden(runner, sampler)
     runner.rejection_sampler = sampler
@@ -153,7 +155,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     def __init__(self, stock: Any, adapter: Adapter, runner: Any) -> None:  # Any: vLLM's
         torch.nn.Module.__init__(self)
         self.__dict__.update(stock.__dict__)
-        self._adapter = adapter
+        self.adapter = adapter
         self._runner = runner
         self._slots: dict[str, tuple[int, Any]] = {}  # Any: vLLM's CachedRequestState
         self._step = Step()
@@ -179,10 +181,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         # sampler (its processors edit the target's rows, then its kernels accept or resample), and
         # last the drafter, whose logits come back here with the next step.
         self._step = step = Step()
-        if (
-            draft_probs is not None
-            and Needs.DRAFT_LOGITS in self._adapter.row_arbiter.arbiter.needs
-        ):
+        if draft_probs is not None and Needs.DRAFT_LOGITS in self.adapter.needs:
             width = logits.shape[1]
             step.draft_logits, step.draft_hidden = draft_probs[:, :width], draft_probs[:, width:]
             draft_probs = None
@@ -191,7 +190,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         output = super().forward(metadata, draft_probs, logits, sampling_metadata)
         if step.rows is not None and step.rulings is not None and step.slots is not None:
             num_accepted = (output.sampled_token_ids >= 0).sum(dim=1) - 1
-            self._adapter.count(
+            self.adapter.count(
                 step.rows,
                 step.rulings,
                 num_accepted,
@@ -199,8 +198,34 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
                 list(self._runner.input_batch.req_ids),
                 lambda: metadata.num_draft_tokens,
             )
+            self._record(step, metadata, output.sampled_token_ids)
         self._step = Step()
         return output
+
+    def _record(self, step: Step, metadata: Any, sampled: Tensor) -> None:  # Any: as above
+        """Keep the step for the rollouts among its requests, if this worker does that."""
+        recorder, rollouts = self.adapter.recorder, self.adapter.table.rollouts
+        if recorder is None or not self.adapter.is_reporting:
+            return
+        assert step.rows is not None and step.rulings is not None
+        slots = [self._slots[request_id][0] for request_id in self._runner.input_batch.req_ids]
+        keys = [rollouts[slot].key if slot in rollouts else "" for slot in slots]
+        recorder.add(keys, metadata.num_draft_tokens, step.rows, step.rulings, sampled)
+
+    def _uniforms(self, slots: list[int], num_rows: list[int], device: torch.device) -> Tensor:
+        """Chance of the rulings of a step, (T,): a rollout's is its own, as in our engine."""
+        k, generators = self.adapter.row_arbiter.k, self.adapter.table.generators
+        shared = self.adapter.row_arbiter.generator
+        parts = []
+        for slot, n in zip(slots, num_rows, strict=True):
+            if n and (own := generators.get(slot)) is not None:
+                # The last k of a block's numbers: see `cospec.sampling.Uniforms`.
+                drawn = torch.rand(4 * k + 1, generator=own, dtype=torch.float64)[3 * k + 1 :][:n]
+                parts.append(drawn.to(device))
+            else:
+                draw = torch.rand(n, generator=shared, dtype=torch.float64, device=device)
+                parts.append(draw)
+        return torch.cat(parts)
 
     def apply_logits_processors(
         self,
@@ -217,7 +242,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             return logits
         step = self._step
         step.rows, step.slots = self._rows(logits, sampling_metadata, metadata)
-        step.rulings = self._adapter.row_arbiter(step.rows)
+        step.rulings = self.adapter.row_arbiter(step.rows)
         step.unedited = logits
         return force(logits, step.rows.draft_ids, step.rulings.keep_draft)
 
@@ -230,7 +255,8 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         """The rows of the step, and the slots of its requests, (R,)."""
         runner, device = self._runner, logits.device
         num_reqs, num_rows = len(metadata.num_draft_tokens), len(logits)
-        host = [*self._find_slots(), *runner.input_batch.num_prompt_tokens[:num_reqs].tolist()]
+        slot_list = self._find_slots()
+        host = [*slot_list, *runner.input_batch.num_prompt_tokens[:num_reqs].tolist()]
         slots, prompt_lens = torch.split(to_device(host, device), num_reqs)
         ends = metadata.cu_num_draft_tokens.long()  # (R,)
         here = torch.arange(num_rows, device=device)
@@ -239,12 +265,14 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         draft_ids = metadata.draft_token_ids.long()
         read_at = metadata.logits_indices[metadata.target_logits_indices]
         positions = runner.positions[read_at].long() + 1 - prompt_lens[requests]
-        columns = self._adapter.table.columns(slots[requests])
+        columns = self.adapter.table.columns(slots[requests])
         target_hidden = target_hidden_after = None
         if self.hidden is not None:
             target_hidden = self.hidden[metadata.target_logits_indices]
             target_hidden_after = self.hidden[metadata.target_logits_indices + 1]
-        is_sampled = is_cut = None
+        is_sampled = is_cut = uniforms = None
+        if Needs.UNIFORMS in self.adapter.row_arbiter.arbiter.needs:
+            uniforms = self._uniforms(slot_list, metadata.num_draft_tokens, device)
         if not sampling_metadata.all_greedy:
             is_sampled = (sampling_metadata.temperature != 0)[requests]
             is_cut = self._is_cut(logits, draft_ids, sampling_metadata, metadata) & is_sampled
@@ -254,7 +282,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             is_drafted=draft_ids >= 0,
             requests=requests,
             block_positions=here - starts[requests],
-            positions=positions,
+            positions=positions + columns.num_before,
             num_overrides=columns.num_overrides,
             num_mismatches=columns.num_mismatches,
             is_open=columns.is_open,
@@ -267,6 +295,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             thresholds=columns.thresholds,
             is_sampled=is_sampled,
             is_cut=is_cut,
+            uniforms=uniforms,
         )
         return rows, slots
 
@@ -279,14 +308,14 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             if state is not requests[request_id]:
                 if slot < 0:
                     slot = self._free_slot()
-                self._adapter.table.add(slot, requests[request_id].sampling_params)
+                self.adapter.table.add(slot, requests[request_id].sampling_params)
                 self._slots[request_id] = slot, requests[request_id]
             found.append(slot)
         return found
 
     def _free_slot(self) -> int:
         """A slot that no request holds which vLLM still knows."""
-        if len(self._slots) >= self._adapter.table.num_slots:
+        if len(self._slots) >= self.adapter.table.num_slots:
             known = self._runner.requests
             self._slots = {i: held for i, held in self._slots.items() if i in known}
         taken = {slot for slot, _ in self._slots.values()}

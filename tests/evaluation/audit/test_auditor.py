@@ -67,7 +67,7 @@ def test_under_a_rule_both_branches_go_on_under_the_rule(pair, task, examples) -
     rule = "gap:max_gap=0.3"
     auditor = Auditor(pair, task, config(arbiter=rule, oracle=False))
     records = auditor.audit(examples)
-    engine = auditor._engine
+    engine = Engine(pair, auditor._arbiter, auditor._decode)
     sampling = SamplingConfig(max_new_tokens=NUM_TOKENS)
     for example, record in zip(examples, records, strict=True):
         (path,) = engine.generate([task.prompt(example, pair.tokenizer)], sampling)
@@ -141,7 +141,8 @@ def test_the_data_set_holds_every_mismatch_with_its_features(pair, task, example
 
 
 def test_only_mismatches_that_were_reached_are_played(pair, task, examples) -> None:
-    engine = Auditor(pair, task, config())._engine
+    auditor = Auditor(pair, task, config())
+    engine = Engine(pair, auditor._arbiter, auditor._decode)
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     completions = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
     every = [m for c in completions for step in c.trace for m in step.mismatches]

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
+from cospec.backends.base import BranchPoint, Item, Rollout
+from cospec.backends.engine import EngineBackend
 from cospec.config import DecodeConfig
-from cospec.engine import Branch, Engine, Rollout
+from cospec.engine import Engine
 from cospec.evaluation.audit.costs import accepted, num_blocks
 from cospec.evaluation.problems import encode_problems
 from cospec.features import FeatureSpec, ScalarFeatures, make_features
@@ -30,7 +32,9 @@ from cospec.types import Origin, Stats
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cospec.backends.base import RolloutBackend
     from cospec.config import SamplingConfig
+    from cospec.evaluation.arms import Decoder
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.tasks.base import Example, Task
@@ -72,25 +76,29 @@ class Auditor:
         task: Where the problems come from, and what an answer is worth.
         config: How.
         on_progress: Called with the share of the problems of one `audit` call that is done.
+        backend: Plays paths and branches; by default the engine of this package.
+        draft: Decodes with the draft alone; likewise.
     """
 
     pair: ModelPair
     task: Task
     config: AuditConfig
     on_progress: Callable[[float], None] = lambda _: None
+    backend: RolloutBackend | None = None
+    draft: Decoder | None = None
     features: ScalarFeatures = field(init=False)
 
     def __post_init__(self) -> None:
         self.features = make_features(self.config.features, self.pair)
         arbiter = load_arbiter(self.config.arbiter, self.pair)
         self._is_lossless = arbiter.name == "lossless"
-        self._engine = Engine(
-            self.pair,
-            Observed(arbiter, self.features),
-            self.config.decode.for_arbiters([arbiter]),
-        )
-        self._draft = Engine.draft_only(self.pair, self.config.decode)
-        self._engine.on_finished = self._draft.on_finished = self._count
+        self._arbiter = Observed(arbiter, self.features)
+        self._decode = self.config.decode.for_arbiters([arbiter])
+        self._backend = self.backend or EngineBackend(self.pair, self._decode)
+        self._draft = self.draft or Engine.draft_only(self.pair, self.config.decode)
+        self._backend.on_finished = self._count
+        if isinstance(self._draft, Engine):
+            self._draft.on_finished = self._count
         self._phase, self._num_finished = (0.0, 0.0, 1), 0
 
     def audit(self, examples: Sequence[Example]) -> list[Json]:
@@ -104,7 +112,7 @@ class Auditor:
         """
         prompts, sampling = self._encode(examples)
         self._begin(0, _PATHS_SHARE, 2 * len(examples))
-        paths = self._engine.rollouts(prompts, sampling)
+        paths = self._paths(prompts, sampling)
         alone = self._draft.generate(prompts, sampling)
         chosen = [
             self._choose(example, path.completion)
@@ -149,7 +157,7 @@ class Auditor:
             exact_prefix_tokens: Nothing branches off among so many first tokens.
         """
         prompts, sampling = self._encode(examples)
-        paths = self._engine.rollouts(prompts, sampling)
+        paths = self._paths(prompts, sampling)
         records: list[Json] = [{"mismatches": []} for _ in examples]
         ends = self._oracle(examples, paths, records, exact_prefix_tokens)
         return [self._counted(end.completion) for end in ends]
@@ -161,9 +169,25 @@ class Auditor:
         limits = config.max_new_tokens, config.seed, config.temperature
         return encode_problems(self.pair, self.task, examples, *limits)
 
+    def _paths(
+        self, prompts: list[str | list[int]], sampling: list[SamplingConfig]
+    ) -> list[Rollout]:
+        """Play the paths, which branches can leave."""
+        pairs = zip(prompts, sampling, strict=True)
+        items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs)]
+        return self._backend.complete(items, self._arbiter, keep_handles=True)
+
+    def _branch(
+        self, leaves: Sequence[tuple[Rollout, int, int, Origin]], *, keep_handles: bool = False
+    ) -> list[Rollout]:
+        """Play branches out: of each the rollout, the position, the token, and where it is from."""
+        seed = self.config.seed
+        points = [BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves)]
+        return self._backend.branch(points, self._arbiter, keep_handles=keep_handles)
+
     def _counted(self, completion: Completion) -> Completion:
         """A path with counts of its own: those of a branch begin where it left."""
-        k, digits = self._engine.config.k, accepted(self.pair, completion)
+        k, digits = self._decode.k, accepted(self.pair, completion)
         num_blocks_of_path = num_blocks(digits, k)
         # A path may end inside its last block, which then has no token of the target's own.
         num_own = num_blocks_of_path - (num_blocks(digits + "0", k) == num_blocks_of_path)
@@ -213,15 +237,13 @@ class Auditor:
     ) -> list[list[tuple[bool, bool]]]:
         """Play the draft's and the target's branch of each mismatch, and score both."""
         places = [(i, m) for i, found in enumerate(chosen) for m in found]
-        branches = [Branch(paths[i], m.position, m.draft_id) for i, m in places]
-        drafts = [end.completion for end in self._engine.branches(branches)]
+        leaves = [(paths[i], m.position, m.draft_id, Origin.OVERRIDE) for i, m in places]
+        drafts = [end.completion for end in self._branch(leaves)]
         if self._is_lossless:
             targets = [paths[i].completion for i, _ in places]
         else:
-            branches = [
-                Branch(paths[i], m.position, m.target_id, Origin.CORRECTION) for i, m in places
-            ]
-            targets = [end.completion for end in self._engine.branches(branches)]
+            leaves = [(paths[i], m.position, m.target_id, Origin.CORRECTION) for i, m in places]
+            targets = [end.completion for end in self._branch(leaves)]
         outcomes: list[list[tuple[bool, bool]]] = [[] for _ in examples]
         for (i, _), draft, target in zip(places, drafts, targets, strict=True):
             example = examples[i]
@@ -241,7 +263,7 @@ class Auditor:
             {m["position"]: m["draft_correct"] for m in record["mismatches"]} for record in records
         ]
         while True:
-            wave: list[tuple[int, Branch]] = []
+            wave: list[tuple[int, tuple[Rollout, int, int, Origin]]] = []
             for i, rollout in enumerate(current):
                 for mismatch in reached(rollout.completion):
                     if mismatch.position < place[i]:
@@ -249,11 +271,12 @@ class Auditor:
                     place[i] = mismatch.position + 1
                     is_on_path = rollout is paths[i]
                     if not (is_on_path and known[i].get(mismatch.position) is False):
-                        wave.append((i, Branch(rollout, mismatch.position, mismatch.draft_id)))
+                        leaf = rollout, mismatch.position, mismatch.draft_id, Origin.OVERRIDE
+                        wave.append((i, leaf))
                         break
             if not wave:
                 return current
-            ends = self._engine.branches([branch for _, branch in wave], keep_caches=True)
+            ends = self._branch([leaf for _, leaf in wave], keep_handles=True)
             for (i, _), end in zip(wave, ends, strict=True):
                 if self._is_right(examples[i], end.completion):
                     current[i] = end

@@ -1,0 +1,51 @@
+"""A rollout backend with an arbiter, where an evaluation wants an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cospec.backends.base import Item
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.backends.base import RolloutBackend
+    from cospec.config import DecodeConfig, SamplingConfig
+    from cospec.models import ModelPair
+    from cospec.types import Arbiter, Completion
+
+
+@dataclass
+class BackendDecoder:
+    """Completes prompts on a backend under one arbiter.
+
+    Args:
+        pair: The models.
+        backend: Decodes.
+        arbiter: Rules at mismatches.
+        config: The backend's options.
+    """
+
+    pair: ModelPair
+    backend: RolloutBackend
+    arbiter: Arbiter
+    config: DecodeConfig
+
+    @property
+    def batch_size(self) -> int:
+        """Most prompts decoded together."""
+        return self.config.batch_size
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Drafted tokens a block (k)."""
+        return self.config.k
+
+    def generate(
+        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+    ) -> list[Completion]:
+        """Complete all prompts, in their order."""
+        pairs = zip(prompts, sampling, strict=True)
+        items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs)]
+        return [one.completion for one in self.backend.complete(items, self.arbiter)]

@@ -1,0 +1,315 @@
+"""Rollouts on many engines: one Ray actor a replica, and a queue of work.
+
+Items carry their own random numbers, so that any replica may decode any item, in any order, and
+again: results depend neither on the number of replicas nor on who died. A branch goes to the
+replica that holds its rollout; if that one has died, its successor decodes the rollout again first.
+
+Work is handed out in chunks. A chunk that fails is taken apart into its items, and an item that
+fails `MAX_TRIES` times is reported by name. This file knows nothing of what a replica runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import weakref
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cospec.backends.base import BranchPoint, Item, Rollout
+from cospec.errors import BackendError, ConfigError, CospecError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cospec.backends.base import RolloutBackend
+    from cospec.types import Arbiter, Origin
+
+MAX_TRIES = 3
+"""Times that an item is tried."""
+PATIENCE_S = 60.0
+"""For a place in the cluster."""
+
+
+class Handle:
+    """A rollout that a replica holds; with all that it takes to make it again."""
+
+    def __init__(self, home: int, key: int, work: Work, arbiter: Any) -> None:  # Any: an ObjectRef
+        self.home, self.key, self.work, self.arbiter = home, key, work, arbiter
+
+
+class Left(NamedTuple):
+    """A branch point, on its way to a replica: its rollout is named by the handle."""
+
+    handle: Handle
+    position: int
+    token_id: int
+    origin: Origin
+    seed: int
+    stream: int
+
+    @classmethod
+    def of(cls, point: BranchPoint) -> Left:
+        """Return what a replica needs of a point.
+
+        Raises:
+            ConfigError: Its rollout is not of this backend.
+        """
+        handle = point.rollout.handle
+        if not isinstance(handle, Handle):
+            raise ConfigError(
+                f"the rollout of a branch has the handle {handle!r}, and this backend needs its "
+                "own; complete the item with keep_handles=True and the same backend."
+            )
+        return cls(handle, point.position, point.token_id, point.origin, point.seed, point.stream)
+
+
+Work = Item | Left
+"""What a replica makes one rollout of."""
+
+
+@dataclass
+class Replica:
+    """The part that runs in an actor: a backend, and the rollouts that branches may leave.
+
+    Args:
+        factory: Makes the backend.
+        number: Of the replica.
+    """
+
+    factory: Callable[[], RolloutBackend]
+    number: int
+    _held: dict[int, Rollout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._backend = self.factory()
+
+    def play(
+        self, works: list[Work], keys: list[int] | None, arbiter: Arbiter, forget: list[int]
+    ) -> list[Rollout]:
+        """Complete items, or play branches out.
+
+        Args:
+            works: All of one kind.
+            keys: Under which the rollouts are held; None to hold none.
+            arbiter: Rules at mismatches.
+            forget: Keys that nobody will ask for again.
+        """
+        for key in forget:
+            self._held.pop(key, None)
+        if isinstance(works[0], Item):
+            items = [work for work in works if isinstance(work, Item)]
+            done = self._backend.complete(items, arbiter, keep_handles=keys is not None)
+        else:
+            points = [self._point(work) for work in works if isinstance(work, Left)]
+            done = self._backend.branch(points, arbiter, keep_handles=keys is not None)
+        if keys is not None:
+            self._held |= zip(keys, done, strict=True)
+        return [replace(one, handle=None) for one in done]
+
+    def _point(self, left: Left) -> BranchPoint:
+        """Return the point as the backend takes it, on a rollout that it holds."""
+        handle = left.handle
+        if handle.key not in self._held:  # it was another replica's, which has died
+            ray = importlib.import_module("ray")
+            self.play([handle.work], [handle.key], ray.get(handle.arbiter), [])
+        return BranchPoint(self._held[handle.key], *left[1:])
+
+
+@dataclass
+class _Task:
+    """Some work of a call, by its places in it."""
+
+    places: list[int]
+    home: int | None = None
+    """The replica that it should go to; None for any."""
+
+
+class RayBackend:
+    """Replicas of a backend as Ray actors.
+
+    Args:
+        factory: Makes a replica's backend; it is pickled.
+        num_replicas: How many.
+        address: Of a Ray cluster; by default one is started here.
+        chunk_size: Work that a replica gets at a time.
+        gpus_per_replica: Each replica gets so many GPUs of one machine, reserved by a placement
+            group of its own; with tensor parallelism as many as a model is spread over.
+        on_finished: Called with the number of completions that have ended.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], RolloutBackend],
+        num_replicas: int,
+        *,
+        address: str | None = None,
+        chunk_size: int = 64,
+        gpus_per_replica: int = 0,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> None:
+        self._ray = _connect(address, num_replicas)
+        self._factory, self._gpus = factory, gpus_per_replica
+        self._chunk_size, self.on_finished = chunk_size, on_finished
+        self._keys = itertools.count()
+        self._dead: list[deque[int]] = [deque() for _ in range(num_replicas)]
+        self._groups = [self._reserve() for _ in range(num_replicas)]
+        self.replicas = [self._start(n) for n in range(num_replicas)]
+
+    def complete(
+        self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
+    ) -> list[Rollout]:
+        """Complete items, as `RolloutBackend.complete` says."""
+        size = self._chunk_size
+        chunks = [range(i, min(i + size, len(items))) for i in range(0, len(items), size)]
+        return self._run(list(items), [_Task(list(c)) for c in chunks], arbiter, keep_handles)
+
+    def branch(
+        self, points: Sequence[BranchPoint], arbiter: Arbiter, *, keep_handles: bool = False
+    ) -> list[Rollout]:
+        """Play branches out, each on the replica of its rollout while that lives."""
+        lefts = [Left.of(point) for point in points]
+        by_home: dict[int, list[int]] = {}
+        for place, left in enumerate(lefts):
+            by_home.setdefault(left.handle.home, []).append(place)
+        tasks = [
+            _Task(places[i : i + self._chunk_size], home)
+            for home, places in by_home.items()
+            for i in range(0, len(places), self._chunk_size)
+        ]
+        return self._run(list(lefts), tasks, arbiter, keep_handles)
+
+    def close(self) -> None:
+        """End the replicas; a Ray that was running before goes on."""
+        for actor in self.replicas:
+            self._ray.kill(actor)
+
+    def _run(
+        self, works: list[Work], tasks: list[_Task], arbiter: Arbiter, keep_handles: bool
+    ) -> list[Rollout]:
+        """Play all tasks, in any order; return the rollouts in the order of the work."""
+        shared = self._ray.put(arbiter)
+        waiting, running = deque(tasks), dict[Any, tuple[_Task, int, list[int] | None]]()
+        num_tries, done = [0] * len(works), dict[int, Rollout]()
+        while waiting or running:
+            idle = set(range(len(self.replicas))) - {n for _, n, _ in running.values()}
+            for n in sorted(idle):
+                task = _next(waiting, n)
+                if task is not None:
+                    running |= self._send(task, n, works, shared, keep_handles)
+            (ready, *_), _ = self._ray.wait(list(running))
+            task, n, keys = running.pop(ready)
+            try:
+                found = self._ray.get(ready)
+            except self._ray.exceptions.RayError as error:
+                self._settle(error, n)
+                waiting.extend(_apart(task, works, num_tries, error))
+                continue
+            for i, (place, one) in enumerate(zip(task.places, found, strict=True)):
+                handle = None if keys is None else self._handle(n, keys[i], works[place], shared)
+                done[place] = replace(one, handle=handle)
+            if self.on_finished is not None:
+                self.on_finished(len(found))
+        return [done[place] for place in range(len(works))]
+
+    def _send(
+        self,
+        task: _Task,
+        n: int,
+        works: list[Work],
+        arbiter: Any,  # Any: an ObjectRef
+        keep_handles: bool,
+    ) -> dict[Any, tuple[_Task, int, list[int] | None]]:
+        """Give a replica some work."""
+        keys = [next(self._keys) for _ in task.places] if keep_handles else None
+        forget = [self._dead[n].popleft() for _ in range(len(self._dead[n]))]
+        some = [works[place] for place in task.places]
+        return {self.replicas[n].play.remote(some, keys, arbiter, forget): (task, n, keys)}
+
+    def _handle(self, home: int, key: int, work: Work, arbiter: Any) -> Handle:  # Any: as above
+        """Return the handle of a rollout; the replica forgets it with the handle."""
+        handle = Handle(home, key, work, arbiter)
+        weakref.finalize(handle, self._dead[home].append, key)
+        return handle
+
+    def _settle(self, error: Exception, n: int) -> None:
+        """Replace a replica that died; raise what trying again cannot help.
+
+        Raises:
+            CospecError: The replica said that the work cannot be done as it was asked for.
+        """
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, CospecError):
+            raise cause
+        if isinstance(error, self._ray.exceptions.RayActorError):
+            self.replicas[n] = self._start(n)
+
+    def _reserve(self) -> Any:  # Any: a PlacementGroup
+        """Reserve the place of a replica, on one machine."""
+        bundle = {"CPU": 1.0} | ({"GPU": float(self._gpus)} if self._gpus else {})
+        placement = importlib.import_module("ray.util.placement_group")
+        group = placement.placement_group([bundle], strategy="STRICT_PACK")
+        if not group.wait(timeout_seconds=PATIENCE_S):
+            raise ConfigError(
+                f"Ray has no room for a replica with {bundle}; its machines have "
+                f"{self._ray.cluster_resources()}. Ask for fewer replicas or GPUs."
+            )
+        return group
+
+    def _start(self, n: int) -> Any:  # Any: an actor
+        """Start a replica in its place."""
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        place = strategies.PlacementGroupSchedulingStrategy(placement_group=self._groups[n])
+        actor = self._ray.remote(Replica).options(
+            num_cpus=1, num_gpus=self._gpus, scheduling_strategy=place
+        )
+        return actor.remote(self._factory, n)
+
+
+def _connect(address: str | None, num_replicas: int) -> Any:  # Any: the module
+    """Connect to a cluster, or start one on this machine; return Ray."""
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError:
+        raise MissingExtraError("Ray", "ray") from None
+    if not ray.is_initialized():
+        here = {"num_cpus": num_replicas, "include_dashboard": False} if address is None else {}
+        ray.init(address, log_to_driver=False, logging_level="warning", **here)
+    return ray
+
+
+def _next(waiting: deque[_Task], n: int) -> _Task | None:
+    """Take the next task for a replica: one that belongs there, else one that may go anywhere."""
+    for task in waiting:
+        if task.home in (None, n):
+            waiting.remove(task)
+            return task
+    return None
+
+
+def _apart(task: _Task, works: list[Work], num_tries: list[int], error: Exception) -> list[_Task]:
+    """Take a task that failed apart, and count the tries of its items.
+
+    Raises:
+        BackendError: One of them has failed too often.
+    """
+    for place in task.places:
+        num_tries[place] += 1
+    if len(task.places) == 1 and num_tries[task.places[0]] >= MAX_TRIES:
+        (place,) = task.places
+        raise BackendError(
+            f"{_name(works[place])} failed {num_tries[place]} times; the last time with "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        ) from error
+    return [_Task([place], task.home) for place in task.places]
+
+
+def _name(work: Work) -> str:
+    """Name an item in an error."""
+    if isinstance(work, Left):
+        return f"the branch at token {work.position} of {_name(work.handle.work)}"
+    return f"the item {str(work.prompt)[:200]!r} (seed {work.sampling.seed}, stream {work.stream})"

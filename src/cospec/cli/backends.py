@@ -1,0 +1,146 @@
+"""Options that say where texts are decoded, and the backends that they name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from cospec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cospec.backends.base import RolloutBackend
+    from cospec.config import DecodeConfig
+    from cospec.evaluation.arms import Decoders
+    from cospec.models import ModelPair
+    from cospec.models.source import PairSource
+    from cospec.results import Json
+    from cospec.vllm_plugin.backend import VllmSource
+    from cospec.vllm_plugin.settings import Records
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where texts are decoded."""
+
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """Engine: transformers (this package's own, on any causal model) or vllm, which is for large
+    models and decodes greedily (cospec[vllm])."""
+    tensor_parallel_size: int = 1
+    """GPUs that vLLM spreads the target over."""
+    vllm_options: str = "{}"
+    """More arguments of vllm.LLM as JSON, such as '{"gpu_memory_utilization": 0.8}'."""
+
+    def __post_init__(self) -> None:
+        if self.tensor_parallel_size < 1:
+            raise ConfigError(
+                f"tensor_parallel_size is {self.tensor_parallel_size}; it must be at least 1."
+            )
+        if self.backend != "vllm" and self._asks_for_vllm:
+            raise ConfigError(
+                "tensor_parallel_size and vllm_options are vLLM's; add --backend vllm."
+            )
+        self._arguments()
+
+    @property
+    def _asks_for_vllm(self) -> bool:
+        return self.tensor_parallel_size > 1 or self.vllm_options != "{}"
+
+    def load(self, source: PairSource) -> ModelPair:
+        """Load the pair; with vLLM on the CPU, for its tokenizer, token kinds and fingerprint."""
+        if self.backend == "transformers":
+            return source.load()
+        return replace(source, device="cpu").load(pack_weights=False)
+
+    def decoders(self, source: PairSource, pair: ModelPair, records: Records) -> Decoders | None:
+        """Return what makes the arms of an evaluation; None for the engine of this package."""
+        if self.backend == "transformers":
+            return None
+        from cospec.vllm_plugin.decoders import VllmDecoders
+
+        return VllmDecoders(pair, self.source(source, pair), records)
+
+    def source(self, source: PairSource, pair: ModelPair) -> VllmSource:
+        """Return what vLLM loads of a pair."""
+        from cospec.models.bundled import bundled_models
+        from cospec.vllm_plugin.backend import VllmSource
+
+        target, draft = source.target, source.draft
+        if source.pair is not None:
+            target, draft = map(str, bundled_models(source.pair))
+        assert target is not None and draft is not None, "the pair was loaded"
+        dtype = str(pair.target.dtype).removeprefix("torch.")
+        return VllmSource(target, draft, dtype, self._arguments())
+
+    def _arguments(self) -> Json:
+        """Arguments of ``vllm.LLM``."""
+        try:
+            given = json.loads(self.vllm_options)
+        except ValueError as error:
+            raise ConfigError(f"vllm_options is no JSON: {error}.") from None
+        if not isinstance(given, dict):
+            raise ConfigError(f"vllm_options is {given!r}; it must be an object.")
+        return {"tensor_parallel_size": self.tensor_parallel_size, **given}
+
+
+@dataclass(frozen=True)
+class BackendOptions(EngineOptions):
+    """Where texts are decoded, and on how many engines."""
+
+    num_replicas: int = 1
+    """Engines to decode on, each a Ray actor (cospec[ray]); 1 is this process, without Ray."""
+    ray_address: str | None = None
+    """Ray cluster to run on, such as auto; by default one is started on this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_replicas < 1:
+            raise ConfigError(f"num_replicas is {self.num_replicas}; it must be at least 1.")
+
+    def open(
+        self, source: PairSource, pair: ModelPair, config: DecodeConfig, records: Records
+    ) -> RolloutBackend:
+        """Start the backend of a run.
+
+        Args:
+            source: Of the pair.
+            pair: The same, loaded.
+            config: How to draft and batch.
+            records: What arbiters may see.
+        """
+        if self.num_replicas == 1 and self.ray_address is None:
+            return make_backend(self, source, config, records, pair)
+        from cospec.backends.ray import RayBackend
+
+        return RayBackend(
+            partial(make_backend, self, source, config, records),
+            self.num_replicas,
+            address=self.ray_address,
+            chunk_size=config.batch_size,
+            gpus_per_replica=self._gpus_per_replica(),
+        )
+
+    def _gpus_per_replica(self) -> int:
+        """Count the GPUs that a replica takes; none where there are none."""
+        import torch
+
+        return self.tensor_parallel_size if torch.cuda.is_available() else 0
+
+
+def make_backend(
+    options: EngineOptions,
+    source: PairSource,
+    config: DecodeConfig,
+    records: Records,
+    pair: ModelPair | None = None,
+) -> RolloutBackend:
+    """Make the backend of this process, in a replica after loading the pair."""
+    pair = options.load(source) if pair is None else pair
+    if options.backend == "vllm":
+        from cospec.vllm_plugin.backend import VllmBackend
+
+        return VllmBackend(pair, options.source(source, pair), config, records=records)
+    from cospec.backends.engine import EngineBackend
+
+    return EngineBackend(pair, config)

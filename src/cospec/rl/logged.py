@@ -1,0 +1,249 @@
+"""Further training from production logs: decisions that were served, and a reward for each request.
+
+A server that explores rules now and then by the policy's own coin and logs the probability of what
+it did. Each logged ruling then tells of the policy that is being trained as well, weighted by the
+ratio of both probabilities (importance weighting; truncated as in Ionides 2008). As in a round of
+rollouts, the advantage of a request's rulings is its reward minus the mean: that of its group if
+the rewards name groups (answers to one prompt), else that of all requests.
+
+The log tells nothing of costs. If time matters, it has to be in the rewards.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from cospec.errors import ConfigError
+from cospec.rl.losses import entropy, kl_to, log_prob, logged_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from cospec.arbiters.learned import LearnedArbiter
+    from cospec.results import Json
+    from cospec.rl.config import TrainConfig
+
+MAX_WEIGHT = 10.0
+"""Importance weights are cut here."""
+_HEAD = "cospec_decisions"
+
+
+class LoggedData(NamedTuple):
+    """Decisions of requests with a reward."""
+
+    features: Tensor
+    """(N, F)"""
+    keep: Tensor
+    """Rulings for the draft, (N,) bool."""
+    probability: Tensor
+    """Probability of the ruling when it was made, (N,)."""
+    advantage: Tensor
+    """Of its request, (N,)."""
+    counts: Json
+    """Requests and decisions in the log, and how many of them are used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a request was worth."""
+
+    reward: float
+    group: str
+    """Requests are compared within their group."""
+
+
+def read_rewards(path: Path) -> dict[str, Verdict]:
+    """Read rewards: a JSON object a line, with ``request_id``, ``reward``, and maybe ``group``.
+
+    Raises:
+        ConfigError: The file cannot be read, or a line is no such object.
+    """
+    found: dict[str, Verdict] = {}
+    for number, row in _rows(path):
+        reward, name = row.get("reward"), row.get("request_id")
+        is_number = isinstance(reward, int | float) and abs(reward) < float("inf")
+        if not isinstance(name, str) or not is_number:
+            raise ConfigError(
+                f"{path}, line {number}: {row!r}; it must have a request_id (text) and a reward "
+                "(a finite number)."
+            )
+        found[name] = Verdict(float(reward), str(row.get("group", "")))
+    return found
+
+
+def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> LoggedData:
+    """Read the decisions of requests that have a reward.
+
+    Args:
+        path: Log of ``cospec serve --decisions``.
+        rewards: By the request's id as its response had it; the log's ids have suffixes.
+        names: Features of the arbiter that is trained.
+
+    Raises:
+        ConfigError: The log is of other features, has no probabilities, or no request has a reward.
+    """
+    rows = _rows(path)
+    _check_head(path, next(rows, (1, {}))[1], names)
+    used: list[tuple[Json, str, Verdict]] = []
+    requests: set[str] = set()
+    num_decisions = 0
+    for number, row in rows:
+        if _HEAD in row:  # of another server that shares the file
+            _check_head(path, row, names)
+            continue
+        num_decisions += 1
+        requests.add(str(row.get("request_id")))
+        _check_row(path, number, row, len(names))
+        is_open = 0 < row["probability"] < 1  # else a safety rule or a request's setting decided
+        if is_open and (found := _find(rewards, str(row["request_id"]))) is not None:
+            used.append((row, *found))
+    if not used:
+        raise ConfigError(
+            f"none of the {len(requests)} requests in {path} has a reward and a ruling that was "
+            f"left to chance; the rewards are of "
+            f"{len(rewards)} requests, such as {next(iter(rewards), 'none')!r}."
+        )
+    keep = torch.tensor([row["keep_draft"] for row, _, _ in used])
+    p_keep = torch.tensor([row["probability"] for row, _, _ in used], dtype=torch.float32)
+    advantages = _advantages({name: verdict for _, name, verdict in used})
+    return LoggedData(
+        torch.tensor([row["features"] for row, _, _ in used], dtype=torch.float32),
+        keep,
+        torch.where(keep, p_keep, 1 - p_keep),
+        torch.tensor([advantages[name] for _, name, _ in used]),
+        {
+            "num_requests": len(requests),
+            "num_requests_used": len(advantages),
+            "num_decisions": num_decisions,
+            "num_decisions_used": len(used),
+            "mean_reward": sum(v.reward for v in {n: v for _, n, v in used}.values())
+            / len(advantages),
+        },
+    )
+
+
+def train_on_log(
+    arbiter: LearnedArbiter, data: LoggedData, config: TrainConfig
+) -> tuple[LearnedArbiter, Json]:
+    """Train a copy of an arbiter's policy on logged decisions.
+
+    Args:
+        arbiter: Where the training starts; not changed.
+        data: Of `read_log`.
+        config: Optimiser, and the weights of entropy and divergence.
+
+    Returns:
+        The arbiter, and metrics: of each ruling's weight at the end the mean, the share that is
+        cut, and the effective number of decisions.
+    """
+    policy = copy.deepcopy(arbiter.policy).cpu()
+    policy.requires_grad_(True)
+    objective, rate = config.objective, config.optimizer.learning_rate
+    optimiser = torch.optim.AdamW(
+        policy.parameters(), lr=rate, weight_decay=config.optimizer.weight_decay
+    )
+    with torch.no_grad():
+        start = policy(data.features)
+    old, dropout = data.probability.log(), torch.Generator().manual_seed(config.seed)
+    for _ in range(config.optimizer.num_epochs):
+        logits = policy(data.features, dropout)
+        loss = logged_loss(logits, data.keep, old, data.advantage, MAX_WEIGHT)
+        loss = loss + objective.kl_weight * kl_to(logits, start).mean()
+        loss = loss - objective.entropy_bonus * entropy(logits).mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+    with torch.no_grad():
+        logits = policy(data.features)
+        weight = (log_prob(logits, data.keep) - old).exp()
+    policy.requires_grad_(False)
+    metrics: Json = {
+        **data.counts,
+        "loss": float(loss.detach()),
+        "kl_to_start": float(kl_to(logits, start).mean()),
+        "mean_weight": float(weight.mean()),
+        "share_cut": float((weight > MAX_WEIGHT).float().mean()),
+        "effective_decisions": float(weight.sum() ** 2 / (weight**2).sum()),
+    }
+    return replace(arbiter, policy=policy), metrics
+
+
+def _advantages(verdicts: dict[str, Verdict]) -> dict[str, float]:
+    """Rewards minus the mean of their group, by request."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for verdict in verdicts.values():
+        groups[verdict.group].append(verdict.reward)
+    means = {group: sum(rewards) / len(rewards) for group, rewards in groups.items()}
+    return {name: verdict.reward - means[verdict.group] for name, verdict in verdicts.items()}
+
+
+def _find(rewards: dict[str, Verdict], logged: str) -> tuple[str, Verdict] | None:
+    """Find the reward of a request by its logged id, which vLLM made longer: -INDEX, -RANDOM."""
+    name = logged
+    for _ in range(3):
+        if name in rewards:
+            return logged, rewards[name]
+        name = name.rpartition("-")[0]
+    return None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Json]]:
+    """The objects of a JSONL file with their line numbers."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}, line {number} is {line[:60]!r}; it must be a JSON object.")
+        yield number, row
+
+
+def _check_head(path: Path, head: Json, names: Sequence[str]) -> None:
+    if _HEAD not in head:
+        raise ConfigError(
+            f"{path} does not begin with the head of a log of decisions; pass what cospec serve "
+            "--decisions wrote."
+        )
+    if list(head.get("features", [])) != list(names):
+        raise ConfigError(
+            f"{path} has the decisions of {head.get('arbiter')!r} with "
+            f"{len(head.get('features', []))} features, and the arbiter sees {len(names)} others; "
+            "pass the arbiter that was served, or one with its features."
+        )
+
+
+def _check_row(path: Path, number: int, row: Json, num_features: int) -> None:
+    where = f"{path}, line {number}"
+    keep, p = row.get("keep_draft"), row.get("probability")
+    if p is None:
+        raise ConfigError(
+            f"{where} has no probability: the server ruled by a threshold, so that nothing tells "
+            "what the other ruling would have led to. Serve with --explore 0.1 or so, and train on "
+            "that log."
+        )
+    features = row.get("features")
+    is_whole = isinstance(features, list) and len(features) == num_features
+    if not is_whole or not isinstance(keep, bool) or any(x is None for x in features):  # type: ignore[union-attr]
+        raise ConfigError(
+            f"{where} is damaged: it needs keep_draft and {num_features} finite features."
+        )
+    if not isinstance(p, int | float) or not 0 <= p <= 1 or (p if keep else 1 - p) == 0:
+        raise ConfigError(
+            f"{where}: keep_draft is {keep} with probability {p}; the ruling must have been "
+            "possible."
+        )

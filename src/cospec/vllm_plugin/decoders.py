@@ -1,0 +1,96 @@
+"""Arms of an evaluation on vLLM: a model alone, or the pair under an arbiter.
+
+A model alone is an engine of its own. Engines start when they are first used, and the arms of one
+pair share the one that drafts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from cospec.backends.decoder import BackendDecoder
+from cospec.engine.prompts import make_rows
+from cospec.types import Origin
+from cospec.vllm_plugin.backend import VllmBackend, check_row, generate, request, start
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.config import DecodeConfig, SamplingConfig
+    from cospec.evaluation.arms import Decoder
+    from cospec.models import ModelPair
+    from cospec.types import Arbiter, Completion
+    from cospec.vllm_plugin.backend import VllmSource
+    from cospec.vllm_plugin.settings import Records
+
+
+@dataclass
+class PlainDecoder:
+    """One model of a pair alone.
+
+    Args:
+        pair: The models: their tokenizer and stop tokens are used.
+        source: What vLLM loads.
+        role: Which of them.
+        batch_size: Most prompts decoded together.
+    """
+
+    pair: ModelPair
+    source: VllmSource
+    role: Literal["target", "draft"]
+    batch_size: int
+    num_speculative_tokens: int = 0
+    _llm: Any = None  # Any: vllm.LLM
+
+    def generate(
+        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+    ) -> list[Completion]:
+        """Complete all prompts, in their order."""
+        if self._llm is None:
+            model = self.source.target if self.role == "target" else self.source.draft
+            self._llm = start(self.source, model, self.pair, max_num_seqs=self.batch_size)
+        rows = list(make_rows(self.pair, prompts, sampling))
+        room = self._llm.llm_engine.model_config.max_model_len
+        for row in rows:
+            check_row(row, room, 0)
+        emitted = generate(self._llm, [request(row) for row in rows], None)
+        for row, token_ids in zip(rows, emitted, strict=True):
+            for token in token_ids:
+                if row.finish_reason:
+                    break
+                row.emit(token, Origin.BONUS)
+            if self.role == "target":
+                row.stats.num_drafts = len(row.generated)
+                row.stats.num_accepted_tokens_per_pos = []
+            else:
+                row.stats.num_draft_forwards = len(row.generated)
+        return [row.completion() for row in rows]
+
+
+@dataclass
+class VllmDecoders:
+    """Makes the decoders of arms.
+
+    Args:
+        pair: The models: their tokenizer and stop tokens are used.
+        source: What vLLM loads.
+        records: What arbiters may see.
+    """
+
+    pair: ModelPair
+    source: VllmSource
+    records: Records = "scalar"
+    _backends: dict[DecodeConfig, VllmBackend] = field(default_factory=dict)
+
+    def plain(self, role: Literal["target", "draft"], config: DecodeConfig) -> Decoder:
+        """Return a decoder with one model alone."""
+        return PlainDecoder(self.pair, self.source, role, config.batch_size)
+
+    def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
+        """Return a decoder with the pair under an arbiter."""
+        if config not in self._backends:
+            self._backends[config] = VllmBackend(
+                self.pair, self.source, config, records=self.records
+            )
+        return BackendDecoder(self.pair, self._backends[config], arbiter, config)

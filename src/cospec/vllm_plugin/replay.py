@@ -1,0 +1,100 @@
+"""Completions from what vLLM emitted and what was ruled in its steps.
+
+vLLM tells tokens; our workers tell each block and the ruling at each of its mismatches. The walk of
+our own engine (`cospec.engine.walk`) then goes over the same blocks, so that counts, origins, trace
+and the end of a text mean the same in both engines.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from cospec.engine.arbitrate import Decision
+from cospec.engine.walk import Block, walk
+from cospec.rulings import Veto
+from cospec.types import NO_FEATURES, FinishReason, Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cospec.engine.rows import Row
+    from cospec.vllm_plugin.rollouts import RecordedStep
+
+
+class RuledBlock(NamedTuple):
+    """One request in one verify step."""
+
+    start: int
+    """Index in the generated text of its first token."""
+    block: Block
+    decisions: dict[int, Decision]
+
+
+def by_request(steps: Iterable[RecordedStep]) -> dict[str, list[RuledBlock]]:
+    """Return the blocks of each request, in order, by its key."""
+    found: dict[str, list[RuledBlock]] = {}
+    for step in steps:
+        emitted, first = step.sampled.tolist(), 0
+        rows, reals = step.integers.tolist(), step.reals.tolist()
+        for r, (key, n) in enumerate(zip(step.keys, step.num_rows, strict=True)):
+            here = range(first, first + n)
+            first += n
+            if key and n:
+                ruled = _block(step, [rows[i] for i in here], reals, here, emitted[r])
+                found.setdefault(key, []).append(ruled)
+    return found
+
+
+def _block(
+    step: RecordedStep,
+    rows: list[list[int]],
+    reals: list[list[float]],
+    here: range,
+    emitted: list[int],
+) -> RuledBlock:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    positions, drafted, target_ids, vetoes, is_mismatch, is_finite, keep, is_open = columns
+    num_accepted = sum(token >= 0 for token in emitted) - 1
+    is_match = [1 - one for one in is_mismatch]
+    target_ids = [*target_ids, emitted[min(num_accepted, len(rows))]]
+    block = Block(len(rows), drafted, target_ids, is_match, [*is_finite, 1], [1] * len(rows))
+    decisions = {}
+    for j in block.mismatches():
+        score, *probs = reals[here[j]]
+        shown = NO_FEATURES if step.features is None else step.features[here[j]]
+        veto = Veto(vetoes[j])
+        known = None if math.isnan(score) and veto is not Veto.NON_FINITE else score
+        decisions[j] = Decision(bool(keep[j]), bool(is_open[j]), veto, known, tuple(probs), shown)
+    return RuledBlock(positions[0], block, decisions)
+
+
+def replay(row: Row, blocks: Sequence[RuledBlock], token_ids: Sequence[int]) -> None:
+    """Complete a row as vLLM did.
+
+    Tokens outside of blocks are the target's own: the first one, which vLLM takes from the forward
+    of the prompt, and the one after a preemption.
+
+    Args:
+        row: As it was sent.
+        blocks: In order; those after its end are passed over.
+        token_ids: All that vLLM emitted, which may go on after a stop string.
+    """
+    begin = len(row.generated)
+
+    def own_tokens_up_to(end: int) -> None:
+        while len(row.generated) < end and not row.finish_reason:
+            row.emit(token_ids[len(row.generated) - begin], Origin.BONUS)
+
+    for start, block, decisions in blocks:
+        own_tokens_up_to(start)
+        if row.finish_reason:
+            break
+        walk(row, block, decisions, block.length, keep_trace=True)
+    own_tokens_up_to(begin + len(token_ids))
+    found = row.generated[begin:]
+    assert found == list(token_ids[: len(found)]), (
+        f"vLLM emitted {token_ids} for {row.prompt_ids} and its blocks say {found}"
+    )
+    if row.finish_reason is None:  # vLLM's detokenizer saw a stop string that ours does not see
+        row.finish_reason = FinishReason.STOP

@@ -1,0 +1,182 @@
+"""The worker's part of rollouts: what was ruled in each step, by request, until it is taken.
+
+`Recorder` keeps the steps, `RolloutWorker` gives vLLM's workers the methods by which
+`cospec.vllm_plugin.backend` hands arbiters over and takes the steps back (``worker_extension_cls``
+and ``collective_rpc``, which vLLM has for such things). `keep_drafts` repairs a fault that would
+make a ruling depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from cospec.errors import ConfigError
+from cospec.types import Needs
+from cospec.vllm_plugin.metrics import HostQueue
+from cospec.vllm_plugin.parcels import Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cospec.types import Arbiter
+    from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows
+
+
+class RecordedStep(NamedTuple):
+    """A verify step, on the host; T rows, R requests."""
+
+    keys: list[str]
+    """Name of each request, R of them; empty for one that is not recorded."""
+    num_rows: list[int]
+    """Rows of each request, R of them."""
+    sampled: Tensor
+    """What the engine emitted, (R, K + 1), -1 after its end."""
+    integers: Tensor
+    """Position, drafted token, target's token, veto, and whether it is a mismatch, is finite, is
+    kept and is open, (T, 8) int64."""
+    reals: Tensor
+    """Score (NaN if there is none), p and q of both tokens: (T, 5) float64."""
+    features: Tensor | None
+    """What the arbiter saw, (T, F) float32; None if it does not tell."""
+
+
+@dataclass
+class Recorder:
+    """Steps that nobody has taken yet.
+
+    Attributes:
+        needs: What arbiters may ask for in this engine.
+    """
+
+    needs: Needs
+    receiver: Receiver = field(default_factory=Receiver)
+    _steps: list[RecordedStep] = field(default_factory=list)
+    _queue: HostQueue = field(default_factory=HostQueue)
+
+    @classmethod
+    def of(cls, records: str) -> Recorder:
+        """Return the recorder of an engine whose arbiters may see ``scalar`` or ``hidden``."""
+        needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.UNIFORMS
+        return cls(needs | Needs.HIDDEN if records == "hidden" else needs)
+
+    def check(self, arbiter: Arbiter) -> None:
+        """Refuse an arbiter that asks for more than the engine keeps.
+
+        Raises:
+            ConfigError: It does.
+        """
+        if missing := arbiter.needs & ~self.needs:
+            raise ConfigError(
+                f"arbiter {arbiter.name} needs {missing.name}, and this engine was started for "
+                "scalar features; start it for hidden ones (cospec train --features hidden)."
+            )
+
+    def add(
+        self,
+        keys: list[str],
+        num_rows: Sequence[int],
+        rows: VerifiedRows,
+        rulings: RowRulings,
+        sampled: Tensor,
+    ) -> None:
+        """Keep a step, once it has come to the host."""
+        none = torch.zeros_like(rows.draft_ids)
+        veto, is_open = (none if x is None else x for x in (rulings.vetoes, rulings.is_free))
+        is_finite = rows.target_logits.amax(dim=1).isfinite()
+        flags = [rulings.is_mismatch, is_finite, rulings.keep_draft, is_open]
+        columns = [rows.positions, rows.safe_ids, rulings.target_ids, veto, *flags]
+        integers = torch.stack([column.long() for column in columns], dim=1)
+        ids = torch.stack([rows.safe_ids, rulings.target_ids], dim=1)  # (T, 2)
+        nan = torch.full_like(ids, torch.nan, dtype=torch.float64)
+        q = nan if rows.draft_logits is None else _probs(rows.draft_logits, ids)
+        score = nan[:, 0] if rulings.score is None else rulings.score.double()
+        reals = torch.cat([score[:, None], _probs(rows.target_logits, ids), q], dim=1)
+        shown = [] if rulings.features is None else [rulings.features.float()]
+        counts = list(num_rows)
+
+        def use(hosts: list[Tensor]) -> None:
+            features = hosts[3] if shown else None
+            self._steps.append(RecordedStep(keys, counts, *hosts[:3], features))
+
+        self._queue.put([sampled, integers, reals, *shown], use)
+
+    def take(self) -> list[RecordedStep]:
+        """Return the steps and forget them."""
+        self._queue.flush()
+        steps, self._steps = self._steps, []
+        return steps
+
+
+def _probs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Probabilities of some tokens, (T, N) float64, from logits (T, V) and ids (T, N)."""
+    logits = logits.float()
+    return (logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)).double().exp()
+
+
+class RolloutWorker:
+    """Methods of the workers of a rollout engine; vLLM adds them to its own worker class."""
+
+    model_runner: Any  # vLLM's GPUModelRunner
+
+    def cospec_use_arbiter(self, parcel: bytes, exact_prefix_tokens: int) -> None:
+        """Rule with another arbiter from now on.
+
+        Args:
+            parcel: Of `parcels.Sender`.
+            exact_prefix_tokens: So many first tokens of each text stay lossless.
+        """
+        from cospec.vllm_plugin.adapter import place  # noqa: PLC0415  # the class must load fast
+
+        sampler = getattr(self.model_runner, "rejection_sampler", None)
+        if sampler is None:  # a pipeline stage that does not sample
+            return
+        adapter = sampler.adapter
+        arbiter = adapter.recorder.receiver.unpack(parcel)
+        adapter.recorder.check(arbiter)
+        vocab_size = self.model_runner.model_config.get_vocab_size()
+        adapter.row_arbiter = replace(
+            adapter.row_arbiter,
+            arbiter=place(arbiter, self.model_runner.device, vocab_size, lambda: None),
+            exact_prefix_tokens=exact_prefix_tokens,
+        )
+
+    def cospec_take_steps(self) -> bytes | None:
+        """Return what was recorded since the last call, pickled; None from ranks that repeat it."""
+        sampler = getattr(self.model_runner, "rejection_sampler", None)
+        if sampler is None or not sampler.adapter.is_reporting:
+            return None
+        return pickle.dumps(sampler.adapter.recorder.take())
+
+
+def keep_drafts(runner: Any) -> None:  # Any: vLLM's GPUModelRunner
+    """Let each request have the logits of its drafts, whenever they are verified.
+
+    vLLM keeps those of its last drafting step alone. If one request was left out of that step (for
+    want of room in the batch), the logits of all are missing at its next one, and nothing can be
+    ruled on.
+    """
+    stock = runner._get_spec_decode_draft_probs
+    kept: dict[str, Tensor] = {}
+
+    def draft_probs(metadata: Any) -> Tensor | None:  # Any: vLLM's SpecDecodeMetadata
+        if runner._draft_probs is None or runner._draft_prob_req_ids is None:
+            found: Tensor | None = stock(metadata)  # drafts without logits: too near the context
+            return found
+        for i, request_id in enumerate(runner._draft_prob_req_ids):
+            kept[request_id] = runner._draft_probs[i]
+        for request_id in [one for one in kept if one not in runner.requests]:
+            del kept[request_id]
+        wanted = zip(runner.input_batch.req_ids, metadata.num_draft_tokens, strict=False)
+        needed = [(request_id, n) for request_id, n in wanted if n]
+        if not needed or any(request_id not in kept for request_id, _ in needed):
+            found = stock(metadata)
+            return found
+        return torch.cat([kept[request_id][:n] for request_id, n in needed]).contiguous()
+
+    runner._get_spec_decode_draft_probs = draft_probs

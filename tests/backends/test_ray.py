@@ -1,0 +1,183 @@
+"""Replicas as Ray actors: the results of one process, whoever dies."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from cospec import SamplingConfig
+from cospec.backends.base import BranchPoint, Item
+from cospec.backends.engine import EngineBackend
+from cospec.errors import BackendError, ConfigError, PromptError
+from cospec.types import Origin
+from tests.backends.tiny import DOOMED, failing_backend, tiny_backend
+from tests.conftest import some_prompts
+from tests.rl.conftest import arbiter, coin
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore"),
+]
+COIN = arbiter(coin(0.0))
+NUM_ITEMS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """A cluster on this machine, whose processes find the tests."""
+    import ray
+
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return tiny_backend()
+
+
+@pytest.fixture(scope="module")
+def many():
+    from cospec.backends.ray import RayBackend
+
+    backend = RayBackend(tiny_backend, 2, chunk_size=3)
+    yield backend
+    backend.close()
+
+
+def items(**changes) -> list[Item]:
+    sampling = SamplingConfig(max_new_tokens=16, temperature=1.0, seed=3)
+    prompts = some_prompts(NUM_ITEMS)
+    return [replace(Item(p, sampling, i), **changes) for i, p in enumerate(prompts)]
+
+
+def facts(rollouts):
+    """All that a rollout tells, but for numbers that differ with the batch by rounding."""
+    return [
+        (
+            one.completion.token_ids,
+            one.completion.origins,
+            one.completion.stats,
+            [(m.position, m.draft_id, m.target_id, m.keep_draft, m.veto) for m in one.reached],
+        )
+        for one in rollouts
+    ]
+
+
+def assert_same_features(ours, theirs) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        for m, n in zip(one.reached, other.reached, strict=True):
+            torch.testing.assert_close(m.features, n.features, rtol=1e-4, atol=1e-4)
+
+
+def points(rollouts) -> list[BranchPoint]:
+    return [
+        BranchPoint(one, m.position, m.draft_id, Origin.OVERRIDE, seed=7, stream=i)
+        for i, one in enumerate(rollouts)
+        for m in one.reached[-1:]
+    ]
+
+
+def test_two_replicas_write_what_one_process_does(alone, many) -> None:
+    finished: list[int] = []
+    many.on_finished = finished.append
+    ours, theirs = (b.complete(items(), COIN, keep_handles=True) for b in (alone, many))
+    many.on_finished = None
+    assert sum(finished) == NUM_ITEMS
+    assert facts(ours) == facts(theirs)
+    assert_same_features(ours, theirs)
+    assert {one.handle.home for one in theirs} == {0, 1}, "both have worked"
+    ends = [b.branch(points(done), COIN) for b, done in ((alone, ours), (many, theirs))]
+    assert len(ends[0]) > 5 and facts(ends[0]) == facts(ends[1])
+
+
+def test_branches_of_a_replica_that_has_died_are_played_by_its_successor(alone, many) -> None:
+    import ray
+
+    ours, theirs = (b.complete(items(), COIN, keep_handles=True) for b in (alone, many))
+    ends = alone.branch(points(ours), COIN, keep_handles=True)
+    again = many.branch(points(theirs), COIN, keep_handles=True)
+    for actor in many.replicas:
+        ray.kill(actor)
+    assert facts(many.branch(points(theirs), COIN)) == facts(ends)
+    assert facts(many.branch(points(again), COIN)) == facts(alone.branch(points(ends), COIN))
+
+
+@pytest.mark.parametrize("how", ["dies", "raises"])
+def test_what_a_killed_replica_had_in_hand_is_done_again(how, alone, tmp_path) -> None:
+    from cospec.backends.ray import RayBackend
+
+    once = tmp_path / "once"
+    backend = RayBackend(partial(failing_backend, how, once), 2, chunk_size=3)
+    assert facts(backend.complete(items(), COIN)) == facts(alone.complete(items(), COIN))
+    assert once.exists(), "the replica has failed"
+    backend.close()
+
+
+@pytest.mark.parametrize("how", ["dies", "raises"])
+def test_an_item_that_always_fails_is_named_after_three_tries(how) -> None:
+    from cospec.backends.ray import RayBackend
+
+    backend = RayBackend(partial(failing_backend, how, None), 2, chunk_size=3)
+    with pytest.raises(BackendError, match=rf"stream {DOOMED}\) failed 3 times") as caught:
+        backend.complete(items(), COIN)
+    assert "the item" in str(caught.value)
+    backend.close()
+
+
+def test_what_cannot_be_done_as_it_was_asked_for_is_said_at_once(many) -> None:
+    with pytest.raises(PromptError, match="is empty"):
+        many.complete(items(prompt=[]), COIN)
+    (one,) = many.complete(items()[:1], COIN)
+    with pytest.raises(ConfigError, match="needs its own"):
+        many.branch([BranchPoint(one, 0, 7, Origin.OVERRIDE, seed=0, stream=0)], COIN)
+
+
+def test_a_replica_forgets_the_rollouts_that_nobody_holds(many) -> None:
+    rollouts = many.complete(items(), COIN, keep_handles=True)
+    keys = {one.handle.key for one in rollouts}
+    del rollouts
+    dead = {key for keys_of_home in many._dead for key in keys_of_home}
+    assert keys <= dead
+
+
+def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:
+    from cospec.backends import ray as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PATIENCE_S", 2.0)
+        with pytest.raises(ConfigError, match=r"Ray has no room for a replica with .*GPU"):
+            module.RayBackend(tiny_backend, 1, gpus_per_replica=2)
+
+
+def test_training_on_replicas_ends_with_the_weights_of_one_process(pair, task) -> None:
+    from cospec.backends.ray import RayBackend
+    from cospec.rl.trainer import Trainer
+    from tests.rl.helpers import trainer
+
+    one = trainer(pair, task)
+    one.run()
+    backend = RayBackend(partial(EngineBackend, pair, one.config.rollouts), 2, chunk_size=2)
+    other = Trainer(pair, backend, task, one.config, one.train, one.tune)
+    other.run()
+    weights = [each.state.policy.state_dict() for each in (one, other)]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)  # rounding differs with the batch
+    for a, b in zip(one.state.history, other.state.history, strict=True):
+        for name in ("accuracy", "override_rate", "tune_accuracy"):
+            assert a[name] == pytest.approx(b[name])
+    backend.close()

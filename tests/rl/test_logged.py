@@ -1,0 +1,174 @@
+"""Training on what a server logged: which logs are taken, and that it improves a policy."""
+
+from __future__ import annotations
+
+import json
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+
+import cospec
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.config import DecodeConfig
+from cospec.engine import Engine
+from cospec.errors import ConfigError
+from cospec.features import SCALAR_NAMES, make_features
+from cospec.models.bundled import bundled_home
+from cospec.rl.logged import read_log, read_rewards, train_on_log
+from cospec.tasks.jsonl import jsonl
+from cospec.vllm_plugin.decisions import DecisionLog
+from cospec.vllm_plugin.settings import DecisionLogSettings
+from tests.rl.conftest import arbiter, coin, train_config
+
+NAMES = list(SCALAR_NAMES)
+HEAD = {"cospec_decisions": 1, "arbiter": "policy", "features": NAMES}
+
+
+def row(request="cmpl-a-0-1f2e3d4c", keep=True, probability=0.5, feature=0.0, **more):
+    features = [feature] * len(NAMES)
+    made = {"request_id": request, "keep_draft": keep, "features": features, **more}
+    return made if probability is None else made | {"probability": probability}
+
+
+def write(folder, name, rows):
+    path = folder / name
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+def rewards(folder, *rows):
+    made = [dict(zip(("request_id", "reward", "group"), each, strict=False)) for each in rows]
+    return read_rewards(write(folder, "rewards.jsonl", made))
+
+
+def test_decisions_find_the_reward_of_their_request(tmp_path) -> None:
+    given = rewards(tmp_path, ("cmpl-a", 1.0), ("chatcmpl-b", 0.0), ("nobody", 5.0))
+    rows = [
+        row(),
+        row("chatcmpl-b-9a8b7c6d", keep=False, probability=0.25),
+        row("cmpl-without-reward-0-1f2e3d4c"),
+        row(probability=0.0, keep=False),
+        row(probability=1.0),
+    ]
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    assert data.keep.tolist() == [True, False]
+    assert data.probability.tolist() == [0.5, 0.75]
+    assert data.advantage.tolist() == [0.5, -0.5]
+    assert data.counts["num_requests"] == 3 and data.counts["num_requests_used"] == 2
+    assert data.counts["num_decisions"] == 5 and data.counts["num_decisions_used"] == 2
+
+
+def test_requests_are_compared_within_their_group(tmp_path) -> None:
+    given = rewards(tmp_path, ("a", 1.0, "x"), ("b", 0.0, "x"), ("c", 9.0, "y"))
+    rows = [row("a"), row("b"), row("c")]
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    assert data.advantage.tolist() == [0.5, -0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([HEAD, row(probability=None)], "line 2 has no probability.*--explore"),
+        ([row()], "does not begin with the head"),
+        ([HEAD | {"features": NAMES[1:]}, row()], "features, and the arbiter sees"),
+        ([HEAD, row(probability=1.5)], "must have been possible"),
+        ([HEAD, row(probability=0.0)], "must have been possible"),
+        ([HEAD, row() | {"features": [0.0]}], "is damaged"),
+        ([HEAD, row("other")], "none of the 1 requests"),
+    ],
+)
+def test_a_log_that_cannot_be_learned_from_is_refused(tmp_path, rows, message) -> None:
+    given = rewards(tmp_path, ("cmpl-a", 1.0))
+    with pytest.raises(ConfigError, match=message):
+        read_log(write(tmp_path, "log", rows), given, NAMES)
+
+
+@pytest.mark.parametrize("reward", [None, "good", float("inf")])
+def test_a_reward_that_is_no_number_is_refused(tmp_path, reward) -> None:
+    with pytest.raises(ConfigError, match=r"line 1: .* must have a request_id"):
+        rewards(tmp_path, ("cmpl-a", reward))
+
+
+def test_the_weights_undo_the_way_in_which_the_log_was_drawn(tmp_path) -> None:
+    """Keeping is worth nothing, but the server kept most where the answer was right anyway."""
+    torch.manual_seed(0)
+    keep = torch.rand(4000) < 0.9
+    is_right = torch.rand(4000) < 0.5
+    rows = [row(f"r{i}", bool(keep[i]), 0.9, feature=float(i % 7)) for i in range(len(keep))]
+    given = rewards(tmp_path, *[(f"r{i}", float(is_right[i])) for i in range(len(keep))])
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    start = arbiter(coin(0.0), is_stochastic=False)
+    config = train_config(num_epochs=200, learning_rate=0.02, entropy_bonus=0.02)
+    trained, metrics = train_on_log(start, data, config)
+    p = torch.sigmoid(trained.policy(data.features)).mean()
+    assert 0.25 < p < 0.75 and metrics["share_cut"] == 0
+
+
+def log_of(pair, task, examples, policy, folder, seed):
+    """What a server that explores would have logged, and a scorer's verdicts."""
+    log = DecisionLog(
+        DecisionLogSettings(str(folder / f"log{seed}")), policy.name, policy.features.names
+    )
+    exploring = replace(policy, explore=1.0)
+    engine = Engine(pair, exploring, DecodeConfig(num_speculative_tokens=8, batch_size=32))
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
+    sampling = cospec.SamplingConfig(max_new_tokens=100, seed=seed)
+    verdicts, num_right = [], 0
+    for done, example in zip(engine.generate(prompts, sampling), examples, strict=True):
+        name = f"cmpl-{seed}-{done.index}"
+        reached = [m for step in done.trace for m in step.mismatches if m.is_reached]
+        is_right = task.score(example, done.text).correct
+        num_right += is_right
+        verdicts.append({"request_id": name, "reward": float(is_right), "group": example.id})
+        if not reached:
+            continue
+        score = torch.tensor([m.score for m in reached])
+        log.add(
+            [f"{name}-0-{done.index:08x}"] * len(reached),
+            torch.ones(len(reached), dtype=torch.bool),
+            positions=torch.tensor([m.position for m in reached]),
+            block_positions=torch.tensor([m.block_position for m in reached]),
+            draft_ids=torch.tensor([m.draft_id for m in reached]),
+            target_ids=torch.tensor([m.target_id for m in reached]),
+            keep_draft=torch.tensor([m.keep_draft for m in reached]),
+            score=score,
+            features=torch.stack([m.features for m in reached]),
+            probability=torch.where(
+                torch.tensor([m.is_open for m in reached]),
+                exploring.keep_probability(score),
+                0.0,
+            ),
+        )
+    log.close()
+    return verdicts, num_right
+
+
+@pytest.mark.slow
+def test_a_log_improves_a_policy_on_a_bundled_pair(tmp_path) -> None:
+    """A coin is served; the policy that its log leads to has more right answers on new problems."""
+    pair = cospec.ModelPair.from_pretrained("bundled:specialist")
+    task = jsonl(str(bundled_home() / "problems.jsonl"), {"scorer": "numeric", "split": "test"})
+    examples = task.examples("test", 200)
+    features = make_features("scalar", pair)
+    policy = Policy(len(features.names), PolicyConfig(hidden_size=16, init_logit=0.0))
+    served = LearnedArbiter(policy, features, label="policy")
+    train, test = examples[:140], examples[140:]
+    verdicts, lines = [], []
+    for seed in (1, 2, 3):
+        verdicts += log_of(pair, task, train, served, tmp_path, seed)[0]
+        lines += (tmp_path / f"log{seed}").read_text().splitlines()[int(seed > 1) :]
+    path = tmp_path / "log"
+    path.write_text("\n".join(lines) + "\n")
+    given = read_rewards(write(tmp_path, "rewards.jsonl", verdicts))
+    data = read_log(path, given, features.names)
+    policy.normalise_by(data.features)
+    config = train_config(num_epochs=150, learning_rate=0.01, entropy_bonus=0.0)
+    trained, metrics = train_on_log(served, data, config)
+    assert metrics["num_decisions_used"] > 300
+    before = log_of(pair, task, test, served, tmp_path, 10)[1]
+    after = log_of(pair, task, test, trained, tmp_path, 11)[1]
+    print(types.SimpleNamespace(before=before, after=after, of=len(test), **metrics))
+    assert after >= before + 6, (before, after, metrics)
