@@ -46,8 +46,7 @@ def read_afresh(engine: Engine, places: list[tuple[Rollout, int, int]]) -> list[
     ]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize(("family", "batch_size"), [("llama", 5), ("gemma2", 1), ("gpt2", 5)])
 def test_a_branch_continues_as_the_target_alone_would(family: str, batch_size: int) -> None:
     pair = family_pair(family)
     engine = Engine(pair, load_arbiter("lossless"), batch_size=batch_size)

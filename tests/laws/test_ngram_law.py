@@ -9,6 +9,7 @@ from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.engine import Branch
 from cospec.types import Origin, Stats
 from tests.conftest import TableModel, family_pair
+from tests.laws.decoding import GREEDY, PROMPTS, expected_ids
 from tests.laws.known_law import (
     FALSE_ALARM_RATE,
     NUM_DRAWS,
@@ -18,7 +19,6 @@ from tests.laws.known_law import (
     p_value,
     text_counts,
 )
-from tests.laws.test_laws import GREEDY, PROMPTS, expected_ids
 
 COPYING = [prompt + prompt for prompt in PROMPTS]
 """Prompts whose end occurred before."""

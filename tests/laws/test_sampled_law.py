@@ -29,6 +29,9 @@ from tests.laws.known_law import (
     warpers,
 )
 
+LENGTHS = [1, 4]  # blocks of 2 are those of the draft that stops early
+pytestmark = pytest.mark.xdist_group("sampled_law")  # one process draws the texts, once
+
 
 @functools.cache
 def texts_by_setting(k: int) -> dict[str, list[Completion]]:
@@ -39,7 +42,7 @@ def texts_by_setting(k: int) -> dict[str, list[Completion]]:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", LENGTHS)
 def test_lossless_sampling_follows_the_targets_law(k, setting):
     probs = law(TARGET, SETTINGS[setting])
     counts = text_counts(texts_by_setting(k)[setting])
@@ -65,7 +68,7 @@ def test_and_does_where_the_draft_stops_early(setting):
 
 
 @pytest.mark.parametrize("setting", ["top_p", "top_k", "min_p"])
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", LENGTHS)
 def test_truncated_sampling_emits_exactly_the_tokens_that_are_left(k, setting):
     probs = law(TARGET, SETTINGS[setting])
     counts = text_counts(texts_by_setting(k)[setting])
@@ -75,7 +78,7 @@ def test_truncated_sampling_emits_exactly_the_tokens_that_are_left(k, setting):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", LENGTHS)
 def test_the_first_drafted_token_is_accepted_as_often_as_the_laws_overlap(k, setting):
     """The share is the sum of min(p, q) (Leviathan et al., theorem 3.5); within 5 sigma."""
     chain = warpers(SETTINGS[setting])
@@ -87,7 +90,7 @@ def test_the_first_drafted_token_is_accepted_as_often_as_the_laws_overlap(k, set
     assert abs(share - overlap) < 5 * (overlap * (1 - overlap) / NUM_DRAWS) ** 0.5
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", LENGTHS)
 def test_the_check_rejects_an_arbiter_that_overrides_half_of_the_mismatches(k):
     """Power: what passes above would fail if the engine were not lossless."""
     settings = [SETTINGS["plain"]] * NUM_DRAWS

@@ -78,8 +78,10 @@ def cluster_interval(clusters: Sequence[tuple[float, int]], seed: int = 0) -> In
 
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(clusters), size=(_NUM_RESAMPLES, len(clusters)))
-    sums = np.asarray(clusters, dtype=float)[drawn].sum(axis=1)  # (N, 2)
-    low, high = np.percentile(sums[:, 0] / sums[:, 1], _PERCENTILES)
+    sums, sizes = (
+        column[drawn].sum(axis=1) for column in np.array(clusters, dtype=float).T.copy()
+    )  # (N,) each
+    low, high = np.percentile(sums / sizes, _PERCENTILES)
     return float(low), float(high)
 
 

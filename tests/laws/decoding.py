@@ -1,0 +1,83 @@
+"""Prompts, settings and arbiters of the laws, and two ways to decode them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec import Engine, SamplingConfig, load_arbiter
+from tests.conftest import some_prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cospec.models import ModelPair
+    from cospec.types import Completion
+
+NUM_NEW = 30
+PROMPTS = some_prompts(8)
+SHARING = [[*range(6, 30), *prompt] for prompt in PROMPTS]
+"""Prompts with the same beginning, as a system prompt makes them."""
+GREEDY = SamplingConfig(max_new_tokens=NUM_NEW, seed=0)
+UNSURE = 0.25
+"""A quarter of what the drafts of these pairs propose is less probable to them."""
+ARBITERS = [
+    "lossless",
+    "always_draft",
+    "random:rate=0.4",
+    "gap:max_gap=2",
+    "fly:window=2,min_entropy=0.1",
+]
+SAMPLED = [
+    SamplingConfig(max_new_tokens=NUM_NEW, temperature=t, top_p=p, top_k=k, min_p=m, seed=s)
+    for t, p, k, m, s in [
+        (1.0, 1.0, 0, 0.0, 0),
+        (0.7, 0.9, 0, 0.0, 1),
+        (0.0, 1.0, 0, 0.0, 2),
+        (1.3, 1.0, 9, 0.0, 3),
+        (1.0, 1.0, 0, 0.1, 4),
+        (0.9, 0.8, 12, 0.05, 5),
+        (1.0, 1.0, 0, 0.0, 6),
+        (0.0, 1.0, 0, 0.0, 7),
+    ]
+]
+
+BOTH = {"greedy": [GREEDY] * 8, "sampled": SAMPLED}
+
+
+def covering(*columns: Iterable[str]) -> list[tuple[str, ...]]:
+    """Cover each value of the first column with each of the second, the third in turns.
+
+    A grid of three columns costs as many decodings as all their values multiplied. Here each value
+    of the third meets every value of the first two, and half of their pairs.
+    """
+    first, second, third = map(list, columns)
+    return [
+        (a, b, third[(i + j) % len(third)])
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
+
+
+def expected_ids(pair: ModelPair, prompt: list[int], **settings: object) -> list[int]:
+    """What transformers generates with the target alone."""
+    output = pair.target.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        **{"max_new_tokens": NUM_NEW, "do_sample": False} | settings,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def decode(
+    pair: ModelPair, arbiter: str, k: int, batch: int, threshold: float = 0.0, **kwargs: object
+) -> list[Completion]:
+    engine = Engine(
+        pair,
+        load_arbiter(arbiter),
+        num_speculative_tokens=k,
+        batch_size=batch,
+        draft_confidence_threshold=threshold,
+    )
+    return engine.generate(**{"prompts": PROMPTS, "sampling": GREEDY} | kwargs)

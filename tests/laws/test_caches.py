@@ -1,0 +1,108 @@
+"""After any step both caches hold what a fresh prefill of the live tokens would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cospec import load_arbiter
+from cospec.config import DecodeConfig
+from cospec.drafters import ModelDrafter
+from cospec.engine.rows import Row
+from cospec.engine.speculative import SpeculativeBatch
+from cospec.models.cache import CachedModel
+from cospec.models.prefill import plan_prefill
+from cospec.types import Origin
+from tests.conftest import EOS, FAMILIES, VOCAB, family_pair
+from tests.laws.decoding import GREEDY, PROMPTS, SHARING, covering, decode, expected_ids
+
+
+@pytest.mark.parametrize(
+    ("family", "arbiter", "prompts"),
+    covering(FAMILIES, ["lossless", "random:rate=0.5"], ["apart", "sharing"]),
+)
+def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter, prompts):
+    pair, prompts = family_pair(family), {"apart": PROMPTS, "sharing": SHARING}[prompts]
+    config, ruler = DecodeConfig(4, keep_trace=False), load_arbiter(arbiter)
+    drafter = ModelDrafter(pair, config, ruler.needs)
+    batch = SpeculativeBatch(pair, ruler, drafter, config)
+    waiting = [Row(i, p, GREEDY, frozenset({EOS}), None) for i, p in enumerate(prompts)]
+    batch.admit([waiting.pop() for _ in range(4)])
+    while batch.rows:
+        batch.step()
+        batch.drop_finished()
+        while waiting and len(batch.rows) < 4:
+            batch.admit([waiting.pop()])
+        for cached in batch._stores:
+            for r, row in enumerate(batch.rows):
+                lags = cached is drafter and row.origins[-1:] == [Origin.BONUS]
+                num_live = len(row) - 1 - lags
+                tokens = (row.prompt_ids + row.generated)[:num_live]
+                assert_strip_equals_prefill(cached, r, tokens)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 9])
+def test_prompts_that_begin_alike_are_read_once_and_lossless_stays_exact(llama_pair, batch):
+    prompts = [*SHARING, SHARING[0]]
+    widths = []
+    hook = llama_pair.target.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    done = decode(llama_pair, "lossless", 4, batch, prompts=prompts)
+    hook.remove()
+    assert [c.token_ids for c in done] == [expected_ids(llama_pair, p) for p in prompts]
+    num_whole = sum(width > 24 for _, width in widths)
+    assert num_whole == (sum(len(p) - 1 > 24 for p in prompts) if batch == 1 else 0)
+    if batch == 9:
+        assert widths[0] == (1, 24)
+        assert widths[1][0] < 9 and widths[1][1] == max(map(len, PROMPTS)) - 1, "twins are copied"
+
+
+@pytest.mark.parametrize("batch", [3, 9])
+def test_a_prompt_that_begins_otherwise_is_exact_beside_those_that_share(llama_pair, batch):
+    prompts = [*SHARING, [7, *SHARING[1]]]
+    done = decode(llama_pair, "lossless", 4, batch, prompts=prompts)
+    assert [c.token_ids for c in done] == [expected_ids(llama_pair, p) for p in prompts]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_share_hold_what_reading_them_alone_would_store(family):
+    model = family_pair(family).target
+    generator = torch.Generator().manual_seed(3)
+    first, second, *ends = torch.randint(6, VOCAB, (4, 70), generator=generator).tolist()
+    held = first[:20] + ends[0]
+    longer = [first + second[:30] + end for end in ends]  # share more than with row 0, and the rest
+    apart = [second + ends[0], second + ends[1][:1]]  # shares with each other alone
+    both = [longer[1], apart[1], held[:30] + ends[1], longer[0], ends[1], apart[0], longer[0], [7]]
+    for prompts in (longer, apart, both):
+        cached = CachedModel(model)
+        cached.reserve(9, 180)
+        with torch.inference_mode():
+            cached.prefill([held], 0)
+            cached.prefill(prompts, 1, [held])
+        for r, tokens in enumerate([held, *prompts]):
+            assert_strip_equals_prefill(cached, r, tokens)
+
+
+def test_a_plan_reads_the_fewest_tokens():
+    a, b, c = ([i] * 40 for i in (1, 2, 3))
+    prompts = [[*a, 4], [*b, 5], c, [*a, 6, 7], [*b, 8], [*a, 6, 9]]
+    plan = {tuple(sorted(g.places)): g for g in plan_prefill(prompts, [[9] * 50, b[:30]])}
+    assert set(plan) == {(0, 3, 5), (1, 4), (2,)}
+    assert plan[0, 3, 5][1:] == (40, 0, 0)
+    assert plan[1, 4][1:] == (40, 1, 30)
+    assert plan[2,][1:] == (40, 0, 0)
+
+
+def assert_strip_equals_prefill(cached, r, tokens):
+    if not tokens:
+        return
+    fresh = CachedModel(cached.model)
+    fresh.reserve(1, len(tokens))
+    with torch.inference_mode():
+        fresh.prefill([tokens], 0)
+    for ours, theirs in zip(cached._cache.buffers, fresh._cache.buffers, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(
+                a[r, : len(tokens)], b[0, : len(tokens)], rtol=1e-3, atol=1e-4
+            )

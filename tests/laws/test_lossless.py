@@ -1,0 +1,114 @@
+"""Lossless decoding is exact: its output is what transformers generates with the target."""
+
+from __future__ import annotations
+
+import pytest
+
+from cospec import Engine, SamplingConfig
+from cospec.models import ModelPair
+from cospec.types import Origin, Stats
+from tests.conftest import EOS, family_pair, some_prompts
+from tests.laws.decoding import GREEDY, NUM_NEW, PROMPTS, UNSURE, decode, expected_ids
+
+
+@pytest.mark.parametrize(("k", "batch"), [(1, 8), (2, 3), (4, 1), (8, 8)])
+def test_lossless_greedy_output_is_what_transformers_generates(pair_and_expected, k, batch):
+    pair, expected = pair_and_expected
+    done = decode(pair, "lossless", k, batch)
+    assert [c.token_ids for c in done] == expected
+    stats = sum((c.stats for c in done), Stats())
+    assert stats.num_overrides == 0
+    assert stats.num_tokens == sum(map(len, expected))
+    assert 1.1 < stats.mean_acceptance_length < k + 1, "the pair should agree now and then"
+
+
+@pytest.mark.parametrize(
+    ("k", "batch", "threshold"), [(4, 8, UNSURE), (8, 1, UNSURE), (1, 3, 1.0), (8, 8, 1.0)]
+)
+def test_lossless_stays_exact_where_the_draft_stops_early(pair_and_expected, k, batch, threshold):
+    pair, expected = pair_and_expected
+    done = decode(pair, "lossless", k, batch, threshold)
+    assert [c.token_ids for c in done] == expected
+    stats = sum((c.stats for c in done), Stats())
+    assert stats.num_tokens == sum(map(len, expected))
+    lengths = [step.num_draft_tokens for c in done for step in c.trace]
+    assert stats.num_draft_forwards == stats.num_draft_tokens == sum(lengths)
+    if threshold == 1:
+        assert set(lengths) == {1}, "no token is certain"
+    elif k > 1:
+        assert len(set(lengths)) > 1 and max(lengths) <= k
+    assert stats.mean_acceptance_length > 1.1
+
+
+def test_plain_decoding_is_what_transformers_generates(pair_and_expected):
+    pair, expected = pair_and_expected
+    done = Engine.target_only(pair, batch_size=3).generate(PROMPTS, GREEDY)
+    assert [c.token_ids for c in done] == expected
+    assert all(set(c.origins) == {Origin.BONUS} for c in done)
+    assert all(c.stats.num_target_forwards == len(c.token_ids) for c in done)
+
+
+@pytest.mark.parametrize("num_new", [1, 2, 5, 17])
+def test_lossless_stops_at_any_length(llama_pair, num_new):
+    done = decode(llama_pair, "lossless", 4, 3, sampling=SamplingConfig(max_new_tokens=num_new))
+    expected = [expected_ids(llama_pair, p, max_new_tokens=num_new) for p in PROMPTS]
+    assert [c.token_ids for c in done] == expected
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_lossless_stops_at_the_given_stop_tokens(llama_pair, k):
+    free = [expected_ids(llama_pair, p) for p in PROMPTS]
+    stops = (free[1][4], free[2][9])
+    done = decode(
+        llama_pair,
+        "lossless",
+        k,
+        3,
+        sampling=SamplingConfig(max_new_tokens=NUM_NEW, stop_token_ids=stops),
+    )
+    eos = [EOS, *stops]
+    assert [c.token_ids for c in done] == [
+        expected_ids(llama_pair, p, eos_token_id=eos) for p in PROMPTS
+    ]
+    assert {c.finish_reason for c in done} == {"stop", "length"}
+
+
+def test_ignoring_end_of_sequence_runs_to_the_length(llama_pair):
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, ignore_eos=True)
+    done = decode(llama_pair, "lossless", 4, 3, sampling=sampling)
+    expected = [expected_ids(llama_pair, p, eos_token_id=-1) for p in PROMPTS]
+    assert [c.token_ids for c in done] == expected
+    assert any(EOS in c.token_ids for c in done), "no text reached end-of-sequence: choose others"
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_lossless_stops_where_transformers_finds_a_stop_string(llama_pair, tokenizer, k):
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
+    full = [c.text for c in decode(pair, "lossless", 4, 8)]
+    stops = (full[0][9:12], full[3][14:15], full[2][20:22])
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, stop=stops)
+    done = decode(pair, "lossless", k, 3, sampling=sampling)
+    for completion, prompt, text in zip(done, PROMPTS, full, strict=True):
+        expected = expected_ids(pair, prompt, stop_strings=list(stops), tokenizer=tokenizer)
+        assert completion.token_ids == expected
+        cut = min((text.find(s) for s in stops if s in text), default=len(text))
+        assert completion.text == text[:cut]
+
+
+def test_a_prompt_may_fill_the_context_to_the_last_position():
+    for family in ("llama", "gpt2", "opt"):
+        pair = family_pair(family)
+        prompt = (some_prompts(8)[2] * 10)[: pair.context_length - 6]
+        sampling = SamplingConfig(max_new_tokens=6, ignore_eos=True)
+        (done,) = decode(pair, "lossless", 8, 1, prompts=[prompt], sampling=sampling)
+        assert done.token_ids == expected_ids(pair, prompt, max_new_tokens=6, eos_token_id=-1)
+
+
+def test_the_exact_prefix_equals_the_target(llama_pair):
+    exact = decode(llama_pair, "lossless", 4, 3)
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, exact_prefix_tokens=11)
+    prefixed = decode(llama_pair, "always_draft", 4, 3, sampling=sampling)
+    for a, b in zip(exact, prefixed, strict=True):
+        assert a.token_ids[:11] == b.token_ids[:11]
+        assert Origin.OVERRIDE not in b.origins[:11]
+    assert any(Origin.OVERRIDE in c.origins for c in prefixed)
