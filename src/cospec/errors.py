@@ -111,9 +111,9 @@ class GenerationInterrupted(KeyboardInterrupt):
         self.completions = completions
 
 
-def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> str:
+def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
     """Sentence for a name that is not known, with the nearest one that is."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Allowed: {', '.join(names)}."

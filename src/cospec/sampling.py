@@ -36,7 +36,9 @@ def row_generator(config: SamplingConfig, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-_LEAST_TEMPERATURE = 1e-30  # a smaller one would be 0 in float32
+_TEMPERATURES = 1e-30, 3e38
+"""Smallest and largest one; beyond them float32 has 0 and infinity, and -inf / inf is NaN."""
+_ALL_TOKENS = 2**31 - 1
 
 
 class Warper:
@@ -56,9 +58,11 @@ class Warper:
         self.has_top_p = any(c.top_p < 1 for c in configs)
         self.has_min_p = any(c.min_p for c in configs)
         self.is_greedy = column([c.is_greedy for c in configs], torch.bool)
-        temperatures = [max(c.temperature, _LEAST_TEMPERATURE) for c in configs]
+        least, most = _TEMPERATURES
+        temperatures = [float(min(max(c.temperature, least), most)) for c in configs]
         self.temperature = column(temperatures, torch.float32)
-        self.top_k = column([c.top_k or 2**31 - 1 for c in configs], torch.int64)
+        sizes = [min(c.top_k, _ALL_TOKENS) or _ALL_TOKENS for c in configs]
+        self.top_k = column(sizes, torch.int64)
         self.top_p = column([c.top_p for c in configs], torch.float32)
         self.min_p = column([c.min_p for c in configs], torch.float32)
 

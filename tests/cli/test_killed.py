@@ -36,7 +36,9 @@ def home(tmp_path_factory, tokenizer) -> Path:
     features = make_features("scalar", pair)
     network = Policy(len(features.names), PolicyConfig())
     LearnedArbiter(network, features, label="ours").save(folder / "arbiter")
-    words = [f"{a} {b} {c}" for a in ("the", "on") for b in ("hen", "ten") for c in "abcdefghijk"]
+    words = [
+        f"{a} {b} {c}" for a in ("the", "on") for b in ("hen", "ten") for c in "abcdefghijklmnopq"
+    ]
     rows = [{"question": text, "answer": "y"} for text in words]
     (folder / "few.json").write_text('{"optimizer": {"num_epochs": 2}}')
     (folder / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -49,10 +51,13 @@ def command(verb: str, home: Path, out: Path) -> list[str]:
     models = ["--target", str(home / "target"), "--draft", str(home / "draft")]
     result = ["--json", str(out / "r.json")]
     few = ["--num-problems", "9", "--max-new-tokens", "10", *models, *result]
-    two_chunks = ["--num-problems", "64", "--max-new-tokens", "4", "--batch-size", "8"]
     test, tune = (["--task", f"{task},split={split}", *few] for split in ("test", "tune"))
+    two_chunks = ["--num-problems", "64", "--max-new-tokens", "4", "--batch-size", "8"]
     return [verb] + {
-        "eval": [*test, *two_chunks, "--arbiter", "gap", "--arbiter", "random:rate=0.5"],
+        "eval": [
+            "--task", f"{task},split=test", *two_chunks, "--arbiter", "gap", *models, *result,
+            "--arbiter", "random:rate=0.5",
+        ],
         "bench": [
             "--task", task, "--arms", "gap", "--num-tune-problems", "2", "--num-problems", "2",
             "--tune-k", "2", "3", "--repeats", "2", "--max-new-tokens", "10", *models, *result,
@@ -107,7 +112,8 @@ def outcome(verb: str, out: Path) -> dict[str, Any]:
         for arm in cell["arms"]:
             del arm["repeats"]
     if verb == "audit":
-        found["summary"].pop("verdict", None)
+        for words_about_time in ("verdict", "warnings"):
+            found["summary"].pop(words_about_time, None)
         found["dataset"] = (out / "d.safetensors").read_bytes()
     if verb == "calibrate":
         found["points"] = json.loads((out / "arbiter" / "config.json").read_text())

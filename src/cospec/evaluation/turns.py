@@ -103,7 +103,7 @@ class TurnLog:
         self.close()
 
     def _write(self, value: Json) -> None:
-        self._file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        self._file.write((json.dumps(value) + "\n").encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -161,7 +161,7 @@ def _read(path: Path, lines: list[bytes], config: Json) -> list[Turn]:
     try:
         head, *rest = map(json.loads, lines)
         theirs, turns = _flat(head["config"]), [Turn(**turn) for turn in rest]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); delete it to start over.") from None
     ours = _flat(config)
     differences = [
