@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -37,3 +38,10 @@ def test_every_experiment_says_its_question_and_its_commands(sizes):
     for folder in folders:
         assert (folder / "README.md").read_text().startswith("# "), folder
         assert (folder / "run.sh").exists() or (folder / "run.py").exists(), folder
+
+
+def test_every_test_that_the_page_of_attacks_names_exists():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "attacks.md").read_text())
+    assert len(named) > 40
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / "tests" / path).read_text(), (path, name)

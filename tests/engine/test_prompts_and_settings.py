@@ -77,6 +77,13 @@ def test_an_empty_text_is_refused(llama_pair, tokenizer):
         Engine(pair, AlwaysTarget()).generate(["an", ""], GREEDY)
 
 
+def test_half_of_a_character_is_refused_with_the_words_around_it(llama_pair, tokenizer):
+    """Found: a UnicodeEncodeError, or a TypeError of the tokenizer, from inside."""
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
+    with pytest.raises(PromptError, match=r"half of a character, '\\ud800', in 'and \\ud800'"):
+        Engine(pair, AlwaysTarget()).generate(["an", "and \ud800"], GREEDY)
+
+
 def test_a_tensor_of_ids_is_a_prompt(llama_pair):
     prompt = some_prompts(2)[1]
     done = decode(llama_pair, prompts=[torch.tensor(prompt), tuple(prompt), prompt])
@@ -102,6 +109,13 @@ def test_stop_strings_without_a_tokenizer_are_refused(llama_pair):
 def test_a_draft_length_below_one_is_refused(llama_pair, k):
     with pytest.raises(ConfigError, match=rf"num_speculative_tokens is {k}.*target_only"):
         Engine(llama_pair, AlwaysTarget(), num_speculative_tokens=k)
+
+
+def test_blocks_that_no_context_holds_are_refused(llama_pair):
+    """Found: -k of 2**40 asked for 70 TB of cache."""
+    with pytest.raises(ConfigError, match=rf"is {CONTEXT + 1}, .*holds {CONTEXT}; lower"):
+        Engine(llama_pair, AlwaysTarget(), num_speculative_tokens=CONTEXT + 1)
+    Engine(llama_pair, AlwaysTarget(), num_speculative_tokens=CONTEXT)
 
 
 @pytest.mark.parametrize("size", [0, -4])

@@ -111,6 +111,10 @@ def test_a_pattern_that_is_none_is_refused_with_its_row(tmp_path: Path) -> None:
         only_example(tmp_path, "(", ",scorer=regex")
 
 
+def raising(example: Example, text: str) -> float:
+    return {"yes": 1.0}[text]
+
+
 def no_number(example: Example, text: str) -> str:
     return "good"
 
@@ -119,4 +123,12 @@ def test_a_score_that_is_no_number_is_refused_with_its_problem(file: Path) -> No
     task = load_task(f"jsonl:{file},scorer={__name__}:no_number,question=prompt,answer=gold")
     example = task.examples("train", 1)[0]
     with pytest.raises(TaskError, match=rf"gave 'good' for {example.id}; it must return a Score"):
+        task.score(example, "x")
+
+
+def test_a_scorer_that_raises_is_named_with_the_problem_and_the_line(file: Path) -> None:
+    """Found: a KeyError from inside the run."""
+    task = load_task(f"jsonl:{file},scorer={__name__}:raising,question=prompt,answer=gold")
+    example = task.examples("train", 1)[0]
+    with pytest.raises(TaskError, match=rf"KeyError\('x'\) for {example.id}, at .*test_jsonl.py"):
         task.score(example, "x")

@@ -72,6 +72,11 @@ class Engine:
         self.config = config.for_arbiters([arbiter])
         self.on_finished = on_finished
         self.num_speculative_tokens, self.batch_size = self.config.k, self.config.batch_size
+        if self.num_speculative_tokens > pair.context_length:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}, and the pair's context "
+                f"holds {pair.context_length}; lower it."
+            )
         self._drafter = drafter or DRAFTERS[self.config.drafter]
         self._check_drafter()
 

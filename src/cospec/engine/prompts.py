@@ -78,7 +78,7 @@ def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[in
             raise PromptError(
                 f"prompt {index} is a text, and this pair has no tokenizer; pass token ids."
             )
-        ids: list[int] = pair.tokenizer(prompt)["input_ids"]
+        ids = pair.encode(prompt)
     else:
         try:
             ids = [operator.index(i) for i in prompt]

@@ -94,8 +94,7 @@ def encode_problems(
 
 def _room(pair: ModelPair, example: Example, prompt: str | list[int]) -> int:
     """Tokens that the prompt leaves in the pair's context."""
-    assert pair.tokenizer is not None
-    ids = pair.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+    ids = pair.encode(prompt) if isinstance(prompt, str) else prompt
     num_left = pair.context_length - len(ids)
     if num_left < 1:
         raise PromptError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cospec.errors import ConfigError, PairError, TokenizerMismatchError
+from cospec.errors import ConfigError, PairError, PromptError, TokenizerMismatchError
 from cospec.models import packed
 from cospec.models.attention import use_grouped_attention
 from cospec.models.bundled import BUNDLED, bundled_models
@@ -152,6 +152,25 @@ class ModelPair:
         ids = _as_set(getattr(self.target.generation_config, "eos_token_id", None))
         return ids or _as_set(getattr(self.tokenizer, "eos_token_id", None))
 
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            PromptError: The text is no Unicode text: it holds half of a character. JSON can write
+                one (a lone surrogate), and so can an argument of the command line.
+        """
+        assert self.tokenizer is not None, "texts need a tokenizer"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            around = text[max(0, error.start - 20) : error.start + 20]
+            raise PromptError(
+                f"a prompt holds half of a character, {text[error.start]!r}, in {around!r}; repair "
+                "the text."
+            ) from None
+        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        return ids
+
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation in the target's chat template, ready to be answered.
 
@@ -168,8 +187,7 @@ class ModelPair:
         text = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=False
         )
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self.encode(text, add_special_tokens=False)
 
 
 def _as_set(ids: int | list[int] | None) -> frozenset[int]:

@@ -88,13 +88,13 @@ def encode_solutions(
             )
         prompt = task.part_of(example).prompt(example, tokenizer)
         if isinstance(prompt, str):
-            ids = tokenizer(prompt)["input_ids"]
-            whole = tokenizer(f"{prompt} {text.strip()}")["input_ids"]
+            ids = pair.encode(prompt)
+            whole = pair.encode(f"{prompt} {text.strip()}")
             if whole[: len(ids)] != ids:
                 continue  # the first word of the solution merges into the last token of the prompt
         else:
             ids = prompt
-            whole = ids + tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+            whole = ids + pair.encode(text.strip(), add_special_tokens=False)
         if tokenizer.eos_token_id is not None:
             whole = [*whole, tokenizer.eos_token_id]
         if len(whole) <= pair.context_length:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,12 +126,19 @@ def _scorer(spec: str) -> Scorer:
 def _score_by(
     spec: str, function: Callable[[Example, str], Score | float], example: Example, text: str
 ) -> Score:
-    result = function(example, text)
+    try:
+        result = function(example, text)
+    except Exception as error:  # a user's function may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise TaskError(
+            f"the scorer {spec!r} raised {error!r} for {example.id}, at {place.filename}, line "
+            f"{place.lineno}; an answer that it cannot read should get a score of 0."
+        ) from error
     if isinstance(result, Score):
         return result
     try:
         return Score(float(result))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, TaskError):
             raise
         raise TaskError(

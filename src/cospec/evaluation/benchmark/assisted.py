@@ -92,7 +92,7 @@ class AssistedEngine:
         if isinstance(prompt, str):
             if tokenizer is None:
                 raise ConfigError("the pair has no tokenizer, which a text needs; pass token ids.")
-            prompt = list(tokenizer(prompt)["input_ids"])
+            prompt = self.pair.encode(prompt)
         eos = frozenset() if config.ignore_eos else self.pair.eos_token_ids
         row = Row(index, prompt, config, eos | set(config.stop_token_ids), tokenizer)
         before = num_forwards[0]
