@@ -51,7 +51,7 @@ class Warper:
     def __init__(self, configs: Sequence[SamplingConfig], device: torch.device) -> None:
         """Collect the settings of the rows, one entry a row, on `device`."""
 
-        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None, None]  # (B, 1, 1)
 
         self.has_top_k = any(c.top_k for c in configs)

@@ -187,6 +187,7 @@ class ModelPair:
         text = self.tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=False
         )
+        assert isinstance(text, str), "not tokenized"
         return self.encode(text, add_special_tokens=False)
 
 
