@@ -12,6 +12,7 @@ import torch
 
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.arbiters.guard import mismatch_rate
+from cospec.errors import ArbiterError
 from cospec.models.cache import CachedModel, Output
 from cospec.types import MismatchBatch, Needs, Origin
 from tests.arbiters.trained import (
@@ -48,6 +49,13 @@ def test_a_bolder_threshold_keeps_no_less() -> None:
     for shy, bold in itertools.pairwise(kept):
         assert not (shy & ~bold).any()
     assert it.with_threshold(0.9).name == "cospec:threshold=0.9"
+
+
+@pytest.mark.parametrize("threshold", [-1e30, -0.01, 1.01, 2.0, float("inf"), float("nan")])
+def test_a_threshold_is_a_probability(threshold) -> None:
+    """Found: --arbiter FOLDER:threshold=-1e30 kept what the guard stops."""
+    with pytest.raises(ArbiterError, match=r"it is a probability, from 0 to 1"):
+        learned(threshold=threshold)
 
 
 def test_in_training_it_keeps_where_the_uniform_is_below_the_probability() -> None:
@@ -106,7 +114,7 @@ def test_a_policy_that_answers_nan_rules_for_the_target_and_is_counted(is_stocha
     network = policy()
     with torch.no_grad():
         network.layers[-1].bias.fill_(math.nan)
-    it = learned(network, threshold=-1.0, is_stochastic=is_stochastic)
+    it = learned(network, threshold=0.0, is_stochastic=is_stochastic)
     done = decode(family_pair("llama"), it, seed=0)
     target = Engine.target_only(family_pair("llama")).generate(some_prompts(5), SAMPLING)
     assert [c.token_ids for c in done] == [c.token_ids for c in target]

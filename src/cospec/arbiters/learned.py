@@ -36,7 +36,7 @@ class LearnedArbiter:
     policy: Policy
     features: ScalarFeatures
     threshold: float = 0.5
-    """In probability; 1 and more is lossless."""
+    """In probability; 1 is lossless. The guard's 0 passes none, so that none may be below 0."""
     max_mismatch_rate: float = math.inf
     """Guard: it keeps nothing where a text has more mismatches for its length."""
     label: str = "cospec"
@@ -53,6 +53,13 @@ class LearnedArbiter:
     """Warnings to a user on the pair that it was loaded for."""
     folder: Path | None = None
     """Where it was loaded from."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ArbiterError(
+                f"threshold of {self.label} is {self.threshold}; it is a probability, from 0 to 1 "
+                "(lossless)."
+            )
 
     @property
     def name(self) -> str:
