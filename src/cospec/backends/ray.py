@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cospec.backends.base import BranchPoint, Item, Rollout
+from cospec.backends.packing import Packed, pack, unpack
 from cospec.errors import BackendError, ConfigError, CospecError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Replica:
 
     def play(
         self, works: list[Work], keys: list[int] | None, arbiter: Arbiter, forget: list[int]
-    ) -> list[Rollout]:
+    ) -> Packed:
         """Complete items, or play branches out.
 
         Args:
@@ -106,7 +107,7 @@ class Replica:
             done = self._backend.branch(points, arbiter, keep_handles=keys is not None)
         if keys is not None:
             self._held |= zip(keys, done, strict=True)
-        return [replace(one, handle=None) for one in done]
+        return pack(done)
 
     def _point(self, left: Left) -> BranchPoint:
         """Return the point as the backend takes it, on a rollout that it holds."""
@@ -204,7 +205,7 @@ class RayBackend:
             (ready, *_), _ = self._ray.wait(list(running))
             task, n, keys = running.pop(ready)
             try:
-                found = self._ray.get(ready)
+                found = unpack(self._ray.get(ready))
             except self._ray.exceptions.RayError as error:
                 self._settle(error, n)
                 waiting.extend(_apart(task, works, num_tries, error))

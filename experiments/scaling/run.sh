@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Measures on the bundled pair, then fills the table of docs/scaling.md.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+OMP_NUM_THREADS=1 python experiments/scaling/scaling.py measure
+python experiments/scaling/scaling.py plan

@@ -1,0 +1,127 @@
+"""Rollouts on vLLM are those of our engine, but for the first token of each request.
+
+Float32, greedy, on both bundled pairs. Numbers are compared up to rounding: kernels and batches
+differ, and a feature is a difference of logits of size 10, so that 1e-4 is ten times what was seen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cospec.arbiters import load_arbiter
+from cospec.arbiters.observed import Observed
+from cospec.features import ScalarFeatures
+from cospec.models.bundled import bundled_home, bundled_models
+from cospec.models.load import load_tokenizer
+from cospec.vllm_plugin.parcels import MIN_ELEMENTS, Receiver, Sender
+from tests.rl.conftest import arbiter, coin
+from tests.vllm_plugin.conftest import encoded_problems
+
+requires_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"
+)
+ROUNDING = 1e-4
+HOME = bundled_home()
+
+
+def run(mode, job, folder):
+    """What `rolling.py` answers."""
+    given, written = folder / "job.json", folder / f"{mode}.json"
+    given.write_text(json.dumps(job))
+    script = Path(__file__).with_name("rolling.py")
+    done = subprocess.run(
+        [sys.executable, str(script), mode, str(given), str(written)],
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return json.loads(written.read_text())
+
+
+def a_job(name, **more):
+    models = [str(folder) for folder in bundled_models(f"bundled:{name}")]
+    return dict(models=models, k=6, batch_size=8) | more
+
+
+@pytest.mark.slow
+@requires_vllm
+@pytest.mark.parametrize("name", ["family", "specialist"])
+def test_completions_decisions_and_branches_are_those_of_our_engine(name, tmp_path) -> None:
+    learned = f"{HOME / 'arbiters' / name}:max_mismatch_rate=inf"
+    arbiters = [["lossless", False], ["gap:max_gap=1", False], [learned, True]]
+    prompts = encoded_problems(load_tokenizer(bundled_models(f"bundled:{name}")[0]), 10)
+    found = run("law", a_job(name, arbiters=arbiters, prompts=prompts, max_tokens=80), tmp_path)
+    for spec, by_kind in found.items():
+        for kind, told in by_kind.items():
+            assert told["different"] == [], (spec, kind)
+            assert told["largest"] < ROUNDING, (spec, kind)
+    chance = found[f"{learned} by chance"]
+    assert chance["rollouts"]["num_decisions"] >= 8 and chance["branches"]["num_decisions"] >= 4
+    assert any(by_kind["rollouts"]["num_overrides"] for by_kind in found.values())
+
+
+@pytest.mark.slow
+@requires_vllm
+def test_a_training_run_ends_with_the_policy_of_our_engine(tmp_path) -> None:
+    """Adam divides by the size of gradients, so that it carries their rounding into the weights."""
+    train = dict(
+        num_rounds=2,
+        prompts_per_round=6,
+        group_size=2,
+        group_weight=0.2,
+        branches_per_rollout=2.0,
+        num_epochs=20,
+        max_new_tokens=80,
+        tune_every=1,
+        num_tune=4,
+        batch_size=8,
+    )
+    job = a_job("specialist", problems=str(HOME / "problems.jsonl"), num_problems=12, train=train)
+    found = run("train", job, tmp_path)
+    ours, theirs = found["ours"], found["theirs"]
+    assert ours["num_branches"] == theirs["num_branches"] and sum(ours["num_branches"]) >= 6
+    for one, other in zip(ours["history"], theirs["history"], strict=True):
+        assert one.keys() == other.keys()
+        for name in ("accuracy", "override_rate", "mean_acceptance_length", "tune_accuracy"):
+            assert one[name] == pytest.approx(other[name], abs=1e-9), name
+    moved = 0.0
+    for name, weight in ours["weights"].items():
+        torch.testing.assert_close(
+            torch.tensor(weight), torch.tensor(theirs["weights"][name]), rtol=1e-2, atol=1e-3
+        )
+        gap = torch.tensor(weight) - torch.tensor(ours["start"][name])
+        moved = max(moved, float(gap.abs().nan_to_num().max()))
+    assert moved > 0.01, "the policy has learnt something, ten times the tolerance"
+
+
+def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
+    kinds = torch.zeros(MIN_ELEMENTS, dtype=torch.int64)
+    policy = coin(0.5)
+    one = arbiter(policy)
+    one = type(one)(policy, ScalarFeatures(kinds))
+    sender, receiver = Sender(), Receiver()
+    first = sender.pack(one)
+    got = receiver.unpack(first)
+    with torch.no_grad():
+        policy.layers[-1].bias += 1.0
+    second = sender.pack(Observed(one, one.features))
+    assert len(second) < len(first) - MIN_ELEMENTS
+    again = receiver.unpack(second)
+    assert again.arbiter.features.kinds is again.features.kinds is got.features.kinds
+    assert (
+        float(again.arbiter.policy.layers[-1].bias)
+        == 1.5
+        == 1.0 + float(got.policy.layers[-1].bias)
+    )
+    kinds[0] = 3
+    assert receiver.unpack(sender.pack(one)).features.kinds[0] == 3, "it was changed in place"
+    assert receiver.unpack(sender.pack(load_arbiter("gap:max_gap=1"))).name.startswith("gap")
