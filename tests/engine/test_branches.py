@@ -94,6 +94,8 @@ def test_the_draft_reads_what_it_lags_behind_before_it_goes_on() -> None:
     engine = Engine(family_pair("llama"), load_arbiter("always_draft"))
     num_tried = 0
     for prompt in some_prompts(8):
+        if num_tried > 4:
+            break
         (whole,) = engine.generate([prompt], replace(CONFIG, override_stop_tokens=True))
         for position, origin in enumerate(whole.origins):
             stop = whole.token_ids[position]
