@@ -254,7 +254,7 @@ VETOES = {
     "no draft logits": (Recorder(AlwaysDraft()), {"draft_logits": None}),
     "no hidden states": (Recorder(AlwaysDraft(), Needs.TARGET_HIDDEN), {}),
     "no hidden states of the draft": (Recorder(AlwaysDraft(), Needs.DRAFT_HIDDEN), {}),
-    "draft NaN": (learned(-1.0), {"draft_logits": torch.full((1, V), NAN)}),
+    "draft NaN": (learned(0.0), {"draft_logits": torch.full((1, V), NAN)}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,12 +108,13 @@ def set_threads(threads: int | None) -> None:
     """Let torch use so many CPU threads; None leaves it as it is.
 
     Raises:
-        ConfigError: The number is below 1.
+        ConfigError: The number is below 1, or far above what the machine has.
     """
     import torch
 
     if threads is None:
         return
-    if threads < 1:
-        raise ConfigError(f"threads is {threads}; it must be at least 1.")
+    most = 8 * (os.cpu_count() or 1)  # OpenMP allocates for each beforehand, and dies of a billion
+    if not 1 <= threads <= most:
+        raise ConfigError(f"threads is {threads}; it must be from 1 to {most} on this machine.")
     torch.set_num_threads(threads)
