@@ -105,6 +105,7 @@ class ModelPair:
             for source in sources
         ]
         notes += [] if draft is None else _compare_models(*models)
+        notes += _slow_types(models)
         pair = cls(models[0], None if draft is None else models[1], tokenizers[0], tuple(notes))
         if pack_weights:
             assert pair.fingerprint, "is of the plain weights, so it is taken before"
@@ -237,6 +238,16 @@ def compare_tokenizers(
             shown = "" if name == "chat_template" else f" ({values[0]!r} against {values[1]!r})"
             notes.append(f"the draft has another {name}{shown}; the target's is used")
     return notes
+
+
+def _slow_types(models: Sequence[PreTrainedModel]) -> list[str]:
+    """Note types of weights that this machine's processor is slow in."""
+    found = {str(model.dtype) for model in models if packed.is_slow(model.device, model.dtype)}
+    return [
+        f"this processor has no instructions for {name.removeprefix('torch.')}, in which it is "
+        "several times slower than in float32: load the pair with dtype float32"
+        for name in sorted(found)
+    ]
 
 
 def _compare_models(target: PreTrainedModel, draft: PreTrainedModel) -> list[str]:
