@@ -37,3 +37,28 @@ def test_a_compressed_document_is_read_as_it_is(tmp_path):
     path.write_bytes(b"no gzip")
     with pytest.raises(ConfigError, match="cannot be read as a result file"):
         read_document(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (gzip.compress(b'{"schema": 1}' * 99)[:-20], "cut short or damaged"),
+        (gzip.compress(b"x" * 99)[:12] + b"\xff" * 30, "cut short or damaged"),
+        (gzip.compress(b"[" * 100_000), "nested too deeply"),
+        (gzip.compress(b"\xff"), "can't decode"),
+    ],
+    ids=["cut", "damaged", "deep", "no text"],
+)
+def test_a_damaged_document_is_refused_with_its_damage(tmp_path, data, reason):
+    """Found: EOFError, zlib.error and RecursionError from inside."""
+    path = tmp_path / "r.json.gz"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"cannot be read as a result file: .*{reason}"):
+        read_document(path)
+
+
+def test_half_of_a_character_in_a_row_does_not_lose_the_result(tmp_path):
+    """Found: a UnicodeEncodeError after all the work."""
+    document = {"schema": 1, "rows": [{"id": "a \ud800 b"}]}
+    write_json(tmp_path / "r.json", document)
+    assert read_document(tmp_path / "r.json") == document

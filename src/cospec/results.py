@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import time
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def check_writable(path: Path | None, overwrite: bool) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    # Half of a character becomes the escape that JSON has for it, not an error after all the work.
+    with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -76,9 +78,28 @@ def _is_plain(value: object) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file, unpacked if its name ends in ``.gz``."""
+    """Read a text file, unpacked if its name ends in ``.gz``.
+
+    Raises:
+        ValueError: It is no text, or a damaged archive.
+    """
     data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    try:
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"it is cut short or damaged ({error})") from None
+
+
+def parse_json(text: str | bytes) -> Any:  # Any: whatever JSON holds
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: It is no JSON, or is nested so deeply that Python's reader gives up.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_document(path: Path) -> Json:
@@ -88,7 +109,7 @@ def read_document(path: Path) -> Json:
         ConfigError: There is no such file, or it is no result document of this version.
     """
     try:
-        found = json.loads(read_text(path))
+        found = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a result file: {error}.") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:

@@ -91,4 +91,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:  # Any: a type, and JSON
     allowed, name = _KINDS[kind]
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} is {value!r}; it must be {name}.")
+    if kind is float:
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} has hundreds of digits; no number is so large.") from None
     return Path(value) if kind is Path else value

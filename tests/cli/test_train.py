@@ -262,9 +262,13 @@ def test_a_config_file_with_an_unknown_setting_is_refused(tiny, command, tmp_pat
     (tmp_path / "few.json").write_text('{"optimizer": {"lerning_rate": 1}}')
     with pytest.raises(SystemExit, match="did you mean 'learning_rate'"):
         tiny(*command)
-    (tmp_path / "few.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"few\.json cannot be read as settings"):
+    (tmp_path / "few.json").write_text('{"optimizer": {"learning_rate": 1' + "0" * 400 + "}}")
+    with pytest.raises(SystemExit, match="learning_rate has hundreds of digits"):
         tiny(*command)
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "few.json").write_text(text)
+        with pytest.raises(SystemExit, match=r"few\.json cannot be read as settings"):
+            tiny(*command)
 
 
 def test_the_help_of_training_is_short(capsys) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from cospec.errors import ConfigError
+from cospec.results import parse_json
 
 if TYPE_CHECKING:
     from cospec.backends.base import RolloutBackend
@@ -76,7 +76,7 @@ class EngineOptions:
     def _arguments(self) -> Json:
         """Arguments of ``vllm.LLM``."""
         try:
-            given = json.loads(self.vllm_options)
+            given = parse_json(self.vllm_options)
         except ValueError as error:
             raise ConfigError(f"vllm_options is no JSON: {error}.") from None
         if not isinstance(given, dict):

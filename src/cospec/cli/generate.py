@@ -15,7 +15,7 @@ from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
 from cospec.cli.run import Run
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, GenerationInterrupted
-from cospec.results import Json, write_text
+from cospec.results import Json, parse_json, write_text
 from cospec.text import visible
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _read_file(path: Path, field_name: str) -> list[str]:
     prompts = []
     for i, line in enumerate(lines, 1):
         try:
-            prompts.append(str(json.loads(line)[field_name]))
+            prompts.append(str(parse_json(line)[field_name]))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}, line {i} has no field {field_name!r} ({type(error).__name__}); every "

@@ -19,6 +19,7 @@ from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.models.bundled import bundled_models
+from cospec.results import parse_json
 from cospec.vllm_plugin.known import SUPPORTED
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
 from cospec.vllm_plugin.supervise import supervise
@@ -170,7 +171,7 @@ class Serve:
             ConfigError: It is no JSON object, or says what other options say.
         """
         try:
-            options = json.loads(self.draft_options)
+            options = parse_json(self.draft_options)
         except ValueError:
             options = None
         if not isinstance(options, dict):

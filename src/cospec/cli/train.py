@@ -17,7 +17,7 @@ from cospec.cli.logged import LogOptions, train_from_log
 from cospec.cli.options import PairOptions, set_threads
 from cospec.cli.progress import Progress
 from cospec.errors import ConfigError
-from cospec.results import Json, Provenance, write_text
+from cospec.results import Json, Provenance, parse_json, write_text
 from cospec.rl.config import TrainConfig
 from cospec.rl.methods import METHODS
 
@@ -296,7 +296,7 @@ def defaults(args: Sequence[str]) -> Train | None:
         return None
     path = Path(words[words.index("--config") + 1])
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read as settings: {error}; pass JSON, such as train.json of a run."

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from cospec.errors import ConfigError
+from cospec.results import parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +132,10 @@ def lock(path: Path) -> BinaryIO:
         ConfigError: Another process has it open.
     """
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written ({error}); name another file.") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -159,9 +163,9 @@ def check_unlocked(path: Path) -> None:
 def _read(path: Path, lines: list[bytes], config: Json) -> list[Turn]:
     """Return the turns of an interrupted run, each once, if it had this configuration."""
     try:
-        head, *rest = map(json.loads, lines)
+        head, *rest = map(parse_json, lines)
         theirs, turns = _flat(head["config"]), [Turn(**turn) for turn in rest]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}); delete it to start over.") from None
     ours = _flat(config)
     differences = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.errors import CheckpointError, ConfigError
-from cospec.results import write_text
+from cospec.results import parse_json, write_text
 from cospec.rl.types import Baseline, BranchData
 from cospec.settings import flat
 
@@ -149,7 +149,7 @@ def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
     if not path.exists():
         return
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = parse_json(path.read_text(encoding="utf-8"))
         train = theirs.get("train", {})
         is_older = "rollouts" not in train and "prompts_per_round" in train
         theirs = flat(theirs if is_whole else {**theirs, "inputs": {}})

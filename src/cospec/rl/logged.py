@@ -12,7 +12,6 @@ The log tells nothing of costs. If time matters, it has to be in the rewards.
 from __future__ import annotations
 
 import copy
-import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from cospec.errors import ConfigError
+from cospec.results import parse_json
 from cospec.rl.losses import entropy, kl_to, log_prob, logged_loss
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Json]]:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if not isinstance(row, dict):

@@ -8,8 +8,6 @@ comes from the Hugging Face hub.
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import random
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from xml.etree import ElementTree
 
 from cospec.errors import ConfigError, TaskError, unknown_name
+from cospec.results import parse_json, read_text
 from cospec.tasks.base import SPLITS, Example, Split
 from cospec.tasks.extras import import_extra
 from cospec.tasks.splits import normalize, split_of
@@ -85,17 +84,16 @@ def read_rows(path: Path) -> list[Row]:
         TaskError: It cannot be read, or is not what its name says.
     """
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        text = read_text(path)
         if path.suffix == ".xml":
             return [
                 {field.tag: field.text for field in problem}
                 for problem in ElementTree.fromstring(text).iter("Problem")
             ]
         if path.suffix == ".json":
-            rows = json.loads(text)
+            rows = parse_json(text)
         else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise TaskError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
