@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from examples.safety import summary as safety
 
-from cospec.evaluation.audit.costs import Costs, predicted_speedups
+from cospec.evaluation.audit.costs import predicted_speedups
 from cospec.evaluation.audit.summary import if_free_stood, outcome
 from cospec.evaluation.stats import cluster_interval, mcnemar_p
+from cospec.models.costs import Costs
 from cospec.rl.calibrate import harm_p_values, num_rejected
 from experiments.heldout_templates import summarise as heldout
 from experiments.tables import twins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,26 @@ def test_a_pair_that_it_was_not_trained_on_is_noted_and_its_tokens_are_looked_up
     assert LearnedArbiter.load(folder).notes == (), "no pair, nothing to note"
 
 
+def test_another_kind_of_the_drafts_weights_is_noted_and_its_states_are_refused(
+    folder, llama_pair, tmp_path
+) -> None:
+    int8 = replace(llama_pair, draft_quantization="int8")
+    assert int8.fingerprint == f"{llama_pair.fingerprint}-int8"
+    change_config(folder, pair={"fingerprint": llama_pair.fingerprint})
+    it = LearnedArbiter.load(folder, int8)
+    (note,) = it.notes
+    assert "trained with draft_quantization none, and here it is int8" in note
+    assert torch.equal(it.features.kinds, LearnedArbiter.load(folder, llama_pair).features.kinds)
+    change_config(folder, pair={"fingerprint": int8.fingerprint})
+    assert LearnedArbiter.load(folder, int8).notes == ()
+    assert "int8, and here it is none" in LearnedArbiter.load(folder, llama_pair).notes[0]
+    hidden(llama_pair).save(tmp_path)
+    change_config(tmp_path, pair={"fingerprint": llama_pair.fingerprint})
+    assert LearnedArbiter.load(tmp_path, llama_pair).notes == ()
+    with pytest.raises(ArbiterError, match="same dtype and quantization"):
+        LearnedArbiter.load(tmp_path, int8)
+
+
 def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> None:
     change_config(
         folder,
@@ -54,6 +75,8 @@ def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> N
     (note,) = notes_on(it, at_16)
     assert "trained at 6 drafted tokens" in note and "rules at 16" in note
     (note,) = notes_on(it, at_6.with_options(draft_confidence_threshold=0.5))
+    assert "trained on whole blocks" in note
+    (note,) = notes_on(it, at_6.with_options(adaptive=True))
     assert "trained on whole blocks" in note
     change_config(folder, pair=None)
     assert len(notes_on(LearnedArbiter.load(folder, llama_pair), at_16)) == 2, "and another pair"

@@ -89,7 +89,8 @@ class LearnedArbiter:
                 f"and rules at {config.k}, where it sees more or less of what is ahead: train it "
                 "at that number, or measure it there (cospec eval) before you trust it",
             )
-        if threshold and threshold != self._trained.get("draft_confidence_threshold", 0.0):
+        is_new = threshold and threshold != self._trained.get("draft_confidence_threshold", 0.0)
+        if is_new or (config.adaptive and not self._trained.get("adaptive", False)):
             notes += (
                 f"the arbiter {self.label} was trained on whole blocks, or on blocks that end at "
                 "another confidence of the draft, and here it sees less or more of what is ahead: "
@@ -207,19 +208,26 @@ def _fit(
     folder: Path, features: ScalarFeatures, trained_on: Json, pair: ModelPair
 ) -> tuple[ScalarFeatures, tuple[str, ...]]:
     """Return the features of a checkpoint on a pair, and notes if it was trained on another."""
-    if trained_on.get("fingerprint") == pair.fingerprint:
+    trained, ours = str(trained_on.get("fingerprint")), pair.fingerprint
+    is_requantized = trained != ours and trained.partition("-")[0] == ours.partition("-")[0]
+    if trained == ours or (is_requantized and not features.num_hidden):
         vocab_size = pair.target.config.get_text_config().vocab_size
         if len(features.kinds) != vocab_size:
             raise CheckpointError(
                 f"{folder} has kinds of {len(features.kinds)} tokens, and its pair has "
                 f"{vocab_size}; restore the folder, or train the arbiter again."
             )
-        return features.on(pair), ()
+        note = (
+            f"the arbiter {folder.name} was trained with draft_quantization "
+            f"{trained.partition('-')[2] or 'none'}, and here it is {pair.draft_quantization}: "
+            "the draft proposes other tokens, with other probabilities"
+        )
+        return features.on(pair), (note,) if is_requantized else ()
     if features.num_hidden:
         raise ArbiterError(
             f"{folder} rules by the hidden states of the pair that it was trained on, "
             f"{trained_on or 'not recorded'}; this pair has fingerprint {pair.fingerprint!r}. Load "
-            "the same models in the same dtype, or train an arbiter for these."
+            "the same models in the same dtype and quantization, or train an arbiter for these."
         )
     fitted = make_features("scalar", pair)
     fitted = replace(fitted, version=features.version).on(pair)

@@ -93,10 +93,10 @@ class Audit:
         from cospec.arbiters import load_arbiter
         from cospec.cli.views.audit import show
         from cospec.evaluation.audit.auditor import AuditConfig, Auditor
-        from cospec.evaluation.audit.costs import measure_costs
         from cospec.evaluation.audit.dataset import write_dataset
         from cospec.evaluation.audit.summary import summarize
         from cospec.evaluation.problems import describe_problems
+        from cospec.models.costs import measure_costs
 
         files = [self.audit.dataset]
         run = Run("audit", self.output, threads=self.audit.threads, files=files)

@@ -51,6 +51,11 @@ class EngineOptions:
         """Load the pair; with vLLM on the CPU, for its tokenizer, token kinds and fingerprint."""
         if self.backend == "transformers":
             return source.load()
+        if source.draft_quantization != "none":
+            raise ConfigError(
+                f"draft_quantization is {source.draft_quantization}, which vLLM does not know; "
+                "leave it out, or decode with --backend transformers."
+            )
         return replace(source, device="cpu").load(pack_weights=False)
 
     def decoders(self, source: PairSource, pair: ModelPair, records: Records) -> Decoders | None:

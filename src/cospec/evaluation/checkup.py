@@ -6,13 +6,14 @@ A minute of what `cospec audit` measures at length, and without a task: nothing 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cospec.config import SamplingConfig
 from cospec.engine import Engine
-from cospec.evaluation.audit.costs import Costs, accepted, measure_costs, predicted_speedups
+from cospec.evaluation.audit.costs import accepted, predicted_speedups
 from cospec.models.cache import CachedModel
-from cospec.models.packed import PackedLinear
+from cospec.models.costs import Costs, measure_costs
+from cospec.models.pair import weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,19 +87,13 @@ def check_up(
     )
     digits = "".join(paths)
     return Checkup(
-        sum(map(_weight_bytes, pair.models)),
+        sum(map(weight_bytes, pair.models)),
         sum(map(_cache_bytes, pair.models)),
         len(digits),
         digits.count("1") / len(digits),
         costs,
         predicted_speedups(costs, paths),
     )
-
-
-def _weight_bytes(model: PreTrainedModel) -> int:
-    packed = [module.weight for module in model.modules() if isinstance(module, PackedLinear)]
-    weights: list[Any] = [*model.parameters(), *packed]  # packed ones tell no size of their own
-    return sum(weight.shape.numel() * weight.dtype.itemsize for weight in weights)
 
 
 def _cache_bytes(model: PreTrainedModel) -> int:

@@ -9,10 +9,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from cospec.errors import ConfigError, PairError, PromptError, TokenizerMismatchError
-from cospec.models import packed
+from cospec.errors import (
+    ConfigError,
+    PairError,
+    PromptError,
+    TokenizerMismatchError,
+    unknown_name,
+)
+from cospec.models import packed, quantized
 from cospec.models.attention import use_grouped_attention
 from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.cache import probe
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Quantization: TypeAlias = Literal["none", "int8"]
+"""Of a draft's weights."""
 _SAMPLE_TEXTS = (
     "Janet's ducks lay 16 eggs per day; she sells 3.5 of them for $1,234.50.",
     "def f(x):\n    return x**2  # naïve — 東京 🙂\n\n",
@@ -42,6 +50,7 @@ class ModelPair:
         draft: The model that proposes, ``q``; None where tokens are drafted without a model.
         tokenizer: The target's; None for pairs that work on token ids only.
         notes: Differences that were found and do not matter, or how they are resolved.
+        draft_quantization: Of the draft's weights: ``int8`` if they are 8-bit ones.
 
     Raises:
         UnsupportedModelError: A model cannot roll back its state.
@@ -51,6 +60,7 @@ class ModelPair:
     draft: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
+    draft_quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -70,6 +80,7 @@ class ModelPair:
         device: str | torch.device = "auto",
         allow_pickle: bool = False,
         pack_weights: bool = True,
+        draft_quantization: Quantization = "none",
         **kwargs: Any,  # Any: whatever transformers' from_pretrained takes
     ) -> ModelPair:
         """Load a pair from hub ids, folders or GGUF files.
@@ -85,13 +96,19 @@ class ModelPair:
             pack_weights: On a CPU, keep the weights in the layout of its matrix kernels where it
                 has them (`cospec.models.packed`): faster, and a row's result no longer depends on
                 its batch. The models of the pair can then not be saved or trained.
+            draft_quantization: Of the draft's weights: none, or int8 on a CPU, with which its steps
+                over a few rows are faster and its proposals a little worse
+                (`cospec.models.quantized`).
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``.
 
         Raises:
-            ConfigError: There is no bundled pair of that name.
+            ConfigError: There is no bundled pair of that name, or the draft cannot be quantized.
             CheckpointError: A checkpoint is missing, corrupt or pickled.
             PairError: The two cannot work together.
         """
+        if draft_quantization not in get_args(Quantization):
+            allowed = get_args(Quantization)
+            raise ConfigError(unknown_name("draft quantization", draft_quantization, allowed))
         if str(target).startswith(BUNDLED):
             if draft is not None:
                 raise ConfigError(f"{target} names both models; leave out draft ({draft}).")
@@ -105,13 +122,18 @@ class ModelPair:
             for source in sources
         ]
         notes += [] if draft is None else _compare_models(*models)
-        notes += _slow_types(models)
-        pair = cls(models[0], None if draft is None else models[1], tokenizers[0], tuple(notes))
-        if pack_weights:
-            assert pair.fingerprint, "is of the plain weights, so it is taken before"
-            for model in models:
-                packed.pack_weights(model)
+        own = None if draft is None else models[1]
+        pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
+        pair._change_weights(pack_weights)
         return pair
+
+    def _change_weights(self, pack_weights: bool) -> None:
+        """Quantize the draft if that is asked for, and pack what is not."""
+        assert self.fingerprint, "is of the plain weights, so it is taken before they change"
+        if self.draft_quantization == "int8":
+            quantized.quantize_weights(self.draft_model)
+        for model in self.models if pack_weights else ():
+            packed.pack_weights(model)
 
     @property
     def models(self) -> tuple[PreTrainedModel, ...]:
@@ -134,13 +156,22 @@ class ModelPair:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash that tells this pair from others: shapes of all weights and some of them."""
+        """A short hash that tells this pair from others: shapes of all weights and some of them.
+
+        The kind of a draft's quantized weights follows after a hyphen.
+        """
         digest = hashlib.sha256()
         for model in self.models:
             for name, weight in model.state_dict().items():
                 some = weight.flatten()[:64].float().cpu().numpy().tobytes()
                 digest.update(f"{name} {tuple(weight.shape)}".encode() + some)
-        return digest.hexdigest()[:16]
+        end = "" if self.draft_quantization == "none" else f"-{self.draft_quantization}"
+        return digest.hexdigest()[:16] + end
+
+    @property
+    def draft_size(self) -> float:
+        """Bytes of the draft's weights over those of the target's."""
+        return weight_bytes(self.draft_model) / weight_bytes(self.target)
 
     @property
     def context_length(self) -> int:
@@ -192,6 +223,16 @@ class ModelPair:
         return self.encode(text, add_special_tokens=False)
 
 
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of a model's weights: those of packed and 8-bit layers too, shared ones once."""
+    weights: dict[int, torch.Tensor] = {id(weight): weight for weight in model.parameters()}
+    for module in model.modules():
+        if isinstance(module, packed.PackedLinear | quantized.Int8Linear):
+            weights[id(module)] = module.weight
+    # Packed weights tell no size of their own.
+    return sum(weight.shape.numel() * weight.dtype.itemsize for weight in weights.values())
+
+
 def _as_set(ids: int | list[int] | None) -> frozenset[int]:
     if ids is None:
         return frozenset()
@@ -238,16 +279,6 @@ def compare_tokenizers(
             shown = "" if name == "chat_template" else f" ({values[0]!r} against {values[1]!r})"
             notes.append(f"the draft has another {name}{shown}; the target's is used")
     return notes
-
-
-def _slow_types(models: Sequence[PreTrainedModel]) -> list[str]:
-    """Note types of weights that this machine's processor is slow in."""
-    found = {str(model.dtype) for model in models if packed.is_slow(model.device, model.dtype)}
-    return [
-        f"this processor has no instructions for {name.removeprefix('torch.')}, in which it is "
-        "several times slower than in float32: load the pair with dtype float32"
-        for name in sorted(found)
-    ]
 
 
 def _compare_models(target: PreTrainedModel, draft: PreTrainedModel) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cospec.evaluation.audit.costs import Costs, measure_costs, num_blocks, predicted_speedups
+from cospec.evaluation.audit.costs import num_blocks, predicted_speedups
+from cospec.models.costs import Costs, measure_costs
 from tests.conftest import family_pair
 
 
@@ -41,3 +42,12 @@ def test_costs_are_measured_for_every_length() -> None:
     assert len(costs.verify_s) == 3 and min(costs.verify_s) > 0 and costs.draft_step_s > 0
     assert costs.context + 3 <= family_pair("llama").context_length
     assert Costs(**costs.to_dict()) == costs
+
+
+def test_the_bound_is_what_the_forwards_of_a_block_allow():
+    costs = Costs(1, 10, 0.25, [1.0, 1.0, 1.5])
+    assert costs.token_s == 0.5
+    assert costs.bound(3.0, 2, 2) == 3 / 2
+    assert costs.bound(3.0, 2, 0) == 3 / 1.5, "looked up"
+    assert costs.bound(2.0, 1.5, 1.5) == 2 / (0.375 + 1.25), "between two measured lengths"
+    assert Costs(1, 10, 0.25, [1.0, 0.9]).token_s == 0.25

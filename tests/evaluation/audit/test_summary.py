@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cospec.evaluation.audit.costs import Costs
 from cospec.evaluation.audit.summary import BINNED, if_free_stood, outcome, summarize
+from cospec.models.costs import Costs
 
 COSTS = Costs(batch_size=1, context=10, draft_step_s=0.1, verify_s=[1.0, 1.1, 1.2])
 SLOW = Costs(batch_size=4, context=10, draft_step_s=0.9, verify_s=[1.0, 1.1, 1.2])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cospec.evaluation.audit.costs import Costs
+    from cospec.models.costs import Costs
     from cospec.results import Json
 
 OUTCOMES = ("only_draft", "only_target", "both", "neither")

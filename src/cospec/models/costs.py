@@ -1,0 +1,140 @@
+"""Measured costs of a pair's forwards on this machine, and the most that blocks can gain at them.
+
+A block of k costs k draft steps and one target forward over k + 1 tokens; plain decoding costs one
+target forward over one token for each. Everything else (prompts, sampling, Python) is left out, so
+that what follows is what the models allow (Leviathan et al., 2211.17192, section 3.3, with the
+measured cost of a longer forward in place of a constant).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from cospec.models.cache import CachedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+    from cospec.models.pair import ModelPair
+
+_CONTEXT = 256
+"""Tokens in the cache where nothing is known of the texts."""
+_TOKEN_COSTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, int], float]] = WeakKeyDictionary()
+"""By draft, then by k and batch size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Median seconds of forwards of a pair, all rows together."""
+
+    batch_size: int
+    """Rows of a forward."""
+    context: int
+    """Tokens in the cache before it."""
+    draft_step_s: float
+    """One draft forward over one token a row."""
+    verify_s: list[float]
+    """Entry n - 1: one target forward over n tokens a row, with all logits."""
+
+    @property
+    def token_s(self) -> float:
+        """One more drafted token a row: a draft step, and what the target's forward takes more."""
+        num_more = len(self.verify_s) - 1
+        added = (self.verify_s[-1] - self.verify_s[0]) / num_more if num_more else 0.0
+        return self.draft_step_s + max(0.0, added)
+
+    def bound(self, acceptance_length: float, num_drafted: float, num_steps: float) -> float:
+        """Speed-up over the target alone if nothing but these forwards took time.
+
+        Args:
+            acceptance_length: Tokens a block.
+            num_drafted: Tokens drafted for a block, which the target reads.
+            num_steps: Draft steps of a block: fewer where tokens were looked up.
+        """
+        lengths = np.arange(len(self.verify_s))
+        verify_s = float(np.interp(num_drafted, lengths, self.verify_s))
+        return acceptance_length * self.verify_s[0] / (num_steps * self.draft_step_s + verify_s)
+
+    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
+        """The costs as a JSON object."""
+        return asdict(self)
+
+
+def token_cost(pair: ModelPair, k: int, batch_size: int) -> float:
+    """Return the cost of one more drafted token in target steps, measured once a process.
+
+    Args:
+        pair: The models.
+        k: Longest block.
+        batch_size: Rows of every forward.
+    """
+    known = _TOKEN_COSTS.setdefault(pair.draft_model, {})
+    if (k, batch_size) not in known:
+        costs = measure_costs(
+            pair, max_tokens=k + 1, context=_CONTEXT, batch_size=batch_size, num_trials=5
+        )
+        known[k, batch_size] = costs.token_s / costs.verify_s[0]
+    return known[k, batch_size]
+
+
+@torch.inference_mode()
+def measure_costs(
+    pair: ModelPair, *, max_tokens: int, context: int, batch_size: int = 1, num_trials: int = 15
+) -> Costs:
+    """Time a draft step and target forwards over 1 to `max_tokens` tokens, taking turns.
+
+    Args:
+        pair: The models.
+        max_tokens: Longest target forward.
+        context: Tokens in the cache; cut to what the pair's context holds.
+        batch_size: Rows of every forward.
+        num_trials: Of each; the first two warm up and are left out.
+    """
+    context = max(1, min(context, pair.context_length - max_tokens))
+    steps = [_forward(pair.draft_model, context, batch_size, 1)]
+    steps += [_forward(pair.target, context, batch_size, n) for n in range(1, max_tokens + 1)]
+    seconds: list[list[float]] = [[] for _ in steps]
+    for _ in range(num_trials + 2):
+        for step, found in zip(steps, seconds, strict=True):
+            found.append(step())
+    draft, *verify = [median(found[2:]) for found in seconds]
+    return Costs(batch_size, context, draft, verify)
+
+
+def _forward(
+    model: Any,
+    context: int,
+    batch_size: int,
+    num_tokens: int,  # Any: a transformers model
+) -> Callable[[], float]:
+    """Return a function that reads `num_tokens` tokens a row after `context`, in seconds."""
+    cached = CachedModel(model)
+    ids = torch.arange(batch_size * context, device=cached.device).view(batch_size, context)
+    ids = ids * 7 % cached.vocab_size
+    cached.reserve(batch_size, context + num_tokens)
+    cached.prefill(ids.tolist(), 0)
+    starts = torch.full((batch_size,), context, device=cached.device)
+
+    def run() -> float:
+        _synchronise(cached.device)
+        start = time.perf_counter()
+        window = cached.window(starts, num_tokens, context + num_tokens)
+        cached.read(ids[:, :1].expand(-1, num_tokens), window, num_tokens)
+        _synchronise(cached.device)
+        return time.perf_counter() - start
+
+    return run
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
