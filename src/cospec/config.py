@@ -111,7 +111,7 @@ def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
     raise ConfigError(f"{name} is {values!r}; it must be a list of {kind.__name__}.")
 
 
-DrafterName: TypeAlias = Literal["model", "ngram"]
+DrafterName: TypeAlias = Literal["model", "ngram", "suffix", "ngram+model", "suffix+model"]
 """Drafters of `cospec.drafters`."""
 _WHOLE_NUMBERS = (
     "num_speculative_tokens",
@@ -139,13 +139,23 @@ class DecodeConfig:
     draft_confidence_threshold: float = 0.0
     """End a drafted block after a token to which the draft gives a lower probability (0 to 1):
     drafts that would be thrown away are not made. Lossless decoding stays exact."""
+    adaptive: bool = False
+    """End each block, at -k tokens at most, before a token that is not expected to pay by the
+    draft's confidence, the row's acceptance so far and the cost of forwards: no token is drafted
+    where none pays. Lossless decoding stays exact. It is of the draft model's tokens alone."""
+    adaptive_cost: float | None = None
+    """Cost of one more drafted token in target steps (its draft step, and what it adds to the
+    target's forward) that --adaptive goes by; by default measured once, so that blocks may end
+    elsewhere in another run."""
     drafter: DrafterName = "model"
-    """Who drafts: model (the pair's draft) or ngram (prompt lookup: what followed the last tokens
-    where they occurred before; for arbiters that do not ask for the draft's logits)."""
+    """Who drafts: model (the pair's draft), ngram (prompt lookup: what followed the last tokens
+    where they occurred before), suffix (what most often followed the longest end of the text), or
+    one of these before the model: ngram+model, suffix+model. Arbiters that ask for the draft's
+    logits rule on the model's tokens only."""
     prompt_lookup_max: int = 4
     """Most last tokens that the ngram drafter searches for."""
     prompt_lookup_min: int = 2
-    """Fewest last tokens that the ngram drafter searches for."""
+    """Fewest last tokens that a drafter must find again in the text."""
     keep_trace: tyro.conf.Suppress[bool] = True
     """Record every mismatch in `Completion.trace`."""
 
@@ -168,6 +178,9 @@ class DecodeConfig:
                 f"draft_confidence_threshold is {threshold}; it is a "
                 "probability, from 0 (blocks are never ended early) to 1."
             )
+        cost = self.adaptive_cost
+        if cost is not None and (not isinstance(cost, Real) or not cost >= 0):
+            raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
         if self.drafter not in get_args(DrafterName):
             raise ConfigError(unknown_name("drafter", self.drafter, get_args(DrafterName)))
         if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:

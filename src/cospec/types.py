@@ -75,6 +75,8 @@ class Proposal:
             row's length, so that the residual there is p itself; None when every row is greedy.
         hidden: The draft's last hidden states, K tensors of (B, H); None if it has none, or if
             they were not asked for.
+        by_model: Whether a model drafted the tokens of each row, (B,) bool; logits and states of
+            other rows are of no meaning. None where the drafter does the same for all rows.
     """
 
     token_ids: Tensor
@@ -83,6 +85,7 @@ class Proposal:
     logits: list[Tensor] | None = None
     probs: Tensor | None = None
     hidden: list[Tensor] | None = None
+    by_model: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ class MismatchTrace:
     """Whether a ruling for the draft would have counted (the engine's safety rules allow it)."""
     veto: str | None = None
     """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
-    ``forbidden`` or ``non_finite``."""
+    ``forbidden`` or ``non_finite``; or ``no_draft``, where the arbiter was not asked."""
     features: Tensor = field(default=NO_FEATURES, compare=False)
     """What the arbiter saw, (F,) float32 on the CPU, if it tells: `Ruling.features`."""
 

@@ -54,14 +54,11 @@ def a_job(name, **more):
 
 @pytest.mark.slow
 @requires_vllm
-@pytest.mark.parametrize(("name", "num_prompts"), [("family", 10), ("specialist", 16)])
-def test_completions_decisions_and_branches_are_those_of_our_engine(
-    name, num_prompts, tmp_path
-) -> None:
+@pytest.mark.parametrize("name", ["family", "specialist"])
+def test_completions_decisions_and_branches_are_those_of_our_engine(name, tmp_path) -> None:
     learned = f"{HOME / 'arbiters' / name}:max_mismatch_rate=inf"
     arbiters = [["lossless", False], ["gap:max_gap=1", False], [learned, True]]
-    tokenizer = load_tokenizer(bundled_models(f"bundled:{name}")[0])
-    prompts = encoded_problems(tokenizer, num_prompts)
+    prompts = encoded_problems(load_tokenizer(bundled_models(f"bundled:{name}")[0]), 10)
     found = run("law", a_job(name, arbiters=arbiters, prompts=prompts, max_tokens=80), tmp_path)
     for spec, by_kind in found.items():
         for kind, told in by_kind.items():

@@ -160,7 +160,7 @@ def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
         our_blocks.append(Block(K, ids[r].tolist(), target_ids, *flags_of_row))
     decisions = arbitrate(arbiter, walked, our_blocks, proposal, verified, GREEDY, keep_trace=True)
     for row, block, decided in zip(walked, our_blocks, decisions, strict=True):
-        walk(row, block, decided, K, keep_trace=True)
+        walk(row, block, decided, keep_trace=True)
 
     rows = flat(p, q, ids)
     rows = replace(

@@ -104,7 +104,7 @@ class Generate:
         run = Run("generate", self.output, files=(self.trace,))
         self.prompts.read()
         spec = self.pair.find_arbiter(self.decode.arbiter)
-        pair = self.pair.load(needs_draft=self.decode.drafter == "model")
+        pair = self.pair.load(needs_draft="model" in self.decode.drafter)
         arbiter = load_arbiter(spec, pair)
         decode = self.decode.for_arbiters([arbiter])
         for note in (*pair.notes, *notes_on(arbiter, decode)):

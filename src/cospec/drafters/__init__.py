@@ -7,10 +7,27 @@ passed to the engine: ``Engine(pair, arbiter, drafter=MyDrafter)``.
 from __future__ import annotations
 
 from cospec.drafters.base import Drafter, DraftRow
+from cospec.drafters.chained import NgramFirst, SuffixFirst
 from cospec.drafters.model import ModelDrafter
 from cospec.drafters.ngram import NgramDrafter
+from cospec.drafters.suffix import SuffixDrafter
 
-DRAFTERS: dict[str, type[Drafter]] = {"model": ModelDrafter, "ngram": NgramDrafter}
+DRAFTERS: dict[str, type[Drafter]] = {
+    "model": ModelDrafter,
+    "ngram": NgramDrafter,
+    "suffix": SuffixDrafter,
+    "ngram+model": NgramFirst,
+    "suffix+model": SuffixFirst,
+}
 """By name, as `DecodeConfig.drafter` has it."""
 
-__all__ = ["DRAFTERS", "DraftRow", "Drafter", "ModelDrafter", "NgramDrafter"]
+__all__ = [
+    "DRAFTERS",
+    "DraftRow",
+    "Drafter",
+    "ModelDrafter",
+    "NgramDrafter",
+    "NgramFirst",
+    "SuffixDrafter",
+    "SuffixFirst",
+]

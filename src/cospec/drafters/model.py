@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cospec.drafters.adaptive import Pace
 from cospec.drafters.base import Drafter
 from cospec.models.cache import CachedModel
-from cospec.sampling import draw
-from cospec.types import Needs, Origin, Proposal
+from cospec.models.costs import token_cost
+from cospec.sampling import draw, one_hot
+from cospec.types import Needs, Proposal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
 class ModelDrafter(CachedModel, Drafter):
     """Proposes what the draft of a pair chooses.
 
-    It ends a row's block after a token of less than `DecodeConfig.draft_confidence_threshold`. Rows
-    end each for itself, and the model runs until the last one has. Where a block ends has no part
-    in what its tokens are, so that lossless decoding stays exact.
+    It ends a row's block after a token of less than `DecodeConfig.draft_confidence_threshold`, and
+    with `DecodeConfig.adaptive` before a token that is not expected to pay (`adaptive`). Rows end
+    each for itself, and the model runs until the last one has. Where a block ends has no part in
+    what its tokens are, so that lossless decoding stays exact.
     """
 
     provides: ClassVar[Needs] = Needs.DRAFT
@@ -42,18 +46,30 @@ class ModelDrafter(CachedModel, Drafter):
         """
         super().__init__(pair.draft_model, Needs.DRAFT_HIDDEN in needs)
         self._k, self._min_confidence = config.k, config.draft_confidence_threshold
+        self._pair, self._config = pair, config
         self._target_vocab_size: int = pair.target.config.get_text_config().vocab_size
+        self._num_read: dict[int, int] = {}
+        """By row, tokens at its beginning that are in the cache, if so many stand."""
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
         end = max(map(len, rows)) + self._k
         self.reserve(len(rows), end)
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
-        num_unread = max(map(_num_unread, rows))
+        # Where the whole block stood, its last token was never read, and the bonus token neither.
+        num_read = [min(self._num_read.get(r, 0), len(row) - 1) for r, row in enumerate(rows)]
+        num_unread = max(len(row) - number for row, number in zip(rows, num_read, strict=True))
         starts = torch.tensor([len(row) - num_unread for row in rows], device=self.device)
         window = self.window(starts, num_unread + self._k - 1, end)
         ids = torch.tensor([row.last_tokens(num_unread) for row in rows], device=self.device)
-        is_open = torch.ones_like(lengths, dtype=torch.bool)
+        pace = None
+        if self._token_cost is not None:
+            pace = Pace(rows, self._token_cost, self._k, self.device)
+        may_end = bool(self._min_confidence) or pace is not None
+        is_open = torch.ones_like(lengths, dtype=torch.bool) if pace is None else pace.is_open
+        if not is_open.any():
+            self._num_read |= dict(enumerate(num_read))
+            return self._nothing(rows, chance)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         column = 0
         for j in range(self._k):
@@ -68,17 +84,22 @@ class ModelDrafter(CachedModel, Drafter):
                 q = chance.warper.probs(torch.where(is_sound, step_logits, 0.0)[:, None])
                 ids = draw(q, chance.numbers.draft[:, j : j + 1])
                 # 0 after the end of a row's block: there the residual is p itself.
-                probs.append(q * is_open[:, None, None] if self._min_confidence else q)
+                probs.append(q * is_open[:, None, None] if may_end else q)
             drafted.append(ids)
             logits.append(step_logits)
             are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
             lengths = lengths + is_open
-            if self._min_confidence:
-                is_open = is_open & (_confidence(step_logits, ids) >= self._min_confidence)
+            if may_end and j + 1 < self._k:
+                confidence = _confidence(step_logits, ids)
+                is_open = is_open & (confidence >= self._min_confidence)
+                if pace is not None:
+                    is_open = is_open & pace.goes_on(confidence, chance.warper)
                 if not is_open.any():
                     break
+        for r, row in enumerate(rows):
+            self._num_read[r] = len(row) + len(drafted) - 1
         return Proposal(
             token_ids=torch.cat(drafted, dim=1),
             lengths=lengths,
@@ -88,23 +109,62 @@ class ModelDrafter(CachedModel, Drafter):
             hidden=hidden or None,
         )
 
+    @cached_property
+    def _token_cost(self) -> float | None:
+        """Cost of one more drafted token in target steps, measured where blocks are adaptive."""
+        config = self._config
+        if not config.adaptive or config.adaptive_cost is not None:
+            return config.adaptive_cost if config.adaptive else None
+        return token_cost(self._pair, config.k, config.batch_size)
+
+    def _nothing(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
+        """Return blocks of no token for all rows."""
+        none = torch.zeros(len(rows), 0, dtype=torch.int64, device=self.device)
+        probs = None
+        if chance.warper is not None:
+            probs = one_hot(none, self._target_vocab_size)
+        return Proposal(none, torch.zeros_like(none).sum(dim=1), none.bool(), probs=probs)
+
+    def forget_drafted(self, row: int, length: int) -> None:
+        """Take what was drafted after the `length` tokens of a row as unread: others stand there.
+
+        Needed where the row's block was not the one that was returned.
+        """
+        self._num_read[row] = min(self._num_read.get(row, 0), length)
+
+    def prefill(
+        self, prompts: list[list[int]], first_row: int, held: list[list[int]] | None = None
+    ) -> None:
+        """Read the prompts of new rows; see `Drafter`."""
+        super().prefill(prompts, first_row, held)
+        self._num_read |= {first_row + i: len(prompt) for i, prompt in enumerate(prompts)}
+
+    def save_row(self, row: int, num_tokens: int) -> Any:  # Any: as in `Drafter`
+        """Return what is stored of a row, and how much of it was read."""
+        return min(self._num_read.get(row, 0), num_tokens), super().save_row(row, num_tokens)
+
+    def load_row(self, row: int, saved: Any, num_tokens: int) -> None:  # Any: from `save_row`
+        """Store the first tokens of a saved row in a row."""
+        num_read, stored = saved
+        super().load_row(row, stored, num_tokens)
+        self._num_read[row] = min(num_read, num_tokens)
+
+    def copy_row(self, source: int, destination: int) -> None:
+        """Store row `source` in place of row `destination`."""
+        super().copy_row(source, destination)
+        self._num_read[destination] = self._num_read.get(source, 0)
+
+    def clear(self, row: int, start: int) -> None:
+        """Forget what is stored of a row from a position on."""
+        super().clear(row, start)
+        self.forget_drafted(row, start)
+
     def _fit(self, logits: Tensor) -> Tensor:
         """The draft's logits in the target's width: what only one of them has is padding."""
         missing = self._target_vocab_size - logits.shape[-1]
         if missing == 0:
             return logits
         return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
-
-
-def _num_unread(row: DraftRow) -> int:
-    """Tokens at the end of a row that the draft has yet to read: one, or after a bonus token two.
-
-    The last token of a block is never read while it is drafted. If all of them stand, the bonus
-    token comes after it and both are unread. Whether the rollout that a branch has just left ended
-    so there is not recorded: reading a token twice does no harm.
-    """
-    is_new_branch = bool(row.generated) and not row.stats.num_drafts
-    return 2 if is_new_branch or row.origins[-1:] == [Origin.BONUS] else 1
 
 
 def _confidence(logits: Tensor, ids: Tensor) -> Tensor:

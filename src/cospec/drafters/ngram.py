@@ -11,24 +11,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from cospec.drafters.base import Drafter
+from cospec.drafters.lookup import LookupDrafter
 from cospec.errors import ConfigError
-from cospec.sampling import one_hot
-from cospec.types import Proposal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cospec.config import DecodeConfig
-    from cospec.drafters.base import DraftRow
     from cospec.models.pair import ModelPair
-    from cospec.sampling import Chance
     from cospec.types import Needs
 
 
-class NgramDrafter(Drafter):
+class NgramDrafter(LookupDrafter):
     """Proposes what followed the last tokens of a row where they occurred before."""
 
     def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
@@ -37,33 +30,17 @@ class NgramDrafter(Drafter):
         Raises:
             ConfigError: Blocks are to end by the draft's confidence, which there is none of.
         """
+        super().__init__(pair, config, needs)
         if config.draft_confidence_threshold:
             raise ConfigError(
                 f"draft_confidence_threshold is {config.draft_confidence_threshold}, and the ngram "
                 "drafter has no probabilities to compare with it; set it to 0."
             )
-        self._k = config.k
         self._longest, self._shortest = config.prompt_lookup_max, config.prompt_lookup_min
-        self._device = pair.target.device
-        self._vocab_size: int = pair.target.config.get_text_config().vocab_size
 
-    def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
-        """Look the last tokens of each row up in it; no token where they are new."""
-        found = [
-            look_up(row.prompt_ids + row.generated, self._k, self._longest, self._shortest)
-            for row in rows
-        ]
-        width = max(map(len, found))
-        padded = [ids + [0] * (width - len(ids)) for ids in found]
-        token_ids = torch.tensor(padded, dtype=torch.int64, device=self._device)  # (B, K)
-        lengths = torch.tensor([len(ids) for ids in found], device=self._device)
-        is_drafted = torch.arange(width, device=self._device) < lengths[:, None]  # (B, K)
-        probs = None
-        if chance.warper is not None:
-            # What is looked up is drawn from a distribution with all its mass on one token, so
-            # that it is accepted with p(token), and the residual is p without that token.
-            probs = one_hot(token_ids, self._vocab_size) * is_drafted[..., None]
-        return Proposal(token_ids, lengths, torch.ones_like(is_drafted), probs=probs)
+    def find(self, token_ids: list[int]) -> list[int]:
+        """Return what followed the last tokens where they occurred before."""
+        return look_up(token_ids, self._k, self._longest, self._shortest)
 
 
 def look_up(token_ids: list[int], k: int, longest: int, shortest: int) -> list[int]:

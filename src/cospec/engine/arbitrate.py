@@ -10,7 +10,7 @@ import torch
 from cospec.engine.verify import collect_mismatches, is_cut, trace_probs
 from cospec.errors import ArbiterError
 from cospec.rulings import Veto, find_vetoes
-from cospec.types import NO_FEATURES, Arbiter, MismatchBatch, Origin, Ruling
+from cospec.types import NO_FEATURES, Arbiter, MismatchBatch, Needs, Origin, Ruling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,16 +61,18 @@ def arbitrate(
         keep_trace: Whether to bring probabilities and features to the host as well.
 
     Returns:
-        By row, the decision at the place of each mismatch.
+        By row, the decision at the place of each mismatch. An arbiter that needs what the draft
+        says is not asked about tokens that no model drafted: the target's stand.
 
     Raises:
         ArbiterError: The answer is not a ruling on each mismatch.
     """
-    decisions: list[dict[int, Decision]] = [{} for _ in blocks]
+    decisions = _unasked(arbiter, blocks, proposal)
     where = [
         (r, j, _is_stop(row, block, j), len(row.generated) + j < row.config.exact_prefix_tokens)
         for r, (row, block) in enumerate(zip(rows, blocks, strict=True))
         for j in block.mismatches()
+        if j not in decisions[r]
     ]
     if not where:
         return decisions
@@ -94,6 +96,16 @@ def arbitrate(
     for (row, place, *_), decision in zip(where, found, strict=True):
         decisions[row][place] = decision
     return decisions
+
+
+def _unasked(
+    arbiter: Arbiter, blocks: Sequence[Block], proposal: Proposal
+) -> list[dict[int, Decision]]:
+    """Leave to the target what no model drafted, if the arbiter needs what the draft says."""
+    if proposal.by_model is None or not arbiter.needs & Needs.DRAFT:
+        return [{} for _ in blocks]
+    unasked = Decision(keep_draft=False, is_open=False, veto=Veto.NO_DRAFT)
+    return [dict.fromkeys(() if b.by_model else b.mismatches(), unasked) for b in blocks]
 
 
 def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[Decision]:

@@ -113,18 +113,21 @@ class SpeculativeBatch(Batch):
         """Bring what the walk needs to the host in one go."""
         flags = (verified.is_match, verified.is_finite, proposal.is_finite)
         parts = [proposal.token_ids, verified.target_ids, *(flag.long() for flag in flags)]
-        packed = torch.cat([*parts, proposal.lengths[:, None]], dim=1).cpu()
-        *fields, lengths = torch.split(packed, [*(p.shape[1] for p in parts), 1], dim=1)
-        lists = lengths[:, 0].tolist(), *(field.tolist() for field in fields)
-        return [Block(*row) for row in zip(*lists, strict=True)]
+        by_model = proposal.by_model
+        if by_model is None:
+            by_model = torch.full_like(proposal.lengths, self._drafter.has_model)
+        ends = [number.long()[:, None] for number in (proposal.lengths, by_model)]
+        packed = torch.cat([*parts, *ends], dim=1).cpu()
+        *fields, lengths, modelled = torch.split(packed, [*(p.shape[1] for p in parts), 1, 1], 1)
+        lists = lengths[:, 0], *fields, modelled[:, 0]
+        return [Block(*row) for row in zip(*(each.tolist() for each in lists), strict=True)]
 
     def _walk(self, blocks: list[Block], decisions: list[dict[int, Decision]]) -> None:
         """Append to each row what stands of its block; a row's error comes after the others."""
         error = None
         for row, block, decided in zip(self.rows, blocks, decisions, strict=True):
-            num_forwards = block.length if self._drafter.has_model else 0
             try:
-                walk(row, block, decided, num_forwards, keep_trace=self._keep_trace)
+                walk(row, block, decided, keep_trace=self._keep_trace)
             except NonFiniteError as caught:
                 error = error or caught
         if error is not None:

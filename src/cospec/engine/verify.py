@@ -174,7 +174,10 @@ def trace_probs(verified: Verification, proposal: Proposal, batch: MismatchBatch
     p = _probs(verified.logits[rows, places], ids)
     if proposal.logits is None:
         return torch.cat([p, torch.full_like(p, torch.nan)])
-    return torch.cat([p, _probs(_at(proposal.logits, rows, places), ids)])
+    q = _probs(_at(proposal.logits, rows, places), ids)
+    if proposal.by_model is not None:
+        q = q.masked_fill(~proposal.by_model[rows], torch.nan)
+    return torch.cat([p, q])
 
 
 def _probs(logits: Tensor, ids: Tensor) -> Tensor:

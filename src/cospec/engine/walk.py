@@ -35,6 +35,8 @@ class Block(NamedTuple):
     """Whether the target's logits are finite at each place: K + 1."""
     is_draft_finite: list[int]
     """Whether the draft's logits are finite at each place: K."""
+    by_model: int = 1
+    """Whether a model drafted the tokens."""
 
     def mismatches(self) -> list[int]:
         """Places that the target does not accept."""
@@ -45,7 +47,6 @@ def walk(
     row: Row,
     block: Block,
     decisions: dict[int, Decision],
-    num_draft_forwards: int,
     *,
     keep_trace: bool,
 ) -> None:
@@ -55,7 +56,6 @@ def walk(
         row: The row, as before the block.
         block: What the models said.
         decisions: What counts at each mismatch, by place.
-        num_draft_forwards: Forwards of a draft model that the row took part in.
         keep_trace: Whether to record the block in the row's trace.
 
     Raises:
@@ -81,7 +81,7 @@ def walk(
         if row.finish_reason or origin in (Origin.CORRECTION, Origin.BONUS):
             break
     kept = row.origins[start:]
-    _count(row.stats, block, kept, num_mismatches, num_draft_forwards)
+    _count(row.stats, block, kept, num_mismatches)
     if keep_trace:
         mismatches = tuple(
             _trace(block, place, decision, start, is_reached=place < len(kept))
@@ -123,9 +123,7 @@ def _trace(
     )
 
 
-def _count(
-    stats: Stats, block: Block, kept: list[Origin], num_mismatches: int, num_draft_forwards: int
-) -> None:
+def _count(stats: Stats, block: Block, kept: list[Origin], num_mismatches: int) -> None:
     """Add a block to a row's statistics."""
     num_accepted = 0
     for origin in kept:
@@ -135,7 +133,7 @@ def _count(
     stats.num_tokens += len(kept)
     stats.num_drafts += 1
     stats.num_draft_tokens += block.length
-    stats.num_draft_forwards += num_draft_forwards
+    stats.num_draft_forwards += block.length * block.by_model
     stats.num_mismatches += num_mismatches
     stats.num_non_finite_drafts += block.is_draft_finite[: block.length].count(0)
     per_pos = stats.num_accepted_tokens_per_pos

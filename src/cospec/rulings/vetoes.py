@@ -28,6 +28,8 @@ class Veto(enum.IntEnum):
     """The token is one of the first ``exact_prefix_tokens``."""
     STOP_TOKEN = 4
     """One of the two tokens would end the text."""
+    NO_DRAFT = 5
+    """The arbiter needs what the draft says of the token, and no model drafted it: not asked."""
 
 
 def find_vetoes(

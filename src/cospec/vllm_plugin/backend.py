@@ -199,6 +199,8 @@ def check_config(config: DecodeConfig) -> None:
         raise ConfigError(
             f"drafter is {config.drafter!r}; the vLLM backend drafts with the model alone."
         )
+    if config.adaptive:
+        raise ConfigError("vLLM drafts whole blocks, so leave out adaptive.")
     if config.draft_confidence_threshold:
         raise ConfigError(
             "draft_confidence_threshold is "

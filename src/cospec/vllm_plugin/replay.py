@@ -90,7 +90,7 @@ def replay(row: Row, blocks: Sequence[RuledBlock], token_ids: Sequence[int]) -> 
         own_tokens_up_to(start)
         if row.finish_reason:
             break
-        walk(row, block, decisions, block.length, keep_trace=True)
+        walk(row, block, decisions, keep_trace=True)
     own_tokens_up_to(begin + len(token_ids))
     found = row.generated[begin:]
     assert found == list(token_ids[: len(found)]), (

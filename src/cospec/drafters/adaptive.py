@@ -1,0 +1,102 @@
+"""The end of a block by cost: one more token is drafted only while it is expected to pay.
+
+In units of a target step over one token, one more drafted token costs m (its draft step, and what
+it adds to the target's forward). It is of use if it and all before it stand. A token is worth what
+decoding makes of the same time, so that it pays while
+
+    P(all drafted so far stand) * a > m * rate.
+
+``a`` is the row's acceptance so far, over its last tokens and with a weak prior, so that a row that
+has stopped drafting tries again; ``rate`` is the most tokens a target step at which blocks of one
+length could decode with it, max over n of (1 + a + ... + a^n) / (1 + n m). Greedy, the product of
+the draft's confidences is taken for the probability; sampled, where a confidence says little of
+what is accepted, a power of ``a``. Where a <= m nothing is drafted: that is the target alone.
+
+A row's decisions depend on its own text and on m alone. They have no part in what a token is, so
+that lossless decoding stays exact.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.types import Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cospec.drafters.base import DraftRow
+    from cospec.sampling import Warper
+
+_NUM_LAST = 128
+"""Last tokens of a row that count."""
+_PRIOR = 4, 1
+"""Tokens that were accepted and rejected before the row's first."""
+
+
+class Pace:
+    """Limits of the blocks of some rows, by what one more token costs and gains.
+
+    Args:
+        rows: As before the block.
+        token_cost: m, in target steps.
+        k: Most tokens of a block.
+        device: Of the models.
+    """
+
+    def __init__(
+        self, rows: Sequence[DraftRow], token_cost: float, k: int, device: torch.device
+    ) -> None:
+        shares = [acceptance(row.origins) for row in rows]
+        least = [least_reach(share, token_cost, k) for share in shares]
+        self._shares, self._least = (torch.tensor(each, device=device) for each in (shares, least))
+        self._reach = torch.ones_like(self._shares)
+
+    @property
+    def is_open(self) -> Tensor:
+        """Whether one more token pays, (B,) bool."""
+        return self._reach > self._least
+
+    def goes_on(self, confidence: Tensor, warper: Warper | None) -> Tensor:
+        """Return whether one more token pays after one of this probability, (B,) bool.
+
+        Args:
+            confidence: Probability that the draft gives to its last token, (B,).
+            warper: Tells the rows that sample; None if none does.
+        """
+        stands = confidence
+        if warper is not None:
+            stands = torch.where(warper.is_greedy[:, 0, 0], confidence, self._shares)
+        self._reach = self._reach * stands
+        return self.is_open
+
+
+def acceptance(origins: Sequence[Origin]) -> float:
+    """Return the share of drafted tokens that stood where it was decided, in (0, 1).
+
+    Args:
+        origins: Of a row's tokens so far.
+    """
+    last = origins[-_NUM_LAST:]
+    accepted = last.count(Origin.MATCH) + last.count(Origin.OVERRIDE) + _PRIOR[0]
+    return accepted / (accepted + last.count(Origin.CORRECTION) + _PRIOR[1])
+
+
+def least_reach(share: float, token_cost: float, k: int) -> float:
+    """Return the probability that what was drafted stands, above which one more token pays.
+
+    Args:
+        share: Acceptance, a.
+        token_cost: m.
+        k: Most tokens of a block.
+    """
+    rate = tokens = power = 1.0
+    for n in range(1, k + 1):
+        power *= share
+        tokens += power
+        rate = max(rate, tokens / (1 + n * token_cost))
+    return rate * token_cost / share

@@ -1,0 +1,99 @@
+"""A search before the draft model: it runs only where nothing was found.
+
+Which of the two drafts a row's block depends on the text before the block alone, never on the
+random numbers of the block, so that sampled lossless decoding stays exact. Looked-up tokens have no
+distribution of a draft: an arbiter that needs one is not asked about them (`Proposal.by_model`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch.nn.functional import pad
+
+from cospec.drafters.model import ModelDrafter
+from cospec.drafters.ngram import NgramDrafter
+from cospec.drafters.suffix import SuffixDrafter
+from cospec.types import Proposal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from cospec.config import DecodeConfig
+    from cospec.drafters.base import DraftRow
+    from cospec.drafters.lookup import LookupDrafter
+    from cospec.models.pair import ModelPair
+    from cospec.sampling import Chance
+    from cospec.types import Needs
+
+
+class ChainedDrafter(ModelDrafter):
+    """Looks the end of each row up, and runs the draft model for rows where it is new."""
+
+    first: ClassVar[type[LookupDrafter]]
+    """Searches before the model runs."""
+
+    def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
+        """See `Drafter`."""
+        super().__init__(pair, config, needs)
+        # The threshold is of the model's confidence, which a search does not have.
+        self._first = self.first(pair, config.with_options(draft_confidence_threshold=0.0), needs)
+
+    def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
+        """Take what was found for a row, or else what the model chooses."""
+        for r, row in enumerate(rows):  # the model may not run before the row has grown on
+            self.forget_drafted(r, len(row) - 1)
+        found = self._first.propose(rows, chance)
+        by_model = found.lengths == 0
+        is_new = by_model.tolist()
+        if not any(is_new):
+            return replace(found, by_model=by_model)
+        chosen = super().propose(rows, chance)
+        for r, row in enumerate(rows):
+            if not is_new[r]:
+                self.forget_drafted(r, len(row))
+        return _merged(chosen, found, by_model)
+
+
+class NgramFirst(ChainedDrafter):
+    """Prompt lookup before the draft model."""
+
+    first = NgramDrafter
+
+
+class SuffixFirst(ChainedDrafter):
+    """The longest suffix before the draft model."""
+
+    first = SuffixDrafter
+
+
+def _merged(chosen: Proposal, found: Proposal, by_model: Tensor) -> Proposal:
+    """Return what the model chose for some rows, and what was found for the others."""
+    k = max(chosen.token_ids.shape[1], found.token_ids.shape[1])
+
+    def merged(ours: Tensor, theirs: Tensor) -> Tensor:  # (B, K) or (B, K, V) each
+        a, b = (
+            pad(each, (0, 0) * (each.ndim - 2) + (0, k - each.shape[1])) for each in (ours, theirs)
+        )
+        return torch.where(by_model.view(-1, *[1] * (ours.ndim - 1)), a, b)
+
+    def steps(given: list[Tensor] | None) -> list[Tensor] | None:
+        """One entry a place; those of rows that were found are never looked at."""
+        return given and given + given[-1:] * (k - len(given))
+
+    probs = None
+    if chosen.probs is not None and found.probs is not None:
+        probs = merged(chosen.probs, found.probs)
+    return Proposal(
+        token_ids=merged(chosen.token_ids, found.token_ids),
+        lengths=torch.where(by_model, chosen.lengths, found.lengths),
+        is_finite=merged(chosen.is_finite, found.is_finite),
+        logits=steps(chosen.logits),
+        probs=probs,
+        hidden=steps(chosen.hidden),
+        by_model=by_model,
+    )
