@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.models import packed
 from cospec.models.packed import PackedLinear, can_pack, pack_weights
 from tests.conftest import disturbed, random_model, some_prompts
 
@@ -107,13 +106,3 @@ def test_tied_and_small_layers_stay():
     pack_weights(model)
     assert isinstance(model.lm_head, nn.Linear)
     assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
-
-
-@needs_packing
-def test_a_type_that_the_processor_emulates_is_noted(tmp_path, monkeypatch) -> None:
-    random_model("qwen2", seed=1).to(torch.bfloat16).save_pretrained(tmp_path)
-    monkeypatch.setattr(packed, "can_pack", lambda dtype: dtype == torch.float32)
-    pair = ModelPair.from_pretrained(tmp_path, tmp_path)
-    assert any("no instructions for bfloat16" in note for note in pair.notes)
-    pair = ModelPair.from_pretrained(tmp_path, tmp_path, dtype="float32")
-    assert not any("instructions" in note for note in pair.notes)

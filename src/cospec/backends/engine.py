@@ -51,6 +51,13 @@ class EngineBackend:
         ends = self._engine(arbiter).branches(branches, keep_caches=keep_handles)
         return [Rollout(end.completion, end if keep_handles else None) for end in ends]
 
+    def branch_alone(self, points: Sequence[BranchPoint]) -> list[Rollout]:
+        """Play branches out with the target alone: what a lossless arbiter comes to, greedy."""
+        alone = engine.Engine.target_only(self.pair, self.config)
+        alone.on_finished = self.on_finished
+        ends = alone.branches([_as_branch(point) for point in points])
+        return [Rollout(end.completion) for end in ends]
+
     def _engine(self, arbiter: Arbiter) -> engine.Engine:
         return engine.Engine(self.pair, arbiter, self.config, on_finished=self.on_finished)
 

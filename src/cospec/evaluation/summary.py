@@ -31,6 +31,7 @@ _COUNTED = (
     "num_mismatches",
     "num_target_forwards",
     "num_draft_forwards",
+    "num_draft_tokens",
 )
 
 
@@ -136,7 +137,7 @@ def counts(rows: Sequence[Json]) -> Json:
     """Count what decoding did on some rows; no clock has a part in it."""
     found = {name: _total(rows, name) for name in _COUNTED}
     num_accepted = found["num_strict_accepts"] + found["num_overrides"]
-    num_drafted, num_forwards = _total(rows, "num_draft_tokens"), found["num_target_forwards"]
+    num_drafted, num_forwards = found["num_draft_tokens"], found["num_target_forwards"]
     num_right = _total(rows, "correct")
     num_ruled = found["num_mismatches"]
     return found | {

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cospec.backends.engine import EngineBackend
 from cospec.config import SamplingConfig
 from cospec.engine import Engine
 from cospec.evaluation.audit.auditor import AuditConfig, Auditor, reached
 from cospec.evaluation.audit.dataset import write_dataset
 from cospec.features import SCALAR_NAMES
+from cospec.models.costs import Costs
 
 if TYPE_CHECKING:
     from cospec import ModelPair
@@ -149,3 +152,22 @@ def test_only_mismatches_that_were_reached_are_played(pair, task, examples) -> N
     assert (
         sum(len(reached(c)) for c in completions) == sum(m.is_reached for m in every) < len(every)
     )
+
+
+def test_branches_are_the_same_whichever_engine_is_faster(pair, task, examples, monkeypatch):
+    """The lossless arbiter after a branch is the target alone, which large batches may prefer."""
+    records, num_alone = [], 0
+    play = EngineBackend.branch_alone
+
+    def counted(*given):
+        nonlocal num_alone
+        num_alone += 1
+        return play(*given)
+
+    monkeypatch.setattr(EngineBackend, "branch_alone", counted)
+    costs = {"cheap": Costs(8, 30, 0.0, [1.0] * 5), "dear": Costs(8, 30, 9.0, [1.0] * 5)}
+    for drafting, cost in costs.items():
+        monkeypatch.setattr(f"{Auditor.__module__}.measure_costs", Mock(return_value=cost))
+        records.append(Auditor(pair, task, config(oracle=False)).audit(examples[:4]))
+        assert num_alone == (drafting == "dear")
+    assert records[0] == records[1]

@@ -24,6 +24,7 @@ from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
 from cospec.evaluation.evaluate import Evaluation
 from cospec.evaluation.summary import summarize
 from cospec.evaluation.turns import Turn
+from cospec.models.costs import Costs
 from tests.evaluation.conftest import WORDS
 
 SPECS = ["gap", "random:rate=0.5", "random:match=gap", "assisted"]
@@ -165,6 +166,20 @@ def test_a_cell_has_every_arm_with_what_was_chosen_for_it(cell, tuning):
     assert arms["gap"]["arbiter"] == chosen["gap"].spec == f"gap:{arms['gap']['knob']}"
     assert arms["target"]["knob"] is arms["lossless"]["knob"] is arms["draft"]["knob"] is None
     assert len(cell["rows"]) == len(names) * (len(WORDS) - 4)
+
+
+def test_each_arm_has_the_speed_up_that_its_forwards_allow(cell):
+    costs = Costs(**cell["costs"])
+    assert costs.draft_step_s > 0 and min(costs.verify_s) > 0
+    for arm in cell["arms"]:
+        if arm["k"] is None:
+            assert arm["speedup_bound"] is None
+            continue
+        blocks = arm["num_target_forwards"]
+        assert arm["num_draft_tokens"] == arm["num_draft_forwards"] == arm["k"] * blocks
+        block_s = arm["k"] * costs.draft_step_s + costs.verify_s[arm["k"]]
+        expected = arm["mean_acceptance_length"] * costs.verify_s[0] / block_s
+        assert arm["speedup_bound"] == pytest.approx(expected)
 
 
 def test_assisted_generation_is_left_out_of_batches_and_of_sampling_with_the_reason(

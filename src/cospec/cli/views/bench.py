@@ -61,6 +61,12 @@ def _spread(arm: Json) -> str:
     return f"{stdev(values) / arm['tokens_per_s']:.0%}" if len(values) > 1 else ""
 
 
+def _of_bound(arm: Json) -> str:
+    """Speed-up over the target as a share of what the forwards of both models allow."""
+    bound = arm["speedup_bound"]
+    return "" if bound is None else f"{arm['speedup_vs_target'] / bound:.0%}"
+
+
 def _against_rival(arm: Json) -> str:
     found = arm["vs_rival"]
     return "" if found is None else f"{found['wins']}/{found['losses']}"
@@ -88,6 +94,7 @@ _COLUMNS: Columns = {
     "s per\nsolved": _solved("seconds_per_solved", ".2g"),
     "over-\nride": lambda arm: f"{arm['override_share']:.0%}",
     "+-\nspeed": _spread,
+    "of\nbound": _of_bound,
     "rival\nw/l": _against_rival,
     "rival\np": _p_against_rival,
 }

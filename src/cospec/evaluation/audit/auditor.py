@@ -24,9 +24,10 @@ from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
 from cospec.config import DecodeConfig
 from cospec.engine import Engine
-from cospec.evaluation.audit.costs import accepted, num_blocks
+from cospec.evaluation.audit.costs import accepted, num_blocks, predicted_speedups
 from cospec.evaluation.problems import encode_problems
 from cospec.features import FeatureSpec, ScalarFeatures, make_features
+from cospec.models.costs import Costs, measure_costs
 from cospec.types import Origin, Stats
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Auditor:
     backend: RolloutBackend | None = None
     draft: Decoder | None = None
     features: ScalarFeatures = field(init=False)
+    _costs: Costs | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.features = make_features(self.config.features, self.pair)
@@ -181,9 +183,38 @@ class Auditor:
         self, leaves: Sequence[tuple[Rollout, int, int, Origin]], *, keep_handles: bool = False
     ) -> list[Rollout]:
         """Play branches out: of each the rollout, the position, the token, and where it is from."""
+        return self._backend.branch(self._points(leaves), self._arbiter, keep_handles=keep_handles)
+
+    def _points(self, leaves: Sequence[tuple[Rollout, int, int, Origin]]) -> list[BranchPoint]:
+        """Return branches with a stream of random numbers each."""
         seed = self.config.seed
-        points = [BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves)]
-        return self._backend.branch(points, self._arbiter, keep_handles=keep_handles)
+        return [BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves)]
+
+    def _alone(
+        self, leaves: Sequence[tuple[Rollout, int, int, Origin]], paths: Sequence[Rollout]
+    ) -> list[Rollout]:
+        """Play branches out with the target alone where that is the same and faster; else none.
+
+        After a branch the lossless arbiter is the target alone, and in large batches verifying can
+        cost more than it saves. Sampled branches would be other draws.
+        """
+        backend = self._backend
+        is_same = self._is_lossless and not self.config.temperature
+        if not (is_same and isinstance(backend, EngineBackend)):
+            return []
+        found = [path.completion for path in paths]
+        if self._costs is None:
+            lengths = [len(one.prompt_ids) + len(one.token_ids) // 2 for one in found]
+            self._costs = measure_costs(
+                self.pair,
+                max_tokens=self._decode.k + 1,
+                context=sum(lengths) // len(lengths),
+                batch_size=self._decode.batch_size,
+                num_trials=3,
+            )
+        digits = [accepted(self.pair, one) for one in found]
+        speedup = predicted_speedups(self._costs, digits)[-1]["speedup"]
+        return [] if speedup > 1 else backend.branch_alone(self._points(leaves))
 
     def _counted(self, completion: Completion) -> Completion:
         """A path with counts of its own: those of a branch begin where it left."""
@@ -238,7 +269,8 @@ class Auditor:
         """Play the draft's and the target's branch of each mismatch, and score both."""
         places = [(i, m) for i, found in enumerate(chosen) for m in found]
         leaves = [(paths[i], m.position, m.draft_id, Origin.OVERRIDE) for i, m in places]
-        drafts = [end.completion for end in self._branch(leaves)]
+        ends = self._alone(leaves, paths) if leaves else []
+        drafts = [end.completion for end in ends or self._branch(leaves)]
         if self._is_lossless:
             targets = [paths[i].completion for i, _ in places]
         else:
@@ -284,7 +316,8 @@ class Auditor:
 
 def reached(completion: Completion) -> list[MismatchTrace]:
     """The mismatches that an arbiter was asked about and that counted, in order."""
-    return [m for step in completion.trace for m in step.mismatches if m.is_reached]
+    found = (m for step in completion.trace for m in step.mismatches if m.is_reached)
+    return [m for m in found if m.veto != "no_draft"]
 
 
 def _mismatch(mismatch: MismatchTrace, draft_correct: bool, target_correct: bool) -> Json:

@@ -112,6 +112,7 @@ def add(cell: Json, rows: Sequence[Json], k: int) -> Json:
         "speedup_vs_target_ci95": None,
         "speedup_vs_lossless": num_tokens / seconds / exact["tokens_per_s"],
         "speedup_vs_lossless_ci95": None,
+        "speedup_bound": None,
         **found,
         "repeats": {"tokens_per_s": [], "speedup_vs_target": [], "speedup_vs_lossless": []},
         "num_rows_unlike_first_repeat": 0,

@@ -15,6 +15,7 @@ from cospec.engine import Engine
 from cospec.evaluation.arms import Arm, Decoder
 from cospec.evaluation.benchmark.arms import ASSISTED, ORACLE
 from cospec.evaluation.benchmark.assisted import AssistedEngine
+from cospec.evaluation.benchmark.bounds import add_bounds
 from cospec.evaluation.benchmark.config import knob_of
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, summarize
 
@@ -78,12 +79,14 @@ def measure(
         k = arm.engine.num_speculative_tokens
         knob = None if arm.arbiter is None else knob_of(benchmark.arbiter(arm.arbiter).name)
         entry.update(kind=spec.kind, k=k or None, knob=knob)
+    costs = add_bounds(benchmark, parts["arms"], batch_size)
     return {
         "task": benchmark.task.name,
         "batch_size": batch_size,
         "temperature": temperature,
         "best_rival": rival,
         "left_out": left_out,
+        "costs": costs,
         **parts,
     }
 

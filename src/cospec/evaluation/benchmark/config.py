@@ -56,7 +56,7 @@ class BenchConfig(DecodeConfig):
     """Problems of the tune split, which also choose the best rival; 0 for no tuning."""
     draft_cost: float | None = None
     """Cost of a draft forward in target forwards, for choosing k; by default the ratio of the
-    models' numbers of weights."""
+    models' bytes of weights."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     exact_prefix_tokens: int = 0
@@ -195,11 +195,7 @@ class Benchmark:
         """Cost of a draft forward in target forwards."""
         if self.config.draft_cost is not None:
             return self.config.draft_cost
-        draft, target = (
-            sum(weight.numel() for weight in model.parameters())
-            for model in (self.pair.draft_model, self.pair.target)
-        )
-        return draft / target
+        return self.pair.draft_size
 
 
 def knob_of(name: str) -> str | None:

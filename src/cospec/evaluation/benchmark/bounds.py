@@ -1,0 +1,64 @@
+"""Distance of each arm to what its forwards allow, with costs measured where the cell was played.
+
+A block costs its draft steps and one target forward; whatever else takes time (prompts, sampling,
+Python, rows that wait for longer blocks) is what an arm's speed-up stays below the bound by.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from cospec.evaluation.problems import encode_problems
+from cospec.models.costs import measure_costs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.evaluation.benchmark.config import Benchmark
+    from cospec.results import Json
+
+_NUM_TRIALS = 5
+
+
+def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -> Json:
+    """Give each arm a ``speedup_bound``; None where it does not speculate.
+
+    Args:
+        benchmark: The models and the problems.
+        entries: The arms of a cell, with their counts.
+        batch_size: Of the cell.
+
+    Returns:
+        The costs that were measured.
+    """
+    blocks = [_block(entry) for entry in entries]
+    longest = max((ceil(block[0]) for block in blocks if block), default=0)
+    num_tokens = fmean(entry["num_tokens"] / entry["num_problems"] for entry in entries)
+    costs = measure_costs(
+        benchmark.pair,
+        max_tokens=longest + 1,
+        context=round(_prompt_length(benchmark) + num_tokens / 2),
+        batch_size=min(batch_size, len(benchmark.test)),
+        num_trials=_NUM_TRIALS,
+    )
+    for entry, block in zip(entries, blocks, strict=True):
+        length = entry["mean_acceptance_length"]
+        entry["speedup_bound"] = costs.bound(length, *block) if block else None
+    return costs.to_dict()
+
+
+def _block(entry: Json) -> tuple[float, float] | None:
+    """Drafted tokens and draft steps a block; None if no block was drafted and verified."""
+    num_blocks, num_drafted = entry["num_target_forwards"], entry["num_draft_tokens"]
+    if not num_blocks or not num_drafted:
+        return None
+    return num_drafted / num_blocks, entry["num_draft_forwards"] / num_blocks
+
+
+def _prompt_length(benchmark: Benchmark) -> float:
+    """Mean tokens of some of the prompts."""
+    prompts, _ = encode_problems(benchmark.pair, benchmark.task, benchmark.test[:16])
+    ids = [benchmark.pair.encode(p) if isinstance(p, str) else p for p in prompts]
+    return fmean(map(len, ids))
