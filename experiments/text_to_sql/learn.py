@@ -99,7 +99,7 @@ def fit(x, worth, kind, options) -> Policy:
 
 def save(x, worth, options) -> None:
     """Fit to all decisions and save."""
-    pair = ModelPair.from_pretrained(*options.pair, dtype="float32")
+    pair = ModelPair.from_pretrained(*options.pair)
     features = make_features("hidden", pair)
     policy = fit(x, worth, options.kind, options)
     about = {"pair": {"fingerprint": pair.fingerprint}, "name": options.out.name}

@@ -44,7 +44,7 @@ def main() -> None:
     examples = half(task.examples("train"), "arbiter")
     databases = sorted(set(map(database, examples)))
     examples = examples[: options.count]
-    pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
+    pair = ModelPair.from_pretrained(options.target, options.draft)
     features = make_features("hidden", pair)
     options.out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(examples), options.chunk):

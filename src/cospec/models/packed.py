@@ -102,12 +102,6 @@ def can_pack(dtype: torch.dtype) -> bool:
     return bool(error < (1e-5 if dtype == torch.float32 else 1e-2)) and torch.equal(same, weight)
 
 
-def is_slow(device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether products of this type are emulated here, where those in float32 are not."""
-    is_emulated = can_pack(torch.float32) and not can_pack(dtype)
-    return device.type == "cpu" and dtype != torch.float64 and is_emulated
-
-
 @cache
 def _needs_company(dtype: torch.dtype) -> bool:
     """Tell whether a single row differs in its last bits from the same row among others."""

@@ -1,0 +1,276 @@
+"""Every way to decode a real pair at batch 1, on the same prompts in one process.
+
+Arms take turns prompt by prompt, another one first each time. Each arm's speed-up over the target
+alone is a ratio of tokens a second with a bootstrap interval over prompts; beside it stands what
+the forwards of its blocks allow (`cospec.models.costs`), at costs measured after the last prompt.
+
+Usage::
+
+    python experiments/speed_real/speed.py --target T --draft D --data-dir DATA --json OUT
+    python experiments/speed_real/speed.py --pair bundled:family --count 1 --json OUT   # a try
+
+llama.cpp takes part where ``llama-cpp-py-sync`` is installed and --target-gguf names the target's
+file: greedy, the same prompts and threads. Its own speculation is not in those bindings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from cospec import Engine, ModelPair, SamplingConfig
+from cospec.arbiters import AlwaysTarget
+from cospec.evaluation.benchmark.assisted import AssistedEngine
+from cospec.evaluation.problems import encode_problems
+from cospec.evaluation.stats import speedup, speedup_interval
+from cospec.models.bundled import bundled_models
+from cospec.models.costs import measure_costs
+from cospec.models.load import load_model
+from cospec.models.quantized import quantize_weights
+from cospec.results import Provenance, check_writable, document, write_json
+from cospec.tasks import load_task
+from cospec.types import Stats
+
+TARGET = "target"
+Generate = Callable[[Sequence[Any], Sequence[SamplingConfig]], list[Any]]
+"""Completes prompts, as `Engine.generate` does."""
+
+
+def main() -> None:
+    """Measure, print and write."""
+    options = parse()
+    check_writable(options.json, options.overwrite)
+    logging.set_verbosity_error()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    provenance = Provenance()
+    source = options.pair or options.target
+    pair = ModelPair.from_pretrained(source, options.draft, dtype=options.dtype)
+    int8 = with_int8_draft(pair, bundled_models(source)[1] if options.pair else options.draft)
+    runs = arms(pair, int8, options)
+    rows = []
+    for name in options.tasks:
+        task = load_task(name, data_dir=options.data_dir)
+        examples = task.examples("test", options.count, options.seed)
+        encoded = encode_problems(pair, task, examples, options.max_new_tokens)
+        warm_up(runs, encoded)
+        for i, (example, prompt, sampling) in enumerate(zip(examples, *encoded, strict=True)):
+            for arm in rotated(list(runs), i):
+                rows.append(
+                    {"task": name, "id": example.id} | play(runs[arm], arm, prompt, sampling)
+                )
+            print(f"{name}: {i + 1} of {len(examples)}", flush=True)
+    costs = {
+        kind: measure_costs(one, max_tokens=options.longest + 1, context=400)
+        for kind, one in (("none", pair), ("int8", int8))
+    }
+    table = [
+        entry | {"task": name}
+        for name in options.tasks
+        for entry in summary([row for row in rows if row["task"] == name], list(runs), costs)
+    ]
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
+    result = document("speed_real", config, where, arms=table, rows=[lean(row) for row in rows])
+    result["costs"] = {kind: cost.to_dict() for kind, cost in costs.items()}
+    write_json(options.json, result)
+    show(table)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", help="a bundled pair, for a try")
+    parser.add_argument("--target", type=Path)
+    parser.add_argument("--draft", type=Path)
+    parser.add_argument("--target-gguf", type=Path)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", default=["gsm8k", "spider"])
+    parser.add_argument("--count", type=int, default=20, help="prompts of each task")
+    parser.add_argument("--seed", type=int, default=73)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("-k", type=int, default=4, help="block length of plain speculation")
+    parser.add_argument("--longest", type=int, default=10, help="of blocks that end by themselves")
+    parser.add_argument("--threshold", type=float, default=0.8, help="of the draft's confidence")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    options = parser.parse_args()
+    if not options.pair and not (options.target and options.draft):
+        parser.error("pass --target and --draft, or --pair")
+    return options
+
+
+def with_int8_draft(pair: ModelPair, draft: str | Path) -> ModelPair:
+    """Return a pair with the same target, and its draft loaded once more in 8 bits."""
+    model = load_model(draft, dtype=pair.target.dtype, device="cpu")
+    quantize_weights(model)
+    return ModelPair(pair.target, model, pair.tokenizer, draft_quantization="int8")
+
+
+def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[str, Generate]:
+    """Return the ways to decode by name; a name that begins with int8 has the 8-bit draft."""
+
+    def lossless(one: ModelPair, k: int, **more: Any) -> Generate:
+        settings = {"num_speculative_tokens": k, "batch_size": 1, "keep_trace": False}
+        return Engine(one, AlwaysTarget(), **settings | more).generate
+
+    k, longest, ends = options.k, options.longest, options.threshold
+    found: dict[str, Generate] = {
+        TARGET: Engine.target_only(pair, batch_size=1).generate,
+        "lossless": lossless(pair, k),
+        "lossless, threshold": lossless(pair, longest, draft_confidence_threshold=ends),
+        "assisted": AssistedEngine(pair, k).generate,
+        "assisted, threshold": AssistedEngine(pair, longest, ends).generate,
+        "int8": lossless(int8, k),
+        "int8, threshold": lossless(int8, longest, draft_confidence_threshold=ends),
+        "adaptive": lossless(pair, longest, adaptive=True),
+        "int8, adaptive": lossless(int8, longest, adaptive=True),
+        "ngram": lossless(pair, longest, drafter="ngram"),
+    }
+    for drafter in ("ngram+model", "suffix+model"):
+        for one, kind in ((pair, ""), (int8, "int8, ")):
+            found[f"{kind}{drafter}, adaptive"] = lossless(
+                one, longest, drafter=drafter, adaptive=True, prompt_lookup_min=3
+            )
+    if options.target_gguf:
+        found["llama.cpp"] = llama_cpp(options)
+    else:
+        print("llama.cpp is left out: --target-gguf names no file.", flush=True)
+    return found
+
+
+def llama_cpp(options: argparse.Namespace) -> Generate:
+    """Return llama.cpp's greedy decoding of the target's GGUF file."""
+    from llama_cpp_py_sync import Llama  # noqa: PLC0415  # optional
+
+    class Given:
+        """What `play` reads of a completion."""
+
+        def __init__(self, token_ids: list[int]) -> None:
+            self.token_ids, self.stats = token_ids, Stats()
+
+    class Chat(Llama):
+        """Reads the special tokens of a chat prompt as such."""
+
+        def tokenize(
+            self, text: str, add_special: bool = False, parse_special: bool = True
+        ) -> list[int]:
+            return super().tokenize(text, add_special=False, parse_special=True)
+
+    model = Chat(str(options.target_gguf), n_ctx=8192, n_threads=torch.get_num_threads())
+
+    def generate(prompts: Sequence[str], sampling: Sequence[SamplingConfig]) -> list[Given]:
+        texts = [
+            model.generate(
+                prompt,
+                max_tokens=config.max_new_tokens,
+                temperature=0.0,
+                repeat_penalty=1.0,
+                stop_sequences=list(config.stop),
+            )
+            for prompt, config in zip(prompts, sampling, strict=True)
+        ]
+        return [Given(model.tokenize(text)) for text in texts]
+
+    return generate
+
+
+def rotated(names: list[str], place: int) -> list[str]:
+    """Another order for each prompt, so that no arm is always first."""
+    shift = place % len(names)
+    return names[shift:] + names[:shift]
+
+
+def warm_up(runs: dict[str, Generate], encoded: tuple[list[Any], list[SamplingConfig]]) -> None:
+    """Decode a few tokens with every arm: what is measured or compiled once is done then."""
+    for run in runs.values():
+        run(encoded[0][:1], [SamplingConfig(max_new_tokens=8)])
+
+
+def play(run: Generate, arm: str, prompt: Any, sampling: SamplingConfig) -> dict[str, Any]:
+    """Decode one prompt with one arm."""
+    start = time.perf_counter()
+    (done,) = run([prompt], [sampling])
+    return {
+        "arm": arm,
+        "seconds": time.perf_counter() - start,
+        "token_ids": done.token_ids,
+        "stats": done.stats,
+    }
+
+
+def summary(rows: list[dict[str, Any]], names: list[str], costs: Any) -> list[dict[str, Any]]:
+    """Return one entry an arm, from the rows of one task."""
+    by_arm = {name: [row for row in rows if row["arm"] == name] for name in names}
+    order = {row["id"]: i for i, row in enumerate(by_arm[TARGET])}
+    entries = []
+    for name, ours in by_arm.items():
+        ours.sort(key=lambda row: order[row["id"]])
+        theirs, own = (
+            [(row["seconds"], len(row["token_ids"])) for row in each]
+            for each in (by_arm[TARGET], ours)
+        )
+        total = sum((row["stats"] for row in ours), Stats())
+        bound, blocks = None, total.num_drafts
+        if total.num_draft_tokens and blocks:
+            cost = costs["int8" if name.startswith("int8") else "none"]
+            per_block = total.num_draft_tokens / blocks, total.num_draft_forwards / blocks
+            bound = cost.bound(total.mean_acceptance_length, *per_block)
+        entries.append(
+            {
+                "arm": name,
+                "num_prompts": len(ours),
+                "num_tokens": sum(tokens for _, tokens in own),
+                "tokens_per_s": sum(tokens for _, tokens in own) / sum(s for s, _ in own),
+                "speedup_vs_target": speedup(theirs, own),
+                "speedup_vs_target_ci95": speedup_interval(theirs, own),
+                "speedup_bound": bound,
+                "mean_acceptance_length": total.mean_acceptance_length,
+                "draft_acceptance_rate": total.draft_acceptance_rate,
+                "num_draft_forwards": total.num_draft_forwards,
+                "num_target_forwards": total.num_target_forwards,
+                "num_texts_unlike_target": sum(
+                    a["token_ids"] != b["token_ids"]
+                    for a, b in zip(ours, by_arm[TARGET], strict=True)
+                ),
+            }
+        )
+    return entries
+
+
+def lean(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it is stored."""
+    kept = {key: row[key] for key in ("task", "id", "arm", "seconds")}
+    return kept | {"num_tokens": len(row["token_ids"]), "num_blocks": row["stats"].num_drafts}
+
+
+def show(table: list[dict[str, Any]]) -> None:
+    """Print a Markdown table."""
+    print("| task | arm | tokens/s | over target | interval | of bound | length | unlike |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for one in table:
+        low, high = one["speedup_vs_target_ci95"] or (float("nan"),) * 2
+        bound = one["speedup_bound"]
+        cells = [
+            one["task"],
+            one["arm"],
+            f"{one['tokens_per_s']:.2f}",
+            f"{one['speedup_vs_target']:.2f}x",
+            f"{low:.2f}-{high:.2f}",
+            "" if bound is None else f"{one['speedup_vs_target'] / bound:.0%}",
+            f"{one['mean_acceptance_length']:.2f}",
+            f"{one['num_texts_unlike_target']}/{one['num_prompts']}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
