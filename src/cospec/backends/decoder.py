@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cospec.backends.base import Item
@@ -25,22 +25,21 @@ class BackendDecoder:
         backend: Decodes.
         arbiter: Rules at mismatches.
         config: The backend's options.
+
+    Attributes:
+        batch_size: Most prompts decoded together.
+        num_speculative_tokens: Drafted tokens a block (k).
     """
 
     pair: ModelPair
     backend: RolloutBackend
     arbiter: Arbiter
     config: DecodeConfig
+    batch_size: int = field(init=False)
+    num_speculative_tokens: int = field(init=False)
 
-    @property
-    def batch_size(self) -> int:
-        """Most prompts decoded together."""
-        return self.config.batch_size
-
-    @property
-    def num_speculative_tokens(self) -> int:
-        """Drafted tokens a block (k)."""
-        return self.config.k
+    def __post_init__(self) -> None:
+        self.batch_size, self.num_speculative_tokens = self.config.batch_size, self.config.k
 
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]

@@ -71,7 +71,7 @@ def read_rewards(path: Path) -> dict[str, Verdict]:
     for number, row in _rows(path):
         reward, name = row.get("reward"), row.get("request_id")
         is_number = isinstance(reward, int | float) and abs(reward) < float("inf")
-        if not isinstance(name, str) or not is_number:
+        if not isinstance(name, str) or reward is None or not is_number:
             raise ConfigError(
                 f"{path}, line {number}: {row!r}; it must have a request_id (text) and a reward "
                 "(a finite number)."

@@ -102,7 +102,7 @@ class Recorder:
 
         def use(hosts: list[Tensor]) -> None:
             features = hosts[3] if shown else None
-            self._steps.append(RecordedStep(keys, counts, *hosts[:3], features))
+            self._steps.append(RecordedStep(keys, counts, hosts[0], hosts[1], hosts[2], features))
 
         self._queue.put([sampled, integers, reals, *shown], use)
 
