@@ -170,6 +170,7 @@ def test_a_finished_result_is_not_overwritten_silently(evaluate, tmp_path, capsy
         (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
         (["--draft-confidence-threshold", 2], "draft_confidence_threshold is 2"),
         (["--threads", 0], "threads is 0"),
+        (["--threads", 10**9], "threads is 1000000000; it must be from 1 to"),
         (["--json", "no/such/folder.json"], "does not exist"),
     ],
 )

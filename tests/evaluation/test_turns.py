@@ -96,6 +96,12 @@ def test_a_refused_log_is_not_left_locked(path):
     check_unlocked(path)
 
 
+def test_a_log_that_cannot_be_written_is_refused_with_a_sentence(tmp_path):
+    """Found: --json /proc/x.json ended in a FileNotFoundError after the models were loaded."""
+    with pytest.raises(ConfigError, match=r"cannot be written .*; name another file"):
+        TurnLog(tmp_path / "no folder" / "log", CONFIG)
+
+
 def test_the_lock_ends_with_a_process_that_is_killed(path):
     program = (
         "import sys, time; from pathlib import Path\n"
