@@ -30,3 +30,19 @@ def test_the_example_runs(name, capsys):
         shown = (EXAMPLES / "exactness.txt").read_text().splitlines()
         assert said.splitlines()[:2] == shown[:2]
         assert len(said.splitlines()) == len(shown) == 5
+
+
+def test_the_notebook_runs_and_shows_completions_in_colour(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES / "first_look.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "it is kept without outputs"
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=tmp_path)
+    shown = [
+        output["data"]["text/html"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "text/html" in output.get("data", {})
+    ]
+    assert len(shown) == 2
+    assert all("drafted, the target agreed" in html for html in shown)
+    assert "override: the draft&#x27;s token stands\ndraft&#x27;s" in shown[1]

@@ -15,14 +15,17 @@ This file knows nothing of models, caches or engines.
 from __future__ import annotations
 
 import enum
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from cospec.display import completion_html
+
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 class Needs(enum.Flag):
@@ -334,6 +337,7 @@ class Completion:
         finish_reason: Why it ended.
         stats: Counts.
         trace: One entry a block; empty if the engine keeps no trace.
+        tokenizer: Colours the completion in notebooks; dropped where it is pickled.
     """
 
     index: int
@@ -344,10 +348,21 @@ class Completion:
     finish_reason: FinishReason
     stats: Stats
     trace: list[StepTrace]
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The completion as a JSON object, its trace included."""
-        return asdict(self, dict_factory=_plain_dict) | {"stats": self.stats.to_dict()}
+        found = asdict(replace(self, tokenizer=None), dict_factory=_plain_dict)
+        del found["tokenizer"]
+        return found | {"stats": self.stats.to_dict()}
+
+    def _repr_html_(self) -> str | None:
+        """Return the tokens coloured by origin, for notebooks; None leaves it to `repr`."""
+        return None if self.tokenizer is None else completion_html(self, self.tokenizer)
+
+    def __getstate__(self) -> list[object]:
+        names = [each.name for each in fields(self)]
+        return [None if name == "tokenizer" else getattr(self, name) for name in names]
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields of a dataclass

@@ -69,6 +69,14 @@ def eval_document(arms=ARMS, rows=()):
     return result("eval", config, arms=list(arms), rows=list(rows), chunks=[])
 
 
+def text_rows(texts):
+    """Rows of one problem, by arm; an answer is right if it has a 3 in it."""
+    return [
+        {"id": "p/1", "arm": arm, "text": text, "correct": "3" in text}
+        for arm, text in texts.items()
+    ]
+
+
 def bench_document():
     """Two cells; in the first an arm is a ceiling, and the arms' names are hostile."""
     kinds = ["exact", "reference", "exact", "learned", "rule", "random"]
@@ -172,7 +180,9 @@ def results(tmp_path_factory) -> Path:
     """A folder with a file of every kind, and one that is for no report."""
     folder = tmp_path_factory.mktemp("results")
     documents = {
-        "eval": eval_document(),
+        "eval": eval_document(
+            rows=text_rows({"target": f"It is 2. {EVIL}", "runs/ours": f"It is 3. {EVIL}"})
+        ),
         "bench": bench_document(),
         "audit": audit_document(),
         "calibrate": calibrate_document(),

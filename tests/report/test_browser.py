@@ -117,3 +117,27 @@ def test_one_width_of_each_figure_is_shown_and_fits(page):
              .map((text) => text.getBoundingClientRect().height)"""
     )
     assert min(size) >= 8, "letters can be read"
+
+
+def test_a_search_leaves_what_has_the_words(page):
+    box = page.locator('input[data-in="traces"]')
+    box.fill("p/2")
+    assert page.locator("#traces > details:visible").count() == 1
+    assert page.locator("#traces output").inner_text() == "1 of 2"
+    box.fill("")
+    assert page.locator("#traces > details:visible").count() == 2
+    assert page.locator("#traces output").inner_text() == ""
+    assert overflow(page) == 0
+
+
+def test_a_diff_opens_and_shows_both_sides(page):
+    page.locator("#texts summary").first.click()
+    assert page.locator("#texts del").first.is_visible()
+    assert page.locator("#texts ins").first.inner_text() == "3"
+    assert overflow(page) == 0
+
+
+def test_the_picture_is_on_the_first_screen(page):
+    """Of a single comparison: its frontier begins where a reader looks first."""
+    box = page.locator("#panel-1 figure svg:visible").first.bounding_box()
+    assert box["y"] < page.viewport_size["height"]

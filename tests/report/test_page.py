@@ -114,6 +114,24 @@ def test_a_mismatch_is_a_button_that_names_what_it_opens(root):
     assert cells == [EVIL, "↵", "0.250", "0.500", "0.750", "0.125", "right", "wrong"]
 
 
+def test_texts_of_two_arms_are_compared_word_by_word(root):
+    (texts,) = root.find("section", id="texts")
+    (diff,) = texts.find("details")
+    assert "p/1: target, then runs/ours (eval.json" in words(diff)
+    assert "only the second right" in words(diff)
+    assert [node.text for node in diff.find("del")] == ["2"]
+    assert [node.text for node in diff.find("ins")] == ["3"]
+    assert EVIL in diff.text
+
+
+def test_every_search_names_a_section_of_the_page(root):
+    boxes = [box.attributes["data-in"] for box in root.find("input", type="search")]
+    assert boxes == ["texts", "traces"]
+    for name in boxes:
+        (section,) = root.find("section", id=name)
+        assert all(child in section.children for child in section.find("details"))
+
+
 def test_a_veto_is_told_and_a_break_can_be_clicked(root):
     _, second = root.find("details", class_="trace")
     (button,) = second.find("button", type="button")
@@ -179,6 +197,7 @@ def test_missing_inputs_leave_out_their_sections(tmp_path):
 def test_all_sections_are_there_and_linked(root):
     sections = [s.attributes["id"] for s in root.find("section")]
     assert sections == [
-        "quality", "acceptance", "mismatches", "reliability", "training", "traces", "sources",
+        "quality", "acceptance", "mismatches", "reliability", "training", "texts", "traces",
+        "sources",
     ]  # fmt: skip
     assert [link.attributes["href"][1:] for link in root.find("a")] == sections

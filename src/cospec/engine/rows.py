@@ -143,4 +143,5 @@ class Row:
             finish_reason=self.finish_reason,
             stats=self.stats,
             trace=self.trace,
+            tokenizer=self.tokenizer,
         )

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cospec.arbiters import AlwaysTarget
+from cospec.display import pieces
 from cospec.engine import Branch, Engine
 from cospec.evaluation.problems import encode_problems
 from cospec.types import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from transformers import PreTrainedTokenizerBase
 
     from cospec.engine import Rollout
     from cospec.results import Json
@@ -77,24 +76,6 @@ def trace_problems(
     return [row for _, _, row in rows[:keep]]
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[str]:
-    """The text that each token adds; joined, they are the completion's text.
-
-    A character made of several tokens belongs to the last of them.
-    """
-    found, num_told = [], 0
-    for i in range(1, len(completion.token_ids) + 1):
-        text = tokenizer.decode(
-            completion.token_ids[:i], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        is_whole = i == len(completion.token_ids) or not text.endswith("\N{REPLACEMENT CHARACTER}")
-        end = min(len(text), len(completion.text)) if is_whole else num_told
-        found.append(completion.text[num_told:end])
-        num_told = max(num_told, end)
-    return found
-
-
 def _interest(row: Json) -> tuple[bool, int]:
     """Smaller for a problem that tells more."""
     return row["correct"] == row["target_correct"], -row["num_overrides"]
@@ -120,7 +101,9 @@ def _row(
         "tokens": [
             [text, origin.value]
             for text, origin in zip(
-                pieces(engine.pair.tokenizer, completion), completion.origins, strict=True
+                pieces(engine.pair.tokenizer, completion.token_ids, completion.text),
+                completion.origins,
+                strict=True,
             )
         ],
         "mismatches": [_mismatch(engine, m) for m in _told(completion)],

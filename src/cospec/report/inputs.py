@@ -34,6 +34,15 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """The answers of a file, as far as it has their texts."""
+
+    source: str
+    rows: dict[str, dict[str, Json]]
+    """By arm and problem: ``id``, ``text``, ``correct``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Acceptance:
     """Share of blocks kept up to each position, by arm."""
 
@@ -96,6 +105,7 @@ class Inputs:
     """All that was found."""
 
     cells: list[Cell] = field(default_factory=list)
+    texts: list[Texts] = field(default_factory=list)
     acceptances: list[Acceptance] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
     mismatches: list[Mismatches] = field(default_factory=list)

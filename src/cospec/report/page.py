@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import MissingExtraError
+from cospec.report.diffs import find_diffs
 from cospec.report.figures import NARROW, WIDE, inline_svg, save
 from cospec.report.frontier import MARKS, draw_frontier, has_close_up
 from cospec.report.plots import draw_acceptance, draw_map, draw_reliability, draw_training, panels
@@ -171,6 +172,7 @@ def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
         maps=list(zip(inputs.mismatches, shown(pictures.maps), strict=True)),
         reliabilities=list(zip(inputs.reliabilities, shown(pictures.reliabilities), strict=True)),
         trainings=shown(pictures.trainings),
+        diffs=find_diffs(inputs.texts),
         traces=tell(inputs.traces),
         vetoes=VETOES,
         sources=inputs.sources,

@@ -22,6 +22,7 @@ from cospec.report.inputs import (
     Mismatches,
     Reliability,
     Source,
+    Texts,
     Training,
 )
 from cospec.report.shapes import check_arm, check_trace
@@ -176,8 +177,16 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
         if arm["kind"] not in KINDS:
             raise ValueError(f"kind {arm['kind']!r} of arm {arm['name']}")
     inputs.cells.append(replace(cell, arms=arms))
-    if rates := acceptance_rates(part.get("rows", [])):
+    rows = part.get("rows", [])
+    if rates := acceptance_rates(rows):
         inputs.acceptances.append(Acceptance(f"{cell.title} ({cell.source})", rates))
+    texts: dict[str, dict[str, Json]] = {}
+    for row in rows:
+        if "text" in row:
+            told = {"id": row["id"], "text": str(row["text"]), "correct": bool(row["correct"])}
+            texts.setdefault(str(row["arm"]), {})[str(row["id"])] = told
+    if texts:
+        inputs.texts.append(Texts(f"{cell.source}, {cell.title}", texts))
 
 
 def _kind(arm: Json) -> str:

@@ -42,3 +42,13 @@ for (const trace of document.querySelectorAll(".trace")) {
     if (event.key === "Escape") buttons.forEach((each) => open(each, false));
   });
 }
+
+for (const box of document.querySelectorAll("input[data-in]")) {
+  const all = [...document.querySelectorAll(`#${box.dataset.in} > details`)];
+  box.addEventListener("input", () => {
+    const wanted = box.value.trim().toLowerCase();
+    for (const each of all) each.hidden = !each.textContent.toLowerCase().includes(wanted);
+    const shown = all.filter((each) => !each.hidden).length;
+    box.closest("p").querySelector("output").textContent = wanted && `${shown} of ${all.length}`;
+  });
+}

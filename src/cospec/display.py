@@ -1,0 +1,94 @@
+"""A completion as coloured HTML, for notebooks: each token by its origin, rulings on hover.
+
+Colours are see-through, so that they suit light and dark pages, and are written into each element:
+notebooks drop style sheets.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from cospec.text import visible
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cospec.types import Completion, MismatchTrace
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""Shown by a decoder for the first bytes of an unfinished character."""
+_STYLES = {
+    "match": "",
+    "override": "background:rgba(213,94,0,.3);font-weight:700",
+    "correction": "background:rgba(0,114,178,.3)",
+    "bonus": "background:rgba(0,158,115,.2)",
+}
+_LEGEND = {
+    "match": "drafted, the target agreed",
+    "override": "override: the draft's token stands",
+    "correction": "the target's correction",
+    "bonus": "bonus token of the target",
+}
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) -> list[str]:
+    """Return the text that each token adds; joined, they are `text`.
+
+    A character made of several tokens belongs to the last of them.
+
+    Args:
+        tokenizer: Of the tokens.
+        token_ids: T of them.
+        text: Of the completion, which may end before its last token does.
+    """
+    found, num_told = [], 0
+    for i in range(1, len(token_ids) + 1):
+        decoded = tokenizer.decode(
+            token_ids[:i], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(decoded, str)
+        is_whole = i == len(token_ids) or not decoded.endswith(_BROKEN)
+        end = min(len(decoded), len(text)) if is_whole else num_told
+        found.append(text[num_told:end])
+        num_told = max(num_told, end)
+    return found
+
+
+def completion_html(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a completion as HTML: a mismatch tells both tokens and their probabilities on hover.
+
+    Args:
+        completion: With its trace, if hovering is to tell anything.
+        tokenizer: Of the pair.
+    """
+    mismatches = {
+        m.position: m for step in completion.trace for m in step.mismatches if m.is_reached
+    }
+    texts = pieces(tokenizer, completion.token_ids, completion.text)
+    spans = []
+    for i, (text, origin) in enumerate(zip(texts, completion.origins, strict=True)):
+        told = _LEGEND[origin]
+        if i in mismatches:
+            told = f"{told}\n{_ruling(mismatches[i], tokenizer)}"
+        shown = escape(visible(text))
+        spans.append(f'<span title="{escape(told)}" style="{_STYLES[origin]}">{shown}</span>')
+    legend = " &nbsp; ".join(
+        f'<span style="{_STYLES[origin]}">{told}</span>' for origin, told in _LEGEND.items()
+    )
+    return (
+        f'<div style="white-space:pre-wrap">{"".join(spans)}</div>'
+        f'<div style="font-size:smaller;opacity:.8">{legend}</div>'
+    )
+
+
+def _ruling(mismatch: MismatchTrace, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return both tokens with the probabilities that both models give them."""
+    rows = (
+        ("draft's", mismatch.draft_id, mismatch.p_draft_id, mismatch.q_draft_id),
+        ("target's", mismatch.target_id, mismatch.p_target_id, mismatch.q_target_id),
+    )
+    lines = [f"{who} {tokenizer.decode([i])!r}: p {p:.3g}, q {q:.3g}" for who, i, p, q in rows]
+    score = [] if mismatch.score is None else [f"score {mismatch.score:.3g}"]
+    veto = [] if mismatch.veto is None else [f"turned down: {mismatch.veto}"]
+    return "\n".join([*lines, *score, *veto])

@@ -1,0 +1,71 @@
+"""Texts of two runs on the same problem, word by word: what one wrote and the other did not."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cospec.report.inputs import Texts
+    from cospec.results import Json
+
+MAX_SHOWN = 10
+"""Problems of a pair of runs; those come first where only one of them is right."""
+_FATES = {
+    (True, True): "both right",
+    (True, False): "only the first right",
+    (False, True): "only the second right",
+    (False, False): "both wrong",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """A problem that two runs wrote differently on."""
+
+    title: str
+    fate: str
+    parts: list[tuple[str, str]]
+    """Text in order, each ``same``, ``first`` (of the first run alone) or ``second``."""
+
+
+def find_diffs(texts: Sequence[Texts]) -> list[Diff]:
+    """Return where arms differ from the target alone, and where an arm differs between files."""
+    return [diff for name, a, b in _pairs(texts) for diff in _diffs(name, a, b)]
+
+
+def _pairs(texts: Sequence[Texts]) -> Iterator[tuple[str, dict[str, Json], dict[str, Json]]]:
+    for each in texts:
+        for arm in each.rows.keys() - {"target", "draft"} if "target" in each.rows else ():
+            yield f"target, then {arm} ({each.source})", each.rows["target"], each.rows[arm]
+    for first, second in combinations(texts, 2):
+        for arm in first.rows.keys() & second.rows.keys():
+            name = f"{arm} in {first.source}, then in {second.source}"
+            yield name, first.rows[arm], second.rows[arm]
+
+
+def _diffs(name: str, first: dict[str, Json], second: dict[str, Json]) -> list[Diff]:
+    both = [(first[i], second[i]) for i in first if i in second]
+    unlike = [(a, b) for a, b in both if a["text"] != b["text"]]
+    unlike.sort(key=lambda rows: rows[0]["correct"] == rows[1]["correct"])
+    return [
+        Diff(f"{a['id']}: {name}", _FATES[a["correct"], b["correct"]], _parts(a["text"], b["text"]))
+        for a, b in unlike[:MAX_SHOWN]
+    ]
+
+
+def _parts(first: str, second: str) -> list[tuple[str, str]]:
+    a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (first, second))
+    found = []
+    for kind, a1, a2, b1, b2 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if kind == "equal":
+            found.append(("same", "".join(a[a1:a2])))
+            continue
+        sides = ("first", "".join(a[a1:a2])), ("second", "".join(b[b1:b2]))
+        found += [(side, text) for side, text in sides if text]
+    return found
