@@ -29,14 +29,17 @@ def check_writable(path: Path | None, overwrite: bool) -> None:
     """Refuse before a run what could not be written after it.
 
     Raises:
-        ConfigError: The file exists and may not be overwritten, or its folder does not exist.
+        ConfigError: The file exists and may not be overwritten, or nothing can be written there.
     """
     if path is None:
         return
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; name another file, or pass --overwrite to replace it.")
-    if not path.resolve().parent.is_dir():
+    folder = path.resolve().parent
+    if not folder.is_dir():
         raise ConfigError(f"the folder of {path} does not exist; create it first.")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"nothing can be written to {folder}; name a file in another folder.")
 
 
 def write_text(path: Path, text: str) -> None:

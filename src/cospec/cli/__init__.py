@@ -26,6 +26,7 @@ from cospec.cli.reproduce import Reproduce
 from cospec.cli.serve import Serve
 from cospec.cli.trace import Trace
 from cospec.cli.train import Train, defaults
+from cospec.cli.troubles import sentence_for
 from cospec.errors import CospecError
 from cospec.text import visible
 
@@ -84,6 +85,10 @@ def main() -> None:
         parse(args).run()
     except CospecError as error:
         sys.exit(f"cospec: {visible(str(error))}")
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (sentence := sentence_for(error)) is None:
+            raise
+        sys.exit(f"cospec: {visible(sentence)}")
     except KeyboardInterrupt as stop:
         print(f"cospec: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)

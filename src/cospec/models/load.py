@@ -138,7 +138,14 @@ def _require_gguf() -> None:
 
 
 def _unreadable(source: str | Path, error: Exception) -> CheckpointError:
+    advice = "restore the checkpoint, or pass another"
+    if not Path(source).exists():
+        advice = (
+            "check the hub id and the connection; without one, only what is in the hub's cache can "
+            "be loaded; if a file there is damaged, delete its folder, and it is downloaded again"
+        )
     return CheckpointError(
-        f"cannot load {source}: {type(error).__name__}: {error} -- only safetensors and GGUF are "
-        "read; pickled weights (.bin, .pt) need allow_pickle=True and run whatever code they hold."
+        f"cannot load {source}: {type(error).__name__}: {error} -- {advice}; only safetensors and "
+        "GGUF are read: pickled weights (.bin, .pt) need allow_pickle=True and run whatever code "
+        "they hold."
     )

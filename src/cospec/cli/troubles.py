@@ -1,0 +1,32 @@
+"""Failures of the machine, as a sentence that says what to do: a full disk, too little memory."""
+
+from __future__ import annotations
+
+import errno
+
+_KEPT = "What is finished is kept with --json FILE, and the same command resumes it."
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def sentence_for(error: BaseException) -> str | None:
+    """Return what to do about a failure of the machine; None if the failure is ours."""
+    if isinstance(error, OSError) and error.errno in _FULL | _CLOSED:
+        where = error.filename or "the output"
+        if error.errno in _FULL:
+            return f"no space is left for {where}: free some, or write to another disk. {_KEPT}"
+        return f"{where} cannot be written or read ({error.strerror}): choose another folder."
+    if _is_out_of_memory(error):
+        return (
+            "out of memory: pass a smaller --batch-size, a smaller -k or fewer --max-new-tokens, "
+            "or load the models with --dtype bfloat16; cospec info --target T --draft D tells what "
+            f"they take. {_KEPT}"
+        )
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, on a CPU or a GPU, without loading torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

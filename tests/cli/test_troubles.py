@@ -1,0 +1,128 @@
+"""Bad days: the machine fails, and a command says what to do and loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+import cospec
+from cospec import ModelPair
+from cospec.cli.troubles import sentence_for
+from cospec.errors import CheckpointError
+from cospec.evaluation.evaluate import Evaluation
+from tests.conftest import random_model
+
+SOURCE = Path(cospec.__file__).parent
+
+
+@pytest.fixture
+def evaluate(tiny, problems, tmp_path):
+    """Runs an evaluation of two chunks into a file, which is returned."""
+
+    def run(path=None):
+        path = path or tmp_path / "r.json"
+        task = f"jsonl:{problems},scorer=numeric,split=test"
+        tiny(
+            "eval", "--task", task, "--num-problems", 6, "--max-new-tokens", 4, "--json", path,
+            "--arbiter", "gap",
+        )  # fmt: skip
+        return path
+
+    return run
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_and_what_is_stored_is_resumed(evaluate, tmp_path, monkeypatch, code):
+    sync, calls = os.fsync, []
+
+    def full_later(file):
+        calls.append(file)
+        if len(calls) > 3:  # the head of the log, and two turns
+            raise OSError(code, os.strerror(code))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full_later)
+    with pytest.raises(SystemExit, match=r"no space is left .* the same command resumes"):
+        evaluate()
+    monkeypatch.setattr(os, "fsync", sync)
+    assert not (tmp_path / "r.json").exists()
+    document = json.loads(evaluate().read_text())
+    assert document["num_resumed_turns"] >= 2
+    assert len(document["rows"]) == 4 * 6
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(evaluate, tiny):
+    with pytest.raises(SystemExit, match="nothing can be written to /proc; name a file in another"):
+        evaluate(Path("/proc/r.json"))
+    assert tiny.asked_for == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_suggests_a_smaller_batch(evaluate, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(Evaluation, "_play", fails)
+    with pytest.raises(SystemExit, match="out of memory: pass a smaller --batch-size"):
+        evaluate()
+
+
+def test_a_failure_of_ours_keeps_its_traceback(evaluate, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Evaluation, "_play", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        evaluate()
+    assert sentence_for(OSError(errno.EBADF, "Bad file descriptor")) is None
+
+
+def test_no_duration_is_measured_by_the_wall_clock():
+    """A clock that is set back would make a run take negative time."""
+    found = [
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if re.search(r"\btime\.time\(|datetime\.now\(", path.read_text())
+    ]
+    assert set(found) <= {"results.py", "cli/progress.py"}, "when it started, and when it will end"
+
+
+def test_without_a_connection_a_hub_id_is_named_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    with pytest.raises(
+        CheckpointError, match=r"cannot load nobody/none.*hub id and the connection"
+    ):
+        ModelPair.from_pretrained("nobody/none", "nobody/none", cache_dir=str(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, tokenizer):
+    random_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"cannot load .*restore the checkpoint"):
+        ModelPair.from_pretrained(tmp_path, tmp_path)
+
+
+def test_the_page_names_tests_that_are_there():
+    root = Path(__file__).parent.parent
+    page = (root.parent / "docs" / "bad_days.md").read_text()
+    named = set(re.findall(r"`(\w+/test_\w+\.py)`", page)) | {
+        name for part in re.findall(r"\(`([^)]*)`\)", page) for name in part.split("`, `")
+    }
+    assert named and all((root / name).is_file() for name in named)
