@@ -24,6 +24,7 @@ from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.cache import probe
 from cospec.models.load import load_model, load_tokenizer
 from cospec.models.support import check_supported, context_length
+from cospec.models.translate import translate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +82,7 @@ class ModelPair:
         allow_pickle: bool = False,
         pack_weights: bool = True,
         draft_quantization: Quantization = "none",
+        allow_different_tokenizers: bool = False,
         **kwargs: Any,  # Any: whatever transformers' from_pretrained takes
     ) -> ModelPair:
         """Load a pair from hub ids, folders or GGUF files.
@@ -99,6 +101,8 @@ class ModelPair:
             draft_quantization: Of the draft's weights: none, or int8 on a CPU, with which its steps
                 over a few rows are faster and its proposals a little worse
                 (`cospec.models.quantized`).
+            allow_different_tokenizers: Let a draft with another tokenizer propose the tokens that
+                both spell alike (`cospec.models.translate`), in place of refusing it.
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``.
 
         Raises:
@@ -116,11 +120,21 @@ class ModelPair:
             dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
         sources = [target] if draft is None else [target, draft]
         tokenizers = [load_tokenizer(source, **kwargs) for source in sources]
-        notes = [] if draft is None else compare_tokenizers(*tokenizers)
+        notes, is_translated = [], False
+        try:
+            notes = [] if draft is None else compare_tokenizers(*tokenizers)
+        except TokenizerMismatchError:
+            if not allow_different_tokenizers:
+                raise
+            is_translated = True
         models = [
             load_model(source, dtype=dtype, device=device, allow_pickle=allow_pickle, **kwargs)
             for source in sources
         ]
+        if is_translated:
+            probe(models[1])  # as it is: afterwards logits of tokens that it lacks hide the rest
+            width = models[0].config.get_text_config().vocab_size
+            notes.append(translate(models[1], tokenizers[1], tokenizers[0], width, _SAMPLE_TEXTS))
         notes += [] if draft is None else _compare_models(*models)
         own = None if draft is None else models[1]
         pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
@@ -258,7 +272,8 @@ def compare_tokenizers(
         if strings.get(i, token) != token:
             raise TokenizerMismatchError(
                 f"draft and target tokenize differently: id {i} is {token!r} in the draft and "
-                f"{strings[i]!r} in the target; pass a pair that shares a tokenizer."
+                f"{strings[i]!r} in the target; pass a pair that shares a tokenizer, or "
+                "--allow-different-tokenizers to draft the tokens that both spell alike."
             )
     only_draft = [token for token in theirs if token not in ours]
     only_target = [token for token in ours if token not in theirs]
@@ -271,7 +286,8 @@ def compare_tokenizers(
         if ids[0] != ids[1]:
             raise TokenizerMismatchError(
                 f"draft and target split {text!r} differently though their ids stand for the same "
-                "strings; pass a pair that shares its merges and normalization."
+                "strings; pass a pair that shares its merges and normalization, or "
+                "--allow-different-tokenizers to draft with it all the same."
             )
     for name in ("bos_token", "eos_token", "chat_template"):
         values = getattr(draft, name, None), getattr(target, name, None)

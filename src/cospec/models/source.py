@@ -31,6 +31,8 @@ class PairSource:
     draft_quantization: Literal["none", "int8"] = "none"
     """Weights of the draft: none (as loaded), or int8 on a CPU. Its steps over a few rows are then
     faster and its proposals a little worse; lossless decoding stays exact."""
+    allow_different_tokenizers: bool = False
+    """Let a draft with another tokenizer propose the tokens that both spell alike."""
 
     def load(self, *, needs_draft: bool = True, pack_weights: bool = True) -> ModelPair:
         """Load the pair; one without a draft if none is needed or named.
@@ -61,4 +63,5 @@ class PairSource:
             allow_pickle=self.allow_pickle,
             pack_weights=pack_weights,
             draft_quantization=self.draft_quantization,
+            allow_different_tokenizers=self.allow_different_tokenizers,
         )

@@ -1,0 +1,132 @@
+"""A draft with another tokenizer: it speaks the target's ids, and lossless decoding stays exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
+from cospec.errors import TokenizerMismatchError
+from cospec.models import translate
+from cospec.types import Origin
+from tests.conftest import VOCAB, random_model
+
+PROMPTS = ["the hen and the stone", "on the other hand"]
+
+
+@pytest.fixture(scope="module")
+def other() -> PreTrainedTokenizerFast:
+    """A tokenizer with fewer merges than the target's, in another order."""
+    letters = ["Ġ", ".", ",", "Ċ", *reversed("abcdefghijklmnopqrstuvwxyz")]
+    merges = [("Ġ", "t"), ("t", "h"), ("th", "e"), ("a", "n"), ("an", "d"), ("q", "u")]
+    tokens = ["<eos>", "<unk>", *letters, *map("".join, merges)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def folders(request, tmp_path_factory, tokenizer, other):
+    """Target and draft as checkpoints."""
+    draft = random_model("llama", 4, vocab_size=len(other), tie_word_embeddings=request.param)
+    paths = []
+    for model, theirs in ((random_model("llama"), tokenizer), (draft, other)):
+        paths.append(tmp_path_factory.mktemp("model"))
+        model.save_pretrained(paths[-1])
+        theirs.save_pretrained(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def pair(folders):
+    return ModelPair.from_pretrained(*folders, allow_different_tokenizers=True)
+
+
+def test_it_is_refused_unless_it_is_asked_for(folders):
+    with pytest.raises(TokenizerMismatchError, match="--allow-different-tokenizers"):
+        ModelPair.from_pretrained(*folders)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_lossless_decoding_is_the_targets_own(pair, temperature):
+    exact = SamplingConfig(max_new_tokens=40)
+    lossless = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=3)
+    if not temperature:
+        alone = Engine.target_only(pair).generate(PROMPTS, exact)
+        found = lossless.generate(PROMPTS, exact)
+        assert [c.token_ids for c in found] == [c.token_ids for c in alone]
+        assert any(c.stats.num_strict_accepts for c in found), "some drafts stood"
+    else:  # the first token's law is p, whatever the draft proposes
+        many = SamplingConfig(max_new_tokens=1, temperature=temperature, seed=3)
+        drawn = [c.token_ids[0] for c in lossless.generate(PROMPTS[:1] * 2000, many)]
+        ids = torch.tensor([pair.tokenizer(PROMPTS[0])["input_ids"]])
+        p = (pair.target(input_ids=ids).logits[0, -1] / temperature).softmax(dim=-1)
+        share = torch.bincount(torch.tensor(drawn), minlength=VOCAB) / len(drawn)
+        # Five standard deviations a token: false alarms below 1 in 10,000 over 61 tokens.
+        assert ((share - p).abs() <= 5 * (p * (1 - p) / len(drawn)).sqrt() + 1e-3).all()
+
+
+def test_only_shared_tokens_are_drafted(pair, tokenizer, other):
+    shared = translate.shared_ids(other, tokenizer)
+    assert 30 < len(shared) < VOCAB - 5
+    engine = Engine(pair, load_arbiter("always_draft"), num_speculative_tokens=3)
+    for found in engine.generate(PROMPTS, SamplingConfig(max_new_tokens=40)):
+        drafted = [
+            token
+            for token, origin in zip(found.token_ids, found.origins, strict=True)
+            if origin in (Origin.MATCH, Origin.OVERRIDE)
+        ]
+        assert drafted and set(drafted) <= shared.keys()
+
+
+def test_on_shared_tokens_the_draft_says_what_it_said_before(pair, folders, tokenizer, other):
+    draft = ModelPair.from_pretrained(folders[1], folders[1]).target
+    shared = translate.shared_ids(other, tokenizer)
+    some = list(shared)[:12]
+    before = draft(input_ids=torch.tensor([[shared[i] for i in some]])).logits[0]
+    after = pair.draft(input_ids=torch.tensor([some])).logits[0]
+    theirs = [shared[i] for i in shared]
+    assert after.shape[-1] == VOCAB
+    assert torch.allclose(after[:, list(shared)], before[:, theirs], atol=1e-5)
+    others = [i for i in range(VOCAB) if i not in shared]
+    assert after.softmax(dim=-1)[:, others].max() == 0
+
+
+def test_a_token_that_the_draft_lacks_is_read_as_what_spells_it(pair, folders, tokenizer, other):
+    draft = ModelPair.from_pretrained(folders[1], folders[1]).target
+    token = tokenizer.convert_tokens_to_ids("Ġand")
+    pieces = other(" and", add_special_tokens=False)["input_ids"]
+    assert len(pieces) == 2
+    mean = draft.get_input_embeddings().weight[pieces].mean(dim=0)
+    assert torch.allclose(pair.draft.get_input_embeddings().weight[token], mean)
+
+
+def test_the_note_tells_how_much_is_shared_and_warns_where_that_is_too_little(pair):
+    (note,) = [n for n in pair.notes if "tokenize differently" in n]
+    assert "% of the target's tokens" in note
+    assert "too little" not in translate._note(0.8, translate.POOR)
+    assert "too little to be fast" in translate._note(0.8, translate.POOR - 0.01)
+
+
+class Vocabulary:
+    def __init__(self, *tokens):
+        self.tokens = tokens
+        self.all_special_ids = [0]
+        self.bos_token_id = self.eos_token_id = self.pad_token_id = self.unk_token_id = None
+
+    def get_vocab(self):
+        return {token: i for i, token in enumerate(self.tokens)}
+
+
+def test_kinds_of_tokenizers_spell_the_same_bytes_alike():
+    pieces = Vocabulary("<s>", "▁the", "▁", "<0x0A>", "é", "the", "▁<s>")
+    byte_level = Vocabulary("<s>", "Ġthe", "Ċ", "Ã©", "Ġ", "<0x0A>", "the")
+    found = translate.shared_ids(pieces, byte_level)
+    names = {byte_level.tokens[a]: pieces.tokens[b] for a, b in found.items()}
+    assert names == {
+        "<s>": "<s>", "Ġthe": "▁the", "Ċ": "<0x0A>", "Ã©": "é", "Ġ": "▁", "the": "the",
+    }  # fmt: skip
