@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cospec import cli
+
 
 def test_a_pair_is_told_its_memory_costs_and_speed(tiny, capsys):
     tiny("info", "--target", "t", "--draft", "d", "--prompt", "the hen", "--num-tokens", 5)
@@ -21,3 +29,25 @@ def test_word_problems_of_the_package_are_the_prompts_by_default(tiny, capsys):
 
 def test_numbers_that_cannot_be_are_refused(tiny, refusal):
     assert "num_tokens is 0" in refusal(tiny, "info", "--num-tokens", 0)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_and_options(tmp_path, monkeypatch):
+    script = tmp_path / "cospec.bash"
+    arguments = ["cospec", "--tyro-write-completion", "bash", str(script)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        cli.main()
+    program = f"""
+        source {script}
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${{#COMP_LINE}}
+        $(complete -p cospec | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        echo "${{COMPREPLY[@]}}"
+    """
+    for words, wanted in (
+        (["cospec", "arb"], "arbiters"),
+        (["cospec", "eval", "--arb"], "--arbiter"),
+    ):
+        run = ["bash", "-c", program, "bash", *words]
+        done = subprocess.run(run, capture_output=True, text=True, check=True)
+        assert wanted in done.stdout, (words, done.stderr)

@@ -65,6 +65,7 @@ NO_EFFECT = {
     "assistant_lookbehind": "only for models with different tokenizers",
     "target_lookbehind": "only for models with different tokenizers",
     "disable_compile": "nothing is compiled",
+    "cache_implementation": "CoSpec has a cache of its own; configs of some models name one",
     "transformers_version": "a record",
 }
 """By key, why it changes nothing."""
@@ -91,7 +92,6 @@ REFUSED: dict[str, tuple[Any, str]] = {  # Any: a value of the key
     "watermarking_config": (None, "its processor may keep a state, and sees each place once only"),
     "token_healing": (False, "it needs the tokenizer before CoSpec gets it"),
     "use_cache": (True, _CACHE),
-    "cache_implementation": ("dynamic", _CACHE),
     "cache_config": (None, _CACHE),
     "max_cache_len": (None, _CACHE),
     "prefill_chunk_size": (None, _CACHE),
