@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
+from cospec.display import pieces
 from cospec.types import Origin
 
 
@@ -61,3 +62,11 @@ def test_the_tokenizer_is_no_part_of_what_is_stored(completion):
 def test_without_a_tokenizer_it_is_shown_as_anything_else(llama_pair):
     engine = Engine(llama_pair, load_arbiter("lossless"))
     assert engine.generate([[9, 8]], SamplingConfig(max_new_tokens=2))[0]._repr_html_() is None
+
+
+def test_a_character_of_several_tokens_belongs_to_the_last_of_them(tokenizer):
+    ids = tokenizer("an é and")["input_ids"]
+    text = tokenizer.decode(ids)
+    found = pieces(tokenizer, ids, text)
+    assert "".join(found) == text and "é" in found and "\ufffd" not in "".join(found)
+    assert "".join(pieces(tokenizer, ids, text[:4])) == text[:4], "nothing after a stop string"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from cospec import Engine, load_arbiter
 from cospec.evaluation.problems import encode_problems
-from cospec.evaluation.trace import pieces, trace_problems
+from cospec.evaluation.trace import trace_problems
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +69,3 @@ def test_a_lossless_trace_has_no_overrides_and_the_targets_answers(pair, task):
     mismatches = [m for row in found for m in row["mismatches"]]
     assert len(mismatches) > 9, "the draft disagrees"
     assert not any(m["keep_draft"] or "draft_correct" in m for m in mismatches)
-
-
-def test_a_character_of_several_tokens_belongs_to_the_last_of_them(tokenizer):
-    ids = tokenizer("an é and")["input_ids"]
-    text = tokenizer.decode(ids)
-    completion = SimpleNamespace(token_ids=ids, text=text)
-    found = pieces(tokenizer, completion)
-    assert "".join(found) == text and "é" in found and "\ufffd" not in "".join(found)
-    cut = SimpleNamespace(token_ids=ids, text=text[:4])
-    assert "".join(pieces(tokenizer, cut)) == text[:4], "behind a stop string nothing is told"
