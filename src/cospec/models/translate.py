@@ -10,10 +10,12 @@ probability. Which tokens are drafted has no part in what lossless decoding give
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from cospec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,24 +47,32 @@ def translate(
 
     Returns:
         A note on what the two have in common.
+
+    Raises:
+        UnsupportedModelError: The draft's last layer is not a linear one.
     """
     shared = shared_ids(theirs, ours)
     ids = torch.tensor([shared.get(i, 0) for i in range(width)])  # (V,)
     is_shared = torch.tensor([i in shared for i in range(width)])
-    embedding = draft.get_input_embeddings()
+    model: Any = draft  # its accessors are not typed
+    embedding = model.get_input_embeddings()
     weight = embedding.weight.detach()
     read = weight[ids.to(weight.device)]  # (V, H)
     for i, pieces in _spelt_by(theirs, ours, set(range(min(width, len(ours)))) - shared.keys()):
         read[i] = weight[pieces].float().mean(dim=0)
-    head = draft.get_output_embeddings()  # type: ignore[no-untyped-call]
-    assert isinstance(head, nn.Linear), "checked when the model was loaded"
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise UnsupportedModelError(
+            f"{type(draft).__name__} has no linear output layer, whose rows could be put in the "
+            "target's order; pass a draft that shares the target's tokenizer."
+        )
     place = ids.to(head.weight.device)
     new = nn.Linear(head.in_features, width, device=head.weight.device, dtype=head.weight.dtype)
     new.weight.data = head.weight.detach()[place]
     bias = new.bias.data.zero_() if head.bias is None else head.bias.detach()[place]
     new.bias.data = bias.masked_fill(~is_shared.to(bias.device), _NEVER)
-    embedding.weight, embedding.num_embeddings = nn.Parameter(read), width  # type: ignore[assignment]
-    draft.set_output_embeddings(new)
+    embedding.weight, embedding.num_embeddings = nn.Parameter(read), width
+    model.set_output_embeddings(new)
     config = draft.config.get_text_config()
     config.vocab_size, config.tie_word_embeddings = width, False
     return _note(len(shared) / len(ours), _share_of_texts(shared, ours, texts))
