@@ -182,7 +182,7 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
         inputs.acceptances.append(Acceptance(f"{cell.title} ({cell.source})", rates))
     texts: dict[str, dict[str, Json]] = {}
     for row in rows:
-        if "text" in row:
+        if row.keys() >= {"id", "text", "correct"}:
             told = {"id": row["id"], "text": str(row["text"]), "correct": bool(row["correct"])}
             texts.setdefault(str(row["arm"]), {})[str(row["id"])] = told
     if texts:
