@@ -31,10 +31,21 @@ def other() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def folders(request, tmp_path_factory, tokenizer, other):
-    """Target and draft as checkpoints."""
-    draft = random_model("llama", 4, vocab_size=len(other), tie_word_embeddings=request.param)
+    """Target and draft as checkpoints; the draft is the target over the other tokenizer's ids.
+
+    Where its two matrices are tied it has only the target's embeddings, and agrees less.
+    """
+    target = random_model("llama")
+    draft = random_model("llama", vocab_size=len(other), tie_word_embeddings=request.param)
+    ours = {theirs: i for i, theirs in translate.shared_ids(other, tokenizer).items()}
+    rows = [ours.get(i, 0) for i in range(len(other))]
+    weights = {
+        name: weight[rows] if len(weight) == VOCAB else weight
+        for name, weight in target.state_dict().items()
+    }
+    draft.load_state_dict(weights)
     paths = []
-    for model, theirs in ((random_model("llama"), tokenizer), (draft, other)):
+    for model, theirs in ((target, tokenizer), (draft, other)):
         paths.append(tmp_path_factory.mktemp("model"))
         model.save_pretrained(paths[-1])
         theirs.save_pretrained(paths[-1])
@@ -52,14 +63,15 @@ def test_it_is_refused_unless_it_is_asked_for(folders):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_lossless_decoding_is_the_targets_own(pair, temperature):
+def test_lossless_decoding_is_the_targets_own(pair, temperature, request):
     exact = SamplingConfig(max_new_tokens=40)
     lossless = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=3)
     if not temperature:
         alone = Engine.target_only(pair).generate(PROMPTS, exact)
         found = lossless.generate(PROMPTS, exact)
         assert [c.token_ids for c in found] == [c.token_ids for c in alone]
-        assert any(c.stats.num_strict_accepts for c in found), "some drafts stood"
+        if request.node.callspec.params["folders"] is False:
+            assert all(c.stats.num_strict_accepts for c in found), "drafts stood"
     else:  # the first token's law is p, whatever the draft proposes
         many = SamplingConfig(max_new_tokens=1, temperature=temperature, seed=3)
         drawn = [c.token_ids[0] for c in lossless.generate(PROMPTS[:1] * 2000, many)]

@@ -120,21 +120,15 @@ class ModelPair:
             dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
         sources = [target] if draft is None else [target, draft]
         tokenizers = [load_tokenizer(source, **kwargs) for source in sources]
-        notes, is_translated = [], False
-        try:
-            notes = [] if draft is None else compare_tokenizers(*tokenizers)
-        except TokenizerMismatchError:
-            if not allow_different_tokenizers:
-                raise
-            is_translated = True
+        notes = []
+        if draft is not None and not allow_different_tokenizers:
+            notes += compare_tokenizers(*tokenizers)  # before anything large is loaded
         models = [
             load_model(source, dtype=dtype, device=device, allow_pickle=allow_pickle, **kwargs)
             for source in sources
         ]
-        if is_translated:
-            probe(models[1])  # as it is: afterwards logits of tokens that it lacks hide the rest
-            width = models[0].config.get_text_config().vocab_size
-            notes.append(translate(models[1], tokenizers[1], tokenizers[0], width, _SAMPLE_TEXTS))
+        if draft is not None and allow_different_tokenizers:
+            notes += _with_one_vocabulary(models, tokenizers)
         notes += [] if draft is None else _compare_models(*models)
         own = None if draft is None else models[1]
         pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
@@ -295,6 +289,19 @@ def compare_tokenizers(
             shown = "" if name == "chat_template" else f" ({values[0]!r} against {values[1]!r})"
             notes.append(f"the draft has another {name}{shown}; the target's is used")
     return notes
+
+
+def _with_one_vocabulary(
+    models: list[PreTrainedModel], tokenizers: list[PreTrainedTokenizerBase]
+) -> list[str]:
+    """Return notes on two tokenizers; if they differ, let the draft speak the target's ids."""
+    try:
+        return compare_tokenizers(*tokenizers)
+    except TokenizerMismatchError:
+        target, draft = models
+    probe(draft)  # as it is: afterwards, logits of the tokens that it lacks hide all others
+    width = target.config.get_text_config().vocab_size
+    return [translate(draft, tokenizers[1], tokenizers[0], width, _SAMPLE_TEXTS)]
 
 
 def _compare_models(target: PreTrainedModel, draft: PreTrainedModel) -> list[str]:
