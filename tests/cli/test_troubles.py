@@ -107,7 +107,7 @@ def test_no_duration_is_measured_by_the_wall_clock():
 def test_without_a_connection_a_hub_id_is_named_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
-    with pytest.raises(CheckpointError, match="(?s)cannot load nobody/none.*check the hub id"):
+    with pytest.raises(CheckpointError, match=r"(?s)cannot load nobody/none.*check the hub id"):
         ModelPair.from_pretrained("nobody/none", "nobody/none", cache_dir=str(tmp_path))
 
 
