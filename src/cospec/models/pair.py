@@ -101,8 +101,7 @@ class ModelPair:
             draft_quantization: Of the draft's weights: none, or int8 on a CPU, with which its steps
                 over a few rows are faster and its proposals a little worse
                 (`cospec.models.quantized`).
-            allow_different_tokenizers: Let a draft with another tokenizer propose the tokens that
-                both spell alike (`cospec.models.translate`), in place of refusing it.
+            allow_different_tokenizers: Draft what both tokenizers spell alike (`models.translate`).
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``.
 
         Raises:
@@ -127,9 +126,8 @@ class ModelPair:
             load_model(source, dtype=dtype, device=device, allow_pickle=allow_pickle, **kwargs)
             for source in sources
         ]
-        if draft is not None and allow_different_tokenizers:
-            notes += _with_one_vocabulary(models, tokenizers)
-        notes += [] if draft is None else _compare_models(*models)
+        if draft is not None:
+            notes += _settle(models, tokenizers if allow_different_tokenizers else None)
         own = None if draft is None else models[1]
         pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
         pair._change_weights(pack_weights)
@@ -291,17 +289,25 @@ def compare_tokenizers(
     return notes
 
 
-def _with_one_vocabulary(
-    models: list[PreTrainedModel], tokenizers: list[PreTrainedTokenizerBase]
+def _settle(
+    models: list[PreTrainedModel], tokenizers: list[PreTrainedTokenizerBase] | None
 ) -> list[str]:
-    """Return notes on two tokenizers; if they differ, let the draft speak the target's ids."""
-    try:
-        return compare_tokenizers(*tokenizers)
-    except TokenizerMismatchError:
-        target, draft = models
-    probe(draft)  # as it is: afterwards, logits of the tokens that it lacks hide all others
-    width = target.config.get_text_config().vocab_size
-    return [translate(draft, tokenizers[1], tokenizers[0], width, _SAMPLE_TEXTS)]
+    """Return notes on two loaded models.
+
+    Args:
+        models: The target and the draft.
+        tokenizers: Where they may differ: a draft with another one learns the target's ids.
+    """
+    notes = []
+    if tokenizers is not None:
+        try:
+            notes = compare_tokenizers(*tokenizers)
+        except TokenizerMismatchError:
+            target, draft = models
+            probe(draft)  # as it is: afterwards, logits of the tokens that it lacks hide all others
+            width = target.config.get_text_config().vocab_size
+            notes = [translate(draft, tokenizers[1], tokenizers[0], width, _SAMPLE_TEXTS)]
+    return notes + _compare_models(*models)
 
 
 def _compare_models(target: PreTrainedModel, draft: PreTrainedModel) -> list[str]:
