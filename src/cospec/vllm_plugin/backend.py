@@ -298,30 +298,40 @@ def generate(
     outputs = llm.generate(
         list(prompts),
         list(params),
-        use_tqdm=False if on_finished is None else _progress(on_finished),
+        use_tqdm=False if on_finished is None else progress(on_finished),
     )
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def _progress(on_finished: Callable[[int], None]) -> Callable[..., Any]:  # Any: like tqdm
-    """Return what stands in for tqdm in vLLM, which then tells us of each completion."""
+class _Bar:
+    """A progress bar that nobody sees."""
 
-    class Bar:
-        def __init__(self, **options: object) -> None:
-            self.n, self.postfix = 0, ""
-            self.format_dict = {"elapsed": 1.0}
+    def __init__(self, on_finished: Callable[[int], None]) -> None:
+        self._on_finished = on_finished
+        self.n, self.postfix = 0, ""
+        self.format_dict = {"elapsed": 1.0}
 
-        def update(self, number: int) -> None:
-            self.n += number
-            on_finished(number)
+    def update(self, number: int) -> None:
+        self.n += number
+        self._on_finished(number)
 
-        def refresh(self) -> None:
-            pass
+    def refresh(self) -> None:
+        pass
 
-        def close(self) -> None:
-            pass
+    def close(self) -> None:
+        pass
 
-    return Bar
+
+def progress(on_finished: Callable[[int], None]) -> Callable[..., Any]:  # Any: like tqdm
+    """Return what stands in for tqdm in vLLM, and tells us of each completion.
+
+    vLLM calls it with a total for those, and with the requests themselves when it adds them.
+    """
+
+    def make(requests: object = None, **options: object) -> object:
+        return _Bar(on_finished) if requests is None else requests
+
+    return make
 
 
 def _rollout(row: Row, key: str, seed: int, stream: int) -> dict[str, Any]:  # Any: JSON
