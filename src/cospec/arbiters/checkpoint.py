@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -109,7 +109,7 @@ def read_config(folder: Path) -> Json:
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"{CONFIG} has more than {_MAX_CONFIG_BYTES} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: Json = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _no_arbiter(folder, error) from None
     number = config.get("cospec_arbiter") if isinstance(config, dict) else None
@@ -202,7 +202,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
