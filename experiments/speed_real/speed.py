@@ -7,7 +7,9 @@ the forwards of its blocks allow (`cospec.models.costs`), at costs measured afte
 Usage::
 
     python experiments/speed_real/speed.py --target T --draft D --data-dir DATA --json OUT
-    python experiments/speed_real/speed.py --pair bundled:family --count 1 --json OUT   # a try
+
+For a try: ``--pair bundled:family --tasks reasoning_gym:chain_sum --count 1``
+in place of both folders. The contexts of bundled pairs are too short for the other tasks.
 
 llama.cpp takes part where ``llama-cpp-py-sync`` is installed and --target-gguf names the target's
 file: greedy, the same prompts and threads. Its own speculation is not in those bindings.
