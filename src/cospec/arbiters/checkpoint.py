@@ -113,7 +113,7 @@ def read_config(folder: Path) -> Json:
     except (OSError, ValueError, RecursionError) as error:
         raise _no_arbiter(folder, error) from None
     number = config.get("cospec_arbiter") if isinstance(config, dict) else None
-    if _is_count(number) and number > FORMAT:
+    if isinstance(number, int) and number > FORMAT:
         raise CheckpointError(
             f"{path} was written by a newer version of cospec (format {_short(number)}, this one "
             f"reads {FORMAT}); update it: pip install -U cospec."
