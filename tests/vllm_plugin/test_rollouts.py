@@ -99,6 +99,17 @@ def test_a_block_is_walked_as_in_our_engine(keep) -> None:
     assert done.stats.num_drafts == 1 and done.stats.num_overrides == int(keep)
 
 
+@pytest.mark.parametrize("length", [0, 2])
+def test_placeholders_in_place_of_drafts_are_no_tokens(length) -> None:
+    step = a_step(True)
+    step.integers[length:4, 1] = -1
+    step.sampled[0] = torch.tensor([*[11, 12][:length], 30, *[-1] * (4 - length)])
+    row = a_row(max_new_tokens=7 + length)
+    replay(row, by_request([step])["7"], [9, *[11, 12][:length], 30])
+    assert row.generated[5:] == [9, *[11, 12][:length], 30]
+    assert row.origins[-1] is Origin.BONUS and row.stats.num_draft_tokens == length
+
+
 def test_blocks_that_do_not_fit_the_text_are_noticed() -> None:
     with pytest.raises(AssertionError, match="its blocks say"):
         replay(a_row(), by_request([a_step(True)])["7"], [9, 11, 12, 99, 14, 15])

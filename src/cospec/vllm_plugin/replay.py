@@ -56,9 +56,13 @@ def _block(
     columns = [list(column) for column in zip(*rows, strict=True)]
     positions, drafted, target_ids, vetoes, is_mismatch, is_finite, keep, is_open = columns
     num_accepted = sum(token >= 0 for token in emitted) - 1
+    # Now and then vLLM verifies placeholders (-1) in place of drafts: no token was drafted there.
+    length = next((j for j, token in enumerate(drafted) if token < 0), len(drafted))
     is_match = [1 - one for one in is_mismatch]
-    target_ids = [*target_ids, emitted[min(num_accepted, len(rows))]]
-    block = Block(len(rows), drafted, target_ids, is_match, [*is_finite, 1], [1] * len(rows))
+    target_ids = [*target_ids[:length], emitted[min(num_accepted, length)]]
+    block = Block(
+        length, drafted[:length], target_ids, is_match, [*is_finite[:length], 1], [1] * length
+    )
     decisions = {}
     for j in block.mismatches():
         score, *probs = reals[here[j]]

@@ -38,8 +38,8 @@ class RecordedStep(NamedTuple):
     sampled: Tensor
     """What the engine emitted, (R, K + 1), -1 after its end."""
     integers: Tensor
-    """Position, drafted token, target's token, veto, and whether it is a mismatch, is finite, is
-    kept and is open, (T, 8) int64."""
+    """Position, drafted token (-1 for padding), target's token, veto, and whether it is a mismatch,
+    is finite, is kept and is open, (T, 8) int64."""
     reals: Tensor
     """Score (NaN if there is none), p and q of both tokens: (T, 5) float64."""
     features: Tensor | None
@@ -90,7 +90,8 @@ class Recorder:
         veto, is_open = (none if x is None else x for x in (rulings.vetoes, rulings.is_free))
         is_finite = rows.target_logits.amax(dim=1).isfinite()
         flags = [rulings.is_mismatch, is_finite, rulings.keep_draft, is_open]
-        columns = [rows.positions, rows.safe_ids, rulings.target_ids, veto, *flags]
+        drafted = torch.where(rows.is_drafted, rows.draft_ids, -1)
+        columns = [rows.positions, drafted, rulings.target_ids, veto, *flags]
         integers = torch.stack([column.long() for column in columns], dim=1)
         ids = torch.stack([rows.safe_ids, rulings.target_ids], dim=1)  # (T, 2)
         nan = torch.full_like(ids, torch.nan, dtype=torch.float64)
