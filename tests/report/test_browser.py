@@ -132,8 +132,8 @@ def test_a_search_leaves_what_has_the_words(page):
 
 def test_a_diff_opens_and_shows_both_sides(page):
     page.locator("#texts summary").first.click()
-    assert page.locator("#texts del").first.is_visible()
-    assert page.locator("#texts ins").first.inner_text() == "3"
+    assert page.locator("#texts details del").first.is_visible()
+    assert page.locator("#texts details ins").first.inner_text() == "3"
     assert overflow(page) == 0
 
 
