@@ -66,6 +66,7 @@ NO_EFFECT = {
     "target_lookbehind": "only for models with different tokenizers",
     "disable_compile": "nothing is compiled",
     "cache_implementation": "CoSpec has a cache of its own; configs of some models name one",
+    "return_legacy_cache": "no cache is returned",
     "transformers_version": "a record",
 }
 """By key, why it changes nothing."""
