@@ -69,10 +69,10 @@ def test_the_prompt_has_the_schema_of_the_file(folder: Path) -> None:
     task = load_task(f"sql:{folder},split=test")
     (example,) = (e for e in task.examples("test") if "Dear" in e.question)
     assert example.question.startswith(
-        "SQLite tables:\n"
-        "maker(id integer primary key, town text)\n"
-        "item(name text, price real, maker integer, primary key (name, maker))\n"
-        "Foreign keys: item.maker = maker.id\n"
+        "SQLite schema:\n"
+        "CREATE TABLE maker (id integer PRIMARY KEY, town TEXT);\n"
+        "CREATE TABLE item (name TEXT, price real, maker integer, PRIMARY KEY (name, maker), "
+        "FOREIGN KEY (maker) REFERENCES maker(id));\n"
     )
 
 

@@ -51,9 +51,10 @@ def test_the_schema_begins_the_prompt_and_the_question_ends_it(
     spider.prompt(example, chat_tokenizer)
     message = chat_tokenizer.messages[0]["content"]
     assert message.startswith(
-        "SQLite tables:\nsinger(singer_id number primary key, name text, country text, age number)"
+        "SQLite schema:\nCREATE TABLE singer "
+        "(singer_id NUMERIC PRIMARY KEY, name TEXT, country TEXT, age NUMERIC);\n"
     )
-    assert "Foreign keys: singer_in_concert.singer_id = singer.singer_id, " in message
+    assert "FOREIGN KEY (singer_id) REFERENCES singer(singer_id), " in message
     assert message.endswith("Question: The youngest singer.")
     plain = spider.prompt(example, plain_tokenizer)
     assert isinstance(plain, str)

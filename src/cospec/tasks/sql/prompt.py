@@ -24,7 +24,7 @@ _ASK = (
 def question_text(schema: Schema, question: str) -> str:
     """Schema, request and question."""
     asked = " ".join(question.split())
-    return f"SQLite tables:\n{schema.prompt_text()}\n\n{_ASK}\n\nQuestion: {asked}"
+    return f"SQLite schema:\n{schema.prompt_text()}\n\n{_ASK}\n\nQuestion: {asked}"
 
 
 def database_of(example: Example) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AFFINITY = {"number": "NUMERIC", "text": "TEXT", "time": "DATETIME", "boolean": "BOOLEAN"}
-"""What a column is declared as, by Spider's word for its type."""
+"""The type of a column, by Spider's word for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +64,24 @@ class Schema:
         return columns | {name: table.name for name, table in self.by_name.items()}
 
     def prompt_text(self) -> str:
-        """One line a table, ``table(column type, …)``, and one line with the foreign keys."""
-        lines = []
-        for table in self.tables:
-            alone = table.primary_key if len(table.primary_key) == 1 else ()
-            columns = [
-                f"{quote(c.name)} {c.kind}{' primary key' if c.name in alone else ''}".rstrip()
-                for c in table.columns
-            ]
-            if len(table.primary_key) > 1:
-                columns.append(f"primary key ({', '.join(map(quote, table.primary_key))})")
-            lines.append(f"{quote(table.name)}({', '.join(columns)})")
-        if self.foreign_keys:
-            keys = (
-                f"{quote(key.table)}.{quote(key.column)} = "
-                f"{quote(key.to_table)}.{quote(key.to_column)}"
-                for key in self.foreign_keys
-            )
-            lines.append(f"Foreign keys: {', '.join(keys)}")
-        return "\n".join(lines)
+        """One ``CREATE TABLE`` a line, with types and keys, as models have read schemas."""
+        return "\n".join(map(self._create_statement, self.tables))
+
+    def _create_statement(self, table: Table) -> str:
+        alone = table.primary_key if len(table.primary_key) == 1 else ()
+        parts = [
+            f"{quote(c.name)} {_type_of(c)}{' PRIMARY KEY' if c.name in alone else ''}".rstrip()
+            for c in table.columns
+        ]
+        if len(table.primary_key) > 1:
+            parts.append(f"PRIMARY KEY ({', '.join(map(quote, table.primary_key))})")
+        parts += [
+            f"FOREIGN KEY ({quote(key.column)}) "
+            f"REFERENCES {quote(key.to_table)}({quote(key.to_column)})"
+            for key in self.foreign_keys
+            if key.table == table.name
+        ]
+        return f"CREATE TABLE {quote(table.name)} ({', '.join(parts)});"
 
     def create_statements(self) -> list[str]:
         """One CREATE TABLE a table.
@@ -98,6 +97,11 @@ class Schema:
             + ")"
             for table in self.tables
         ]
+
+
+def _type_of(column: Column) -> str:
+    """Return a column's type as a prompt shows it; nothing where it is not known."""
+    return "" if column.kind == "others" else AFFINITY.get(column.kind, column.kind)
 
 
 def quote(name: str) -> str:
