@@ -54,8 +54,8 @@ def test_a_control_learns_from_branches_that_leave_the_targets_own_path(
         played.extend(new)
         return new
 
-    def watched_branches(engine: Engine, starts: Any) -> Any:
-        ends = branches(engine, starts)
+    def watched_branches(engine: Engine, starts: Any, **options: Any) -> Any:
+        ends = branches(engine, starts, **options)
         left.extend(zip(starts, ends, strict=True))
         return ends
 

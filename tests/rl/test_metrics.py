@@ -19,7 +19,9 @@ def won(*texts: Any) -> tuple[list[Baseline], list[Ending]]:
 
 def text(*mismatches: tuple[int, bool]) -> Any:
     """A completion whose mismatches are at some places, kept or not."""
-    steps = [SimpleNamespace(position=p, keep_draft=k, is_reached=True) for p, k in mismatches]
+    steps = [
+        SimpleNamespace(position=p, keep_draft=k, is_reached=True, veto=None) for p, k in mismatches
+    ]
     return SimpleNamespace(trace=[SimpleNamespace(mismatches=steps)])
 
 

@@ -22,6 +22,7 @@ _EXTRAS = {
     "lm-eval": ["lm_eval", "accelerate"],
     "report": ["matplotlib", "jinja2"],
     "browser": ["playwright"],
+    "ray": ["ray"],
     "tasks": ["reasoning_gym", "math_verify"],
     "tensorboard": ["tensorboard"],
     "vllm": ["vllm"],

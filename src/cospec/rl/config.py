@@ -37,6 +37,12 @@ class RolloutConfig(DecodeConfig):
     """Most completions decoded together."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
+    adaptive_cost: tyro.conf.Suppress[float | None] = None
+    """As in `DecodeConfig`; set in a config file, like the two below."""
+    prompt_lookup_max: tyro.conf.Suppress[int] = 4
+    """As in `DecodeConfig`."""
+    prompt_lookup_min: tyro.conf.Suppress[int] = 2
+    """As in `DecodeConfig`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
