@@ -15,7 +15,7 @@ import json
 import math
 import random
 import time
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from halves import half
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
 
 RANK, RATE, WARM_UP = 16, 5e-4, 6
@@ -75,8 +76,7 @@ def packs(task, examples, tokenizer, seed):
                 tokenizer.encode(e.metadata["solution"], add_special_tokens=False) + end
                 for e in some
             ]
-            columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-            shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+            shared = min(num_shared_tokens(prompts[0][:-1], prompt) for prompt in prompts)
             rests = [prompt[shared:] for prompt in prompts]
             made.append((prompts[0][:shared], list(zip(rests, answers, strict=True))))
     shuffle(made)
