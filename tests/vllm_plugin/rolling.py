@@ -44,6 +44,11 @@ def numbers(m):
     return [m.p_draft_id, m.p_target_id, m.q_draft_id, m.q_target_id, score, *m.features.tolist()]
 
 
+def facts(m):
+    """What has to be the same of a decision."""
+    return m.position, m.block_position, m.draft_id, m.keep_draft, m.is_open, m.is_reached, m.veto
+
+
 def compare(ours, theirs):
     """Where two lists of rollouts differ: tokens, counts, and decisions."""
     different, largest, num_decisions = [], 0.0, 0
@@ -57,30 +62,7 @@ def compare(ours, theirs):
             and replace(a.stats, num_draft_forwards=0) == replace(b.stats, num_draft_forwards=0)
             and len(a.trace) == len(b.trace)
         )
-        facts = [
-            (
-                m.position,
-                m.block_position,
-                m.draft_id,
-                m.keep_draft,
-                m.is_open,
-                m.is_reached,
-                m.veto,
-            )
-            for m in one.reached
-        ]
-        same = same and facts == [
-            (
-                m.position,
-                m.block_position,
-                m.draft_id,
-                m.keep_draft,
-                m.is_open,
-                m.is_reached,
-                m.veto,
-            )
-            for m in other.reached
-        ]
+        same = same and list(map(facts, one.reached)) == list(map(facts, other.reached))
         if not same:
             different.append([i, a.token_ids, b.token_ids, str(a.stats), str(b.stats)])
             continue

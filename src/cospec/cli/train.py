@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import tyro
 
@@ -44,6 +44,17 @@ _SHOWN = (
     "tune_accuracy_target",
     "tune_relative_cost",
 )
+
+
+class Problems(NamedTuple):
+    """The problems of a run."""
+
+    task: Task
+    train: list[Example]
+    """Of the rounds."""
+    tune: list[Example]
+    solved: list[Example]
+    """Whose worked solutions are trained on first."""
 
 
 @dataclass(frozen=True)
@@ -100,34 +111,27 @@ class Train:
             raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
         check_run(self.out, self._settings(), is_whole=False)
         set_threads(self.threads)
-        task, train, tune, solved = self._problems()
+        problems = self._problems()
         provenance = Provenance()
         pair = self.engine.load(self.pair)
         if self.dry_run:
-            self._plan(pair, task, train, tune, solved)
+            self._plan(pair, problems)
             return
         self.out.mkdir(parents=True, exist_ok=True)
         with lock(self.out / "run.lock"):
-            open_run(self.out, self._settings() | self._inputs(pair, train, tune, solved))
+            open_run(self.out, self._settings() | self._inputs(pair, problems))
             settings = json.dumps(self.train.to_dict(), indent=1)
             write_text(self.out / "train.json", settings + "\n")
-            self._train(pair, task, train, tune, solved, provenance)
+            self._train(pair, problems, provenance)
 
-    def _train(
-        self,
-        pair: ModelPair,
-        task: Task,
-        train: list[Example],
-        tune: list[Example],
-        solved: list[Example],
-        provenance: Provenance,
-    ) -> None:
+    def _train(self, pair: ModelPair, problems: Problems, provenance: Provenance) -> None:
         """Train to the end and write the arbiter."""
         from cospec.cli.trackers import open_trackers
         from cospec.rl.card import write_card
         from cospec.rl.trainer import Trainer
         from cospec.tasks.trained_on import write_trained_on
 
+        task, train, tune, solved = problems
         trackers = open_trackers(self.out, self._settings(), self.wandb_project)
         backend = self._backend(pair)
         trainer = Trainer(pair, backend, task, self.train, train, tune, self.out, solved)
@@ -149,17 +153,15 @@ class Train:
         arbiter.save(self.out, write_card(about))
         print(f"wrote {self.out}: use it with --arbiter {self.out}")
 
-    def _inputs(
-        self,
-        pair: ModelPair,
-        train: list[Example],
-        tune: list[Example],
-        solved: list[Example],
-    ) -> Json:
+    def _inputs(self, pair: ModelPair, problems: Problems) -> Json:
         """Return hashes of the pair and of the data: a run resumes with the same ones only."""
         from cospec.evaluation.problems import describe_models, describe_problems
 
-        data = {"train": train, "tune": tune, "solutions": solved}
+        data = {
+            "train": problems.train,
+            "tune": problems.tune,
+            "solutions": problems.solved,
+        }
         hashes = {f"data_{key}": describe_problems(each) for key, each in data.items()}
         found: Json = {name: each["problems_sha256"] for name, each in hashes.items()}
         if self.train.warmup.warm_start is not None:
@@ -195,8 +197,8 @@ class Train:
         names = {key: value for key, value in asdict(self.pair).items() if value is not None}
         return names | {"fingerprint": pair.fingerprint}
 
-    def _problems(self) -> tuple[Task, list[Example], list[Example], list[Example]]:
-        """The task, and the problems of the rounds, of the tune split, and with solutions."""
+    def _problems(self) -> Problems:
+        """Load the task, and draw its problems."""
         from cospec.tasks import load_task
 
         options, config = self.task, self.train
@@ -210,7 +212,7 @@ class Train:
         tune = task.examples("tune", config.evaluation.num_tune, config.seed)
         num_solved = config.warmup.num_solutions
         solved = task.examples("train", num_solved, _SOLUTION_SEED) if num_solved else []
-        return task, train, tune, solved
+        return Problems(task, train, tune, solved)
 
     def _num_completions(self, trainer: Trainer) -> int:
         """Return the most texts left: solutions, lossless, rollouts, branches, tune split."""
@@ -238,17 +240,11 @@ class Train:
         for tracker in trackers:
             tracker(metrics)
 
-    def _plan(
-        self,
-        pair: ModelPair,
-        task: Task,
-        train: list[Example],
-        tune: list[Example],
-        solved: list[Example],
-    ) -> None:
+    def _plan(self, pair: ModelPair, problems: Problems) -> None:
         """Print what would be done, and how long it would take, from a small round."""
         from cospec.rl.trainer import Trainer
 
+        task, train, tune, solved = problems
         config = self.train
         size = min(16, config.rollouts.prompts_per_round)
         few = replace(
@@ -256,9 +252,9 @@ class Train:
             rollouts=replace(config.rollouts, prompts_per_round=size),
             warmup=replace(config.warmup, solutions=None),
         )
-        problems = train[:size] or solved[:size]
+        first = train[:size] or solved[:size]
         backend = self._backend(pair)
-        small = Trainer(pair, backend, task, few, problems, tune, solved=solved[:64])
+        small = Trainer(pair, backend, task, few, first, tune, solved=solved[:64])
         if solved:
             started = time.perf_counter()
             small.warm_up()
