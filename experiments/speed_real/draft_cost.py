@@ -63,9 +63,9 @@ def read_texts(options: argparse.Namespace) -> list[tuple[list[int], list[int]]]
         for row in map(json.loads, path.read_text().splitlines()):
             if row["id"] in examples:
                 prompt = task.prompt(examples[row["id"]], tokenizer)
-                ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-                text = tokenizer(row.get("text", ""), add_special_tokens=False)["input_ids"]
-                found.append((ids, row.get("target_ids") or [*text, tokenizer.eos_token_id]))
+                assert isinstance(prompt, list), "the draft has a chat template"
+                text = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+                found.append((prompt, [*text, tokenizer.eos_token_id]))
     return sorted(found, key=lambda pair: len(pair[0]))[: options.count]
 
 
