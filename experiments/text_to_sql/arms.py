@@ -57,7 +57,7 @@ def decode(options, rows):
     if options.split == "train":  # the draft may have been tuned on the others
         examples = half(examples, "arbiter")
     examples = examples[: options.count]
-    pair = ModelPair.from_pretrained(options.target, options.draft)
+    pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
     known = {row["id"]: row for row in rows}
     for start in range(0, len(examples), options.chunk):
         some = examples[start : start + options.chunk]

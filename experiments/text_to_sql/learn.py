@@ -2,15 +2,16 @@
 
 Usage: python experiments/text_to_sql/learn.py PIECES [--pair TARGET DRAFT --out ARBITER]
 
-Five folds over databases, for a growing number of train questions: the share of held-out decisions
-that go to the token of the gold query, by a policy on scalars, one on hidden states as well, and
-the rule `cascade_diff` at the threshold that is best on the train folds. With --out the best kind
-is fitted to all and saved as an arbiter of the pair.
+Each database in turn is left out. For a growing number of the others the table has the share of its
+decisions that go to the token of the gold query, and the area under the curve, by logistic
+regression on scalars, on hidden states as well, and by the rule `cascade_diff` at the threshold
+that is best on the others. With --out a policy is fitted to all and saved as an arbiter.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,15 +22,13 @@ from cospec import ModelPair
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import SCALAR_NAMES, make_features
-from cospec.rl.config import TrainConfig, WarmupConfig
-from cospec.rl.types import SolutionData
-from cospec.rl.updates import imitate
 
-FOLDS = 5
 KINDS = ("scalars", "hidden")
 NUM_SCALARS = len(SCALAR_NAMES)
 NUM_STATES = 2 * 1536 + 896
-"""The target's before and after the draft's token, and the draft's."""
+"""The target's before and after the draft's token, and the draft's; no embeddings."""
+PENALTY = 1000.0
+"""Of a squared weight of a state; a scalar's is 1."""
 
 
 def main() -> None:
@@ -39,31 +38,46 @@ def main() -> None:
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="hidden")
-    parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--json", type=Path, help="the table as a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pieces = [load_file(path) for path in sorted(options.pieces.glob("gold-*.safetensors"))]
+    pieces = [load_file(path) for path in sorted(options.pieces.glob("*.safetensors"))]
     x = torch.cat([piece["features"] for piece in pieces]).float()
-    worth = torch.cat([piece["worth"] for piece in pieces])
-    database = torch.cat([piece["database"] for piece in pieces])
-    num_draft = int((worth > 0).sum())
-    print(f"{len(worth)} decisions of {len(database.unique())} databases, {num_draft} the draft's")
-    fold = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[database] % FOLDS
-    for share in (0.25, 0.5, 1.0):
-        cells = {name: torch.zeros(len(worth), dtype=torch.bool) for name in ("rule", *KINDS)}
-        for number in range(FOLDS):
-            test, train = fold == number, (fold != number).nonzero()[:, 0]
-            train = train[: int(share * len(train))]
-            cells["rule"][test] = rule(x[test]) > best_threshold(rule(x[train]), worth[train])
-            for kind in KINDS:
-                policy = fit(x[train], worth[train], kind, options)
-                with torch.no_grad():
-                    cells[kind][test] = policy(x[test]) > 0
-        line = [f"{name} {right(keep, worth):.3f}" for name, keep in cells.items()]
-        print(f"{share:.2f} of the questions: " + ", ".join(line), flush=True)
+    is_draft = torch.cat([piece["worth"] for piece in pieces]) > 0
+    sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
+    database = torch.arange(len(pieces)).repeat_interleave(sizes)
     if options.out:
-        save(x, worth, options)
+        save(fit(x, is_draft, options.kind), options)
+    table = {
+        "num_databases": len(pieces),
+        "num_decisions": len(x),
+        "draft_right": round(float(is_draft.float().mean()), 4),
+        "shares": {share: crossed(x, is_draft, database, share) for share in (0.25, 0.5, 1.0)},
+    }
+    print(json.dumps(table, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def crossed(x, is_draft, database, share):
+    """Leave each database out; learn from a share of the others."""
+    scores = {name: torch.zeros(len(x)) for name in ("rule", *KINDS)}
+    for number in range(int(database.max()) + 1):
+        test = database == number
+        train = (~test).nonzero()[:, 0]
+        some = torch.randperm(len(train), generator=torch.Generator().manual_seed(number))
+        train = train[some[: int(share * len(train))]]
+        scores["rule"][test] = rule(x[test]) - best_threshold(rule(x[train]), is_draft[train])
+        for kind in KINDS:
+            with torch.no_grad():
+                scores[kind][test] = fit(x[train], is_draft[train], kind)(x[test])
+    return {
+        name: {
+            "right": round(float(((score > 0) == is_draft).float().mean()), 4),
+            "auc": round(area(score, is_draft), 4),
+        }
+        for name, score in scores.items()
+    }
 
 
 def rule(x):
@@ -72,38 +86,63 @@ def rule(x):
     return q - p
 
 
-def best_threshold(score, worth) -> float:
+def best_threshold(score, is_draft) -> float:
     """Return the threshold that gives the most decisions to the right token."""
     places = torch.linspace(-1, 1, 81)
-    return float(max(places, key=lambda place: right(score > place, worth)))
+    return float(max(places, key=lambda place: int(((score > place) == is_draft).sum())))
 
 
-def right(keep, worth) -> float:
-    """Return the share of decisions for the right token."""
-    return float((keep == (worth > 0)).float().mean())
+def area(score, is_draft) -> float:
+    """Return the chance that a draft's decision scores higher than a target's."""
+    rank = torch.empty(len(score))
+    rank[score.argsort()] = torch.arange(1.0, len(score) + 1)
+    num_draft = int(is_draft.sum())
+    above = float(rank[is_draft].sum()) - num_draft * (num_draft + 1) / 2
+    return above / (num_draft * (len(score) - num_draft))
 
 
-def fit(x, worth, kind, options) -> Policy:
-    """Fit a policy; scalars alone leave the states out, and embeddings are always left out."""
-    config = TrainConfig(
-        warmup=WarmupConfig(num_solutions=1, num_solution_epochs=options.epochs), num_rounds=0
-    )
-    shape = PolicyConfig(dropout=options.dropout, init_logit=0.0)
+def fit(x, is_draft, kind) -> Policy:
+    """Fit logistic regression with a penalty, as a linear policy.
+
+    There are far fewer decisions than features, so states get one direction, and a penalty.
+    """
+    shape = PolicyConfig(kind="linear", hidden_projection=1)
     policy = Policy(x.shape[1], shape, 0, x.shape[1] - NUM_SCALARS)
     is_used = torch.ones(x.shape[1], dtype=torch.bool)
     is_used[NUM_SCALARS + NUM_STATES if kind == "hidden" else NUM_SCALARS :] = False
     policy.normalise_by(x, float("inf"), is_used)
-    imitate(policy, SolutionData(x, worth), config)
+    seen = ((x - policy.mean) / policy.std).clamp(-10, 10)
+    penalty = torch.ones(x.shape[1])
+    penalty[NUM_SCALARS:] = PENALTY
+    scale = penalty.rsqrt()  # the same penalty for all after scaling, which converges sooner
+    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        logit = (seen * scale) @ weight[:-1] + weight[-1]
+        found = torch.nn.functional.binary_cross_entropy_with_logits(
+            logit, is_draft.float(), reduction="sum"
+        )
+        found = found + weight[:-1].square().sum() / 2
+        found.backward()
+        return found
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        found = weight[:-1] * scale
+        policy.projection.weight.copy_(found[None, NUM_SCALARS:])
+        policy.layers[0].weight.copy_(torch.cat([found[:NUM_SCALARS], torch.ones(1)])[None])
+        policy.layers[0].bias.copy_(weight[-1:])
     return policy
 
 
-def save(x, worth, options) -> None:
-    """Fit to all decisions and save."""
-    pair = ModelPair.from_pretrained(*options.pair)
-    features = make_features("hidden", pair)
-    policy = fit(x, worth, options.kind, options)
+def save(policy, options) -> None:
+    """Save a policy as an arbiter of the pair."""
+    pair = ModelPair.from_pretrained(*options.pair, dtype="float32", pack_weights=False)
     about = {"pair": {"fingerprint": pair.fingerprint}, "name": options.out.name}
-    replace(LearnedArbiter(policy, features), about=about).save(options.out)
+    arbiter = LearnedArbiter(policy, make_features("hidden", pair))
+    replace(arbiter, about=about).save(options.out)
 
 
 if __name__ == "__main__":

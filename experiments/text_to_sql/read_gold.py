@@ -1,68 +1,79 @@
 """Read Spider's gold queries with both models, and keep the decisions that they settle.
 
-Usage: python experiments/text_to_sql/read_gold.py TARGET DRAFT DATA OUT [--count 1024]
+Usage: python experiments/text_to_sql/read_gold.py TARGET DRAFT DATA OUT [--threads 2]
 
 One forward of each model over a gold query finds where their tokens differ, and the query tells
-whose is right (`cospec.rl.solutions`). Questions are those of the train databases that no draft was
-tuned on. OUT/gold-00000.safetensors has the features of a chunk in half precision, the worth of the
-draft's token, and the number of its database; a chunk that is there is skipped.
+whose is right (`cospec.rl.solutions`). Then the target goes on from the other token, and the judge says
+whether that is right as well (`cospec.rl.forks`). Questions are those of the train databases that
+no draft was tuned on. OUT/DATABASE.safetensors has the features in half precision and the worth of
+the draft's token: 1 and -1 where the tokens decide the answer, else 0. A database that is there is
+skipped, so that a run that was killed resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from itertools import groupby
 from pathlib import Path
 
 import torch
 from halves import half
 from safetensors.torch import save_file
 
-from cospec import ModelPair
+from cospec import Engine, ModelPair
+from cospec.evaluation.problems import encode_problems
 from cospec.features import make_features
+from cospec.rl.forks import ForkPlayer
 from cospec.rl.solutions import encode_solutions, solution_decisions
-from cospec.tasks import load_task
+from cospec.tasks import Example, load_task
 
-
-def database(example) -> str:
-    """Return the name of a question's database."""
-    return example.metadata["db_id"]
+BATCH_SIZE = 16
 
 
 def main() -> None:
-    """Read chunk by chunk."""
+    """Read database by database."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("target", "draft", "data", "out"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--count", type=int, default=1024, help="questions")
-    parser.add_argument("--chunk", type=int, default=64, help="questions of a file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = load_task("spider", data_dir=options.data)
-    examples = half(task.examples("train"), "arbiter")
-    databases = sorted(set(map(database, examples)))
-    examples = examples[: options.count]
-    pair = ModelPair.from_pretrained(options.target, options.draft)
+    pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
     features = make_features("hidden", pair)
+    engine = Engine.target_only(pair, batch_size=64)
     options.out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(examples), options.chunk):
-        path = options.out / f"gold-{start:05d}.safetensors"
+    databases: dict[str, list[Example]] = {}
+    for example in half(task.examples("train"), "arbiter"):
+        databases.setdefault(example.metadata["db_id"], []).append(example)
+    for place, (name, examples) in enumerate(databases.items(), start=1):
+        path = options.out / f"{name}.safetensors"
         if path.exists():
             continue
-        started, parts = time.perf_counter(), []
-        # Questions of one database follow one another, and its schema is read once for them.
-        for name, run in groupby(examples[start : start + options.chunk], key=database):
-            found = solution_decisions(pair, features, encode_solutions(pair, task, list(run)))
-            number = torch.full((len(found.delta),), databases.index(name))
-            parts.append((found.features.half(), found.delta, number))
-        x, worth, number = map(torch.cat, zip(*parts, strict=True))
-        save_file({"features": x, "worth": worth, "database": number}, path)
-        share = float((worth > 0).float().mean())
-        seconds = time.perf_counter() - started
-        told = f"{len(worth)} decisions, draft right in {share:.2f}"
-        print(f"{start}: {told}; {seconds:.0f} s", flush=True)
+        started = time.perf_counter()
+        # Answers of like length side by side, after one reading of their schema.
+        solutions = sorted(encode_solutions(pair, task, examples), key=lambda one: len(one.rest))
+        _, settings = encode_problems(pair, task, examples)
+        play = ForkPlayer(engine, task, examples, settings)
+        found = [
+            solution_decisions(pair, features, some, worth_of=play)
+            for some in batched(solutions, BATCH_SIZE)
+        ]
+        x, worth = map(torch.cat, zip(*found, strict=True))
+        save_file({"features": x.half(), "worth": worth}, path)
+        draft, target = (int((sign * worth > 0).sum()) for sign in (1, -1))
+        seconds = (time.perf_counter() - started) / len(examples)
+        print(
+            f"{place}/{len(databases)} {name}: {len(examples)} questions, {len(worth)} decisions, "
+            f"draft's token needed in {draft}, target's in {target}; {seconds:.1f} s a question",
+            flush=True,
+        )
+
+
+def batched(items, size):
+    """Yield the items in lists of `size`, the last one shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 1920]
 
-A step is one pack: a schema and up to 16 of its questions side by side, each of which sees the
-schema and itself. The loss is on answers alone, which are the gold queries in the models' writing.
-Only the upper half of the layers is tuned, so that the backward pass stops there. Seeds are fixed,
-and a run that was killed goes on from its last checkpoint. OUT is a checkpoint with LoRA merged.
+A step is one pack: a schema and some of its questions side by side, each of which sees the schema
+and itself. The loss is on answers alone, which are the gold queries in the models' writing.
+Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
+with LoRA merged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import random
 import time
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
@@ -26,8 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
 
-RANK, RATE, WARM_UP = 16, 5e-4, 6
-PACK = 16
+RANK, RATE, WARM_UP = 16, 3e-4, 6
+PACK_TOKENS = 1024
+"""Of a step, which bounds its memory; a longer schema takes one question at a time."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -47,12 +48,10 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=torch.float32)
     task = load_task("spider", data_dir=options.data)
     train = packs(task, half(task.examples("train"), "draft"), tokenizer, seed=0)
-    train = train[: math.ceil(options.questions / PACK)]
+    ends = accumulate(len(branches) for _, branches in train)
+    train = train[: 1 + sum(end < options.questions for end in ends)]
     tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
-    upper = range(model.config.num_hidden_layers // 2, model.config.num_hidden_layers)
-    config = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, layers_to_transform=[*upper]
-    )
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR)
     model = get_peft_model(model, config)
     log = fit(model, train, tune, options.out)
     model.merge_and_unload().save_pretrained(options.out)
@@ -69,16 +68,20 @@ def packs(task, examples, tokenizer, seed):
     for _, group in groupby(by_database, key=lambda example: example.metadata["db_id"]):
         questions = list(group)
         shuffle(questions)
-        for start in range(0, len(questions), PACK):
-            some = questions[start : start + PACK]
-            prompts = [task.prompt(example, tokenizer) for example in some]
-            answers = [
-                tokenizer.encode(e.metadata["solution"], add_special_tokens=False) + end
-                for e in some
-            ]
-            shared = min(num_shared_tokens(prompts[0][:-1], prompt) for prompt in prompts)
-            rests = [prompt[shared:] for prompt in prompts]
-            made.append((prompts[0][:shared], list(zip(rests, answers, strict=True))))
+        prompts = [task.prompt(example, tokenizer) for example in questions]
+        answers = [
+            tokenizer.encode(e.metadata["solution"], add_special_tokens=False) + end
+            for e in questions
+        ]
+        shared = min(num_shared_tokens(prompts[0][:-1], prompt) for prompt in prompts)
+        prefix, size = prompts[0][:shared], PACK_TOKENS
+        for prompt, answer in zip(prompts, answers, strict=True):
+            branch = prompt[shared:], answer
+            size += len(branch[0]) + len(answer)
+            if size > PACK_TOKENS:
+                made.append((prefix, []))
+                size = shared + len(branch[0]) + len(answer)
+            made[-1][1].append(branch)
     shuffle(made)
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from cospec import Engine, ModelPair, load_arbiter
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, PromptError
 from cospec.evaluation import stats
-from cospec.evaluation.arms import make_arms
+from cospec.evaluation.arms import EngineDecoders, make_arms
 from cospec.evaluation.evaluate import Evaluation
 from cospec.evaluation.problems import encode_problems
 from cospec.evaluation.summary import summarize
@@ -225,6 +226,18 @@ def test_a_prompt_gets_the_tokens_that_the_context_leaves(pair, task):
     assert it.num_short_of_room == len(WORDS)
     ids = pair.tokenizer(it.prompts[0])["input_ids"]
     assert it.samplings[0].max_new_tokens == pair.context_length - len(ids)
+
+
+def test_every_arm_gets_what_the_engine_with_the_shortest_context_takes(pair, task):
+    class Short(EngineDecoders):
+        def ruled(self, arbiter, config):
+            engine = super().ruled(arbiter, config)
+            return SimpleNamespace(**vars(engine), context_length=pair.context_length - config.k)
+
+    arms = make_arms(pair, decode=DecodeConfig(3), decoders=Short(pair))
+    it = Evaluation(arms, task, task.examples("test"))
+    ids = pair.tokenizer(it.prompts[0])["input_ids"]
+    assert it.samplings[0].max_new_tokens == pair.context_length - 3 - len(ids)
 
 
 def test_chunks_are_equal_and_at_least_as_large_as_asked_for(pair, task):

@@ -73,6 +73,11 @@ class RolloutBackend(Protocol):
 
     on_finished: Callable[[int], None] | None
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        ...
+
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
     ) -> list[Rollout]:

@@ -29,6 +29,7 @@ class BackendDecoder:
     Attributes:
         batch_size: Most prompts decoded together.
         num_speculative_tokens: Drafted tokens a block (k).
+        context_length: Most tokens of a prompt and its answer.
     """
 
     pair: ModelPair
@@ -37,8 +38,10 @@ class BackendDecoder:
     config: DecodeConfig
     batch_size: int = field(init=False)
     num_speculative_tokens: int = field(init=False)
+    context_length: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.context_length = self.backend.context_length
         self.batch_size, self.num_speculative_tokens = self.config.batch_size, self.config.k
 
     def generate(

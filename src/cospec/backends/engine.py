@@ -31,6 +31,11 @@ class EngineBackend:
     config: DecodeConfig
     on_finished: Callable[[int], None] | None = None
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.pair.context_length
+
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
     ) -> list[Rollout]:

@@ -15,6 +15,7 @@ import itertools
 import weakref
 from collections import deque
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cospec.backends.base import BranchPoint, Item, Rollout
@@ -109,6 +110,10 @@ class Replica:
             self._held |= zip(keys, done, strict=True)
         return pack(done)
 
+    def context_length(self) -> int:
+        """Return the most tokens of a prompt and its answer."""
+        return self._backend.context_length
+
     def _point(self, left: Left) -> BranchPoint:
         """Return the point as the backend takes it, on a rollout that it holds."""
         handle = left.handle
@@ -160,6 +165,11 @@ class RayBackend:
         self._dead: list[deque[int]] = [deque() for _ in range(num_replicas)]
         self._groups = [self._reserve() for _ in range(num_replicas)]
         self.replicas = [self._start(n) for n in range(num_replicas)]
+
+    @cached_property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return int(self._ray.get(self.replicas[0].context_length.remote()))
 
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False

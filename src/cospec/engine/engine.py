@@ -100,6 +100,11 @@ class Engine:
         """Plain decoding of the draft; the target's stop tokens end it."""
         return PlainEngine(pair, "draft", config, **options)
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its completion."""
+        return self.pair.context_length
+
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],

@@ -25,6 +25,7 @@ class Decoder(Protocol):
     pair: ModelPair
     batch_size: int
     num_speculative_tokens: int
+    context_length: int
 
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]

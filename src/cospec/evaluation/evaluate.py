@@ -83,7 +83,13 @@ class Evaluation:
         self.exact_prefix_tokens = exact_prefix_tokens
         self.max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
         self.prompts, samplings = encode_problems(
-            engine.pair, task, examples, max_new_tokens, seed, temperature
+            engine.pair,
+            task,
+            examples,
+            max_new_tokens,
+            seed,
+            temperature,
+            min(arm.engine.context_length for arm in arms),
         )
         limits = [
             task.part_of(e).max_new_tokens if max_new_tokens is None else max_new_tokens

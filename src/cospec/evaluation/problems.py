@@ -62,6 +62,7 @@ def encode_problems(
     max_new_tokens: int | None = None,
     seed: int = 0,
     temperature: float = 0.0,
+    context_length: int | None = None,
 ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
     """Prompts and settings of problems, one of each a problem.
 
@@ -70,35 +71,37 @@ def encode_problems(
         task: Makes the prompts, and says what ends an answer.
         examples: The problems.
         max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
-            leaves fewer in the pair's context gets those.
+            leaves fewer in the context gets those.
         seed: For sampling, and for arbiters that rule by chance.
         temperature: Of sampling; 0 is greedy.
+        context_length: Most tokens of a prompt and its answer; the pair's own number if None.
 
     Raises:
         ConfigError: The pair has no tokenizer.
-        PromptError: A prompt fills the context of the pair.
+        PromptError: A prompt fills the context.
     """
     if pair.tokenizer is None:
         raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
+    context_length = pair.context_length if context_length is None else context_length
     prompts, samplings = [], []
     for example in examples:
         part = task.part_of(example)
         prompt = part.prompt(example, pair.tokenizer)
         limit = part.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limit = min(limit, _room(pair, example, prompt))
+        limit = min(limit, _room(pair, example, prompt, context_length))
         stop = part.stop_strings(pair.tokenizer)
         prompts.append(prompt)
         samplings.append(SamplingConfig(limit, temperature, stop=stop, seed=seed))
     return prompts, samplings
 
 
-def _room(pair: ModelPair, example: Example, prompt: str | list[int]) -> int:
-    """Tokens that the prompt leaves in the pair's context."""
+def _room(pair: ModelPair, example: Example, prompt: str | list[int], context_length: int) -> int:
+    """Tokens that the prompt leaves in the context."""
     ids = pair.encode(prompt) if isinstance(prompt, str) else prompt
-    num_left = pair.context_length - len(ids)
+    num_left = context_length - len(ids)
     if num_left < 1:
         raise PromptError(
             f"the prompt of {example.id} has {len(ids)} tokens, and the pair's context holds "
-            f"{pair.context_length}; leave the problem out or pass a pair with a longer context."
+            f"{context_length}; leave the problem out or pass a pair with a longer context."
         )
     return num_left

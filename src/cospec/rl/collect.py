@@ -65,7 +65,7 @@ class Collector:
         Lossless decoding and the tune split have the same seed, so that they differ by rulings.
         """
         rollouts = self._config.rollouts
-        settings = rollouts.max_new_tokens, seed, rollouts.temperature
+        settings = rollouts.max_new_tokens, seed, rollouts.temperature, self._backend.context_length
         items = zip(*encode_problems(self._pair, self._task, examples, *settings), strict=True)
         return [Item(*item, stream) for stream, item in enumerate(items)]
 

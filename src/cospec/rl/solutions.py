@@ -6,7 +6,7 @@ at which their tokens differ after the text so far, and the text tells whose tok
 temperature the tokens are drawn as decoding draws them, once for each place. That is teacher
 forcing: far cheaper than two branches played to their ends, and hidden states take tens of
 thousands of such places. It cannot tell whether other words would have been right as well: that is
-left to the rounds.
+left to the rounds, or to a `fork` at each place, where the other token is played to its end.
 
 The rest of a block is not known here: the look-ahead features are 0, and a policy that is
 normalised by these decisions leaves them out.
@@ -15,9 +15,10 @@ normalised by these decisions leaves them out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from cospec.config import SamplingConfig
 from cospec.errors import TaskError
@@ -31,12 +32,11 @@ from cospec.types import Needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from cospec.features import ScalarFeatures
     from cospec.models import ModelPair
-    from cospec.models.cache import Output
+    from cospec.models.cache import Output, SavedRow
     from cospec.tasks import Example, Task
 
 _BATCH_SIZE = 16  # on a CPU, what a layer writes stays in its cache
@@ -60,6 +60,18 @@ class Solution:
     def rest(self) -> list[int]:
         """Last token of the prompt, and all that comes after it."""
         return self.ids[self.num_prompt_tokens - 1 :]
+
+
+class Fork(NamedTuple):
+    """A place where a solution could have gone on with another token."""
+
+    solution: Solution
+    position: int
+    """Index of the token among those after the prompt."""
+    token_id: int
+    """The token that is not the solution's."""
+    cache: SavedRow
+    """What the target has stored of the whole solution."""
 
 
 def encode_solutions(
@@ -108,6 +120,7 @@ def solution_decisions(
     solutions: Sequence[Solution],
     on_read: Callable[[int], None] = lambda _: None,
     temperature: float = 0.0,
+    worth_of: Callable[[list[Fork]], list[float]] | None = None,
 ) -> SolutionData:
     """Find the decisions whose right token a solution tells; where it is neither's, there is none.
 
@@ -117,6 +130,8 @@ def solution_decisions(
         solutions: Solutions of problems that no evaluation uses.
         on_read: Called with the number of solutions that were read.
         temperature: Temperature of both models' tokens.
+        worth_of: Tells what the texts after other tokens are worth, such as
+            `cospec.rl.forks.ForkPlayer`; by default nothing.
     """
     found = [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     vocab_size = pair.target.config.get_text_config().vocab_size
@@ -126,14 +141,18 @@ def solution_decisions(
         longest = max(len(one.rest) for one in waiting[-_BATCH_SIZE:])
         size = min(_BATCH_SIZE, max(1, _MAX_LOGITS // (longest * vocab_size)))
         part, waiting = waiting[-size:], waiting[:-size]
-        found.append(_decisions(pair, features, part, temperature))
+        found.append(_decisions(pair, features, part, temperature, worth_of))
         on_read(len(part))
     return SolutionData(*map(torch.cat, zip(*found, strict=True)))
 
 
 @torch.inference_mode()
 def _decisions(
-    pair: ModelPair, features: ScalarFeatures, part: Sequence[Solution], temperature: float
+    pair: ModelPair,
+    features: ScalarFeatures,
+    part: Sequence[Solution],
+    temperature: float,
+    worth_of: Callable[[list[Fork]], list[float]] | None,
 ) -> SolutionData:
     """Find the decisions of a few solutions of like length."""
     device = pair.target.device
@@ -149,6 +168,16 @@ def _decisions(
     rows, at = is_settled.nonzero(as_tuple=True)
     if not len(rows):
         return SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
+    is_draft = d[rows, at] == right[rows, at]
+    worth = torch.tensor([one.worth for one in part], device=device)[rows]
+    if worth_of is not None:  # before later reads change what the target has stored
+        caches = [target.save_row(i, len(one.ids)) for i, one in enumerate(part)]
+        others = torch.where(is_draft, t[rows, at], d[rows, at])
+        forks = [
+            Fork(part[row], place, token, caches[row])
+            for row, place, token in zip(*map(Tensor.tolist, (rows, at, others)), strict=True)
+        ]
+        worth = worth - torch.tensor(worth_of(forks), device=device)
     none = torch.zeros_like(rows)
     batch = make_batch(
         features.needs,
@@ -174,8 +203,6 @@ def _decisions(
         draft_ids=d[rows, at],
         target_ids=t[rows, at],
     )
-    is_draft = d[rows, at] == right[rows, at]
-    worth = torch.tensor([one.worth for one in part], device=device)[rows]
     # Cloned: tensors of inference mode cannot take part in training.
     return SolutionData(
         features(batch).cpu().clone(), torch.where(is_draft, worth, -worth).cpu().clone()

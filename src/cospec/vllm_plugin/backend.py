@@ -103,6 +103,12 @@ class VllmBackend:
             additional_config={KEY: {"arbiter": "lossless", "records": records}},
             worker_extension_cls=_WORKER,
         )
+        self._room = int(self._llm.llm_engine.model_config.max_model_len)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer, with room for a last block."""
+        return self._room - self.config.k
 
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
@@ -152,9 +158,8 @@ class VllmBackend:
         keep_handles: bool,
     ) -> list[Rollout]:
         """Complete rows; `chances` has the seed and the stream of each."""
-        room = self._llm.llm_engine.model_config.max_model_len
         for row in rows:
-            check_row(row, room, self.config.k)
+            check_row(row, self._room, self.config.k)
         self._use(arbiter, rows)
         keys = [str(next(self._keys)) for _ in rows]
         open_rows = [i for i, row in enumerate(rows) if not row.finish_reason]

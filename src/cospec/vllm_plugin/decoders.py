@@ -43,6 +43,11 @@ class PlainDecoder:
     num_speculative_tokens: int = 0
     _llm: Any = None  # Any: vllm.LLM
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.pair.context_length
+
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
     ) -> list[Completion]:

@@ -168,7 +168,12 @@ class Auditor:
         self, examples: Sequence[Example]
     ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
         config = self.config
-        limits = config.max_new_tokens, config.seed, config.temperature
+        limits = (
+            config.max_new_tokens,
+            config.seed,
+            config.temperature,
+            self._backend.context_length,
+        )
         return encode_problems(self.pair, self.task, examples, *limits)
 
     def _paths(
