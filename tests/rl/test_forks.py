@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from cospec import Engine, SamplingConfig
+from cospec.errors import ConfigError
 from cospec.features import make_features
 from cospec.rl.forks import ForkPlayer
 from cospec.rl.solutions import solution_decisions
 from cospec.tasks import Example, Score
+from tests.rl.helpers import solving
 from tests.rl.test_solutions import own_text
 
 LIMIT = 80
@@ -77,3 +80,18 @@ def test_a_decision_is_worth_nothing_where_both_tokens_are_right(pair, task) -> 
     is_right = torch.tensor([len(text) % 2 for text in texts])
     assert 0 < is_right.sum() < len(texts)
     assert worth.tolist() == (delta * (1 - is_right)).tolist()
+
+
+def test_a_run_learns_from_the_decisions_that_matter(pair, task) -> None:
+    def trained(reward, **changes):
+        it = solving(pair, replace(task, scorer=lambda *_: Score(reward)), num_rounds=0, **changes)
+        it.run()
+        return it.state
+
+    plain, all_matter = trained(0.0), trained(0.0, play_forks=True)
+    assert torch.equal(plain.policy.layers[0].weight, all_matter.policy.layers[0].weight)
+    none_matters = trained(1.0, play_forks=True)
+    assert none_matters.history[0]["loss"] == 0.0
+    assert none_matters.history[0]["num_solution_decisions"] > 0
+    with pytest.raises(ConfigError, match="play_forks is set, and there are no worked solutions"):
+        solving(pair, task, play_forks=True, solutions_from="samples")

@@ -25,7 +25,11 @@ class Decoder(Protocol):
     pair: ModelPair
     batch_size: int
     num_speculative_tokens: int
-    context_length: int
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        ...
 
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]

@@ -121,6 +121,10 @@ class WarmupConfig:
     solutions_from: Literal["task", "samples"] = "task"
     """task reads the worked solutions that come with the problems; samples lets both models answer
     them and reads those answers, weighed by the task's scores: it works for any task."""
+    play_forks: tyro.conf.Suppress[bool] = False
+    """Let the target go on from the token that is not the solution's, at each decision, and score
+    that too: where both tokens lead to a right answer, nothing is learnt. Costs a completion a
+    decision, and makes few solutions go further (solutions_from task)."""
     num_samples: tyro.conf.Suppress[int] = 4
     """Answers of each model to a problem, the first one greedy (solutions_from samples)."""
     sample_temperature: tyro.conf.Suppress[float] = 0.7
@@ -133,6 +137,11 @@ class WarmupConfig:
         if self.solutions_from not in ("task", "samples"):
             raise ConfigError(
                 f"solutions_from is {self.solutions_from!r}; it must be task or samples."
+            )
+        if self.play_forks and (self.solutions_from != "task" or not self.num_solutions):
+            raise ConfigError(
+                "play_forks is set, and there are no worked solutions to leave; set num_solutions, "
+                "with solutions_from task."
             )
         if not 0 < self.sample_temperature < float("inf"):
             raise ConfigError(

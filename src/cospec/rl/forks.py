@@ -28,14 +28,16 @@ class ForkPlayer:
     Args:
         engine: Plain decoding of the target.
         task: Scores the texts.
-        examples: Problems, one for each `Solution.place`.
+        examples: Problems, in the order of `Solution.place`.
         settings: Their settings.
+        start: Place of the first of them.
     """
 
     engine: Engine
     task: Task
     examples: Sequence[Example]
     settings: Sequence[SamplingConfig]
+    start: int = 0
 
     def __call__(self, forks: list[Fork]) -> list[float]:
         """Return what the text after each fork is worth: 1 if its answer is right."""
@@ -44,9 +46,12 @@ class ForkPlayer:
         ]
         ends = self.engine.branches(branches)
         return [
-            float(self.task.score(self.examples[fork.solution.place], end.completion.text).correct)
+            float(self.task.score(self.examples[self._at(fork)], end.completion.text).correct)
             for fork, end in zip(forks, ends, strict=True)
         ]
+
+    def _at(self, fork: Fork) -> int:
+        return fork.solution.place - self.start
 
     def _rollout(self, fork: Fork) -> Rollout:
         """Return the solution as if it had been generated."""
@@ -54,4 +59,4 @@ class ForkPlayer:
         prompt, text = one.ids[: one.num_prompt_tokens], one.ids[one.num_prompt_tokens :]
         origins = [Origin.CORRECTION] * len(text)
         whole = Completion(one.place, prompt, text, "", origins, FinishReason.LENGTH, Stats(), [])
-        return Rollout(whole, self.settings[one.place], [fork.cache])
+        return Rollout(whole, self.settings[self._at(fork)], [fork.cache])

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from cospec.engine import Engine
 from cospec.errors import ConfigError
 from cospec.evaluation.audit.dataset import read_dataset, read_tensors, write_tensors
+from cospec.evaluation.problems import encode_problems
+from cospec.rl.forks import ForkPlayer
 from cospec.rl.samples import sample_solutions
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.types import BranchData, Decisions, SolutionData
@@ -139,7 +142,8 @@ def read_solutions(
     Raises:
         ConfigError: The cache does not fit the run.
     """
-    temperature, wanted = config.rollouts.temperature, config.warmup.num_solutions
+    warmup, temperature = config.warmup, config.rollouts.temperature
+    wanted = warmup.num_solutions
     about = {
         "pair": f"{pair.fingerprint} {pair.target.dtype}",
         "task": task.name,
@@ -159,17 +163,30 @@ def read_solutions(
     written = time.monotonic()
     while num_read < len(solved):
         some = solved[num_read : num_read + _SLICE]
-        if config.warmup.solutions_from == "samples":
+        if warmup.solutions_from == "samples":
             solutions = sample_solutions(pair, task, some, config, num_read, on_read)
         else:
             solutions = encode_solutions(pair, task, some, num_read)
-        parts.append(solution_decisions(pair, features, solutions, on_read, temperature))
+        worth_of = _player(pair, task, some, config, num_read) if warmup.play_forks else None
+        parts.append(solution_decisions(pair, features, solutions, on_read, temperature, worth_of))
         num_read += len(some)
         is_due = num_read == len(solved) or time.monotonic() > written + _WRITE_EVERY
         if path is not None and is_due:
             parts, written = [_joined(parts)], time.monotonic()
             write_tensors(path, parts[0]._asdict(), about | {"num_read": str(num_read)})
     return _joined(parts)
+
+
+def _player(
+    pair: ModelPair, task: Task, examples: Sequence[Example], config: TrainConfig, start: int
+) -> ForkPlayer:
+    """Return what plays the forks of the solutions of some problems."""
+    rollouts = config.rollouts
+    _, settings = encode_problems(
+        pair, task, examples, rollouts.max_new_tokens, config.seed, rollouts.temperature
+    )
+    engine = Engine.target_only(pair, batch_size=rollouts.batch_size)
+    return ForkPlayer(engine, task, examples, settings, start)
 
 
 def _joined(parts: Sequence[SolutionData]) -> SolutionData:
@@ -180,7 +197,7 @@ def _source(config: TrainConfig) -> dict[str, str]:
     """Return what tells own answers from worked solutions in a cache; nothing for the latter."""
     warmup = config.warmup
     if warmup.solutions_from == "task":
-        return {}
+        return {"forks": f"of {config.rollouts.max_new_tokens}"} if warmup.play_forks else {}
     known = warmup.num_samples, warmup.sample_temperature, config.rollouts.max_new_tokens
     return {"solutions_from": f"samples {known}"}
 
@@ -189,7 +206,7 @@ def _read_cache(path: Path, about: dict[str, str]) -> tuple[int, SolutionData]:
     """Return the number of solutions in a cache, and their decisions."""
     tensors, kept = read_tensors(path, "what was read of solutions")
     kept = {"temperature": "0.0"} | kept  # older files do not say
-    keys = {*about, "solutions_from"}
+    keys = {*about, "solutions_from", "forks"}
     if unlike := sorted(key for key in keys if kept.get(key) != about.get(key)):
         raise ConfigError(
             f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "

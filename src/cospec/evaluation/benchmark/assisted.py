@@ -41,6 +41,7 @@ class AssistedEngine:
         draft_confidence_threshold: float = 0.0,
     ) -> None:
         self.pair = pair
+        self.context_length = pair.context_length
         self.num_speculative_tokens = num_speculative_tokens
         self.draft_confidence_threshold = draft_confidence_threshold
         self.batch_size = 1

@@ -37,6 +37,7 @@ class OracleEngine:
 
     def __init__(self, benchmark: Benchmark, k: int, batch_size: int) -> None:
         self.pair = benchmark.pair
+        self.context_length = self.pair.context_length
         self.num_speculative_tokens = k
         self.batch_size = batch_size
         assert self.pair.tokenizer is not None, "an Evaluation has checked it"
