@@ -42,15 +42,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pieces = [load_file(path) for path in sorted(options.pieces.glob("*.safetensors"))]
-    x = torch.cat([piece["features"] for piece in pieces]).float()
-    is_draft = torch.cat([piece["worth"] for piece in pieces]) > 0
+    worth = torch.cat([piece["worth"] for piece in pieces])
     sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
-    database = torch.arange(len(pieces)).repeat_interleave(sizes)
+    matters = worth != 0  # where both tokens are right, there is nothing to learn
+    x = torch.cat([piece["features"] for piece in pieces]).float()[matters]
+    is_draft = worth[matters] > 0
+    database = torch.arange(len(pieces)).repeat_interleave(sizes)[matters]
     if options.out:
         save(fit(x, is_draft, options.kind), options)
     table = {
         "num_databases": len(pieces),
-        "num_decisions": len(x),
+        "num_decisions": len(worth),
+        "num_that_matter": len(x),
         "draft_right": round(float(is_draft.float().mean()), 4),
         "shares": {share: crossed(x, is_draft, database, share) for share in (0.25, 0.5, 1.0)},
     }

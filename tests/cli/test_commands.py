@@ -216,3 +216,19 @@ def test_a_large_tensor_takes_the_memory_of_the_one_before():
     run = [sys.executable, "-c", script]
     num_faults = int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
     assert num_faults < 100  # and else 65,536
+
+
+@pytest.mark.parametrize("command", ["eval", "audit", "calibrate", "trace"])
+def test_answers_that_cannot_be_are_refused_before_the_models_are_loaded(
+    monkeypatch, capsys, command
+) -> None:
+    for option, sentence in {
+        "--temperature=nan": "temperature is nan; it must be 0 (greedy) or positive",
+        "--max-new-tokens=0": "max_new_tokens is 0; it must be at least 1",
+    }.items():
+        models = ["--target", "no/target", "--draft", "no/draft", "--task", "no task"]
+        more = ["--arbiter", "gap"] if command == "calibrate" else []
+        monkeypatch.setattr(sys, "argv", ["cospec", command, *models, *more, option])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())

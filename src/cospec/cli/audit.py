@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.cli.backends import BackendOptions
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, check_answers
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
 from cospec.cli.views.audit import standing
@@ -64,7 +64,8 @@ class AuditOptions(DecodeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("branches_per_problem", "problems_per_chunk", "max_k", "max_new_tokens"):
+        check_answers(self.max_new_tokens, self.temperature)
+        for name in ("branches_per_problem", "problems_per_chunk", "max_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
+from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, check_answers
 from cospec.cli.run import Run
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
@@ -69,6 +69,7 @@ class CalibrateOptions(DecodeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_answers(self.max_new_tokens, self.temperature)
         if not all(0 <= threshold <= 1 for threshold in self.thresholds):
             raise ConfigError(f"thresholds is {self.thresholds}; each must be in [0, 1].")
         for name in ("epsilon", "delta"):

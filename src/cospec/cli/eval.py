@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cospec.cli.backends import EngineOptions
-from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions
+from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions, check_answers
 from cospec.cli.run import Run
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class Eval:
     """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
+
+    def __post_init__(self) -> None:
+        check_answers(self.max_new_tokens, self.temperature)
 
     def run(self) -> None:
         """Evaluate, show and write."""

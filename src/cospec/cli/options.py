@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from cospec.config import DecodeConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.models.bundled import bundled_arbiter
 from cospec.models.source import PairSource
@@ -42,6 +42,15 @@ class PairOptions(PairSource):
         if isinstance(arbiter, CSD) and not has_tune:
             arbiter.pairs  # noqa: B018  # raises where there is no memory
         return spec
+
+
+def check_answers(max_new_tokens: int | None, temperature: float) -> None:
+    """Refuse a length or a temperature of answers, before any model is loaded.
+
+    Raises:
+        ConfigError: One is out of range.
+    """
+    SamplingConfig(1 if max_new_tokens is None else max_new_tokens, temperature)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions, TaskOptions
+from cospec.cli.options import (
+    DecodeOptions,
+    OutputOptions,
+    PairOptions,
+    TaskOptions,
+    check_answers,
+)
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run
 from cospec.errors import ConfigError
@@ -27,6 +33,7 @@ class TraceOptions(DecodeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_answers(self.max_new_tokens, self.temperature)
         if self.keep < 1:
             raise ConfigError(f"keep is {self.keep}; it must be at least 1.")
 
