@@ -41,17 +41,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the table as a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pieces = [load_file(path) for path in sorted(options.pieces.glob("*.safetensors"))]
+    paths = sorted(options.pieces.glob("*.safetensors"))
+    pieces = [load_file(path) for path in paths]
+    names = [path.name.partition(".")[0] for path in paths]  # of databases
+    numbers = torch.tensor([sorted(set(names)).index(name) for name in names])
     worth = torch.cat([piece["worth"] for piece in pieces])
     sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
     matters = worth != 0  # where both tokens are right, there is nothing to learn
     x = torch.cat([piece["features"] for piece in pieces]).float()[matters]
     is_draft = worth[matters] > 0
-    database = torch.arange(len(pieces)).repeat_interleave(sizes)[matters]
+    database = numbers.repeat_interleave(sizes)[matters]
     if options.out:
         save(fit(x, is_draft, options.kind), options)
     table = {
-        "num_databases": len(pieces),
+        "num_databases": len(set(names)),
         "num_decisions": len(worth),
         "num_that_matter": len(x),
         "draft_right": round(float(is_draft.float().mean()), 4),

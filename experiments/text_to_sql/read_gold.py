@@ -3,11 +3,11 @@
 Usage: python experiments/text_to_sql/read_gold.py TARGET DRAFT DATA OUT [--threads 2]
 
 One forward of each model over a gold query finds where their tokens differ, and the query tells
-whose is right (`cospec.rl.solutions`). Then the target goes on from the other token, and the judge says
-whether that is right as well (`cospec.rl.forks`). Questions are those of the train databases that
-no draft was tuned on. OUT/DATABASE.safetensors has the features in half precision and the worth of
-the draft's token: 1 and -1 where the tokens decide the answer, else 0. A database that is there is
-skipped, so that a run that was killed resumes.
+whose is right (`cospec.rl.solutions`). Then the target goes on from the other token, and the judge
+says whether that is right as well (`cospec.rl.forks`). Questions are those of the train databases
+that no draft was tuned on, 16 of each database before the next 16 of any. OUT/NAME.0.safetensors
+has the features of the first 16 in half precision, and the worth of the draft's token: 1 and -1
+where the tokens decide the answer, else 0. A file that is there is skipped: a killed run resumes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH_SIZE = 16
 
 
 def main() -> None:
-    """Read database by database."""
+    """Read part by part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("target", "draft", "data", "out"):
         parser.add_argument(name, type=Path)
@@ -46,34 +46,29 @@ def main() -> None:
     databases: dict[str, list[Example]] = {}
     for example in half(task.examples("train"), "arbiter"):
         databases.setdefault(example.metadata["db_id"], []).append(example)
-    for place, (name, examples) in enumerate(databases.items(), start=1):
+    parts = [
+        (f"{name}.{start // BATCH_SIZE}", examples[start : start + BATCH_SIZE])
+        for name, examples in databases.items()
+        for start in range(0, len(examples), BATCH_SIZE)
+    ]
+    parts.sort(key=lambda part: int(part[0].rpartition(".")[2]))
+    for place, (name, examples) in enumerate(parts, start=1):
         path = options.out / f"{name}.safetensors"
         if path.exists():
             continue
         started = time.perf_counter()
-        # Answers of like length side by side, after one reading of their schema.
-        solutions = sorted(encode_solutions(pair, task, examples), key=lambda one: len(one.rest))
         _, settings = encode_problems(pair, task, examples)
         play = ForkPlayer(engine, task, examples, settings)
-        found = [
-            solution_decisions(pair, features, some, worth_of=play)
-            for some in batched(solutions, BATCH_SIZE)
-        ]
-        x, worth = map(torch.cat, zip(*found, strict=True))
+        solutions = encode_solutions(pair, task, examples)
+        x, worth = solution_decisions(pair, features, solutions, worth_of=play)
         save_file({"features": x.half(), "worth": worth}, path)
         draft, target = (int((sign * worth > 0).sum()) for sign in (1, -1))
         seconds = (time.perf_counter() - started) / len(examples)
         print(
-            f"{place}/{len(databases)} {name}: {len(examples)} questions, {len(worth)} decisions, "
+            f"{place}/{len(parts)} {name}: {len(examples)} questions, {len(worth)} decisions, "
             f"draft's token needed in {draft}, target's in {target}; {seconds:.1f} s a question",
             flush=True,
         )
-
-
-def batched(items, size):
-    """Yield the items in lists of `size`, the last one shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 if __name__ == "__main__":
