@@ -27,8 +27,8 @@ KINDS = ("scalars", "hidden")
 NUM_SCALARS = len(SCALAR_NAMES)
 NUM_STATES = 2 * 1536 + 896
 """The target's before and after the draft's token, and the draft's; no embeddings."""
-PENALTY = 1000.0
-"""Of a squared weight of a state; a scalar's is 1."""
+SCALAR_PENALTY, STATE_PENALTY = 100.0, 10_000.0
+"""Of a squared weight, after normalising."""
 
 
 def main() -> None:
@@ -118,8 +118,8 @@ def fit(x, is_draft, kind) -> Policy:
     is_used[NUM_SCALARS + NUM_STATES if kind == "hidden" else NUM_SCALARS :] = False
     policy.normalise_by(x, float("inf"), is_used)
     seen = ((x - policy.mean) / policy.std).clamp(-10, 10)
-    penalty = torch.ones(x.shape[1])
-    penalty[NUM_SCALARS:] = PENALTY
+    penalty = torch.full((x.shape[1],), STATE_PENALTY)
+    penalty[:NUM_SCALARS] = SCALAR_PENALTY
     scale = penalty.rsqrt()  # the same penalty for all after scaling, which converges sooner
     weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")

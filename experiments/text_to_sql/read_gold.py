@@ -3,10 +3,10 @@
 Usage: python experiments/text_to_sql/read_gold.py TARGET DRAFT DATA OUT [--threads 2]
 
 One forward of each model over a gold query finds where their tokens differ, and the query tells
-whose is right (`cospec.rl.solutions`). Then the target goes on from the other token, and the judge
-says whether that is right as well (`cospec.rl.forks`). Questions are those of the train databases
+whose is right (`cospec.rl.solutions`). Then the target goes on from both tokens, and the judge says
+which of the two answers are right (`cospec.rl.forks`). Questions are those of the train databases
 that no draft was tuned on, 16 of each database before the next 16 of any. OUT/NAME.0.safetensors
-has the features of the first 16 in half precision, and the worth of the draft's token: 1 and -1
+has the features of the first 16 in half precision, and the worth of the draft's token: 1 or -1
 where the tokens decide the answer, else 0. A file that is there is skipped: a killed run resumes.
 """
 

@@ -16,7 +16,7 @@ from cospec.tasks import Example, Score
 from tests.rl.helpers import solving
 from tests.rl.test_solutions import own_text
 
-LIMIT = 80
+LIMIT = 40
 EXAMPLES = [Example(f"x/{i}", "in on", "y") for i in range(2)]
 
 
@@ -38,7 +38,7 @@ def play(pair, task, scorer, seen=None):
 
 
 def test_a_fork_goes_on_as_the_target_would(pair, task) -> None:
-    solutions = [own_text(pair), replace(own_text(pair, 24), place=1)]
+    solutions = [own_text(pair, 30), replace(own_text(pair, 18), place=1)]
     texts, forks = [], []
 
     def scorer(example, text):
@@ -62,36 +62,49 @@ def test_a_fork_goes_on_as_the_target_would(pair, task) -> None:
         assert text == pair.tokenizer.decode(whole, skip_special_tokens=True)
 
 
-def test_a_decision_is_worth_nothing_where_both_tokens_are_right(pair, task) -> None:
-    one, features = own_text(pair), make_features("hidden", pair)
-    seen, delta = solution_decisions(pair, features, [one])
+@torch.inference_mode()
+def test_a_decision_is_worth_what_the_target_makes_of_both_tokens(pair, task) -> None:
+    one = own_text(pair, 30)
+    prompt, answer = one.ids[: one.num_prompt_tokens], one.ids[one.num_prompt_tokens :]
 
     def scorer(example, text):
         return Score(float(len(text) % 2))
 
-    texts = []
+    def worth(begun):
+        settings = SamplingConfig(max_new_tokens=LIMIT - len(begun))
+        (rest,) = Engine.target_only(pair).generate([prompt + begun], settings)
+        whole = begun + (rest.token_ids if begun[-1] not in pair.eos_token_ids else [])
+        return scorer(None, pair.tokenizer.decode(whole, skip_special_tokens=True)).correct
 
-    def noted(example, text):
-        texts.append(text)
-        return scorer(example, text)
-
-    seen_too, worth = solution_decisions(pair, features, [one], worth_of=play(pair, task, noted))
-    torch.testing.assert_close(seen_too, seen)
-    is_right = torch.tensor([len(text) % 2 for text in texts])
-    assert 0 < is_right.sum() < len(texts)
-    assert worth.tolist() == (delta * (1 - is_right)).tolist()
+    solution = pair.tokenizer.decode(answer, skip_special_tokens=True)
+    one = replace(one, worth=float(scorer(None, solution).correct))
+    p, q = (
+        model(torch.tensor([one.ids])).logits[0].argmax(dim=-1)[len(prompt) - 1 : -1].tolist()
+        for model in (pair.target, pair.draft)
+    )
+    expected = [
+        float(worth([*answer[:at], q[at]])) - float(worth([*answer[:at], p[at]]))
+        for at, token in enumerate(answer)
+        if p[at] != q[at] and token in (p[at], q[at])
+    ]
+    _, delta = solution_decisions(
+        pair, make_features("scalar", pair), [one], worth_of=play(pair, task, scorer)
+    )
+    assert delta.tolist() == expected
+    assert {-1.0, 0.0, 1.0} == set(expected)
 
 
 def test_a_run_learns_from_the_decisions_that_matter(pair, task) -> None:
-    def trained(reward, **changes):
-        it = solving(pair, replace(task, scorer=lambda *_: Score(reward)), num_rounds=0, **changes)
+    def trained(scorer):
+        settings = dict(num_rounds=0, play_forks=True, max_new_tokens=12)
+        it = solving(pair, replace(task, scorer=scorer), **settings)
         it.run()
         return it.state
 
-    plain, all_matter = trained(0.0), trained(0.0, play_forks=True)
-    assert torch.equal(plain.policy.layers[0].weight, all_matter.policy.layers[0].weight)
-    none_matters = trained(1.0, play_forks=True)
+    none_matters = trained(lambda *_: Score(1.0))
     assert none_matters.history[0]["loss"] == 0.0
     assert none_matters.history[0]["num_solution_decisions"] > 0
+    some_matter = trained(lambda _, text: Score(float(len(text) % 2)))
+    assert some_matter.history[0]["loss"] > 0.0
     with pytest.raises(ConfigError, match="play_forks is set, and there are no worked solutions"):
         solving(pair, task, play_forks=True, solutions_from="samples")

@@ -122,9 +122,9 @@ class WarmupConfig:
     """task reads the worked solutions that come with the problems; samples lets both models answer
     them and reads those answers, weighed by the task's scores: it works for any task."""
     play_forks: tyro.conf.Suppress[bool] = False
-    """Let the target go on from the token that is not the solution's, at each decision, and score
-    that too: where both tokens lead to a right answer, nothing is learnt. Costs a completion a
-    decision, and makes few solutions go further (solutions_from task)."""
+    """Let the target go on from both tokens of each decision of a solution, and learn from the
+    scores: where they are the same, nothing is learnt. Costs a completion or two a decision, and
+    makes few solutions go further (solutions_from task)."""
     num_samples: tyro.conf.Suppress[int] = 4
     """Answers of each model to a problem, the first one greedy (solutions_from samples)."""
     sample_temperature: tyro.conf.Suppress[float] = 0.7

@@ -1,8 +1,9 @@
 """Plays the other token of a decision to its end, on the path of a worked solution.
 
 A solution tells that one token is right, not that the other one is wrong: that may be another word
-for the same answer. The target goes on from the other token, and the task scores what it writes.
-Where both are right the decision is worth nothing, and the policy learns no matters of taste.
+for the same answer. The target goes on from either token, and the task scores what it writes. Where
+both come to the same the decision is worth nothing, and the policy learns no matters of taste. The
+rest of the solution would be an unfair measure of its token: who goes on decides as well.
 """
 
 from __future__ import annotations

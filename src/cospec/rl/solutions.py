@@ -6,7 +6,7 @@ at which their tokens differ after the text so far, and the text tells whose tok
 temperature the tokens are drawn as decoding draws them, once for each place. That is teacher
 forcing: far cheaper than two branches played to their ends, and hidden states take tens of
 thousands of such places. It cannot tell whether other words would have been right as well: that is
-left to the rounds, or to a `fork` at each place, where the other token is played to its end.
+left to the rounds, or to a `Fork` at each place, where the target goes on from the other token.
 
 The rest of a block is not known here: the look-ahead features are 0, and a policy that is
 normalised by these decisions leaves them out.
@@ -169,15 +169,11 @@ def _decisions(
     if not len(rows):
         return SolutionData(torch.empty(0, len(features.names)), torch.empty(0))
     is_draft = d[rows, at] == right[rows, at]
-    worth = torch.tensor([one.worth for one in part], device=device)[rows]
-    if worth_of is not None:  # before later reads change what the target has stored
+    if worth_of is None:
+        worth = torch.tensor([one.worth for one in part], device=device)[rows]
+    else:  # before later reads change what the target has stored
         caches = [target.save_row(i, len(one.ids)) for i, one in enumerate(part)]
-        others = torch.where(is_draft, t[rows, at], d[rows, at])
-        forks = [
-            Fork(part[row], place, token, caches[row])
-            for row, place, token in zip(*map(Tensor.tolist, (rows, at, others)), strict=True)
-        ]
-        worth = worth - torch.tensor(worth_of(forks), device=device)
+        worth = _gains(part, caches, right, t, d, (rows, at), worth_of)
     none = torch.zeros_like(rows)
     batch = make_batch(
         features.needs,
@@ -207,6 +203,49 @@ def _decisions(
     return SolutionData(
         features(batch).cpu().clone(), torch.where(is_draft, worth, -worth).cpu().clone()
     )
+
+
+def _gains(
+    part: Sequence[Solution],
+    caches: Sequence[SavedRow],
+    right: Tensor,
+    target_ids: Tensor,
+    draft_ids: Tensor,
+    decisions: tuple[Tensor, Tensor],
+    worth_of: Callable[[list[Fork]], list[float]],
+) -> Tensor:
+    """Return what the solution's token is worth more than the other one, (M,).
+
+    After either token the target goes on by itself. After the solution's token it writes the
+    solution on, up to the next place where it would leave it; so what it writes is what it writes
+    after the fork there, and is the solution where there is no such place.
+
+    Args:
+        part: Solutions, B.
+        caches: What the target has stored of each.
+        right: Tokens of the solutions, (B, R); -1 after their ends.
+        target_ids: The target's tokens, (B, R).
+        draft_ids: The draft's, (B, R).
+        decisions: Rows and places of the decisions, (M,) each.
+        worth_of: Plays forks.
+    """
+    leaves = (right >= 0) & (target_ids != right)  # places where the target leaves the solution
+    others = torch.where(leaves, target_ids, draft_ids)
+    is_fork = leaves.clone()
+    is_fork[decisions] = True
+    places = is_fork.nonzero().tolist()
+    tokens = others[is_fork].tolist()
+    forks = [
+        Fork(part[row], at, token, caches[row])
+        for (row, at), token in zip(places, tokens, strict=True)
+    ]
+    worth = {(row, at): x for (row, at), x in zip(places, worth_of(forks), strict=True)}
+    gains = []
+    for row, at in zip(*map(Tensor.tolist, decisions), strict=True):
+        later = leaves[row, at + 1 :].nonzero()[:, 0].tolist()
+        own = worth[row, at + 1 + later[0]] if later else part[row].worth
+        gains.append(own - worth[row, at])
+    return torch.tensor(gains, device=right.device)
 
 
 def _tokens(
