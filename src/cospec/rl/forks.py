@@ -1,4 +1,4 @@
-"""Plays the other token of a decision to its end, on the path of a worked solution.
+"""Plays forks of worked solutions: places where the text goes on with another token.
 
 A solution tells that one token is right, not that the other one is wrong: that may be another word
 for the same answer. The target goes on from either token, and the task scores what it writes. Where
