@@ -1,11 +1,16 @@
-"""Play the target's path and every branch off it on Spider questions, and keep what happened.
+"""Play an arbiter's path and every branch off it on Spider questions, and keep what happened.
 
-Usage: python experiments/text_to_sql/collect.py TARGET DRAFT DATA OUT [--split train] [--count 512]
+Usage: python experiments/text_to_sql/collect.py TARGET DRAFT DATA OUT [--questions 512]
+           [--arbiter lossless]
 
-`cospec audit` does the same and keeps features as text, which is too much for hidden states. Here a
-chunk of questions makes two files: OUT/SPLIT-00000.safetensors with the features of each mismatch
-in half precision, and .jsonl with texts and outcomes. A chunk that is there is skipped, so that a
-run that was killed resumes.
+A branch takes the other token at one decision, and the arbiter goes on from there.
+
+`cospec audit` does the same and keeps features as text, which is too much for hidden states. The
+questions are those of the train databases that no draft was tuned on and whose schema is not long,
+16 of each database before the next 16 of any. OUT/NAME.0.safetensors has the first 16 of a
+database: the features of each decision in half precision, and the worth of the draft's token there:
+1 where the answer is right only with it, -1 where only without it, else 0. NAME.0.jsonl has the
+texts. Parts that are there are skipped: a killed run resumes.
 """
 
 from __future__ import annotations
@@ -16,102 +21,113 @@ import time
 from pathlib import Path
 
 import torch
+from halves import half, parts
 from safetensors.torch import save_file
 
 from cospec import Engine, ModelPair, SamplingConfig
-from cospec.arbiters import AlwaysTarget
+from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
+from cospec.config import DecodeConfig
 from cospec.engine import Branch
 from cospec.evaluation.audit.auditor import reached
 from cospec.features import make_features
+from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
+from cospec.types import Origin
+
+BATCH_SIZE = 64
+LONGEST_PREFIX = 400
+"""Tokens that the prompts of a database share: longer schemas cost most and teach no more."""
 
 
 def main() -> None:
-    """Collect chunk by chunk."""
+    """Collect, some parts at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("target", "draft", "data", "out"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--split", default="train", choices=["train", "tune"])
-    parser.add_argument("--count", type=int, default=512, help="questions")
-    parser.add_argument("--chunk", type=int, default=64, help="questions decoded together")
+    parser.add_argument("--questions", type=int, default=512)
+    parser.add_argument("--arbiter", default="lossless")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
-    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = load_task("spider", data_dir=options.data)
-    examples = task.examples(options.split, options.count)
-    pair = ModelPair.from_pretrained(options.target, options.draft, dtype=options.dtype)
-    features = make_features("hidden", pair)
-    is_kept = torch.tensor(["embedding" not in name for name in features.names])
-    observed = Observed(AlwaysTarget(), features)
-    paths = Engine(pair, observed, num_speculative_tokens=options.k, batch_size=options.chunk)
-    target, draft = (
-        make(pair, batch_size=options.chunk) for make in (Engine.target_only, Engine.draft_only)
-    )
+    pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
+    arbiter = load_arbiter(options.arbiter, pair)
+    observed = Observed(arbiter, make_features("hidden", pair))
+    decode = DecodeConfig(num_speculative_tokens=options.k, batch_size=BATCH_SIZE)
+    paths = Engine(pair, observed, decode)
+    # Under the lossless arbiter a branch is the target alone, which is cheaper in large batches.
+    is_lossless = options.arbiter == "lossless"
+    ends = Engine.target_only(pair, decode) if is_lossless else Engine(pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(examples), options.chunk):
-        stem = options.out / f"{options.split}-{start:05d}"
-        if not stem.with_suffix(".safetensors").exists():
-            some = examples[start : start + options.chunk]
-            print(start, collect(pair, task, some, paths, target, draft, is_kept, stem), flush=True)
+    wanted, num_questions = {}, 0
+    for name, examples in parts(half(task.examples("train"), "arbiter")).items():
+        prompts = [pair.encode(task.prompt(example, pair.tokenizer)) for example in examples]
+        shared = min(num_shared_tokens(prompts[0], prompt) for prompt in prompts)
+        if shared <= LONGEST_PREFIX and num_questions < options.questions:
+            wanted[name] = examples
+            num_questions += len(examples)
+    missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]
+    while missing:
+        some, size = [], 0
+        while missing and size + len(wanted[missing[0]]) <= BATCH_SIZE:
+            size += len(wanted[missing[0]])
+            some.append(missing.pop(0))
+        chunk = {name: wanted[name] for name in some}
+        print(collect(chunk, task, paths, ends, options.out), flush=True)
 
 
-def collect(pair, task, examples, paths, target, draft, is_kept, stem) -> str:
-    """Play some questions, write their files, and say what was found."""
+def collect(chunk, task, paths, ends, out) -> str:
+    """Play the questions of some parts, write their files, and say what was found."""
     started = time.perf_counter()
-    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
-    sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
-    texts = paths.rollouts(prompts, sampling)
-    places = [
-        (i, m)
-        for i, text in enumerate(texts)
-        for m in reached(text.completion)
-        if not {m.draft_id, m.target_id} & pair.eos_token_ids
+    examples = [example for some in chunk.values() for example in some]
+    prompts = [task.prompt(example, paths.pair.tokenizer) for example in examples]
+    texts = paths.rollouts(prompts, SamplingConfig(max_new_tokens=task.max_new_tokens))
+    places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion) if m.is_open]
+    branches = ends.branches([other(texts[i], m) for i, m in places])
+    right = [task.score(e, t.completion.text).correct for e, t in zip(examples, texts, strict=True)]
+    branch_right = [
+        task.score(examples[i], branch.completion.text).correct
+        for (i, _), branch in zip(places, branches, strict=True)
     ]
-    # After a branch the lossless arbiter is the target alone, which is cheaper in large batches.
-    ends = target.branches([Branch(texts[i], m.position, m.draft_id) for i, m in places])
-    drafts = draft.generate(prompts, sampling)
-    right, draft_right, branch_right = (
-        [task.score(example, c.text).correct for example, c in zip(some, done, strict=True)]
-        for some, done in (
-            (examples, [text.completion for text in texts]),
-            (examples, drafts),
-            ([examples[i] for i, _ in places], [end.completion for end in ends]),
-        )
-    )
-    rows = [
-        {
-            "id": example.id,
-            "correct": right[i],
-            "draft_correct": draft_right[i],
-            "text": texts[i].completion.text,
-            "draft_text": drafts[i].text,
-            "branches": [
-                {"position": m.position, "draft_id": m.draft_id, "target_id": m.target_id}
-                | {"correct": ok, "text": end.completion.text}
-                for (j, m), end, ok in zip(places, ends, branch_right, strict=True)
-                if j == i
-            ],
-        }
-        for i, example in enumerate(examples)
-    ]
-    stem.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tensors = {
-        "features": torch.stack([m.features[is_kept] for _, m in places]).half(),
-        "problem": torch.tensor([i for i, _ in places]),
-        "draft_correct": torch.tensor(branch_right),
-        "target_correct": torch.tensor([right[i] for i, _ in places]),
-    }
-    save_file(tensors, stem.with_suffix(".safetensors"))
-    outcomes = list(zip(branch_right, (right[i] for i, _ in places), strict=True))
+    gains = torch.tensor(branch_right).float() - torch.tensor([right[i] for i, _ in places]).float()
+    worth = torch.where(torch.tensor([m.keep_draft for _, m in places]), -gains, gains)
+    first = 0
+    for name, some in chunk.items():
+        here = [j for j, (i, _) in enumerate(places) if first <= i < first + len(some)]
+        rows = [
+            {
+                "id": examples[i].id,
+                "correct": right[i],
+                "text": texts[i].completion.text,
+                "branches": [
+                    {"position": m.position, "draft_id": m.draft_id, "target_id": m.target_id}
+                    | {"kept_draft": m.keep_draft, "correct": branch_right[j]}
+                    | {"text": branches[j].completion.text}
+                    for j, m in ((j, places[j][1]) for j in here if places[j][0] == i)
+                ],
+            }
+            for i in range(first, first + len(some))
+        ]
+        if here:
+            features = torch.stack([places[j][1].features for j in here]).half()
+            save_file({"features": features, "worth": worth[here]}, out / f"{name}.safetensors")
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        first += len(some)
+    seconds = (time.perf_counter() - started) / len(examples)
     return (
-        f"of {len(examples)}: target right {sum(right)}, draft {sum(draft_right)}; "
-        f"{len(places)} branches, only draft right {sum(d and not t for d, t in outcomes)}, "
-        f"only target {sum(t and not d for d, t in outcomes)}; "
-        f"{time.perf_counter() - started:.0f} s"
+        f"{', '.join(chunk)}: {len(examples)} questions, {sum(right)} right; "
+        f"{len(places)} decisions, right only with the draft's token {int((worth > 0).sum())}, "
+        f"only with the target's {int((worth < 0).sum())}; {seconds:.1f} s a question"
     )
+
+
+def other(rollout, mismatch) -> Branch:
+    """The branch that takes the other token at a decision."""
+    if mismatch.keep_draft:
+        return Branch(rollout, mismatch.position, mismatch.target_id, Origin.CORRECTION)
+    return Branch(rollout, mismatch.position, mismatch.draft_id)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from cospec.tasks import Example
 
+PART_SIZE = 16
+
 
 def half(examples: Sequence[Example], name: str) -> list[Example]:
     """The questions of one half, ``draft`` or ``arbiter``, in their order.
@@ -25,3 +27,20 @@ def half(examples: Sequence[Example], name: str) -> list[Example]:
         raise ValueError(f"unknown half {name!r}; it is draft or arbiter.")
     is_draft = {e.id: stable_hash(f"half/{e.metadata['db_id']}") % 2 == 0 for e in examples}
     return [example for example in examples if is_draft[example.id] == (name == "draft")]
+
+
+def parts(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """Questions of one database each, 16 of every database before the next 16 of any.
+
+    The names are DATABASE.0, DATABASE.1 and so on.
+    """
+    databases: dict[str, list[Example]] = {}
+    for example in examples:
+        databases.setdefault(example.metadata["db_id"], []).append(example)
+    found = [
+        (start // PART_SIZE, name, some[start : start + PART_SIZE])
+        for name, some in databases.items()
+        for start in range(0, len(some), PART_SIZE)
+    ]
+    found.sort(key=lambda part: part[0])
+    return {f"{name}.{number}": some for number, name, some in found}

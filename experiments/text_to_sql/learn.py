@@ -1,11 +1,13 @@
-"""Fit arbiters to decisions that gold queries settle, and test them on databases never seen.
+"""Fit arbiters to decisions and test them on databases never seen.
 
 Usage: python experiments/text_to_sql/learn.py PIECES [--pair TARGET DRAFT --out ARBITER]
 
-Each database in turn is left out. For a growing number of the others the table has the share of its
-decisions that go to the token of the gold query, and the area under the curve, by logistic
-regression on scalars, on hidden states as well, and by the rule `cascade_diff` at the threshold
-that is best on the others. With --out a policy is fitted to all and saved as an arbiter.
+PIECES is a folder of `collect.py` or `read_gold.py`. Each database in turn is left out. A growing
+share of the others' decisions trains logistic regression on scalars, on hidden states as well, and
+the thresholds of two rules. The table has, for the databases left out: of the decisions that matter
+the share that go to the right token, the area under the curve, and the answers gained in 100
+decisions of any kind if each of them counted alone. With --out a policy is fitted to all and saved
+as an arbiter.
 """
 
 from __future__ import annotations
@@ -47,55 +49,68 @@ def main() -> None:
     numbers = torch.tensor([sorted(set(names)).index(name) for name in names])
     worth = torch.cat([piece["worth"] for piece in pieces])
     sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
-    matters = worth != 0  # where both tokens are right, there is nothing to learn
-    x = torch.cat([piece["features"] for piece in pieces]).float()[matters]
-    is_draft = worth[matters] > 0
-    database = numbers.repeat_interleave(sizes)[matters]
+    x = torch.cat([piece["features"] for piece in pieces]).float()
+    database = numbers.repeat_interleave(sizes)
+    matters = worth != 0
     if options.out:
-        save(fit(x, is_draft, options.kind), options)
+        save(fit(x[matters], worth[matters] > 0, options.kind), options)
     table = {
         "num_databases": len(set(names)),
         "num_decisions": len(worth),
-        "num_that_matter": len(x),
-        "draft_right": round(float(is_draft.float().mean()), 4),
-        "shares": {share: crossed(x, is_draft, database, share) for share in (0.25, 0.5, 1.0)},
+        "num_that_matter": int(matters.sum()),
+        "draft_right": round(float((worth[matters] > 0).float().mean()), 4),
+        "shares": {share: crossed(x, worth, database, share) for share in (0.25, 0.5, 1.0)},
     }
     print(json.dumps(table, indent=1))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def crossed(x, is_draft, database, share):
+def crossed(x, worth, database, share):
     """Leave each database out; learn from a share of the others."""
-    scores = {name: torch.zeros(len(x)) for name in ("rule", *KINDS)}
+    scores = {name: torch.zeros(len(x)) for name in (*RULES, *KINDS)}
     for number in range(int(database.max()) + 1):
         test = database == number
-        train = (~test).nonzero()[:, 0]
+        train = (~test & (worth != 0)).nonzero()[:, 0]
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(number))
         train = train[some[: int(share * len(train))]]
-        scores["rule"][test] = rule(x[test]) - best_threshold(rule(x[train]), is_draft[train])
+        for name, rule in RULES.items():
+            scores[name][test] = rule(x[test]) - best_threshold(rule(x[train]), worth[train])
         for kind in KINDS:
             with torch.no_grad():
-                scores[kind][test] = fit(x[train], is_draft[train], kind)(x[test])
+                scores[kind][test] = fit(x[train], worth[train] > 0, kind)(x[test])
+    matters = worth != 0
+    is_draft = worth[matters] > 0
     return {
         name: {
-            "right": round(float(((score > 0) == is_draft).float().mean()), 4),
-            "auc": round(area(score, is_draft), 4),
+            "right": round(float(((score[matters] > 0) == is_draft).float().mean()), 4),
+            "auc": round(area(score[matters], is_draft), 4),
+            "gain": round(100 * float(worth[score > 0].sum()) / len(worth), 2),
         }
         for name, score in scores.items()
     }
 
 
-def rule(x):
-    """Return the score of `cascade_diff` before its threshold: how much surer the draft is."""
-    q, p = (x[:, SCALAR_NAMES.index(name)].exp() for name in ("log_q_draft", "log_p_target"))
-    return q - p
+def column(x, name):
+    """Return a scalar feature."""
+    return x[:, SCALAR_NAMES.index(name)]
 
 
-def best_threshold(score, is_draft) -> float:
-    """Return the threshold that gives the most decisions to the right token."""
-    places = torch.linspace(-1, 1, 81)
-    return float(max(places, key=lambda place: int(((score > place) == is_draft).sum())))
+RULES = {
+    "cascade_diff": lambda x: column(x, "log_q_draft").exp() - column(x, "log_p_target").exp(),
+    "gap": lambda x: -column(x, "gap_p"),
+}
+"""Scores of rules before their threshold: how much surer the draft is, and how little the target
+prefers its own token."""
+
+
+def best_threshold(score, worth) -> float:
+    """Return the threshold above which overrides gain the most answers."""
+    ordered = score.sort(descending=True)
+    gains = torch.cat([torch.zeros(1), worth[ordered.indices].cumsum(0)])
+    edges = torch.cat([ordered.values[:1] + 1, ordered.values, ordered.values[-1:] - 1])
+    best = int(gains.argmax())
+    return float((edges[best] + edges[best + 1]) / 2)
 
 
 def area(score, is_draft) -> float:

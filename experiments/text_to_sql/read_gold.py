@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from halves import half
+from halves import half, parts
 from safetensors.torch import save_file
 
 from cospec import Engine, ModelPair
@@ -25,9 +25,7 @@ from cospec.evaluation.problems import encode_problems
 from cospec.features import make_features
 from cospec.rl.forks import ForkPlayer
 from cospec.rl.solutions import encode_solutions, solution_decisions
-from cospec.tasks import Example, load_task
-
-BATCH_SIZE = 16
+from cospec.tasks import load_task
 
 
 def main() -> None:
@@ -43,16 +41,8 @@ def main() -> None:
     features = make_features("hidden", pair)
     engine = Engine.target_only(pair, batch_size=64)
     options.out.mkdir(parents=True, exist_ok=True)
-    databases: dict[str, list[Example]] = {}
-    for example in half(task.examples("train"), "arbiter"):
-        databases.setdefault(example.metadata["db_id"], []).append(example)
-    parts = [
-        (f"{name}.{start // BATCH_SIZE}", examples[start : start + BATCH_SIZE])
-        for name, examples in databases.items()
-        for start in range(0, len(examples), BATCH_SIZE)
-    ]
-    parts.sort(key=lambda part: int(part[0].rpartition(".")[2]))
-    for place, (name, examples) in enumerate(parts, start=1):
+    train = parts(half(task.examples("train"), "arbiter"))
+    for place, (name, examples) in enumerate(train.items(), start=1):
         path = options.out / f"{name}.safetensors"
         if path.exists():
             continue
@@ -65,7 +55,7 @@ def main() -> None:
         draft, target = (int((sign * worth > 0).sum()) for sign in (1, -1))
         seconds = (time.perf_counter() - started) / len(examples)
         print(
-            f"{place}/{len(parts)} {name}: {len(examples)} questions, {len(worth)} decisions, "
+            f"{place}/{len(train)} {name}: {len(examples)} questions, {len(worth)} decisions, "
             f"draft's token needed in {draft}, target's in {target}; {seconds:.1f} s a question",
             flush=True,
         )
