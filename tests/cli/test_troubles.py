@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -36,6 +38,16 @@ def evaluate(tiny, problems, tmp_path):
         return path
 
     return run
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--list-arms"], ["generate", "--help"]])
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from cospec.cli import main; main()", *arguments]
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -82,7 +83,13 @@ def main() -> None:
         print(f"cospec {importlib.metadata.version('cospec')}")
         return
     try:
-        parse(args).run()
+        try:
+            parse(args).run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        sys.exit(1)
     except CospecError as error:
         sys.exit(f"cospec: {visible(str(error))}")
     except (OSError, MemoryError, RuntimeError) as error:
