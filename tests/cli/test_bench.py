@@ -212,6 +212,21 @@ def test_a_setting_that_cannot_be_is_refused_by_name(bench, refusal, arguments, 
     assert sentence in refusal(bench, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--tune-k", 2, 3], "--tune-k is 2 3"),
+        (["--batch-sizes", 1, 4], "--batch-sizes is 1 4"),
+        (["--temperatures", 0, 1], "--temperatures is 0.0 1.0"),
+        (["--arms", "gap", "oracle"], "--arms is gap oracle"),
+    ],
+)
+def test_on_vllm_one_engine_with_the_pair_is_enough(bench, tiny, refusal, arguments, sentence):
+    message = refusal(bench, "--backend", "vllm", *arguments)
+    assert sentence in message and "leave out --backend vllm" in message
+    assert not tiny.asked_for
+
+
 def test_the_arms_that_can_be_asked_for_are_listed_one_a_line(tiny, capsys):
     tiny("bench", "--list-arms")
     names = capsys.readouterr().out.splitlines()

@@ -118,7 +118,7 @@ class Audit:
         )
         backend = self.engine.open(self.pair, pair, options, options.features)
         decoders = self.engine.decoders(self.pair, pair, options.features)
-        draft = None if decoders is None else decoders.plain("draft", options)
+        draft = decoders.plain("draft", options)
         auditor = Auditor(pair, task, settings, backend=backend, draft=draft)
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)

@@ -10,12 +10,15 @@ from cospec.errors import ConfigError
 from cospec.results import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cospec.backends.base import RolloutBackend
     from cospec.config import DecodeConfig
     from cospec.evaluation.arms import Decoders
     from cospec.models import ModelPair
     from cospec.models.source import PairSource
     from cospec.results import Json
+    from cospec.types import Arbiter
     from cospec.vllm_plugin.backend import VllmSource
     from cospec.vllm_plugin.settings import Records
 
@@ -58,10 +61,12 @@ class EngineOptions:
             )
         return replace(source, device="cpu").load(pack_weights=False)
 
-    def decoders(self, source: PairSource, pair: ModelPair, records: Records) -> Decoders | None:
-        """Return what makes the arms of an evaluation; None for the engine of this package."""
+    def decoders(self, source: PairSource, pair: ModelPair, records: Records) -> Decoders:
+        """Return what makes the arms of an evaluation."""
         if self.backend == "transformers":
-            return None
+            from cospec.evaluation.arms import EngineDecoders
+
+            return EngineDecoders(pair)
         from cospec.vllm_plugin.decoders import VllmDecoders
 
         return VllmDecoders(pair, self.source(source, pair), records)
@@ -131,6 +136,13 @@ class BackendOptions(EngineOptions):
         import torch
 
         return self.tensor_parallel_size if torch.cuda.is_available() else 0
+
+
+def records_for(arbiters: Iterable[Arbiter]) -> Records:
+    """What a rollout engine has to record for arbiters."""
+    from cospec.types import Needs
+
+    return "hidden" if any(arbiter.needs & Needs.HIDDEN for arbiter in arbiters) else "scalar"
 
 
 def make_backend(

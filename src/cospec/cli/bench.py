@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cospec.cli.backends import EngineOptions, records_for
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 from cospec.errors import ConfigError
@@ -36,6 +37,7 @@ class Bench:
     pair: PairOptions = field(default_factory=PairOptions)
     bench: BenchConfig = field(default_factory=BenchConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
     arms: tuple[str, ...] = ("all",)
     """Arms to compare: arbiters as in eval; assisted (transformers' assisted generation, greedy and
     batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a ceiling: it knows
@@ -60,6 +62,8 @@ class Bench:
             return
         if not self.task.task:
             raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
+        if self.engine.backend == "vllm":
+            self._check_vllm()
         run = Run("bench", self.output, threads=self.threads)
         specs = self._arm_specs()
         bench = self.bench if self.bench.tune_k else self._for_arbiters(specs)
@@ -69,9 +73,11 @@ class Bench:
         num_tune = self.bench.num_tune_problems
         tune = task.examples("tune", num_tune, self.task.seed) if num_tune else []
         tries = {self._find(each) for spec in specs for each in spec.tries}
-        check_trained_on([load_arbiter(each) for each in sorted(tries)], test, self.strict)
-        pair = self.pair.load()
-        benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, self._find)
+        loaded = [load_arbiter(each) for each in sorted(tries)]
+        check_trained_on(loaded, test, self.strict)
+        pair = self.engine.load(self.pair)
+        decoders = self.engine.decoders(self.pair, pair, records_for(loaded))
+        benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, decoders, self._find)
         arbiters = {spec.name: benchmark.arbiter(spec.tries[0]) for spec in specs if spec.tries}
         options = replace(self, bench=bench)
         with run.log(options, pair, arbiters, evaluation=describe(benchmark)) as log:
@@ -82,6 +88,25 @@ class Bench:
     def _find(self, spec: str) -> str:
         """The spec that `load_arbiter` takes; ``csd`` counts on the tune problems, if any."""
         return self.pair.find_arbiter(spec, has_tune=self.bench.num_tune_problems > 0)
+
+    def _check_vllm(self) -> None:
+        """Refuse what takes more than one engine with the pair, or one that samples."""
+        from cospec.evaluation.benchmark.arms import ORACLE
+
+        bench = self.bench
+        refused = {
+            "--tune-k": (bench.tune_k, len(bench.tune_k) > 1),
+            "--batch-sizes": (bench.batch_sizes, len(bench.batch_sizes) > 1),
+            "--temperatures": (bench.temperatures, any(bench.temperatures)),
+            "--arms": (self.arms, ORACLE in self.arms),
+        }
+        for name, (value, is_refused) in refused.items():
+            if is_refused:
+                shown = " ".join(map(str, value))
+                raise ConfigError(
+                    f"{name} is {shown}; a benchmark on vLLM is greedy, has one block length and "
+                    "one batch size, and no oracle. Run one for each, or leave out --backend vllm."
+                )
 
     def _known_arms(self) -> list[str]:
         """Return the arms that can be asked for with this pair; all of them without one."""

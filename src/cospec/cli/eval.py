@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from cospec.cli.backends import EngineOptions
+from cospec.cli.backends import EngineOptions, records_for
 from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions, check_answers
 from cospec.cli.run import Run
-
-if TYPE_CHECKING:
-    from cospec.vllm_plugin.settings import Records
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,6 @@ class Eval:
         from cospec.cli.views.arms import print_parts, print_table
         from cospec.evaluation.arms import check_names, make_arms
         from cospec.evaluation.evaluate import Evaluation
-        from cospec.types import Needs
 
         run = Run("eval", self.output, threads=self.threads)
         specs = [(spec, self.pair.find_arbiter(spec)) for spec in self.decode.arbiter]
@@ -57,9 +52,9 @@ class Eval:
         pair = self.engine.load(self.pair)
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)
-        is_hidden = any(arbiter.needs & Needs.HIDDEN for _, arbiter in arbiters)
-        records: Records = "hidden" if is_hidden else "scalar"
-        arms = make_arms(pair, arbiters, decode, self.engine.decoders(self.pair, pair, records))
+        records = records_for(arbiter for _, arbiter in arbiters)
+        decoders = self.engine.decoders(self.pair, pair, records)
+        arms = make_arms(pair, arbiters, decode, decoders)
         evaluation = Evaluation(
             arms,
             task,

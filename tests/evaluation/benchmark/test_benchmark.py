@@ -10,7 +10,7 @@ from cospec import Engine
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.evaluation import stats
-from cospec.evaluation.arms import make_arms
+from cospec.evaluation.arms import EngineDecoders, make_arms
 from cospec.evaluation.audit.auditor import AuditConfig, Auditor
 from cospec.evaluation.audit.costs import num_blocks
 from cospec.evaluation.benchmark import ceiling
@@ -42,7 +42,13 @@ def benchmark(pair, task, **changes):
         max_new_tokens=16,
     )  # fmt: skip
     return Benchmark(
-        pair, task, examples[:4], examples[4:], BenchConfig(**config | changes), seed=0
+        pair,
+        task,
+        examples[:4],
+        examples[4:],
+        BenchConfig(**config | changes),
+        seed=0,
+        decoders=EngineDecoders(pair),
     )
 
 

@@ -23,7 +23,7 @@ _NUM_TRIALS = 5
 
 
 def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -> Json:
-    """Give each arm a ``speedup_bound``; None where it does not speculate.
+    """Set the ``speedup_bound`` of each arm that speculates.
 
     Args:
         benchmark: The models and the problems.
@@ -45,7 +45,8 @@ def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -
     )
     for entry, block in zip(entries, blocks, strict=True):
         length = entry["mean_acceptance_length"]
-        entry["speedup_bound"] = costs.bound(length, *block) if block else None
+        if block:
+            entry["speedup_bound"] = costs.bound(length, *block)
     return costs.to_dict()
 
 

@@ -11,8 +11,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from cospec.engine import Engine
-from cospec.evaluation.arms import Arm, Decoder
+from cospec.evaluation.arms import Arm, Decoder, EngineDecoders
 from cospec.evaluation.benchmark.arms import ASSISTED, ORACLE
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.benchmark.bounds import add_bounds
@@ -64,7 +63,8 @@ def measure(
     Returns:
         The cell of a result document (see ``docs/result_files.md``).
     """
-    left_out = _left_out(specs, batch_size, temperature)
+    is_own = isinstance(benchmark.decoders, EngineDecoders)
+    left_out = _left_out(specs, batch_size, temperature, is_own)
     absent = {ORACLE, *(each["arm"] for each in left_out)}
     present = [spec for spec in specs if spec.name not in absent]
     arms = [_arm(benchmark, spec, settings, batch_size) for spec in present]
@@ -78,8 +78,9 @@ def measure(
     for entry, spec, arm in zip(parts["arms"], present, arms, strict=True):
         k = arm.engine.num_speculative_tokens
         knob = None if arm.arbiter is None else knob_of(benchmark.arbiter(arm.arbiter).name)
-        entry.update(kind=spec.kind, k=k or None, knob=knob)
-    costs = add_bounds(benchmark, parts["arms"], batch_size)
+        entry.update(kind=spec.kind, k=k or None, knob=knob, speedup_bound=None)
+    # The pair's costs in this process say nothing of another engine's.
+    costs = add_bounds(benchmark, parts["arms"], batch_size) if is_own else None
     return {
         "task": benchmark.task.name,
         "batch_size": batch_size,
@@ -91,9 +92,13 @@ def measure(
     }
 
 
-def _left_out(specs: Sequence[ArmSpec], batch_size: int, temperature: float) -> list[Json]:
+def _left_out(
+    specs: Sequence[ArmSpec], batch_size: int, temperature: float, is_own: bool
+) -> list[Json]:
     """Arms that cannot take part in a cell, and why."""
     reasons = {}
+    if not is_own:
+        reasons[ASSISTED] = "transformers decodes it, and the other arms are not on transformers"
     if batch_size > 1:
         reasons[ASSISTED] = "transformers decodes with a draft one prompt at a time"
     if temperature > 0:
@@ -184,17 +189,17 @@ def _arm(
     benchmark: Benchmark, spec: ArmSpec, settings: Mapping[str, Setting], batch_size: int
 ) -> Arm:
     """Return an arm with the setting that was chosen for it."""
-    pair, name = benchmark.pair, spec.name
+    name = spec.name
     arbiter: str | None = None
     engine: Decoder
     if name == TARGET:
-        engine = Engine.target_only(pair, batch_size=batch_size)
+        engine = benchmark.plain("target", batch_size)
     elif name == DRAFT:
-        engine = Engine.draft_only(pair, batch_size=batch_size)
+        engine = benchmark.plain("draft", batch_size)
     elif name == ASSISTED:
         threshold = benchmark.config.draft_confidence_threshold
-        engine = AssistedEngine(pair, settings[LOSSLESS].k, threshold)
+        engine = AssistedEngine(benchmark.pair, settings[LOSSLESS].k, threshold)
     else:
         arbiter = settings[name].spec
-        engine = benchmark.engine(arbiter, settings[name].k, batch_size)
+        engine = benchmark.ruled(benchmark.arbiter(arbiter), settings[name].k, batch_size)
     return Arm(name, arbiter, engine)

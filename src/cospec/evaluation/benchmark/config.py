@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cospec.engine import Engine
-    from cospec.evaluation.arms import Arm
+    from cospec.evaluation.arms import Arm, Decoder, Decoders
     from cospec.evaluation.evaluate import Evaluation
     from cospec.evaluation.turns import Turn
     from cospec.models import ModelPair
@@ -120,6 +119,7 @@ class Benchmark:
         test: Problems of the test split.
         config: How.
         seed: For sampling, and for arbiters that rule by chance.
+        decoders: Makes what decodes an arm.
         find: Turns the spec of an arbiter into one that `load_arbiter` takes; documents hold the
             former, which says nothing of where something is installed.
     """
@@ -130,20 +130,19 @@ class Benchmark:
     test: Sequence[Example]
     config: BenchConfig
     seed: int
+    decoders: Decoders
     find: Callable[[str], str] = str
 
-    def engine(self, spec: str, k: int, batch_size: int) -> Engine:
-        """Return an engine with an arbiter."""
-        from cospec.engine import Engine  # noqa: PLC0415  # brings torch
+    def plain(self, role: Literal["target", "draft"], batch_size: int) -> Decoder:
+        """Return a decoder with one model alone."""
+        return self.decoders.plain(role, DecodeConfig(batch_size=batch_size))
 
-        return Engine(
-            self.pair,
-            self.arbiter(spec),
-            self.config,
-            num_speculative_tokens=k,
-            batch_size=batch_size,
-            keep_trace=False,
+    def ruled(self, arbiter: Arbiter, k: int, batch_size: int, *, trace: bool = False) -> Decoder:
+        """Return a decoder with the pair under an arbiter."""
+        decode = self.config.with_options(
+            num_speculative_tokens=k, batch_size=batch_size, keep_trace=trace
         )
+        return self.decoders.ruled(arbiter, decode)
 
     def arbiter(self, spec: str) -> Arbiter:
         """The arbiter that a spec names, for the pair."""
@@ -160,19 +159,20 @@ class Benchmark:
         """Pairs of tokens at the mismatches of the target's own answers to the tune problems."""
         from cospec.arbiters import AlwaysTarget  # noqa: PLC0415  # brings torch
         from cospec.arbiters.memory import mismatch_pairs  # noqa: PLC0415  # brings torch
-        from cospec.engine import Engine  # noqa: PLC0415  # brings torch
         from cospec.evaluation.problems import encode_problems  # noqa: PLC0415  # heavy
 
         config = self.config
-        engine = Engine(
+        k, batch_size = max(config.tune_k or (config.k,)), max(config.batch_sizes)
+        decoder = self.ruled(AlwaysTarget(), k, batch_size, trace=True)
+        encoded = encode_problems(
             self.pair,
-            AlwaysTarget(),
-            config,
-            num_speculative_tokens=max(config.tune_k or (config.k,)),
-            batch_size=max(config.batch_sizes),
+            self.task,
+            self.tune,
+            config.max_new_tokens,
+            self.seed,
+            context_length=decoder.context_length,
         )
-        encoded = encode_problems(self.pair, self.task, self.tune, config.max_new_tokens, self.seed)
-        return mismatch_pairs(engine.generate(*encoded))
+        return mismatch_pairs(decoder.generate(*encoded))
 
     def evaluation(
         self, arms: Sequence[Arm], examples: Sequence[Example], temperature: float

@@ -8,7 +8,6 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from cospec.engine import Engine
 from cospec.evaluation.arms import Arm
 from cospec.evaluation.benchmark.config import Setting, knob_of
 from cospec.evaluation.summary import DRAFT, counts
@@ -119,9 +118,10 @@ def _arm(benchmark: Benchmark, setting: Setting) -> Arm:
     """An arm under the name of what it decodes with: two arms may try the same."""
     size = max(benchmark.config.batch_sizes)
     if setting.spec == DRAFT:
-        return Arm(DRAFT, None, Engine.draft_only(benchmark.pair, batch_size=size))
-    engine = benchmark.engine(setting.spec, setting.k, size)
-    return Arm(f"{engine.arbiter.name}, k={setting.k}", setting.spec, engine)
+        return Arm(DRAFT, None, benchmark.plain("draft", size))
+    arbiter = benchmark.arbiter(setting.spec)
+    decoder = benchmark.ruled(arbiter, setting.k, size)
+    return Arm(f"{arbiter.name}, k={setting.k}", setting.spec, decoder)
 
 
 def _tally(rows: Sequence[Json], draft_cost: float) -> Json:
