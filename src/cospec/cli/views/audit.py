@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from cospec.results import Json
 
 
+_WIDTH = 120
+"""Width of a table that goes to a file, which has no width of its own."""
+
+
 def standing(records: Sequence[Json]) -> str:
     """Return what some records say so far, in a line."""
     played = [m for record in records for m in record["mismatches"]]
@@ -25,6 +29,8 @@ def standing(records: Sequence[Json]) -> str:
 def show(summary: Json) -> None:
     """Print the numbers and the verdict."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDTH)
     console.print(_outcomes(summary))
     if "oracle_path" in summary:
         console.print(_ceilings(summary))
@@ -77,12 +83,9 @@ def _ceilings(summary: Json) -> Table:
 def _speeds(speed: Json, free: Json) -> Table:
     title = f"predicted speed-up over the target alone, batch size {speed['batch_size']}"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("k")
-    for row in speed["by_k"]:
-        table.add_column(str(row["k"]), justify="right")
-    table.add_row(
-        "acceptance length", *(f"{r['mean_acceptance_length']:.2f}" for r in speed["by_k"])
-    )
-    for name, rows in (("exact", speed["by_k"]), ("if all free tokens stood", free["by_k"])):
-        table.add_row(name, *(f"{row['speedup']:.2f}x" for row in rows))
+    for name in ("k", "acceptance length", "exact", "if all free tokens stood"):
+        table.add_column(name, justify="right")
+    for row, best in zip(speed["by_k"], free["by_k"], strict=True):
+        speeds = (f"{each['speedup']:.2f}x" for each in (row, best))
+        table.add_row(str(row["k"]), f"{row['mean_acceptance_length']:.2f}", *speeds)
     return table
