@@ -42,11 +42,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the rows without texts")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.open()] if options.out.exists() else []
     if not options.summary:
         rows = decode(options, rows)
     summarise(rows)
+    if options.json:
+        slim(rows, options.json)
 
 
 def decode(options, rows):
@@ -141,6 +144,18 @@ def summarise(rows) -> None:
             row["arms"][BASE]["correct"] or row["arms"]["draft_only"]["correct"] for row in rows
         )
         print(f"right by one model or the other: {100 * either / len(rows):.1f} %")
+
+
+def slim(rows, path: Path) -> None:
+    """Write one line a question: of each arm whether it is right, and its counts."""
+    keys = ("correct", "tokens", "target_forwards", "mismatches", "overrides")
+    lines = [
+        {"id": row["id"], "db": row["db"]}
+        | {arm: [int(entry[key]) for key in keys] for arm, entry in row["arms"].items()}
+        for row in rows
+    ]
+    body = ",\n ".join(json.dumps(line) for line in lines)
+    path.write_text(f'{{"of_an_arm": {json.dumps(keys)}, "rows": [\n {body}\n]}}\n')
 
 
 if __name__ == "__main__":

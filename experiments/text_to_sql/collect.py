@@ -9,8 +9,9 @@ A branch takes the other token at one decision, and the arbiter goes on from the
 questions are those of the train databases that no draft was tuned on and whose schema is not long,
 16 of each database before the next 16 of any. OUT/NAME.0.safetensors has the first 16 of a
 database: the features of each decision in half precision, and the worth of the draft's token there:
-1 where the answer is right only with it, -1 where only without it, else 0. NAME.0.jsonl has the
-texts. Parts that are there are skipped: a killed run resumes.
+1 where the answer is right only with it, -1 where only without it, else 0; and likewise `runs`, by
+whether the query runs at all. NAME.0.jsonl has the texts. Parts that are there are skipped: a
+killed run resumes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cospec.evaluation.audit.auditor import reached
 from cospec.features import make_features
 from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
+from cospec.tasks.sql.executor import QueryError
 from cospec.types import Origin
 
 BATCH_SIZE = 64
@@ -47,6 +49,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--questions", type=int, default=512)
     parser.add_argument("--arbiter", default="lossless")
+    parser.add_argument("--databases", nargs="+", help="only these")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
     options = parser.parse_args()
@@ -63,9 +66,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     wanted, num_questions = {}, 0
     for name, examples in parts(half(task.examples("train"), "arbiter")).items():
-        prompts = [pair.encode(task.prompt(example, pair.tokenizer)) for example in examples]
+        prompts = [task.prompt(example, pair.tokenizer) for example in examples]
         shared = min(num_shared_tokens(prompts[0], prompt) for prompt in prompts)
-        if shared <= LONGEST_PREFIX and num_questions < options.questions:
+        is_asked = not options.databases or name.partition(".")[0] in options.databases
+        if is_asked and shared <= LONGEST_PREFIX and num_questions < options.questions:
             wanted[name] = examples
             num_questions += len(examples)
     missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]
@@ -86,24 +90,25 @@ def collect(chunk, task, paths, ends, out) -> str:
     texts = paths.rollouts(prompts, SamplingConfig(max_new_tokens=task.max_new_tokens))
     places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion) if m.is_open]
     branches = ends.branches([other(texts[i], m) for i, m in places])
-    right = [task.score(e, t.completion.text).correct for e, t in zip(examples, texts, strict=True)]
-    branch_right = [
-        task.score(examples[i], branch.completion.text).correct
+    grades = [grade(task, e, t.completion.text) for e, t in zip(examples, texts, strict=True)]
+    branch_grades = [
+        grade(task, examples[i], branch.completion.text)
         for (i, _), branch in zip(places, branches, strict=True)
     ]
-    gains = torch.tensor(branch_right).float() - torch.tensor([right[i] for i, _ in places]).float()
-    worth = torch.where(torch.tensor([m.keep_draft for _, m in places]), -gains, gains)
+    gains = torch.tensor(branch_grades) - torch.tensor([grades[i] for i, _ in places])
+    gains[[m.keep_draft for _, m in places]] *= -1
+    worth, runs = gains.T.contiguous()
     first = 0
     for name, some in chunk.items():
         here = [j for j, (i, _) in enumerate(places) if first <= i < first + len(some)]
         rows = [
             {
                 "id": examples[i].id,
-                "correct": right[i],
+                "correct": grades[i][0],
                 "text": texts[i].completion.text,
                 "branches": [
                     {"position": m.position, "draft_id": m.draft_id, "target_id": m.target_id}
-                    | {"kept_draft": m.keep_draft, "correct": branch_right[j]}
+                    | {"kept_draft": m.keep_draft, "correct": branch_grades[j][0]}
                     | {"text": branches[j].completion.text}
                     for j, m in ((j, places[j][1]) for j in here if places[j][0] == i)
                 ],
@@ -112,15 +117,29 @@ def collect(chunk, task, paths, ends, out) -> str:
         ]
         if here:
             features = torch.stack([places[j][1].features for j in here]).half()
-            save_file({"features": features, "worth": worth[here]}, out / f"{name}.safetensors")
+            tensors = {"features": features, "worth": worth[here], "runs": runs[here]}
+            save_file(tensors, out / f"{name}.safetensors")
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         first += len(some)
     seconds = (time.perf_counter() - started) / len(examples)
+    num_right = int(sum(right for right, _ in grades))
     return (
-        f"{', '.join(chunk)}: {len(examples)} questions, {sum(right)} right; "
+        f"{', '.join(chunk)}: {len(examples)} questions, {num_right} right; "
         f"{len(places)} decisions, right only with the draft's token {int((worth > 0).sum())}, "
         f"only with the target's {int((worth < 0).sum())}; {seconds:.1f} s a question"
     )
+
+
+def grade(task, example, text) -> tuple[float, float]:
+    """Whether a text is right, and whether its query runs on a database of the question."""
+    score = task.score(example, text)
+    judge = task.scorer.__self__
+    path = judge.databases.paths(example.metadata["db_id"])[0]
+    try:
+        judge.executor.run(path, score.extracted or "")
+    except QueryError:
+        return float(score.correct), 0.0
+    return float(score.correct), 1.0
 
 
 def other(rollout, mismatch) -> Branch:

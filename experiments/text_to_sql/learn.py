@@ -29,8 +29,10 @@ KINDS = ("scalars", "hidden")
 NUM_SCALARS = len(SCALAR_NAMES)
 NUM_STATES = 2 * 1536 + 896
 """The target's before and after the draft's token, and the draft's; no embeddings."""
-SCALAR_PENALTY, STATE_PENALTY = 100.0, 10_000.0
+SCALAR_PENALTY, STATE_PENALTY = 30.0, 10_000.0
 """Of a squared weight, after normalising."""
+RUNS = 0.6
+"""Credit of a token whose query runs where the other one's fails, beside 1 for a right answer."""
 
 
 def main() -> None:
@@ -49,36 +51,38 @@ def main() -> None:
     numbers = torch.tensor([sorted(set(names)).index(name) for name in names])
     worth = torch.cat([piece["worth"] for piece in pieces])
     sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
+    runs = torch.cat([piece.get("runs", torch.zeros(len(piece["worth"]))) for piece in pieces])
+    credit = worth + RUNS * runs
     x = torch.cat([piece["features"] for piece in pieces]).float()
     database = numbers.repeat_interleave(sizes)
     matters = worth != 0
     if options.out:
-        save(fit(x[matters], worth[matters] > 0, options.kind), options)
+        save(fit(x, credit, options.kind), options)
     table = {
         "num_databases": len(set(names)),
         "num_decisions": len(worth),
         "num_that_matter": int(matters.sum()),
         "draft_right": round(float((worth[matters] > 0).float().mean()), 4),
-        "shares": {share: crossed(x, worth, database, share) for share in (0.25, 0.5, 1.0)},
+        "shares": {share: crossed(x, worth, credit, database, share) for share in (0.25, 0.5, 1.0)},
     }
     print(json.dumps(table, indent=1))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def crossed(x, worth, database, share):
+def crossed(x, worth, credit, database, share):
     """Leave each database out; learn from a share of the others."""
     scores = {name: torch.zeros(len(x)) for name in (*RULES, *KINDS)}
     for number in range(int(database.max()) + 1):
         test = database == number
-        train = (~test & (worth != 0)).nonzero()[:, 0]
+        train = (~test & (credit != 0)).nonzero()[:, 0]
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(number))
         train = train[some[: int(share * len(train))]]
         for name, rule in RULES.items():
             scores[name][test] = rule(x[test]) - best_threshold(rule(x[train]), worth[train])
         for kind in KINDS:
             with torch.no_grad():
-                scores[kind][test] = fit(x[train], worth[train] > 0, kind)(x[test])
+                scores[kind][test] = fit(x[train], credit[train], kind)(x[test])
     matters = worth != 0
     is_draft = worth[matters] > 0
     return {
@@ -122,11 +126,13 @@ def area(score, is_draft) -> float:
     return above / (num_draft * (len(score) - num_draft))
 
 
-def fit(x, is_draft, kind) -> Policy:
-    """Fit logistic regression with a penalty, as a linear policy.
+def fit(x, credit, kind) -> Policy:
+    """Fit logistic regression on the sign of the credit, weighted by its size, as a linear policy.
 
     There are far fewer decisions than features, so states get one direction, and a penalty.
     """
+    matters = credit != 0  # where both tokens are as good, there is nothing to learn
+    x, credit = x[matters], credit[matters]
     shape = PolicyConfig(kind="linear", hidden_projection=1)
     policy = Policy(x.shape[1], shape, 0, x.shape[1] - NUM_SCALARS)
     is_used = torch.ones(x.shape[1], dtype=torch.bool)
@@ -143,7 +149,7 @@ def fit(x, is_draft, kind) -> Policy:
         optimizer.zero_grad()
         logit = (seen * scale) @ weight[:-1] + weight[-1]
         found = torch.nn.functional.binary_cross_entropy_with_logits(
-            logit, is_draft.float(), reduction="sum"
+            logit, (credit > 0).float(), weight=credit.abs(), reduction="sum"
         )
         found = found + weight[:-1].square().sum() / 2
         found.backward()
