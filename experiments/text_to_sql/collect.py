@@ -106,6 +106,8 @@ def collect(chunk, task, paths, ends, out) -> str:
                 "id": examples[i].id,
                 "correct": grades[i][0],
                 "text": texts[i].completion.text,
+                "tokens": len(texts[i].completion.token_ids),
+                "target_forwards": texts[i].completion.stats.num_target_forwards,
                 "branches": [
                     {"position": m.position, "draft_id": m.draft_id, "target_id": m.target_id}
                     | {"kept_draft": m.keep_draft, "correct": branch_grades[j][0]}
