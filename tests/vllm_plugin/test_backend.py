@@ -11,17 +11,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
+from cospec.config import DecodeConfig
 from cospec.features import ScalarFeatures
 from cospec.models.bundled import bundled_home, bundled_models
 from cospec.models.load import load_tokenizer
-from cospec.vllm_plugin.backend import progress
+from cospec.vllm_plugin import decoders
+from cospec.vllm_plugin.backend import VllmSource, progress
 from cospec.vllm_plugin.parcels import MIN_ELEMENTS, Receiver, Sender
+from tests.conftest import CONTEXT
 from tests.rl.conftest import arbiter, coin
 from tests.vllm_plugin.conftest import encoded_problems
 
@@ -115,6 +119,22 @@ def test_progress_counts_completions_and_nothing_else() -> None:
     running.refresh()
     running.close()
     assert found == [1, 1] and running.n == 2 and running.format_dict["elapsed"] > 0
+
+
+def test_arms_of_one_block_length_share_an_engine(monkeypatch, llama_pair) -> None:
+    started = []
+
+    def start(pair, source, config, records):
+        started.append(config.k)
+        return SimpleNamespace(context_length=CONTEXT)
+
+    monkeypatch.setattr(decoders, "VllmBackend", start)
+    make = decoders.VllmDecoders(llama_pair, VllmSource("target", "draft", "float32"))
+    for k, keep_trace in [(2, False), (2, True), (3, True), (2, False)]:
+        decode = DecodeConfig(num_speculative_tokens=k, keep_trace=keep_trace)
+        decoder = make.ruled(load_arbiter("gap"), decode)
+        assert (decoder.num_speculative_tokens, decoder.context_length) == (k, CONTEXT)
+    assert started == [2, 3]
 
 
 def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:

@@ -94,6 +94,7 @@ class VllmDecoders:
 
     def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
         """Return a decoder with the pair under an arbiter."""
+        config = config.with_options(keep_trace=True)  # always, there: no engine for each value
         if config not in self._backends:
             self._backends[config] = VllmBackend(
                 self.pair, self.source, config, records=self.records
