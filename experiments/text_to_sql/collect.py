@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from halves import half, parts
+from halves import LONGEST_PREFIX, half, parts
 from safetensors.torch import save_file
 
 from cospec import Engine, ModelPair, SamplingConfig
@@ -38,8 +38,6 @@ from cospec.tasks.sql.executor import QueryError
 from cospec.types import Origin
 
 BATCH_SIZE = 64
-LONGEST_PREFIX = 400
-"""Tokens that the prompts of a database share: longer schemas cost most and teach no more."""
 
 
 def main() -> None:

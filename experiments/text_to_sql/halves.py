@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from cospec.tasks import Example
 
 PART_SIZE = 16
+LONGEST_PREFIX = 400
+"""Most tokens that the prompts of a database share. Databases with longer schemas are left out of
+training because they cost most."""
 
 
 def half(examples: Sequence[Example], name: str) -> list[Example]:

@@ -19,7 +19,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
-from halves import half
+from halves import LONGEST_PREFIX, half
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -29,9 +29,6 @@ from cospec.tasks import load_task
 RANK, RATE, WARM_UP = 16, 3e-4, 6
 PACK_TOKENS = 1024
 """Of a step, which bounds its memory; a longer schema takes one question at a time."""
-LONGEST_PREFIX = 400
-"""Longer schemas are left out of training, since they cost most: a quarter of the questions need
-two thirds of the tokens."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -94,7 +94,8 @@ class VllmDecoders:
 
     def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
         """Return a decoder with the pair under an arbiter."""
-        config = config.with_options(keep_trace=True)  # always, there: no engine for each value
+        # vLLM's decisions always come back, so arms with and without a trace share an engine.
+        config = config.with_options(keep_trace=True)
         if config not in self._backends:
             self._backends[config] = VllmBackend(
                 self.pair, self.source, config, records=self.records
