@@ -9,13 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cospec.cli.views.tables import FILE_WIDTH, table_console
 from cospec.evaluation.summary import LOSSLESS
 from cospec.results import Json
 from cospec.text import visible
-
-_WIDTH = 120
-"""Width of a table that goes to a file, which has no width of its own."""
-
 
 Columns: TypeAlias = Mapping[str, Callable[[Json], str]]
 """By head of a column, what it shows of an arm."""
@@ -34,11 +31,9 @@ COLUMNS: Columns = {
 }
 
 
-def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = _WIDTH) -> None:
+def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = FILE_WIDTH) -> None:
     """Print quality and speed together, one line per arm."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=width)
+    console = table_console(width)
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, caption_justify="left")
     table.add_column("\narm", overflow="fold")
     for name in columns:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from cospec.cli.views.tables import table_console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cospec.results import Json
-
-
-_WIDTH = 120
-"""Width of a table that goes to a file, which has no width of its own."""
 
 
 def standing(records: Sequence[Json]) -> str:
@@ -28,9 +25,7 @@ def standing(records: Sequence[Json]) -> str:
 
 def show(summary: Json) -> None:
     """Print the numbers and the verdict."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDTH)
+    console = table_console()
     console.print(_outcomes(summary))
     if "oracle_path" in summary:
         console.print(_ceilings(summary))

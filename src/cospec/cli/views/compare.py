@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from cospec.cli.views.tables import table_console
 from cospec.results import Json
 from cospec.text import visible
-
-_WIDTH = 120
-"""Width of a table that goes to a file, which has no width of its own."""
 
 
 def _pair(values: Sequence[float], form: str) -> str:
@@ -44,9 +41,7 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
 
 def print_comparison(cells: Sequence[Json]) -> None:
     """A table a cell: quality and speed of each arm in both runs."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = table_console()
     for cell in cells:
         title = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"
         console.print(f"\n{title}", markup=False, soft_wrap=True)
