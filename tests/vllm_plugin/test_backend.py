@@ -135,6 +135,8 @@ def test_arms_of_one_block_length_share_an_engine(monkeypatch, llama_pair) -> No
         decoder = make.ruled(load_arbiter("gap"), decode)
         assert (decoder.num_speculative_tokens, decoder.context_length) == (k, CONTEXT)
     assert started == [2, 3]
+    draft, target = (make.plain(role, DecodeConfig(batch_size=4)) for role in ("draft", "target"))
+    assert draft is make.plain("draft", DecodeConfig(batch_size=4)) is not target
 
 
 def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:

@@ -86,11 +86,15 @@ class VllmDecoders:
     pair: ModelPair
     source: VllmSource
     records: Records = "scalar"
+    _plain: dict[tuple[Literal["target", "draft"], int], PlainDecoder] = field(default_factory=dict)
     _backends: dict[DecodeConfig, VllmBackend] = field(default_factory=dict)
 
     def plain(self, role: Literal["target", "draft"], config: DecodeConfig) -> Decoder:
         """Return a decoder with one model alone."""
-        return PlainDecoder(self.pair, self.source, role, config.batch_size)
+        key = role, config.batch_size
+        if key not in self._plain:
+            self._plain[key] = PlainDecoder(self.pair, self.source, *key)
+        return self._plain[key]
 
     def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
         """Return a decoder with the pair under an arbiter."""
