@@ -7,11 +7,11 @@ A branch takes the other token at one decision, and the arbiter goes on from the
 
 `cospec audit` does the same and keeps features as text, which is too much for hidden states. The
 questions are those of the train databases that no draft was tuned on and whose schema is not long,
-16 of each database before the next 16 of any. OUT/NAME.0.safetensors has the first 16 of a
-database: the features of each decision in half precision, and the worth of the draft's token there:
-1 where the answer is right only with it, -1 where only without it, else 0; and likewise `runs`, by
-whether the query runs at all. NAME.0.jsonl has the texts. Parts that are there are skipped: a
-killed run resumes.
+in one wording each, 16 of each database before the next 16 of any. OUT/NAME.0.safetensors has the
+first 16 of a database: the features of each decision in half precision, and the worth of the
+draft's token there: 1 where the answer is right only with it, -1 where only without it, else 0; and
+likewise `runs`, by whether the query runs at all. NAME.0.jsonl has the texts. Parts that are there
+are skipped: a killed run resumes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from halves import LONGEST_PREFIX, half, parts
+from halves import LONGEST_PREFIX, half, one_wording, parts
 from safetensors.torch import save_file
 
 from cospec import Engine, ModelPair, SamplingConfig
@@ -63,7 +63,8 @@ def main() -> None:
     ends = Engine.target_only(pair, decode) if is_lossless else Engine(pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted, num_questions = {}, 0
-    for name, examples in parts(half(task.examples("train"), "arbiter")).items():
+    asked = one_wording(half(task.examples("train"), "arbiter"))
+    for name, examples in parts(asked).items():
         prompts = [task.prompt(example, pair.tokenizer) for example in examples]
         shared = min(num_shared_tokens(prompts[0], prompt) for prompt in prompts)
         is_asked = not options.databases or name.partition(".")[0] in options.databases

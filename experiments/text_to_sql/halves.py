@@ -32,6 +32,12 @@ def half(examples: Sequence[Example], name: str) -> list[Example]:
     return [example for example in examples if is_draft[example.id] == (name == "draft")]
 
 
+def one_wording(examples: Sequence[Example]) -> list[Example]:
+    """The first question of each gold query: Spider asks most of them in two wordings."""
+    first = {(example.metadata["db_id"], example.answer): example for example in reversed(examples)}
+    return [e for e in examples if first[e.metadata["db_id"], e.answer] is e]
+
+
 def parts(examples: Sequence[Example]) -> dict[str, list[Example]]:
     """Questions of one database each, 16 of every database before the next 16 of any.
 

@@ -99,6 +99,8 @@ class _RaggedCache(Cache):
         if layer_idx == len(self.buffers):
             self.buffers.append((self._allocate(key_states), self._allocate(value_states)))
         window, slots = self._window, self._flat_slots.to(key_states.device)
+        rows = window.rows  # a layer may be on another device than the inputs
+        rows = rows if isinstance(rows, slice) else rows.to(key_states.device)
         # Written in place and before anything is read: tokens of this forward see each other, and
         # whatever an earlier, rolled-back block left in later slots is masked until it is replaced.
         span = next(iter(window.masks.values())).shape[-1]
@@ -106,7 +108,7 @@ class _RaggedCache(Cache):
         for buffer, states in zip(self.buffers[layer_idx], (key_states, value_states), strict=True):
             new = states.transpose(1, 2).flatten(0, 1)  # (B n, heads, size)
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, slots, new)
-            seen.append(buffer[window.rows, :span].transpose(1, 2))  # (B, heads, S, size)
+            seen.append(buffer[rows, :span].transpose(1, 2))  # (B, heads, S, size)
         return seen[0], seen[1]
 
     def _allocate(self, states: Tensor) -> Tensor:
@@ -280,7 +282,7 @@ class CachedModel:
             logits = self.model(**arguments).logits
         finally:
             hook.remove()
-        return Output(logits, captured[0])
+        return Output(logits, captured[0].to(logits.device))
 
     def prefill(
         self, prompts: list[list[int]], first_row: int, held: list[list[int]] | None = None

@@ -7,6 +7,7 @@ Only safetensors and GGUF are read unless the caller insists: a pickled checkpoi
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"float32", "bfloat16", "float16"}
+SPREADS = ("balanced", "sequential")
+"""Ways to spread the layers of a model over all GPUs, as ``device_map`` of transformers."""
 
 
 def load_model(
@@ -33,9 +36,21 @@ def load_model(
 
     Raises:
         CheckpointError: The checkpoint is missing, corrupt or pickled.
+        ConfigError: There is no such device here.
+        MissingExtraError: The model is to be spread over devices, and accelerate is missing.
     """
     arguments = _locate(source) | {"dtype": as_dtype(dtype), "output_loading_info": True}
-    place = as_device(device)
+    if device in SPREADS:
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"device is {device!r}, which spreads the layers over GPUs, and there is none "
+                "here; pass cpu, or run where there are GPUs."
+            )
+        kwargs["device_map"] = device
+    if "device_map" not in kwargs:
+        place = as_device(device)
+    elif importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate, which spreads a model over devices,", "spread")
     if "gguf_file" not in arguments:
         # None would fall back to pickle where there are no safetensors.
         arguments["use_safetensors"] = None if allow_pickle else True

@@ -27,7 +27,7 @@ from cospec.models.support import check_supported, context_length
 from cospec.models.translate import translate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Quantization: TypeAlias = Literal["none", "int8"]
 """Of a draft's weights."""
+_PLACES = ("device_map", "max_memory", "offload_folder")
+"""Arguments of ``from_pretrained`` that say where the layers of a target go."""
 _SAMPLE_TEXTS = (
     "Janet's ducks lay 16 eggs per day; she sells 3.5 of them for $1,234.50.",
     "def f(x):\n    return x**2  # naïve — 東京 🙂\n\n",
@@ -92,7 +94,9 @@ class ModelPair:
                 ships with the package, such as ``bundled:family``.
             draft: The same for the draft; without one, tokens are drafted without a model.
             dtype: Of both models' weights; "auto" is what each checkpoint has.
-            device: Of both models; "auto" is CUDA where there is one, else the CPU.
+            device: Of both models; "auto" is CUDA where there is one, else the CPU. "balanced" and
+                "sequential" spread the layers of the target over all GPUs, and the draft is on the
+                first of them.
             allow_pickle: Load checkpoints that are no safetensors. Unpickling runs code that the
                 file holds: only for files you trust.
             pack_weights: On a CPU, keep the weights in the layout of its matrix kernels where it
@@ -102,7 +106,8 @@ class ModelPair:
                 over a few rows are faster and its proposals a little worse
                 (`cospec.models.quantized`).
             allow_different_tokenizers: Draft what both tokenizers spell alike (`models.translate`).
-            **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``.
+            **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``; but
+                ``device_map``, ``max_memory`` and ``offload_folder`` are for the target alone.
 
         Raises:
             ConfigError: There is no bundled pair of that name, or the draft cannot be quantized.
@@ -122,10 +127,12 @@ class ModelPair:
         notes = []
         if draft is not None and not allow_different_tokenizers:
             notes += compare_tokenizers(*tokenizers)  # before anything large is loaded
-        models = [
-            load_model(source, dtype=dtype, device=device, allow_pickle=allow_pickle, **kwargs)
-            for source in sources
-        ]
+        places = {key: kwargs.pop(key) for key in _PLACES if key in kwargs}
+        models: list[PreTrainedModel] = []
+        for source in sources:
+            where = {"device": models[0].device} if models else {"device": device} | places
+            model = load_model(source, dtype=dtype, allow_pickle=allow_pickle, **where, **kwargs)
+            models.append(model)
         if draft is not None:
             notes += _settle(models, tokenizers if allow_different_tokenizers else None)
         own = None if draft is None else models[1]
@@ -168,7 +175,7 @@ class ModelPair:
         """
         digest = hashlib.sha256()
         for model in self.models:
-            for name, weight in model.state_dict().items():
+            for name, weight in _weights(model):
                 some = weight.flatten()[:64].float().cpu().numpy().tobytes()
                 digest.update(f"{name} {tuple(weight.shape)}".encode() + some)
         end = "" if self.draft_quantization == "none" else f"-{self.draft_quantization}"
@@ -237,6 +244,20 @@ def weight_bytes(model: PreTrainedModel) -> int:
             weights[id(module)] = module.weight
     # Packed weights tell no size of their own.
     return sum(weight.shape.numel() * weight.dtype.itemsize for weight in weights.values())
+
+
+def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a model by name; those that wait on a disk or on the CPU are fetched."""
+    for name, weight in model.state_dict().items():
+        if not weight.is_meta:
+            yield name, weight
+            continue
+        import accelerate.utils  # noqa: PLC0415  # has put it there
+
+        owner, _, own_name = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with accelerate.utils.align_module_device(module):
+            yield name, getattr(module, own_name)
 
 
 def _as_set(ids: int | list[int] | None) -> frozenset[int]:

@@ -25,7 +25,8 @@ class PairSource:
     dtype: str = "auto"
     """Of the weights: auto (as in the checkpoint), float32, bfloat16 or float16."""
     device: str = "auto"
-    """Where the models run: auto, cpu, cuda, cuda:1, ..."""
+    """Where the models run: auto, cpu, cuda, cuda:1; or balanced or sequential, to spread the
+    layers of the target over all GPUs."""
     allow_pickle: bool = False
     """Load pickled checkpoints, which can run any code they hold."""
     draft_quantization: Literal["none", "int8"] = "none"
