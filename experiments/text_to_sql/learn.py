@@ -31,8 +31,9 @@ NUM_STATES = 2 * 1536 + 896
 """The target's before and after the draft's token, and the draft's; no embeddings."""
 SCALAR_PENALTY, STATE_PENALTY = 30.0, 10_000.0
 """Of a squared weight, after normalising."""
-RUNS = 0.6
-"""Credit of a token whose query runs where the other one's fails, beside 1 for a right answer."""
+RUNS, LIKENESS = 0.6, 0.9
+"""Credit of a token whose query runs where the other one's fails, and of one that leads from no
+likeness with the gold query to a full one, beside 1 for a right answer."""
 
 
 def main() -> None:
@@ -51,8 +52,11 @@ def main() -> None:
     numbers = torch.tensor([sorted(set(names)).index(name) for name in names])
     worth = torch.cat([piece["worth"] for piece in pieces])
     sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
-    runs = torch.cat([piece.get("runs", torch.zeros(len(piece["worth"]))) for piece in pieces])
-    credit = worth + RUNS * runs
+    runs, likeness = (
+        torch.cat([piece.get(name, torch.zeros(len(piece["worth"]))) for piece in pieces])
+        for name in ("runs", "likeness")
+    )
+    credit = worth + RUNS * runs + LIKENESS * likeness
     x = torch.cat([piece["features"] for piece in pieces]).float()
     database = numbers.repeat_interleave(sizes)
     matters = worth != 0

@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     provenance = Provenance()
     data = load_file(args.file)
-    features, right, cost = (data[name] for name in ("features", "delta_right", "delta_cost"))
+    features, right, cost = (data[name] for name in ("features", "delta_reward", "delta_cost"))
     num_folds = min(_MAX_FOLDS, int(data["round"].max()) + 1)
     folds = data["round"] % num_folds
     kept = ruled(features)

@@ -74,10 +74,10 @@ def seen(variant: Variant, features: Tensor) -> Tensor:
     return features if variant.sees_hidden else features[:, : len(SCALAR_NAMES)]
 
 
-def learn(variant: Variant, features: Tensor, delta_right: Tensor, delta_cost: Tensor) -> Policy:
+def learn(variant: Variant, features: Tensor, delta_reward: Tensor, delta_cost: Tensor) -> Policy:
     """A policy from branches: features (N, F), differences of being right and of cost (N,)."""
     number = variant.num_branches or len(features)
-    x, right, cost = seen(variant, features)[:number], delta_right[:number], delta_cost[:number]
+    x, right, cost = seen(variant, features)[:number], delta_reward[:number], delta_cost[:number]
     config = TrainConfig(
         policy=variant.policy,
         objective=ObjectiveConfig(
@@ -109,7 +109,7 @@ def collect(runs: list[Path], file: Path) -> None:
     order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0))
     tensors = {
         "features": features[order],
-        "delta_right": right[order],
+        "delta_reward": right[order],
         "delta_cost": cost[order],
         "round": rounds[order],
     }
@@ -130,7 +130,7 @@ def main() -> None:
         collect(args.collect, args.file)
         return
     found = load_file(args.file)
-    branches = [found[name] for name in ("features", "delta_right", "delta_cost")]
+    branches = [found[name] for name in ("features", "delta_reward", "delta_cost")]
     base = LearnedArbiter.load(args.like)
     for name, variant in VARIANTS.items():
         if variant.sees_hidden:

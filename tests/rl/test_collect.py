@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,8 @@ from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine
 from cospec.features import SCALAR_NAMES
 from cospec.rl.collect import Collector
+from cospec.rl.credit import assign_credit
+from cospec.tasks.base import Score
 from cospec.types import Origin, Ruling
 from tests.rl.conftest import GAP, arbiter, coin, gap_policy, train_config
 
@@ -214,7 +217,7 @@ def test_the_same_seed_plays_the_same_and_another_one_does_not(pair, task, examp
     session = play(8, 16)
     assert texts(play(8, 4)) == texts(session) != texts(play(9, 16))
     first, second, third = session.branch(3), play(8, 4).branch(3), session.branch(4)
-    for name in ("delta_right", "delta_cost"):
+    for name in ("delta_reward", "delta_cost"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     torch.testing.assert_close(first.features, second.features)
     assert not torch.equal(first.features, third.features), "other ones are drawn"
@@ -233,7 +236,7 @@ def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
         )
         assert one.rollout.completion.token_ids == expected.rollout.completion.token_ids
         assert one.rollout.handle is None, "only those of two problems are held"
-    for name in ("delta_right", "delta_cost", "is_harmless"):
+    for name in ("delta_reward", "delta_cost", "is_harmless"):
         parts = [getattr(it, name).sort().values for it in (data, sure_branches)]
         torch.testing.assert_close(*parts)
     sums = [it.features.sum(dim=0) for it in (data, sure_branches)]
@@ -281,10 +284,30 @@ def test_the_difference_of_a_branch_is_that_of_both_rulings_decoded_afresh(
     }
     assert len(data) == len(decisions) == len(expected) > 50
     assert {tuple(row) for row in data.features.tolist()} == set(expected)
-    for row, delta in zip(data.features.tolist(), data.delta_right.tolist(), strict=True):
+    for row, delta in zip(data.features.tolist(), data.delta_reward.tolist(), strict=True):
         assert delta == expected[tuple(row)][1]
     every_kind = {(keep, sign) for keep in (True, False) for sign in (-1, 0, 1)}
     assert set(expected.values()) == every_kind, "choose another policy"
+
+
+def test_answers_that_are_not_right_get_a_share_of_their_reward_if_asked_for(
+    pair, task, examples, sure_branches
+) -> None:
+    def generous(example: Example, text: str) -> Score:
+        score = task.score(example, text)
+        return score if score.correct else Score(0.5 * (len(text) % 2))
+
+    def deltas(weight: float) -> list[float]:
+        it = collector(pair, replace(task, scorer=generous), partial_reward=weight)
+        session = Session(it, gap_policy(2.0), examples)
+        values = [one.score.value(weight) - 0.05 * one.cost for one in session.played]
+        reward = assign_credit(session.played, it._config, None).metrics["reward"]
+        assert reward == pytest.approx(sum(values) / len(values))
+        return session.branch().delta_reward.tolist()
+
+    right = sure_branches.delta_reward.tolist()
+    assert deltas(0.0) == right
+    assert {round(b - a, 6) for a, b in zip(right, deltas(0.6), strict=True)} >= {0, -0.3, 0.3}
 
 
 def test_the_targets_token_decoded_afresh_is_the_rollout_itself(sure) -> None:
@@ -366,7 +389,7 @@ def test_on_average_the_cost_of_an_override_is_that_of_an_engine_that_goes_on_in
         tuple(row): (right, cost)
         for row, right, cost in zip(
             sure_branches.features.tolist(),
-            sure_branches.delta_right.tolist(),
+            sure_branches.delta_reward.tolist(),
             sure_branches.delta_cost.tolist(),
             strict=True,
         )

@@ -74,8 +74,8 @@ def test_a_control_learns_from_branches_that_leave_the_targets_own_path(
         assert end.completion.origins.count(Origin.OVERRIDE) == 1
     tokens = [start.token_id for start, _ in left]
     assert set(tokens) == {X, Y} and len(tokens) == 8 * 6
-    _, delta_right, _, same = it.state.replay[0].columns
-    assert delta_right.tolist() == [delta[token] for token in tokens]
+    _, delta_reward, _, same = it.state.replay[0].columns
+    assert delta_reward.tolist() == [delta[token] for token in tokens]
     assert same.tolist() == [is_same[token] for token in tokens]
 
 
@@ -87,12 +87,12 @@ def test_a_control_learns_what_its_labels_say(table, tmp_path, method, patterns)
     it = learner(table, letters(tmp_path, *patterns), method=method)
     for it.state.round in range(3):
         metrics = it.play_round()
-        features, delta_right, *_ = it.state.replay[-1].columns
+        features, delta_reward, *_ = it.state.replay[-1].columns
         is_y = features[:, SCALAR_NAMES.index("log_p_draft")] > math.log(0.1)
         assert metrics["override_rate"] == 0 and metrics["accuracy"] == metrics["accuracy_target"]
     with torch.no_grad():
         assert torch.equal(it.state.policy(features) > 0, is_y) and is_y.any() and not is_y.all()
-    assert metrics["branch_gain"] == float(delta_right[is_y].sum()) / 8
+    assert metrics["branch_gain"] == float(delta_reward[is_y].sum()) / 8
     assert (metrics["branch_gain"] > 0) == (method == "gold")
 
 

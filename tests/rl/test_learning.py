@@ -89,5 +89,5 @@ def test_branches_that_have_aged_away_move_nothing(table, tmp_path) -> None:
     x = torch.randn(4, len(SCALAR_NAMES))
     it.state.replay = [BranchData(x, torch.ones(4), torch.zeros(4), torch.ones(4).bool())]
     it.play_round()
-    assert len(it.state.replay) == 2 and not it.state.replay[1].delta_right.any()
+    assert len(it.state.replay) == 2 and not it.state.replay[1].delta_reward.any()
     assert not (it.state.policy.layers[-1].weight - it.state.start.layers[-1].weight).any()

@@ -122,8 +122,8 @@ def test_the_gain_of_a_round_is_what_the_policy_would_have_won_on_branches_it_ha
     policy = PolicyConfig(hidden_size=4, init_logit=init_logit)
     it = trainer(pair, task, policy=policy, prompts_per_round=7, max_new_tokens=20)
     gain = it.play_round()["branch_gain"]
-    delta_right = it.state.replay[0].delta_right
-    assert delta_right.any() and gain == pytest.approx(share * float(delta_right.sum()) / 7)
+    delta_reward = it.state.replay[0].delta_reward
+    assert delta_reward.any() and gain == pytest.approx(share * float(delta_reward.sum()) / 7)
 
 
 def test_a_first_round_without_a_decision_is_refused(pair, task) -> None:

@@ -170,12 +170,13 @@ class Collector:
             for stream, (one, m) in enumerate(chosen)
         ]
         ends = self._backend.branch(points, arbiter)
-        delta_right, delta_cost, is_harmless = [], [], []
+        delta_reward, delta_cost, is_harmless = [], [], []
+        partial = self._config.objective.partial_reward
         for (one, m), end in zip(chosen, ends, strict=True):
             score = self._task.score(examples[one.place], end.completion.text)
             cost = self._cost(one, m, end) / base[one.place].num_forwards
             sign = 1.0 if m.keep_draft else -1.0
-            delta_right.append(sign * (float(one.is_right) - float(score.correct)))
+            delta_reward.append(sign * (one.score.value(partial) - score.value(partial)))
             delta_cost.append(sign * (one.cost - cost))
             other = Ending(end.completion, score)
             is_harmless.append(self._method.is_harmless(one.ending, other))
@@ -183,7 +184,7 @@ class Collector:
             torch.stack([m.features for _, m in chosen])
             if chosen
             else torch.zeros(0, self._num_features),
-            torch.tensor(delta_right),
+            torch.tensor(delta_reward),
             torch.tensor(delta_cost),
             torch.tensor(is_harmless, dtype=torch.bool),
         )

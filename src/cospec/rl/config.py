@@ -74,6 +74,9 @@ class ObjectiveConfig:
 
     cost_weight: float = 0.05
     """Price of time (lambda): reward lost per target forward, as a share of lossless decoding's."""
+    partial_reward: tyro.conf.Suppress[float] = 0.0
+    """Weight of the scorer's reward for answers that are not right; 0 counts right answers alone.
+    Evaluations always do."""
     group_weight: tyro.conf.Suppress[float] = 0.0
     """Weight of the group advantages beside the branches; 0 leaves them out."""
     entropy_bonus: tyro.conf.Suppress[float] = 0.05
@@ -86,6 +89,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         _check(self, {"cost_weight": 0, "group_weight": 0, "entropy_bonus": 0, "kl_weight": 0})
         _check_share(self, "clip")
+        _check_share(self, "partial_reward")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def assign_credit(
 ) -> Credit:
     """Give each decision the advantage of its rollout.
 
-    The reward of a rollout is 1 if it is right, minus the price of its cost.
+    The reward of a rollout is 1 if it is right (else the share that its score gives), minus the
+    price of its cost.
 
     Args:
         played: Rollouts, group by group.
@@ -41,7 +42,8 @@ def assign_credit(
         running_reward: Running mean of the rounds before.
     """
     price = config.objective.cost_weight
-    rewards = [float(one.is_right) - price * one.cost for one in played]
+    partial = config.objective.partial_reward
+    rewards = [one.score.value(partial) - price * one.cost for one in played]
     metrics: Json = {"reward": sum(rewards) / len(rewards)}
     rewards_P_G = torch.tensor(rewards).view(-1, config.rollouts.group_size)
     if METHODS[config.method].has_running_baseline:

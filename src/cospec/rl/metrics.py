@@ -41,8 +41,8 @@ def round_metrics(played: Sequence[Played], branches: BranchData, base: Sequence
         "mean_acceptance_length": 1 + num_accepted / max(sum(s.num_drafts for s in stats), 1),
         "num_decisions": len(decisions),
         "num_branches": len(branches),
-        "branches_that_differ": _share(branches.delta_right != 0),
-        "branches_for_the_draft": _share(branches.delta_right > 0),
+        "branches_that_differ": _share(branches.delta_reward != 0),
+        "branches_for_the_draft": _share(branches.delta_reward > 0),
     }
 
 
@@ -50,7 +50,7 @@ def branch_gain(policy: Policy, branches: BranchData) -> float:
     """Count right answers that a policy wins at threshold 0.5, on branches that are new to it."""
     with torch.no_grad():
         keep = policy(branches.features) > 0
-    return float(branches.delta_right[keep].sum())
+    return float(branches.delta_reward[keep].sum())
 
 
 def tune_metrics(base: Sequence[Baseline], done: Sequence[Ending], cost_weight: float) -> Json:

@@ -66,8 +66,9 @@ class BranchData:
 
     features: Tensor
     """(N, F)"""
-    delta_right: Tensor
-    """Answer right with the draft's token minus with the target's: -1, 0 or 1, (N,)."""
+    delta_reward: Tensor
+    """Reward with the draft's token minus that with the target's: -1, 0 or 1, or between where
+    answers that are not right get a part of it, (N,)."""
     delta_cost: Tensor
     """Cost with the draft's token minus with the target's, (N,)."""
     is_harmless: Tensor
@@ -79,7 +80,7 @@ class BranchData:
     @property
     def columns(self) -> tuple[Tensor, ...]:
         """The tensors, in the order of the fields."""
-        return self.features, self.delta_right, self.delta_cost, self.is_harmless
+        return self.features, self.delta_reward, self.delta_cost, self.is_harmless
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

@@ -72,7 +72,7 @@ def known_branches(replay: Sequence[BranchData], config: TrainConfig) -> KnownBr
         for one, age in zip(replay, range(len(replay) - 1, -1, -1), strict=True)
     ]
     data = BranchData.joined(replay)
-    delta = data.delta_right - config.objective.cost_weight * data.delta_cost
+    delta = data.delta_reward - config.objective.cost_weight * data.delta_cost
     return KnownBranches(data.features, delta, data.is_harmless, torch.cat(weights))
 
 

@@ -58,6 +58,10 @@ class Score:
         """Only the full reward counts as right."""
         return self.reward == 1
 
+    def value(self, partial: float) -> float:
+        """1 for a right answer, and `partial` times its reward for another."""
+        return 1.0 if self.correct else partial * self.reward
+
 
 Scorer: TypeAlias = "Callable[[Example, str], Score]"
 
