@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from halves import half
+from halves import half, one_wording
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import load_arbiter
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[BASE, "draft_only"])
     parser.add_argument("--split", default="tune", choices=["train", "tune", "test"])
     parser.add_argument("--count", type=int, default=128, help="questions")
+    parser.add_argument("--one-wording", action="store_true", help="one question a gold query")
     parser.add_argument("--chunk", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
@@ -59,6 +60,8 @@ def decode(options, rows):
     examples = task.examples(options.split)
     if options.split == "train":  # the draft may have been tuned on the others
         examples = half(examples, "arbiter")
+    if options.one_wording:
+        examples = one_wording(examples)
     examples = examples[: options.count]
     pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
     known = {row["id"]: row for row in rows}

@@ -216,8 +216,8 @@ if sys.argv[2] == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open(sys.argv[1] + ".part", "w").write(f"{os.getpid()} {engine.pid}")
 os.rename(sys.argv[1] + ".part", sys.argv[1])
-if sys.argv[2] == "ends":
-    sys.exit(3)
+if sys.argv[2].isdigit():
+    sys.exit(int(sys.argv[2]))
 time.sleep(300)
 """
 
@@ -237,7 +237,7 @@ def supervised(tmp_path):
         supervisor = subprocess.Popen([sys.executable, "-c", program])
         end = time.monotonic() + 60
         while not told.exists():
-            assert time.monotonic() < end and supervisor.poll() in {None, 3}
+            assert time.monotonic() < end and supervisor.poll() in {None, 1, 3}
             time.sleep(0.05)
         server, engine = map(int, told.read_text().split())
         started.extend([supervisor.pid, server, engine])
@@ -280,9 +280,10 @@ def test_an_engine_does_not_outlive_a_server_that_is_killed(supervised):
     assert not still_alive({engine}, patience_s=10)
 
 
-def test_a_server_that_ends_by_itself_gives_its_status(supervised):
-    supervisor, _, engine = supervised("ends")
-    assert supervisor.wait(timeout=30) == 3
+@pytest.mark.parametrize(("kind", "status"), [("3", 3), ("0", 1)])
+def test_a_server_that_ends_by_itself_has_failed(supervised, kind, status):
+    supervisor, _, engine = supervised(kind)
+    assert supervisor.wait(timeout=30) == status
     assert not still_alive({engine}, patience_s=10)
 
 

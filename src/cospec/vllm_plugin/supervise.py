@@ -46,7 +46,9 @@ def supervise(command: list[str]) -> int:
     once, but its server waits for open streams, which nobody feeds any more.
 
     Returns:
-        The exit status: the server's own, or 0 after SIGTERM and 130 after SIGINT.
+        The exit status: 0 after SIGTERM, 130 after SIGINT, else the server's own. A server that
+        ends by itself with 0, as vLLM's does when its engine has died, gives 1, so that whoever
+        restarts what failed starts it again.
     """
     server = subprocess.Popen(command, start_new_session=True)
     guard = [sys.executable, "-c", _GUARDIAN, str(server.pid), str(PATIENCE_S)]
@@ -77,4 +79,4 @@ def supervise(command: list[str]) -> int:
             signal.signal(each, handler)
     if stopped_by:
         return 130 if stopped_by[0] == signal.SIGINT else 0
-    return server.returncode if server.returncode >= 0 else 128 - server.returncode
+    return (server.returncode or 1) if server.returncode >= 0 else 128 - server.returncode
