@@ -10,8 +10,8 @@ questions are those of the train databases that no draft was tuned on and whose 
 in one wording each, 16 of each database before the next 16 of any. OUT/NAME.0.safetensors has the
 first 16 of a database: the features of each decision in half precision, and the worth of the
 draft's token there: 1 where the answer is right only with it, -1 where only without it, else 0; and
-likewise `runs`, by whether the query runs at all, and `likeness` to the gold query. NAME.0.jsonl
-has the texts. Parts that are there are skipped: a killed run resumes.
+likewise `runs`, by whether the query runs at all. NAME.0.jsonl has the texts. Parts that are there
+are skipped: a killed run resumes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cospec.evaluation.audit.auditor import reached
 from cospec.features import make_features
 from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
-from cospec.tasks.sql.likeness import likeness
+from cospec.tasks.sql.executor import QueryError
 from cospec.types import Origin
 
 BATCH_SIZE = 64
@@ -96,7 +96,7 @@ def collect(chunk, task, paths, ends, out) -> str:
     ]
     gains = torch.tensor(branch_grades) - torch.tensor([grades[i] for i, _ in places])
     gains[[m.keep_draft for _, m in places]] *= -1
-    worth, runs, near = gains.T.contiguous()
+    worth, runs = gains.T.contiguous()
     first = 0
     for name, some in chunk.items():
         here = [j for j, (i, _) in enumerate(places) if first <= i < first + len(some)]
@@ -118,13 +118,12 @@ def collect(chunk, task, paths, ends, out) -> str:
         ]
         if here:
             features = torch.stack([places[j][1].features for j in here]).half()
-            tensors = {"features": features, "worth": worth[here]}
-            tensors |= {"runs": runs[here], "likeness": near[here]}
+            tensors = {"features": features, "worth": worth[here], "runs": runs[here]}
             save_file(tensors, out / f"{name}.safetensors")
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         first += len(some)
     seconds = (time.perf_counter() - started) / len(examples)
-    num_right = int(sum(right for right, _, _ in grades))
+    num_right = int(sum(right for right, _ in grades))
     return (
         f"{', '.join(chunk)}: {len(examples)} questions, {num_right} right; "
         f"{len(places)} decisions, right only with the draft's token {int((worth > 0).sum())}, "
@@ -132,12 +131,16 @@ def collect(chunk, task, paths, ends, out) -> str:
     )
 
 
-def grade(task, example, text) -> tuple[float, float, float]:
-    """Whether a text is right, whether its query runs, and how much it is like the gold query."""
+def grade(task, example, text) -> tuple[float, float]:
+    """Whether a text is right, and whether its query runs on a database of the question."""
     score = task.score(example, text)
-    query, judge, name = score.extracted or "", task.scorer.__self__, example.metadata["db_id"]
-    near = likeness(query, example.answer, judge.databases.schema(name))
-    return float(score.correct), float(judge.runs(name, query)), near
+    judge = task.scorer.__self__
+    path = judge.databases.paths(example.metadata["db_id"])[0]
+    try:
+        judge.executor.run(path, score.extracted or "")
+    except QueryError:
+        return float(score.correct), 0.0
+    return float(score.correct), 1.0
 
 
 def other(rollout, mismatch) -> Branch:

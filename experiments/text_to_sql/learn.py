@@ -29,11 +29,11 @@ KINDS = ("scalars", "hidden")
 NUM_SCALARS = len(SCALAR_NAMES)
 NUM_STATES = 2 * 1536 + 896
 """The target's before and after the draft's token, and the draft's; no embeddings."""
-SCALAR_PENALTY, STATE_PENALTY = 30.0, 10_000.0
+SCALAR_PENALTY, STATE_PENALTY = 300.0, 10_000.0
 """Of a squared weight, after normalising."""
-RUNS, LIKENESS = 0.6, 0.9
-"""Credit of a token whose query runs where the other one's fails, and of one that leads from no
-likeness with the gold query to a full one, beside 1 for a right answer."""
+TRUSTED, TRUSTED_PENALTY = "log_p_draft", 10.0
+"""The scalar that tells most, which is how probable the target finds the draft's token. A policy on
+hidden states sees no other one: with a hundred decisions the others overfit."""
 
 
 def main() -> None:
@@ -52,41 +52,36 @@ def main() -> None:
     numbers = torch.tensor([sorted(set(names)).index(name) for name in names])
     worth = torch.cat([piece["worth"] for piece in pieces])
     sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
-    runs, likeness = (
-        torch.cat([piece.get(name, torch.zeros(len(piece["worth"]))) for piece in pieces])
-        for name in ("runs", "likeness")
-    )
-    credit = worth + RUNS * runs + LIKENESS * likeness
     x = torch.cat([piece["features"] for piece in pieces]).float()
     database = numbers.repeat_interleave(sizes)
     matters = worth != 0
     if options.out:
-        save(fit(x, credit, options.kind), options)
+        save(fit(x, worth, options.kind), options)
     table = {
         "num_databases": len(set(names)),
         "num_decisions": len(worth),
         "num_that_matter": int(matters.sum()),
         "draft_right": round(float((worth[matters] > 0).float().mean()), 4),
-        "shares": {share: crossed(x, worth, credit, database, share) for share in (0.25, 0.5, 1.0)},
+        "shares": {share: crossed(x, worth, database, share) for share in (0.25, 0.5, 1.0)},
     }
     print(json.dumps(table, indent=1))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def crossed(x, worth, credit, database, share):
+def crossed(x, worth, database, share):
     """Leave each database out; learn from a share of the others."""
     scores = {name: torch.zeros(len(x)) for name in (*RULES, *KINDS)}
     for number in range(int(database.max()) + 1):
         test = database == number
-        train = (~test & (credit != 0)).nonzero()[:, 0]
+        train = (~test & (worth != 0)).nonzero()[:, 0]
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(number))
         train = train[some[: int(share * len(train))]]
         for name, rule in RULES.items():
             scores[name][test] = rule(x[test]) - best_threshold(rule(x[train]), worth[train])
         for kind in KINDS:
             with torch.no_grad():
-                scores[kind][test] = fit(x[train], credit[train], kind)(x[test])
+                scores[kind][test] = fit(x[train], worth[train], kind)(x[test])
     matters = worth != 0
     is_draft = worth[matters] > 0
     return {
@@ -130,21 +125,24 @@ def area(score, is_draft) -> float:
     return above / (num_draft * (len(score) - num_draft))
 
 
-def fit(x, credit, kind) -> Policy:
-    """Fit logistic regression on the sign of the credit, weighted by its size, as a linear policy.
+def fit(x, worth, kind) -> Policy:
+    """Fit logistic regression on the decisions that matter, as a linear policy.
 
-    There are far fewer decisions than features, so states get one direction, and a penalty.
+    There are far fewer of them than features, so states get one direction, and a penalty.
     """
-    matters = credit != 0  # where both tokens are as good, there is nothing to learn
-    x, credit = x[matters], credit[matters]
+    matters = worth != 0  # where both tokens are as good, there is nothing to learn
+    x, is_draft = x[matters], (worth[matters] > 0).float()
     shape = PolicyConfig(kind="linear", hidden_projection=1)
     policy = Policy(x.shape[1], shape, 0, x.shape[1] - NUM_SCALARS)
-    is_used = torch.ones(x.shape[1], dtype=torch.bool)
-    is_used[NUM_SCALARS + NUM_STATES if kind == "hidden" else NUM_SCALARS :] = False
-    policy.normalise_by(x, float("inf"), is_used)
+    trusted = SCALAR_NAMES.index(TRUSTED)
+    penalty = torch.full((x.shape[1],), torch.inf)
+    if kind == "hidden":
+        penalty[NUM_SCALARS : NUM_SCALARS + NUM_STATES] = STATE_PENALTY
+        penalty[trusted] = TRUSTED_PENALTY
+    else:
+        penalty[:NUM_SCALARS] = SCALAR_PENALTY
+    policy.normalise_by(x, float("inf"), penalty < torch.inf)
     seen = ((x - policy.mean) / policy.std).clamp(-10, 10)
-    penalty = torch.full((x.shape[1],), STATE_PENALTY)
-    penalty[:NUM_SCALARS] = SCALAR_PENALTY
     scale = penalty.rsqrt()  # the same penalty for all after scaling, which converges sooner
     weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
@@ -153,7 +151,7 @@ def fit(x, credit, kind) -> Policy:
         optimizer.zero_grad()
         logit = (seen * scale) @ weight[:-1] + weight[-1]
         found = torch.nn.functional.binary_cross_entropy_with_logits(
-            logit, (credit > 0).float(), weight=credit.abs(), reduction="sum"
+            logit, is_draft, reduction="sum"
         )
         found = found + weight[:-1].square().sum() / 2
         found.backward()

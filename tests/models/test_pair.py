@@ -24,7 +24,7 @@ from cospec.errors import (
 )
 from cospec.models import ModelPair
 from cospec.models.cache import probe
-from cospec.models.pair import compare_tokenizers
+from cospec.models.compare import compare_tokenizers
 from tests.conftest import EOS, VOCAB, disturbed, random_model
 
 if TYPE_CHECKING:

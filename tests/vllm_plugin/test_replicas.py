@@ -42,13 +42,14 @@ def test_replicas_write_what_our_engine_does_and_leave_no_process(pair, monkeypa
 
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)  # before Ray starts: its workers inherit it
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)  # engines of their own
     config = DecodeConfig(num_speculative_tokens=6, batch_size=4)
     options = BackendOptions(backend="vllm", num_replicas=2)
     many = options.open(PairSource(pair="bundled:specialist"), pair, config, "scalar")
     one = AlignedBackend(pair, config)
     arbiter = load_arbiter(LEARNED, pair)
-    sampling = SamplingConfig(max_new_tokens=40)
-    items = [Item(p, sampling, i) for i, p in enumerate(encoded_problems(pair.tokenizer, 10))]
+    sampling = SamplingConfig(max_new_tokens=100)
+    items = [Item(p, sampling, i) for i, p in enumerate(encoded_problems(pair.tokenizer, 12))]
     try:
         ours, theirs = (b.complete(items, arbiter, keep_handles=True) for b in (one, many))
         assert compare(ours, theirs)["different"] == []

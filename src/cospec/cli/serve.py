@@ -193,8 +193,8 @@ class Serve:
         """
         from cospec.arbiters import load_arbiter
         from cospec.arbiters.learned import notes_on
+        from cospec.models.compare import compare_tokenizers
         from cospec.models.load import load_tokenizer
-        from cospec.models.pair import compare_tokenizers
 
         models = self.models()
         notes = compare_tokenizers(*(load_tokenizer(source) for source in models))

@@ -1,8 +1,4 @@
-"""A draft and a target that can work together, and the checks that they can.
-
-Tokenizers are compared by what each id stands for, not by size: Qwen2.5 0.5B and 72B have
-vocabularies of different width that differ in padding rows only.
-"""
+"""A draft and a target that can work together."""
 
 from __future__ import annotations
 
@@ -22,9 +18,9 @@ from cospec.models import packed, quantized
 from cospec.models.attention import use_grouped_attention
 from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.cache import probe
+from cospec.models.compare import compare_tokenizers, ids_of, settle
 from cospec.models.load import load_model, load_tokenizer
 from cospec.models.support import check_supported, context_length
-from cospec.models.translate import translate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,11 +33,6 @@ Quantization: TypeAlias = Literal["none", "int8"]
 """Of a draft's weights."""
 _PLACES = ("device_map", "max_memory", "offload_folder")
 """Arguments of ``from_pretrained`` that say where the layers of a target go."""
-_SAMPLE_TEXTS = (
-    "Janet's ducks lay 16 eggs per day; she sells 3.5 of them for $1,234.50.",
-    "def f(x):\n    return x**2  # naïve — 東京 🙂\n\n",
-    " 1/2 + 0.25 = \\boxed{\\frac{3}{4}}",
-)
 
 
 @dataclass(frozen=True)
@@ -127,14 +118,9 @@ class ModelPair:
         notes = []
         if draft is not None and not allow_different_tokenizers:
             notes += compare_tokenizers(*tokenizers)  # before anything large is loaded
-        places = {key: kwargs.pop(key) for key in _PLACES if key in kwargs}
-        models: list[PreTrainedModel] = []
-        for source in sources:
-            where = {"device": models[0].device} if models else {"device": device} | places
-            model = load_model(source, dtype=dtype, allow_pickle=allow_pickle, **where, **kwargs)
-            models.append(model)
+        models = _load(sources, device, dtype=dtype, allow_pickle=allow_pickle, **kwargs)
         if draft is not None:
-            notes += _settle(models, tokenizers if allow_different_tokenizers else None)
+            notes += settle(models, tokenizers if allow_different_tokenizers else None)
         own = None if draft is None else models[1]
         pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
         pair._change_weights(pack_weights)
@@ -194,8 +180,8 @@ class ModelPair:
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens with which the target ends a text."""
-        ids = _as_set(getattr(self.target.generation_config, "eos_token_id", None))
-        return ids or _as_set(getattr(self.tokenizer, "eos_token_id", None))
+        ids = ids_of(getattr(self.target.generation_config, "eos_token_id", None))
+        return ids or ids_of(getattr(self.tokenizer, "eos_token_id", None))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -246,6 +232,15 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(weight.shape.numel() * weight.dtype.itemsize for weight in weights.values())
 
 
+def _load(
+    sources: Sequence[str | Path], device: str | torch.device, **kwargs: Any
+) -> list[PreTrainedModel]:
+    """Load a target, which may be spread over devices, and a draft to where the target begins."""
+    places = {key: kwargs.pop(key) for key in _PLACES if key in kwargs}
+    target = load_model(sources[0], device=device, **places, **kwargs)
+    return [target, *(load_model(one, device=target.device, **kwargs) for one in sources[1:])]
+
+
 def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of a model by name; those that wait on a disk or on the CPU are fetched."""
     for name, weight in model.state_dict().items():
@@ -258,89 +253,3 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         module = model.get_submodule(owner)
         with accelerate.utils.align_module_device(module):
             yield name, getattr(module, own_name)
-
-
-def _as_set(ids: int | list[int] | None) -> frozenset[int]:
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list) else [ids])
-
-
-def compare_tokenizers(
-    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase
-) -> list[str]:
-    """Check that each id stands for the same string in both tokenizers.
-
-    Returns:
-        Notes on differences that do no harm: ids that only one of them has, other special tokens,
-        another chat template.
-
-    Raises:
-        TokenizerMismatchError: An id stands for two strings, or the same text becomes other ids.
-    """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    strings = {i: token for token, i in ours.items()}
-    notes = []
-    for token, i in sorted(theirs.items(), key=lambda item: item[1]):
-        if strings.get(i, token) != token:
-            raise TokenizerMismatchError(
-                f"draft and target tokenize differently: id {i} is {token!r} in the draft and "
-                f"{strings[i]!r} in the target; pass a pair that shares a tokenizer, or "
-                "--allow-different-tokenizers to draft the tokens that both spell alike."
-            )
-    only_draft = [token for token in theirs if token not in ours]
-    only_target = [token for token in ours if token not in theirs]
-    for who, tokens in (("draft", only_draft), ("target", only_target)):
-        if tokens:
-            some = ", ".join(map(repr, tokens[:3]))
-            notes.append(f"only the {who} has {len(tokens)} tokens, such as {some}")
-    for text in _SAMPLE_TEXTS:
-        ids = [t(text, add_special_tokens=False)["input_ids"] for t in (target, draft)]
-        if ids[0] != ids[1]:
-            raise TokenizerMismatchError(
-                f"draft and target split {text!r} differently though their ids stand for the same "
-                "strings; pass a pair that shares its merges and normalization, or "
-                "--allow-different-tokenizers to draft with it all the same."
-            )
-    for name in ("bos_token", "eos_token", "chat_template"):
-        values = getattr(draft, name, None), getattr(target, name, None)
-        if values[0] != values[1]:
-            shown = "" if name == "chat_template" else f" ({values[0]!r} against {values[1]!r})"
-            notes.append(f"the draft has another {name}{shown}; the target's is used")
-    return notes
-
-
-def _settle(
-    models: list[PreTrainedModel], tokenizers: list[PreTrainedTokenizerBase] | None
-) -> list[str]:
-    """Return notes on two loaded models.
-
-    Args:
-        models: The target and the draft.
-        tokenizers: Where they may differ: a draft with another one learns the target's ids.
-    """
-    notes = []
-    if tokenizers is not None:
-        try:
-            notes = compare_tokenizers(*tokenizers)
-        except TokenizerMismatchError:
-            target, draft = models
-            probe(draft)  # as it is: afterwards, logits of the tokens that it lacks hide all others
-            width = target.config.get_text_config().vocab_size
-            notes = [translate(draft, tokenizers[1], tokenizers[0], width, _SAMPLE_TEXTS)]
-    return notes + _compare_models(*models)
-
-
-def _compare_models(target: PreTrainedModel, draft: PreTrainedModel) -> list[str]:
-    notes = []
-    widths = [m.config.get_text_config().vocab_size for m in (target, draft)]
-    if widths[0] != widths[1]:
-        notes.append(
-            f"the draft's logits are {widths[1]} wide and the target's {widths[0]}; "
-            "the rows that only one of them has are padding"
-        )
-    eos = [_as_set(getattr(m.generation_config, "eos_token_id", None)) for m in (target, draft)]
-    if eos[0] != eos[1]:
-        shown = [sorted(ids) for ids in eos]
-        notes.append(f"the draft ends at tokens {shown[1]}, the target at {shown[0]}, which counts")
-    return notes

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cospec.tasks.base import Example
 from cospec.tasks.sql.fillings import Fillings
 from cospec.tasks.sql.judge import Judge
 from cospec.tasks.sql.schema import from_spider
@@ -195,20 +194,3 @@ def test_ties_in_the_order_may_come_in_any_order(judge: Judge) -> None:
         "concerts", gold, "SELECT name, country FROM singer ORDER BY country, age"
     )
     assert not judge.is_right("concerts", gold, "SELECT name, country FROM singer ORDER BY name")
-
-
-def test_a_wrong_query_is_worth_more_the_more_it_has_of_the_gold_one(judge: Judge) -> None:
-    gold = "SELECT name FROM singer WHERE age > 30 ORDER BY age DESC"
-    example = Example("0", "", gold, {"db_id": "concerts", "query": gold})
-    texts = [
-        "I do not know.",
-        "SELECT name FROM nothing",
-        "SELECT theme FROM concert",
-        "SELECT name FROM singer",
-        "SELECT name FROM singer WHERE age > 31 ORDER BY age DESC",
-        gold,
-    ]
-    rewards = [judge.score(example, text).reward for text in texts]
-    assert rewards == sorted(set(rewards)) and rewards[0] == 0 and rewards[-1] == 1
-    assert rewards[-2] == 0.75, "it runs, and has all of the gold one's parts"
-    assert not any(judge.score(example, text).correct for text in texts[:-1])
