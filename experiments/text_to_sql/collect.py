@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=512)
     parser.add_argument("--arbiter", default="lossless")
     parser.add_argument("--databases", nargs="+", help="only these")
+    parser.add_argument("--no-branches", action="store_true", help="only the paths")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
     options = parser.parse_args()
@@ -78,7 +79,8 @@ def main() -> None:
             size += len(wanted[missing[0]])
             some.append(missing.pop(0))
         chunk = {name: wanted[name] for name in some}
-        print(collect(chunk, task, paths, ends, options.out), flush=True)
+        engine = None if options.no_branches else ends
+        print(collect(chunk, task, paths, engine, options.out), flush=True)
 
 
 def collect(chunk, task, paths, ends, out) -> str:
@@ -88,13 +90,15 @@ def collect(chunk, task, paths, ends, out) -> str:
     prompts = [task.prompt(example, paths.pair.tokenizer) for example in examples]
     texts = paths.rollouts(prompts, SamplingConfig(max_new_tokens=task.max_new_tokens))
     places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion) if m.is_open]
-    branches = ends.branches([other(texts[i], m) for i, m in places])
+    places = places if ends else []
+    branches = ends.branches([other(texts[i], m) for i, m in places]) if ends else []
     grades = [grade(task, e, t.completion.text) for e, t in zip(examples, texts, strict=True)]
     branch_grades = [
         grade(task, examples[i], branch.completion.text)
         for (i, _), branch in zip(places, branches, strict=True)
     ]
-    gains = torch.tensor(branch_grades) - torch.tensor([grades[i] for i, _ in places])
+    path_grades = torch.tensor([grades[i] for i, _ in places])
+    gains = (torch.tensor(branch_grades) - path_grades).view(-1, 2)
     gains[[m.keep_draft for _, m in places]] *= -1
     worth, runs = gains.T.contiguous()
     first = 0

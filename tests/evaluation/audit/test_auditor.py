@@ -20,7 +20,7 @@ from cospec.models.costs import Costs
 
 if TYPE_CHECKING:
     from cospec import ModelPair
-    from cospec.tasks import Task
+    from cospec.tasks import Example, Task
 
 NUM_TOKENS = 20
 
@@ -34,35 +34,38 @@ def config(**changes: object) -> AuditConfig:
     return AuditConfig(max_new_tokens=NUM_TOKENS, **changes)
 
 
-def is_right(pair: ModelPair, task: Task, example, kept: list[int], engine: Engine) -> bool:
-    """Whether the text that goes on from `kept` is right, decoded with no shared cache."""
-    ids = list(kept)
-    if kept[-1] not in pair.eos_token_ids and len(kept) < NUM_TOKENS:
-        prompt = pair.tokenizer(task.prompt(example, pair.tokenizer))["input_ids"]
-        sampling = SamplingConfig(max_new_tokens=NUM_TOKENS - len(kept))
-        (more,) = engine.generate([prompt + kept], sampling)
-        ids += more.token_ids
-    text = pair.tokenizer.decode(ids, skip_special_tokens=True)
-    return task.score(example, text).correct
+def are_right(pair: ModelPair, task: Task, texts: list[tuple[Example, list[int]]], engine: Engine):
+    """Whether the texts that go on from given tokens are right, decoded from the prompt."""
+    is_open = [t[-1] not in pair.eos_token_ids and len(t) < NUM_TOKENS for _, t in texts]
+    prompts = [pair.encode(task.prompt(example, pair.tokenizer)) + t for example, t in texts]
+    samplings = [SamplingConfig(max_new_tokens=max(1, NUM_TOKENS - len(t))) for _, t in texts]
+    found = []
+    for (example, kept), goes_on, end in zip(
+        texts, is_open, engine.generate(prompts, samplings), strict=True
+    ):
+        ids = kept + end.token_ids if goes_on else kept
+        text = pair.tokenizer.decode(ids, skip_special_tokens=True)
+        found.append(task.score(example, text).correct)
+    return found
 
 
 def test_the_outcome_of_each_branch_is_that_of_decoding_it_afresh(pair, task, examples) -> None:
     records = Auditor(pair, task, config(oracle=False)).audit(examples)
     target = Engine.target_only(pair)
-    outcomes = []
-    for example, record in zip(examples, records, strict=True):
-        prompt = task.prompt(example, pair.tokenizer)
-        (path,) = target.generate([prompt], SamplingConfig(max_new_tokens=NUM_TOKENS))
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
+    paths = target.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
+    texts, outcomes = [], []
+    for example, record, path in zip(examples, records, paths, strict=True):
         assert record["correct"] == task.score(example, path.text).correct
         assert record["num_mismatches"] == len(record["mismatches"]) > 0
         for mismatch in record["mismatches"]:
             position = mismatch["position"]
             assert path.token_ids[position] == mismatch["target_id"] != mismatch["draft_id"]
-            kept = [*path.token_ids[:position], mismatch["draft_id"]]
-            assert mismatch["draft_correct"] == is_right(pair, task, example, kept, target)
             assert mismatch["target_correct"] == record["correct"]
             assert len(mismatch["features"]) == len(SCALAR_NAMES)
+            texts.append((example, [*path.token_ids[:position], mismatch["draft_id"]]))
             outcomes.append((mismatch["draft_correct"], mismatch["target_correct"]))
+    assert [draft for draft, _ in outcomes] == are_right(pair, task, texts, target)
     assert len(set(outcomes)) == 4, "a test that never sees one of the outcomes says little"
 
 
@@ -71,14 +74,16 @@ def test_under_a_rule_both_branches_go_on_under_the_rule(pair, task, examples) -
     auditor = Auditor(pair, task, config(arbiter=rule, oracle=False))
     records = auditor.audit(examples)
     engine = Engine(pair, auditor._arbiter, auditor._decode)
-    sampling = SamplingConfig(max_new_tokens=NUM_TOKENS)
-    for example, record in zip(examples, records, strict=True):
-        (path,) = engine.generate([task.prompt(example, pair.tokenizer)], sampling)
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
+    paths = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
+    texts, expected = [], []
+    for example, record, path in zip(examples, records, paths, strict=True):
         for mismatch in record["mismatches"]:
             for who in ("draft", "target"):
                 kept = [*path.token_ids[: mismatch["position"]], mismatch[f"{who}_id"]]
-                right = is_right(pair, task, example, kept, engine)
-                assert mismatch[f"{who}_correct"] == right
+                texts.append((example, kept))
+                expected.append(mismatch[f"{who}_correct"])
+    assert expected == are_right(pair, task, texts, engine)
     assert any(m["target_correct"] != r["correct"] for r in records for m in r["mismatches"])
 
 
