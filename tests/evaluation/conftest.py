@@ -8,15 +8,13 @@ import pytest
 
 from cospec import ModelPair
 from cospec.tasks import Task, load_task
-from tests.conftest import disturbed, random_model
 
 WORDS = ["the and", "in on", "stone or", "ten hens", "red is", "the end", "an ant", "oats", "her"]
 
 
 @pytest.fixture(scope="session")
-def pair(tokenizer) -> ModelPair:
-    target = random_model("llama", num_hidden_layers=3)
-    return ModelPair(target, disturbed(target, 0.12), tokenizer)
+def pair(llama_pair, tokenizer) -> ModelPair:
+    return ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _EXTRAS = {
     "docs": ["mkdocs", "mkdocstrings"],
+    "spread": ["accelerate"],
     "gguf": ["gguf", "accelerate"],
     "hub": ["datasets"],
     "lm-eval": ["lm_eval", "accelerate"],
