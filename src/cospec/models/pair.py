@@ -233,11 +233,18 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def _load(
-    sources: Sequence[str | Path], device: str | torch.device, **kwargs: Any
+    sources: Sequence[str | Path],
+    device: str | torch.device,
+    **kwargs: Any,  # Any: as in from_pretrained
 ) -> list[PreTrainedModel]:
     """Load a target, which may be spread over devices, and a draft to where the target begins."""
     places = {key: kwargs.pop(key) for key in _PLACES if key in kwargs}
     target = load_model(sources[0], device=device, **places, **kwargs)
+    if target.device.type == "meta":
+        raise ConfigError(
+            f"the embeddings of {sources[0]} were put on a disk or aside in memory, where nothing "
+            "computes; pass a device_map that leaves them on a device, or spread over more GPUs."
+        )
     return [target, *(load_model(one, device=target.device, **kwargs) for one in sources[1:])]
 
 
