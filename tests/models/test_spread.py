@@ -70,7 +70,7 @@ def test_hidden_states_of_a_spread_target_are_those_of_a_whole_one(folders, tmp_
 
 def test_embeddings_stay_on_a_device(folders, tmp_path):
     places = {"device_map": SPLIT | {"model.embed_tokens": "disk"}, "offload_folder": tmp_path}
-    with pytest.raises(ConfigError, match="embeddings of .* were put on a disk"):
+    with pytest.raises(ConfigError, match=r"embeddings of .* were put on a disk"):
         ModelPair.from_pretrained(*folders, device="cpu", **places)
 
 
