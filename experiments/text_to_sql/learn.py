@@ -3,11 +3,11 @@
 Usage: python experiments/text_to_sql/learn.py PIECES [--pair TARGET DRAFT --out ARBITER]
 
 PIECES is a folder of `collect.py` or `read_gold.py`. Each database in turn is left out. A growing
-share of the others' decisions trains logistic regression on scalars, on hidden states as well, and
-the thresholds of two rules. The table has, for the databases left out: of the decisions that matter
-the share that go to the right token, the area under the curve, and the answers gained in 100
-decisions of any kind if each of them counted alone. With --out a policy is fitted to all and saved
-as an arbiter.
+share of the others' decisions trains the policies of `cospec train --method policy_iteration`, on
+scalars and on hidden states, and the thresholds of two rules. The table is about the databases left
+out. It has, of the decisions that matter, the share that go to the right token and the area under
+the curve, and the answers gained in 100 decisions of any kind if each of them counted alone. With
+--out a policy is fitted to all and saved as an arbiter.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from safetensors.torch import load_file
 from cospec import ModelPair
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.features import SCALAR_NAMES, make_features
+from cospec.features import SCALAR_NAMES, HiddenFeatures, ScalarFeatures, make_features
+from cospec.rl.config import RidgeConfig
+from cospec.rl.methods import Labels
+from cospec.rl.ridge import fit, penalties
 
 KINDS = ("scalars", "hidden")
-NUM_SCALARS = len(SCALAR_NAMES)
-NUM_STATES = 2 * 1536 + 896
-"""The target's before and after the draft's token, and the draft's; no embeddings."""
-SCALAR_PENALTY, STATE_PENALTY = 300.0, 10_000.0
-"""Of a squared weight, after normalising."""
-TRUSTED, TRUSTED_PENALTY = "log_p_draft", 10.0
-"""The scalar that tells most, which is how probable the target finds the draft's token. A policy on
-hidden states sees no other one: with a hundred decisions the others overfit."""
+HIDDEN = HiddenFeatures(torch.zeros(1, dtype=torch.int64), (1536, 896), torch.empty(0, 1536))
+"""Of this pair, to know which number is what."""
+LINEAR = PolicyConfig(kind="linear", hidden_projection=1)
 
 
 def main() -> None:
@@ -56,7 +54,7 @@ def main() -> None:
     database = numbers.repeat_interleave(sizes)
     matters = worth != 0
     if options.out:
-        save(fit(x, worth, options.kind), options)
+        save(learnt(x, worth, options.kind), options)
     table = {
         "num_databases": len(set(names)),
         "num_decisions": len(worth),
@@ -80,8 +78,9 @@ def crossed(x, worth, database, share):
         for name, rule in RULES.items():
             scores[name][test] = rule(x[test]) - best_threshold(rule(x[train]), worth[train])
         for kind in KINDS:
+            policy = learnt(x[train], worth[train], kind)
             with torch.no_grad():
-                scores[kind][test] = fit(x[train], worth[train], kind)(x[test])
+                scores[kind][test] = policy(x[test, : len(policy.mean)])
     matters = worth != 0
     is_draft = worth[matters] > 0
     return {
@@ -125,44 +124,12 @@ def area(score, is_draft) -> float:
     return above / (num_draft * (len(score) - num_draft))
 
 
-def fit(x, worth, kind) -> Policy:
-    """Fit logistic regression on the decisions that matter, as a linear policy.
-
-    There are far fewer of them than features, so states get one direction, and a penalty.
-    """
-    matters = worth != 0  # where both tokens are as good, there is nothing to learn
-    x, is_draft = x[matters], (worth[matters] > 0).float()
-    shape = PolicyConfig(kind="linear", hidden_projection=1)
-    policy = Policy(x.shape[1], shape, 0, x.shape[1] - NUM_SCALARS)
-    trusted = SCALAR_NAMES.index(TRUSTED)
-    penalty = torch.full((x.shape[1],), torch.inf)
-    if kind == "hidden":
-        penalty[NUM_SCALARS : NUM_SCALARS + NUM_STATES] = STATE_PENALTY
-        penalty[trusted] = TRUSTED_PENALTY
-    else:
-        penalty[:NUM_SCALARS] = SCALAR_PENALTY
-    policy.normalise_by(x, float("inf"), penalty < torch.inf)
-    seen = ((x - policy.mean) / policy.std).clamp(-10, 10)
-    scale = penalty.rsqrt()  # the same penalty for all after scaling, which converges sooner
-    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimizer.zero_grad()
-        logit = (seen * scale) @ weight[:-1] + weight[-1]
-        found = torch.nn.functional.binary_cross_entropy_with_logits(
-            logit, is_draft, reduction="sum"
-        )
-        found = found + weight[:-1].square().sum() / 2
-        found.backward()
-        return found
-
-    optimizer.step(loss)
-    with torch.no_grad():
-        found = weight[:-1] * scale
-        policy.projection.weight.copy_(found[None, NUM_SCALARS:])
-        policy.layers[0].weight.copy_(torch.cat([found[:NUM_SCALARS], torch.ones(1)])[None])
-        policy.layers[0].bias.copy_(weight[-1:])
+def learnt(x, worth, kind) -> Policy:
+    """Fit a linear policy, of scalars or of hidden states, to the decisions that matter."""
+    features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
+    policy = Policy(len(features.names), LINEAR, 0, features.num_hidden)
+    labels = Labels(worth > 0, (worth != 0).float())
+    fit(policy, x[:, : len(features.names)], labels, penalties(features, RidgeConfig()))
     return policy
 
 
@@ -170,7 +137,8 @@ def save(policy, options) -> None:
     """Save a policy as an arbiter of the pair."""
     pair = ModelPair.from_pretrained(*options.pair, dtype="float32", pack_weights=False)
     about = {"pair": {"fingerprint": pair.fingerprint}, "name": options.out.name}
-    arbiter = LearnedArbiter(policy, make_features("hidden", pair))
+    spec = "hidden" if options.kind == "hidden" else "scalar"
+    arbiter = LearnedArbiter(policy, make_features(spec, pair))
     replace(arbiter, about=about).save(options.out)
 
 

@@ -46,7 +46,7 @@ from tests.rl.conftest import train_config
         ({"branches_per_rollout": 0.0, "method": "r2r"}, "r2r learns from branches"),
         (
             {"method": "reinforc"},
-            r"unknown method 'reinforc'; did you mean 'reinforce'\? Allowed: autojudge, gold, r2r,",
+            r"unknown method 'reinforc'; did you mean 'reinforce'\? Allowed: autojudge, gold,",
         ),
     ],
 )

@@ -35,7 +35,7 @@ def test_what_an_audit_tells_is_learnt_before_the_first_round(pair, task, tmp_pa
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="methods rl and gold, and the method is autojudge"):
+    with pytest.raises(ConfigError, match="methods rl, policy_iteration, gold, and"):
         trainer(pair, task, warm_start=tmp_path / "x", method="autojudge")
     with pytest.raises(ConfigError, match="not a data set of cospec audit"):
         trainer(pair, task, warm_start=tmp_path / "x").run()

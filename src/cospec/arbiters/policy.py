@@ -162,6 +162,23 @@ class Policy(nn.Module):
         with torch.no_grad():
             first.weight[:, is_new[: len(is_new) - self.num_hidden].nonzero()[:, 0]] = 0.0
 
+    def set_linear(self, weights: Tensor, bias: Tensor) -> None:
+        """Set the weights of a linear policy whose hidden projection has width 1.
+
+        Args:
+            weights: Of the normalised features, (F,).
+            bias: Of the logit, a scalar.
+        """
+        head = self.layers[0]
+        assert isinstance(head, nn.Linear) and len(self.layers) == 1
+        num_scalars = len(weights) - self.num_hidden
+        scalars = weights[:num_scalars]
+        if self.num_hidden:
+            self.projection.weight.copy_(weights[None, num_scalars:])
+            scalars = torch.cat([scalars, scalars.new_ones(1)])
+        head.weight.copy_(scalars[None])
+        head.bias.copy_(bias)
+
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits, (N,), from raw features (N, F).
 

@@ -6,7 +6,7 @@ writes `TrainConfig.to_dict`, which `TrainConfig.from_dict` reads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path  # noqa: TC003  # the command line resolves it
 from typing import Annotated, Any, Literal
 
@@ -110,6 +110,23 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class RidgeConfig:
+    """Penalties of squared weights, for the method policy_iteration."""
+
+    scalar_penalty: float = 300.0
+    """Of each scalar, for a policy on scalars alone."""
+    trusted_penalty: float = 10.0
+    """Of the one scalar that a policy on hidden states sees, the draft's token under the target."""
+    state_penalty: float = 10_000.0
+    """Of each number of a hidden state."""
+
+    def __post_init__(self) -> None:
+        for name in ("scalar_penalty", "trusted_penalty", "state_penalty"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
+
+
+@dataclass(frozen=True)
 class WarmupConfig:
     """Training data for the policy before the first round."""
 
@@ -177,10 +194,11 @@ class TrainConfig:
     """Training of an arbiter."""
 
     method: MethodName = "rl"
-    """rl, or a control on the same features and problems: gold (classifier of which branch of the
-    target's path has the right answer), autojudge (of whether the target's own answer stays,
-    2504.20039), r2r (of whether the sentence means the same, from the draft's features alone,
-    2505.21600), reinforce (no branches, a running baseline, as DIVERSED, 2604.07622)."""
+    """rl; policy_iteration (a linear policy, fitted to all branches so far: for few of them); or a
+    control on the same features and problems: gold (classifier of which branch of the target's path
+    has the right answer), autojudge (of whether the target's own answer stays, 2504.20039), r2r (of
+    whether the sentence means the same, from the draft's features alone, 2505.21600), reinforce (no
+    branches, a running baseline, as DIVERSED, 2604.07622)."""
     num_rounds: int = 6
     """Rounds of rollouts and updates."""
     seed: int = 0
@@ -192,6 +210,7 @@ class TrainConfig:
     branches: BranchConfig = field(default_factory=BranchConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: tyro.conf.Suppress[OptimizerConfig] = field(default_factory=OptimizerConfig)
+    ridge: tyro.conf.Suppress[RidgeConfig] = field(default_factory=RidgeConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -199,8 +218,12 @@ class TrainConfig:
         if self.method not in METHODS:
             raise ConfigError(unknown_name("method", self.method, METHODS))
         method = METHODS[self.method]
-        # No round at all: the policy that worked solutions give, and no more.
-        _check(self, {"num_rounds": int(self.warmup.num_solutions == 0)})
+        if method.is_ridge:
+            shape = replace(self.policy, kind="linear", hidden_projection=1)
+            object.__setattr__(self, "policy", shape)
+        # No round at all: the policy that worked solutions or an audit give, and no more.
+        has_start = self.warmup.num_solutions or self.warmup.warm_start is not None
+        _check(self, {"num_rounds": int(not has_start)})
         if self.objective.group_weight and self.rollouts.group_size < 2:
             raise ConfigError(
                 "group_size is 1: a group of one has no advantage; raise it to 2, or "
@@ -217,8 +240,9 @@ class TrainConfig:
     def _check_warmup(self, method: Method) -> None:
         warmup = self.warmup
         if warmup.warm_start is not None and not method.takes_audit:
+            takers = ", ".join(name for name, one in METHODS.items() if one.takes_audit)
             raise ConfigError(
-                f"warm_start is for the methods rl and gold, and the method is {self.method}: an "
+                f"warm_start is for the methods {takers}, and the method is {self.method}: an "
                 "audit has no labels for it."
             )
         if self.policy.correction and not warmup.num_solutions:

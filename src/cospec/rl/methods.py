@@ -13,6 +13,8 @@ played out by the target.
   tokens are continued to the end of the sentence, and Qwen2.5-72B is asked whether the meaning of
   the two sentences differs. Here `same_meaning` stands in for that judge.
 * reinforce: no branches; REINFORCE with a running baseline, as DIVERSED (2604.07622).
+
+policy_iteration is ours as well, for few decisions: see `cospec.rl.ridge`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from cospec.tasks.base import Score
     from cospec.types import Arbiter
 
-MethodName: TypeAlias = Literal["rl", "gold", "autojudge", "r2r", "reinforce"]
+MethodName: TypeAlias = Literal["rl", "policy_iteration", "gold", "autojudge", "r2r", "reinforce"]
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
@@ -107,6 +109,8 @@ class Method:
     name: MethodName
     on_target_path: bool = False
     """Rollouts are the target's own path, and the target alone plays branches out."""
+    is_ridge: bool = False
+    """The policy is linear, plays by its threshold, and is fitted to all branches each round."""
     has_branches: bool = True
     """Branches are played."""
     has_running_baseline: bool = False
@@ -125,19 +129,22 @@ class Method:
     """Picks the features that it may see, (F,) bool; None for all."""
 
     def player(self, policy: LearnedArbiter) -> Arbiter:
-        """Return the arbiter of rollouts and branches: the policy, ruling by chance, or the target.
+        """Return the arbiter of rollouts and branches.
+
+        It is the policy, ruling by chance or by its threshold, or the target.
 
         The target's own path is recorded with the policy's features.
         """
         if self.on_target_path:
             return Observed(AlwaysTarget(), policy.features)
-        return replace(policy, is_stochastic=True)
+        return replace(policy, is_stochastic=not self.is_ridge)
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("rl", takes_audit=True, takes_solutions=True),
+        Method("policy_iteration", is_ridge=True, takes_audit=True, labels=_gold),
         Method("gold", on_target_path=True, takes_audit=True, labels=_gold),
         Method("autojudge", on_target_path=True, labels=_harmless, features=_of_the_judge),
         Method(

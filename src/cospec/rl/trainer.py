@@ -21,7 +21,7 @@ from cospec.rl.collect import Collector
 from cospec.rl.credit import assign_credit
 from cospec.rl.methods import METHODS
 from cospec.rl.metrics import branch_gain, guard, round_metrics, tune_metrics
-from cospec.rl.updates import known_branches, normalise_first, round_seed, update
+from cospec.rl.updates import known_branches, normalise_first, refit, round_seed, update
 from cospec.rl.warmstart import read_solutions, warm_start
 
 if TYPE_CHECKING:
@@ -121,8 +121,10 @@ class Trainer:
         credit = assign_credit(played, self.config, state.running_reward)
         state.running_reward = credit.running_reward
         metrics: Json = {"round": state.round + 1, **credit.metrics}
-        if credit.decisions is not None:
-            known = known_branches(state.replay, self.config)
+        known = known_branches(state.replay, self.config)
+        if self.method.is_ridge:
+            metrics["loss"] = refit(state.policy, self.arbiter.features, known, self.config)
+        elif credit.decisions is not None:
             metrics |= update(state.policy, state.start, credit.decisions, known, self.config, seed)
         return metrics | {
             **round_metrics(played, branches, base),

@@ -10,6 +10,7 @@ import torch
 from cospec.errors import ConfigError
 from cospec.rl.losses import branch_loss, entropy, group_loss, kl_to, label_loss, log_prob
 from cospec.rl.methods import METHODS
+from cospec.rl.ridge import fit, penalties
 from cospec.rl.types import BranchData, Decisions, KnownBranches, SolutionData
 
 if TYPE_CHECKING:
@@ -107,6 +108,22 @@ def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:
             loss += float(found.detach()) * len(batch) / len(delta)
         falling.step()
     return loss
+
+
+def refit(
+    policy: Policy, features: ScalarFeatures, known: KnownBranches, config: TrainConfig
+) -> float:
+    """Fit a linear policy to the branches of all rounds; return the mean loss in nats.
+
+    Args:
+        policy: What is replaced.
+        features: Its input.
+        known: Branches of all rounds.
+        config: The method's labels, and penalties.
+    """
+    labels = METHODS[config.method].labels
+    assert labels is not None
+    return fit(policy, known.features, labels(known), penalties(features, config.ridge))
 
 
 def update(

@@ -15,10 +15,11 @@ from cospec.errors import ConfigError
 from cospec.evaluation.audit.dataset import read_dataset, read_tensors, write_tensors
 from cospec.evaluation.problems import encode_problems
 from cospec.rl.forks import ForkPlayer
+from cospec.rl.methods import METHODS
 from cospec.rl.samples import sample_solutions
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.types import BranchData, Decisions, SolutionData
-from cospec.rl.updates import imitate, known_branches, round_seed, update
+from cospec.rl.updates import imitate, known_branches, refit, round_seed, update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class WarmStart(NamedTuple):
     branches: BranchData | None = None
     """Branches that the rounds replay as if they were those of a round before the first."""
     metrics: Json = {}  # noqa: RUF012  # never changed
-    """Loss and number of decisions, if worked solutions were learnt from."""
+    """Loss and number of decisions, if there are any before the rounds."""
 
 
 def warm_start(
@@ -89,9 +90,13 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
     none = torch.zeros_like(delta)
     branches = BranchData(x, delta, none, delta == 0)
     learnt = copy.deepcopy(policy)
+    known = known_branches([branches], config)
+    if METHODS[config.method].is_ridge:
+        loss = refit(learnt, features, known, config)
+        metrics = {"loss": loss, "num_branches": len(branches)}
+        return WarmStart(learnt, copy.deepcopy(learnt), branches, metrics)
     learnt.normalise_by(x, math.inf)
     start = copy.deepcopy(learnt)
-    known = known_branches([branches], config)
     update(learnt, start, Decisions(x, none.bool(), none), known, config, round_seed(config, 0))
     return WarmStart(learnt, start, branches)
 

@@ -1,0 +1,82 @@
+"""Ridge regression of decisions: what a policy can learn where few of them matter.
+
+A real pair gives one decision that matters for eight that do not, and a hidden state has thousands
+of numbers. So the policy is linear, each weight has a penalty, and what is fitted is logistic
+regression on which token leads to the better answer, weighed by how much better. Playing the policy
+that was fitted, branching off its path and fitting again to all branches is classification-based
+policy iteration (Lagoudakis and Parr 2003, "Reinforcement Learning as Classification").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cospec.arbiters.policy import Policy
+    from cospec.features import ScalarFeatures
+    from cospec.rl.config import RidgeConfig
+    from cospec.rl.methods import Labels
+
+TRUSTED = "log_p_draft"
+"""The scalar that tells most: how probable the target finds the draft's token."""
+
+
+def penalties(features: ScalarFeatures, config: RidgeConfig) -> Tensor:
+    """Return the penalty of each feature's squared weight, (F,); infinity leaves it out.
+
+    A policy on hidden states sees no scalar but the most telling one, and no embeddings: with few
+    decisions it would overfit the others.
+    """
+    num_scalars = len(features.scalars)
+    if not features.num_hidden:
+        return torch.full((num_scalars,), config.scalar_penalty)
+    found = [torch.inf] * num_scalars
+    found[features.names.index(TRUSTED)] = config.trusted_penalty
+    for states in features.states:
+        is_left_out = states.width == "embedding"
+        found += [torch.inf if is_left_out else config.state_penalty] * features.width(states)
+    return torch.tensor(found)
+
+
+def fit(policy: Policy, features: Tensor, labels: Labels, penalty: Tensor) -> float:
+    """Fit a linear policy, and its normalisation, to labelled decisions.
+
+    Args:
+        policy: Linear, with a hidden projection of width 1; whatever it knew is replaced.
+        features: (N, F). Decisions without weight do not count, not even for the normalisation.
+        labels: Of each decision.
+        penalty: As `penalties` returns it, (F,).
+
+    Returns:
+        The mean loss of a decision, in nats, without the penalties; 0 if none has weight.
+    """
+    matters = labels.weight > 0
+    if not matters.any():
+        return 0.0
+    x, keep, weight = features[matters], labels.keep[matters].float(), labels.weight[matters]
+    policy.normalise_by(x, torch.inf, penalty < torch.inf)
+    # The penalty is the same for all weights after scaling, so that L-BFGS converges sooner.
+    scale = penalty.rsqrt()
+    x = ((x - policy.mean) / policy.std).clamp(-10, 10) * scale
+    found = torch.zeros(x.shape[1] + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        logits = x @ found[:-1] + found[-1]
+        return binary_cross_entropy_with_logits(logits, keep, weight, reduction="sum")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = loss() + found[:-1].square().sum() / 2
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        policy.set_linear(found[:-1] * scale, found[-1])
+        return float(loss() / weight.sum())
