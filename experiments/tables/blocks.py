@@ -109,6 +109,35 @@ def speeds(name: str) -> str:
     )
 
 
+def over_databases(name: str) -> str:
+    """Arms on text-to-SQL against the target, whose gains have intervals over databases."""
+    of, databases = arms(name), read(name)["databases"]
+    target = of["lossless"]  # in float32 the target's own texts
+
+    def gain(arm: Arm) -> str:
+        clusters = {database: [0, 0] for database in databases}
+        for database, ours, theirs in zip(databases, arm.bits, target.bits, strict=True):
+            clusters[database][0] += int(ours) - int(theirs)
+            clusters[database][1] += 1
+        low, high = cluster_interval([(total, size) for total, size in clusters.values()])
+        return f"{100 * arm.gain(target):+.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+    def per_forward(arm: Arm) -> str:
+        return f"{1 / arm.forwards_per_token:.2f}" if arm.num_target_forwards else ""
+
+    header = "arm,right,won / lost,McNemar p,gain (interval over databases)"
+    return _table(
+        [*header.split(","), "tokens a target forward", "overrides"],
+        [
+            [
+                "target" if arm is target else arm.name, _right(arm), _against(arm, target),
+                f"{arm.p(target):.2g}", gain(arm), per_forward(arm), str(arm.num_overrides),
+            ]
+            for arm in of.values()
+        ],
+    )  # fmt: skip
+
+
 def variants(reference: str, *names: str) -> str:
     """Arms of the evaluations of variants, each against the target and against one of them."""
     of: dict[str, Arm] = {}
@@ -287,6 +316,7 @@ SPEEDS = (
     *("speed_family_hidden", "speed_specialist_hidden"),
     *("speed_all_family", "speed_all_specialist"),
 )
+DATABASES = ("tune_239",)
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(comparison, name) for name in COMPARISONS},
     **{name: partial(bench, name) for name in BENCHES},
@@ -299,6 +329,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         f"short_{name}": partial(bench, name, *SHORT)
         for name in ("bench_family", "bench_specialist")
     },
+    **{name: partial(over_databases, name) for name in DATABASES},
     "audits": audits,
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),

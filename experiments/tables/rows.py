@@ -6,6 +6,7 @@ counts by problem: there the number of overrides is the total that the run count
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -168,7 +169,7 @@ def _arm(entry: Json, rows: list[Json], chunks: list[Json], others: dict[str, Ar
         times = by_repeat.setdefault(chunk.get("repeat", 0), [])
         times.append((chunk["seconds"], chunk["num_tokens"]))
     if not ours:  # a ceiling's time is lossless's by number of forwards; transfer.py keeps totals
-        seconds = entry["seconds"]
+        seconds = entry.get("seconds", math.nan)
         if entry.get("kind") == "ceiling":
             exact = others["lossless"]
             seconds = forwards / exact.num_target_forwards * sum(s for s, _ in exact.chunks)
@@ -176,7 +177,7 @@ def _arm(entry: Json, rows: list[Json], chunks: list[Json], others: dict[str, Ar
     if "num_accepted_tokens_per_pos" in rows[0]:
         num_accepted = sum(sum(row["num_accepted_tokens_per_pos"]) for row in rows)
     else:
-        num_accepted = entry["num_strict_accepts"] + entry["num_overrides"]
+        num_accepted = entry.get("num_strict_accepts", 0) + entry["num_overrides"]
     return Arm(
         entry, bits, list(by_repeat.values()), forwards, num_accepted, total("num_overrides"),
         [] if is_slim else [row["num_tokens"] for row in rows],

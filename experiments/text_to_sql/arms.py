@@ -27,6 +27,7 @@ from cospec.arbiters import load_arbiter
 from cospec.engine import Branch
 from cospec.evaluation.stats import mcnemar_p
 from cospec.tasks import load_task
+from cospec.tasks.sql.dice import stable_hash
 from cospec.types import Origin
 
 BASE = "lossless"
@@ -67,6 +68,8 @@ def decode(options, rows):
         examples = half(examples, "arbiter")
     if options.one_wording:
         examples = one_wording(examples)
+    # Databases by a hash of their names, so that a run which is stopped early has a fair sample.
+    examples = sorted(examples, key=lambda e: stable_hash(f"order/{e.metadata['db_id']}"))
     examples = examples[: options.count]
     pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
     known = {row["id"]: row for row in rows}
@@ -164,15 +167,30 @@ def summarise(rows) -> None:
 
 
 def slim(rows, path: Path) -> None:
-    """Write one line a question: of each arm whether it is right, and its counts."""
-    keys = ("correct", "tokens", "target_forwards", "mismatches", "overrides")
-    lines = [
-        {"id": row["id"], "db": row["db"]}
-        | {arm: [int(entry[key]) for key in keys] for arm, entry in row["arms"].items()}
-        for row in rows
+    """Write ids and databases, and of each arm a bit a question and its totals."""
+    names = list(dict.fromkeys(arm for row in rows for arm in row["arms"]))
+    rows = [row for row in rows if all(arm in row["arms"] for arm in names)]
+    totals = {
+        "num_tokens": "tokens",
+        "num_target_forwards": "target_forwards",
+        "num_mismatches": "mismatches",
+        "num_overrides": "overrides",
+    }
+    arms = [
+        {"name": name, "num_problems": len(rows)}
+        | {key: sum(row["arms"][name][count] for row in rows) for key, count in totals.items()}
+        | {"correct": "".join(str(int(row["arms"][name]["correct"])) for row in rows)}
+        for name in names
     ]
-    body = ",\n ".join(json.dumps(line) for line in lines)
-    path.write_text(f'{{"of_an_arm": {json.dumps(keys)}, "rows": [\n {body}\n]}}\n')
+    document = {
+        "schema": 1,
+        "about": "float32, greedy, all arms from the same prompts' caches",
+        "ids": [row["id"] for row in rows],
+        "databases": [row["db"] for row in rows],
+        "arms": arms,
+    }
+    body = ",\n".join(f"{json.dumps(key)}: {json.dumps(one)}" for key, one in document.items())
+    path.write_text(f"{{{body}}}\n")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ from tests.rl.conftest import train_config
         ({"branches_per_rollout": 0.0, "method": "autojudge"}, "autojudge learns from branches"),
         ({"branches_per_rollout": 0.0, "method": "r2r"}, "r2r learns from branches"),
         (
+            {"branches_per_rollout": 0.0, "method": "policy_iteration", "group_weight": 0.0},
+            "policy_iteration learns from branches",
+        ),
+        (
             {"method": "reinforc"},
             r"unknown method 'reinforc'; did you mean 'reinforce'\? Allowed: autojudge, gold,",
         ),

@@ -232,7 +232,7 @@ class TrainConfig:
         self._check_warmup(method)
         if not method.has_branches or self.branches.branches_per_rollout:
             return
-        if method.on_target_path:
+        if method.labels is not None:
             raise ConfigError(f"branches_per_rollout is 0: {self.method} learns from branches.")
         if not self.objective.group_weight:
             raise ConfigError("branches_per_rollout and group_weight are both 0: nothing to learn.")
