@@ -88,7 +88,7 @@ def test_the_trained_arbiter_is_that_of_its_pair(name, spec):
     options = PairOptions(pair=name, device="cpu")
     arbiter = load_arbiter(options.find_arbiter(spec), options.load())
     assert arbiter.name.startswith(name.partition(":")[2])
-    assert (arbiter.features.num_hidden > 0) == (spec == "bundled-hidden")
+    assert (arbiter.features.num_hidden > 0) == (spec == "bundled")
     assert arbiter.max_mismatch_rate < 0.2, "it has its guard"
     decode = DecodeConfig().for_arbiters([arbiter])
     assert decode.k == 16

@@ -90,7 +90,7 @@ test, a tenth is tune, the rest is train. Training used the train split only. So
 `gsm_symbolic` come up more than once, but the same question is never in two splits. Test problems
 come from the same 85 templates as training problems, and often have the same numbers under other
 names: of 3,000 test problems (seed 63) 43 % have such a twin among the 100,000 solved train
-problems that `family-hidden` learnt from (`experiments/twins`). Being right on them shows no skill
+problems that the arbiter `family` learnt from (`experiments/twins`). Being right on them shows no skill
 at new kinds of problem. `target` saw at most 45,586 and `generalist` at most 92,603 different word
 problems with their solutions, fewer than the arbiters that rule on them. The bare equations have no
 split of their own: one that was trained on can be part of a test problem's solution.
@@ -125,13 +125,13 @@ neither. `problems.jsonl` holds test problems for the demo; the comparison insid
 
 ## Trained arbiters
 
-`arbiters/family` and `arbiters/specialist` were trained for the pairs of these names by `cospec
-train`, at 16 drafted tokens a block (`-k 16`); their cards have the settings and the curves. They
-are what `--arbiter bundled` names. `arbiters/family-hidden` and `arbiters/specialist-hidden`, which
-are `--arbiter bundled-hidden`, see both models' hidden states and the embeddings of both tokens as
-well, learnt from the worked solutions of 100,000 and 130,000 train problems before their first
-round. `family-hidden` is as the solutions left it: no round of reinforcement did better on the tune
-split.
+`arbiters/family` and `arbiters/specialist`, which are `--arbiter bundled`, were trained for the
+pairs of these names by `cospec train`, at 16 drafted tokens a block (`-k 16`); their cards have the
+settings and the curves. They see both models' hidden states and the embeddings of both tokens, and
+learnt from the worked solutions of 100,000 and 130,000 train problems before their first round.
+`family` is as the solutions left it: no round of reinforcement did better on the tune split.
+`arbiters/family-scalar` and `arbiters/specialist-scalar` (`--arbiter bundled-scalar`) learnt by
+reinforcement alone, and see scalars only.
 
 ## Licence
 

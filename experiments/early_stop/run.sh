@@ -18,29 +18,29 @@ cospec bench --target real/target --draft real/draft --task gsm8k --data-dir dat
 # early_family_0.json: commit 6bdfb4a, 1 min, Intel Xeon, 1 thread.
 cospec bench --pair bundled:family --task reasoning_gym:gsm_symbolic --num-problems 30 --seed 74 \
     --num-tune-problems 0 --batch-sizes 1 16 --repeats 2 --threads 1 -k 16 \
-    --draft-confidence-threshold 0 --arms bundled-hidden --json runs/early_family_0.json
+    --draft-confidence-threshold 0 --arms bundled --json runs/early_family_0.json
 
 # early_family_0.5.json: commit 6bdfb4a, 1 min, Intel Xeon, 1 thread.
 cospec bench --pair bundled:family --task reasoning_gym:gsm_symbolic --num-problems 30 --seed 74 \
     --num-tune-problems 0 --batch-sizes 1 16 --repeats 2 --threads 1 -k 16 \
-    --draft-confidence-threshold 0.5 --arms bundled-hidden --json runs/early_family_0.5.json
+    --draft-confidence-threshold 0.5 --arms bundled --json runs/early_family_0.5.json
 
 # early_family_0.8.json: commit 6bdfb4a, 1 min, Intel Xeon, 1 thread.
 cospec bench --pair bundled:family --task reasoning_gym:gsm_symbolic --num-problems 30 --seed 74 \
     --num-tune-problems 0 --batch-sizes 1 16 --repeats 2 --threads 1 -k 16 \
-    --draft-confidence-threshold 0.8 --arms bundled-hidden --json runs/early_family_0.8.json
+    --draft-confidence-threshold 0.8 --arms bundled --json runs/early_family_0.8.json
 
 # early_specialist_0.json: commit 6bdfb4a, 1 min, Intel Xeon, 1 thread.
 cospec bench --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 30 \
     --seed 74 --num-tune-problems 0 --batch-sizes 1 16 --repeats 2 --threads 1 -k 16 \
-    --draft-confidence-threshold 0 --arms bundled-hidden --json runs/early_specialist_0.json
+    --draft-confidence-threshold 0 --arms bundled --json runs/early_specialist_0.json
 
 # early_specialist_0.5.json: commit 6bdfb4a, 1 min, Intel Xeon, 1 thread.
 cospec bench --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 30 \
     --seed 74 --num-tune-problems 0 --batch-sizes 1 16 --repeats 2 --threads 1 -k 16 \
-    --draft-confidence-threshold 0.5 --arms bundled-hidden --json runs/early_specialist_0.5.json
+    --draft-confidence-threshold 0.5 --arms bundled --json runs/early_specialist_0.5.json
 
 # early_specialist_0.8.json: commit 6bdfb4a, 1 min, Intel Xeon, 1 thread.
 cospec bench --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 30 \
     --seed 74 --num-tune-problems 0 --batch-sizes 1 16 --repeats 2 --threads 1 -k 16 \
-    --draft-confidence-threshold 0.8 --arms bundled-hidden --json runs/early_specialist_0.8.json
+    --draft-confidence-threshold 0.8 --arms bundled --json runs/early_specialist_0.8.json

@@ -14,7 +14,7 @@ for seed in 0 1; do
 done
 
 # guard_tasks.json: commit dff2a3f, 12 min, AMD EPYC, 2 cores, 1 thread.
-python experiments/transfer/transfer.py --arbiter bundled:max_mismatch_rate=inf bundled \
+python experiments/transfer/transfer.py --arbiter bundled-scalar:max_mismatch_rate=inf bundled-scalar \
     runs/specialist-mix-seed0:max_mismatch_rate=inf \
     runs/specialist-mix-seed1:max_mismatch_rate=inf --pair bundled:specialist --task chain_sum \
     simple_geometry products gcd basic_arithmetic -k 16 --num-problems 120 --seed 28 \
@@ -22,12 +22,12 @@ python experiments/transfer/transfer.py --arbiter bundled:max_mismatch_rate=inf 
 
 # guard_specialist.json: commit dff2a3f, 7 min, AMD EPYC, 2 cores, 1 thread.
 cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 1000 \
-    --seed 28 --batch-size 128 --threads 1 --arbiter bundled:max_mismatch_rate=inf \
-    --arbiter bundled --json runs/guard_specialist.json
+    --seed 28 --batch-size 128 --threads 1 --arbiter bundled-scalar:max_mismatch_rate=inf \
+    --arbiter bundled-scalar --json runs/guard_specialist.json
 
 # guard_family.json: commit dff2a3f, 6 min, AMD EPYC, 2 cores, 1 thread.
 cospec eval --pair bundled:family --task reasoning_gym:gsm_symbolic --num-problems 1000 --seed 28 \
-    --batch-size 128 --threads 1 --arbiter bundled:max_mismatch_rate=inf --arbiter bundled \
+    --batch-size 128 --threads 1 --arbiter bundled-scalar:max_mismatch_rate=inf --arbiter bundled-scalar \
     --json runs/guard_family.json
 
 # eval_specialist_mix.json: commit 2174d44, 8 min, AMD EPYC, 2 cores, 1 thread.

@@ -5,5 +5,5 @@ set -euo pipefail
 mkdir -p runs
 
 # vllm_speed_specialist.json: commit 55c16c0, 5 min, AMD EPYC, 2 cores, 1 thread.
-python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled-hidden \
+python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled \
     -k 16 --num-problems 200 --json runs/vllm_speed_specialist.json

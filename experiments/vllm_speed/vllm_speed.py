@@ -12,7 +12,7 @@ Arms do not take turns, so that a machine whose load changes favours one: look a
 
 Usage::
 
-    python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled-hidden \
+    python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled \
         -k 16 --num-problems 200 --json runs/vllm_speed_specialist.json
 """
 

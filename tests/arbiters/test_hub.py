@@ -99,7 +99,7 @@ def test_a_folder_without_a_card_is_pushed_with_its_metadata(cospec, run_folder,
 
 def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path) -> None:
     """The library reads it back: base models, and the result as an entry of the model's index."""
-    folder = bundled_home() / "arbiters" / "family"
+    folder = bundled_home() / "arbiters" / "family-scalar"
     about = json.loads((folder / "config.json").read_text())
     about["pair"] = {"target": "Qwen/Qwen2.5-1.5B", "draft": str(tmp_path)}
     card = ModelCard(with_metadata(folder, about))
@@ -167,7 +167,7 @@ def test_arbiters_at_hand_are_listed_with_their_numbers(
 def test_without_a_cache_the_shipped_arbiters_are_listed(monkeypatch, cospec, tmp_path, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     cospec("arbiters")
-    assert capsys.readouterr().out.count("bundled-hidden") == 2
+    assert capsys.readouterr().out.count("bundled-scalar") == 2
 
 
 def test_a_run_that_is_not_finished_is_not_pushed(cospec, run_folder, hub) -> None:

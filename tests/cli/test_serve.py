@@ -104,7 +104,7 @@ def test_a_bundled_pair_is_served_under_its_name_in_float32(run):
 
 
 def test_an_arbiter_for_another_bundled_pair_is_said_aloud(run):
-    _, notes = dry(run, "--pair", "bundled:family", "--arbiter", ARBITER)
+    _, notes = dry(run, "--pair", "bundled:family", "--arbiter", f"{ARBITER}-scalar")
     assert "was not trained on this pair" in notes
 
 
@@ -162,10 +162,10 @@ def test_models_with_logits_of_two_widths_are_refused(run, tmp_path):
 
 
 def test_an_arbiter_that_sees_hidden_states_serves_its_own_pair_only(run):
-    options, notes = dry(run, "--pair", "bundled:specialist", "--arbiter", "bundled-hidden")
+    options, notes = dry(run, "--pair", "bundled:specialist", "--arbiter", "bundled")
     assert "note" not in notes
     assert json.loads(options["--speculative-config"])["num_speculative_tokens"] == 16
-    other = Path(options["--model"]).parent / "arbiters" / "family-hidden"
+    other = Path(options["--model"]).parent / "arbiters" / "family"
     with pytest.raises(SystemExit, match="hidden states of the pair that it was trained on"):
         run("--dry-run", "--pair", "bundled:specialist", "--arbiter", other)
 

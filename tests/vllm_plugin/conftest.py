@@ -16,10 +16,10 @@ from cospec.tasks.jsonl import jsonl
 HOME = Path(cospec.__file__).parent / "bundled"
 TARGET, DRAFT = HOME / "generalist", HOME / "specialist"
 # The bundled arbiter without its guard, which leaves too little to see on few short texts.
-BUNDLED = str(HOME / "arbiters" / "specialist")
+BUNDLED = str(HOME / "arbiters" / "specialist-scalar")
 LEARNED = f"{BUNDLED}:max_mismatch_rate=inf"
-HIDDEN = f"{BUNDLED}-hidden:max_mismatch_rate=1"
-OTHER_PAIRS = str(HOME / "arbiters" / "family-hidden")
+HIDDEN = f"{HOME}/arbiters/specialist:max_mismatch_rate=1"
+OTHER_PAIRS = str(HOME / "arbiters" / "family")
 """It rules by hidden states too."""
 ARBITERS = [LEARNED, "gap:max_gap=1", "lossless", f"{BUNDLED}:max_mismatch_rate=0.04"]
 K, NUM_PROMPTS, MAX_TOKENS, NUM_OPTED_OUT = 6, 60, 120, 6

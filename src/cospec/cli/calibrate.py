@@ -40,7 +40,7 @@ class CalibrateOptions(DecodeConfig):
     """Operating point."""
 
     arbiter: str = "bundled"
-    """The trained arbiter: its folder, bundled or bundled-hidden."""
+    """The trained arbiter: its folder, bundled or bundled-scalar."""
     aim: Literal["accuracy", "speed", "guarantee"] = "accuracy"
     """accuracy: most right answers. speed: fewest target forwards per right answer, with no fewer
     right answers than the target. guarantee: the boldest threshold whose risk is certified."""

@@ -24,7 +24,7 @@ class PairOptions(PairSource):
 
         Args:
             spec: As given; ``bundled`` is the trained arbiter that ships with the bundled pair,
-                ``bundled-hidden`` the one that sees the models' states as well.
+                ``bundled-scalar`` one that does not see the models' states.
             has_tune: Whether a rule with a memory may leave it to the tune problems of a benchmark.
 
         Raises:
@@ -91,7 +91,7 @@ class DecodeOptions(DecodeConfig):
 
     arbiter: str = "lossless"
     """Arbiter that rules at mismatches: lossless, a rule such as gap:max_gap=1 or fly, the folder
-    or hub id (USER/NAME or USER/NAME@REVISION) of a trained arbiter, bundled or bundled-hidden."""
+    or hub id (USER/NAME or USER/NAME@REVISION) of a trained arbiter, bundled or bundled-scalar."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ArmOptions(DecodeConfig):
 
     arbiter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """An arbiter to compare with target, draft and lossless: a rule such as gap:max_gap=1, the
-    folder or hub id of a trained arbiter, bundled or bundled-hidden; may be given several times."""
+    folder or hub id of a trained arbiter, bundled or bundled-scalar; may be given several times."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Serve:
     """Hub id or folder of the draft."""
     arbiter: str = "lossless"
     """Arbiter that rules at mismatches: lossless, a rule such as gap:max_gap=1, the folder or hub
-    id of a trained arbiter, bundled or bundled-hidden."""
+    id of a trained arbiter, bundled or bundled-scalar."""
     num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
     """Drafted tokens a block; by default as many as the arbiter was trained with, 4 for a rule."""
     threshold: float | None = None

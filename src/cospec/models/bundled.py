@@ -11,8 +11,8 @@ BUNDLED = "bundled:"
 """Names of bundled pairs begin so."""
 BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
 """By name: folders of the target and of the draft."""
-BUNDLED_ARBITERS = ("bundled", "bundled-hidden")
-"""Names of the trained arbiters that ship with each of them; the second sees hidden states."""
+BUNDLED_ARBITERS = ("bundled", "bundled-scalar")
+"""Names of the trained arbiters that ship with each of them; the first sees hidden states."""
 
 
 def bundled_home() -> Path:
@@ -45,7 +45,7 @@ def bundled_arbiter(spec: str, pair: str | None) -> str:
 
     Args:
         spec: As given; ``bundled`` is the trained arbiter that ships with the pair,
-            ``bundled-hidden`` the one that sees the models' states as well. Others stay.
+            ``bundled-scalar`` one that does not see the models' states. Others stay.
         pair: Name of the pair; None if it is not a bundled one.
 
     Raises:
