@@ -90,7 +90,7 @@ test, a tenth is tune, the rest is train. Training used the train split only. So
 `gsm_symbolic` come up more than once, but the same question is never in two splits. Test problems
 come from the same 85 templates as training problems, and often have the same numbers under other
 names: of 3,000 test problems (seed 63) 43 % have such a twin among the 100,000 solved train
-problems that the arbiter `family` learnt from (`experiments/twins`). Being right on them shows no skill
+problems of the arbiter `family` (`experiments/twins`). Being right on them shows no skill
 at new kinds of problem. `target` saw at most 45,586 and `generalist` at most 92,603 different word
 problems with their solutions, fewer than the arbiters that rule on them. The bare equations have no
 split of their own: one that was trained on can be part of a test problem's solution.

@@ -4,5 +4,5 @@
 set -euo pipefail
 mkdir -p runs
 
-# demo.json: commit 00f4172, 1 min, AMD EPYC, 2 cores, 2 threads.
+# demo.json: commit 39d5d06, 1 min 30 s, AMD EPYC, 2 cores, 2 threads.
 cospec demo --num-problems 200 --json runs/demo.json

@@ -84,7 +84,8 @@ def value(spec: str) -> str:
         return f"{len(bits):,}" if measure == "n" else f"{100 * bits.count('1') / len(bits):.1f} %"
     name, _, cell = name.partition("#")
     ours = pick(name, arm, int(cell or 0))
-    default = "lossless" if measure in _OVER_LOSSLESS else "target"
+    is_target = measure not in _OVER_LOSSLESS and "target" in arms(name, int(cell or 0))
+    default = "target" if is_target else "lossless"  # which in float32 has the target's texts
     other = pick(name, rest[0] if rest else default, int(cell or 0))
     if measure == "of_oracle":
         oracle = pick(name, "oracle")
