@@ -15,12 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import cache
 from pathlib import Path
 
 import torch
 from halves import half, one_wording
-from workers import spread
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import load_arbiter
@@ -31,8 +29,6 @@ from cospec.tasks.sql.dice import stable_hash
 from cospec.types import Origin
 
 BASE = "lossless"
-inherited = {}
-"""What workers find in the memory of the process that they were forked from."""
 
 
 def main() -> None:
@@ -46,7 +42,6 @@ def main() -> None:
     parser.add_argument("--one-wording", action="store_true", help="one question a gold query")
     parser.add_argument("--chunk", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the models")
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--json", type=Path, help="write the rows without texts")
@@ -73,18 +68,15 @@ def decode(options, rows):
     examples = examples[: options.count]
     pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
     known = {row["id"]: row for row in rows}
-    chunks = []
     for start in range(0, len(examples), options.chunk):
         some = examples[start : start + options.chunk]
         done = [known.get(example.id, {}).get("arms", {}) for example in some]
         missing = [arm for arm in options.arms if not all(arm in arms for arms in done)]
-        if missing:
-            chunks.append((some, missing))
-    inherited.update(pair=pair, options=options)
-    for some, columns in spread(play, chunks, options.workers):
-        for arm, (column, seconds) in columns.items():
+        if not missing:
+            continue
+        for arm, column, seconds in play(pair, task, some, missing, options):
             right = sum(entry["correct"] for entry in column)
-            print(f"{some[0].id}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
+            print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
             for example, entry in zip(some, column, strict=True):
                 database = example.metadata["db_id"]
                 row = known.setdefault(example.id, {"id": example.id, "db": database, "arms": {}})
@@ -95,21 +87,12 @@ def decode(options, rows):
     return list(known.values())
 
 
-@cache
-def own_task():
-    """Return the task, with databases of this worker."""
-    torch.set_num_threads(inherited["options"].threads)
-    return load_task("spider", data_dir=inherited["options"].data)
-
-
-def play(chunk):
-    """Return the questions, and for each arm one entry a question and the seconds that it took."""
-    examples, arms = chunk
-    pair, options, task = inherited["pair"], inherited["options"], own_task()
+def play(pair, task, examples, arms, options):
+    """Yield each arm with one entry a question, and the seconds that it took."""
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
     settings = {"num_speculative_tokens": options.k, "batch_size": options.chunk}
-    base, found = None, {}
+    base = None
     others = [arm for arm in arms if arm != BASE]
     for arm in others if others == ["draft_only"] else (BASE, *others):
         started = time.perf_counter()
@@ -137,8 +120,7 @@ def play(chunk):
             for example, completion in zip(examples, done, strict=True)
         ]
         if arm in arms:
-            found[arm] = column, time.perf_counter() - started
-    return examples, found
+            yield arm, column, time.perf_counter() - started
 
 
 def summarise(rows) -> None:

@@ -19,13 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import cache
 from pathlib import Path
 
 import torch
 from halves import LONGEST_PREFIX, half, one_wording, parts
 from safetensors.torch import save_file
-from workers import spread
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import load_arbiter
@@ -39,9 +37,6 @@ from cospec.tasks import load_task
 from cospec.tasks.sql.executor import QueryError
 from cospec.types import Origin
 
-inherited = {}
-"""What workers find in the memory of the process that they were forked from."""
-
 
 def main() -> None:
     """Collect, some parts at a time."""
@@ -54,12 +49,18 @@ def main() -> None:
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
     parser.add_argument("--batch-size", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the models")
     parser.add_argument("-k", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = load_task("spider", data_dir=options.data)
     pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
+    arbiter = load_arbiter(options.arbiter, pair)
+    observed = Observed(arbiter, make_features("hidden", pair))
+    decode = DecodeConfig(num_speculative_tokens=options.k, batch_size=options.batch_size)
+    paths = Engine(pair, observed, decode)
+    # Under the lossless arbiter a branch is the target alone, which is cheaper in large batches.
+    is_lossless = options.arbiter == "lossless"
+    ends = Engine.target_only(pair, decode) if is_lossless else Engine(pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted, num_questions = {}, 0
     asked = one_wording(half(task.examples("train"), "arbiter"))
@@ -71,37 +72,19 @@ def main() -> None:
             wanted[name] = examples
             num_questions += len(examples)
     missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]
-    chunks = []
     while missing:
         some, size = [], 0
         while missing and size + len(wanted[missing[0]]) <= options.batch_size:
             size += len(wanted[missing[0]])
             some.append(missing.pop(0))
-        chunks.append({name: wanted[name] for name in some})
-    inherited.update(pair=pair, options=options)
-    for line in spread(collect, chunks, options.workers):
-        print(line, flush=True)
+        chunk = {name: wanted[name] for name in some}
+        engine = None if options.no_branches else ends
+        print(collect(chunk, task, paths, engine, options.out), flush=True)
 
 
-@cache
-def players():
-    """Return the task, with databases of this worker, and engines of paths and branches."""
-    pair, options = inherited["pair"], inherited["options"]
-    torch.set_num_threads(options.threads)
-    arbiter = load_arbiter(options.arbiter, pair)
-    observed = Observed(arbiter, make_features("hidden", pair))
-    decode = DecodeConfig(num_speculative_tokens=options.k, batch_size=options.batch_size)
-    # Under the lossless arbiter a branch is the target alone, which is cheaper in large batches.
-    is_lossless = options.arbiter == "lossless"
-    ends = Engine.target_only(pair, decode) if is_lossless else Engine(pair, arbiter, decode)
-    task = load_task("spider", data_dir=options.data)
-    return task, Engine(pair, observed, decode), None if options.no_branches else ends
-
-
-def collect(chunk) -> str:
+def collect(chunk, task, paths, ends, out) -> str:
     """Play the questions of some parts, write their files, and say what was found."""
     started = time.perf_counter()
-    (task, paths, ends), out = players(), inherited["options"].out
     examples = [example for some in chunk.values() for example in some]
     prompts = [task.prompt(example, paths.pair.tokenizer) for example in examples]
     texts = paths.rollouts(prompts, SamplingConfig(max_new_tokens=task.max_new_tokens))

@@ -191,10 +191,14 @@ class Policy(nn.Module):
         x = self.corrigible(features, generator)
         return self.correction(x) if self.config.correction else x[:, -1]
 
+    def normalised(self, features: Tensor) -> Tensor:
+        """Return features in spreads from their mean, (N, F), cut at 10; NaN if not finite."""
+        x = (features.float() - self.mean) / self.std
+        return torch.where(x.isfinite(), x.clamp(-10, 10), torch.nan)
+
     def corrigible(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the input of a correction: normalised scalars and the logit, (N, S + 1)."""
-        x = (features.float() - self.mean) / self.std
-        x = torch.where(x.isfinite(), x.clamp(-10, 10), torch.nan)
+        x = self.normalised(features)
         scalars = x[:, : x.shape[1] - self.num_hidden]
         if generator is not None and self.config.dropout:
             is_kept = torch.rand(x.shape, generator=generator) >= self.config.dropout

@@ -1,4 +1,4 @@
-"""Ridge regression of decisions: what a policy can learn where few of them matter.
+"""Penalised logistic regression on branches: what a policy can learn where few of them matter.
 
 A real pair gives one decision that matters for eight that do not, and a hidden state has thousands
 of numbers. So the policy is linear, each weight has a penalty, and what is fitted is logistic
@@ -62,7 +62,7 @@ def fit(policy: Policy, features: Tensor, labels: Labels, penalty: Tensor) -> fl
     policy.normalise_by(x, torch.inf, penalty < torch.inf)
     # The penalty is the same for all weights after scaling, so that L-BFGS converges sooner.
     scale = penalty.rsqrt()
-    x = ((x - policy.mean) / policy.std).clamp(-10, 10) * scale
+    x = policy.normalised(x) * scale
     found = torch.zeros(x.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
 
