@@ -42,11 +42,11 @@ def download(repo_id: str) -> Path:
 
 def in_cache() -> dict[str, Path]:
     """Return what the hub's cache holds of repositories, by ``user/name@commit``."""
-    from huggingface_hub import scan_cache_dir  # noqa: PLC0415  # heavy
+    from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415  # heavy
     from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return {}
     return {

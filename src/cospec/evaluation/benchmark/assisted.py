@@ -104,13 +104,18 @@ class AssistedEngine:
             eos_token_id=sorted(row.stop_ids) or None,
             pad_token_id=min(row.stop_ids, default=0),
         )
-        target.generate(  # type: ignore[operator]  # torch types it as a tensor or a module
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=settings,
-            assistant_model=self.pair.draft_model,
-            stopping_criteria=[_Follow(row)],
-        )
+        follow = _Follow(row)
+        hook = target.register_forward_hook(follow.on_forward)
+        try:
+            target.generate(  # type: ignore[operator]  # torch types it as a tensor or a module
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                assistant_model=self.pair.draft_model,
+                stopping_criteria=[follow],
+            )
+        finally:
+            hook.remove()
         row.stats.num_draft_forwards = num_forwards[0] - before
         row.stats.num_draft_tokens = row.stats.num_draft_forwards
         return row
@@ -121,11 +126,19 @@ class _Follow(StoppingCriteria):
 
     def __init__(self, row: Row) -> None:
         self.row = row
+        self.is_verified = False
+
+    def on_forward(self, *_: object) -> None:
+        """Note that the target has read the draft's tokens."""
+        self.is_verified = True
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: object, **_: object
     ) -> torch.BoolTensor:
         row = self.row
+        if not self.is_verified:  # transformers 4 asks about the draft's tokens beforehand
+            return torch.tensor([False], device=input_ids.device)  # type: ignore[return-value]
+        self.is_verified = False
         row.stats.num_drafts += 1
         *matches, bonus = input_ids[0, len(row) :].tolist()
         for token_id in matches:
