@@ -1,13 +1,10 @@
-"""Compare arbiters on Spider questions; every arm decodes from the same prompt's caches.
+"""Compare arbiters on Spider questions.
 
 Usage: python experiments/text_to_sql/arms.py TARGET DRAFT DATA OUT --arms lossless always_draft
            [--split tune] [--count 128]
 
-`cospec eval` reads each prompt once an arm, which is most of the work where answers are short. Here
-an arm leaves the first arm's rollout at its first token (the fence that opens the block, which both
-models write). OUT is one JSON line a question; a run that was killed goes on after the last chunk,
-and other arms can be added to what is there. `--summary` prints the table of OUT and decodes
-nothing.
+OUT is one JSON line a question; a run that was killed goes on after the last chunk, and other arms
+can be added to what is there. `--summary` prints the table of OUT and decodes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from halves import half, one_wording
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import load_arbiter
-from cospec.engine import Branch
 from cospec.evaluation.stats import mcnemar_p
 from cospec.tasks import load_task
 from cospec.tasks.sql.dice import stable_hash
@@ -92,22 +88,13 @@ def play(pair, task, examples, arms, options):
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
     settings = {"num_speculative_tokens": options.k, "batch_size": options.chunk}
-    base = None
-    others = [arm for arm in arms if arm != BASE]
-    for arm in others if others == ["draft_only"] else (BASE, *others):
+    for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":
-            done = Engine.draft_only(pair, **settings).generate(prompts, sampling)
+            engine = Engine.draft_only(pair, **settings)
         else:
             engine = Engine(pair, load_arbiter(arm, pair), **settings)
-            if base is None:
-                base = engine.rollouts(prompts, sampling)
-                done = [rollout.completion for rollout in base]
-            else:
-                leave = [
-                    Branch(one, 0, one.completion.token_ids[0], Origin.CORRECTION) for one in base
-                ]
-                done = [rollout.completion for rollout in engine.branches(leave)]
+        done = engine.generate(prompts, sampling)
         column = [
             {
                 "correct": task.score(example, completion.text).correct,
@@ -119,8 +106,7 @@ def play(pair, task, examples, arms, options):
             }
             for example, completion in zip(examples, done, strict=True)
         ]
-        if arm in arms:
-            yield arm, column, time.perf_counter() - started
+        yield arm, column, time.perf_counter() - started
 
 
 def summarise(rows) -> None:
@@ -166,7 +152,7 @@ def slim(rows, path: Path) -> None:
     ]
     document = {
         "schema": 1,
-        "about": "float32, greedy, all arms from the same prompts' caches",
+        "about": "float32, greedy",
         "ids": [row["id"] for row in rows],
         "databases": [row["db"] for row in rows],
         "arms": arms,

@@ -1,17 +1,17 @@
 """Play an arbiter's path and every branch off it on Spider questions, and keep what happened.
 
 Usage: python experiments/text_to_sql/collect.py TARGET DRAFT DATA OUT [--questions 512]
-           [--arbiter lossless]
+           [--split train] [--arbiter lossless]
 
 A branch takes the other token at one decision, and the arbiter goes on from there.
 
 `cospec audit` does the same and keeps features as text, which is too much for hidden states. The
-questions are those of the train databases that no draft was tuned on and whose schema is not long,
-in one wording each, 16 of each database before the next 16 of any. OUT/NAME.0.safetensors has the
-first 16 of a database: the features of each decision in half precision, and the worth of the
-draft's token there: 1 where the answer is right only with it, -1 where only without it, else 0; and
-likewise `runs`, by whether the query runs at all. NAME.0.jsonl has the texts. Parts that are there
-are skipped: a killed run resumes.
+questions are those of databases that no draft was tuned on and whose schema is not longer than
+--longest-schema, in one wording each (or in the other, --second-wording), 16 of each database
+before the next 16 of any. OUT/NAME.0.safetensors has the first 16 of a database: the features of
+each decision in half precision, and the worth of the draft's token there: 1 where the answer is
+right only with it, -1 where only without it, else 0; and likewise `runs`, by whether the query runs
+at all. NAME.0.jsonl has the texts. Parts that are there are skipped: a killed run resumes.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=512)
     parser.add_argument("--arbiter", default="lossless")
     parser.add_argument("--databases", nargs="+", help="only these")
+    parser.add_argument("--split", choices=("train", "tune"), default="train")
+    parser.add_argument("--second-wording", action="store_true")
+    parser.add_argument("--longest-schema", type=int, default=LONGEST_PREFIX, help="in tokens")
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
     parser.add_argument("--batch-size", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
@@ -63,12 +66,15 @@ def main() -> None:
     ends = Engine.target_only(pair, decode) if is_lossless else Engine(pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted, num_questions = {}, 0
-    asked = one_wording(half(task.examples("train"), "arbiter"))
+    asked = task.examples(options.split)
+    asked = half(asked, "arbiter") if options.split == "train" else asked
+    first = {example.id for example in one_wording(asked)}
+    asked = [example for example in asked if (example.id in first) != options.second_wording]
     for name, examples in parts(asked).items():
         prompts = [task.prompt(example, pair.tokenizer) for example in examples]
         shared = min(num_shared_tokens(prompts[0], prompt) for prompt in prompts)
         is_asked = not options.databases or name.partition(".")[0] in options.databases
-        if is_asked and shared <= LONGEST_PREFIX and num_questions < options.questions:
+        if is_asked and shared <= options.longest_schema and num_questions < options.questions:
             wanted[name] = examples
             num_questions += len(examples)
     missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]

@@ -1,13 +1,13 @@
 """Fit arbiters to decisions and test them on databases never seen.
 
-Usage: python experiments/text_to_sql/learn.py PIECES [--pair TARGET DRAFT --out ARBITER]
+Usage: python experiments/text_to_sql/learn.py PIECES... [--pair TARGET DRAFT --out ARBITER]
 
-PIECES is a folder of `collect.py` or `read_gold.py`. Each database in turn is left out. A growing
-share of the others' decisions trains the policies of `cospec train --method policy_iteration`, on
-scalars and on hidden states, and the thresholds of two rules. The table is about the databases left
-out. It has, of the decisions that matter, the share that go to the right token and the area under
-the curve, and the answers gained in 100 decisions of any kind if each of them counted alone. With
---out a policy is fitted to all and saved as an arbiter.
+PIECES are folders of `collect.py` or `read_gold.py`; a decision that several have counts once. Each
+database in turn is left out. A growing share of the others' decisions trains the policies of
+`cospec train --method policy_iteration`, on scalars and on hidden states, and the thresholds of two
+rules. The table is about the databases left out. It has, of the decisions that matter, the share
+that go to the right token and the area under the curve, and the answers gained in 100 decisions of
+any kind if each of them counted alone. With --out a policy learns from all and is saved.
 """
 
 from __future__ import annotations
@@ -37,21 +37,15 @@ LINEAR = PolicyConfig(kind="linear", hidden_projection=1)
 def main() -> None:
     """Print the table; fit and save if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pieces", type=Path)
+    parser.add_argument("pieces", nargs="+", type=Path)
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="hidden")
     parser.add_argument("--json", type=Path, help="the table as a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    paths = sorted(options.pieces.glob("*.safetensors"))
-    pieces = [load_file(path) for path in paths]
-    names = [path.name.partition(".")[0] for path in paths]  # of databases
-    numbers = torch.tensor([sorted(set(names)).index(name) for name in names])
-    worth = torch.cat([piece["worth"] for piece in pieces])
-    sizes = torch.tensor([len(piece["worth"]) for piece in pieces])
-    x = torch.cat([piece["features"] for piece in pieces]).float()
-    database = numbers.repeat_interleave(sizes)
+    x, worth, names = read(options.pieces)
+    database = torch.tensor([sorted(set(names)).index(name) for name in names])
     matters = worth != 0
     if options.out:
         save(learnt(x, worth, options.kind), options)
@@ -65,6 +59,24 @@ def main() -> None:
     print(json.dumps(table, indent=1))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def read(folders) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Features, worth and database of each decision; one that was read before is left out."""
+    known, x, worth, names = set(), [], [], []
+    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
+        piece = load_file(path)
+        texts = path.with_suffix(".jsonl")
+        places = [(path, i) for i in range(len(piece["worth"]))]
+        if texts.exists():
+            rows = map(json.loads, texts.open())
+            places = [(row["id"], one["position"]) for row in rows for one in row["branches"]]
+        new = torch.tensor([place not in known for place in places])
+        known.update(places)
+        x.append(piece["features"][new].float())
+        worth.append(piece["worth"][new])
+        names += [path.name.partition(".")[0]] * int(new.sum())
+    return torch.cat(x), torch.cat(worth), names
 
 
 def crossed(x, worth, database, share):
