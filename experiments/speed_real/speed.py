@@ -113,8 +113,9 @@ def parse() -> argparse.Namespace:
 def with_int8_draft(pair: ModelPair, draft: str | Path) -> ModelPair:
     """Return a pair with the same target, and its draft loaded once more in 8 bits."""
     model = load_model(draft, dtype=pair.target.dtype, device="cpu")
-    quantize_weights(model)
-    return ModelPair(pair.target, model, pair.tokenizer, draft_quantization="int8")
+    int8 = ModelPair(pair.target, model, pair.tokenizer, draft_quantization="int8")
+    quantize_weights(model)  # after the pair has checked that its cache gives the same logits
+    return int8
 
 
 def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[str, Generate]:
@@ -143,13 +144,13 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
                 one, longest, drafter=drafter, adaptive=True, prompt_lookup_min=3
             )
     if options.target_gguf:
-        found["llama.cpp"] = llama_cpp(options)
+        found["llama.cpp"] = llama_cpp(pair, options)
     else:
         print("llama.cpp is left out: --target-gguf names no file.", flush=True)
     return found
 
 
-def llama_cpp(options: argparse.Namespace) -> Generate:
+def llama_cpp(pair: ModelPair, options: argparse.Namespace) -> Generate:
     """Return llama.cpp's greedy decoding of the target's GGUF file."""
     from llama_cpp_py_sync import Llama  # noqa: PLC0415  # optional
 
@@ -169,10 +170,10 @@ def llama_cpp(options: argparse.Namespace) -> Generate:
 
     model = Chat(str(options.target_gguf), n_ctx=8192, n_threads=torch.get_num_threads())
 
-    def generate(prompts: Sequence[str], sampling: Sequence[SamplingConfig]) -> list[Given]:
+    def generate(prompts: Sequence[Any], sampling: Sequence[SamplingConfig]) -> list[Given]:
         texts = [
             model.generate(
-                prompt,
+                prompt if isinstance(prompt, str) else pair.tokenizer.decode(prompt),
                 max_tokens=config.max_new_tokens,
                 temperature=0.0,
                 repeat_penalty=1.0,

@@ -7,7 +7,8 @@ database in turn is left out. A growing share of the others' decisions trains th
 `cospec train --method policy_iteration`, on scalars and on hidden states, and the thresholds of two
 rules. The table is about the databases left out. It has, of the decisions that matter, the share
 that go to the right token and the area under the curve, and the answers gained in 100 decisions of
-any kind if each of them counted alone. With --out a policy learns from all and is saved.
+any kind if each of them counted alone. With --test there is a table of other decisions too. With
+--out a policy learns from all and is saved.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
     """Print the table; fit and save if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pieces", nargs="+", type=Path)
+    parser.add_argument("--test", nargs="+", type=Path, help="folders: a table of these as well")
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="hidden")
@@ -56,6 +58,10 @@ def main() -> None:
         "draft_right": round(float((worth[matters] > 0).float().mean()), 4),
         "shares": {share: crossed(x, worth, database, share) for share in (0.25, 0.5, 1.0)},
     }
+    if options.test:
+        test_x, test_worth, _ = read(options.test)
+        scores = scored(x[matters], worth[matters], test_x)
+        table["test"] = {"num_decisions": len(test_worth)} | measured(scores, test_worth)
     print(json.dumps(table, indent=1))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
@@ -87,12 +93,23 @@ def crossed(x, worth, database, share):
         train = (~test & (worth != 0)).nonzero()[:, 0]
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(number))
         train = train[some[: int(share * len(train))]]
-        for name, rule in RULES.items():
-            scores[name][test] = rule(x[test]) - best_threshold(rule(x[train]), worth[train])
-        for kind in KINDS:
-            policy = learnt(x[train], worth[train], kind)
-            with torch.no_grad():
-                scores[kind][test] = policy(x[test, : len(policy.mean)])
+        for name, found in scored(x[train], worth[train], x[test]).items():
+            scores[name][test] = found
+    return measured(scores, worth)
+
+
+def scored(x, worth, test):
+    """Learn from decisions that matter, and return a score of each test decision by arm."""
+    found = {name: rule(test) - best_threshold(rule(x), worth) for name, rule in RULES.items()}
+    for kind in KINDS:
+        policy = learnt(x, worth, kind)
+        with torch.no_grad():
+            found[kind] = policy(test[:, : len(policy.mean)])
+    return found
+
+
+def measured(scores, worth):
+    """What each arm's scores are worth."""
     matters = worth != 0
     is_draft = worth[matters] > 0
     return {
