@@ -11,6 +11,8 @@ Usage::
 For a try: ``--pair bundled:family --tasks reasoning_gym:chain_sum --count 1``
 in place of both folders. The contexts of bundled pairs are too short for the other tasks.
 
+A run that was killed resumes from OUT.rows, which has one line a prompt and arm.
+
 llama.cpp takes part where ``llama-cpp-py-sync`` is installed and --target-gguf names the target's
 file: greedy, the same prompts and threads. Its own speculation is not in those bindings.
 """
@@ -18,8 +20,10 @@ file: greedy, the same prompts and threads. Its own speculation is not in those 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +60,9 @@ def main() -> None:
     pair = ModelPair.from_pretrained(source, options.draft, dtype=options.dtype)
     int8 = with_int8_draft(pair, bundled_models(source)[1] if options.pair else options.draft)
     runs = arms(pair, int8, options)
-    rows = []
+    kept = options.json.with_suffix(".rows")
+    rows = resumed(kept)
+    done = {(row["task"], row["id"], row["arm"]) for row in rows}
     for name in options.tasks:
         task = load_task(name, data_dir=options.data_dir)
         examples = task.examples("test", options.count, options.seed)
@@ -64,9 +70,12 @@ def main() -> None:
         warm_up(runs, encoded)
         for i, (example, prompt, sampling) in enumerate(zip(examples, *encoded, strict=True)):
             for arm in rotated(list(runs), i):
-                rows.append(
-                    {"task": name, "id": example.id} | play(runs[arm], arm, prompt, sampling)
-                )
+                if (name, example.id, arm) in done:
+                    continue
+                row = {"task": name, "id": example.id} | play(runs[arm], arm, prompt, sampling)
+                rows.append(row)
+                with kept.open("a") as file:
+                    file.write(json.dumps(row | {"stats": asdict(row["stats"])}) + "\n")
             print(f"{name}: {i + 1} of {len(examples)}", flush=True)
     costs = {
         kind: measure_costs(one, max_tokens=options.longest + 1, context=400)
@@ -82,7 +91,19 @@ def main() -> None:
     result = document("speed_real", config, where, arms=table, rows=[lean(row) for row in rows])
     result["costs"] = {kind: cost.to_dict() for kind, cost in costs.items()}
     write_json(options.json, result)
+    kept.unlink(missing_ok=True)
     show(table)
+
+
+def resumed(kept: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run that was killed."""
+    if not kept.exists():
+        return []
+    rows = [json.loads(line) for line in kept.open()]
+    print(
+        f"resumed: {len(rows)} prompts and arms are in {kept}; delete it to start anew.", flush=True
+    )
+    return [row | {"stats": Stats(**row["stats"])} for row in rows]
 
 
 def parse() -> argparse.Namespace:
