@@ -32,6 +32,7 @@ from transformers.utils import logging
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import AlwaysTarget
+from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.problems import encode_problems
 from cospec.evaluation.stats import speedup, speedup_interval
@@ -61,7 +62,8 @@ def main() -> None:
     int8 = with_int8_draft(pair, bundled_models(source)[1] if options.pair else options.draft)
     runs = arms(pair, int8, options)
     kept = options.json.with_suffix(".rows")
-    rows = resumed(kept)
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    rows = resumed(kept, json.dumps(config | {"overwrite": False}))
     done = {(row["task"], row["id"], row["arm"]) for row in rows}
     for name in options.tasks:
         task = load_task(name, data_dir=options.data_dir)
@@ -86,24 +88,27 @@ def main() -> None:
         for name in options.tasks
         for entry in summary([row for row in rows if row["task"] == name], list(runs), costs)
     ]
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
     result = document("speed_real", config, where, arms=table, rows=[lean(row) for row in rows])
     result["costs"] = {kind: cost.to_dict() for kind, cost in costs.items()}
     write_json(options.json, result)
-    kept.unlink(missing_ok=True)
+    kept.unlink()
     show(table)
 
 
-def resumed(kept: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run that was killed."""
+def resumed(kept: Path, settings: str) -> list[dict[str, Any]]:
+    """Return the rows of a killed run of these settings; start their file if there is none.
+
+    Raises:
+        ConfigError: The file holds rows of other settings.
+    """
     if not kept.exists():
-        return []
-    rows = [json.loads(line) for line in kept.open()]
-    print(
-        f"resumed: {len(rows)} prompts and arms are in {kept}; delete it to start anew.", flush=True
-    )
-    return [row | {"stats": Stats(**row["stats"])} for row in rows]
+        kept.write_text(settings + "\n")
+    first, *lines = kept.read_text().splitlines()
+    if first != settings:
+        raise ConfigError(f"{kept} is of a run with other settings ({first}); delete it.")
+    print(f"{len(lines)} prompts and arms are in {kept}.", flush=True)
+    return [row | {"stats": Stats(**row["stats"])} for row in map(json.loads, lines)]
 
 
 def parse() -> argparse.Namespace:
