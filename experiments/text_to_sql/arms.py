@@ -34,11 +34,13 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--arms", nargs="+", default=[BASE, "draft_only"])
     parser.add_argument("--split", default="tune", choices=["train", "tune", "test"])
+    parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
     parser.add_argument("--count", type=int, default=128, help="questions")
     parser.add_argument("--one-wording", action="store_true", help="one question a gold query")
     parser.add_argument("--chunk", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
+    parser.add_argument("--end-blocks-at-stop", action="store_true")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--json", type=Path, help="write the rows without texts")
     options = parser.parse_args()
@@ -56,7 +58,7 @@ def decode(options, rows):
     task = load_task("spider", data_dir=options.data)
     examples = task.examples(options.split)
     if options.split == "train":  # the draft may have been tuned on the others
-        examples = half(examples, "arbiter")
+        examples = half(examples, "arbiter", options.arbiter_quarters)
     if options.one_wording:
         examples = one_wording(examples)
     # Databases by a hash of their names, so that a run which is stopped early has a fair sample.
@@ -87,7 +89,11 @@ def play(pair, task, examples, arms, options):
     """Yield each arm with one entry a question, and the seconds that it took."""
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
-    settings = {"num_speculative_tokens": options.k, "batch_size": options.chunk}
+    settings = {
+        "num_speculative_tokens": options.k,
+        "batch_size": options.chunk,
+        "end_blocks_at_stop": options.end_blocks_at_stop,
+    }
     for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":

@@ -45,6 +45,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--questions", type=int, default=512)
     parser.add_argument("--arbiter", default="lossless")
+    parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
     parser.add_argument("--databases", nargs="+", help="only these")
     parser.add_argument("--split", choices=("train", "tune"), default="train")
     parser.add_argument("--second-wording", action="store_true")
@@ -53,13 +54,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
+    parser.add_argument("--end-blocks-at-stop", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = load_task("spider", data_dir=options.data)
     pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
     arbiter = load_arbiter(options.arbiter, pair)
     observed = Observed(arbiter, make_features("hidden", pair))
-    decode = DecodeConfig(num_speculative_tokens=options.k, batch_size=options.batch_size)
+    decode = DecodeConfig(
+        num_speculative_tokens=options.k,
+        batch_size=options.batch_size,
+        end_blocks_at_stop=options.end_blocks_at_stop,
+    )
     paths = Engine(pair, observed, decode)
     # Under the lossless arbiter a branch is the target alone, which is cheaper in large batches.
     is_lossless = options.arbiter == "lossless"
@@ -67,7 +73,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     wanted, num_questions = {}, 0
     asked = task.examples(options.split)
-    asked = half(asked, "arbiter") if options.split == "train" else asked
+    if options.split == "train":
+        asked = half(asked, "arbiter", options.arbiter_quarters)
     first = {example.id for example in one_wording(asked)}
     asked = [example for example in asked if (example.id in first) != options.second_wording]
     for name, examples in parts(asked).items():

@@ -1,4 +1,4 @@
-"""The train databases in two halves: one tunes drafts, the other trains arbiters.
+"""The train databases in two parts: one tunes drafts, the other trains arbiters.
 
 An arbiter learns nothing true about a draft from questions that the draft was tuned on.
 """
@@ -20,16 +20,21 @@ LONGEST_PREFIX = 400
 training because they cost most."""
 
 
-def half(examples: Sequence[Example], name: str) -> list[Example]:
-    """The questions of one half, ``draft`` or ``arbiter``, in their order.
+def half(examples: Sequence[Example], name: str, arbiter_quarters: int = 2) -> list[Example]:
+    """The questions whose databases are for ``draft`` or for ``arbiter``, in their order.
+
+    The arbiter has ``arbiter_quarters`` of the databases, 1 or 2: the first is in the second.
 
     Raises:
         ValueError: There is no such half.
     """
     if name not in ("draft", "arbiter"):
         raise ValueError(f"unknown half {name!r}; it is draft or arbiter.")
-    is_draft = {e.id: stable_hash(f"half/{e.metadata['db_id']}") % 2 == 0 for e in examples}
-    return [example for example in examples if is_draft[example.id] == (name == "draft")]
+    quarters = (1, 3)[:arbiter_quarters]
+    is_arbiter = {
+        e.id: stable_hash(f"half/{e.metadata['db_id']}") % 4 in quarters for e in examples
+    }
+    return [example for example in examples if is_arbiter[example.id] == (name == "arbiter")]
 
 
 def one_wording(examples: Sequence[Example]) -> list[Example]:

@@ -147,6 +147,10 @@ class DecodeConfig:
     """Cost of one more drafted token in target steps (its draft step, and what it adds to the
     target's forward) that --adaptive goes by; by default measured once, so that blocks may end
     elsewhere in another run."""
+    end_blocks_at_stop: bool = False
+    """End each block after a token that would end the text: the draft model drafts nothing beyond
+    it, and arbiters look no further. If -k is as long as an answer, an arbiter sees what the target
+    thinks of the whole rest of the draft's answer. Lossless decoding stays exact."""
     drafter: DrafterName = "model"
     """Who drafts: model (the pair's draft), ngram (prompt lookup: what followed the last tokens
     where they occurred before), suffix (what most often followed the longest end of the text), or

@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from cospec import Engine, SamplingConfig, load_arbiter
-from cospec.arbiters import RULES, AlwaysDraft, AlwaysTarget, FLy, LogProbGap, RandomOverride
+from cospec.arbiters import (
+    RULES,
+    Agreement,
+    AlwaysDraft,
+    AlwaysTarget,
+    FLy,
+    LogProbGap,
+    RandomOverride,
+)
 from cospec.errors import ArbiterError, ConfigError
 from cospec.models import ModelPair
 from cospec.types import Arbiter, Completion, MismatchBatch, Needs
@@ -152,6 +160,22 @@ def test_fly_never_keeps_a_mismatch_in_the_last_window_of_a_block(window, num_ea
     assert FLy(window=window).rule(batch).keep_draft.tolist() == expected
 
 
+def test_agreement_is_the_share_of_matches_among_the_drafted_tokens_ahead():
+    """In a block of 5, mismatches at 0, 2 and 4: 3 of 4, 1 of 2 and none of none match."""
+    matches = [[True, False, True, True], [True, False, False, False], [False] * 4]
+    batch = mismatches(
+        3,
+        k=5,
+        block_positions=torch.tensor([0, 2, 4]),
+        lookahead_matches=torch.tensor(matches),
+    )
+    ruling = Agreement(min_share=0.5).rule(batch)
+    assert ruling.score.tolist() == pytest.approx([0.25, 0.0, -0.5])
+    assert ruling.keep_draft.tolist() == [True, False, False], "more than the share, not as much"
+    assert Agreement(min_share=0.0).rule(batch).keep_draft.tolist() == [True, True, False]
+    assert Agreement().needs == Needs.LOOKAHEAD
+
+
 NUM_NEW = 24
 GREEDY = SamplingConfig(max_new_tokens=NUM_NEW)
 SAMPLED = SamplingConfig(max_new_tokens=NUM_NEW, temperature=1.0, seed=0)
@@ -187,6 +211,8 @@ EXACT = [
     ("random:rate=0", SAMPLED),
     ("gap:max_gap=0", GREEDY),
     ("gap:max_gap=-1", GREEDY),
+    ("agreement:min_share=1", GREEDY),
+    ("agreement:min_share=1", SAMPLED),
     ("fly:window=4", GREEDY),
     ("fly:window=4", SAMPLED),
     ("fly:window=1,min_entropy=5", GREEDY),

@@ -28,6 +28,7 @@ ARBITERS = [
     "random:rate=0.4",
     "gap:max_gap=2",
     "fly:window=2,min_entropy=0.1",
+    "agreement:min_share=0.3",
 ]
 SAMPLED = [
     SamplingConfig(max_new_tokens=NUM_NEW, temperature=t, top_p=p, top_k=k, min_p=m, seed=s)
@@ -71,7 +72,14 @@ def expected_ids(pair: ModelPair, prompt: list[int], **settings: object) -> list
 
 
 def decode(
-    pair: ModelPair, arbiter: str, k: int, batch: int, threshold: float = 0.0, **kwargs: object
+    pair: ModelPair,
+    arbiter: str,
+    k: int,
+    batch: int,
+    threshold: float = 0.0,
+    *,
+    end_blocks_at_stop: bool = False,
+    **kwargs: object,
 ) -> list[Completion]:
     engine = Engine(
         pair,
@@ -79,5 +87,6 @@ def decode(
         num_speculative_tokens=k,
         batch_size=batch,
         draft_confidence_threshold=threshold,
+        end_blocks_at_stop=end_blocks_at_stop,
     )
     return engine.generate(**{"prompts": PROMPTS, "sampling": GREEDY} | kwargs)

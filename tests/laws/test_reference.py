@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from cospec import Engine, load_arbiter
@@ -48,6 +50,40 @@ def test_and_does_where_the_draft_stops_early(family, arbiter, sampling):
         assert [(c.token_ids, c.origins) for c in done] == expected
         lengths = [step.num_draft_tokens for c in done for step in c.trace]
         assert min(lengths) < max(lengths)
+
+
+@pytest.mark.parametrize(
+    ("family", "arbiter", "sampling"), covering(["llama", "gemma2"], ARBITERS, BOTH)
+)
+def test_and_does_where_blocks_end_with_the_text(family, arbiter, sampling):
+    """A third of the vocabulary ends a text here, so that most blocks end before their time."""
+    pair = family_pair(family)
+    stops = tuple(range(0, pair.target.config.vocab_size, 3))
+    sampling = [dataclasses.replace(one, stop_token_ids=stops) for one in BOTH[sampling]]
+    ends = {"end_blocks_at_stop": True}
+    expected = [
+        reference_decode(
+            pair,
+            load_arbiter(arbiter),
+            prompt,
+            config,
+            num_speculative_tokens=6,
+            index=i,
+            **ends,
+        )
+        for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True))
+    ]
+    for batch in (1, 8):
+        done = decode(pair, arbiter, 6, batch, sampling=sampling, **ends)
+        assert [(c.token_ids, c.origins) for c in done] == expected
+        lengths = [step.num_draft_tokens for c in done for step in c.trace]
+        assert min(lengths) < max(lengths)
+        if arbiter == "lossless":
+            whole = decode(pair, arbiter, 6, batch, sampling=sampling)
+            if sampling[0].is_greedy:
+                assert [c.token_ids for c in done] == [c.token_ids for c in whole]
+            wasted = (sum(c.stats.num_draft_tokens for c in each) for each in (done, whole))
+            assert next(wasted) < next(wasted)
 
 
 class Counting:

@@ -21,6 +21,7 @@ from cospec.arbiters.pair_rules import (
 )
 from cospec.arbiters.rules import AlwaysDraft, AlwaysTarget, LogProbGap, RandomOverride, Rule
 from cospec.arbiters.target_rules import (
+    Agreement,
     FLy,
     Mars,
     SGLangThresholds,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CSD",
     "RULES",
+    "Agreement",
     "AlwaysDraft",
     "AlwaysTarget",
     "BiLD",
@@ -70,6 +72,7 @@ RULES: dict[str, type[Rule]] = {
         AlwaysDraft,
         RandomOverride,
         LogProbGap,
+        Agreement,
         FLy,
         TypicalAcceptance,
         Mars,

@@ -90,10 +90,14 @@ class LearnedArbiter:
                 "at that number, or measure it there (cospec eval) before you trust it",
             )
         is_new = threshold and threshold != self._trained.get("draft_confidence_threshold", 0.0)
-        if is_new or (config.adaptive and not self._trained.get("adaptive", False)):
+        is_new = is_new or any(
+            getattr(config, name) and not self._trained.get(name, False)
+            for name in ("adaptive", "end_blocks_at_stop")
+        )
+        if is_new:
             notes += (
-                f"the arbiter {self.label} was trained on whole blocks, or on blocks that end at "
-                "another confidence of the draft, and here it sees less or more of what is ahead: "
+                f"the arbiter {self.label} was trained on whole blocks, or on blocks that end "
+                "elsewhere, and here it sees less or more of what is ahead: "
                 "measure it so (cospec eval) before you trust it",
             )
         return notes

@@ -46,6 +46,30 @@ class FLy(Rule):
 
 
 @dataclass(frozen=True)
+class Agreement(ScoreRule):
+    """Keeps x if the target agrees with more than a share of the drafted tokens after it.
+
+    A target that would have written the rest as the draft did, but for this token, takes the
+    draft's answer for a good one. That shows only over a long look-ahead: draft the whole answer
+    (``-k 64 --end-blocks-at-stop``). Ours; FLy asks for the same of a few tokens. Lossless with
+    ``min_share=1``.
+    """
+
+    kind = "agreement"
+    needs = Needs.LOOKAHEAD
+    limits: ClassVar[Limits] = {"min_share": (0, 1)}
+
+    min_share: float = 0.93
+    """Share of the drafted tokens ahead that the target has to exceed by its own choices."""
+
+    def score(self, batch: MismatchBatch) -> Tensor:
+        """Share above the least one, (M,); where nothing is ahead, the share is 0."""
+        assert batch.lookahead_matches is not None
+        num_ahead = batch.block_lengths - 1 - batch.block_positions
+        return batch.lookahead_matches.sum(dim=1) / num_ahead.clamp(min=1) - self.min_share
+
+
+@dataclass(frozen=True)
 class TypicalAcceptance(ScoreRule):
     """Typical acceptance: p(x) > min(threshold, alpha * exp(-H(p))).
 

@@ -27,6 +27,7 @@ class DraftRow(Protocol):
     generated: list[int]
     origins: list[Origin]
     stats: Stats
+    stop_ids: frozenset[int]
 
     def __len__(self) -> int:
         """Tokens of prompt and completion together."""

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 class ModelDrafter(CachedModel, Drafter):
     """Proposes what the draft of a pair chooses.
 
-    It ends a row's block after a token of less than `DecodeConfig.draft_confidence_threshold`, and
-    with `DecodeConfig.adaptive` before a token that is not expected to pay (`adaptive`). Rows end
-    each for itself, and the model runs until the last one has. Where a block ends has no part in
-    what its tokens are, so that lossless decoding stays exact.
+    It ends a row's block after a token of less than `DecodeConfig.draft_confidence_threshold`, with
+    `DecodeConfig.adaptive` before a token that is not expected to pay (`adaptive`), and with
+    `DecodeConfig.end_blocks_at_stop` after one that would end the text. Rows end each for itself,
+    and the model runs until the last one has. Where a block ends has no part in what its tokens
+    are, so that lossless decoding stays exact.
     """
 
     provides: ClassVar[Needs] = Needs.DRAFT
@@ -65,7 +66,8 @@ class ModelDrafter(CachedModel, Drafter):
         pace = None
         if self._token_cost is not None:
             pace = Pace(rows, self._token_cost, self._k, self.device)
-        may_end = bool(self._min_confidence) or pace is not None
+        stops = self._stops(rows)
+        may_end = bool(self._min_confidence) or pace is not None or stops is not None
         is_open = torch.ones_like(lengths, dtype=torch.bool) if pace is None else pace.is_open
         if not is_open.any():
             self._num_read |= dict(enumerate(num_read))
@@ -94,6 +96,8 @@ class ModelDrafter(CachedModel, Drafter):
             if may_end and j + 1 < self._k:
                 confidence = _confidence(step_logits, ids)
                 is_open = is_open & (confidence >= self._min_confidence)
+                if stops is not None:
+                    is_open = is_open & (ids != stops).all(dim=1)
                 if pace is not None:
                     is_open = is_open & pace.goes_on(confidence, chance.warper)
                 if not is_open.any():
@@ -116,6 +120,14 @@ class ModelDrafter(CachedModel, Drafter):
         if not config.adaptive or config.adaptive_cost is not None:
             return config.adaptive_cost if config.adaptive else None
         return token_cost(self._pair, config.k, config.batch_size)
+
+    def _stops(self, rows: Sequence[DraftRow]) -> Tensor | None:
+        """Tokens that end each row's text, (B, S) padded by -1; None if blocks go on after them."""
+        if not self._config.end_blocks_at_stop:
+            return None
+        width = max(1, *(len(row.stop_ids) for row in rows))
+        padded = [[*row.stop_ids, *[-1] * (width - len(row.stop_ids))] for row in rows]
+        return torch.tensor(padded, device=self.device)
 
     def _nothing(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Return blocks of no token for all rows."""

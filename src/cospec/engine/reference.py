@@ -31,6 +31,7 @@ def reference_decode(
     *,
     num_speculative_tokens: int,
     draft_confidence_threshold: float = 0.0,
+    end_blocks_at_stop: bool = False,
     index: int = 0,
 ) -> tuple[list[int], list[Origin]]:
     """Complete one prompt, slowly.
@@ -42,6 +43,7 @@ def reference_decode(
         sampling: Settings; stop strings are not supported here.
         num_speculative_tokens: K.
         draft_confidence_threshold: A block ends after a less probable token.
+        end_blocks_at_stop: A block ends after a token that would end the text.
         index: Place in the list of prompts, which the random numbers depend on.
 
     Returns:
@@ -64,7 +66,8 @@ def reference_decode(
             logits = _logits(pair.draft_model, tokens + drafted)[-1]
             draft_logits.append(logits)
             drafted.append(int(draw(warper.probs(logits[None, None]), u_draft[None, None, j])))
-            if logits.softmax(dim=-1)[drafted[-1]] < draft_confidence_threshold:
+            is_unsure = logits.softmax(dim=-1)[drafted[-1]] < draft_confidence_threshold
+            if is_unsure or (end_blocks_at_stop and drafted[-1] in stop_ids):
                 break
         k = len(drafted)
         target_logits = _logits(pair.target, tokens + drafted)[-k - 1 :]

@@ -204,8 +204,9 @@ def check_config(config: DecodeConfig) -> None:
         raise ConfigError(
             f"drafter is {config.drafter!r}; the vLLM backend drafts with the model alone."
         )
-    if config.adaptive:
-        raise ConfigError("vLLM drafts whole blocks, so leave out adaptive.")
+    for name in ("adaptive", "end_blocks_at_stop"):
+        if getattr(config, name):
+            raise ConfigError(f"vLLM drafts whole blocks, so leave out {name}.")
     if config.draft_confidence_threshold:
         raise ConfigError(
             "draft_confidence_threshold is "

@@ -27,7 +27,7 @@ ASSISTED, ORACLE = "assisted", "oracle"
 _UNRULED: dict[str, Kind] = {ASSISTED: "reference", ORACLE: "ceiling"}
 """Arms that no arbiter of ours rules on."""
 MATCH = "random:match="
-OWN_RULES = ("lossless", "always_draft", "random", "gap")
+OWN_RULES = ("lossless", "always_draft", "random", "gap", "agreement")
 """Rules that are no one's proposal: the ends of the scale, chance, and the project's own."""
 SETS = ("rules", "all")
 """Names that stand for several arms."""
@@ -68,7 +68,7 @@ def expand_sets(specs: Sequence[str], has_bundled: bool, has_tune: bool = True) 
     """
     rules = [name for name in RULES if name not in OWN_RULES and (has_tune or name != CSD.kind)]
     bundled = ["bundled", f"{MATCH}bundled"] if has_bundled else ["random"]
-    sets = {"rules": rules, "all": ["gap", *rules, *bundled, ASSISTED]}
+    sets = {"rules": rules, "all": ["gap", "agreement", *rules, *bundled, ASSISTED]}
     return list(dict.fromkeys(one for spec in specs for one in sets.get(spec, [spec])))
 
 

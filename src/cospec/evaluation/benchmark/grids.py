@@ -12,6 +12,7 @@ NUM_TRIES = 5
 GRIDS: dict[str, tuple[str, ...]] = {
     "random": tuple(f"rate={r}" for r in (0.05, 0.1, 0.2, 0.35, 0.5)),
     "gap": tuple(f"max_gap={g}" for g in (0.25, 0.5, 1, 2, 4)),
+    "agreement": tuple(f"min_share={s}" for s in (0.97, 0.93, 0.9, 0.8, 0.6)),
     "fly": (
         "window=6,min_entropy=0.6",
         "window=6,min_entropy=0.3",
