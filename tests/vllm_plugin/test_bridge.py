@@ -140,6 +140,29 @@ def test_an_arbiter_sees_what_our_engine_shows_it(seed):
         assert a is b is None or torch.equal(torch.as_tensor(a), torch.as_tensor(b)), field.name
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_it_looks_no_further_than_a_drafted_stop_if_blocks_end_there(seed):
+    p, q, ids = blocks(24, seed)
+    is_stop = ids == STOP
+    lengths = torch.where(is_stop.any(dim=1), is_stop.int().argmax(dim=1) + 1, K)
+    assert lengths.min() < K == lengths.max()
+    proposal = replace(whole_blocks(ids, q), lengths=lengths)
+    verified = verify(Output(p, None), proposal, GREEDY)
+    inside = torch.arange(K) < lengths[:, None]
+    rows, places = (~verified.is_match & inside).nonzero().unbind(dim=1)
+    order = torch.arange(24)
+    history = torch.stack([torch.full((24,), 7), 2 * order, order], dim=1)
+    theirs = collect_mismatches(verified, proposal, rows, places, history, ALL, None)
+    recorder = Recorder(AlwaysTarget(), ALL)
+    given = flat(p, q, ids)
+    given = replace(given, stop_ids=torch.full((len(given.requests), 1), STOP))
+    RowArbiter(recorder, K, end_blocks_at_stop=True)(given)
+    (ours,) = recorder.seen
+    kept = inside[ours.rows, ours.block_positions]
+    for name in ("rows", "block_lengths", "lookahead_matches", "lookahead_log_p"):
+        assert torch.equal(getattr(ours, name)[kept], getattr(theirs, name)), name
+
+
 @pytest.mark.parametrize("arbiter", [LogProbGap(2.0), learned(), AlwaysDraft(), AlwaysTarget()])
 @pytest.mark.parametrize("seed", range(8))
 def test_text_and_counts_are_those_of_our_engine(arbiter, seed):

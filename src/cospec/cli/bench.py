@@ -41,8 +41,8 @@ class Bench:
     arms: tuple[str, ...] = ("all",)
     """Arms to compare: arbiters as in eval; assisted (transformers' assisted generation, greedy and
     batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a ceiling: it knows
-    the answers); rules (every cited rule); all (rules, gap, agreement, assisted, the pair's trained arbiter
-    and chance at its rate)."""
+    the answers); rules (every cited rule); all (rules, gap, agreement, assisted, the pair's trained
+    arbiter and chance at its rate)."""
     strict: bool = False
     """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
     list_arms: bool = False

@@ -62,6 +62,9 @@ class Serve:
     further (cospec train --from-log)."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
+    end_blocks_at_stop: bool = False
+    """Let the arbiter look no further than a drafted token that would end the text, as the option
+    of the same name does elsewhere; for arbiters that rule in blocks as long as an answer."""
     decisions: Path | None = None
     """Append the arbiter's decisions to this file; they hold token ids of users' texts."""
     decisions_rate: float = 1.0
@@ -131,6 +134,7 @@ class Serve:
             arbiter,
             self.threshold,
             self.exact_prefix_tokens,
+            self.end_blocks_at_stop,
             log,
             min_threshold=self.min_threshold,
             explore=self.explore,

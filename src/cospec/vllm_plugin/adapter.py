@@ -101,6 +101,7 @@ class Adapter:
             exact_prefix_tokens=settings.exact_prefix_tokens,
             generator=generator,
             keep_features=keep_features,
+            end_blocks_at_stop=settings.end_blocks_at_stop,
         )
         has_thresholds = isinstance(arbiter, LearnedArbiter)
         num_slots = vllm_config.scheduler_config.max_num_seqs

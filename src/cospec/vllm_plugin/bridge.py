@@ -96,6 +96,12 @@ class VerifiedRows:
         """The drafted tokens, 0 where there is none, (T,) int64."""
         return torch.where(self.is_drafted, self.draft_ids, 0)
 
+    @property
+    def is_before_end(self) -> Tensor:
+        """Whether a token was drafted there, and none before it that ends the text, (T,) bool."""
+        is_stop = self.is_drafted & (self.draft_ids[:, None] == self.stop_ids).any(dim=1)
+        return self.is_drafted & (_count_before(is_stop, self.block_positions) == 0)
+
 
 @dataclass(frozen=True, slots=True)
 class RowRulings:
@@ -151,6 +157,8 @@ class RowArbiter:
         keep_features: Whether to return what the arbiter saw.
         is_compact: Rule on the rows that can be kept only, which waits for the device; None does so
             where that is a CPU.
+        end_blocks_at_stop: As in `DecodeConfig`: the arbiter looks no further than a drafted token
+            that would end the text. The engine may have drafted on.
     """
 
     arbiter: Arbiter
@@ -159,6 +167,7 @@ class RowArbiter:
     generator: torch.Generator | None = None
     keep_features: bool = False
     is_compact: bool | None = None
+    end_blocks_at_stop: bool = False
 
     def __call__(self, rows: VerifiedRows) -> RowRulings:
         """Rule on the rows of a step.
@@ -241,6 +250,11 @@ class RowArbiter:
     def _batch(self, rows: VerifiedRows, is_mismatch: Tensor, target_ids: Tensor) -> MismatchBatch:
         """All rows, as an arbiter sees them."""
         num_rows, device = len(target_ids), target_ids.device
+        is_drafted, block_lengths = rows.is_drafted, torch.full_like(target_ids, self.k)
+        if self.end_blocks_at_stop:
+            is_drafted = rows.is_before_end
+            counts = torch.zeros_like(block_lengths)  # by request, of which there are at most T
+            block_lengths = counts.index_add(0, rows.requests, is_drafted.long())[rows.requests]
 
         def given(need: Needs) -> Callable[[], tuple[Tensor, ...]]:
             return lambda: tuple(getattr(rows, name) for name in COLUMNS[need])
@@ -253,7 +267,7 @@ class RowArbiter:
                     torch.arange(num_rows, device=device),
                     self.k - 1,
                     blocks=rows.requests,
-                    is_drafted=rows.is_drafted,
+                    is_drafted=is_drafted,
                     is_match=~is_mismatch,
                     log_p=token_log_p(rows.target_logits, rows.safe_ids),
                 ),
@@ -270,7 +284,7 @@ class RowArbiter:
             positions=rows.positions,
             num_overrides=rows.num_overrides,
             num_mismatches=rows.num_mismatches + _count_before(is_mismatch, rows.block_positions),
-            block_lengths=torch.full_like(target_ids, self.k),
+            block_lengths=block_lengths,
             draft_ids=rows.safe_ids,
             target_ids=target_ids,
         )
@@ -337,10 +351,7 @@ def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) ->
         num_accepted: Drafted tokens that the engine accepted, by request, (R,).
     """
     accepted = num_accepted.long()[rows.requests]  # (T,)
-    is_stop = rows.is_drafted & (rows.draft_ids[:, None] == rows.stop_ids).any(dim=1)
-    num_stops = _count_before(is_stop, rows.block_positions)
-    is_in_text = (num_stops == 0) & (rows.positions < rows.max_tokens)
-    in_block = rows.is_drafted & is_in_text
+    in_block = rows.is_before_end & (rows.positions < rows.max_tokens)
     stands = in_block & (rows.block_positions < accepted)
     is_override = stands & rulings.keep_draft & rulings.is_mismatch
     is_end = rows.block_positions == accepted

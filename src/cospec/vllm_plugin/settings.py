@@ -64,6 +64,8 @@ class Settings:
     """In place of the arbiter's own; trained arbiters only."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
+    end_blocks_at_stop: bool = False
+    """Let the arbiter look no further than a drafted token that would end the text."""
     decisions: DecisionLogSettings | None = None
     """Write reached decisions to a file; None writes none."""
     counts_dir: str | None = None
@@ -93,6 +95,11 @@ class Settings:
                 "the first must not be below the second."
             )
         _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
+        if not isinstance(self.end_blocks_at_stop, bool):
+            raise ConfigError(
+                f"end_blocks_at_stop of {WHERE} is {self.end_blocks_at_stop!r}; it must be true or "
+                "false."
+            )
         if self.records is not None and self.records not in get_args(Records):
             raise ConfigError(unknown_name(f"records of {WHERE}:", self.records, get_args(Records)))
         if self.counts_dir is not None and not isinstance(self.counts_dir, str):
