@@ -103,12 +103,11 @@ class Adapter:
             keep_features=keep_features,
             end_blocks_at_stop=settings.end_blocks_at_stop,
         )
-        has_thresholds = isinstance(arbiter, LearnedArbiter)
         num_slots = vllm_config.scheduler_config.max_num_seqs
         table = RequestTable(
             num_slots,
             device,
-            has_thresholds=has_thresholds,
+            has_thresholds=isinstance(arbiter, LearnedArbiter),
             min_threshold=settings.min_threshold,
         )
         adapter = cls(row_arbiter, table, recorder=recorder, is_reporting=is_reporting)
