@@ -14,17 +14,26 @@ from tests.conftest import family_pair
 from tests.laws.decoding import ARBITERS, BOTH, PROMPTS, UNSURE, covering, decode
 
 
+def slowly(pair, arbiter, sampling, **settings):
+    """What the reference decoder makes of the prompts: tokens and origins of each."""
+    return [
+        reference_decode(pair, load_arbiter(arbiter), prompt, config, index=i, **settings)
+        for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True))
+    ]
+
+
+def told(completions):
+    """Tokens and origins of each."""
+    return [(c.token_ids, c.origins) for c in completions]
+
+
 @pytest.mark.parametrize(
     ("family", "arbiter", "sampling"), covering(["llama", "gemma2", "opt"], ARBITERS, BOTH)
 )
 def test_the_engine_agrees_with_the_reference_decoder(family, arbiter, sampling):
     pair, sampling = family_pair(family), BOTH[sampling]
     done = decode(pair, arbiter, 4, 3, sampling=sampling)
-    for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
-        expected = reference_decode(
-            pair, load_arbiter(arbiter), prompt, config, num_speculative_tokens=4, index=i
-        )
-        assert (done[i].token_ids, done[i].origins) == expected
+    assert told(done) == slowly(pair, arbiter, sampling, num_speculative_tokens=4)
 
 
 @pytest.mark.parametrize(
@@ -33,21 +42,11 @@ def test_the_engine_agrees_with_the_reference_decoder(family, arbiter, sampling)
 def test_and_does_where_the_draft_stops_early(family, arbiter, sampling):
     """Each row stops for itself: no row knows how long the others' blocks are."""
     pair, sampling = family_pair(family), BOTH[sampling]
-    expected = [
-        reference_decode(
-            pair,
-            load_arbiter(arbiter),
-            prompt,
-            config,
-            num_speculative_tokens=5,
-            draft_confidence_threshold=UNSURE,
-            index=i,
-        )
-        for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True))
-    ]
+    ends = {"num_speculative_tokens": 5, "draft_confidence_threshold": UNSURE}
+    expected = slowly(pair, arbiter, sampling, **ends)
     for batch in (1, 3, 8):
         done = decode(pair, arbiter, 5, batch, UNSURE, sampling=sampling)
-        assert [(c.token_ids, c.origins) for c in done] == expected
+        assert told(done) == expected
         lengths = [step.num_draft_tokens for c in done for step in c.trace]
         assert min(lengths) < max(lengths)
 
@@ -61,29 +60,26 @@ def test_and_does_where_blocks_end_with_the_text(family, arbiter, sampling):
     stops = tuple(range(0, pair.target.config.vocab_size, 3))
     sampling = [dataclasses.replace(one, stop_token_ids=stops) for one in BOTH[sampling]]
     ends = {"end_blocks_at_stop": True}
-    expected = [
-        reference_decode(
-            pair,
-            load_arbiter(arbiter),
-            prompt,
-            config,
-            num_speculative_tokens=6,
-            index=i,
-            **ends,
-        )
-        for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True))
-    ]
+    expected = slowly(pair, arbiter, sampling, num_speculative_tokens=6, **ends)
     for batch in (1, 8):
         done = decode(pair, arbiter, 6, batch, sampling=sampling, **ends)
-        assert [(c.token_ids, c.origins) for c in done] == expected
+        assert told(done) == expected
         lengths = [step.num_draft_tokens for c in done for step in c.trace]
         assert min(lengths) < max(lengths)
-        if arbiter == "lossless":
-            whole = decode(pair, arbiter, 6, batch, sampling=sampling)
-            if sampling[0].is_greedy:
-                assert [c.token_ids for c in done] == [c.token_ids for c in whole]
-            wasted = (sum(c.stats.num_draft_tokens for c in each) for each in (done, whole))
-            assert next(wasted) < next(wasted)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_blocks_that_end_with_the_text_change_no_lossless_text_and_waste_less(family):
+    pair = family_pair(family)
+    stops = tuple(range(0, pair.target.config.vocab_size, 3))
+    sampling = [dataclasses.replace(one, stop_token_ids=stops) for one in BOTH["greedy"]]
+    whole, ended = (
+        decode(pair, "lossless", 6, 3, sampling=sampling, end_blocks_at_stop=ends)
+        for ends in (False, True)
+    )
+    assert [c.token_ids for c in ended] == [c.token_ids for c in whole]
+    num_whole, num_ended = (sum(c.stats.num_draft_tokens for c in d) for d in (whole, ended))
+    assert num_ended < num_whole
 
 
 class Counting:
@@ -101,8 +97,8 @@ def test_an_arbiter_is_told_how_many_mismatches_a_text_has_had(llama_pair, k, sa
     engine = Engine(llama_pair, Counting(), num_speculative_tokens=k, batch_size=3)
     done = engine.generate(PROMPTS, sampling)
     for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
-        told = [m.score for m in reached(done[i])]
-        assert told == list(range(len(told)))
+        scores = [m.score for m in reached(done[i])]
+        assert scores == list(range(len(scores)))
         expected = reference_decode(
             llama_pair, Counting(), prompt, config, num_speculative_tokens=k, index=i
         )

@@ -91,7 +91,7 @@ class LearnedArbiter:
             )
         is_new = threshold and threshold != self._trained.get("draft_confidence_threshold", 0.0)
         is_new = is_new or any(
-            getattr(config, name) and not self._trained.get(name, False)
+            getattr(config, name) != self._trained.get(name, False)
             for name in ("adaptive", "end_blocks_at_stop")
         )
         if is_new:
