@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +20,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from cospec.models import ModelPair
+
+settings.register_profile("fixed", derandomize=True)  # the same examples in every run
+settings.load_profile("fixed")
 
 torch.set_num_threads(1)  # tiny models; more threads only get in each other's way
 

@@ -43,7 +43,9 @@ def test_any_settings_give_a_distribution_that_keeps_the_most_probable_token(con
     assert p.isfinite().all() and (p >= 0).all()
     assert float(p.sum()) == pytest.approx(1, abs=1e-5)
     assert (p[raw[0, 0] == NEVER] == 0).all(), "a token that the model forbids stays forbidden"
-    assert p[raw[0, 0] == raw.max()].max() == p.max()
+    below = (raw.max() - raw[0, 0]).double()  # a high temperature makes near tokens equal
+    is_best = below <= (0 if config.is_greedy else 1e-6 * min(config.temperature, 1e300))
+    assert p[is_best].max() == p.max()
     if config.is_greedy or config.top_k == 1:
         assert p[raw[0, 0] == raw.max()].sum() == pytest.approx(1)
     if config.top_k and len(set(row)) == len(row):  # tied tokens are kept together

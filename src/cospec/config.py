@@ -54,6 +54,7 @@ class SamplingConfig:
     """Allow overrides where one of the two tokens would end the text."""
 
     def __post_init__(self) -> None:
+        _check_flags(self)
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _as_tuple("stop", stop, str))
         stop_token_ids = _as_tuple("stop_token_ids", self.stop_token_ids, Integral)
@@ -123,6 +124,14 @@ DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 """Block length where none is given and no arbiter was trained at one."""
 
 
+def _check_flags(config: SamplingConfig | DecodeConfig) -> None:
+    """Refuse a value that is neither True nor False where one of them is wanted."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"{field.name} is {value!r}; it must be true or false.")
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
     """Options of an engine: drafting and batching, whoever rules and whatever is sampled.
@@ -164,6 +173,7 @@ class DecodeConfig:
     """Record every mismatch in `Completion.trace`."""
 
     def __post_init__(self) -> None:
+        _check_flags(self)
         for name in _WHOLE_NUMBERS:
             value = getattr(self, name)
             is_open = value is None and name == "num_speculative_tokens"

@@ -278,5 +278,5 @@ def test_the_help_of_training_is_short(capsys) -> None:
     options = {
         o for o in re.findall(r"--[a-z][a-z-]+", out) if not o.startswith(("--no-", "--help"))
     }
-    assert len(options) <= 48 and {"--config", "--num-rounds", "--cost-weight"} <= options
+    assert len(options) <= 49 and {"--config", "--num-rounds", "--cost-weight"} <= options
     assert "--learning-rate" not in options
