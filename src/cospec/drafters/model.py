@@ -67,7 +67,8 @@ class ModelDrafter(CachedModel, Drafter):
         if self._token_cost is not None:
             pace = Pace(rows, self._token_cost, self._k, self.device)
         stops = self._stops(rows)
-        may_end = bool(self._min_confidence) or pace is not None or stops is not None
+        by_confidence = bool(self._min_confidence) or pace is not None
+        may_end = by_confidence or stops is not None
         is_open = torch.ones_like(lengths, dtype=torch.bool) if pace is None else pace.is_open
         if not is_open.any():
             self._num_read |= dict(enumerate(num_read))
@@ -94,12 +95,13 @@ class ModelDrafter(CachedModel, Drafter):
                 hidden.append(output.hidden[:, -1])
             lengths = lengths + is_open
             if may_end and j + 1 < self._k:
-                confidence = _confidence(step_logits, ids)
-                is_open = is_open & (confidence >= self._min_confidence)
                 if stops is not None:
                     is_open = is_open & (ids != stops).all(dim=1)
-                if pace is not None:
-                    is_open = is_open & pace.goes_on(confidence, chance.warper)
+                if by_confidence:
+                    confidence = _confidence(step_logits, ids)
+                    is_open = is_open & (confidence >= self._min_confidence)
+                    if pace is not None:
+                        is_open = is_open & pace.goes_on(confidence, chance.warper)
                 if not is_open.any():
                     break
         for r, row in enumerate(rows):
