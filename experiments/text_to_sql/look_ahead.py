@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 
 import torch
-from learn import area
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cospec.tasks import load_task
@@ -65,6 +64,12 @@ def shares(found, num_ahead) -> torch.Tensor:
     """Share of agreement among the tokens after the first disagreement, at most so many."""
     ahead = [one["agreed"][1 : 1 + num_ahead] for one in found]
     return torch.tensor([some.count("1") / max(len(some), 1) for some in ahead])
+
+
+def area(score, is_draft) -> float:
+    """Area under the curve; equal scores, of which there are many, count half."""
+    more = score[is_draft][:, None] - score[~is_draft]
+    return float((more > 0).float().mean() + (more == 0).float().mean() / 2)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ class ModelDrafter(CachedModel, Drafter):
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
-        end = max(map(len, rows)) + self._k
-        self.reserve(len(rows), end)
+        self.reserve(len(rows), end := max(map(len, rows)) + self._k)
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         # Where the whole block stood, its last token was never read, and the bonus token neither.
         num_read = [min(self._num_read.get(r, 0), len(row) - 1) for r, row in enumerate(rows)]
@@ -63,9 +62,8 @@ class ModelDrafter(CachedModel, Drafter):
         starts = torch.tensor([len(row) - num_unread for row in rows], device=self.device)
         window = self.window(starts, num_unread + self._k - 1, end)
         ids = torch.tensor([row.last_tokens(num_unread) for row in rows], device=self.device)
-        pace = None
-        if self._token_cost is not None:
-            pace = Pace(rows, self._token_cost, self._k, self.device)
+        cost = self._token_cost
+        pace = None if cost is None else Pace(rows, cost, self._k, self.device)
         stops = self._stops(rows)
         by_confidence = bool(self._min_confidence) or pace is not None
         may_end = by_confidence or stops is not None
