@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cospec.arbiters import AlwaysTarget
+from cospec.arbiters.observed import Observed
 from cospec.backends.engine import EngineBackend
 from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cospec import ModelPair
     from cospec.arbiters.learned import LearnedArbiter
     from cospec.arbiters.policy import Policy
-    from cospec.rl.types import BranchData, Played
+    from cospec.rl.types import Baseline, BranchData, Played
     from cospec.tasks import Example, Task
     from cospec.types import MismatchBatch, MismatchTrace
 
@@ -51,9 +52,10 @@ class Session:
         self, it: Collector, policy: Policy, examples: list[Example], seed: int = 0
     ) -> None:
         self.collector, self.policy, self.examples = it, policy, examples
-        self.lossless = it.baseline(examples, {})
+        self.known: dict[str, Baseline] = {}
+        self.lossless = it.baseline(examples, self.known)
         self.num_forwards = [num for _, num in self.lossless]
-        self.played = it.play(arbiter(policy), examples, self.lossless, seed)
+        self.played = it.play(arbiter(policy), examples, self.known, seed)
 
     def branch(self, seed: int = 1):
         return self.collector.branch(
@@ -227,7 +229,7 @@ def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
     sure, sure_branches, monkeypatch
 ) -> None:
     monkeypatch.setattr("cospec.rl.collect._CHUNK_SIZE", 2)
-    played, data = sure.collector.round(arbiter(sure.policy), sure.examples, sure.lossless, 0)
+    played, data = sure.collector.round(arbiter(sure.policy), sure.examples, sure.known, 0)
     for one, expected in zip(played, sure.played, strict=True):
         assert (one.place, one.is_right, one.cost) == (
             expected.place,
@@ -249,9 +251,29 @@ def test_problems_that_are_not_played_together_toss_coins_of_their_own(
     monkeypatch.setattr("cospec.rl.collect._CHUNK_SIZE", 1)
     it = collector(pair, task, group_size=1, branches_per_rollout=1.0)
     twice = [examples[0]] * 2
-    base = it.baseline(twice, {})
-    (first, second), _ = it.round(arbiter(coin(0.0)), twice, base, 0)
+    (first, second), _ = it.round(arbiter(coin(0.0)), twice, {}, 0)
     assert first.rollout.completion.token_ids != second.rollout.completion.token_ids
+
+
+def test_rollouts_that_keep_no_draft_token_are_not_decoded_again(sure, monkeypatch) -> None:
+    num_decoded = []
+    complete = EngineBackend.complete
+
+    def counted(self, items, *rest, **options):
+        num_decoded.append(len(items))
+        return complete(self, items, *rest, **options)
+
+    monkeypatch.setattr(EngineBackend, "complete", counted)
+    known: dict[str, Baseline] = {}
+    size = len(sure.examples)
+    target = Observed(AlwaysTarget(), arbiter(sure.policy).features)
+    sure.collector.round(target, sure.examples * 2, known, 0)
+    assert num_decoded == [4 * size], "two rollouts each of every problem, and nothing more"
+    assert known == sure.known
+    num_decoded.clear()
+    sure.collector.round(arbiter(sure.policy), sure.examples, {}, 0)
+    assert num_decoded[0] == 2 * size
+    assert 0 < num_decoded[1] <= size, "texts with overrides are not the target's"
 
 
 # --- branches ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from cospec.errors import ConfigError
 from cospec.evaluation.audit.dataset import read_dataset
 from cospec.features import SCALAR_NAMES
 from cospec.rl import warmstart
+from cospec.rl.card import write_card
 from tests.rl.helpers import assert_same_state, audit_file, solving, trainer
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def test_what_an_audit_tells_is_learnt_before_the_first_round(pair, task, tmp_path, method) -> None:
     path = audit_file(tmp_path)
     it = trainer(pair, task, warm_start=path, method=method, num_epochs=60, num_rounds=1)
-    assert it.warm_up() == {}
+    assert it.warm_up() == {"num_branches": len(it.state.replay[0])}
     features = read_dataset(path, SCALAR_NAMES)["features"]
     keep = it.state.policy(features) > 0
     assert ((features[:, 0] > 0) == keep).float().mean() > 0.9
@@ -32,6 +33,24 @@ def test_what_an_audit_tells_is_learnt_before_the_first_round(pair, task, tmp_pa
     it.run()
     assert len(it.state.replay) == 2
     assert torch.equal(it.state.policy.mean, mean)
+
+
+@pytest.mark.parametrize("method", ["rl", "gold", "policy_iteration"])
+def test_an_audit_alone_makes_an_arbiter_and_its_card(pair, task, tmp_path, method) -> None:
+    path = audit_file(tmp_path)
+    it = trainer(pair, task, warm_start=path, method=method, num_rounds=0)
+    it.run()
+    (only,) = it.state.history
+    assert only["round"] == 0 and only["is_best"]
+    about = {
+        "name": "audited",
+        "pair": {"pair": "p", "fingerprint": "f"},
+        "training": {"train": it.config.to_dict(), "task": {"task": "t"}},
+        "provenance": {"git": "g"},
+        "best": it.state.best,
+        "history": it.state.history,
+    }
+    assert "Trained on the branches of an audit with CoSpec.\n" in write_card(about)
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:

@@ -252,7 +252,7 @@ class Train:
             rollouts=replace(config.rollouts, prompts_per_round=size),
             warmup=replace(config.warmup, solutions=None),
         )
-        first = train[:size] or solved[:size]
+        first = train[:size] or solved[:size] or tune[:size]
         backend = self._backend(pair)
         small = Trainer(pair, backend, task, few, first, tune, solved=solved[:64])
         if solved:

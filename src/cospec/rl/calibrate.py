@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from scipy.stats import binom
 
+from cospec.arbiters.checkpoint import read_config
 from cospec.errors import CheckpointError, ConfigError
 from cospec.evaluation.stats import wilson_interval
 from cospec.results import Json, write_text
@@ -230,7 +231,7 @@ def check_point(folder: Path, name: str, overwrite: bool) -> Json:
         raise ConfigError(f"name is {name!r}; it must be letters, digits, '.', '_' and '-'.")
     if not os.access(folder, os.W_OK):
         raise CheckpointError(f"{folder} cannot be written to; copy it, and name the copy.")
-    config: Json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     if name in config["operating_points"] and not overwrite:
         raise ConfigError(
             f"{folder} has an operating point {name!r}; pass another --name, or --overwrite to "

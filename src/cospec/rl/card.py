@@ -20,13 +20,16 @@ def write_card(about: Json) -> str:
     models = pair.get("pair") or f"{pair.get('target')} with {pair.get('draft')}"
     train = flat(training["train"])
     method = train["method"]
-    how = f"A control, trained by the method {method} of CoSpec."
-    if method == "rl":
-        how = "Trained by reinforcement learning on final answers with CoSpec."
+    how = {
+        "rl": "Trained by reinforcement learning on final answers with CoSpec.",
+        "policy_iteration": "Trained by policy iteration on final answers with CoSpec.",
+    }.get(method, f"A control, trained by the method {method} of CoSpec.")
     best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
     rounds = [row for row in about["history"] if row["round"]]
     if not best["round"]:
-        how = "Trained on worked solutions with CoSpec; no round of reinforcement did better."
+        data = "worked solutions" if train.get("num_solutions") else "the branches of an audit"
+        rest = "; no round of reinforcement did better" if rounds else ""
+        how = f"Trained on {data} with CoSpec{rest}."
     rows = [
         f"| {row['round']} | {row['accuracy']:.3f} | {row['accuracy_target']:.3f} | "
         f"{row['override_rate']:.3f} | {row['mean_acceptance_length']:.2f} | "

@@ -79,20 +79,17 @@ class Collector:
 
     def baseline(self, examples: Sequence[Example], known: dict[str, Baseline]) -> list[Baseline]:
         """Decode examples losslessly, those that are not known; by id, `known` takes them up."""
-        new = [example for example in examples if example.id not in known]
+        new = {example.id: example for example in examples if example.id not in known}
         if new:
-            for example, (completion, score) in zip(
-                new, self.complete(AlwaysTarget(), new), strict=True
-            ):
-                num_forwards = completion.stats.num_target_forwards
-                known[example.id] = Baseline(score.correct, num_forwards)
+            done = self.complete(AlwaysTarget(), list(new.values()))
+            known |= {name: Baseline.of(end) for name, end in zip(new, done, strict=True)}
         return [known[example.id] for example in examples]
 
     def round(
         self,
         arbiter: Arbiter,
         examples: Sequence[Example],
-        base: Sequence[Baseline],
+        known: dict[str, Baseline],
         seed: int,
     ) -> tuple[list[Played], BranchData]:
         """Roll all examples out and play branches off them, some problems at a time.
@@ -102,7 +99,7 @@ class Collector:
         Args:
             arbiter: As in `play`.
             examples: Problems of the round.
-            base: Their lossless decoding, for the cost.
+            known: As in `play`.
             seed: Of the round.
         """
         seed *= _SEEDS_PER_ROUND
@@ -110,10 +107,10 @@ class Collector:
         parts: list[BranchData] = []
         for start in range(0, len(examples), _CHUNK_SIZE):
             chunk = examples[start : start + _CHUNK_SIZE]
-            lossless = base[start : start + _CHUNK_SIZE]
-            new = self.play(arbiter, chunk, lossless, seed)
+            new = self.play(arbiter, chunk, known, seed)
             left = new if self._method.has_branches else []
-            parts.append(self.branch(arbiter, chunk, lossless, left, seed + 1))
+            base = self.baseline(chunk, known)
+            parts.append(self.branch(arbiter, chunk, base, left, seed + 1))
             played += [
                 replace(one, place=start + one.place, rollout=replace(one.rollout, handle=None))
                 for one in new
@@ -125,7 +122,7 @@ class Collector:
         self,
         arbiter: Arbiter,
         examples: Sequence[Example],
-        base: Sequence[Baseline],
+        known: dict[str, Baseline],
         seed: int,
     ) -> list[Played]:
         """Play `group_size` rollouts of each example, group by group.
@@ -133,22 +130,33 @@ class Collector:
         Args:
             arbiter: The policy, stochastic; or another one that shows features.
             examples: Problems of the round.
-            base: Their lossless decoding, for the cost.
+            known: Lossless decoding by id, for the cost. What is missing is added: a greedy rollout
+                that kept no token of the draft is lossless itself, the others are decoded.
             seed: Of the draws.
         """
         size = self._config.rollouts.group_size
         repeated = [example for example in examples for _ in range(size)]
         items = self.items(repeated, seed)
-        rollouts = self._backend.complete(items, arbiter, keep_handles=True)
+        has_branches = self._method.has_branches and self._config.branches.branches_per_rollout > 0
+        rollouts = self._backend.complete(items, arbiter, keep_handles=has_branches)
+        scores = [
+            self._task.score(example, rollout.completion.text)
+            for example, rollout in zip(repeated, rollouts, strict=True)
+        ]
+        if not self._config.rollouts.temperature:
+            for example, rollout, score in zip(repeated, rollouts, scores, strict=True):
+                if not rollout.completion.stats.num_overrides:
+                    known.setdefault(example.id, Baseline.of(Ending(rollout.completion, score)))
+        base = self.baseline(examples, known)
         return [
             Played(
                 place=i // size,
                 rollout=rollout,
-                score=self._task.score(example, rollout.completion.text),
+                score=score,
                 cost=rollout.completion.stats.num_target_forwards / base[i // size].num_forwards,
                 decisions=[m for m in rollout.reached if m.is_open],
             )
-            for i, (example, rollout) in enumerate(zip(repeated, rollouts, strict=True))
+            for i, (rollout, score) in enumerate(zip(rollouts, scores, strict=True))
         ]
 
     def branch(

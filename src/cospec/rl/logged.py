@@ -200,10 +200,11 @@ def _find(rewards: dict[str, Verdict], logged: str) -> tuple[str, Verdict] | Non
 def _rows(path: Path) -> Iterator[tuple[int, Json]]:
     """The objects of a JSONL file with their line numbers."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
-    for number, line in enumerate(lines, 1):
+    # Not splitlines, which also cuts at U+2028 and the like, inside of strings.
+    for number, line in enumerate(text.split("\n") if text else [], 1):
         try:
             row = parse_json(line)
         except ValueError:

@@ -109,9 +109,10 @@ class Trainer:
         started, state = time.perf_counter(), self.state
         size = self.config.rollouts.prompts_per_round
         examples = [self.train[(state.round * size + i) % len(self.train)] for i in range(size)]
-        base = self.collector.baseline(examples, state.baselines)
+        if not (self.method.on_target_path or (self.method.is_ridge and not state.replay)):
+            self.collector.baseline(examples, state.baselines)  # else most rollouts are lossless
         player, seed = self.method.player(self.arbiter), round_seed(self.config, state.round)
-        played, branches = self.collector.round(player, examples, base, seed)
+        played, branches = self.collector.round(player, examples, state.baselines, seed)
         if not state.replay:
             normalise_first(state.policy, played, self.arbiter.features, self.config)
             state.start.load_state_dict(state.policy.state_dict())
@@ -127,7 +128,7 @@ class Trainer:
         elif credit.decisions is not None:
             metrics |= update(state.policy, state.start, credit.decisions, known, self.config, seed)
         return metrics | {
-            **round_metrics(played, branches, base),
+            **round_metrics(played, branches, [state.baselines[one.id] for one in examples]),
             "branch_gain": gain,
             "rollout_s": played_s,
             "seconds": time.perf_counter() - started,

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from cospec.types import Completion, MismatchTrace
 
 
+class Ending(NamedTuple):
+    """A finished text and its score."""
+
+    completion: Completion
+    score: Score
+
+
 class Baseline(NamedTuple):
     """Lossless decoding of one problem."""
 
@@ -28,12 +35,10 @@ class Baseline(NamedTuple):
     num_forwards: int
     """Target forwards of lossless decoding."""
 
-
-class Ending(NamedTuple):
-    """A finished text and its score."""
-
-    completion: Completion
-    score: Score
+    @classmethod
+    def of(cls, ending: Ending) -> Self:
+        """Return what is kept of a lossless text."""
+        return cls(ending.score.correct, ending.completion.stats.num_target_forwards)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
     learnt.normalise_by(x, math.inf)
     start = copy.deepcopy(learnt)
     update(learnt, start, Decisions(x, none.bool(), none), known, config, round_seed(config, 0))
-    return WarmStart(learnt, start, branches)
+    return WarmStart(learnt, start, branches, {"num_branches": len(branches)})
 
 
 def from_solutions(policy: Policy, data: SolutionData, config: TrainConfig) -> WarmStart:
