@@ -182,7 +182,7 @@ def test_a_point_of_that_name_is_not_replaced_silently(calibrate, folder):
     [
         (["--arbiter", "gap"], "must be the folder of a trained arbiter"),
         (["--arbiter", "bundled"], "ships with a trained arbiter"),
-        (["--dataset", "pyproject.toml"], "holds no mismatches"),
+        (["--dataset", "pyproject.toml"], "is not a data set of cospec audit"),
         (["--aim", "guarantee"], "takes at least 114"),
         (["--aim", "guarantee", "--risk", "loss"], "takes at least 149"),
         (["--name", "a,b"], "name is 'a,b'"),
@@ -192,6 +192,13 @@ def test_a_point_of_that_name_is_not_replaced_silently(calibrate, folder):
 def test_bad_input_ends_in_a_sentence(tiny, calibrate, refusal, arguments, sentence):
     assert sentence in refusal(calibrate, *arguments)
     assert tiny.asked_for == [], "before any model is loaded"
+
+
+def test_a_folder_that_is_no_arbiter_is_refused(tiny, calibrate, folder, refusal):
+    (folder / "config.json").write_text("{")
+    assert "is no trained arbiter" in refusal(calibrate)
+    (folder / "config.json").unlink()
+    assert "is no trained arbiter" in refusal(calibrate)
 
 
 @pytest.mark.parametrize(

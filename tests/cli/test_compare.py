@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -110,8 +111,10 @@ def test_a_result_is_reproduced_into_a_new_file(results, tiny, capsys, monkeypat
     again = json.loads((tmp_path / "a.again.json").read_text())
     assert again["argv"][-2:] == ["--json", "a.again.json"]
     assert again["rows"] == json.loads(before)["rows"]
+    with gzip.open("a.json.gz", "wb") as file:
+        file.write(a.read_bytes())
     with pytest.raises(SystemExit, match=r"a\.again\.json exists; name another file"):
-        tiny("reproduce", a)
+        tiny("reproduce", "a.json.gz")
 
 
 def test_a_benchmark_is_reproduced(tiny, problems, tmp_path, capsys):

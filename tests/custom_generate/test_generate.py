@@ -217,6 +217,22 @@ def test_a_criterion_ends_each_row_at_its_token(models, inputs):
     assert ours.shape[1] < inputs["input_ids"].shape[1] + 40
 
 
+def test_what_a_criterion_cuts_off_is_not_counted(models, inputs):
+    target, draft = models
+    found = target.generate(
+        **inputs,
+        custom_generate=Collaborative(draft, "always_draft"),
+        stopping_criteria=[AfterMany()],
+        max_new_tokens=40,
+        return_dict_in_generate=True,
+    )
+    for one in found.completions:
+        assert one.stats.num_tokens == len(one.token_ids) < 40
+        assert one.stats.num_overrides == one.origins.count(Origin.OVERRIDE)
+        matches = one.origins.count(Origin.MATCH)
+        assert one.stats.num_accepted_tokens == matches + one.stats.num_overrides
+
+
 def test_allowed_tokens_may_depend_on_the_row(models, inputs):
     def allowed(row, _):
         return list(range(6 + 9 * row, 15 + 9 * row))

@@ -122,6 +122,15 @@ def test_a_branch_into_the_end_of_the_text_is_finished_at_once() -> None:
     assert branch.completion.stats.num_drafts == 0
 
 
+def test_a_branch_behind_the_longest_text_ends_with_its_token() -> None:
+    engine = Engine(family_pair("llama"), load_arbiter("lossless"))
+    (rollout,) = engine.rollouts(some_prompts(1), CONFIG)
+    short = replace(rollout, config=SamplingConfig(max_new_tokens=3))
+    (end,) = engine.branches([Branch(short, 5, 7)])
+    assert end.completion.token_ids == [*rollout.completion.token_ids[:5], 7]
+    assert end.completion.finish_reason == "length"
+
+
 def test_what_cannot_be_branched_from_is_refused() -> None:
     pair = family_pair("llama")
     engine = Engine(pair, load_arbiter("lossless"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -273,21 +272,12 @@ def _reliability(arbiter: LearnedArbiter, path: Path) -> Json:
         ConfigError: The file is no such data set, or has other features.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
 
+    from cospec.evaluation.audit.dataset import read_dataset
     from cospec.rl.calibrate import reliability
 
-    names = ("features", "draft_correct", "target_correct")
-    try:
-        with safe_open(path, "pt") as file:
-            feature_names = json.loads((file.metadata() or {}).get("feature_names", "null"))
-            features, *correct = (file.get_tensor(name) for name in names)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"{path} holds no mismatches: {error}; pass a file that cospec audit --dataset wrote."
-        ) from None
-    if feature_names != list(arbiter.features.names):
-        raise ConfigError(f"{path} has other features than the arbiter; run the audit again.")
+    data = read_dataset(path, arbiter.features.names)
     with torch.no_grad():
-        scores = torch.sigmoid(arbiter.policy(features))
-    return reliability(scores.numpy(), *(tensor.numpy() for tensor in correct))
+        scores = torch.sigmoid(arbiter.policy(data["features"]))
+    correct = (data[f"{role}_correct"].numpy() for role in ("draft", "target"))
+    return reliability(scores.numpy(), *correct)

@@ -151,7 +151,7 @@ def _read_file(path: Path, field_name: str) -> list[str]:
         ConfigError: The file is missing or a line does not fit.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}; pass a text or .jsonl file.") from None
     if path.suffix != ".jsonl":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +13,8 @@ from cospec.errors import ConfigError
 if TYPE_CHECKING:
     from cospec.results import Json
     from cospec.rl.config import TrainConfig
+
+_MEASURED = ("operating_points", "best", "history")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def train_from_log(options: LogOptions, config: TrainConfig, out: Path, name: st
     from cospec.arbiters.learned import LearnedArbiter
     from cospec.rl.checkpoint import check_run
     from cospec.rl.logged import read_log, read_rewards, train_on_log
+    from cospec.tasks.trained_on import FILE
 
     check_run(out, {})
     assert options.from_log is not None
@@ -57,7 +61,12 @@ def train_from_log(options: LogOptions, config: TrainConfig, out: Path, name: st
         "optimizer": asdict(config.optimizer),
         "objective": asdict(config.objective),
     }
-    about = arbiter.about | {"name": name or out.name, "further_training": digest | metrics}
+    # What was measured of the arbiter that was served does not hold of this one.
+    kept = {key: value for key, value in arbiter.about.items() if key not in _MEASURED}
+    about = kept | {"name": name or out.name, "further_training": digest | metrics}
+    out.mkdir(parents=True, exist_ok=True)
+    if arbiter.folder is not None and (arbiter.folder / FILE).exists():
+        shutil.copyfile(arbiter.folder / FILE, out / FILE)
     replace(trained, about=about, label=name or out.name).save(out, log_card(about))
     shown = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
     print(f"{shown}\nwrote {out}: use it with --arbiter {out}")

@@ -26,7 +26,7 @@ class Reproduce:
     file: tyro.conf.Positional[Path]
     """A result file of eval, bench or demo."""
     out: Path | None = None
-    """The new file; by default FILE's name with .again before .json, in the current folder."""
+    """The new file; by default NAME.again.json of NAME.json, in the current folder."""
 
     def run(self) -> None:
         """Run again, compare and judge."""
@@ -35,7 +35,8 @@ class Reproduce:
         from cospec.evaluation.compare import compare, differences
 
         old = read_comparable(self.file)
-        out = self.out or Path(f"{self.file.stem}.again.json")
+        name = self.file.name.removesuffix(".gz").removesuffix(".json")
+        out = self.out or Path(f"{name}.again.json")
         if out.resolve() == self.file.resolve():
             raise ConfigError(f"{out} is the result itself, which is never overwritten.")
         check_writable(out, overwrite=False)

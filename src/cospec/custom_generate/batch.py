@@ -13,7 +13,6 @@ import torch
 
 from cospec.engine import Engine
 from cospec.engine.speculative import SpeculativeBatch
-from cospec.types import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     from cospec.engine.rows import Row
-    from cospec.engine.walk import Block
     from cospec.models.cache import Output
     from cospec.types import Proposal
 
@@ -59,9 +57,19 @@ class TransformersEngine(Engine):
         found = what(ids.expand(num_rows, -1), *wide)
         return found[row.index] if torch.is_tensor(found) else found
 
+    def is_stopped(self, row: Row) -> bool:
+        """Return whether a criterion ends the row after its last token."""
+        return bool(self.ask(row, row.generated, self.criteria, None))
+
 
 class _Batch(SpeculativeBatch):
     engine: TransformersEngine
+
+    def admit(self, rows: list[Row]) -> None:
+        if self.engine.criteria:
+            for row in rows:
+                row.is_stopped = self.engine.is_stopped
+        super().admit(rows)
 
     def _read(self, proposal: Proposal) -> Output:
         return self._processed(super()._read(proposal), proposal)
@@ -79,15 +87,3 @@ class _Batch(SpeculativeBatch):
                 ids = row.generated + drafted[:j]
                 logits[r, j] = self.engine.ask(row, ids, self.engine.processors, logits[r, j])
         return output._replace(logits=logits)
-
-    def _walk(self, blocks: list[Block], decisions: list[Any]) -> None:
-        starts = [len(row.generated) for row in self.rows]
-        super()._walk(blocks, decisions)
-        if not self.engine.criteria:
-            return
-        for row, start in zip(self.rows, starts, strict=True):
-            for end in range(start + 1, len(row.generated) + 1):
-                if self.engine.ask(row, row.generated[:end], self.engine.criteria, None):
-                    del row.generated[end:], row.origins[end:]
-                    row.finish_reason = FinishReason.STOP
-                    break

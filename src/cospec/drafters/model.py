@@ -11,6 +11,7 @@ from cospec.drafters.adaptive import Pace
 from cospec.drafters.base import Drafter
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
+from cospec.rulings import token_log_p
 from cospec.sampling import draw, one_hot
 from cospec.types import Needs, Proposal
 
@@ -96,7 +97,7 @@ class ModelDrafter(CachedModel, Drafter):
                 if stops is not None:
                     is_open = is_open & (ids != stops).all(dim=1)
                 if by_confidence:
-                    confidence = _confidence(step_logits, ids)
+                    confidence = token_log_p(step_logits, ids[:, 0]).exp()
                     is_open = is_open & (confidence >= self._min_confidence)
                     if pace is not None:
                         is_open = is_open & pace.goes_on(confidence, chance.warper)
@@ -177,9 +178,3 @@ class ModelDrafter(CachedModel, Drafter):
         if missing == 0:
             return logits
         return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
-
-
-def _confidence(logits: Tensor, ids: Tensor) -> Tensor:
-    """Probability of tokens (B, 1) by raw logits (B, V), (B,)."""
-    logits = logits.float()
-    return (logits.gather(1, ids)[:, 0] - logits.logsumexp(dim=1)).exp()

@@ -49,7 +49,6 @@ class PlainBatch(Batch):
                 error = error or non_finite_error(row.index, len(row.generated))
                 continue
             row.emit(token, Origin.BONUS)
-            row.stats.num_tokens += 1
             row.stats.num_drafts += self._is_target
             row.stats.num_draft_forwards += not self._is_target
         if error is not None:

@@ -12,6 +12,8 @@ from cospec.sampling import row_generator
 from cospec.types import Completion, Delta, FinishReason, Origin, Stats, StepTrace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +35,7 @@ class Row:
         keep_caches: Whether to save what is stored of it when it finishes.
         caches: What target and drafter have read already, when a branch waits to be admitted or
             `keep_caches` has saved it.
+        is_stopped: Asked after each token whether the text ends there; None for no such question.
     """
 
     index: int
@@ -42,6 +45,7 @@ class Row:
     tokenizer: PreTrainedTokenizerBase | None
     keep_caches: bool = False
     caches: list[Any] | None = None  # Any: only their stores look into them
+    is_stopped: Callable[[Row], bool] | None = None
     generator: torch.Generator = field(init=False)
     generated: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
@@ -73,9 +77,10 @@ class Row:
         """Append a token and see whether it ends the completion."""
         self.generated.append(token_id)
         self.origins.append(origin)
-        if token_id in self.stop_ids or self._has_stop_string():
+        is_stop = token_id in self.stop_ids or self._has_stop_string()
+        if is_stop or (self.is_stopped is not None and self.is_stopped(self)):
             self.finish_reason = FinishReason.STOP
-        elif len(self.generated) == self.config.max_new_tokens:
+        elif len(self.generated) >= self.config.max_new_tokens:
             self.finish_reason = FinishReason.LENGTH
 
     def _has_stop_string(self) -> bool:

@@ -130,7 +130,6 @@ def _count(stats: Stats, block: Block, kept: list[Origin], num_mismatches: int) 
         stats.num_strict_accepts += origin is Origin.MATCH
         stats.num_overrides += origin is Origin.OVERRIDE
         num_accepted += origin in (Origin.MATCH, Origin.OVERRIDE)
-    stats.num_tokens += len(kept)
     stats.num_drafts += 1
     stats.num_draft_tokens += block.length
     stats.num_draft_forwards += block.length * block.by_model

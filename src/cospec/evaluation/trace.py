@@ -6,6 +6,7 @@ each mismatch is played to its end under the same arbiter, from the caches of th
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from cospec.arbiters import AlwaysTarget
@@ -57,7 +58,7 @@ def trace_problems(
     prompts, samplings = encode_problems(
         engine.pair, task, examples, max_new_tokens, seed, temperature
     )
-    paths = engine.rollouts(prompts, samplings)
+    paths = engine.rollouts(prompts, samplings, keep_caches=branches)
     exact = Engine(
         engine.pair,
         AlwaysTarget(),
@@ -72,7 +73,7 @@ def trace_problems(
     rows.sort(key=lambda told: _interest(told[2]))
     if branches:
         on_branches(sum(len(row["mismatches"]) for _, _, row in rows[:keep]))
-        _play_others(engine, task, rows[:keep])
+        _play_others(engine, task, rows[:keep], first_stream=len(examples))
     return [row for _, _, row in rows[:keep]]
 
 
@@ -128,14 +129,26 @@ def _mismatch(engine: Engine, mismatch: MismatchTrace) -> Json:
     }
 
 
-def _play_others(engine: Engine, task: Task, rows: Sequence[tuple[Example, Rollout, Json]]) -> None:
-    """Add to each mismatch whether the draft's and the target's branch are right."""
+def _play_others(
+    engine: Engine,
+    task: Task,
+    rows: Sequence[tuple[Example, Rollout, Json]],
+    *,
+    first_stream: int,
+) -> None:
+    """Add to each mismatch whether the draft's and the target's branch are right.
+
+    Branches draw from streams of their own, from `first_stream` on.
+    """
     places = [
         (example, path, told, mismatch)
         for example, path, row in rows
         for told, mismatch in zip(row["mismatches"], _told(path.completion), strict=True)
     ]
-    ends = engine.branches([_other(path, mismatch) for _, path, _, mismatch in places])
+    streams = itertools.count(first_stream)
+    ends = engine.branches(
+        [_other(path, mismatch, next(streams)) for _, path, _, mismatch in places]
+    )
     for (example, path, told, mismatch), end in zip(places, ends, strict=True):
         taken, other = (task.score(example, each.completion.text).correct for each in (path, end))
         is_draft = mismatch.keep_draft
@@ -143,8 +156,9 @@ def _play_others(engine: Engine, task: Task, rows: Sequence[tuple[Example, Rollo
         told["target_correct"] = other if is_draft else taken
 
 
-def _other(path: Rollout, mismatch: MismatchTrace) -> Branch:
+def _other(path: Rollout, mismatch: MismatchTrace, stream: int) -> Branch:
     """The branch that the ruling did not take."""
+    other = mismatch.draft_id, Origin.OVERRIDE
     if mismatch.keep_draft:
-        return Branch(path, mismatch.position, mismatch.target_id, Origin.CORRECTION)
-    return Branch(path, mismatch.position, mismatch.draft_id)
+        other = mismatch.target_id, Origin.CORRECTION
+    return Branch(path, mismatch.position, *other, stream)

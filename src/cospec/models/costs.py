@@ -20,8 +20,6 @@ import torch
 from cospec.models.cache import CachedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PreTrainedModel
 
     from cospec.models.pair import ModelPair
@@ -100,39 +98,37 @@ def measure_costs(
         num_trials: Of each; the first two warm up and are left out.
     """
     context = max(1, min(context, pair.context_length - max_tokens))
-    steps = [_forward(pair.draft_model, context, batch_size, 1)]
-    steps += [_forward(pair.target, context, batch_size, n) for n in range(1, max_tokens + 1)]
+    target = _filled(pair.target, context, batch_size, max_tokens)
+    steps = [(_filled(pair.draft_model, context, batch_size, 1), 1)]
+    steps += [(target, n) for n in range(1, max_tokens + 1)]
     seconds: list[list[float]] = [[] for _ in steps]
     for _ in range(num_trials + 2):
-        for step, found in zip(steps, seconds, strict=True):
-            found.append(step())
+        for (cached, n), found in zip(steps, seconds, strict=True):
+            found.append(_seconds(cached, context, batch_size, n))
     draft, *verify = [median(found[2:]) for found in seconds]
     return Costs(batch_size, context, draft, verify)
 
 
-def _forward(
-    model: Any,
-    context: int,
-    batch_size: int,
-    num_tokens: int,  # Any: a transformers model
-) -> Callable[[], float]:
-    """Return a function that reads `num_tokens` tokens a row after `context`, in seconds."""
+def _filled(model: PreTrainedModel, context: int, batch_size: int, num_tokens: int) -> CachedModel:
+    """Return a model that has read `context` tokens a row and has room for `num_tokens` more."""
     cached = CachedModel(model)
-    ids = torch.arange(batch_size * context, device=cached.device).view(batch_size, context)
-    ids = ids * 7 % cached.vocab_size
+    ids = torch.arange(batch_size * context).view(batch_size, context) * 7 % cached.vocab_size
     cached.reserve(batch_size, context + num_tokens)
     cached.prefill(ids.tolist(), 0)
+    return cached
+
+
+def _seconds(cached: CachedModel, context: int, batch_size: int, num_tokens: int) -> float:
+    """Time a forward over `num_tokens` tokens a row, which overwrite those of the last one."""
     starts = torch.full((batch_size,), context, device=cached.device)
-
-    def run() -> float:
-        _synchronise(cached.device)
-        start = time.perf_counter()
-        window = cached.window(starts, num_tokens, context + num_tokens)
-        cached.read(ids[:, :1].expand(-1, num_tokens), window, num_tokens)
-        _synchronise(cached.device)
-        return time.perf_counter() - start
-
-    return run
+    ids = torch.arange(batch_size, device=cached.device)[:, None].expand(-1, num_tokens)
+    ids = ids % cached.vocab_size
+    _synchronise(cached.device)
+    start = time.perf_counter()
+    window = cached.window(starts, num_tokens, context + num_tokens)
+    cached.read(ids, window, num_tokens)
+    _synchronise(cached.device)
+    return time.perf_counter() - start
 
 
 def _synchronise(device: torch.device) -> None:

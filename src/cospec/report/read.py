@@ -326,7 +326,7 @@ def _read_dataset(path: Path, inputs: Inputs) -> bool:
 
 def _read_training(path: Path, text: str, inputs: Inputs) -> bool:
     """The progress of a training: JSON lines with rounds."""
-    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    lines = [json.loads(line) for line in text.split("\n") if line.strip()]
     if not lines or not all(isinstance(line, dict) and "round" in line for line in lines):
         return False
     name = path.name.removesuffix(".jsonl").removesuffix("metrics").rstrip(".")

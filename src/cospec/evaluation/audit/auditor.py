@@ -191,8 +191,8 @@ class Auditor:
         return self._backend.branch(self._points(leaves), self._arbiter, keep_handles=keep_handles)
 
     def _points(self, leaves: Sequence[tuple[Rollout, int, int, Origin]]) -> list[BranchPoint]:
-        """Return branches with a stream of random numbers each."""
-        seed = self.config.seed
+        """Return branches that draw from streams of their own, and not from those of the paths."""
+        seed = self.config.seed + 1
         return [BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves)]
 
     def _alone(

@@ -29,8 +29,6 @@ _UNRULED: dict[str, Kind] = {ASSISTED: "reference", ORACLE: "ceiling"}
 MATCH = "random:match="
 OWN_RULES = ("lossless", "always_draft", "random", "gap", "agreement")
 """Rules that are no one's proposal: the ends of the scale, chance, and the project's own."""
-SETS = ("rules", "all")
-"""Names that stand for several arms."""
 
 
 @dataclass(frozen=True, slots=True)

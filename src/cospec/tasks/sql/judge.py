@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from cospec.tasks.sql.executor import Limits
     from cospec.tasks.sql.schema import Schema
 
-_MIN_DATABASES = 2
-"""Of several fillings so many have to count: on one, two answers may be the same by chance."""
 _CLOCK_WORDS = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
 
 

@@ -1,0 +1,54 @@
+"""``cospec train --from-log``: what the new arbiter says of itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cospec.arbiters.learned import LearnedArbiter
+from cospec.features import SCALAR_NAMES
+from cospec.tasks.trained_on import FILE
+from tests.rl.conftest import arbiter, coin
+
+
+def log_of(folder, name):
+    """A log of 40 decisions, of which those for the draft were rewarded."""
+    log, rewards = folder / f"{name}.log", folder / f"{name}.rewards"
+    features = [0.0] * len(SCALAR_NAMES)
+    head = {"cospec_decisions": 1, "arbiter": "policy", "features": list(SCALAR_NAMES)}
+    decision = {"probability": 0.5, "features": features, "note": "a\u2028b"}
+    rows = [{"request_id": f"r{i}", "keep_draft": i % 2 == 0, **decision} for i in range(40)]
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in [head, *rows])
+    log.write_text("".join(lines), encoding="utf-8")
+    lines = (json.dumps({"request_id": f"r{i}", "reward": float(i % 2 == 0)}) for i in range(40))
+    rewards.write_text("\n".join(lines), encoding="utf-8")
+    return log, rewards
+
+
+@pytest.fixture
+def served(tmp_path):
+    """An arbiter with measured claims, and hashes of the questions that it was trained on."""
+    folder = tmp_path / "served"
+    about = {
+        "name": "served",
+        "operating_points": {"guarantee": {"threshold": 0.9, "p_value": 0.01}},
+        "best": {"round": 1, "tune_accuracy": 0.7},
+        "history": [{"round": 1, "tune_accuracy": 0.7}],
+    }
+    it = arbiter(coin(0.0))
+    LearnedArbiter(it.policy, it.features, about=about).save(folder)
+    (folder / FILE).write_bytes(b"hashes")
+    return folder
+
+
+def test_what_was_measured_of_the_served_arbiter_is_not_said_of_the_new_one(tiny, served, tmp_path):
+    log, rewards = log_of(tmp_path, "log")
+    out = tmp_path / "out"
+    tiny("train", "--from-log", log, "--rewards", rewards, "--arbiter", served, "--out", out)
+    config = json.loads((out / "config.json").read_text())
+    assert config["operating_points"] == {"default": {"threshold": 0.5}}
+    assert not {"best", "history"} & config.keys()
+    assert config["further_training"]["num_decisions_used"] == 40
+    assert (out / FILE).read_bytes() == b"hashes"
+    assert LearnedArbiter.load(out).label == "out"
