@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
     parser.add_argument("--count", type=int, default=128, help="questions")
     parser.add_argument("--one-wording", action="store_true", help="one question a gold query")
-    parser.add_argument("--chunk", type=int, default=64, help="questions decoded together")
+    parser.add_argument("--chunk", type=int, default=64, help="questions between two savings")
+    parser.add_argument("--batch", type=int, help="questions decoded together (default: a chunk)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--end-blocks-at-stop", action="store_true")
@@ -91,7 +92,7 @@ def play(pair, task, examples, arms, options):
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
     settings = {
         "num_speculative_tokens": options.k,
-        "batch_size": options.chunk,
+        "batch_size": options.batch or options.chunk,
         "end_blocks_at_stop": options.end_blocks_at_stop,
     }
     for arm in arms:

@@ -5,7 +5,7 @@ Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
 and itself. The loss is on answers alone, which are the gold queries in the models' writing.
 Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
-with LoRA merged.
+with LoRA merged, and OUT/adapter is LoRA alone, in bfloat16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
 
-RANK, RATE, WARM_UP = 16, 3e-4, 6
+RANK, RATE, WARM_UP = 8, 8e-4, 10
 PACK_TOKENS = 1024
 """Of a step, which bounds its memory; a longer schema takes one question at a time."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -57,7 +57,8 @@ def main() -> None:
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR)
     model = get_peft_model(model, config)
     log = fit(model, Head(model, train + tune), train, tune, options.out)
-    model.merge_and_unload().save_pretrained(options.out)
+    model.to(torch.bfloat16).save_pretrained(options.out / "adapter")
+    model.float().merge_and_unload().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     (options.out / "tuning.json").write_text(json.dumps(log, indent=1) + "\n")
 
