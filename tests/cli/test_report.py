@@ -28,6 +28,18 @@ def test_traces_of_a_task_become_a_page(tiny, problems, tmp_path, capsys):
         tiny("report", traces, "--out", page)
 
 
+def test_traces_of_a_drafter_without_probabilities_become_a_page(tiny, problems, tmp_path):
+    traces, page = tmp_path / "t.json", tmp_path / "r.html"
+    task = f"jsonl:{problems},scorer=numeric,split=test"
+    command = ["trace", "--task", task, "--arbiter", "always_draft", "--drafter", "ngram"]
+    tiny(*command, "--max-new-tokens", 40, "--json", traces)
+    rows = json.loads(traces.read_text())["rows"]
+    (found,) = {m["q_draft_id"] for row in rows for m in row["mismatches"]}
+    assert found is None
+    tiny("report", traces, "--out", page)
+    assert "<td>-</td>" in page.read_text()
+
+
 def test_what_cannot_be_written_or_read_is_refused(tiny, problems, tmp_path, capsys):
     with pytest.raises(SystemExit, match="nothing to write"):
         tiny("report", tmp_path)

@@ -57,6 +57,24 @@ def test_it_is_told_that_drafts_end_early(tmp_path, section, document):
     assert "drafts end below 0.7 · " in read_all([tmp_path]).cells[0].about
 
 
+def test_texts_that_a_benchmark_stores_once_are_those_of_the_target(tmp_path):
+    made = bench_document()
+    made["cells"][0]["rows"] = [
+        {"arm": "target", "id": "p/0", "text": "so 3", "correct": True},
+        {"arm": "gap", "id": "p/0", "text": None, "correct": True},
+    ]
+    (tmp_path / "bench.json").write_text(json.dumps(made))
+    texts = read_all([tmp_path]).texts[0].rows
+    assert texts["gap"]["p/0"]["text"] == "so 3"
+
+
+def test_the_temperature_of_an_evaluation_is_told(tmp_path):
+    made = eval_document()
+    made["config"]["evaluation"]["temperature"] = 0.7
+    (tmp_path / "warm.json").write_text(json.dumps(made))
+    assert "temperature 0.7" in read_all([tmp_path]).cells[0].about
+
+
 def test_acceptance_is_a_share_of_all_blocks_of_an_arm(results):
     by_title = {each.title: each.rates for each in read_all([results]).acceptances}
     rates = by_title["gsm8k, bundled:family, batch 16 (bench.json)"]

@@ -63,7 +63,12 @@ def test_a_chat_model_gets_the_question_as_it_stands(file: Path, chat_tokenizer:
         ("numeric", "1/2", "so 0.50", True),
         ("numeric", 3, "so \\boxed{3}", True),
         ("numeric", 3, "so -3", False),
+        ("numeric", "1,234", "so 1234", True),
+        ("numeric", "$5 ", "so 5", True),
+        ("numeric", "18 apples", "18", True),
+        ("numeric", "1e3", "1,000", True),
         ("choice", "C", "Answer: (C)", True),
+        ("choice", " (b)", "Answer: B", True),
         ("regex", r"colou?r\b", "the color red", True),
         ("regex", r"colou?r\b", "colors", False),
     ],
@@ -109,6 +114,24 @@ def test_a_split_that_does_not_exist_is_refused(file: Path) -> None:
 def test_a_pattern_that_is_none_is_refused_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"one/0: '\(' is no pattern"):
         only_example(tmp_path, "(", ",scorer=regex")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "answer", "message"),
+    [
+        ("numeric", "none", "needs one number"),
+        ("numeric", "1/0", "needs one number"),
+        ("numeric", "3 or 4", "needs one number"),
+        ("choice", "F", "needs one letter of ABCDE"),
+        ("choice", "AB", "needs one letter of ABCDE"),
+        ("choice", "", "needs one letter of ABCDE"),
+    ],
+)
+def test_an_answer_that_the_scorer_cannot_take_is_refused_with_its_row(
+    scorer: str, answer: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TaskError, match=f"one/0: .*{message}"):
+        only_example(tmp_path, answer, f",scorer={scorer}")
 
 
 def raising(example: Example, text: str) -> float:

@@ -155,11 +155,13 @@ def test_it_looks_no_further_than_a_drafted_stop_if_blocks_end_there(seed):
     theirs = collect_mismatches(verified, proposal, rows, places, history, ALL, None)
     recorder = Recorder(AlwaysTarget(), ALL)
     given = flat(p, q, ids)
-    given = replace(given, stop_ids=torch.full((len(given.requests), 1), STOP))
+    stop_ids = torch.full((len(given.requests), 1), STOP)
+    given = replace(given, stop_ids=stop_ids, requests=given.requests + 1000)  # drafted nothing
     RowArbiter(recorder, K, end_blocks_at_stop=True)(given)
     (ours,) = recorder.seen
-    kept = inside[ours.rows, ours.block_positions]
-    for name in ("rows", "block_lengths", "lookahead_matches", "lookahead_log_p"):
+    assert (ours.rows >= 1000).all()
+    kept = inside[ours.rows - 1000, ours.block_positions]
+    for name in ("block_positions", "block_lengths", "lookahead_matches", "lookahead_log_p"):
         assert torch.equal(getattr(ours, name)[kept], getattr(theirs, name)), name
 
 

@@ -64,7 +64,7 @@ def test_a_second_log_goes_on_behind_the_first(tmp_path):
         log = DecisionLog(DecisionLogSettings(str(path)), "gap")
         add(log, request_id)
         log.close()
-    assert [row.get("request_id") for row in lines(path)] == [None, "a", "b"]
+    assert [row.get("request_id") for row in lines(path)] == [None, "a", None, "b"]
 
 
 def test_the_file_never_grows_over_its_limit_and_ends_with_a_whole_line(tmp_path):
@@ -121,6 +121,6 @@ def test_several_processes_may_share_a_file(tmp_path):
     runs = [subprocess.Popen([sys.executable, "-c", program, str(path), name]) for name in "ab"]
     assert [run.wait(timeout=120) for run in runs] == [0, 0]
     found = lines(path)
-    assert sum("cospec_decisions" in line for line in found) == 1
+    assert sum("cospec_decisions" in line for line in found) == 2, "one of each"
     assert path.stat().st_size <= 60_000
-    assert {line["request_id"][0] for line in found[1:]} <= {"a", "b"}
+    assert {line["request_id"][0] for line in found if "request_id" in line} <= {"a", "b"}

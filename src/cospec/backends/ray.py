@@ -163,7 +163,13 @@ class RayBackend:
         self._chunk_size, self.on_finished = chunk_size, on_finished
         self._keys = itertools.count()
         self._dead: list[deque[int]] = [deque() for _ in range(num_replicas)]
-        self._groups = [self._reserve() for _ in range(num_replicas)]
+        self._groups: list[Any] = []  # Any: placement groups
+        try:
+            for _ in range(num_replicas):
+                self._reserve()
+        except BaseException:
+            self._free()
+            raise
         self.replicas = [self._start(n) for n in range(num_replicas)]
 
     @cached_property
@@ -198,6 +204,7 @@ class RayBackend:
         """End the replicas; a Ray that was running before goes on."""
         for actor in self.replicas:
             self._ray.kill(actor)
+        self._free()
 
     def _run(
         self, works: list[Work], tasks: list[_Task], arbiter: Arbiter, keep_handles: bool
@@ -259,17 +266,23 @@ class RayBackend:
         if isinstance(error, self._ray.exceptions.RayActorError):
             self.replicas[n] = self._start(n)
 
-    def _reserve(self) -> Any:  # Any: a PlacementGroup
+    def _reserve(self) -> None:
         """Reserve the place of a replica, on one machine."""
         bundle = {"CPU": 1.0} | ({"GPU": float(self._gpus)} if self._gpus else {})
         placement = importlib.import_module("ray.util.placement_group")
         group = placement.placement_group([bundle], strategy="STRICT_PACK")
+        self._groups.append(group)
         if not group.wait(timeout_seconds=PATIENCE_S):
             raise ConfigError(
                 f"Ray has no room for a replica with {bundle}; its machines have "
                 f"{self._ray.cluster_resources()}. Ask for fewer replicas or GPUs."
             )
-        return group
+
+    def _free(self) -> None:
+        """Give the reserved places back."""
+        placement = importlib.import_module("ray.util.placement_group")
+        while self._groups:
+            placement.remove_placement_group(self._groups.pop())
 
     def _start(self, n: int) -> Any:  # Any: an actor
         """Start a replica in its place."""

@@ -210,7 +210,10 @@ class Serve:
                 "smaller one's embeddings, or pass another draft."
             )
         arbiter = load_arbiter(settings.arbiter_spec)
-        decode = DecodeConfig(num_speculative_tokens=self.num_speculative_tokens)
+        decode = DecodeConfig(
+            num_speculative_tokens=self.num_speculative_tokens,
+            end_blocks_at_stop=settings.end_blocks_at_stop,
+        )
         notes += notes_on(arbiter, decode.for_arbiters([arbiter]))
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
 

@@ -7,6 +7,7 @@ each mismatch is played to its end under the same arbiter, from the caches of th
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 from cospec.arbiters import AlwaysTarget
@@ -120,13 +121,18 @@ def _told(completion: Completion) -> list[MismatchTrace]:
 def _mismatch(engine: Engine, mismatch: MismatchTrace) -> Json:
     assert engine.pair.tokenizer is not None
     return {
-        **{name: getattr(mismatch, name) for name in _TOLD},
+        **{name: _finite(getattr(mismatch, name)) for name in _TOLD},
         "draft_text": str(engine.pair.tokenizer.decode([mismatch.draft_id])),
         "target_text": str(engine.pair.tokenizer.decode([mismatch.target_id])),
-        "score": mismatch.score,
+        "score": _finite(mismatch.score),
         "keep_draft": mismatch.keep_draft,
         "veto": mismatch.veto,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """Return None for what JSON does not have: a drafter without a model tells no probability."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _play_others(

@@ -41,10 +41,11 @@ def find_diffs(texts: Sequence[Texts]) -> list[Diff]:
 
 def _pairs(texts: Sequence[Texts]) -> Iterator[tuple[str, dict[str, Json], dict[str, Json]]]:
     for each in texts:
-        for arm in each.rows.keys() - {"target", "draft"} if "target" in each.rows else ():
+        arms = [arm for arm in each.rows if arm not in ("target", "draft")]
+        for arm in arms if "target" in each.rows else ():
             yield f"target, then {arm} ({each.source})", each.rows["target"], each.rows[arm]
     for first, second in combinations(texts, 2):
-        for arm in first.rows.keys() & second.rows.keys():
+        for arm in [arm for arm in first.rows if arm in second.rows]:
             name = f"{arm} in {first.source}, then in {second.source}"
             yield name, first.rows[arm], second.rows[arm]
 

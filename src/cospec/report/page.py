@@ -189,6 +189,8 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([:,/=-])", r"\1<wbr>", str(escape(visible(name)))))  # escaped
 
 
-def _probability(value: float) -> str:
-    """A probability with the digits that tell it from 0 and 1."""
+def _probability(value: float | None) -> str:
+    """A probability with the digits that tell it from 0 and 1; a dash for one that is not known."""
+    if value is None:
+        return "-"
     return f"{value:.3f}" if 0.001 <= value <= 0.999 or value in (0, 1) else f"{value:.2g}"

@@ -98,7 +98,7 @@ def draw_map(mismatches: Mismatches, width: float) -> Figure:
             )
         axes.set_xscale("symlog", linthresh=1, linscale=0.8)
         axes.set_xticks([0, 0.5, 1, 2, 5, 10, 20], labels=["0", "0.5", "1", "2", "5", "10", "20"])
-        axes.set_xlim(-0.03, max(float(np.max(mismatches.gap_p)) * 1.15, 1.2))
+        axes.set_xlim(-0.03, max(float(np.max(mismatches.gap_p, initial=0.0)) * 1.15, 1.2))
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("log p gap, target's token over draft's (nats)")
         axes.set_ylabel("draft's confidence q")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import ConfigError
+from cospec.evaluation.compare import full_rows
 from cospec.report.inputs import (
     KINDS,
     Acceptance,
@@ -116,6 +117,10 @@ def _about(provenance: Json, *parts: str) -> str:
     return " · ".join(filter(None, [*parts, str(provenance.get("device", ""))]))
 
 
+def _sampling(temperature: float) -> str:
+    return f"temperature {temperature:g}" if temperature else "greedy"
+
+
 def _drafting(config: Json) -> str:
     """Say when drafts end early, if they do."""
     settings = config.get("decode") or config.get("bench") or {}
@@ -133,7 +138,7 @@ def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
         f"k = {settings['num_speculative_tokens']}",
         _drafting(config),
         f"batch {settings['max_batch_size']}",
-        "greedy",
+        _sampling(settings.get("temperature", 0.0)),
     )
     title = _title(config, "demo" if document["command"] == "demo" else settings["task"])
     _add_cell(inputs, Cell(title, about, document["arms"], path.name), document)
@@ -148,7 +153,7 @@ def _bench(path: Path, document: Json, inputs: Inputs) -> None:
             f"{cell['arms'][0]['num_problems']} problems",
             _drafting(document["config"]),
             f"batch {cell['batch_size']}",
-            f"temperature {temperature:g}" if temperature else "greedy",
+            _sampling(temperature),
         )
         title = f"{_title(document['config'], cell['task'])}, batch {cell['batch_size']}"
         title += f", temperature {temperature:g}" if temperature else ""
@@ -180,12 +185,15 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
     rows = part.get("rows", [])
     if rates := acceptance_rates(rows):
         inputs.acceptances.append(Acceptance(f"{cell.title} ({cell.source})", rates))
-    texts: dict[str, dict[str, Json]] = {}
-    for row in rows:
-        if row.keys() >= {"id", "text", "correct"}:
-            told = {"id": row["id"], "text": str(row["text"]), "correct": bool(row["correct"])}
-            texts.setdefault(str(row["arm"]), {})[str(row["id"])] = told
-    if texts:
+    whole = [row for row in rows if row.keys() >= {"arm", "id", "text", "correct"}]
+    if whole:
+        texts = {
+            arm: {
+                name: {"id": name, "text": row["text"], "correct": bool(row["correct"])}
+                for name, row in found.items()
+            }
+            for arm, found in full_rows({"rows": whole}).items()
+        }
         inputs.texts.append(Texts(f"{cell.source}, {cell.title}", texts))
 
 
@@ -272,11 +280,11 @@ def _traced(path: Path, document: Json, inputs: Inputs) -> None:
     title = f"{_title(config, config['task']['task'])} ({path.name})"
     if rates := acceptance_rates(rows):
         inputs.acceptances.append(Acceptance(f"recorded problems: {title}", rates))
-    found = [m for row in rows for m in row["mismatches"]]
+    names = ("p_draft_id", "p_target_id", "q_draft_id")
+    every = [m for row in rows for m in row["mismatches"]]
+    found = [m for m in every if all(m[name] is not None for name in names)]
     if found:
-        p_draft, p_target = (
-            np.clip([m[name] for m in found], 1e-9, 1.0) for name in ("p_draft_id", "p_target_id")
-        )
+        p_draft, p_target = (np.clip([m[name] for m in found], 1e-9, 1.0) for name in names[:2])
         ruled = ["override" if m["keep_draft"] else "target's token" for m in found]
         q_draft = np.array([m["q_draft_id"] for m in found])
         gap_p = np.log(p_target) - np.log(p_draft)

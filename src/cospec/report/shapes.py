@@ -13,8 +13,9 @@ _MISMATCH = {
     "target_text": str,
     "keep_draft": bool,
     "veto": (str, _NULL),
-    "score": (int, float, _NULL),
-    **dict.fromkeys(("p_draft_id", "p_target_id", "q_draft_id", "q_target_id"), _NUMBER),
+    **dict.fromkeys(
+        ("score", "p_draft_id", "p_target_id", "q_draft_id", "q_target_id"), (int, float, _NULL)
+    ),
 }
 TRACE_ROW = {
     **dict.fromkeys(("id", "arm", "question", "answer"), str),

@@ -15,6 +15,7 @@ VETOES = {
     "stop_token": "it would end the text or keep it from ending",
     "forbidden": "the target gives it probability 0",
     "non_finite": "the score is not finite",
+    "no_draft": "the drafter tells no probabilities here",
 }
 """Why the engine turned an override down."""
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_CHARS = 20_000
 """The end of a text that is searched."""
+LETTERS = "ABCDE"
+"""Of the options of a question."""
 _MAX_DIGITS = 1000
 """Longer numbers are compared as they were written."""
 _NUMBER = re.compile(
@@ -112,7 +114,17 @@ def same_number(left: str | None, right: str | None) -> bool:
     return _value(left) == _value(right)
 
 
-def choice(text: str, letters: str = "ABCDE") -> str | None:
+def gold_number(text: str) -> str | None:
+    """The number of a gold answer ("1,234", "$5", "18 apples"); None if it has none or several."""
+    try:
+        Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        numbers = list(_numbers(text))
+        return numbers[0] if len(numbers) == 1 else None
+    return text.strip()
+
+
+def choice(text: str, letters: str = LETTERS) -> str | None:
     r"""The letter of the option that the text settles on.
 
     The last ``\boxed{C}``, else the last "answer is C" or "option C", else the last "(C)", else the

@@ -165,6 +165,11 @@ def by_hash(examples: Iterable[Example], whole: str | None = None) -> dict[Split
     return pools
 
 
+def named(name: str, whole: str | None) -> str:
+    """The spec of a set that `by_hash` split, or took whole."""
+    return name if whole is None else f"{name},split={whole}"
+
+
 def by_file(train: Iterable[Example], test: list[Example]) -> dict[Split, list[Example]]:
     """Splits a set by its own files; a hash parts tune from train, and test goes before both."""
     tested = {normalize(example.question) for example in test}

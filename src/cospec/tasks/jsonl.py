@@ -21,13 +21,14 @@ import importlib
 import inspect
 import re
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
 from cospec.tasks.base import Example, Score, Task
-from cospec.tasks.extract import final_answer
+from cospec.tasks.extract import LETTERS, final_answer, gold_number
 from cospec.tasks.files import FileSource, by_hash, read_rows
 from cospec.tasks.math_sets import score_choice, score_number
 
@@ -75,9 +76,8 @@ def jsonl(path: str, options: dict[str, str]) -> Task:
         _example(f"{Path(path).stem}/{number}", row, *fields)
         for number, row in enumerate(read_rows(Path(path)))
     ]
-    if scorer is score_regex:
-        for example in examples:
-            _check_pattern(example)
+    if scorer in _GOLD:
+        examples = [replace(each, answer=_GOLD[scorer](each)) for each in examples]
     name = ",".join([f"jsonl:{path}", *(f"{key}={value}" for key, value in options.items())])
     source = FileSource(name, by_hash(examples, options.get("split")))
     return Task(name, source, scorer, chat="{question}")
@@ -93,11 +93,39 @@ def _example(identity: str, row: Row, question: str, answer: str) -> Example:
     return Example(identity, str(row[question]), str(row[answer]), row)
 
 
-def _check_pattern(example: Example) -> None:
+def _pattern(example: Example) -> str:
     try:
         re.compile(example.answer)
     except re.error as error:
         raise TaskError(f"{example.id}: {example.answer!r} is no pattern: {error}.") from error
+    return example.answer
+
+
+def _number(example: Example) -> str:
+    number = gold_number(example.answer)
+    if number is None:
+        raise TaskError(
+            f"{example.id}: the answer is {example.answer!r}; scorer=numeric needs one number."
+        )
+    return number
+
+
+def _letter(example: Example) -> str:
+    letter = example.answer.strip().strip("()").upper()
+    if letter not in LETTERS or len(letter) != 1:
+        raise TaskError(
+            f"{example.id}: the answer is {example.answer!r}; scorer=choice needs one letter of "
+            f"{LETTERS}."
+        )
+    return letter
+
+
+_GOLD: dict[Scorer, Callable[[Example], str]] = {
+    score_regex: _pattern,
+    score_number: _number,
+    score_choice: _letter,
+}
+"""By scorer, the answer as it takes it, which is checked."""
 
 
 def _scorer(spec: str) -> Scorer:

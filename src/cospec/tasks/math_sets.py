@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from cospec.tasks.base import BOXED, Example, Score, Task
 from cospec.tasks.extract import boxed, choice, final_number, same_number, strict_gsm8k
 from cospec.tasks.extras import import_extra
-from cospec.tasks.files import DataSet, FileSource, Part, by_file, by_hash
+from cospec.tasks.files import DataSet, FileSource, Part, by_file, by_hash, named
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,9 @@ def svamp(data_dir: Path | None = None, whole: str | None = None) -> Task:
     part = Part(("SVAMP.json",), "train+test")
     rows = DataSet("svamp", "ChilledCow/SVAMP").rows(part, data_dir)
     pools = by_hash(map(_svamp_example, rows), whole)
-    return Task("svamp", FileSource("svamp", pools), score_number, num_shots=_shots(whole))
+    return Task(
+        named("svamp", whole), FileSource("svamp", pools), score_number, num_shots=_shots(whole)
+    )
 
 
 def _svamp_example(item: tuple[str, Row]) -> Example:
@@ -113,7 +115,9 @@ def asdiv(data_dir: Path | None = None, whole: str | None = None) -> Task:
     rows = DataSet("asdiv", None).rows(Part(("ASDiv.xml",), ""), data_dir)
     examples = [_asdiv_example(identity, row) for identity, row in rows]
     pools = by_hash((example for example in examples if example is not None), whole)
-    return Task("asdiv", FileSource("asdiv", pools), score_number, num_shots=_shots(whole))
+    return Task(
+        named("asdiv", whole), FileSource("asdiv", pools), score_number, num_shots=_shots(whole)
+    )
 
 
 def _asdiv_example(identity: str, row: Row) -> Example | None:
@@ -136,7 +140,13 @@ def math500(data_dir: Path | None = None, whole: str | None = None) -> Task:
     ]
     _math_verify()
     source = FileSource("math500", by_hash(examples, whole))
-    return Task("math500", source, score_mathematics, num_shots=_shots(whole), max_new_tokens=1024)
+    return Task(
+        named("math500", whole),
+        source,
+        score_mathematics,
+        num_shots=_shots(whole),
+        max_new_tokens=1024,
+    )
 
 
 def aqua(data_dir: Path | None = None) -> Task:

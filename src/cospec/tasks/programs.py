@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cospec.errors import CodeExecutionRefusedError
 from cospec.tasks.base import Example, Score, Task
-from cospec.tasks.files import DataSet, FileSource, Part, by_hash
+from cospec.tasks.files import DataSet, FileSource, Part, by_hash, named
 from cospec.tasks.sandbox import check_sandbox, run_program
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def humaneval(data_dir: Path | None = None, whole: str | None = None) -> Task:
     rows = data.rows(Part(("HumanEval.jsonl.gz", "HumanEval.jsonl"), "test"), data_dir)
     pools = by_hash((_humaneval_example(row) for _, row in rows), whole)
     return Task(
-        "humaneval",
+        named("humaneval", whole),
         FileSource("humaneval", pools),
         score_humaneval,
         chat=f"Complete this Python function:\n\n```python\n{{question}}```{_ASK}",

@@ -253,8 +253,9 @@ class RowArbiter:
         is_drafted, block_lengths = rows.is_drafted, torch.full_like(target_ids, self.k)
         if self.end_blocks_at_stop:
             is_drafted = rows.is_before_end
-            counts = torch.zeros_like(block_lengths)  # by request, of which there are at most T
-            block_lengths = counts.index_add(0, rows.requests, is_drafted.long())[rows.requests]
+            first = torch.arange(num_rows, device=device) - rows.block_positions  # of each block
+            counts = torch.zeros_like(block_lengths)  # in its first row
+            block_lengths = counts.index_add(0, first, is_drafted.long())[first]
 
         def given(need: Needs) -> Callable[[], tuple[Tensor, ...]]:
             return lambda: tuple(getattr(rows, name) for name in COLUMNS[need])

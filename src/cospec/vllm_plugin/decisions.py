@@ -8,6 +8,7 @@ later is dropped and counted. A disk that fails ends the log and never the serve
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import hashlib
 import json
@@ -68,6 +69,7 @@ class DecisionLog:
             ) from None
         head = {"cospec_decisions": FORMAT, "arbiter": arbiter, "features": list(feature_names)}
         self._append([json.dumps(head)], is_head=True)
+        atexit.register(self.close)
 
     def wants(self, request_id: str) -> bool:
         """Return whether a request is in the sample: by its id, so that all processes agree."""
@@ -132,6 +134,7 @@ class DecisionLog:
 
     def close(self) -> None:
         """Write what is under way and close the file."""
+        atexit.unregister(self.close)
         self._queue.flush()
         if self._is_open:
             self._is_open = False
@@ -145,7 +148,7 @@ class DecisionLog:
             self.num_dropped += len(lines)
             return
         try:
-            num_written = self._append_locked(lines, is_head=is_head)
+            num_written = self._append_locked(lines)
         except OSError as error:
             self._stop(f"writing to {self.settings.path} failed: {error}")
             num_written = 0
@@ -153,13 +156,11 @@ class DecisionLog:
             self.num_written += num_written
             self.num_dropped += len(lines) - num_written
 
-    def _append_locked(self, lines: list[str], *, is_head: bool) -> int:
+    def _append_locked(self, lines: list[str]) -> int:
         """Append what fits in one call; how many lines that was."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)  # several engines may share the file
         try:
             size = os.fstat(self._fd).st_size
-            if is_head and size:
-                return 0
             data, num_written = b"", 0
             for line in lines:
                 more = line.encode() + b"\n"

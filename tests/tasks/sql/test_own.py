@@ -91,6 +91,9 @@ def test_rows_may_name_their_split(folder: Path) -> None:
         ({**ROWS[0], "db_id": "../own/shop"}, "no database '../own/shop'"),
         ({**ROWS[0], "query": "SELECT price FROM maker"}, "no such column: price"),
         ({**ROWS[0], "split": "tset"}, "unknown split 'tset'; did you mean 'test'"),
+        ({**ROWS[0], "split": None}, "unknown split 'None'"),
+        ({**ROWS[0], "split": "test"}, "1 of 2 rows of .* have no field 'split'"),
+        ({**ROWS[0], "query": "SELECT date('now')"}, "asks the clock"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(
@@ -99,6 +102,22 @@ def test_a_row_that_cannot_be_used_is_named(
     write_rows(folder, [ROWS[0], row])
     with pytest.raises(TaskError, match=message):
         load_task(f"sql:{folder}")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM item ORDER BY 2",
+        "SELECT i.*, price FROM item AS i ORDER BY 4, 1",
+        "SELECT x'ff', 0x1F, json_extract('{\"a\": 1}', '$.a'), '{\"a\": 2}' ->> 'a'",
+    ],
+)
+def test_a_gold_query_may_use_all_that_sqlite_reads(query: str, folder: Path) -> None:
+    write_rows(folder, [{**ROWS[0], "query": query}])
+    (example,) = load_task(f"sql:{folder},split=test").examples("test")
+    task = load_task(f"sql:{folder},split=test")
+    assert task.score(example, query).correct
+    assert task.score(example, example.metadata["solution"]).correct
 
 
 def test_a_folder_without_questions_or_with_a_broken_file_is_refused(folder: Path) -> None:

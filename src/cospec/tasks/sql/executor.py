@@ -92,6 +92,9 @@ class Executor:
             line = self._read_line(process.stdout.fileno())
         except (BrokenPipeError, ValueError):
             line = None
+        except BaseException:  # else the answer to come would be taken for that of the next query
+            self.close()
+            raise
         if line is None:
             self.close()
             return {"error": "the query took too long or ended its process"}

@@ -47,6 +47,7 @@ def keyed(sql: str) -> Keyed | None:
     if not start or words[0] != "SELECT":
         return None
     selected = _parts(tokens[1:start], levels[1:start])
+    has_star = any(part[-1].text == "*" for part in selected)  # then columns cannot be counted
     aliases = {
         part[-1].value.lower(): part[:-2]
         for part in selected
@@ -56,7 +57,10 @@ def keyed(sql: str) -> Keyed | None:
     for part in _parts(tokens[order + 2 : end], levels[order + 2 : end]):
         key = part[:-1] if part[-1].upper in ("ASC", "DESC") else part
         if len(key) == 1 and key[0].kind == "number":
-            key = selected[int(key[0].text) - 1]
+            place = int(key[0].text)
+            if has_star or not 1 <= place <= len(selected):
+                return None
+            key = selected[place - 1]
         keys.append(aliases.get(key[0].value.lower(), key) if len(key) == 1 else key)
     texts = ["(" + " ".join(token.text for token in key) + ")" for key in keys]
     head, tail = (" ".join(t.text for t in part) for part in (tokens[:start], tokens[start:end]))

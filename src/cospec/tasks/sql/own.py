@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
 from cospec.tasks.base import SPLITS, Example
-from cospec.tasks.files import FileSource, by_hash, read_rows
+from cospec.tasks.files import FileSource, by_hash, named, read_rows
 from cospec.tasks.sql.executor import QueryError
-from cospec.tasks.sql.judge import Judge
+from cospec.tasks.sql.judge import Judge, asks_the_clock
 from cospec.tasks.sql.prompt import database_of, question_text, sql_task
 from cospec.tasks.sql.schema import from_sqlite
 from cospec.tasks.sql.solution import solution
@@ -27,7 +27,7 @@ from cospec.tasks.sql.trivial import is_empty
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.tasks.base import Split, Task
+    from cospec.tasks.base import Task
     from cospec.tasks.files import Row
     from cospec.tasks.sql.schema import Schema
 
@@ -86,9 +86,15 @@ def own(folder: str, whole: str | None = None) -> Task:
         if (example := _example(f"{files[0].stem}/{number}", row, judge)) is not None
     ]
     pools = by_hash(examples, whole)
-    if whole is None and all("split" in example.metadata for example in examples):
+    has_split = ["split" in example.metadata for example in examples]
+    if whole is None and any(has_split):
+        if not all(has_split):
+            raise TaskError(
+                f"{has_split.count(False)} of {len(examples)} rows of {files[0]} have no field "
+                "'split'; give it to all of them or to none."
+            )
         pools = {split: [e for e in examples if e.metadata["split"] == split] for split in SPLITS}
-    name = f"sql:{folder}" if whole is None else f"sql:{folder},split={whole}"
+    name = named(f"sql:{folder}", whole)
     num_shots = 3 if len(pools["train"]) > 3 else 0
     return sql_task(name, FileSource(name, pools, database_of), judge, num_shots)
 
@@ -100,9 +106,13 @@ def _example(identity: str, row: Row, judge: Judge) -> Example | None:
                 f"{identity} has no text in the field {field!r}; its fields are "
                 f"{', '.join(map(repr, row))}, and {', '.join(FIELDS)} are needed."
             )
-    split: Split | None = row.get("split")
-    if split is not None and split not in SPLITS:
-        raise TaskError(f"{identity}: {unknown_name('split', str(split), SPLITS)}")
+    if "split" in row and row["split"] not in SPLITS:
+        raise TaskError(f"{identity}: {unknown_name('split', str(row['split']), SPLITS)}")
+    if asks_the_clock(row["query"]):
+        raise TaskError(
+            f"{identity}: the gold query asks the clock, so that its result changes from day to "
+            f"day ({row['query'][:60]!r}); write the date."
+        )
     schema = judge.databases.schema(row["db_id"])
     try:
         gold = judge.gold(row["db_id"], row["query"])

@@ -121,7 +121,7 @@ def run(connection: sqlite3.Connection, sql: str, max_rows: int) -> dict[str, An
             return {"error": "MemoryError"}
         if cursor.description is None:
             return {"error": "not a query"}
-        return {"rows": rows, "width": len(cursor.description)}
+        return {"rows": rows}
 
 
 def main(time_s: float, memory_bytes: int) -> None:
