@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
 
-RANK, RATE, WARM_UP = 8, 8e-4, 10
+RANK, WARM_UP = 8, 10
 PACK_TOKENS = 1024
 """Of a step, which bounds its memory; a longer schema takes one question at a time."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -38,6 +38,8 @@ def main() -> None:
     for name in ("draft", "data", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--questions", type=int, default=2200)
+    parser.add_argument("--first-pack", type=int, default=0, help="go round, beginning there")
+    parser.add_argument("--rate", type=float, default=8e-4, help="learning rate")
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -51,12 +53,13 @@ def main() -> None:
     some = half(task.examples("train"), "draft", options.arbiter_quarters)
     train = packs(task, some, tokenizer, seed=0)
     train = [pack for pack in train if len(pack[0]) <= LONGEST_PREFIX]
+    train = train[options.first_pack :] + train[: options.first_pack]
     ends = accumulate(len(branches) for _, branches in train)
     train = train[: 1 + sum(end < options.questions for end in ends)]
     tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR)
     model = get_peft_model(model, config)
-    log = fit(model, Head(model, train + tune), train, tune, options.out)
+    log = fit(model, Head(model, train + tune), train, tune, options)
     model.to(torch.bfloat16).save_pretrained(options.out / "adapter")
     model.float().merge_and_unload().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
@@ -132,16 +135,16 @@ def loss_of(model, head, pack) -> torch.Tensor:
     return head.loss(hidden[where], answer)
 
 
-def fit(model, head, train, tune, out) -> dict[str, object]:
+def fit(model, head, train, tune, options) -> dict[str, object]:
     """One epoch of AdamW with a cosine; returns losses."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=options.rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / len(train))),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    state = out / "state.pt"
+    options.out.mkdir(parents=True, exist_ok=True)
+    state = options.out / "state.pt"
     log = {"questions": sum(len(branches) for _, branches in train), "losses": [], "tune": []}
     if state.exists():
         saved = torch.load(state, weights_only=True)

@@ -181,3 +181,15 @@ def test_training_on_replicas_ends_with_the_weights_of_one_process(pair, task) -
         for name in ("accuracy", "override_rate", "tune_accuracy"):
             assert a[name] == pytest.approx(b[name])
     backend.close()
+
+
+def test_a_closed_backend_gives_its_places_back():
+    from ray.util.placement_group import placement_group_table
+
+    from cospec.backends.ray import RayBackend
+
+    backend = RayBackend(tiny_backend, 2)
+    ids = [group.id.hex() for group in backend._groups]
+    assert {placement_group_table()[each]["state"] for each in ids} == {"CREATED"}
+    backend.close()
+    assert {placement_group_table()[each]["state"] for each in ids} == {"REMOVED"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, multinomial
 
+from cospec.arbiters.checkpoint import FORMAT
 from cospec.errors import CheckpointError, ConfigError
 from cospec.evaluation.stats import wilson_interval
 from cospec.rl.calibrate import (
@@ -188,7 +189,13 @@ def test_reliability_of_branches_that_never_differ_is_unknown():
 
 @pytest.fixture
 def folder(tmp_path):
-    config = {"operating_points": {"default": {"threshold": 0.5}}, "pair": {"fingerprint": "x"}}
+    config = {
+        "cospec_arbiter": FORMAT,
+        "features": {},
+        "policy": {},
+        "operating_points": {"default": {"threshold": 0.5}},
+        "pair": {"fingerprint": "x"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     return tmp_path
 
