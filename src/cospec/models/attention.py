@@ -69,6 +69,9 @@ def use_grouped_attention(model: PreTrainedModel) -> None:
     """Let a model that uses transformers' ``sdpa`` use `grouped_attention`."""
     if model.config._attn_implementation != "sdpa":
         return
-    AttentionInterface.register(_NAME, grouped_attention)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)
+
+
+# At import, so that a process finds it which gets a model from another one.
+AttentionInterface.register(_NAME, grouped_attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
