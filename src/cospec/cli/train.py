@@ -19,7 +19,6 @@ from cospec.cli.progress import Progress
 from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, parse_json, write_text
 from cospec.rl.config import TrainConfig
-from cospec.rl.methods import METHODS
 
 if TYPE_CHECKING:
     from cospec.backends.base import RolloutBackend
@@ -217,11 +216,8 @@ class Train:
     def _num_completions(self, trainer: Trainer) -> int:
         """Return the most texts left: solutions, lossless, rollouts, branches, tune split."""
         config, left = self.train, self.train.num_rounds - trainer.state.round
-        branches = (
-            0 if not METHODS[config.method].has_branches else config.branches.branches_per_rollout
-        )
         round_size = config.rollouts.prompts_per_round * (
-            1 + round(config.rollouts.group_size * (1 + branches))
+            1 + round(config.rollouts.group_size * (1 + config.branches_per_rollout))
         )
         num_read = 0 if trainer.state.best else config.warmup.num_solutions
         return (
@@ -265,9 +261,7 @@ class Train:
         share = config.evaluation.num_tune / (size * (1 + config.rollouts.group_size))
         tune_s = seconds / 2 * share * (1 + config.num_rounds // config.evaluation.tune_every)
         num_rollouts = config.rollouts.prompts_per_round * config.rollouts.group_size
-        num_branches = round(num_rollouts * config.branches.branches_per_rollout)
-        if not METHODS[config.method].has_branches:
-            num_branches = 0
+        num_branches = round(num_rollouts * config.branches_per_rollout)
         print(
             f"{config.num_rounds} rounds of {config.rollouts.prompts_per_round} problems: "
             f"{num_rollouts} rollouts and {num_branches} branches each; "

@@ -108,9 +108,8 @@ class Collector:
         for start in range(0, len(examples), _CHUNK_SIZE):
             chunk = examples[start : start + _CHUNK_SIZE]
             new = self.play(arbiter, chunk, known, seed)
-            left = new if self._method.has_branches else []
             base = self.baseline(chunk, known)
-            parts.append(self.branch(arbiter, chunk, base, left, seed + 1))
+            parts.append(self.branch(arbiter, chunk, base, new, seed + 1))
             played += [
                 replace(one, place=start + one.place, rollout=replace(one.rollout, handle=None))
                 for one in new
@@ -137,8 +136,8 @@ class Collector:
         size = self._config.rollouts.group_size
         repeated = [example for example in examples for _ in range(size)]
         items = self.items(repeated, seed)
-        has_branches = self._method.has_branches and self._config.branches.branches_per_rollout > 0
-        rollouts = self._backend.complete(items, arbiter, keep_handles=has_branches)
+        keep_handles = self._config.branches_per_rollout > 0
+        rollouts = self._backend.complete(items, arbiter, keep_handles=keep_handles)
         scores = [
             self._task.score(example, rollout.completion.text)
             for example, rollout in zip(repeated, rollouts, strict=True)
@@ -224,7 +223,7 @@ class Collector:
                 doubt = probability * (1 - probability) + 0.02
                 candidates.append((random.random() ** (1 / doubt), one, m))
         candidates.sort(key=lambda candidate: -candidate[0])
-        number = round(self._config.branches.branches_per_rollout * len(played))
+        number = round(self._config.branches_per_rollout * len(played))
         return [(one, m) for _, one, m in candidates[:number]]
 
 

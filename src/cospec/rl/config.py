@@ -237,6 +237,12 @@ class TrainConfig:
         if not self.objective.group_weight:
             raise ConfigError("branches_per_rollout and group_weight are both 0: nothing to learn.")
 
+    @property
+    def branches_per_rollout(self) -> float:
+        """Branches for each rollout; 0 for a method that plays none."""
+        has_branches = METHODS[self.method].has_branches
+        return self.branches.branches_per_rollout if has_branches else 0.0
+
     def _check_warmup(self, method: Method) -> None:
         warmup = self.warmup
         if warmup.warm_start is not None and not method.takes_audit:

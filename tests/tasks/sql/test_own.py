@@ -109,6 +109,7 @@ def test_a_row_that_cannot_be_used_is_named(
     [
         "SELECT * FROM item ORDER BY 2",
         "SELECT i.*, price FROM item AS i ORDER BY 4, 1",
+        "SELECT name FROM item ORDER BY 1.5, 1",
         "SELECT x'ff', 0x1F, json_extract('{\"a\": 1}', '$.a'), '{\"a\": 2}' ->> 'a'",
     ],
 )

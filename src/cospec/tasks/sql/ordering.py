@@ -56,7 +56,7 @@ def keyed(sql: str) -> Keyed | None:
     keys = []
     for part in _parts(tokens[order + 2 : end], levels[order + 2 : end]):
         key = part[:-1] if part[-1].upper in ("ASC", "DESC") else part
-        if len(key) == 1 and key[0].kind == "number":
+        if len(key) == 1 and key[0].text.isdecimal():
             place = int(key[0].text)
             if has_star or not 1 <= place <= len(selected):
                 return None
