@@ -5,7 +5,7 @@ Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
 and itself. The loss is on answers alone, which are the gold queries in the models' writing.
 Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
-with LoRA merged, and OUT/adapter is LoRA alone, in bfloat16.
+with LoRA merged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
 
-RANK, WARM_UP = 8, 10
+WARM_UP = 10
 PACK_TOKENS = 1024
 """Of a step, which bounds its memory; a longer schema takes one question at a time."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -39,6 +39,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--questions", type=int, default=2200)
     parser.add_argument("--first-pack", type=int, default=0, help="go round, beginning there")
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA")
     parser.add_argument("--rate", type=float, default=8e-4, help="learning rate")
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=1)
@@ -57,11 +58,10 @@ def main() -> None:
     ends = accumulate(len(branches) for _, branches in train)
     train = train[: 1 + sum(end < options.questions for end in ends)]
     tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR)
+    config = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=LINEAR)
     model = get_peft_model(model, config)
     log = fit(model, Head(model, train + tune), train, tune, options)
-    model.to(torch.bfloat16).save_pretrained(options.out / "adapter")
-    model.float().merge_and_unload().save_pretrained(options.out)
+    model.merge_and_unload().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     (options.out / "tuning.json").write_text(json.dumps(log, indent=1) + "\n")
 
