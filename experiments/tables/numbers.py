@@ -42,7 +42,7 @@ MEASURES: dict[str, Callable[[Arm, Arm], str]] = {
     "gain_ci": lambda a, b: _points(a.gain_interval(b)),
     "won": lambda a, b: f"{a.against(b)[0]}",
     "lost": lambda a, b: f"{a.against(b)[1]}",
-    "p": lambda a, b: f"{a.p(b):.1g}",
+    "p": lambda a, b: f"{a.p(b):.2g}",
     "rate": lambda a, _: f"{a.rate:,.0f}",
     "over": lambda a, b: f"{a.over(b):.2f}",
     "over_ci": lambda a, b: _times(a.over_interval(b)),
