@@ -13,12 +13,15 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from halves import half, one_wording
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import load_arbiter
+from cospec.drafters import ModelDrafter
+from cospec.engine.prompts import make_row
 from cospec.evaluation.stats import mcnemar_p
 from cospec.tasks import load_task
 from cospec.tasks.sql.dice import stable_hash
@@ -94,26 +97,68 @@ def play(pair, task, examples, arms, options):
         "num_speculative_tokens": options.k,
         "batch_size": options.batch or options.chunk,
         "end_blocks_at_stop": options.end_blocks_at_stop,
+        "keep_trace": False,
     }
+    drafts = FirstBlocks.texts = {}
     for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":
-            engine = Engine.draft_only(pair, **settings)
+            column = draft_only(pair, prompts, sampling, settings, drafts)
         else:
-            engine = Engine(pair, load_arbiter(arm, pair), **settings)
-        done = engine.generate(prompts, sampling)
-        column = [
-            {
-                "correct": task.score(example, completion.text).correct,
-                "text": completion.text,
-                "tokens": len(completion.token_ids),
-                "target_forwards": completion.stats.num_target_forwards,
-                "mismatches": completion.stats.num_mismatches,
-                "overrides": completion.origins.count(Origin.OVERRIDE),
-            }
-            for example, completion in zip(examples, done, strict=True)
+            engine = Engine(pair, load_arbiter(arm, pair), drafter=FirstBlocks, **settings)
+            column = engine.generate(prompts, sampling)
+        entries = [
+            entry(completion) | {"correct": task.score(example, completion.text).correct}
+            for example, completion in zip(examples, column, strict=True)
         ]
-        yield arm, column, time.perf_counter() - started
+        yield arm, entries, time.perf_counter() - started
+
+
+def entry(completion):
+    """What is kept of a completion."""
+    return {
+        "text": completion.text,
+        "tokens": len(completion.token_ids),
+        "target_forwards": completion.stats.num_target_forwards,
+        "mismatches": completion.stats.num_mismatches,
+        "overrides": completion.origins.count(Origin.OVERRIDE),
+    }
+
+
+class FirstBlocks(ModelDrafter):
+    """The draft, which notes the first block of each row."""
+
+    texts: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+
+    def propose(self, rows, chance):
+        """Propose, and note what ends with the text: that is the draft's own answer."""
+        proposal = super().propose(rows, chance)
+        for row, ids, length in zip(
+            rows, proposal.token_ids.tolist(), proposal.lengths.tolist(), strict=True
+        ):
+            if not row.generated and ids[length - 1] in row.stop_ids:
+                self.texts[tuple(row.prompt_ids)] = ids[:length]
+        return proposal
+
+
+def draft_only(pair, prompts, sampling, settings, known):
+    """The draft's own answers; where it has written them as first blocks, they are taken."""
+    missing = [prompt for prompt in prompts if tuple(prompt) not in known]
+    decoded = iter(
+        Engine.draft_only(pair, **settings).generate(missing, sampling) if missing else []
+    )
+    return [
+        draft_answer(pair, known[tuple(prompt)]) if tuple(prompt) in known else next(decoded)
+        for prompt in prompts
+    ]
+
+
+def draft_answer(pair, token_ids):
+    """A completion of tokens that the draft has written."""
+    row = make_row(pair, 0, [0], SamplingConfig(max_new_tokens=len(token_ids)))
+    for token in token_ids:
+        row.emit(token, Origin.MATCH)
+    return row.completion()
 
 
 def summarise(rows) -> None:

@@ -1,11 +1,13 @@
 """Tune a draft on Spider's train questions with LoRA, reading each schema once for its questions.
 
-Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 2200]
+Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 3000]
+       python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT --adapter FOLDER
 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
 and itself. The loss is on answers alone, which are the gold queries in the models' writing.
 Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
-with LoRA merged.
+with LoRA merged, and OUT/adapter is the adapter alone. With --adapter nothing is tuned: OUT is
+DRAFT with that adapter.
 """
 
 from __future__ import annotations
@@ -20,7 +22,13 @@ from pathlib import Path
 
 import torch
 from halves import LONGEST_PREFIX, half
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cospec.models.prefill import num_shared_tokens
@@ -37,9 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("draft", "data", "out"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--questions", type=int, default=2200)
-    parser.add_argument("--first-pack", type=int, default=0, help="go round, beginning there")
-    parser.add_argument("--rank", type=int, default=8, help="of LoRA")
+    parser.add_argument("--adapter", type=Path, help="merge this one and tune nothing")
+    parser.add_argument("--questions", type=int, default=3000)
+    parser.add_argument("--rank", type=int, default=2, help="of LoRA")
     parser.add_argument("--rate", type=float, default=8e-4, help="learning rate")
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=1)
@@ -50,20 +58,30 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.draft)
     model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=torch.float32)
+    if options.adapter:
+        return save(PeftModel.from_pretrained(model, options.adapter), tokenizer, options.out)
     task = load_task("spider", data_dir=options.data)
     some = half(task.examples("train"), "draft", options.arbiter_quarters)
     train = packs(task, some, tokenizer, seed=0)
     train = [pack for pack in train if len(pack[0]) <= LONGEST_PREFIX]
-    train = train[options.first_pack :] + train[: options.first_pack]
     ends = accumulate(len(branches) for _, branches in train)
     train = train[: 1 + sum(end < options.questions for end in ends)]
     tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
-    config = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=LINEAR)
+    config = LoraConfig(r=options.rank, lora_alpha=16, target_modules=LINEAR)
     model = get_peft_model(model, config)
     log = fit(model, Head(model, train + tune), train, tune, options)
-    model.merge_and_unload().save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
-    (options.out / "tuning.json").write_text(json.dumps(log, indent=1) + "\n")
+    for weight in model.parameters():
+        if weight.requires_grad:  # the adapter is kept in half as many bytes
+            weight.data = weight.data.bfloat16().float()
+    model.save_pretrained(options.out / "adapter")
+    (options.out / "tuning.json").write_text(json.dumps(log) + "\n")
+    save(model, tokenizer, options.out)
+
+
+def save(model, tokenizer, out: Path) -> None:
+    """Merge the adapter and write the checkpoint."""
+    model.merge_and_unload().save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 def packs(task, examples, tokenizer, seed):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -44,18 +46,18 @@ def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter, promp
 @pytest.mark.parametrize("batch", [1, 3, 9])
 def test_prompts_that_begin_alike_are_read_once_and_lossless_stays_exact(llama_pair, batch):
     prompts = [*SHARING, SHARING[0]]
-    widths = []
+    read = []
     hook = llama_pair.target.register_forward_pre_hook(
-        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True
+        lambda _, args, kwargs: read.append(kwargs["position_ids"].flatten()), with_kwargs=True
     )
     done = decode(llama_pair, "lossless", 4, batch, prompts=prompts)
     hook.remove()
     assert [c.token_ids for c in done] == [expected_ids(llama_pair, p) for p in prompts]
-    num_whole = sum(width > 24 for _, width in widths)
-    assert num_whole == (sum(len(p) - 1 > 24 for p in prompts) if batch == 1 else 0)
+    num_begun = sum(int((positions == 23).sum()) for positions in read)
+    assert num_begun == (len(prompts) if batch == 1 else 1)
     if batch == 9:
-        assert widths[0] == (1, 24)
-        assert widths[1][0] < 9 and widths[1][1] == max(map(len, PROMPTS)) - 1, "twins are copied"
+        rests = [len(prompt) - 25 for prompt in SHARING]
+        assert [len(positions) for positions in read[:2]] == [24, sum(rests)], "twins are copied"
 
 
 @pytest.mark.parametrize("batch", [3, 9])
@@ -106,3 +108,32 @@ def assert_strip_equals_prefill(cached, r, tokens):
             torch.testing.assert_close(
                 a[r, : len(tokens)], b[0, : len(tokens)], rtol=1e-3, atol=1e-4
             )
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_follows_the_end_of_a_block_is_not_read(llama_pair, batch):
+    stops = tuple(range(0, VOCAB, 3))
+    sampling = dataclasses.replace(GREEDY, stop_token_ids=stops)
+    counts = {"target": 0, "draft": 0}
+
+    def count(name: str):
+        def hook(_, args, kwargs):
+            counts[name] += kwargs["input_ids"].numel()
+
+        return hook
+
+    hooks = [
+        model.register_forward_pre_hook(count(name), with_kwargs=True)
+        for name, model in (("target", llama_pair.target), ("draft", llama_pair.draft_model))
+    ]
+    done = decode(llama_pair, "always_draft", 12, batch, sampling=sampling, end_blocks_at_stop=True)
+    for hook in hooks:
+        hook.remove()
+    num_prompt = sum(len(prompt) - 1 for prompt in PROMPTS)
+    blocks = [step.num_draft_tokens for c in done for step in c.trace]
+    assert min(blocks) < 12
+    assert counts["target"] == num_prompt + sum(blocks) + len(blocks)
+    # The draft reads the last token before a block, and of the block all but its own last token.
+    # A block that stood whole leaves that and the bonus token, and rows beside it read as many.
+    assert counts["draft"] >= num_prompt + sum(blocks)
+    assert counts["draft"] <= num_prompt + sum(blocks) + len(blocks)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cospec.models.attention import use_grouped_attention
 from cospec.models.cache import CachedModel
-from tests.conftest import random_model
+from tests.conftest import FAMILIES, random_model
 
 
 @pytest.mark.parametrize("num_rows", [1, 3])
@@ -25,3 +26,47 @@ def test_the_output_matrix_gets_no_view_with_gaps(num_rows, num_tokens):
     (states,) = seen
     assert states.shape[:2] == found.logits.shape[:2] == (num_rows, 1)
     assert states.stride(0) == states.stride(1) == states.shape[2]
+
+
+def read_counts(model) -> list[int]:
+    """Tokens of each forward from now on."""
+    counts: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, given: counts.append(given[0].numel())
+    )
+    return counts
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@torch.inference_mode()
+def test_tokens_after_the_end_of_a_row_are_not_read_and_change_nothing(family):
+    plain, model = random_model(family), random_model(family)
+    is_grouped = use_grouped_attention(model)
+    counts = read_counts(model)
+    prompts = [[1, 2, 3, 4, 5], [6, 7, 8], [9, 1, 2, 3]]
+    ids = torch.arange(12).view(3, 4) + 10
+    lengths = torch.tensor([2, 4, 1])
+    is_read = torch.arange(4) < lengths[:, None]
+    found = []
+    for each in (plain, model):
+        cached = CachedModel(each, capture_hidden=True)
+        cached.reserve(3, 64)
+        cached.prefill(prompts, 0)
+        starts = torch.tensor([len(prompt) for prompt in prompts])
+        window = cached.window(starts, 4, 9)
+        ragged = cached.read(ids, window if each is plain else window.only(is_read), 4)
+        on = cached.read(ids[:, :1], cached.window(starts + lengths, 1, 9))
+        assert ragged.hidden is not None
+        found.append((ragged.logits[is_read], ragged.hidden[is_read], on.logits))
+    if is_grouped:
+        assert counts == [12, 7, 3]
+    for padded, ragged in zip(*found, strict=True):
+        torch.testing.assert_close(ragged, padded, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_of_all_tokens_is_the_window():
+    cached = CachedModel(random_model("llama"))
+    cached.reserve(2, 8)
+    window = cached.window(torch.zeros(2, dtype=torch.int64), 3, 3)
+    assert window.only(torch.ones(2, 3, dtype=torch.bool)).places is None
+    assert window.only(torch.tensor([[True, True, True], [True, False, False]])).places is not None

@@ -23,8 +23,8 @@ from cospec.errors import (
     UnsupportedModelError,
 )
 from cospec.models import ModelPair
-from cospec.models.cache import probe
 from cospec.models.compare import compare_tokenizers
+from cospec.models.probe import probe
 from tests.conftest import EOS, VOCAB, disturbed, random_model
 
 if TYPE_CHECKING:
@@ -394,6 +394,23 @@ def test_a_model_that_reads_wrongly_through_the_cache_is_refused(family, forget)
     for models in ((model, random_model(family)), (random_model(family), model)):
         with pytest.raises(UnsupportedModelError, match="does not honour position ids or masks"):
             ModelPair(*models)
+
+
+def test_a_model_that_needs_padding_is_read_with_it():
+    model = random_model("qwen2")
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def by_rows(**arguments: Any) -> Any:
+        mask = arguments.get("attention_mask")
+        if mask is not None and len(mask) != len(arguments["input_ids"]):
+            raise ValueError("a mask of other rows")
+        return forward(**arguments)
+
+    model.forward = by_rows
+    pair = ModelPair(model, random_model("qwen2"))
+    assert pair.target.config._attn_implementation == "sdpa"
+    assert pair.draft_model.config._attn_implementation == "cospec_sdpa"
 
 
 def test_a_model_that_fails_in_its_forward_is_refused_with_its_reason(llama_pair):

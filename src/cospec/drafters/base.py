@@ -48,10 +48,13 @@ class Drafter:
             arbiter that needs what is missing is refused when the engine is made.
         has_model: Whether it runs a model: its forwards are counted, and a branch needs what the
             drafter kept of the rollout.
+        ends_early: Whether blocks of a batch may differ in length. If so, the target reads each to
+            its own end. Where they never do, False saves a wait for the device.
     """
 
     provides: ClassVar[Needs] = Needs.NOTHING
     has_model: ClassVar[bool] = False
+    ends_early: bool = True
 
     def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
         """Make a drafter.

@@ -40,6 +40,7 @@ class ChainedDrafter(ModelDrafter):
     def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
         """See `Drafter`."""
         super().__init__(pair, config, needs)
+        self.ends_early = True
         # The threshold is of the model's confidence, which a search does not have.
         self._first = self.first(pair, config.with_options(draft_confidence_threshold=0.0), needs)
 

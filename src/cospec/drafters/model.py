@@ -49,6 +49,9 @@ class ModelDrafter(CachedModel, Drafter):
         super().__init__(pair.draft_model, Needs.DRAFT_HIDDEN in needs)
         self._k, self._min_confidence = config.k, config.draft_confidence_threshold
         self._pair, self._config = pair, config
+        self.ends_early = bool(
+            config.end_blocks_at_stop or config.adaptive or config.draft_confidence_threshold
+        )
         self._target_vocab_size: int = pair.target.config.get_text_config().vocab_size
         self._num_read: dict[int, int] = {}
         """By row, tokens at its beginning that are in the cache, if so many stand."""
@@ -75,8 +78,11 @@ class ModelDrafter(CachedModel, Drafter):
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         column = 0
         for j in range(self._k):
-            output = self.read(ids, window.columns(column, column + ids.shape[1]))
+            places = window.columns(column, column + ids.shape[1])
             column += ids.shape[1]
+            if j and may_end:  # blocks that have ended are not read on
+                places = places.only(is_open[:, None])
+            output = self.read(ids, places)
             step_logits = self._fit(output.logits[:, -1])  # (B, V)
             top, ids = step_logits.max(dim=-1, keepdim=True)  # NaN if any entry is
             is_sound = top.isfinite()
@@ -103,8 +109,10 @@ class ModelDrafter(CachedModel, Drafter):
                         is_open = is_open & pace.goes_on(confidence, chance.warper)
                 if not is_open.any():
                     break
+        # The last token of a block is not read, nor what follows the end of one.
+        ends = lengths.tolist() if may_end else [len(drafted)] * len(rows)
         for r, row in enumerate(rows):
-            self._num_read[r] = len(row) + len(drafted) - 1
+            self._num_read[r] = len(row) + max(ends[r], 1) - 1
         return Proposal(
             token_ids=torch.cat(drafted, dim=1),
             lengths=lengths,

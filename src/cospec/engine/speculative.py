@@ -82,12 +82,18 @@ class SpeculativeBatch(Batch):
         )
 
     def _read(self, proposal: Proposal) -> Output:
-        """Read the last token and the drafted ones, in one forward of the target."""
+        """Read the last token and the drafted ones, in one forward of the target.
+
+        Of what comes after the end of a row's block nothing is read.
+        """
         end = max(map(len, self.rows)) + self._k
         self._target.reserve(len(self.rows), end)
         ids = self._token_ids(proposal)  # (B, K + 1)
         starts = torch.tensor([len(row) - 1 for row in self.rows], device=ids.device)
         window = self._target.window(starts, ids.shape[1], end)
+        if self._drafter.ends_early:
+            place = torch.arange(ids.shape[1], device=ids.device)
+            window = window.only(place <= proposal.lengths[:, None])
         return self._target.read(ids, window, ids.shape[1])
 
     def _read_one_by_one(self, proposal: Proposal) -> Output:

@@ -1,14 +1,20 @@
-"""Attention over the ragged cache without copies of keys and values.
+"""Attention over the ragged cache without copies of keys and values, and without padding elsewhere.
 
 The only file that knows Hugging Face's attention functions. Where several query heads share a
 key-value head, transformers copies keys and values for each of them as soon as there is a mask,
 which with the ragged cache is always. Reading the whole cache several times over is most of what a
 verify step costs on a CPU. Here the query heads of a group become rows of one query instead (as
 transformers does for a single token): the same sums, nothing copied.
+
+Rows read different numbers of tokens where blocks end early. All layers but attention look at one
+token at a time, so a model can be given the tokens of all rows as a single row without padding
+(`without_padding`). Only here they are laid out by rows again.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,10 +23,27 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 _NAME = "cospec_sdpa"
+_places: ContextVar[Tensor | None] = ContextVar("_places", default=None)
+
+
+@contextmanager
+def without_padding(places: Tensor) -> Iterator[None]:
+    """Give models that use `grouped_attention` T tokens of B rows as one row of T.
+
+    Args:
+        places: Where they stand among the B n tokens of padded rows, (T,) int64.
+    """
+    token = _places.set(places)
+    try:
+        yield
+    finally:
+        _places.reset(token)
 
 
 def grouped_attention(
@@ -36,7 +59,7 @@ def grouped_attention(
 
     Args:
         module: The attention layer.
-        query: (B, heads, n, D).
+        query: (B, heads, n, D); within `without_padding` (1, heads, T, D).
         key: (B, heads / G, S, D).
         value: (B, heads / G, S, D).
         attention_mask: Added to the scores, (B, 1, n, S).
@@ -44,8 +67,29 @@ def grouped_attention(
         **kwargs: For transformers' own function, which does all that is not grouped and masked.
 
     Returns:
-        (B, n, heads, D) and None.
+        (B, n, heads, D), or (1, T, heads, D), and None.
     """
+    if (places := _places.get()) is None or attention_mask is None:
+        return _attend(module, query, key, value, attention_mask, scaling, **kwargs)
+    places = places.to(query.device)
+    _, num_heads, _, size = query.shape
+    padded = query.new_zeros(len(key) * attention_mask.shape[2], num_heads, size)
+    padded[places] = query[0].transpose(0, 1)
+    padded = padded.view(len(key), -1, num_heads, size).transpose(1, 2)  # (B, heads, n, D)
+    found, _ = _attend(module, padded, key, value, attention_mask, scaling, **kwargs)
+    return found.flatten(0, 1)[places][None], None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    **kwargs: Any,  # Any: as in `grouped_attention`
+) -> tuple[Tensor, None]:
+    """Compute attention of padded rows."""
     num_rows, num_heads, length, size = query.shape
     num_shared = num_heads // key.shape[1]  # G
     is_plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
@@ -65,11 +109,16 @@ def grouped_attention(
     return found.reshape(num_rows, num_heads, length, size).transpose(1, 2).contiguous(), None
 
 
-def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Let a model that uses transformers' ``sdpa`` use `grouped_attention`."""
-    if model.config._attn_implementation != "sdpa":
-        return
-    model.set_attn_implementation(_NAME)
+def can_go_without_padding(model: PreTrainedModel) -> bool:
+    """Tell whether a model uses `grouped_attention`."""
+    return bool(model.config._attn_implementation == _NAME)
+
+
+def use_grouped_attention(model: PreTrainedModel) -> bool:
+    """Let a model that uses transformers' ``sdpa`` use `grouped_attention`; return if it does."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(_NAME)
+    return can_go_without_padding(model)
 
 
 # At import, so that a process finds it which gets a model from another one.

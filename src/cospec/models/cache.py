@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from transformers.cache_utils import Cache
 
-from cospec.errors import UnsupportedModelError
+from cospec.models.attention import can_go_without_padding, without_padding
 from cospec.models.prefill import plan_prefill
 from cospec.models.support import attention_windows, check_supported, context_length
 
@@ -51,6 +51,13 @@ class Window(NamedTuple):
     """By layer type: additive mask, (B, 1, n, S)."""
     rows: slice | Tensor
     """Cache rows, B of them: a range, whose strips are seen in place, or any, which are copied."""
+    places: Tensor | None = None
+    """Which of the B n tokens are read, (T,) int64, ascending; None for all."""
+
+    def only(self, is_read: Tensor) -> Window:
+        """The window of the tokens that are marked, (B, n) bool."""
+        places = is_read.flatten().nonzero()[:, 0]
+        return self._replace(places=None if len(places) == is_read.numel() else places)
 
     def columns(self, start: int, stop: int) -> Window:
         """The window of tokens `start` to `stop` - 1."""
@@ -63,7 +70,7 @@ class Output(NamedTuple):
     """The output of a forward."""
 
     logits: Tensor
-    """(B, N, V) of the last N tokens read."""
+    """(B, N, V) of the last N tokens of the window; of no meaning for those that were not read."""
     hidden: Tensor | None
     """What the output matrix was applied to, (B, N, H), if asked for."""
 
@@ -88,13 +95,17 @@ class _RaggedCache(Cache):
         rows = window.rows
         if isinstance(rows, slice):
             rows = torch.arange(rows.start, rows.stop, device=window.slots.device)
+        slots = (rows[:, None] * self.num_slots + window.slots).reshape(-1)
         self._window = window
-        self._flat_slots = (rows[:, None] * self.num_slots + window.slots).reshape(-1)
+        self._flat_slots = slots if window.places is None else slots[window.places]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer: store (B, heads, n, size), return all that is seen."""
+        """Called by each attention layer: store (B, heads, n, size), return all that is seen.
+
+        Without padding, what is stored is (1, heads, T, size).
+        """
         assert self._window is not None and self._flat_slots is not None, "aim first"
         if layer_idx == len(self.buffers):
             self.buffers.append((self._allocate(key_states), self._allocate(value_states)))
@@ -257,19 +268,49 @@ class CachedModel:
             window: Where they go, of the same B and n.
             num_logits: N, of how many last tokens the logits are wanted.
         """
-        self._cache.aim(window)
-        masks: Any = window.masks  # Any: a tensor or a dict, as the model class has it
-        if len(masks) == 1:
-            (masks,) = masks.values()
+        if window.places is not None:
+            if can_go_without_padding(self.model):
+                return self._read_without_padding(token_ids, window, num_logits)
+            window = window._replace(places=None)
         keep: int | Tensor = num_logits
         if num_logits < token_ids.shape[1]:
             # An index copies where a slice gives a strided view (of a single row too), on which
             # bfloat16 matrix products of the CPU are up to two hundred times slower.
             keep = torch.arange(token_ids.shape[1], device=token_ids.device)[-num_logits:]
+        return self._forward(token_ids, window.positions, window, keep)
+
+    def _read_without_padding(self, token_ids: Tensor, window: Window, num_logits: int) -> Output:
+        """Read the tokens that the window marks, as one row."""
+        places = window.places
+        assert places is not None
+        num_rows, length = token_ids.shape
+        with without_padding(places):
+            ids, positions = (x.flatten()[places][None] for x in (token_ids, window.positions))
+            column = places % length - (length - num_logits)
+            keep = (column >= 0).nonzero()[:, 0]
+            found = self._forward(ids, positions, window, keep)
+        into = (places // length * num_logits + column)[keep].to(found.logits.device)
+
+        def padded(packed: Tensor) -> Tensor:
+            """Lay (1, T, X) out as (B, N, X)."""
+            out = packed.new_zeros(num_rows * num_logits, packed.shape[-1])
+            return out.index_copy_(0, into, packed[0]).view(num_rows, num_logits, -1)
+
+        hidden = None if found.hidden is None else padded(found.hidden)
+        return Output(padded(found.logits), hidden)
+
+    def _forward(
+        self, token_ids: Tensor, positions: Tensor, window: Window, keep: int | Tensor
+    ) -> Output:
+        """Run the model; of the tokens of `keep` (a last number or indices), return the output."""
+        self._cache.aim(window)
+        masks: Any = window.masks  # Any: a tensor or a dict, as the model class has it
+        if len(masks) == 1:
+            (masks,) = masks.values()
         arguments = {
             "input_ids": token_ids.clamp(max=self.vocab_size - 1),
             "attention_mask": masks,
-            "position_ids": window.positions,
+            "position_ids": positions,
             self._cache_keyword: self._cache,
             "use_cache": True,
             "logits_to_keep": keep,
@@ -326,8 +367,9 @@ class CachedModel:
     ) -> None:
         """Read token ranges (place in `prompts`, start, end), those of like length together.
 
-        A shorter range is lengthened at its start by tokens that were read already, or where there
-        are none at its end by tokens that are hidden until they are overwritten.
+        Where a model needs padding, a shorter range is lengthened at its start by tokens that were
+        read already, or where there are none at its end by tokens that are hidden until they are
+        overwritten.
         """
         spans = sorted((s for s in spans if s[2] > s[1]), key=lambda s: s[1] - s[2])
         while spans:
@@ -335,48 +377,20 @@ class CachedModel:
             part = [s for s in spans if longest - (s[2] - s[1]) <= _MOST_PADDING]
             spans = spans[len(part) :]
             first = [max(0, end - longest) for _, _, end in part]
-            ids = [prompts[s[0]][start : s[2]] for s, start in zip(part, first, strict=True)]
+            given = [prompts[s[0]][start : s[2]] for s, start in zip(part, first, strict=True)]
             padded = torch.tensor(
-                [one + one[-1:] * (longest - len(one)) for one in ids], device=self.device
+                [one + one[-1:] * (longest - len(one)) for one in given], device=self.device
             )
-            rows = torch.tensor([first_row + s[0] for s in part], device=self.device)
+            rows, begin, end = (
+                torch.tensor(each, device=self.device) for each in zip(*part, strict=True)
+            )
+            position = torch.tensor(first, device=self.device)[:, None] + torch.arange(
+                longest, device=self.device
+            )
+            is_read = (position >= begin[:, None]) & (position < end[:, None])
             for start in range(0, longest, _PREFILL_CHUNK):
-                chunk = padded[:, start : start + _PREFILL_CHUNK]
-                starts = torch.tensor(first, device=self.device) + start
-                end = max(first) + start + chunk.shape[1]
-                self.read(chunk, self.window(starts, chunk.shape[1], end, rows))
-
-
-@torch.inference_mode()
-def probe(model: PreTrainedModel) -> None:
-    """Check on a few tokens that ragged reading and rolling back change nothing.
-
-    Two rows of different length are read, rolled back, and read on; their last logits have to be
-    those of a forward without a cache.
-
-    Raises:
-        UnsupportedModelError: They are not, so that output would silently be wrong.
-    """
-    cached = CachedModel(model)
-    ids = (torch.arange(12, device=model.device).view(2, 6) * 7 + 3) % cached.vocab_size
-    try:
-        cached.reserve(2, 8)
-        cached.prefill([ids[0, :4].tolist(), [*ids[1, :2].tolist(), 1, 1]], 0)
-        starts = torch.tensor([3, 2], device=model.device)
-        logits = cached.read(ids[:, 3:5], cached.window(starts, 2, 5)).logits
-        one = torch.stack([ids[0], torch.cat([ids[1, :2], ids[1, 3:5], ids[1, :2]])])
-        plain = model(input_ids=one, use_cache=False).logits
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot read through CoSpec's cache: {error}. Load it with "
-            "attn_implementation='sdpa' or 'eager', or use another architecture."
-        ) from error
-    expected = torch.stack([plain[0, 4], plain[1, 3]])
-    distance = float((logits[:, -1] - expected).norm() / expected.norm())
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
-    if not distance <= tolerance and bool(expected.isfinite().all()):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} gives other logits through CoSpec's cache (relative distance "
-            f"{distance:.2g}, allowed {tolerance}); its attention does not honour position ids or "
-            "masks. Use another architecture."
-        )
+                chunk = slice(start, start + _PREFILL_CHUNK)
+                ids = padded[:, chunk]
+                last = max(first) + start + ids.shape[1]
+                window = self.window(position[:, start], ids.shape[1], last, first_row + rows)
+                self.read(ids, window.only(is_read[:, chunk]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cospec.errors import TokenizerMismatchError
-from cospec.models.cache import probe
+from cospec.models.probe import probe
 from cospec.models.translate import translate
 
 if TYPE_CHECKING:

@@ -12,14 +12,15 @@ from cospec.errors import (
     PairError,
     PromptError,
     TokenizerMismatchError,
+    UnsupportedModelError,
     unknown_name,
 )
 from cospec.models import packed, quantized
 from cospec.models.attention import use_grouped_attention
 from cospec.models.bundled import BUNDLED, bundled_models
-from cospec.models.cache import probe
 from cospec.models.compare import compare_tokenizers, ids_of, settle
 from cospec.models.load import load_model, load_tokenizer
+from cospec.models.probe import probe
 from cospec.models.support import check_supported, context_length
 
 if TYPE_CHECKING:
@@ -61,8 +62,14 @@ class ModelPair:
             check_supported(model)
             model.train(False)
             model.requires_grad_(False)
-            use_grouped_attention(model)
-            probe(model)
+            is_grouped = use_grouped_attention(model)
+            try:
+                probe(model)
+            except UnsupportedModelError:
+                if not is_grouped:
+                    raise
+                model.set_attn_implementation("sdpa")
+                probe(model)
 
     @classmethod
     def from_pretrained(

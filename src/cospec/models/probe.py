@@ -1,0 +1,50 @@
+"""A trial of a loaded model: what is read through the cache has to be what it says without."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from cospec.errors import UnsupportedModelError
+from cospec.models.cache import CachedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.inference_mode()
+def probe(model: PreTrainedModel) -> None:
+    """Check on a few tokens that ragged reading and rolling back change nothing.
+
+    Two rows of different length are read, rolled back, and read on, one further than the other;
+    their last logits have to be those of a forward without a cache.
+
+    Raises:
+        UnsupportedModelError: They are not, so that output would silently be wrong.
+    """
+    cached = CachedModel(model)
+    ids = (torch.arange(12, device=model.device).view(2, 6) * 7 + 3) % cached.vocab_size
+    is_read = torch.tensor([[True, True, False], [True, True, True]], device=model.device)
+    try:
+        cached.reserve(2, 8)
+        cached.prefill([ids[0, :4].tolist(), [*ids[1, :2].tolist(), 1, 1]], 0)
+        starts = torch.tensor([3, 2], device=model.device)
+        window = cached.window(starts, 3, 6).only(is_read)
+        logits = cached.read(ids[:, 3:], window, 3).logits[[0, 1], [1, 2]]
+        one = torch.stack([ids[0], torch.cat([ids[1, :2], ids[1, 3:], ids[1, :1]])])
+        plain = model(input_ids=one, use_cache=False).logits
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot read through CoSpec's cache: {error}. Load it with "
+            "attn_implementation='sdpa' or 'eager', or use another architecture."
+        ) from error
+    expected = plain[:, 4]
+    distance = float((logits - expected).norm() / expected.norm())
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
+    if not distance <= tolerance and bool(expected.isfinite().all()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives other logits through CoSpec's cache (relative distance "
+            f"{distance:.2g}, allowed {tolerance}); its attention does not honour position ids or "
+            "masks. Use another architecture."
+        )
