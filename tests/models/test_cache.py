@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cospec.models.attention import use_grouped_attention
+from cospec.models.attention import can_go_without_padding, use_grouped_attention
 from cospec.models.cache import CachedModel
 from tests.conftest import FAMILIES, random_model
 
@@ -41,7 +41,7 @@ def read_counts(model) -> list[int]:
 @torch.inference_mode()
 def test_tokens_after_the_end_of_a_row_are_not_read_and_change_nothing(family):
     plain, model = random_model(family), random_model(family)
-    is_grouped = use_grouped_attention(model)
+    use_grouped_attention(model)
     counts = read_counts(model)
     prompts = [[1, 2, 3, 4, 5], [6, 7, 8], [9, 1, 2, 3]]
     ids = torch.arange(12).view(3, 4) + 10
@@ -58,7 +58,7 @@ def test_tokens_after_the_end_of_a_row_are_not_read_and_change_nothing(family):
         on = cached.read(ids[:, :1], cached.window(starts + lengths, 1, 9))
         assert ragged.hidden is not None
         found.append((ragged.logits[is_read], ragged.hidden[is_read], on.logits))
-    if is_grouped:
+    if can_go_without_padding(model):
         assert counts == [12, 7, 3]
     for padded, ragged in zip(*found, strict=True):
         torch.testing.assert_close(ragged, padded, rtol=1e-4, atol=1e-5)
@@ -68,5 +68,5 @@ def test_a_window_of_all_tokens_is_the_window():
     cached = CachedModel(random_model("llama"))
     cached.reserve(2, 8)
     window = cached.window(torch.zeros(2, dtype=torch.int64), 3, 3)
-    assert window.only(torch.ones(2, 3, dtype=torch.bool)).places is None
-    assert window.only(torch.tensor([[True, True, True], [True, False, False]])).places is not None
+    assert window.only(torch.ones(2, 3, dtype=torch.bool)).wanted is None
+    assert window.only(torch.tensor([[True, True, True], [True, False, False]])).wanted is not None

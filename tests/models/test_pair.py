@@ -409,7 +409,7 @@ def test_a_model_that_needs_padding_is_read_with_it():
 
     model.forward = by_rows
     pair = ModelPair(model, random_model("qwen2"))
-    assert pair.target.config._attn_implementation == "sdpa"
+    assert pair.target.config._attn_implementation == "cospec_sdpa_padded"
     assert pair.draft_model.config._attn_implementation == "cospec_sdpa"
 
 

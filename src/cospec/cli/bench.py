@@ -139,11 +139,13 @@ class Bench:
         names = expand_sets(self.arms, has_bundled, self.bench.num_tune_problems > 0)
         specs = make_specs(names, self._find, tune_knobs=self.bench.tune_knobs)
         bench = self.bench
-        ends_early = bench.draft_confidence_threshold or bench.adaptive or bench.drafter != "model"
+        early = bench.draft_confidence_threshold or bench.adaptive or bench.end_blocks_at_stop
+        ends_early = early or bench.drafter != "model"
         if ends_early and ORACLE in [each.name for each in specs]:
             raise ConfigError(
                 "the oracle's path is one of whole blocks of the draft model; leave out "
-                "draft_confidence_threshold, adaptive and drafter, or the oracle."
+                "draft_confidence_threshold, adaptive, end_blocks_at_stop and drafter, or the "
+                "oracle."
             )
         matched = next((spec.name for spec in specs if spec.match), None)
         if matched is not None and not self.bench.num_tune_problems:

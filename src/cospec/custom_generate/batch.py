@@ -81,9 +81,10 @@ class _Batch(SpeculativeBatch):
         if not self.engine.processors:
             return output
         logits = output.logits.float().clone()  # (B, K + 1, V)
+        lengths = proposal.lengths.tolist()
         for r, row in enumerate(self.rows):
             drafted = proposal.token_ids[r].tolist()
-            for j in range(logits.shape[1]):
+            for j in range(lengths[r] + 1):
                 ids = row.generated + drafted[:j]
                 logits[r, j] = self.engine.ask(row, ids, self.engine.processors, logits[r, j])
         return output._replace(logits=logits)

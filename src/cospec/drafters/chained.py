@@ -77,8 +77,10 @@ def _merged(chosen: Proposal, found: Proposal, by_model: Tensor) -> Proposal:
     k = max(chosen.token_ids.shape[1], found.token_ids.shape[1])
 
     def merged(ours: Tensor, theirs: Tensor) -> Tensor:  # (B, K) or (B, K, V) each
+        value = int(ours.dtype == torch.bool)  # what is not there is finite
         a, b = (
-            pad(each, (0, 0) * (each.ndim - 2) + (0, k - each.shape[1])) for each in (ours, theirs)
+            pad(each, (0, 0) * (each.ndim - 2) + (0, k - each.shape[1]), value=value)
+            for each in (ours, theirs)
         )
         return torch.where(by_model.view(-1, *[1] * (ours.ndim - 1)), a, b)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cospec.config import DecodeConfig
     from cospec.drafters.base import DraftRow
     from cospec.models.pair import ModelPair
-    from cospec.sampling import Chance
+    from cospec.sampling import Chance, Warper
 
 
 class ModelDrafter(CachedModel, Drafter):
@@ -66,23 +66,18 @@ class ModelDrafter(CachedModel, Drafter):
         starts = torch.tensor([len(row) - num_unread for row in rows], device=self.device)
         window = self.window(starts, num_unread + self._k - 1, end)
         ids = torch.tensor([row.last_tokens(num_unread) for row in rows], device=self.device)
-        cost = self._token_cost
-        pace = None if cost is None else Pace(rows, cost, self._k, self.device)
-        stops = self._stops(rows)
-        by_confidence = bool(self._min_confidence) or pace is not None
-        may_end = by_confidence or stops is not None
-        is_open = torch.ones_like(lengths, dtype=torch.bool) if pace is None else pace.is_open
-        if not is_open.any():
+        ends = self._ends(rows)
+        if not ends.is_open.any():
             self._num_read |= dict(enumerate(num_read))
             return self._nothing(rows, chance)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         column = 0
         for j in range(self._k):
-            places = window.columns(column, column + ids.shape[1])
+            step = window.columns(column, column + ids.shape[1])
             column += ids.shape[1]
-            if j and may_end:  # blocks that have ended are not read on
-                places = places.only(is_open[:, None])
-            output = self.read(ids, places)
+            if j and ends.may_come:  # blocks that have ended are not read on
+                step = step.only(ends.is_open[:, None])
+            output = self.read(ids, step)
             step_logits = self._fit(output.logits[:, -1])  # (B, V)
             top, ids = step_logits.max(dim=-1, keepdim=True)  # NaN if any entry is
             is_sound = top.isfinite()
@@ -92,27 +87,21 @@ class ModelDrafter(CachedModel, Drafter):
                 q = chance.warper.probs(torch.where(is_sound, step_logits, 0.0)[:, None])
                 ids = draw(q, chance.numbers.draft[:, j : j + 1])
                 # 0 after the end of a row's block: there the residual is p itself.
-                probs.append(q * is_open[:, None, None] if may_end else q)
+                probs.append(q * ends.is_open[:, None, None] if ends.may_come else q)
             drafted.append(ids)
             logits.append(step_logits)
             are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
-            lengths = lengths + is_open
-            if may_end and j + 1 < self._k:
-                if stops is not None:
-                    is_open = is_open & (ids != stops).all(dim=1)
-                if by_confidence:
-                    confidence = token_log_p(step_logits, ids[:, 0]).exp()
-                    is_open = is_open & (confidence >= self._min_confidence)
-                    if pace is not None:
-                        is_open = is_open & pace.goes_on(confidence, chance.warper)
-                if not is_open.any():
+            lengths = lengths + ends.is_open
+            if ends.may_come and j + 1 < self._k:
+                ends.after(ids, step_logits, chance.warper)
+                if not ends.is_open.any():
                     break
         # The last token of a block is not read, nor what follows the end of one.
-        ends = lengths.tolist() if may_end else [len(drafted)] * len(rows)
+        known = lengths.tolist() if ends.may_come else [len(drafted)] * len(rows)
         for r, row in enumerate(rows):
-            self._num_read[r] = len(row) + max(ends[r], 1) - 1
+            self._num_read[r] = len(row) + max(known[r], 1) - 1
         return Proposal(
             token_ids=torch.cat(drafted, dim=1),
             lengths=lengths,
@@ -130,13 +119,17 @@ class ModelDrafter(CachedModel, Drafter):
             return config.adaptive_cost if config.adaptive else None
         return token_cost(self._pair, config.k, config.batch_size)
 
-    def _stops(self, rows: Sequence[DraftRow]) -> Tensor | None:
-        """Tokens that end each row's text, (B, S) padded by -1; None if blocks go on after them."""
-        if not self._config.end_blocks_at_stop:
-            return None
-        width = max(1, *(len(row.stop_ids) for row in rows))
-        padded = [[*row.stop_ids, *[-1] * (width - len(row.stop_ids))] for row in rows]
-        return torch.tensor(padded, device=self.device)
+    def _ends(self, rows: Sequence[DraftRow]) -> _Ends:
+        """What ends the blocks of some rows."""
+        stops, pace, cost = None, None, self._token_cost
+        if self._config.end_blocks_at_stop:
+            width = max(1, *(len(row.stop_ids) for row in rows))
+            padded = [[*row.stop_ids, *[-1] * (width - len(row.stop_ids))] for row in rows]
+            stops = torch.tensor(padded, device=self.device)
+        if cost is not None:
+            pace = Pace(rows, cost, self._k, self.device)
+        is_open = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        return _Ends(is_open, stops, self._min_confidence, pace)
 
     def _nothing(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Return blocks of no token for all rows."""
@@ -186,3 +179,33 @@ class ModelDrafter(CachedModel, Drafter):
         if missing == 0:
             return logits
         return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
+
+
+class _Ends:
+    """Which rows of a batch draft on.
+
+    Args:
+        is_open: All of them, (B,) bool.
+        stops: Tokens that end each row's text, (B, S) padded by -1; None if they end no block.
+        min_confidence: Probability below which a token is a block's last; 0 for none.
+        pace: Ends blocks by cost; None if nothing does.
+    """
+
+    def __init__(
+        self, is_open: Tensor, stops: Tensor | None, min_confidence: float, pace: Pace | None
+    ) -> None:
+        self.is_open = is_open if pace is None else pace.is_open
+        self._stops, self._min_confidence, self._pace = stops, min_confidence, pace
+        self._by_confidence = bool(min_confidence) or pace is not None
+        self.may_come = self._by_confidence or stops is not None
+
+    def after(self, ids: Tensor, logits: Tensor, warper: Warper | None) -> None:
+        """Close rows that end with the tokens (B, 1) drawn from logits (B, V)."""
+        if self._stops is not None:
+            self.is_open = self.is_open & (ids != self._stops).all(dim=1)
+        if not self._by_confidence:
+            return
+        confidence = token_log_p(logits, ids[:, 0]).exp()
+        self.is_open = self.is_open & (confidence >= self._min_confidence)
+        if self._pace is not None:
+            self.is_open = self.is_open & self._pace.goes_on(confidence, warper)

@@ -1,8 +1,8 @@
 """One step of speculative decoding: propose, verify, arbitrate, walk.
 
 The host waits for the device twice a block, after the forwards and after the arbiter (where it
-shows its features to the trace, they are copied there as well); never inside, but after each
-drafted token where the draft may stop early.
+shows its features to the trace, they are copied there as well). Where blocks may end early it waits
+after each drafted token and before the target's forward too, to read no further than they go.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-_NAME = "cospec_sdpa"
+_NAME, _PADDED = "cospec_sdpa", "cospec_sdpa_padded"
+"""As models name it that can go without padding, and those that cannot."""
 _places: ContextVar[Tensor | None] = ContextVar("_places", default=None)
 
 
@@ -37,7 +38,8 @@ def without_padding(places: Tensor) -> Iterator[None]:
     """Give models that use `grouped_attention` T tokens of B rows as one row of T.
 
     Args:
-        places: Where they stand among the B n tokens of padded rows, (T,) int64.
+        places: Where they stand among the B n tokens of padded rows, (T,) int64. The mask that the
+            model is given is of the padded rows, (B, 1, n, S).
     """
     token = _places.set(places)
     try:
@@ -69,8 +71,10 @@ def grouped_attention(
     Returns:
         (B, n, heads, D), or (1, T, heads, D), and None.
     """
-    if (places := _places.get()) is None or attention_mask is None:
+    if (places := _places.get()) is None:
         return _attend(module, query, key, value, attention_mask, scaling, **kwargs)
+    if attention_mask is None:
+        raise ValueError("the model passes on no mask")
     places = places.to(query.device)
     _, num_heads, _, size = query.shape
     padded = query.new_zeros(len(key) * attention_mask.shape[2], num_heads, size)
@@ -110,17 +114,25 @@ def _attend(
 
 
 def can_go_without_padding(model: PreTrainedModel) -> bool:
-    """Tell whether a model uses `grouped_attention`."""
+    """Tell whether a model may be read `without_padding`."""
     return bool(model.config._attn_implementation == _NAME)
 
 
-def use_grouped_attention(model: PreTrainedModel) -> bool:
-    """Let a model that uses transformers' ``sdpa`` use `grouped_attention`; return if it does."""
+def use_grouped_attention(model: PreTrainedModel) -> None:
+    """Let a model that uses transformers' ``sdpa`` use `grouped_attention`."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(_NAME)
-    return can_go_without_padding(model)
+
+
+def keep_padding(model: PreTrainedModel) -> bool:
+    """Let a model that failed without padding be read with it; return whether it was without."""
+    if not can_go_without_padding(model):
+        return False
+    model.set_attn_implementation(_PADDED)
+    return True
 
 
 # At import, so that a process finds it which gets a model from another one.
-AttentionInterface.register(_NAME, grouped_attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+for _name in (_NAME, _PADDED):
+    AttentionInterface.register(_name, grouped_attention)
+    AttentionMaskInterface.register(_name, sdpa_mask)

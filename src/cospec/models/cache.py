@@ -51,16 +51,18 @@ class Window(NamedTuple):
     """By layer type: additive mask, (B, 1, n, S)."""
     rows: slice | Tensor
     """Cache rows, B of them: a range, whose strips are seen in place, or any, which are copied."""
-    places: Tensor | None = None
-    """Which of the B n tokens are read, (T,) int64, ascending; None for all."""
+    wanted: Tensor | None = None
+    """Places of the tokens that have to be read among all B n, (T,) int64, ascending; None for all.
+    Slots of others hold what they held, or padding where the model cannot do without."""
 
-    def only(self, is_read: Tensor) -> Window:
-        """The window of the tokens that are marked, (B, n) bool."""
-        places = is_read.flatten().nonzero()[:, 0]
-        return self._replace(places=None if len(places) == is_read.numel() else places)
+    def only(self, is_wanted: Tensor) -> Window:
+        """The window of the tokens that are marked, (B, n) bool; others need not be read."""
+        wanted = is_wanted.flatten().nonzero()[:, 0]
+        return self._replace(wanted=None if len(wanted) == is_wanted.numel() else wanted)
 
     def columns(self, start: int, stop: int) -> Window:
         """The window of tokens `start` to `stop` - 1."""
+        assert self.wanted is None, "take the columns first"
         masks = {kind: mask[:, :, start:stop] for kind, mask in self.masks.items()}
         positions, slots = self.positions[:, start:stop], self.slots[:, start:stop]
         return Window(positions, slots, masks, self.rows)
@@ -97,7 +99,7 @@ class _RaggedCache(Cache):
             rows = torch.arange(rows.start, rows.stop, device=window.slots.device)
         slots = (rows[:, None] * self.num_slots + window.slots).reshape(-1)
         self._window = window
-        self._flat_slots = slots if window.places is None else slots[window.places]
+        self._flat_slots = slots if window.wanted is None else slots[window.wanted]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
@@ -268,10 +270,10 @@ class CachedModel:
             window: Where they go, of the same B and n.
             num_logits: N, of how many last tokens the logits are wanted.
         """
-        if window.places is not None:
+        if window.wanted is not None:
             if can_go_without_padding(self.model):
-                return self._read_without_padding(token_ids, window, num_logits)
-            window = window._replace(places=None)
+                return self._read_without_padding(token_ids, window, window.wanted, num_logits)
+            window = window._replace(wanted=None)
         keep: int | Tensor = num_logits
         if num_logits < token_ids.shape[1]:
             # An index copies where a slice gives a strided view (of a single row too), on which
@@ -279,17 +281,17 @@ class CachedModel:
             keep = torch.arange(token_ids.shape[1], device=token_ids.device)[-num_logits:]
         return self._forward(token_ids, window.positions, window, keep)
 
-    def _read_without_padding(self, token_ids: Tensor, window: Window, num_logits: int) -> Output:
-        """Read the tokens that the window marks, as one row."""
-        places = window.places
-        assert places is not None
+    def _read_without_padding(
+        self, token_ids: Tensor, window: Window, wanted: Tensor, num_logits: int
+    ) -> Output:
+        """Read the wanted tokens of a window alone, as one row."""
         num_rows, length = token_ids.shape
-        with without_padding(places):
-            ids, positions = (x.flatten()[places][None] for x in (token_ids, window.positions))
-            column = places % length - (length - num_logits)
-            keep = (column >= 0).nonzero()[:, 0]
+        ids, positions = (x.flatten()[wanted][None] for x in (token_ids, window.positions))
+        column = wanted % length - (length - num_logits)
+        keep = (column >= 0).nonzero()[:, 0]
+        with without_padding(wanted):
             found = self._forward(ids, positions, window, keep)
-        into = (places // length * num_logits + column)[keep].to(found.logits.device)
+        into = (wanted // length * num_logits + column)[keep].to(found.logits.device)
 
         def padded(packed: Tensor) -> Tensor:
             """Lay (1, T, X) out as (B, N, X)."""

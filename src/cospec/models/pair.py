@@ -16,7 +16,7 @@ from cospec.errors import (
     unknown_name,
 )
 from cospec.models import packed, quantized
-from cospec.models.attention import use_grouped_attention
+from cospec.models.attention import keep_padding, use_grouped_attention
 from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.compare import compare_tokenizers, ids_of, settle
 from cospec.models.load import load_model, load_tokenizer
@@ -62,13 +62,12 @@ class ModelPair:
             check_supported(model)
             model.train(False)
             model.requires_grad_(False)
-            is_grouped = use_grouped_attention(model)
+            use_grouped_attention(model)
             try:
                 probe(model)
             except UnsupportedModelError:
-                if not is_grouped:
+                if not keep_padding(model):
                     raise
-                model.set_attn_implementation("sdpa")
                 probe(model)
 
     @classmethod

@@ -73,7 +73,7 @@ def cheapest_order(prompts: Sequence[Sequence[int]]) -> list[int]:
 
     Where half of all tokens can be shared between neighbours that begin alike (beyond what all
     begin with), these are neighbours; else those of like length are, the longest first, so that
-    little of what is read is padding.
+    they are read together.
 
     Args:
         prompts: Token ids.
