@@ -217,7 +217,7 @@ def measure_rollouts(
     points = [
         BranchPoint(one, m.position, m.draft_id, Origin.OVERRIDE, 0, i)
         for i, one in enumerate(rollouts)
-        for m in one.reached
+        for m in one.completion.reached
         if m.is_open and not m.keep_draft
     ]
     ends = backend.branch(points, arbiter)

@@ -62,9 +62,7 @@ def completion_html(completion: Completion, tokenizer: PreTrainedTokenizerBase) 
         completion: With its trace, if hovering is to tell anything.
         tokenizer: Of the pair.
     """
-    mismatches = {
-        m.position: m for step in completion.trace for m in step.mismatches if m.is_reached
-    }
+    mismatches = {m.position: m for m in completion.reached}
     texts = pieces(tokenizer, completion.token_ids, completion.text)
     spans = []
     for i, (text, origin) in enumerate(zip(texts, completion.origins, strict=True)):

@@ -350,6 +350,12 @@ class Completion:
     trace: list[StepTrace]
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def reached(self) -> list[MismatchTrace]:
+        """The mismatches that counted, in order; those that a stop cut off did not."""
+        found = (m for step in self.trace for m in step.mismatches if m.is_reached)
+        return [m for m in found if m.position < len(self.token_ids)]
+
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The completion as a JSON object, its trace included."""
         found = asdict(replace(self, tokenizer=None), dict_factory=_plain_dict)

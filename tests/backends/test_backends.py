@@ -48,14 +48,16 @@ def points(rollouts: list[Rollout]) -> list[BranchPoint]:
     """The other ruling at the first mismatch of each."""
     found = []
     for stream, one in enumerate(rollouts):
-        m = one.reached[0]
+        m = one.completion.reached[0]
         other = (m.target_id, Origin.CORRECTION) if m.keep_draft else (m.draft_id, Origin.OVERRIDE)
         found.append(BranchPoint(one, m.position, *other, seed=7, stream=stream))
     return found
 
 
 def test_a_branch_has_one_text_whatever_is_played_beside_it(backend) -> None:
-    rollouts = [one for one in backend.complete(items(), COIN, keep_handles=True) if one.reached]
+    rollouts = [
+        one for one in backend.complete(items(), COIN, keep_handles=True) if one.completion.reached
+    ]
     there = points(rollouts)
     assert len(there) >= 3
     ends = texts(backend.branch(there, COIN))
@@ -69,8 +71,8 @@ def test_a_branch_has_one_text_whatever_is_played_beside_it(backend) -> None:
 
 def test_results_carry_every_decision_with_its_features(backend) -> None:
     (one,) = backend.complete(items()[:1], COIN)
-    assert one.reached and one.handle is None
-    for m in one.reached:
+    assert one.completion.reached and one.handle is None
+    for m in one.completion.reached:
         assert m.is_reached and m.features.shape == COIN.policy.mean.shape
         assert torch.isfinite(m.features).all() and m.score == pytest.approx(0.5)
         assert 0 <= m.p_draft_id <= 1 and 0 <= m.q_target_id <= 1

@@ -26,7 +26,7 @@ def test_packed_rollouts_come_back_as_they_were_and_take_fewer_bytes() -> None:
     assert [one.completion for one in got] == [one.completion for one in rollouts]
     for one, other in zip(rollouts, got, strict=True):
         assert other.handle is None
-        for m, n in zip(one.reached, other.reached, strict=True):
+        for m, n in zip(one.completion.reached, other.completion.reached, strict=True):
             assert torch.equal(m.features, n.features)
     assert len(sent) * 2 < len(pickle.dumps([one.completion for one in rollouts]))
-    assert sum(len(one.reached) for one in got) > 5
+    assert sum(len(one.completion.reached) for one in got) > 5

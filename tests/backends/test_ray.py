@@ -73,7 +73,10 @@ def facts(rollouts):
             one.completion.token_ids,
             one.completion.origins,
             one.completion.stats,
-            [(m.position, m.draft_id, m.target_id, m.keep_draft, m.veto) for m in one.reached],
+            [
+                (m.position, m.draft_id, m.target_id, m.keep_draft, m.veto)
+                for m in one.completion.reached
+            ],
         )
         for one in rollouts
     ]
@@ -81,7 +84,7 @@ def facts(rollouts):
 
 def assert_same_features(ours, theirs) -> None:
     for one, other in zip(ours, theirs, strict=True):
-        for m, n in zip(one.reached, other.reached, strict=True):
+        for m, n in zip(one.completion.reached, other.completion.reached, strict=True):
             torch.testing.assert_close(m.features, n.features, rtol=1e-4, atol=1e-4)
 
 
@@ -89,7 +92,7 @@ def points(rollouts) -> list[BranchPoint]:
     return [
         BranchPoint(one, m.position, m.draft_id, Origin.OVERRIDE, seed=7, stream=i)
         for i, one in enumerate(rollouts)
-        for m in one.reached[-1:]
+        for m in one.completion.reached[-1:]
     ]
 
 

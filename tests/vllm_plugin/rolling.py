@@ -62,11 +62,13 @@ def compare(ours, theirs):
             and replace(a.stats, num_draft_forwards=0) == replace(b.stats, num_draft_forwards=0)
             and len(a.trace) == len(b.trace)
         )
-        same = same and list(map(facts, one.reached)) == list(map(facts, other.reached))
+        same = same and list(map(facts, one.completion.reached)) == list(
+            map(facts, other.completion.reached)
+        )
         if not same:
             different.append([i, a.token_ids, b.token_ids, str(a.stats), str(b.stats)])
             continue
-        for m, n in zip(one.reached, other.reached, strict=True):
+        for m, n in zip(one.completion.reached, other.completion.reached, strict=True):
             num_decisions += 1
             for x, y in zip(numbers(m), numbers(n), strict=True):
                 gap = abs(x - y) / max(1.0, abs(x))
@@ -86,7 +88,7 @@ def points(rollouts, seed):
 
     found = []
     for one in rollouts:
-        reached = one.reached
+        reached = one.completion.reached
         for m in {id(m): m for m in (*reached[:1], *reached[len(reached) // 2 :][:1])}.values():
             other = (
                 (m.target_id, Origin.CORRECTION) if m.keep_draft else (m.draft_id, Origin.OVERRIDE)

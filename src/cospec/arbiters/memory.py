@@ -118,9 +118,7 @@ def mismatch_pairs(completions: Iterable[Completion]) -> Tensor:
     pairs = [
         (mismatch.draft_id, mismatch.target_id)
         for completion in completions
-        for step in completion.trace
-        for mismatch in step.mismatches
-        if mismatch.is_reached and mismatch.position < len(completion.token_ids)
+        for mismatch in completion.reached
     ]
     return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
 

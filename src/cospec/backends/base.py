@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cospec.config import SamplingConfig
-    from cospec.types import Arbiter, Completion, MismatchTrace, Origin
+    from cospec.types import Arbiter, Completion, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,6 @@ class Rollout:
     ruling, and whether it was reached."""
     handle: object | None = None
     """Whatever the backend needs to branch off it; None if that was not kept."""
-
-    @property
-    def reached(self) -> list[MismatchTrace]:
-        """Mismatches that counted, in order."""
-        return [m for step in self.completion.trace for m in step.mismatches if m.is_reached]
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,14 +108,8 @@ def _row(
                 strict=True,
             )
         ],
-        "mismatches": [_mismatch(engine, m) for m in _told(completion)],
+        "mismatches": [_mismatch(engine, m) for m in completion.reached],
     }
-
-
-def _told(completion: Completion) -> list[MismatchTrace]:
-    """The mismatches that counted and that no stop cut off."""
-    found = [m for step in completion.trace for m in step.mismatches if m.is_reached]
-    return [m for m in found if m.position < len(completion.token_ids)]
 
 
 def _mismatch(engine: Engine, mismatch: MismatchTrace) -> Json:
@@ -149,7 +143,7 @@ def _play_others(
     places = [
         (example, path, told, mismatch)
         for example, path, row in rows
-        for told, mismatch in zip(row["mismatches"], _told(path.completion), strict=True)
+        for told, mismatch in zip(row["mismatches"], path.completion.reached, strict=True)
     ]
     streams = itertools.count(first_stream)
     ends = engine.branches(

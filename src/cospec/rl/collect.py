@@ -153,7 +153,7 @@ class Collector:
                 rollout=rollout,
                 score=score,
                 cost=rollout.completion.stats.num_target_forwards / base[i // size].num_forwards,
-                decisions=[m for m in rollout.reached if m.is_open],
+                decisions=[m for m in rollout.completion.reached if m.is_open],
             )
             for i, (rollout, score) in enumerate(zip(rollouts, scores, strict=True))
         ]

@@ -131,9 +131,4 @@ def _print_overrides(console: Console, engine: Engine, completion: Completion) -
 
 def _overrides(completion: Completion) -> list[MismatchTrace]:
     """The overrides that a stop did not cut off."""
-    mismatches = [m for step in completion.trace for m in step.mismatches]
-    return [
-        m
-        for m in mismatches
-        if m.is_reached and m.keep_draft and m.position < len(completion.token_ids)
-    ]
+    return [m for m in completion.reached if m.keep_draft]

@@ -321,8 +321,7 @@ class Auditor:
 
 def reached(completion: Completion) -> list[MismatchTrace]:
     """The mismatches that an arbiter was asked about and that counted, in order."""
-    found = (m for step in completion.trace for m in step.mismatches if m.is_reached)
-    return [m for m in found if m.veto != "no_draft"]
+    return [m for m in completion.reached if m.veto != "no_draft"]
 
 
 def _mismatch(mismatch: MismatchTrace, draft_correct: bool, target_correct: bool) -> Json:
