@@ -44,6 +44,14 @@ def test_eval_prints_a_table_and_writes_the_document(evaluate, tmp_path, capsys)
     assert (document["schema"], document["command"]) == (1, "eval")
     assert [arm["name"] for arm in document["arms"]] == names
     assert len(document["rows"]) == 5 * 4
+    right = {n: [r["correct"] for r in document["rows"] if r["arm"] == n] for n in names}
+    for arm in document["arms"]:
+        for other in ("draft", "lossless"):
+            pairs = list(zip(right[arm["name"]], right[other], strict=True))
+            found = arm[f"vs_{other}"]
+            assert found["wins"] == pairs.count((True, False))
+            assert found["losses"] == pairs.count((False, True))
+    assert [line.split(": won/lost")[0] for line in out.splitlines()[-2:]] == names[3:]
     assert len(document["chunks"]) == 5
     assert document["num_resumed_turns"] == 0
     config = document["config"]

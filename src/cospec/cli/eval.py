@@ -40,7 +40,7 @@ class Eval:
         """Evaluate, show and write."""
         from cospec.arbiters import load_arbiter
         from cospec.cli.play import check_trained_on, play, print_notes
-        from cospec.cli.views.arms import print_parts, print_table
+        from cospec.cli.views.arms import print_pairs, print_parts, print_table
         from cospec.evaluation.arms import check_names, make_arms
         from cospec.evaluation.evaluate import Evaluation
 
@@ -71,4 +71,5 @@ class Eval:
             run.write(**parts)
         if "parts" in parts:
             print_parts(parts["parts"])
-        print_table(parts["arms"])  # last: a closed pipe must not cost the result
+        print_table(parts["arms"])  # after writing: a closed pipe must not cost the result
+        print_pairs(parts["arms"])

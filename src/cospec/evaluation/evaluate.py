@@ -16,7 +16,7 @@ import torch
 
 from cospec.errors import ConfigError
 from cospec.evaluation.problems import describe_problems, encode_problems
-from cospec.evaluation.summary import by_part, summarize
+from cospec.evaluation.summary import against_both, by_part, summarize
 from cospec.evaluation.turns import Turn
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Evaluation:
         tasks = {example.id: self.task.part_of(example).name for example in self.examples}
         parts = {"parts": by_part(turns, tasks)} if len(set(tasks.values())) > 1 else {}
         return parts | {
-            "arms": summarize(turns, {arm.name: arm.arbiter for arm in self.arms}),
+            "arms": against_both(summarize(turns, {a.name: a.arbiter for a in self.arms}), turns),
             "rows": [row for turn in turns for row in turn.rows],
             "chunks": [
                 {

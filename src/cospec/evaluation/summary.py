@@ -56,6 +56,17 @@ def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list
     ]
 
 
+def against_both(arms: Sequence[Json], turns: Iterable[Turn]) -> list[Json]:
+    """Add to each arm how it compares with the draft and with lossless decoding (`paired`)."""
+    rows: dict[str, list[Json]] = {}
+    for turn in sorted(turns, key=lambda turn: turn.chunk):
+        rows.setdefault(turn.arm, []).extend(turn.rows)
+    return [
+        arm | {f"vs_{other}": paired(rows[arm["name"]], rows[other]) for other in (DRAFT, LOSSLESS)}
+        for arm in arms
+    ]
+
+
 def by_part(turns: Iterable[Turn], tasks: Mapping[str, str]) -> dict[str, list[Json]]:
     """Summarize the quality of each arm on each part of a mixture, by the name of the part.
 

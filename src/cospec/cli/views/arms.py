@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cospec.cli.views.tables import FILE_WIDTH, table_console
-from cospec.evaluation.summary import LOSSLESS
+from cospec.evaluation.summary import DRAFT, LOSSLESS
 from cospec.results import Json
 from cospec.text import visible
 
@@ -48,6 +48,20 @@ def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = F
                 "unlike target, the noise floor."
             )
     console.print(table, markup=False)
+
+
+def print_pairs(arms: Iterable[Json]) -> None:
+    """Print what each arbiter won and lost against the draft, and against lossless decoding."""
+    console = Console(highlight=False)
+    for arm in arms:
+        if arm["arbiter"] is None or arm["name"] == LOSSLESS:
+            continue
+        said = [
+            f"{pair['wins']}/{pair['losses']} (p {pair['mcnemar_p']:.2g}) against {other}"
+            for other in (DRAFT, LOSSLESS)
+            for pair in [arm[f"vs_{other}"]]
+        ]
+        console.print(f"{visible(arm['name'])}: won/lost {', '.join(said)}", markup=False)
 
 
 def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:
