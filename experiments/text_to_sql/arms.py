@@ -99,13 +99,15 @@ def play(pair, task, examples, arms, options):
         "end_blocks_at_stop": options.end_blocks_at_stop,
         "keep_trace": False,
     }
-    drafts = FirstBlocks.texts = {}
+    drafts = FirstBlocks.answers = {}
+    is_whole = options.end_blocks_at_stop and options.k <= task.max_new_tokens
+    drafter = FirstBlocks if is_whole else ModelDrafter
     for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":
             column = draft_only(pair, prompts, sampling, settings, drafts)
         else:
-            engine = Engine(pair, load_arbiter(arm, pair), drafter=FirstBlocks, **settings)
+            engine = Engine(pair, load_arbiter(arm, pair), drafter=drafter, **settings)
             column = engine.generate(prompts, sampling)
         entries = [
             entry(completion) | {"correct": task.score(example, completion.text).correct}
@@ -126,18 +128,18 @@ def entry(completion):
 
 
 class FirstBlocks(ModelDrafter):
-    """The draft, which notes the first block of each row."""
+    """The draft, which notes its own answer: the first block of a row, if it ends with the text."""
 
-    texts: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+    answers: ClassVar[dict[tuple[int, ...], list[int]]] = {}
 
     def propose(self, rows, chance):
-        """Propose, and note what ends with the text: that is the draft's own answer."""
+        """Propose, and note first blocks by prompt."""
         proposal = super().propose(rows, chance)
         for row, ids, length in zip(
             rows, proposal.token_ids.tolist(), proposal.lengths.tolist(), strict=True
         ):
             if not row.generated and ids[length - 1] in row.stop_ids:
-                self.texts[tuple(row.prompt_ids)] = ids[:length]
+                self.answers[tuple(row.prompt_ids)] = ids[:length]
         return proposal
 
 

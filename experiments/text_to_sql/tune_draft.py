@@ -29,6 +29,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cospec.models.prefill import num_shared_tokens
@@ -59,7 +60,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.draft)
     model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=torch.float32)
     if options.adapter:
-        return save(PeftModel.from_pretrained(model, options.adapter), tokenizer, options.out)
+        save(PeftModel.from_pretrained(model, options.adapter), tokenizer, options.out)
+        return
     task = load_task("spider", data_dir=options.data)
     some = half(task.examples("train"), "draft", options.arbiter_quarters)
     train = packs(task, some, tokenizer, seed=0)
@@ -70,12 +72,20 @@ def main() -> None:
     config = LoraConfig(r=options.rank, lora_alpha=16, target_modules=LINEAR)
     model = get_peft_model(model, config)
     log = fit(model, Head(model, train + tune), train, tune, options)
-    for weight in model.parameters():
-        if weight.requires_grad:  # the adapter is kept in half as many bytes
-            weight.data = weight.data.bfloat16().float()
-    model.save_pretrained(options.out / "adapter")
+    save_adapter(model, options.out / "adapter")
     (options.out / "tuning.json").write_text(json.dumps(log) + "\n")
     save(model, tokenizer, options.out)
+
+
+def save_adapter(model, out: Path) -> None:
+    """Round the adapter to bfloat16 and write it: what is merged has the same numbers."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.bfloat16().float()
+    model.save_pretrained(out)
+    file = out / "adapter_model.safetensors"
+    halved = {name: weight.bfloat16() for name, weight in load_file(file).items()}
+    save_file(halved, file, metadata={"format": "pt"})
 
 
 def save(model, tokenizer, out: Path) -> None:
