@@ -29,6 +29,8 @@ class Batch:
 
     def __init__(self, stores: Sequence[Store], num_ahead: int) -> None:
         self.rows: list[Row] = []
+        self._left: list[int] = []
+        """The prompt that row 0 still has stored when all rows have finished."""
         self._stores = stores
         self._num_ahead = num_ahead
 
@@ -43,7 +45,7 @@ class Batch:
         Of prompts all but the last token is read, of branches it is loaded.
         """
         first = len(self.rows)
-        held = [row.prompt_ids[:-1] for row in self.rows]
+        held = [row.prompt_ids[:-1] for row in self.rows] or [self._left]  # may begin alike
         prompts = [row.prompt_ids[:-1] for row in rows if row.caches is None]
         assert len(prompts) in (0, len(rows)), "prompts and branches are not admitted together"
         for s, store in enumerate(self._stores):
@@ -65,6 +67,7 @@ class Batch:
             if self.rows[i].finish_reason is None:
                 continue
             last = self.rows.pop()
+            self._left = last.prompt_ids[:-1]
             if i < len(self.rows):
                 self.rows[i] = last
                 for store in self._stores:
