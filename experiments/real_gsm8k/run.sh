@@ -31,7 +31,3 @@ cospec bench --target real/target --draft real/draft --task gsm8k --data-dir dat
     --num-problems 96 --seed 3 --max-new-tokens 512 -k 4 --batch-sizes 48 --repeats 1 \
     --num-tune-problems 0 --threads 1 --arms typical cosd ensemble runs/family-seed2 \
     --json runs/bench_real_gsm8k.json
-
-# branch_learning_real_gsm8k.json: commit f0e67cb, 1 min, Intel Xeon, 1 thread.
-python experiments/variants/branch_learning.py runs/branches_real_gsm8k.safetensors \
-    --json runs/branch_learning_real_gsm8k.json

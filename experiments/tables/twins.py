@@ -13,7 +13,7 @@ GROUPS = {"all": "01", "twins": "1", "others": "0"}
 
 @cache
 def found() -> Json:
-    """What ``experiments/twins/run.py`` wrote."""
+    """What ``experiments/twins/twins.py`` wrote."""
     document: Json = json.loads((EXPERIMENTS / "twins/result.json").read_text(encoding="utf-8"))
     return document
 
@@ -21,12 +21,6 @@ def found() -> Json:
 def marks(evaluation: str) -> Json:
     """Template and twin bit of each problem of an evaluation."""
     return next(part for part in found()["pairs"].values() if part["evaluation"] == evaluation)
-
-
-def group_bits(evaluation: str, arm: Arm, group: str) -> str:
-    """The bits of an arm on the problems of a group."""
-    twins = marks(evaluation)["twins"]
-    return "".join(b for b, t in zip(arm.bits, twins, strict=True) if t in GROUPS[group])
 
 
 def group_gain(

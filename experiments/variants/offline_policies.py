@@ -46,9 +46,6 @@ class Variant:
     without: tuple[str, ...] = ()
     """Features that are left out, by how their names begin."""
     only: tuple[str, ...] = SCALAR_NAMES
-    sees_hidden: bool = False
-    """Hidden states as well, where the branches have them."""
-    weight_decay: float = 0.01
 
 
 VARIANTS = {
@@ -61,34 +58,23 @@ VARIANTS = {
     "confidence-only": Variant(only=_CONFIDENCE),
     "no-entropy-bonus": Variant(entropy_bonus=0.0),
     **{f"lambda-{x:g}": Variant(cost_weight=x) for x in (0.0, 0.2, 0.5, 1.0, 2.0)},
-    "hidden": Variant(sees_hidden=True),
-    "hidden-regularised": Variant(
-        policy=PolicyConfig(dropout=0.5), sees_hidden=True, weight_decay=1.0
-    ),
     **{f"branches-{n}": Variant(num_branches=n) for n in (250, 500, 1000, 2000, 4000, 8000)},
 }
-
-
-def seen(variant: Variant, features: Tensor) -> Tensor:
-    """What a variant is shown of features (N, F): all, or the scalars, which come first."""
-    return features if variant.sees_hidden else features[:, : len(SCALAR_NAMES)]
 
 
 def learn(variant: Variant, features: Tensor, delta_reward: Tensor, delta_cost: Tensor) -> Policy:
     """A policy from branches: features (N, F), differences of being right and of cost (N,)."""
     number = variant.num_branches or len(features)
-    x, right, cost = seen(variant, features)[:number], delta_reward[:number], delta_cost[:number]
+    x, right, cost = features[:number], delta_reward[:number], delta_cost[:number]
     config = TrainConfig(
         policy=variant.policy,
         objective=ObjectiveConfig(
             cost_weight=variant.cost_weight, entropy_bonus=variant.entropy_bonus
         ),
-        optimizer=OptimizerConfig(num_epochs=_NUM_UPDATES, weight_decay=variant.weight_decay),
+        optimizer=OptimizerConfig(num_epochs=_NUM_UPDATES),
     )
-    num_hidden = x.shape[1] - len(SCALAR_NAMES)
-    policy = Policy(x.shape[1], config.policy, num_hidden=num_hidden)
+    policy = Policy(x.shape[1], config.policy)
     used = [n in variant.only and not n.startswith(variant.without or "-") for n in SCALAR_NAMES]
-    used += [True] * num_hidden
     policy.normalise_by(x, is_used=torch.tensor(used))
     known = known_branches([BranchData(x, right, cost, right == 0)], config)
     none = torch.zeros_like(right)
@@ -97,21 +83,16 @@ def learn(variant: Variant, features: Tensor, delta_reward: Tensor, delta_cost: 
 
 
 def collect(runs: list[Path], file: Path) -> None:
-    """Write the branches of runs to a file; ``round`` counts the rounds of all runs.
-
-    Runs with ``--features hidden`` have the states of both models behind the scalars.
-    """
+    """Write the branches of runs to a file."""
     replays = [
         part for run in runs for part in torch.load(run / "state.pt", weights_only=True)["replay"]
     ]
     features, right, cost = (torch.cat(parts) for parts in list(zip(*replays, strict=True))[:3])
-    rounds = torch.cat([torch.full((len(part[0]),), i) for i, part in enumerate(replays)])
     order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0))
     tensors = {
         "features": features[order],
         "delta_reward": right[order],
         "delta_cost": cost[order],
-        "round": rounds[order],
     }
     save_file(tensors, file, {"feature_names": json.dumps(SCALAR_NAMES)})
     print(f"{file}: {len(order)} branches of {len(runs)} runs")
@@ -131,15 +112,14 @@ def main() -> None:
         return
     found = load_file(args.file)
     branches = [found[name] for name in ("features", "delta_reward", "delta_cost")]
+    branches[0] = branches[0][:, : len(SCALAR_NAMES)]  # hidden states come after the scalars
     base = LearnedArbiter.load(args.like)
     for name, variant in VARIANTS.items():
-        if variant.sees_hidden:
-            continue  # only judged by branch_learning.py
         policy = learn(variant, *branches)
         about = {"name": name, "pair": base.about["pair"], "num_branches": len(branches[0])}
         replace(base, policy=policy, label=name, threshold=0.5, about=about).save(args.out / name)
         with torch.no_grad():
-            kept = policy(seen(variant, branches[0])) > 0
+            kept = policy(branches[0]) > 0
         print(
             f"{name}: keeps {float(kept.float().mean()):.3f} of {len(kept)} branches, net "
             f"{float(branches[1][kept].sum()):+.0f} answers on them",

@@ -65,11 +65,3 @@ cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-pr
 cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 1000 \
     --seed 15 -k 16 --batch-size 128 --threads 1 --arbiter runs/specialist-k16-group \
     --json runs/eval_specialist_group.json
-
-# branch_learning_specialist.json: commit f59e5c1, 4 min, Intel Xeon, 1 thread.
-cospec runs/specialist-seed0 runs/specialist-seed1 runs/specialist-seed2 \
-    --json runs/branch_learning_specialist.json
-
-# branch_learning_specialist_k16.json: commit 6d42649, 44 min, AMD EPYC, 2 cores, 1 thread.
-python experiments/variants/branch_learning.py runs/branches_specialist_hidden.safetensors \
-    --json runs/branch_learning_specialist_k16.json

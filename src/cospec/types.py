@@ -228,6 +228,12 @@ class MismatchTrace:
     features: Tensor = field(default=NO_FEATURES, compare=False)
     """What the arbiter saw, (F,) float32 on the CPU, if it tells: `Ruling.features`."""
 
+    @property
+    def other(self) -> tuple[int, Origin]:
+        """The token that was ruled against, and where it would come from."""
+        ours, theirs = (self.draft_id, Origin.OVERRIDE), (self.target_id, Origin.CORRECTION)
+        return theirs if self.keep_draft else ours
+
 
 @dataclass(frozen=True, slots=True)
 class StepTrace:
@@ -251,8 +257,7 @@ class Stats:
     num_tokens: int = 0
     """Generated tokens."""
     num_drafts: int = 0
-    """Blocks, each of which is one target forward (the target alone: one block a token; the draft
-    alone: none)."""
+    """Blocks, each one target forward (the target alone: one a token; the draft alone: none)."""
     num_draft_tokens: int = 0
     """Drafted tokens."""
     num_strict_accepts: int = 0
@@ -353,8 +358,8 @@ class Completion:
     @property
     def reached(self) -> list[MismatchTrace]:
         """The mismatches that counted, in order; those that a stop cut off did not."""
-        found = (m for step in self.trace for m in step.mismatches if m.is_reached)
-        return [m for m in found if m.position < len(self.token_ids)]
+        every = (m for step in self.trace for m in step.mismatches)
+        return [m for m in every if m.is_reached and m.position < len(self.token_ids)]
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The completion as a JSON object, its trace included."""
@@ -367,8 +372,7 @@ class Completion:
         return None if self.tokenizer is None else completion_html(self, self.tokenizer)
 
     def __getstate__(self) -> list[object]:
-        names = [each.name for each in fields(self)]
-        return [None if name == "tokenizer" else getattr(self, name) for name in names]
+        return [None if e.name == "tokenizer" else getattr(self, e.name) for e in fields(self)]
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields of a dataclass
@@ -384,8 +388,8 @@ class Delta:
         index: Place of the prompt in the list that was given.
         token_ids: New token ids.
         origins: Where each comes from.
-        text: New text. Held back while it may turn out to be part of a stop string or of a
-            character; the texts of all deltas joined are `Completion.text`.
+        text: New text, held back while it may be part of a stop string or of a character; the texts
+            of all deltas joined are `Completion.text`.
         completion: The finished completion, with the last delta; else None.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import subprocess
@@ -133,20 +132,6 @@ def test_a_file_that_its_run_deletes_is_not_locked_in_its_place(path, monkeypatc
     with TurnLog(path, CONFIG) as log:
         log.append(TURNS[0])
     assert stored(path) == TURNS[:1]
-
-
-def test_a_turn_that_was_stored_twice_counts_once(path):
-    """Two runs of a version without the lock wrote to one file; 64 problems were counted as 96."""
-    interrupted(path)
-    again = dataclasses.replace(TURNS[1], seconds=9.0)
-    with path.open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(again)) + "\n")
-    with TurnLog(path, CONFIG) as log:
-        assert log.done == TURNS[:3]
-    with path.open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(again) | {"rows": []}) + "\n")
-    with pytest.raises(ConfigError, match="holds chunk 0 of arm 'draft' twice, with different"):
-        TurnLog(path, CONFIG)
 
 
 def test_a_file_that_was_cut_off_in_its_head_starts_afresh(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
@@ -80,15 +79,8 @@ def test_a_run_resumes_with_its_own_settings_only(tmp_path) -> None:
         open_run(folder, SETTINGS)
 
 
-@pytest.mark.parametrize("text", ["", '{"train": {"see', "[]", "3", '{"train": 3}', "\udcff"])
+@pytest.mark.parametrize("text", ["", '{"train": {"see', "[]", "3", "\udcff"])
 def test_settings_that_are_damaged_are_refused_by_name(tmp_path, text) -> None:
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"run.json is damaged"):
-        open_run(tmp_path, SETTINGS)
-
-
-def test_a_run_of_a_version_without_groups_says_so(tmp_path) -> None:
-    older = {"train": {"num_rounds": 6, "prompts_per_round": 640}, "task": {"task": "gsm8k"}}
-    (tmp_path / "run.json").write_text(json.dumps(older))
-    with pytest.raises(ConfigError, match="a run of an older version of cospec"):
         open_run(tmp_path, SETTINGS)

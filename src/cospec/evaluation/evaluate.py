@@ -12,15 +12,16 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from cospec.errors import ConfigError
 from cospec.evaluation.problems import describe_problems, encode_problems
 from cospec.evaluation.summary import against_both, by_part, summarize
 from cospec.evaluation.turns import Turn
+from cospec.models.costs import synchronise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    import torch
 
     from cospec.evaluation.arms import Arm
     from cospec.results import Json
@@ -154,15 +155,7 @@ class Evaluation:
         return parts | {
             "arms": against_both(summarize(turns, {a.name: a.arbiter for a in self.arms}), turns),
             "rows": [row for turn in turns for row in turn.rows],
-            "chunks": [
-                {
-                    "arm": turn.arm,
-                    "chunk": turn.chunk,
-                    "seconds": turn.seconds,
-                    "num_tokens": turn.num_tokens,
-                }
-                for turn in turns
-            ],
+            "chunks": [turn.timing for turn in turns],
         }
 
     def _order(self) -> list[tuple[int, Arm]]:
@@ -218,6 +211,5 @@ def _chunks(num_problems: int, chunk_size: int) -> list[range]:
 
 def _now(device: torch.device) -> float:
     """The clock, once the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(device)
     return time.perf_counter()

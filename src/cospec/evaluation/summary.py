@@ -56,11 +56,17 @@ def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list
     ]
 
 
-def against_both(arms: Sequence[Json], turns: Iterable[Turn]) -> list[Json]:
-    """Add to each arm how it compares with the draft and with lossless decoding (`paired`)."""
+def rows_by_arm(turns: Iterable[Turn]) -> dict[str, list[Json]]:
+    """By arm, its rows in the order of the problems."""
     rows: dict[str, list[Json]] = {}
     for turn in sorted(turns, key=lambda turn: turn.chunk):
         rows.setdefault(turn.arm, []).extend(turn.rows)
+    return rows
+
+
+def against_both(arms: Sequence[Json], turns: Iterable[Turn]) -> list[Json]:
+    """Add to each arm how it compares with the draft and with lossless decoding (`paired`)."""
+    rows = rows_by_arm(turns)
     return [
         arm | {f"vs_{other}": paired(rows[arm["name"]], rows[other]) for other in (DRAFT, LOSSLESS)}
         for arm in arms

@@ -14,7 +14,6 @@ from cospec.arbiters import AlwaysTarget
 from cospec.display import pieces
 from cospec.engine import Branch, Engine
 from cospec.evaluation.problems import encode_problems
-from cospec.types import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,7 +157,4 @@ def _play_others(
 
 def _other(path: Rollout, mismatch: MismatchTrace, stream: int) -> Branch:
     """The branch that the ruling did not take."""
-    other = mismatch.draft_id, Origin.OVERRIDE
-    if mismatch.keep_draft:
-        other = mismatch.target_id, Origin.CORRECTION
-    return Branch(path, mismatch.position, *other, stream)
+    return Branch(path, mismatch.position, *mismatch.other, stream)

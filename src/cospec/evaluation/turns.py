@@ -40,6 +40,16 @@ class Turn:
         """Generated tokens."""
         return sum(row["num_tokens"] for row in self.rows)
 
+    @property
+    def timing(self) -> Json:
+        """What result files keep of it beside the rows."""
+        return {
+            "arm": self.arm,
+            "chunk": self.chunk,
+            "seconds": self.seconds,
+            "num_tokens": self.num_tokens,
+        }
+
 
 class TurnLog:
     """The finished turns of a run: a file with the configuration, then one JSON line per turn.
@@ -51,7 +61,7 @@ class TurnLog:
         config: All that the turns depend on.
 
     Attributes:
-        done: The turns that the file held when it was opened, each once.
+        done: The turns that the file held when it was opened.
 
     Raises:
         ConfigError: Another run is writing to the file; or it is damaged, or belongs to a run with
@@ -179,15 +189,7 @@ def _read(path: Path, lines: list[bytes], config: Json) -> list[Turn]:
             f"{'; '.join(differences)}. Repeat its command to finish it, delete it to start over, "
             "or write to another file."
         )
-    done: dict[tuple[str, int, str], Turn] = {}
-    for turn in turns:  # two runs of a version without the lock may have written the same turns
-        first = done.setdefault((turn.part, turn.chunk, turn.arm), turn)
-        if first.rows != turn.rows:
-            raise ConfigError(
-                f"{path} holds chunk {turn.chunk} of arm {turn.arm!r} twice, with different "
-                "answers; delete it to start over."
-            )
-    return list(done.values())
+    return turns
 
 
 def _flat(config: Json, prefix: str = "") -> Json:

@@ -150,16 +150,9 @@ def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
         return
     try:
         theirs = parse_json(path.read_text(encoding="utf-8"))
-        train = theirs.get("train", {})
-        is_older = "rollouts" not in train and "prompts_per_round" in train
         theirs = flat(theirs if is_whole else {**theirs, "inputs": {}})
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); {_AGAIN}") from None
-    if is_older:
-        raise ConfigError(
-            f"{folder} holds a run of an older version of cospec, whose settings had no groups; "
-            "finish it with that version, or name another folder."
-        )
     ours = flat(settings)
     names = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if names:

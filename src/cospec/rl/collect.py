@@ -18,7 +18,6 @@ from cospec.backends.base import BranchPoint, Item
 from cospec.evaluation.problems import encode_problems
 from cospec.rl.methods import METHODS
 from cospec.rl.types import Baseline, BranchData, Ending, Played
-from cospec.types import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,7 +172,7 @@ class Collector:
         """
         chosen = self._choose(played, Random(f"branches {seed}"))
         points = [
-            BranchPoint(one.rollout, m.position, *_other(m), seed + 1, stream)
+            BranchPoint(one.rollout, m.position, *m.other, seed + 1, stream)
             for stream, (one, m) in enumerate(chosen)
         ]
         ends = self._backend.branch(points, arbiter)
@@ -225,10 +224,3 @@ class Collector:
         candidates.sort(key=lambda candidate: -candidate[0])
         number = round(self._config.branches_per_rollout * len(played))
         return [(one, m) for _, one, m in candidates[:number]]
-
-
-def _other(mismatch: MismatchTrace) -> tuple[int, Origin]:
-    """Return the token that was ruled against, and where it comes from."""
-    if mismatch.keep_draft:
-        return mismatch.target_id, Origin.CORRECTION
-    return mismatch.draft_id, Origin.OVERRIDE

@@ -16,7 +16,7 @@ from cospec.evaluation.benchmark.arms import ASSISTED, ORACLE
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.benchmark.bounds import add_bounds
 from cospec.evaluation.benchmark.config import knob_of
-from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, summarize
+from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, rows_by_arm, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ def result(
     """
     entries = summarize(_mean(repeats), arbiters)
     alone = [{entry["name"]: entry for entry in summarize(r, arbiters)} for r in repeats]
-    rows = [_rows(repeat) for repeat in repeats]
+    rows = [rows_by_arm(repeat) for repeat in repeats]
     for entry in entries:
         name = entry["name"]
         entry["repeats"] = {
@@ -142,15 +142,7 @@ def result(
         "arms": entries,
         "rows": [row for name in arbiters for row in lean(rows[0][name], rows[0][TARGET])],
         "chunks": [
-            {
-                "arm": turn.arm,
-                "chunk": turn.chunk,
-                "repeat": i,
-                "seconds": turn.seconds,
-                "num_tokens": turn.num_tokens,
-            }
-            for i, turns in enumerate(repeats)
-            for turn in turns
+            turn.timing | {"repeat": i} for i, turns in enumerate(repeats) for turn in turns
         ],
     }
 
@@ -161,14 +153,6 @@ def _mean(repeats: Sequence[Sequence[Turn]]) -> list[Turn]:
     for turn in (turn for repeat in repeats for turn in repeat):
         seconds.setdefault((turn.chunk, turn.arm), []).append(turn.seconds)
     return [replace(turn, seconds=fmean(seconds[turn.chunk, turn.arm])) for turn in repeats[0]]
-
-
-def _rows(turns: Sequence[Turn]) -> dict[str, list[Json]]:
-    """By arm, its rows in the order of the problems."""
-    rows: dict[str, list[Json]] = {}
-    for turn in sorted(turns, key=lambda turn: turn.chunk):
-        rows.setdefault(turn.arm, []).extend(turn.rows)
-    return rows
 
 
 def lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:

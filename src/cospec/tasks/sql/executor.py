@@ -48,7 +48,6 @@ class Executor:
         self.limits = limits or Limits()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
 
     def run(
         self, path: str, sql: str, *, max_rows: int | None = None, reverse: bool = False

@@ -194,7 +194,7 @@ class _Filling:
             for table, cells in witness_rows(facts, self.filler.domains, self.dice):
                 self._upsert(table, cells)
 
-    def _upsert(self, table: str, cells: dict[str, Cell]) -> dict[str, Cell]:
+    def _upsert(self, table: str, cells: dict[str, Cell]) -> None:
         """Adds a row with these cells, or changes the one that has its key; parents are added."""
         for column, value in cells.items():
             link = self.filler.foreign.get((table, column))
@@ -208,9 +208,8 @@ class _Filling:
                 if [old[places[c]] for c in columns] == key:
                     for column, value in cells.items():
                         old[places[column]] = value
-                    return dict(zip(places, old, strict=True))
+                    return
         self.rows[table].append(row)
-        return dict(zip(places, row, strict=True))
 
     def _other_cell(self, table: str, column: str, cells: dict[str, Cell]) -> Cell:
         if column in cells:

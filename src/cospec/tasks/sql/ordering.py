@@ -26,7 +26,11 @@ class Keyed:
 
 def is_ordered(sql: str) -> bool:
     """Whether the outermost query has ORDER BY."""
-    return _find(tokenize(sql), "ORDER") is not None
+    tokens = tokenize(sql)
+    return any(
+        token.upper == "ORDER" and level == 0
+        for token, level in zip(tokens, depths(tokens), strict=True)
+    )
 
 
 def keyed(sql: str) -> Keyed | None:
@@ -76,10 +80,3 @@ def _parts(tokens: list[Token], levels: list[int]) -> list[list[Token]]:
         else:
             parts[-1].append(token)
     return [part for part in parts if part]
-
-
-def _find(tokens: list[Token], word: str) -> int | None:
-    for i, (token, level) in enumerate(zip(tokens, depths(tokens), strict=True)):
-        if token.upper == word and level == 0:
-            return i
-    return None

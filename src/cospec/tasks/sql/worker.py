@@ -133,7 +133,7 @@ def main(time_s: float, memory_bytes: int) -> None:
     connections: dict[tuple[str, bool], sqlite3.Connection] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        key = request["path"], request.get("reverse", False)
+        key = request["path"], request["reverse"]
         try:
             if key not in connections:
                 if len(connections) == MAX_CONNECTIONS:
