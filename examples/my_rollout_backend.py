@@ -79,7 +79,7 @@ def play(backend: RolloutBackend) -> list[str]:
     points = [
         BranchPoint(rollout, first.position, first.draft_id, Origin.OVERRIDE, seed=0, stream=i)
         for i, rollout in enumerate(rollouts)
-        for first in rollout.reached[:1]
+        for first in rollout.completion.reached[:1]
     ]
     return [end.completion.text for end in (*rollouts, *backend.branch(points, arbiter))]
 

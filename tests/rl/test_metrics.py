@@ -19,10 +19,8 @@ def won(*texts: Any) -> tuple[list[Baseline], list[Ending]]:
 
 def text(*mismatches: tuple[int, bool]) -> Any:
     """A completion whose mismatches are at some places, kept or not."""
-    steps = [
-        SimpleNamespace(position=p, keep_draft=k, is_reached=True, veto=None) for p, k in mismatches
-    ]
-    return SimpleNamespace(trace=[SimpleNamespace(mismatches=steps)])
+    reached = [SimpleNamespace(position=p, keep_draft=k, veto=None) for p, k in mismatches]
+    return SimpleNamespace(reached=reached)
 
 
 def test_the_guard_lets_nearly_all_pass_that_won() -> None:
