@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from cospec import load_arbiter
+from cospec import Engine, load_arbiter
 from cospec.config import DecodeConfig
 from cospec.drafters import ModelDrafter
 from cospec.engine.rows import Row
@@ -57,6 +57,25 @@ def test_prompts_that_begin_alike_are_read_once_and_lossless_stays_exact(llama_p
     if batch == 9:
         rests = [len(prompt) - 25 for prompt in SHARING]
         assert [len(positions) for positions in read[:2]] == [24, sum(rests)], "twins are copied"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("arbiter", ["lossless", "always_draft"])
+def test_what_a_finished_row_has_left_is_taken_for_its_own_prompt_alone(llama_pair, batch, arbiter):
+    """Prompts in this order: one that goes on from the text before, and one like the first."""
+    first, second = SHARING[0], [9] * 3 + SHARING[1]
+    (done,) = decode(llama_pair, arbiter, 4, 1, prompts=[first])
+    longer = first + done.token_ids
+    prompts = [first, longer, second, [*longer, 7], [*first, 8]]
+    engine = Engine(llama_pair, load_arbiter(arbiter), num_speculative_tokens=4, batch_size=batch)
+    found = {
+        delta.index: delta.completion.token_ids
+        for delta in engine.stream(prompts, GREEDY)
+        if delta.completion is not None
+    }
+    for i, prompt in enumerate(prompts):
+        (alone,) = decode(llama_pair, arbiter, 4, 1, prompts=[prompt])
+        assert found[i] == alone.token_ids
 
 
 @pytest.mark.parametrize("batch", [3, 9])
