@@ -61,7 +61,7 @@ def a_job(name, **more):
 @requires_vllm
 @pytest.mark.parametrize("name", ["family", "specialist"])
 def test_completions_decisions_and_branches_are_those_of_our_engine(name, tmp_path) -> None:
-    learned = f"{HOME / 'arbiters' / name}:max_mismatch_rate=inf"
+    learned = f"{HOME / 'arbiters' / f'{name}-scalar'}:max_mismatch_rate=inf"
     arbiters = [["lossless", False], ["gap:max_gap=1", False], [learned, True]]
     prompts = encoded_problems(load_tokenizer(bundled_models(f"bundled:{name}")[0]), 10)
     found = run("law", a_job(name, arbiters=arbiters, prompts=prompts, max_tokens=80), tmp_path)
