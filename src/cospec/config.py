@@ -210,6 +210,11 @@ class DecodeConfig:
         assert self.num_speculative_tokens is not None, "call for_arbiters first"
         return self.num_speculative_tokens
 
+    @property
+    def ends_blocks_early(self) -> bool:
+        """Whether the draft model may end a block before its k tokens."""
+        return bool(self.end_blocks_at_stop or self.adaptive or self.draft_confidence_threshold)
+
     def for_arbiters(self, arbiters: Iterable[object]) -> Self:
         """Fill in the block length that the arbiters were trained with, if none was given.
 

@@ -139,8 +139,7 @@ class Bench:
         names = expand_sets(self.arms, has_bundled, self.bench.num_tune_problems > 0)
         specs = make_specs(names, self._find, tune_knobs=self.bench.tune_knobs)
         bench = self.bench
-        early = bench.draft_confidence_threshold or bench.adaptive or bench.end_blocks_at_stop
-        ends_early = early or bench.drafter != "model"
+        ends_early = bench.ends_blocks_early or bench.drafter != "model"
         if ends_early and ORACLE in [each.name for each in specs]:
             raise ConfigError(
                 "the oracle's path is one of whole blocks of the draft model; leave out "

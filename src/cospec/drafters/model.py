@@ -49,9 +49,7 @@ class ModelDrafter(CachedModel, Drafter):
         super().__init__(pair.draft_model, Needs.DRAFT_HIDDEN in needs)
         self._k, self._min_confidence = config.k, config.draft_confidence_threshold
         self._pair, self._config = pair, config
-        self.ends_early = bool(
-            config.end_blocks_at_stop or config.adaptive or config.draft_confidence_threshold
-        )
+        self.ends_early = config.ends_blocks_early
         self._target_vocab_size: int = pair.target.config.get_text_config().vocab_size
         self._num_read: dict[int, int] = {}
         """By row, tokens at its beginning that are in the cache, if so many stand."""
@@ -66,7 +64,7 @@ class ModelDrafter(CachedModel, Drafter):
         starts = torch.tensor([len(row) - num_unread for row in rows], device=self.device)
         window = self.window(starts, num_unread + self._k - 1, end)
         ids = torch.tensor([row.last_tokens(num_unread) for row in rows], device=self.device)
-        ends = self._ends(rows)
+        ends, may_end = self._ends(rows), self._config.ends_blocks_early
         if not ends.is_open.any():
             self._num_read |= dict(enumerate(num_read))
             return self._nothing(rows, chance)
@@ -75,7 +73,7 @@ class ModelDrafter(CachedModel, Drafter):
         for j in range(self._k):
             step = window.columns(column, column + ids.shape[1])
             column += ids.shape[1]
-            if j and ends.may_come:  # blocks that have ended are not read on
+            if j and may_end:  # blocks that have ended are not read on
                 step = step.only(ends.is_open[:, None])
             output = self.read(ids, step)
             step_logits = self._fit(output.logits[:, -1])  # (B, V)
@@ -87,19 +85,19 @@ class ModelDrafter(CachedModel, Drafter):
                 q = chance.warper.probs(torch.where(is_sound, step_logits, 0.0)[:, None])
                 ids = draw(q, chance.numbers.draft[:, j : j + 1])
                 # 0 after the end of a row's block: there the residual is p itself.
-                probs.append(q * ends.is_open[:, None, None] if ends.may_come else q)
+                probs.append(q * ends.is_open[:, None, None] if may_end else q)
             drafted.append(ids)
             logits.append(step_logits)
             are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
             lengths = lengths + ends.is_open
-            if ends.may_come and j + 1 < self._k:
+            if may_end and j + 1 < self._k:
                 ends.after(ids, step_logits, chance.warper)
                 if not ends.is_open.any():
                     break
         # The last token of a block is not read, nor what follows the end of one.
-        known = lengths.tolist() if ends.may_come else [len(drafted)] * len(rows)
+        known = lengths.tolist() if may_end else [len(drafted)] * len(rows)
         for r, row in enumerate(rows):
             self._num_read[r] = len(row) + max(known[r], 1) - 1
         return Proposal(
@@ -197,7 +195,6 @@ class _Ends:
         self.is_open = is_open if pace is None else pace.is_open
         self._stops, self._min_confidence, self._pace = stops, min_confidence, pace
         self._by_confidence = bool(min_confidence) or pace is not None
-        self.may_come = self._by_confidence or stops is not None
 
     def after(self, ids: Tensor, logits: Tensor, warper: Warper | None) -> None:
         """Close rows that end with the tokens (B, 1) drawn from logits (B, V)."""
