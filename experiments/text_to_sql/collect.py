@@ -1,9 +1,11 @@
 """Play an arbiter's path and every branch off it on Spider questions, and keep what happened.
 
 Usage: python experiments/text_to_sql/collect.py TARGET DRAFT DATA OUT [--questions 512]
-           [--split train] [--arbiter lossless]
+           [--split train] [--arbiter lossless] [--finish arbiter]
 
-A branch takes the other token at one decision, and the arbiter goes on from there.
+A branch takes the other token at one decision, and the arbiter goes on from there. With
+`--finish draft` the draft goes on alone, which is cheaper where blocks are long: the target reads
+no branch.
 
 `cospec audit` does the same and keeps features as text, which is too much for hidden states. The
 questions are those of databases that no draft was tuned on and whose schema is not longer than
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--second-wording", action="store_true")
     parser.add_argument("--longest-schema", type=int, default=LONGEST_PREFIX, help="in tokens")
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
+    parser.add_argument("--finish", choices=("arbiter", "draft"), default="arbiter")
     parser.add_argument("--batch-size", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
@@ -67,9 +71,7 @@ def main() -> None:
         end_blocks_at_stop=options.end_blocks_at_stop,
     )
     paths = Engine(pair, observed, decode)
-    # Under the lossless arbiter a branch is the target alone, which is cheaper in large batches.
-    is_lossless = options.arbiter == "lossless"
-    ends = Engine.target_only(pair, decode) if is_lossless else Engine(pair, arbiter, decode)
+    ends = None if options.no_branches else finisher(options, pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted, num_questions = {}, 0
     asked = task.examples(options.split)
@@ -91,8 +93,17 @@ def main() -> None:
             size += len(wanted[missing[0]])
             some.append(missing.pop(0))
         chunk = {name: wanted[name] for name in some}
-        engine = None if options.no_branches else ends
-        print(collect(chunk, task, paths, engine, options.out), flush=True)
+        print(collect(chunk, task, paths, ends, options.out), flush=True)
+
+
+def finisher(options, pair, arbiter, decode) -> Engine:
+    """What decodes branches to their end."""
+    if options.finish == "draft":
+        alone = ModelPair(pair.draft_model, tokenizer=pair.tokenizer)
+        return Engine.target_only(alone, decode.with_options(batch_size=256))
+    if options.arbiter == "lossless":  # cheaper in large batches, and the same texts
+        return Engine.target_only(pair, decode)
+    return Engine(pair, arbiter, decode)
 
 
 def collect(chunk, task, paths, ends, out) -> str:
@@ -103,7 +114,8 @@ def collect(chunk, task, paths, ends, out) -> str:
     texts = paths.rollouts(prompts, SamplingConfig(max_new_tokens=task.max_new_tokens))
     places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion) if m.is_open]
     places = places if ends else []
-    branches = ends.branches([other(texts[i], m) for i, m in places]) if ends else []
+    by_draft = ends is not None and ends.pair.draft is None
+    branches = ends.branches([other(texts[i], m, by_draft) for i, m in places]) if ends else []
     grades = [grade(task, e, t.completion.text) for e, t in zip(examples, texts, strict=True)]
     branch_grades = [
         grade(task, examples[i], branch.completion.text)
@@ -159,8 +171,11 @@ def grade(task, example, text) -> tuple[float, float]:
     return float(score.correct), 1.0
 
 
-def other(rollout, mismatch) -> Branch:
-    """The branch that takes the other token at a decision."""
+def other(rollout, mismatch, by_draft) -> Branch:
+    """The branch that takes the other token at a decision, and goes on from the draft's cache."""
+    if by_draft:
+        _, (_, stored) = rollout.caches
+        rollout = replace(rollout, caches=[stored])
     if mismatch.keep_draft:
         return Branch(rollout, mismatch.position, mismatch.target_id, Origin.CORRECTION)
     return Branch(rollout, mismatch.position, mismatch.draft_id)

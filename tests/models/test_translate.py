@@ -57,9 +57,23 @@ def pair(folders):
     return ModelPair.from_pretrained(*folders, allow_different_tokenizers=True)
 
 
+def texts(engine, sampling):
+    return [completion.token_ids for completion in engine.generate(PROMPTS, sampling)]
+
+
 def test_it_is_refused_unless_it_is_asked_for(folders):
     with pytest.raises(TokenizerMismatchError, match="--allow-different-tokenizers"):
         ModelPair.from_pretrained(*folders)
+
+
+def test_an_8_bit_draft_with_another_tokenizer_is_lossless_too(folders):
+    pair = ModelPair.from_pretrained(
+        *folders, allow_different_tokenizers=True, draft_quantization="int8"
+    )
+    exact = SamplingConfig(max_new_tokens=40)
+    lossless = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=3)
+    assert texts(lossless, exact) == texts(Engine.target_only(pair), exact)
+    assert pair.fingerprint.endswith("-int8")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -67,9 +81,8 @@ def test_lossless_decoding_is_the_targets_own(pair, temperature, request):
     exact = SamplingConfig(max_new_tokens=40)
     lossless = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=3)
     if not temperature:
-        alone = Engine.target_only(pair).generate(PROMPTS, exact)
         found = lossless.generate(PROMPTS, exact)
-        assert [c.token_ids for c in found] == [c.token_ids for c in alone]
+        assert [c.token_ids for c in found] == texts(Engine.target_only(pair), exact)
         if request.node.callspec.params["folders"] is False:
             assert all(c.stats.num_strict_accepts for c in found), "drafts stood"
     else:  # the first token's law is p, whatever the draft proposes

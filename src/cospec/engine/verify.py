@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.rulings import look_ahead, make_batch, rank_in_row, token_log_p
+from cospec.rulings import look_ahead, make_batch, rank_in_row, token_log_p, token_probs
 from cospec.sampling import Chance, Warper, accepts, draw, residual
 from cospec.types import MismatchBatch, Needs, Proposal
 
@@ -171,16 +171,10 @@ def trace_probs(verified: Verification, proposal: Proposal, batch: MismatchBatch
     """
     rows, places = batch.rows, batch.block_positions
     ids = torch.stack([batch.draft_ids, batch.target_ids], dim=1)  # (M, 2)
-    p = _probs(verified.logits[rows, places], ids)
+    p = token_probs(verified.logits[rows, places], ids).T
     if proposal.logits is None:
         return torch.cat([p, torch.full_like(p, torch.nan)])
-    q = _probs(_at(proposal.logits, rows, places), ids)
+    q = token_probs(_at(proposal.logits, rows, places), ids).T
     if proposal.by_model is not None:
         q = q.masked_fill(~proposal.by_model[rows], torch.nan)
     return torch.cat([p, q])
-
-
-def _probs(logits: Tensor, ids: Tensor) -> Tensor:
-    """Probabilities of tokens (M, 2) by raw logits (M, V), (2, M)."""
-    logits = logits.float()
-    return (logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)).exp().T

@@ -11,6 +11,7 @@ from cospec.rulings.mismatches import (
     make_batch,
     rank_in_row,
     token_log_p,
+    token_probs,
 )
 from cospec.rulings.vetoes import Veto, find_vetoes
 
@@ -23,4 +24,5 @@ __all__ = [
     "make_batch",
     "rank_in_row",
     "token_log_p",
+    "token_probs",
 ]

@@ -61,6 +61,12 @@ def token_log_p(logits: Tensor, token_ids: Tensor) -> Tensor:
     return logits.gather(-1, token_ids[..., None])[..., 0] - logits.logsumexp(dim=-1)
 
 
+def token_probs(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Return probabilities of N tokens a row (M, N) by raw logits (M, V), (M, N) float32."""
+    logits = logits.float()
+    return (logits.gather(1, token_ids) - logits.logsumexp(dim=1, keepdim=True)).exp()
+
+
 def look_ahead(
     index: Tensor,
     num_ahead: int,

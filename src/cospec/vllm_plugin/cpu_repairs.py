@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cospec.vllm_plugin.wrap import wrap_once
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-_MARK = "__cospec__"
 
 
 def repair_cpu(sampler_module: Any) -> None:  # Any: vllm.v1.sample.rejection_sampler
@@ -19,11 +18,11 @@ def repair_cpu(sampler_module: Any) -> None:  # Any: vllm.v1.sample.rejection_sa
     ``expand_batch_to_tokens`` returns memory that was never written, for its kernel fills a copy:
     temperature, top-k and top-p are then noise. And a step without drafted rows fails with top-k.
     """
-    if hasattr(sampler_module.apply_sampling_constraints, _MARK):
-        return
-    stock = sampler_module.apply_sampling_constraints
+    wrap_once(sampler_module, "apply_sampling_constraints", _for_any_rows)
+    sampler_module.expand_batch_to_tokens = expand_batch_to_tokens
 
-    @functools.wraps(stock)
+
+def _for_any_rows(stock: Any) -> Any:  # Any: vLLM's function
     def apply_sampling_constraints(
         logits: Tensor,
         cu_num_draft_tokens: Tensor,
@@ -33,9 +32,7 @@ def repair_cpu(sampler_module: Any) -> None:  # Any: vllm.v1.sample.rejection_sa
             return logits
         return stock(logits, cu_num_draft_tokens, sampling_metadata)
 
-    setattr(apply_sampling_constraints, _MARK, True)
-    sampler_module.apply_sampling_constraints = apply_sampling_constraints
-    sampler_module.expand_batch_to_tokens = expand_batch_to_tokens
+    return apply_sampling_constraints
 
 
 def expand_batch_to_tokens(

@@ -6,7 +6,6 @@ A request with a wrong setting has to be refused here, since an error in the eng
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
@@ -16,11 +15,10 @@ from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 
 from cospec.errors import ConfigError
 from cospec.vllm_plugin.settings import RequestSettings
+from cospec.vllm_plugin.wrap import wrap_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_MARK = "_is_cospec"
 
 
 def install(
@@ -31,18 +29,11 @@ def install(
     Args:
         find_overrides: How many overrides a request had, by its id in the engine.
     """
-    _wrap(SamplingParams, "_verify_extra_args", _checked)
-    _wrap(RequestState, "_new_completion_output", lambda stock: _annotated(stock, find_overrides))
-    _wrap(RequestSpecDecodeMetrics, "to_dict", _with_counts)
-
-
-def _wrap(owner: type, name: str, wrapper: Any) -> None:  # Any: takes and gives a method
-    """Replace a method by a wrapper around it, once."""
-    stock = getattr(owner, name)
-    if not hasattr(stock, _MARK):
-        wrapped = functools.wraps(stock)(wrapper(stock))
-        setattr(wrapped, _MARK, True)
-        setattr(owner, name, wrapped)
+    wrap_once(SamplingParams, "_verify_extra_args", _checked)
+    wrap_once(
+        RequestState, "_new_completion_output", lambda stock: _annotated(stock, find_overrides)
+    )
+    wrap_once(RequestSpecDecodeMetrics, "to_dict", _with_counts)
 
 
 def _checked(stock: Any) -> Any:  # Any: a method of SamplingParams

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 from typing import Any
 
 from cospec.vllm_plugin.known import V1_NAMES, V2_NAMES, check_names, check_version
 from cospec.vllm_plugin.settings import Settings
+from cospec.vllm_plugin.wrap import wrap_once
 
 logger = logging.getLogger(__name__)
-
-_MARK = "__cospec__"
 
 
 def hook_workers() -> None:
@@ -22,20 +20,17 @@ def hook_workers() -> None:
     """
     try:
         base = importlib.import_module("vllm.v1.worker.worker_base").WorkerWrapperBase
-        stock = base.init_device
+        wrap_once(base, "init_device", _with_arbiter)
     except (ImportError, AttributeError) as error:
         logger.warning("CoSpec finds no worker to rule in and stays off: %s", error)
-        return
-    if hasattr(stock, _MARK):
-        return
 
-    @functools.wraps(stock)
+
+def _with_arbiter(stock: Any) -> Any:  # Any: a method of WorkerWrapperBase
     def init_device(self: Any) -> None:  # Any: vLLM's WorkerWrapperBase
         stock(self)
         activate(self.worker, self.vllm_config)
 
-    setattr(init_device, _MARK, True)
-    base.init_device = init_device
+    return init_device
 
 
 def activate(worker: Any, vllm_config: Any) -> bool:  # Any: vLLM's Worker and VllmConfig

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from cospec.errors import ConfigError
+from cospec.rulings import token_probs
 from cospec.types import Needs
 from cospec.vllm_plugin.metrics import HostQueue
 from cospec.vllm_plugin.parcels import Receiver
@@ -95,9 +96,10 @@ class Recorder:
         integers = torch.stack([column.long() for column in columns], dim=1)
         ids = torch.stack([rows.safe_ids, rulings.target_ids], dim=1)  # (T, 2)
         nan = torch.full_like(ids, torch.nan, dtype=torch.float64)
-        q = nan if rows.draft_logits is None else _probs(rows.draft_logits, ids)
+        q = nan if rows.draft_logits is None else token_probs(rows.draft_logits, ids)
         score = nan[:, 0] if rulings.score is None else rulings.score.double()
-        reals = torch.cat([score[:, None], _probs(rows.target_logits, ids), q], dim=1)
+        p = token_probs(rows.target_logits, ids)
+        reals = torch.cat([score[:, None], p, q], dim=1)
         shown = [] if rulings.features is None else [rulings.features.float()]
         counts = list(num_rows)
 
@@ -112,12 +114,6 @@ class Recorder:
         self._queue.flush()
         steps, self._steps = self._steps, []
         return steps
-
-
-def _probs(logits: Tensor, ids: Tensor) -> Tensor:
-    """Probabilities of some tokens, (T, N) float64, from logits (T, V) and ids (T, N)."""
-    logits = logits.float()
-    return (logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)).double().exp()
 
 
 class RolloutWorker:
