@@ -44,6 +44,8 @@ class Needs(enum.Flag):
     """The draft's last hidden state from which it drew its token."""
     UNIFORMS = enum.auto()
     """One uniform number a mismatch from the row's own generator, for a ruling by chance."""
+    BLOCK_LOG_Q = enum.auto()
+    """The draft's log-probability of each token of the block; declare DRAFT_LOGITS as well."""
     LOGITS = TARGET_LOGITS | DRAFT_LOGITS
     HIDDEN = TARGET_HIDDEN | DRAFT_HIDDEN
     DRAFT = DRAFT_LOGITS | DRAFT_HIDDEN
@@ -104,15 +106,12 @@ class MismatchBatch:
         block_positions: Index of the drafted token in its block, 0 to K - 1, (M,) int64.
         positions: Index of the drafted token in the generated text, (M,) int64.
         num_overrides: Overrides of the row before this block, (M,) int64.
-        num_mismatches: Mismatches of the row before this one, earlier ones of its block among
-            them, (M,) int64.
-        block_lengths: Drafted tokens of its row in this block, (M,) int64: K, or fewer where the
-            draft stopped early.
+        num_mismatches: Earlier mismatches of the row, those of its block among them, (M,) int64.
+        block_lengths: Drafted tokens of its row in this block, at most K, (M,) int64.
         draft_ids: The draft's token, (M,) int64.
         target_ids: The token that stands if the ruling is for the target: its argmax, or when
             sampling a sample of the residual, (M,) int64.
-        target_logits: Raw, (M, V) float.
-        draft_logits: Raw, (M, V) float.
+        target_logits, draft_logits: Raw, (M, V) float.
         lookahead_matches: Whether the target accepts the drafted token i + 1 places after the
             mismatch, (M, K - 1) bool; False where the block has ended.
         lookahead_log_p: Log-probability under the target of those tokens, (M, K - 1) float32;
@@ -121,6 +120,7 @@ class MismatchBatch:
         target_hidden_after: The target's state after reading the drafted token, (M, H).
         draft_hidden: State from which the draft drew its token, (M, H).
         uniforms: In [0, 1), (M,) float64.
+        block_log_q: The draft's log-probability of each token of the block, (M, K); 0 after it.
     """
 
     rows: Tensor
@@ -139,6 +139,7 @@ class MismatchBatch:
     target_hidden_after: Tensor | None = None
     draft_hidden: Tensor | None = None
     uniforms: Tensor | None = None
+    block_log_q: Tensor | None = None
 
     def __len__(self) -> int:
         return self.draft_ids.shape[0]
@@ -388,8 +389,7 @@ class Delta:
         index: Place of the prompt in the list that was given.
         token_ids: New token ids.
         origins: Where each comes from.
-        text: New text, held back while it may be part of a stop string or of a character; the texts
-            of all deltas joined are `Completion.text`.
+        text: New text; what may be part of a stop string or of a character comes later.
         completion: The finished completion, with the last delta; else None.
     """
 

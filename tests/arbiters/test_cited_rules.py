@@ -9,6 +9,7 @@ import torch
 
 from cospec.arbiters import (
     BiLD,
+    ChowAverage,
     ChowCascade,
     CoSD,
     DiffCascade,
@@ -120,6 +121,15 @@ def test_chows_cascade_looks_at_the_drafts_confidence():
     expect(ChowCascade(), batch_of(q=q), [0.05, -0.05])
     expect(ChowCascade(0.3), batch_of(q=q), [0.15, 0.05])
     assert ChowCascade().needs == Needs.DRAFT_LOGITS
+
+
+def test_the_average_rule_asks_how_sure_the_draft_is_of_the_whole_block():
+    """By hand: means of -0.03 over four tokens, and of -0.06 over the two before the end."""
+    block_log_q = torch.tensor([[-0.01, -0.05, 0.0, -0.06], [-0.12, 0.0, 0.0, 0.0]])
+    batch = mismatches(2, block_log_q=block_log_q, block_lengths=torch.tensor([4, 2]))
+    expect(ChowAverage(), batch, [0.02, -0.01])
+    expect(ChowAverage(min_log_q=-0.07), batch, [0.04, 0.01])
+    expect(ChowAverage(min_log_q=0), batch, [-0.03, -0.06])
 
 
 def test_the_diff_cascade_compares_the_two_confidences():

@@ -38,7 +38,7 @@ def test_it_keeps_the_drafts_token_where_the_probability_exceeds_the_threshold()
     assert 5 < int(ruling.keep_draft.sum()) < 35
     edge = float(expected[0])
     assert not it.with_threshold(edge).rule(batch).keep_draft[0], "not if it only equals it"
-    assert it.needs == Needs.LOGITS | Needs.LOOKAHEAD
+    assert it.needs == Needs.LOGITS | Needs.LOOKAHEAD | Needs.BLOCK_LOG_Q
     assert not ruling.score.requires_grad
 
 

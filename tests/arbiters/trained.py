@@ -67,6 +67,7 @@ def mismatches(num: int = 40, k: int = 4, seed: int = 1) -> MismatchBatch:
         draft_logits=logits(),
         lookahead_matches=torch.rand(num, k - 1, generator=generator) < 0.5,
         lookahead_log_p=-torch.rand(num, k - 1, generator=generator),
+        block_log_q=-torch.rand(num, k, generator=generator),
         uniforms=torch.rand(num, generator=generator, dtype=torch.float64),
     )
 

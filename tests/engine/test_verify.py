@@ -27,7 +27,7 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
     proposal = Proposal(drafted, torch.tensor(lengths), is_finite, steps, hidden=states)
     verified = verify(Output(logits, hidden), proposal, Chance(None, None))
     rows, places = torch.tensor(where).unbind(dim=1)
-    needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.HIDDEN
+    needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.HIDDEN | Needs.BLOCK_LOG_Q
     counts = torch.arange(B)
     history = torch.stack([counts, 10 * counts, 7 * counts], dim=1)
     batch = collect_mismatches(verified, proposal, rows, places, history, needs, None)
@@ -45,6 +45,10 @@ def test_each_mismatch_is_shown_its_own_row_and_place():
         assert torch.equal(batch.target_hidden[i], hidden[row, place])
         assert torch.equal(batch.target_hidden_after[i], hidden[row, place + 1])
         assert torch.equal(batch.draft_hidden[i], states[place][row])
+        for j, step in enumerate(steps):
+            said = step[row].log_softmax(dim=0)[drafted[row, j]]
+            expected = said if j < lengths[row] else torch.tensor(0.0)
+            assert torch.isclose(batch.block_log_q[i, j], expected)
         for ahead in range(K - 1):
             j = place + 1 + ahead
             is_inside = j < lengths[row]

@@ -53,6 +53,7 @@ def batch() -> MismatchBatch:
         draft_logits=Q.log() + 3.0,
         lookahead_matches=torch.tensor([[True, True, False], [False, False, False]]),
         lookahead_log_p=torch.tensor([[-0.1, -0.2, -100.0], [0.0, 0.0, 0.0]]),
+        block_log_q=torch.tensor([[-0.1, -0.2, -0.4, -100.0], [0.0, -0.6, -0.2, -0.4]]),
     )
 
 
@@ -82,6 +83,10 @@ def test_the_features_of_a_mismatch_are_those_worked_by_hand() -> None:
         "lookahead_log_p": -0.3 + FLOOR,
         "lookahead_min_log_p": FLOOR,
         "lookahead_tokens": 3,
+        "lookahead_mean_log_p": (-0.3 + FLOOR) / 3,
+        "lookahead_mismatches": 1,
+        "block_mean_log_q": (-0.7 + FLOOR) / 4,
+        "block_min_log_q": FLOOR,
         "block_position": 0,
         "log_position": math.log(11),
         "log_num_overrides": math.log(3),
@@ -97,7 +102,7 @@ def test_the_features_of_a_mismatch_are_those_worked_by_hand() -> None:
 def test_nothing_lies_ahead_of_the_last_place_of_a_block() -> None:
     found = values(1)
     ahead = [found[name] for name in SCALAR_NAMES if name.startswith("lookahead")]
-    assert ahead == [0, 0, 0, 0, 0]
+    assert ahead == [0] * 7
 
 
 def test_impossible_tokens_give_finite_features() -> None:
@@ -122,6 +127,7 @@ def test_all_at_once_they_are_what_they_are_one_by_one() -> None:
         *(*[zeros] * 5, zeros + 1, *ids, *logits),
         lookahead_matches=nothing.bool(),
         lookahead_log_p=nothing,
+        block_log_q=torch.zeros(num, 1),
     )
     found = ScalarFeatures(torch.zeros(vocab_size, dtype=torch.int64))(it)
     for row in range(num):

@@ -46,6 +46,7 @@ def batch() -> MismatchBatch:
         target_hidden=ramp(M, H, step=0.3),
         target_hidden_after=ramp(M, H, step=0.7),
         draft_hidden=ramp(M, H, step=1.1),
+        block_log_q=torch.tensor([[-0.1, -30.0, 0, -2], [-0.5, -0.5, -1, 0], [-0.2, -0.1, 0, 0]]),
     )
 
 
@@ -93,7 +94,7 @@ def test_every_shipped_checkpoint_loads_when_features_are_added(name, monkeypatc
         *(before.version, before.names, before.scalars),
     )
     new = ScalarFeatures(before.kinds, version=100)
-    assert new(batch())[:, -1].tolist() == [1.0] * M and new.names[:-1] == before.names[:33]
+    assert new(batch())[:, -1].tolist() == [1.0] * M and new.names[:33] == before.names[:33]
 
 
 @pytest.mark.parametrize("version", every_version())
@@ -112,7 +113,8 @@ def test_a_checkpoint_names_the_version_that_made_it(version) -> None:
 def test_a_spec_needs_what_its_features_need(version) -> None:
     features = every_version()[version]
     hidden = Needs.HIDDEN if version.startswith("hidden") else Needs.NOTHING
-    assert features.needs == Needs.LOGITS | Needs.LOOKAHEAD | hidden
+    whole = Needs.BLOCK_LOG_Q if {"block_mean_log_q"} & set(features.names) else Needs.NOTHING
+    assert features.needs == Needs.LOGITS | Needs.LOOKAHEAD | hidden | whole
     assert features.is_of_draft.shape == features.is_of_judge.shape == (len(features.names),)
 
 

@@ -29,6 +29,7 @@ ARBITERS = [
     "gap:max_gap=2",
     "fly:window=2,min_entropy=0.1",
     "agreement:min_share=0.3",
+    "chow_average:min_log_q=-2",
 ]
 SAMPLED = [
     SamplingConfig(max_new_tokens=NUM_NEW, temperature=t, top_p=p, top_k=k, min_p=m, seed=s)

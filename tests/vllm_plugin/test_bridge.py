@@ -25,7 +25,7 @@ from cospec.vllm_plugin.bridge import RowArbiter, VerifiedRows, count_step, forc
 
 K, V = 4, 12
 STOP = 3
-ALL = Needs.LOGITS | Needs.LOOKAHEAD
+ALL = Needs.LOGITS | Needs.LOOKAHEAD | Needs.BLOCK_LOG_Q
 GREEDY = Chance(None, None)
 
 
@@ -161,7 +161,8 @@ def test_it_looks_no_further_than_a_drafted_stop_if_blocks_end_there(seed):
     (ours,) = recorder.seen
     assert (ours.rows >= 1000).all()
     kept = inside[ours.rows - 1000, ours.block_positions]
-    for name in ("block_positions", "block_lengths", "lookahead_matches", "lookahead_log_p"):
+    seen = ("block_positions", "block_lengths", "lookahead_matches", "lookahead_log_p")
+    for name in (*seen, "block_log_q"):
         assert torch.equal(getattr(ours, name)[kept], getattr(theirs, name)), name
 
 

@@ -10,6 +10,7 @@ from cospec.arbiters.memory import CSD
 from cospec.arbiters.mentored import Mentored
 from cospec.arbiters.pair_rules import (
     BiLD,
+    ChowAverage,
     ChowCascade,
     CoSD,
     DiffCascade,
@@ -45,6 +46,7 @@ __all__ = [
     "AlwaysDraft",
     "AlwaysTarget",
     "BiLD",
+    "ChowAverage",
     "ChowCascade",
     "CoSD",
     "DiffCascade",
@@ -80,6 +82,7 @@ RULES: dict[str, type[Rule]] = {
         TopKRatio,
         SGLangThresholds,
         BiLD,
+        ChowAverage,
         ChowCascade,
         DiffCascade,
         OptCascade,

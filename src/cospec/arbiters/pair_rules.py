@@ -66,6 +66,28 @@ class ChowCascade(ScoreRule):
 
 
 @dataclass(frozen=True)
+class ChowAverage(ScoreRule):
+    """Chow's rule on a whole block: keeps x if the draft's mean log-probability is high enough.
+
+    Chow-Average of language model cascades (2404.10136), where it decides whether a small model's
+    answer is returned or the large one is asked. Here it decides at each mismatch, so that blocks
+    have to be as long as an answer (``-k 64 --end-blocks-at-stop``). Lossless with ``min_log_q=0``.
+    """
+
+    kind = "chow_average"
+    needs = Needs.DRAFT_LOGITS | Needs.BLOCK_LOG_Q
+    limits: ClassVar[Limits] = {"min_log_q": (-math.inf, 0)}
+
+    min_log_q: float = -0.05
+    """Mean log-probability of the block's tokens that the draft has to exceed, in nats."""
+
+    def score(self, batch: MismatchBatch) -> Tensor:
+        """Mean log-probability above the least one, (M,)."""
+        assert batch.block_log_q is not None
+        return batch.block_log_q.sum(dim=1) / batch.block_lengths - self.min_log_q
+
+
+@dataclass(frozen=True)
 class DiffCascade(ScoreRule):
     """Speculative cascade with the rule Diff: max q > max p - alpha (2405.19261, eq. 5).
 

@@ -97,6 +97,7 @@ def reference_decode(
                     draft_logits=draft_logits[j][None],
                     lookahead_matches=_lookahead(is_match, j),
                     lookahead_log_p=_lookahead(_token_log_p(target_logits, drafted), j),
+                    block_log_q=_token_log_p(torch.stack(draft_logits), drafted)[None],
                     uniforms=u_arbiter[j][None] if Needs.UNIFORMS in arbiter.needs else None,
                 )
                 keep = bool(arbiter.rule(mismatch).keep_draft)

@@ -107,6 +107,7 @@ def collect_mismatches(
         Needs.TARGET_HIDDEN: lambda: _target_states(verified, rows, places),
         Needs.DRAFT_HIDDEN: lambda: (_at(proposal.hidden, rows, places),),
         Needs.UNIFORMS: lambda: (chance.numbers.arbiter[rows, places],),
+        Needs.BLOCK_LOG_Q: lambda: (_block_log_q(proposal, rows),),
     }
     num_generated, num_overrides, num_corrections = history[rows].unbind(dim=1)
     return make_batch(
@@ -138,6 +139,16 @@ def _at(steps: list[Tensor] | None, rows: Tensor, places: Tensor) -> Tensor:
     assert steps is not None, "the engine refuses a drafter that lacks what is needed"
     used, inverse = torch.unique_consecutive(rows, return_inverse=True)
     return torch.stack([step[used] for step in steps], dim=1)[inverse, places]
+
+
+def _block_log_q(proposal: Proposal, rows: Tensor) -> Tensor:
+    """Return the draft's log-probability of each token of the mismatches' blocks, (M, K)."""
+    assert proposal.logits is not None, "an arbiter that needs it declares DRAFT_LOGITS as well"
+    used, inverse = torch.unique_consecutive(rows, return_inverse=True)  # R rows with a mismatch
+    drafted = proposal.token_ids[used]  # (R, K)
+    steps = [token_log_p(step[used], drafted[:, j]) for j, step in enumerate(proposal.logits)]
+    is_drafted = torch.arange(len(steps), device=rows.device) < proposal.lengths[used, None]
+    return torch.where(is_drafted, torch.stack(steps, dim=1), 0.0)[inverse]
 
 
 def _look_ahead(

@@ -6,7 +6,8 @@ version to `SCALARS` (a list that extends or replaces rows of the last one), and
 
 Where the ideas come from: the gap and rank of relaxed acceptance rules, entropies and divergences
 of cascades (2405.19261) and fuzzy decoding (2502.20704), the look-ahead of FLy (2511.22972), the
-position in block and text of our own audit.
+position in block and text of our own audit, the confidence over a whole answer of language model
+cascades (2404.10136).
 """
 
 from __future__ import annotations
@@ -106,6 +107,12 @@ class View:
         return self.batch.lookahead_log_p.clamp(min=FLOOR)
 
     @cached_property
+    def log_q_block(self) -> Tensor:
+        """The draft's log-probability of each token of the block, (M, K); 0 after its end."""
+        assert self.batch.block_log_q is not None, "declare Needs.BLOCK_LOG_Q"
+        return self.batch.block_log_q.clamp(min=FLOOR)
+
+    @cached_property
     def num_ahead(self) -> Tensor:
         """Drafted tokens ahead in the block, (M,)."""
         return (self.batch.block_lengths - 1 - self.batch.block_positions).float()
@@ -170,7 +177,26 @@ _SCALARS_1 = (
     *(Feature(f"draft_{k}", _NONE, _flag(i), of_draft=True) for i, k in enumerate(KINDS)),
     *(Feature(f"target_{k}", _NONE, _flag(len(KINDS) + i)) for i, k in enumerate(KINDS)),
 )
-SCALARS: dict[int, tuple[Feature, ...]] = {1: _SCALARS_1}
+_BLOCK = _Q | Needs.BLOCK_LOG_Q
+_SCALARS_2 = (
+    *_SCALARS_1,
+    # How sure the draft is of the whole block, and the target of what follows: per token, so that
+    # blocks of any length compare.
+    Feature(
+        "block_mean_log_q",
+        _BLOCK,
+        lambda v: v.log_q_block.sum(dim=1) / v.batch.block_lengths,
+        of_draft=True,
+    ),
+    Feature("block_min_log_q", _BLOCK, lambda v: v.log_q_block.amin(dim=1), of_draft=True),
+    Feature(
+        "lookahead_mean_log_p",
+        _AHEAD,
+        lambda v: v.log_p_ahead.sum(dim=1) / v.num_ahead.clamp(min=1),
+    ),
+    Feature("lookahead_mismatches", _AHEAD, lambda v: v.num_ahead - v.matches.sum(dim=1)),
+)
+SCALARS: dict[int, tuple[Feature, ...]] = {1: _SCALARS_1, 2: _SCALARS_2}
 """By version, the scalars: the same for every pair, so that an arbiter of one pair can be
 tried on another, and in every engine, so that an arbiter trained here rules alike in vLLM."""
 
@@ -232,5 +258,6 @@ _EMBEDDINGS = (
 HIDDEN: dict[int, tuple[int, tuple[States, ...]]] = {
     1: (1, _STATES),
     2: (1, (*_STATES, *_EMBEDDINGS)),
+    3: (2, (*_STATES, *_EMBEDDINGS)),
 }
 """By version, what the ``hidden`` spec has: a version of the scalars, and states after them."""

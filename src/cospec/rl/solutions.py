@@ -25,7 +25,7 @@ from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
 from cospec.models.prefill import cheapest_order
 from cospec.rl.types import SolutionData
-from cospec.rulings import make_batch, rank_in_row
+from cospec.rulings import make_batch, rank_in_row, token_log_p
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import Needs
 
@@ -189,6 +189,7 @@ def _decisions(
                 _states_after(target, part, rows, at, d[rows, at]),
             ),
             Needs.DRAFT_HIDDEN: lambda: (_states(q)[rows, at],),
+            Needs.BLOCK_LOG_Q: lambda: (token_log_p(q.logits[rows, at], d[rows, at])[:, None],),
         },
         rows=rows,
         block_positions=none,

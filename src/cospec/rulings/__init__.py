@@ -12,6 +12,7 @@ from cospec.rulings.mismatches import (
     rank_in_row,
     token_log_p,
     token_probs,
+    whole_block,
 )
 from cospec.rulings.vetoes import Veto, find_vetoes
 
@@ -25,4 +26,5 @@ __all__ = [
     "rank_in_row",
     "token_log_p",
     "token_probs",
+    "whole_block",
 ]

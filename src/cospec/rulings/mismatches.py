@@ -24,6 +24,7 @@ COLUMNS = {
     Needs.TARGET_HIDDEN: ("target_hidden", "target_hidden_after"),
     Needs.DRAFT_HIDDEN: ("draft_hidden",),
     Needs.UNIFORMS: ("uniforms",),
+    Needs.BLOCK_LOG_Q: ("block_log_q",),
 }
 """Fields of a `MismatchBatch` that answer each need."""
 
@@ -88,12 +89,33 @@ def look_ahead(
         is_match: Whether the target accepts it, (T,) bool.
         log_p: Its log-probability, (T,) float32.
     """
-    steps = torch.arange(1, num_ahead + 1, device=index.device)
-    ahead = index[:, None] + steps  # (M, N)
-    is_inside = ahead < len(blocks)
-    ahead = ahead.clamp(max=len(blocks) - 1)
-    is_inside = is_inside & (blocks[ahead] == blocks[index][:, None]) & is_drafted[ahead]
+    ahead = index[:, None] + torch.arange(1, num_ahead + 1, device=index.device)  # (M, N)
+    ahead, is_inside = _inside(ahead, blocks, blocks[index], is_drafted)
     return LookAhead(is_inside & is_match[ahead], torch.where(is_inside, log_p[ahead], 0.0))
+
+
+def whole_block(first: Tensor, k: int, blocks: Tensor, is_drafted: Tensor, log_q: Tensor) -> Tensor:
+    """Return the draft's log-probability of each token of a block, (M, K); 0 after its end.
+
+    Args:
+        first: Which of the tokens is the first of each mismatch's block, (M,).
+        k: K, the most tokens of a block.
+        blocks: Block of each token, (T,).
+        is_drafted: Whether there is one, and not padding, (T,) bool.
+        log_q: Its log-probability, (T,) float32.
+    """
+    places = first[:, None] + torch.arange(k, device=first.device)  # (M, K)
+    places, is_inside = _inside(places, blocks, blocks[first], is_drafted)
+    return torch.where(is_inside, log_q[places], 0.0)
+
+
+def _inside(
+    index: Tensor, blocks: Tensor, wanted: Tensor, is_drafted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return valid indices (M, N), and which are drafted tokens of the wanted blocks (M,)."""
+    exists = index < len(blocks)
+    index = index.clamp(max=len(blocks) - 1)
+    return index, exists & (blocks[index] == wanted[:, None]) & is_drafted[index]
 
 
 def rank_in_row(rows: Tensor) -> Tensor:

@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from cospec.arbiters.learned import LearnedArbiter
-from cospec.rulings import COLUMNS, Veto, find_vetoes, look_ahead, make_batch, token_log_p
+from cospec.rulings import (
+    COLUMNS,
+    Veto,
+    find_vetoes,
+    look_ahead,
+    make_batch,
+    token_log_p,
+    whole_block,
+)
 from cospec.types import MismatchBatch, Needs
 
 if TYPE_CHECKING:
@@ -251,9 +259,9 @@ class RowArbiter:
         """All rows, as an arbiter sees them."""
         num_rows, device = len(target_ids), target_ids.device
         is_drafted, block_lengths = rows.is_drafted, torch.full_like(target_ids, self.k)
+        first = torch.arange(num_rows, device=device) - rows.block_positions  # of each block
         if self.end_blocks_at_stop:
             is_drafted = rows.is_before_end
-            first = torch.arange(num_rows, device=device) - rows.block_positions  # of each block
             counts = torch.zeros_like(block_lengths)  # in its first row
             block_lengths = counts.index_add(0, first, is_drafted.long())[first]
 
@@ -272,6 +280,7 @@ class RowArbiter:
                     is_match=~is_mismatch,
                     log_p=token_log_p(rows.target_logits, rows.safe_ids),
                 ),
+                Needs.BLOCK_LOG_Q: lambda: (_block_log_q(rows, first, self.k, is_drafted),),
                 Needs.UNIFORMS: lambda: (
                     torch.rand(
                         num_rows, generator=self.generator, dtype=torch.float64, device=device
@@ -289,6 +298,13 @@ class RowArbiter:
             draft_ids=rows.safe_ids,
             target_ids=target_ids,
         )
+
+
+def _block_log_q(rows: VerifiedRows, first: Tensor, k: int, is_drafted: Tensor) -> Tensor:
+    """The draft's log-probability of each token of every row's block, (T, K)."""
+    assert rows.draft_logits is not None, "an arbiter that needs it declares DRAFT_LOGITS as well"
+    log_q = token_log_p(rows.draft_logits, rows.safe_ids)
+    return whole_block(first, k, rows.requests, is_drafted, log_q)
 
 
 def _select(batch: MismatchBatch, index: Tensor) -> MismatchBatch:

@@ -63,7 +63,7 @@ class Recorder:
     @classmethod
     def of(cls, records: str) -> Recorder:
         """Return the recorder of an engine whose arbiters may see ``scalar`` or ``hidden``."""
-        needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.UNIFORMS
+        needs = Needs.LOGITS | Needs.LOOKAHEAD | Needs.UNIFORMS | Needs.BLOCK_LOG_Q
         return cls(needs | Needs.HIDDEN if records == "hidden" else needs)
 
     def check(self, arbiter: Arbiter) -> None:

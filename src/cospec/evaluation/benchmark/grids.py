@@ -39,6 +39,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     ),
     "bild": tuple(f"fallback=0.6,rollback={r}" for r in (0.7, 1, 2, 3, 5)),
     "cascade_chow": tuple(f"alpha={a}" for a in (0.05, 0.1, 0.2, 0.35, 0.5)),
+    "chow_average": tuple(f"min_log_q={x}" for x in (-0.01, -0.02, -0.05, -0.1, -0.2)),
     "cascade_diff": tuple(f"alpha={a}" for a in (-0.2, 0, 0.1, 0.2, 0.5)),
     "cascade_opt": tuple(f"alpha={a}" for a in (-0.2, 0, 0.2, 0.5, 1)),
     "fsd_js": tuple(f"threshold={t}" for t in (0.05, 0.1, 0.2, 0.4, 0.6)),
