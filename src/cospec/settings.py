@@ -88,6 +88,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:  # Any: a type, and JSON
         if value not in get_args(kind):
             raise ConfigError(unknown_name(where, str(value), get_args(kind)))
         return value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} is {value!r}; it must be a list.")
+        return tuple(_read(get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value))
     allowed, name = _KINDS[kind]
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} is {value!r}; it must be {name}.")

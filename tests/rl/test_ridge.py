@@ -39,6 +39,15 @@ def test_scalars_alone_are_all_used() -> None:
     assert found.tolist() == [7.0] * len(features.names)
 
 
+@pytest.mark.parametrize("features", [HIDDEN, ScalarFeatures(HIDDEN.kinds)])
+def test_scalars_can_be_chosen_by_name(features) -> None:
+    chosen = ("block_mean_log_q", "lookahead_share")
+    found = penalties(features, RidgeConfig(scalars=chosen, scalar_penalty=7, trusted_penalty=7))
+    scalars = dict(zip(features.names, found.tolist()[: len(features.scalars)], strict=False))
+    assert {name for name, one in scalars.items() if one == 7} == set(chosen)
+    assert sum(one < math.inf for one in scalars.values()) == 2
+
+
 @pytest.mark.parametrize("num_hidden", [0, 9])
 def test_the_fit_is_the_minimum_of_the_penalised_loss(num_hidden) -> None:
     """No step along any weight lowers it; the policy gives the logits that were fitted."""

@@ -16,7 +16,7 @@ from cospec import settings
 from cospec.arbiters.policy import PolicyConfig
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, unknown_name
-from cospec.features import FeatureSpec  # noqa: TC001  # the command line resolves it
+from cospec.features import SCALAR_NAMES, FeatureSpec
 from cospec.rl.methods import METHODS, Method, MethodName
 
 
@@ -111,16 +111,22 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RidgeConfig:
-    """Penalties of squared weights, for the method policy_iteration."""
+    """What the method policy_iteration fits, and penalties of squared weights."""
 
+    scalars: tuple[str, ...] = ()
+    """Names of the scalars that the policy sees: with few decisions it overfits many. By default
+    all, or beside hidden states log_p_draft alone."""
     scalar_penalty: float = 300.0
     """Of each scalar, for a policy on scalars alone."""
     trusted_penalty: float = 10.0
-    """Of the one scalar that a policy on hidden states sees, the draft's token under the target."""
+    """Of each scalar that a policy on hidden states sees."""
     state_penalty: float = 10_000.0
     """Of each number of a hidden state."""
 
     def __post_init__(self) -> None:
+        for name in self.scalars:
+            if name not in SCALAR_NAMES:
+                raise ConfigError(unknown_name("scalar of ridge.scalars:", name, SCALAR_NAMES))
         for name in ("scalar_penalty", "trusted_penalty", "state_penalty"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")

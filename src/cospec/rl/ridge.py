@@ -23,20 +23,19 @@ if TYPE_CHECKING:
     from cospec.rl.methods import Labels
 
 TRUSTED = "log_p_draft"
-"""The scalar that tells most: how probable the target finds the draft's token."""
+"""The scalar beside hidden states: how probable the target finds the draft's token."""
 
 
 def penalties(features: ScalarFeatures, config: RidgeConfig) -> Tensor:
     """Return the penalty of each feature's squared weight, (F,); infinity leaves it out.
 
-    A policy on hidden states sees no scalar but the most telling one, and no embeddings: with few
+    A policy on hidden states sees no embeddings, and if nothing else is said one scalar: with few
     decisions it would overfit the others.
     """
-    num_scalars = len(features.scalars)
-    if not features.num_hidden:
-        return torch.full((num_scalars,), config.scalar_penalty)
-    found = [torch.inf] * num_scalars
-    found[features.names.index(TRUSTED)] = config.trusted_penalty
+    names = [one.name for one in features.scalars]
+    seen = config.scalars or ((TRUSTED,) if features.num_hidden else names)
+    penalty = config.trusted_penalty if features.num_hidden else config.scalar_penalty
+    found = [penalty if name in seen else torch.inf for name in names]
     for states in features.states:
         is_left_out = states.width == "embedding"
         found += [torch.inf if is_left_out else config.state_penalty] * features.width(states)
