@@ -13,6 +13,10 @@ in place of both folders. The contexts of bundled pairs are too short for the ot
 
 A run that was killed resumes from OUT.rows, which has one line a prompt and arm.
 
+With --arbiters rules and trained arbiters take part, which draft whole answers: blocks of up to
+--answer-tokens that end with the text. Their texts differ from the target's, so the table has how
+many answers are right. With --arms only some arms take part.
+
 llama.cpp takes part where ``llama-cpp-py-sync`` is installed and --target-gguf names the target's
 file: greedy, the same prompts and threads. Its own speculation is not in those bindings.
 """
@@ -31,7 +35,7 @@ import torch
 from transformers.utils import logging
 
 from cospec import Engine, ModelPair, SamplingConfig
-from cospec.arbiters import AlwaysTarget
+from cospec.arbiters import AlwaysTarget, load_arbiter
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.problems import encode_problems
@@ -67,7 +71,7 @@ def main() -> None:
     done = {(row["task"], row["id"], row["arm"]) for row in rows}
     for name in options.tasks:
         task = load_task(name, data_dir=options.data_dir)
-        examples = task.examples("test", options.count, options.seed)
+        examples = task.examples(options.split, options.count, options.seed)
         encoded = encode_problems(pair, task, examples, options.max_new_tokens)
         warm_up(runs, encoded)
         for i, (example, prompt, sampling) in enumerate(zip(examples, *encoded, strict=True)):
@@ -75,6 +79,8 @@ def main() -> None:
                 if (name, example.id, arm) in done:
                     continue
                 row = {"task": name, "id": example.id} | play(runs[arm], arm, prompt, sampling)
+                text = pair.tokenizer.decode(row["token_ids"], skip_special_tokens=True)
+                row["correct"] = task.score(example, text).correct
                 rows.append(row)
                 with kept.open("a") as file:
                     file.write(json.dumps(row | {"stats": asdict(row["stats"])}) + "\n")
@@ -83,11 +89,11 @@ def main() -> None:
         kind: measure_costs(one, max_tokens=options.longest + 1, context=400)
         for kind, one in (("none", pair), ("int8", int8))
     }
-    table = [
-        entry | {"task": name}
-        for name in options.tasks
-        for entry in summary([row for row in rows if row["task"] == name], list(runs), costs)
-    ]
+    table = []
+    for name in options.tasks:
+        played = [row for row in rows if row["task"] == name]
+        entries = summary(played, list(runs), costs, options.longest)
+        table += [entry | {"task": name} for entry in entries]
     where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
     result = document("speed_real", config, where, arms=table, rows=[lean(row) for row in rows])
     result["costs"] = {kind: cost.to_dict() for kind, cost in costs.items()}
@@ -120,6 +126,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--target-gguf", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=["gsm8k", "spider"])
+    parser.add_argument("--split", choices=("tune", "test"), default="test")
+    parser.add_argument("--arbiters", nargs="+", default=[], help="that draft whole answers")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
+    parser.add_argument("--arms", nargs="+", help="only these, and the target; by default all")
     parser.add_argument("--count", type=int, default=20, help="prompts of each task")
     parser.add_argument("--seed", type=int, default=73)
     parser.add_argument("--max-new-tokens", type=int, default=256)
@@ -169,11 +179,17 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
             found[f"{kind}{drafter}, adaptive"] = lossless(
                 one, longest, drafter=drafter, adaptive=True, prompt_lookup_min=3
             )
+    whole = {"num_speculative_tokens": options.answer_tokens, "end_blocks_at_stop": True}
+    for spec in options.arbiters:
+        for one, kind in ((pair, ""), (int8, "int8, ")):
+            settings = whole | {"batch_size": 1, "keep_trace": False}
+            found[f"{kind}{spec}"] = Engine(one, load_arbiter(spec, one), **settings).generate
     if options.target_gguf:
         found["llama.cpp"] = llama_cpp(pair, options)
     else:
         print("llama.cpp is left out: --target-gguf names no file.", flush=True)
-    return found
+    wanted = [TARGET, *(options.arms or found)]
+    return {name: found[name] for name in dict.fromkeys(wanted)}
 
 
 def llama_cpp(pair: ModelPair, options: argparse.Namespace) -> Generate:
@@ -236,8 +252,10 @@ def play(run: Generate, arm: str, prompt: Any, sampling: SamplingConfig) -> dict
     }
 
 
-def summary(rows: list[dict[str, Any]], names: list[str], costs: Any) -> list[dict[str, Any]]:
-    """Return one entry an arm, from the rows of one task."""
+def summary(
+    rows: list[dict[str, Any]], names: list[str], costs: Any, longest: int
+) -> list[dict[str, Any]]:
+    """Return one entry an arm, from the rows of one task; a bound where blocks are not longer."""
     by_arm = {name: [row for row in rows if row["arm"] == name] for name in names}
     order = {row["id"]: i for i, row in enumerate(by_arm[TARGET])}
     entries = []
@@ -249,7 +267,7 @@ def summary(rows: list[dict[str, Any]], names: list[str], costs: Any) -> list[di
         )
         total = sum((row["stats"] for row in ours), Stats())
         bound, blocks = None, total.num_drafts
-        if total.num_draft_tokens and blocks:
+        if total.num_draft_tokens and blocks and total.num_draft_tokens <= longest * blocks:
             cost = costs["int8" if name.startswith("int8") else "none"]
             per_block = total.num_draft_tokens / blocks, total.num_draft_forwards / blocks
             bound = cost.bound(total.mean_acceptance_length, *per_block)
@@ -257,6 +275,8 @@ def summary(rows: list[dict[str, Any]], names: list[str], costs: Any) -> list[di
             {
                 "arm": name,
                 "num_prompts": len(ours),
+                "seconds_per_prompt": sum(seconds for seconds, _ in own) / len(own),
+                "num_correct": sum(row["correct"] for row in ours),
                 "num_tokens": sum(tokens for _, tokens in own),
                 "tokens_per_s": sum(tokens for _, tokens in own) / sum(s for s, _ in own),
                 "speedup_vs_target": speedup(theirs, own),
@@ -277,25 +297,28 @@ def summary(rows: list[dict[str, Any]], names: list[str], costs: Any) -> list[di
 
 def lean(row: dict[str, Any]) -> dict[str, Any]:
     """A row as it is stored."""
-    kept = {key: row[key] for key in ("task", "id", "arm", "seconds")}
+    kept = {key: row[key] for key in ("task", "id", "arm", "seconds", "correct")}
     return kept | {"num_tokens": len(row["token_ids"]), "num_blocks": row["stats"].num_drafts}
 
 
 def show(table: list[dict[str, Any]]) -> None:
     """Print a Markdown table."""
-    print("| task | arm | tokens/s | over target | interval | of bound | length | unlike |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| task | arm | right | seconds | tokens/s | over target | interval | of bound | unlike |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for one in table:
         low, high = one["speedup_vs_target_ci95"] or (float("nan"),) * 2
         bound = one["speedup_bound"]
         cells = [
             one["task"],
             one["arm"],
+            f"{one['num_correct']}/{one['num_prompts']}",
+            f"{one['seconds_per_prompt']:.2f}",
             f"{one['tokens_per_s']:.2f}",
             f"{one['speedup_vs_target']:.2f}x",
             f"{low:.2f}-{high:.2f}",
             "" if bound is None else f"{one['speedup_vs_target'] / bound:.0%}",
-            f"{one['mean_acceptance_length']:.2f}",
             f"{one['num_texts_unlike_target']}/{one['num_prompts']}",
         ]
         print("| " + " | ".join(cells) + " |")

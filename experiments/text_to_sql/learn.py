@@ -4,8 +4,8 @@ Usage: python experiments/text_to_sql/learn.py PIECES... [--pair TARGET DRAFT --
 
 PIECES are folders of `collect.py` or `read_gold.py`; a decision that several have counts once. Each
 database in turn is left out. A growing share of the others' decisions trains the policies of
-`cospec train --method policy_iteration`, on scalars and on hidden states, and the thresholds of two
-rules. The table is about the databases left out. It has, of the decisions that matter, the share
+`cospec train --method policy_iteration`, on a few scalars, on all and on hidden states, and the
+thresholds of some rules. The table is about the databases left out. It has, of the decisions that matter, the share
 that go to the right token and the area under the curve, and the answers gained in 100 decisions of
 any kind if each of them counted alone. With --test there is a table of other decisions too. With
 --out a policy learns from all and is saved.
@@ -29,7 +29,20 @@ from cospec.rl.config import RidgeConfig
 from cospec.rl.methods import Labels
 from cospec.rl.ridge import fit, penalties
 
-KINDS = ("scalars", "hidden")
+FEW = RidgeConfig(
+    scalars=(
+        "block_mean_log_q",
+        "lookahead_mean_log_p",
+        "lookahead_share",
+        "log_p_draft",
+        "entropy_p",
+        "log_position",
+    ),
+    scalar_penalty=10.0,
+)
+"""Scalars that tell something each, for blocks as long as an answer."""
+KINDS = {"few": FEW, "scalars": RidgeConfig(), "hidden": RidgeConfig()}
+"""Policies by name, and what is fitted."""
 HIDDEN = HiddenFeatures(torch.zeros(1, dtype=torch.int64), (1536, 896), torch.empty(0, 1536))
 """Of this pair, to know which number is what."""
 LINEAR = PolicyConfig(kind="linear", hidden_projection=1)
@@ -130,9 +143,11 @@ def column(x, name):
 RULES = {
     "cascade_diff": lambda x: column(x, "log_q_draft").exp() - column(x, "log_p_target").exp(),
     "gap": lambda x: -column(x, "gap_p"),
+    "agreement": lambda x: column(x, "lookahead_share"),
+    "chow_average": lambda x: column(x, "block_mean_log_q"),
 }
-"""Scores of rules before their threshold: how much surer the draft is, and how little the target
-prefers its own token."""
+"""Scores of rules before their threshold: how much surer the draft is, how little the target
+prefers its own token, how much of what follows it agrees with, how sure the draft is of it all."""
 
 
 def best_threshold(score, worth) -> float:
@@ -158,7 +173,7 @@ def learnt(x, worth, kind) -> Policy:
     features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
     policy = Policy(len(features.names), LINEAR, 0, features.num_hidden)
     labels = Labels(worth > 0, (worth != 0).float())
-    fit(policy, x[:, : len(features.names)], labels, penalties(features, RidgeConfig()))
+    fit(policy, x[:, : len(features.names)], labels, penalties(features, KINDS[kind]))
     return policy
 
 
