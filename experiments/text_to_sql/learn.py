@@ -5,10 +5,10 @@ Usage: python experiments/text_to_sql/learn.py PIECES... [--pair TARGET DRAFT --
 PIECES are folders of `collect.py` or `read_gold.py`; a decision that several have counts once. Each
 database in turn is left out. A growing share of the others' decisions trains the policies of
 `cospec train --method policy_iteration`, on a few scalars, on all and on hidden states, and the
-thresholds of some rules. The table is about the databases left out. It has, of the decisions that matter, the share
-that go to the right token and the area under the curve, and the answers gained in 100 decisions of
-any kind if each of them counted alone. With --test there is a table of other decisions too. With
---out a policy learns from all and is saved.
+thresholds of some rules. The table is about the databases left out. It has, of the decisions that
+matter, the share that go to the right token and the area under the curve, and the answers gained in
+100 decisions of any kind if each of them counted alone. With --test there is a table of other
+decisions too. With --out a policy learns from all and is saved.
 """
 
 from __future__ import annotations
