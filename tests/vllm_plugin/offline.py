@@ -85,7 +85,7 @@ def on(job):
 
     result = {}
     first, *others = job["arbiters"]
-    llm, runner = make(job, {"arbiter": first})
+    llm, runner = make(job, {"arbiter": first} | job.get("settings", {}))
     adapter = runner.rejection_sampler.adapter
     judge, counts = adapter.row_arbiter, adapter.counts
     greedy = dict(temperature=0, max_tokens=job["max_tokens"])

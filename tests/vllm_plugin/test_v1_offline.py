@@ -103,12 +103,24 @@ def test_hidden_states_are_those_of_our_engine(pair, job, stock, tmp_path):
     assert judged[HIDDEN_KEEPS_NOTHING]["texts"] == stock["texts"]
 
 
-def assert_like_ours(spec, pair, job, judged):
+def test_blocks_as_long_as_an_answer_are_those_of_our_engine(pair, job, tmp_path):
+    """vLLM drafts on after the draft's text has ended; the arbiter must not look there."""
+    whole = {"end_blocks_at_stop": True}
+    arbiters = ["chow_average:min_log_q=-0.1", "agreement:min_share=0.7", "lossless"]
+    job = job | dict(k=40, settings=whole, arbiters=arbiters, prompts=job["prompts"][:30])
+    judged = run("on", job, tmp_path)
+    for spec in arbiters:
+        assert_like_ours(spec, pair, job, judged, num_speculative_tokens=40, **whole)
+    assert len({str(judged[spec]["texts"]) for spec in arbiters}) == len(arbiters)
+
+
+def assert_like_ours(spec, pair, job, judged, **decode):
     """vLLM's tokens and counts under an arbiter are our engine's."""
     texts = judged[spec]["texts"]
     behind = [ids + text[:1] for ids, text in zip(job["prompts"], texts, strict=True)]
     arbiter = Later(load_arbiter(spec, pair))
-    engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, batch_size=16)
+    settings = {"num_speculative_tokens": K, "batch_size": 16} | decode
+    engine = cospec.Engine(pair, arbiter, **settings)
     sampling = cospec.SamplingConfig(max_new_tokens=MAX_TOKENS - 1)
     completions = engine.generate(behind, sampling)
     differ = [c.index for c in completions if c.token_ids != texts[c.index][1:]]
