@@ -32,7 +32,11 @@ def opened(job):
 
     target, draft = job["models"]
     pair = ModelPair.from_pretrained(target, draft, dtype="float32", device="cpu")
-    config = DecodeConfig(num_speculative_tokens=job["k"], batch_size=job["batch_size"])
+    config = DecodeConfig(
+        num_speculative_tokens=job["k"],
+        batch_size=job["batch_size"],
+        end_blocks_at_stop=job.get("end_blocks_at_stop", False),
+    )
     source = VllmSource(target, draft, "float32")
     vllm = VllmBackend(pair, source, config, records=job.get("records", "scalar"))
     return pair, AlignedBackend(pair, config), vllm

@@ -63,7 +63,7 @@ def a_job(name, **more):
 def test_completions_decisions_and_branches_are_those_of_our_engine(name, tmp_path) -> None:
     learned = f"{HOME / 'arbiters' / f'{name}-scalar'}:max_mismatch_rate=inf"
     arbiters = [["lossless", False], ["gap:max_gap=1", False], [learned, True]]
-    prompts = encoded_problems(load_tokenizer(bundled_models(f"bundled:{name}")[0]), 10)
+    prompts = encoded_problems(load_tokenizer(bundled_models(f"bundled:{name}")[0]), 16)
     found = run("law", a_job(name, arbiters=arbiters, prompts=prompts, max_tokens=80), tmp_path)
     for spec, by_kind in found.items():
         for kind, told in by_kind.items():
@@ -72,6 +72,22 @@ def test_completions_decisions_and_branches_are_those_of_our_engine(name, tmp_pa
     chance = found[f"{learned} by chance"]
     assert chance["rollouts"]["num_decisions"] >= 8 and chance["branches"]["num_decisions"] >= 4
     assert any(by_kind["rollouts"]["num_overrides"] for by_kind in found.values())
+
+
+@pytest.mark.slow
+@requires_vllm
+def test_so_they_are_in_blocks_as_long_as_an_answer(tmp_path) -> None:
+    """vLLM drafts on after the draft's text has ended, and nothing of that counts."""
+    learned = f"{HOME / 'arbiters' / 'specialist-scalar'}:max_mismatch_rate=inf"
+    arbiters = [["agreement:min_share=0.7", False], [learned, False]]
+    prompts = encoded_problems(load_tokenizer(bundled_models("bundled:specialist")[0]), 16)
+    job = a_job("specialist", arbiters=arbiters, prompts=prompts, max_tokens=80)
+    found = run("law", job | dict(k=40, end_blocks_at_stop=True), tmp_path)
+    for spec, by_kind in found.items():
+        for kind, told in by_kind.items():
+            assert told["different"] == [], (spec, kind)
+            assert told["largest"] < ROUNDING, (spec, kind)
+        assert by_kind["rollouts"]["num_overrides"] > 3, spec
 
 
 @pytest.mark.slow

@@ -100,7 +100,13 @@ class VllmBackend:
                 "model": source.draft,
                 "num_speculative_tokens": config.k,
             },
-            additional_config={KEY: {"arbiter": "lossless", "records": records}},
+            additional_config={
+                KEY: {
+                    "arbiter": "lossless",
+                    "records": records,
+                    "end_blocks_at_stop": config.end_blocks_at_stop,
+                }
+            },
             worker_extension_cls=_WORKER,
         )
         self._room = int(self._llm.llm_engine.model_config.max_model_len)
@@ -170,7 +176,8 @@ class VllmBackend:
         emitted = generate(self._llm, requests, self.on_finished)
         blocks = by_request(self._take())
         for i, token_ids in zip(open_rows, emitted, strict=True):
-            replay(rows[i], blocks.get(keys[i], []), token_ids)
+            ends_at_stop = self.config.end_blocks_at_stop
+            replay(rows[i], blocks.get(keys[i], []), token_ids, ends_at_stop=ends_at_stop)
         if self.on_finished is not None and len(open_rows) < len(rows):
             self.on_finished(len(rows) - len(open_rows))
         done = [(row.config, row.completion()) for row in rows]
@@ -204,9 +211,8 @@ def check_config(config: DecodeConfig) -> None:
         raise ConfigError(
             f"drafter is {config.drafter!r}; the vLLM backend drafts with the model alone."
         )
-    for name in ("adaptive", "end_blocks_at_stop"):
-        if getattr(config, name):
-            raise ConfigError(f"vLLM drafts whole blocks, so leave out {name}.")
+    if config.adaptive:
+        raise ConfigError("vLLM drafts whole blocks, so leave out adaptive.")
     if config.draft_confidence_threshold:
         raise ConfigError(
             "draft_confidence_threshold is "

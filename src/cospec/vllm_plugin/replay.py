@@ -73,7 +73,13 @@ def _block(
     return RuledBlock(positions[0], block, decisions)
 
 
-def replay(row: Row, blocks: Sequence[RuledBlock], token_ids: Sequence[int]) -> None:
+def replay(
+    row: Row,
+    blocks: Sequence[RuledBlock],
+    token_ids: Sequence[int],
+    *,
+    ends_at_stop: bool = False,
+) -> None:
     """Complete a row as vLLM did.
 
     Tokens outside of blocks are the target's own: the first one, which vLLM takes from the forward
@@ -83,6 +89,8 @@ def replay(row: Row, blocks: Sequence[RuledBlock], token_ids: Sequence[int]) -> 
         row: As it was sent.
         blocks: In order; those after its end are passed over.
         token_ids: All that vLLM emitted, which may go on after a stop string.
+        ends_at_stop: Whether blocks end after a drafted token that would end the text. vLLM drafts
+            on, and nothing of that counts.
     """
     begin = len(row.generated)
 
@@ -94,6 +102,10 @@ def replay(row: Row, blocks: Sequence[RuledBlock], token_ids: Sequence[int]) -> 
         own_tokens_up_to(start)
         if row.finish_reason:
             break
+        if ends_at_stop:
+            stops = (j + 1 for j, token in enumerate(block.drafted) if token in row.stop_ids)
+            block = block._replace(length=min(next(stops, block.length), block.length))
+            decisions = {place: one for place, one in decisions.items() if place < block.length}
         walk(row, block, decisions, keep_trace=True)
     own_tokens_up_to(begin + len(token_ids))
     found = row.generated[begin:]
