@@ -73,6 +73,16 @@ def _block(
     return RuledBlock(positions[0], block, decisions)
 
 
+def _cut(
+    block: Block, decisions: dict[int, Decision], stop_ids: frozenset[int]
+) -> tuple[Block, dict[int, Decision]]:
+    """Return a block that ends after its first stop token, and the decisions inside of it."""
+    ends = (j + 1 for j, token in enumerate(block.drafted) if token in stop_ids)
+    length = next(ends, block.length)
+    inside = {place: one for place, one in decisions.items() if place < length}
+    return block._replace(length=length), inside
+
+
 def replay(
     row: Row,
     blocks: Sequence[RuledBlock],
@@ -103,10 +113,9 @@ def replay(
         if row.finish_reason:
             break
         if ends_at_stop:
-            stops = (j + 1 for j, token in enumerate(block.drafted) if token in row.stop_ids)
-            block = block._replace(length=min(next(stops, block.length), block.length))
-            decisions = {place: one for place, one in decisions.items() if place < block.length}
-        walk(row, block, decisions, keep_trace=True)
+            walk(row, *_cut(block, decisions, row.stop_ids), keep_trace=True)
+        else:
+            walk(row, block, decisions, keep_trace=True)
     own_tokens_up_to(begin + len(token_ids))
     found = row.generated[begin:]
     assert found == list(token_ids[: len(found)]), (
