@@ -215,6 +215,11 @@ class DecodeConfig:
         """Whether the draft model may end a block before its k tokens."""
         return bool(self.end_blocks_at_stop or self.adaptive or self.draft_confidence_threshold)
 
+    @property
+    def drafts_answers(self) -> bool:
+        """Whether blocks end with the text and nowhere before, at k tokens at most."""
+        return self.end_blocks_at_stop and not (self.adaptive or self.draft_confidence_threshold)
+
     def for_arbiters(self, arbiters: Iterable[object]) -> Self:
         """Fill in the block length that the arbiters were trained with, if none was given.
 

@@ -80,8 +80,8 @@ class Proposal:
             row's length, so that the residual there is p itself; None when every row is greedy.
         hidden: The draft's last hidden states, K tensors of (B, H); None if it has none, or if
             they were not asked for.
-        by_model: Whether a model drafted the tokens of each row, (B,) bool; logits and states of
-            other rows are of no meaning. None where the drafter does the same for all rows.
+        num_forwards: Draft forwards of each row, (B,) int64, 0 where no model drafted: logits and
+            states of such rows are of no meaning. None for one a token, or none at all.
     """
 
     token_ids: Tensor
@@ -90,7 +90,7 @@ class Proposal:
     logits: list[Tensor] | None = None
     probs: Tensor | None = None
     hidden: list[Tensor] | None = None
-    by_model: Tensor | None = None
+    num_forwards: Tensor | None = None
 
 
 @dataclass(frozen=True)

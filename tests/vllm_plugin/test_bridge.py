@@ -183,7 +183,7 @@ def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
         flags = [verified.is_match, verified.is_finite, proposal.is_finite]
         target_ids = verified.target_ids[r].tolist()
         flags_of_row = (flag[r].long().tolist() for flag in flags)
-        our_blocks.append(Block(K, ids[r].tolist(), target_ids, *flags_of_row))
+        our_blocks.append(Block(K, ids[r].tolist(), target_ids, *flags_of_row, K))
     decisions = arbitrate(arbiter, walked, our_blocks, proposal, verified, GREEDY, keep_trace=True)
     for row, block, decided in zip(walked, our_blocks, decisions, strict=True):
         walk(row, block, decided, keep_trace=True)

@@ -2,7 +2,8 @@
 
 Which of the two drafts a row's block depends on the text before the block alone, never on the
 random numbers of the block, so that sampled lossless decoding stays exact. Looked-up tokens have no
-distribution of a draft: an arbiter that needs one is not asked about them (`Proposal.by_model`).
+distribution of a draft (`Proposal.num_forwards` is 0): an arbiter that needs one is not asked about
+them.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class ChainedDrafter(ModelDrafter):
         by_model = found.lengths == 0
         is_new = by_model.tolist()
         if not any(is_new):
-            return replace(found, by_model=by_model)
+            return replace(found, num_forwards=torch.zeros_like(found.lengths))
         chosen = super().propose(rows, chance)
         for r, row in enumerate(rows):
             if not is_new[r]:
@@ -88,6 +89,7 @@ def _merged(chosen: Proposal, found: Proposal, by_model: Tensor) -> Proposal:
         """One entry a place; those of rows that were found are never looked at."""
         return given and given + given[-1:] * (k - len(given))
 
+    forwards = chosen.lengths if chosen.num_forwards is None else chosen.num_forwards
     probs = None
     if chosen.probs is not None and found.probs is not None:
         probs = merged(chosen.probs, found.probs)
@@ -98,5 +100,5 @@ def _merged(chosen: Proposal, found: Proposal, by_model: Tensor) -> Proposal:
         logits=steps(chosen.logits),
         probs=probs,
         hidden=steps(chosen.hidden),
-        by_model=by_model,
+        num_forwards=torch.where(by_model, forwards, 0),
     )

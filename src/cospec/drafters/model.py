@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cospec.drafters.adaptive import Pace
+from cospec.drafters.again import draft_again
 from cospec.drafters.base import Drafter
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
@@ -53,10 +54,14 @@ class ModelDrafter(CachedModel, Drafter):
         self._target_vocab_size: int = pair.target.config.get_text_config().vocab_size
         self._num_read: dict[int, int] = {}
         """By row, tokens at its beginning that are in the cache, if so many stand."""
+        self._answers: dict[int, list[int]] = {}
+        """By row, its text as it was proposed last, where blocks are as long as an answer."""
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
+        if chance.warper is None and any(r in self._answers for r in range(len(rows))):
+            return self._again(rows)
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         # Where the whole block stood, its last token was never read, and the bonus token neither.
         num_read = [min(self._num_read.get(r, 0), len(row) - 1) for r, row in enumerate(rows)]
@@ -100,14 +105,34 @@ class ModelDrafter(CachedModel, Drafter):
         known = lengths.tolist() if may_end else [len(drafted)] * len(rows)
         for r, row in enumerate(rows):
             self._num_read[r] = len(row) + max(known[r], 1) - 1
+        token_ids = torch.cat(drafted, dim=1)
+        self._remember(rows, token_ids, known)
         return Proposal(
-            token_ids=torch.cat(drafted, dim=1),
+            token_ids=token_ids,
             lengths=lengths,
             is_finite=torch.cat(are_sound, dim=1),
             logits=logits,
             probs=torch.cat(probs, dim=1) if probs else None,
             hidden=hidden or None,
         )
+
+    def _again(self, rows: Sequence[DraftRow]) -> Proposal:
+        """Propose greedily; rows that have proposed an answer before guess from it."""
+        answers = [self._answers.get(r, []) for r in range(len(rows))]
+        num_read = [self._num_read.get(r, 0) for r in range(len(rows))]
+        found = draft_again(self, rows, num_read, answers, self._k, self._fit)
+        lengths = found.lengths.tolist()
+        for r, row in enumerate(rows):
+            self._num_read[r] = len(row) + lengths[r] - 1
+        self._remember(rows, found.token_ids, lengths)
+        return found
+
+    def _remember(self, rows: Sequence[DraftRow], token_ids: Tensor, lengths: list[int]) -> None:
+        """Keep each row's text as it was proposed, where that is a whole answer."""
+        if not self._config.drafts_answers:
+            return
+        for r, (row, ids) in enumerate(zip(rows, token_ids.tolist(), strict=True)):
+            self._answers[r] = row.generated + ids[: lengths[r]]
 
     @cached_property
     def _token_cost(self) -> float | None:
@@ -149,7 +174,9 @@ class ModelDrafter(CachedModel, Drafter):
     ) -> None:
         """Read the prompts of new rows; see `Drafter`."""
         super().prefill(prompts, first_row, held)
-        self._num_read |= {first_row + i: len(prompt) for i, prompt in enumerate(prompts)}
+        new = range(first_row, first_row + len(prompts))
+        self._num_read |= dict(zip(new, map(len, prompts), strict=True))
+        self._answers = {r: one for r, one in self._answers.items() if r not in new}
 
     def save_row(self, row: int, num_tokens: int) -> Any:  # Any: as in `Drafter`
         """Return what is stored of a row, and how much of it was read."""
@@ -160,11 +187,15 @@ class ModelDrafter(CachedModel, Drafter):
         num_read, stored = saved
         super().load_row(row, stored, num_tokens)
         self._num_read[row] = min(num_read, num_tokens)
+        self._answers.pop(row, None)
 
     def copy_row(self, source: int, destination: int) -> None:
         """Store row `source` in place of row `destination`."""
         super().copy_row(source, destination)
         self._num_read[destination] = self._num_read.get(source, 0)
+        self._answers.pop(destination, None)
+        if source in self._answers:
+            self._answers[destination] = self._answers.pop(source)
 
     def clear(self, row: int, start: int) -> None:
         """Forget what is stored of a row from a position on."""

@@ -102,10 +102,10 @@ def _unasked(
     arbiter: Arbiter, blocks: Sequence[Block], proposal: Proposal
 ) -> list[dict[int, Decision]]:
     """Leave to the target what no model drafted, if the arbiter needs what the draft says."""
-    if proposal.by_model is None or not arbiter.needs & Needs.DRAFT:
+    if proposal.num_forwards is None or not arbiter.needs & Needs.DRAFT:
         return [{} for _ in blocks]
     unasked = Decision(keep_draft=False, is_open=False, veto=Veto.NO_DRAFT)
-    return [dict.fromkeys(() if b.by_model else b.mismatches(), unasked) for b in blocks]
+    return [dict.fromkeys(() if b.num_forwards else b.mismatches(), unasked) for b in blocks]
 
 
 def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[Decision]:

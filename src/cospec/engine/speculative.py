@@ -119,13 +119,13 @@ class SpeculativeBatch(Batch):
         """Bring what the walk needs to the host in one go."""
         flags = (verified.is_match, verified.is_finite, proposal.is_finite)
         parts = [proposal.token_ids, verified.target_ids, *(flag.long() for flag in flags)]
-        by_model = proposal.by_model
-        if by_model is None:
-            by_model = torch.full_like(proposal.lengths, self._drafter.has_model)
-        ends = [number.long()[:, None] for number in (proposal.lengths, by_model)]
+        num_forwards = proposal.num_forwards
+        if num_forwards is None:
+            num_forwards = proposal.lengths * self._drafter.has_model
+        ends = [number[:, None] for number in (proposal.lengths, num_forwards)]
         packed = torch.cat([*parts, *ends], dim=1).cpu()
-        *fields, lengths, modelled = torch.split(packed, [*(p.shape[1] for p in parts), 1, 1], 1)
-        lists = lengths[:, 0], *fields, modelled[:, 0]
+        *fields, lengths, forwards = torch.split(packed, [*(p.shape[1] for p in parts), 1, 1], 1)
+        lists = lengths[:, 0], *fields, forwards[:, 0]
         return [Block(*row) for row in zip(*(each.tolist() for each in lists), strict=True)]
 
     def _walk(self, blocks: list[Block], decisions: list[dict[int, Decision]]) -> None:

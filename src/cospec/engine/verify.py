@@ -186,6 +186,6 @@ def trace_probs(verified: Verification, proposal: Proposal, batch: MismatchBatch
     if proposal.logits is None:
         return torch.cat([p, torch.full_like(p, torch.nan)])
     q = token_probs(_at(proposal.logits, rows, places), ids).T
-    if proposal.by_model is not None:
-        q = q.masked_fill(~proposal.by_model[rows], torch.nan)
+    if proposal.num_forwards is not None:
+        q = q.masked_fill(proposal.num_forwards[rows] == 0, torch.nan)
     return torch.cat([p, q])

@@ -35,8 +35,8 @@ class Block(NamedTuple):
     """Whether the target's logits are finite at each place: K + 1."""
     is_draft_finite: list[int]
     """Whether the draft's logits are finite at each place: K."""
-    by_model: int = 1
-    """Whether a model drafted the tokens."""
+    num_forwards: int
+    """Draft forwards that it took; 0 if no model drafted the tokens."""
 
     def mismatches(self) -> list[int]:
         """Places that the target does not accept."""
@@ -132,7 +132,7 @@ def _count(stats: Stats, block: Block, kept: list[Origin], num_mismatches: int) 
         num_accepted += origin in (Origin.MATCH, Origin.OVERRIDE)
     stats.num_drafts += 1
     stats.num_draft_tokens += block.length
-    stats.num_draft_forwards += block.length * block.by_model
+    stats.num_draft_forwards += block.num_forwards
     stats.num_mismatches += num_mismatches
     stats.num_non_finite_drafts += block.is_draft_finite[: block.length].count(0)
     per_pos = stats.num_accepted_tokens_per_pos

@@ -61,7 +61,13 @@ def _block(
     is_match = [1 - one for one in is_mismatch]
     target_ids = [*target_ids[:length], emitted[min(num_accepted, length)]]
     block = Block(
-        length, drafted[:length], target_ids, is_match, [*is_finite[:length], 1], [1] * length
+        length,
+        drafted[:length],
+        target_ids,
+        is_match,
+        [*is_finite[:length], 1],
+        [1] * length,
+        num_forwards=length,
     )
     decisions = {}
     for j in block.mismatches():
