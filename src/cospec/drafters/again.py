@@ -47,6 +47,7 @@ def draft_again(
         fit: Gives logits (..., V) the width that proposals have.
     """
     writers = [Writer(*each, k) for each in zip(rows, num_read, answers, strict=True)]
+    steps: dict[str, list[Tensor]] = {"is_finite": [], "logits": [], "hidden": []}  # K of (B, ...)
     while any(writer.is_open for writer in writers):
         given = [writer.unread + writer.guess() if writer.is_open else [] for writer in writers]
         width = max(map(len, given))
@@ -59,13 +60,36 @@ def draft_again(
         output = model.read(ids, window.only(is_given), width)
         logits = fit(output.logits)  # (B, N, V)
         top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
-        is_sound = top.isfinite()
-        tokens, sound = (chosen * is_sound).tolist(), is_sound.tolist()
+        is_finite = top.isfinite()
+        found = {"is_finite": is_finite, "logits": logits, "hidden": output.hidden}
+        tokens = (chosen * is_finite).tolist()
         for r, writer in enumerate(writers):
-            for place in writer.accept(given[r], tokens[r]):
-                hidden = None if output.hidden is None else output.hidden[r, place]
-                writer.keep(sound[r][place], logits[r, place], hidden)
-    return _proposal(writers, model.device)
+            for j, place in writer.accept(given[r], tokens[r]):
+                for name, each in found.items():
+                    if each is not None:
+                        _put(steps[name], j, r, each[r, place], len(rows))
+    return Proposal(
+        token_ids=_table([writer.drafted for writer in writers], model.device),
+        lengths=torch.tensor([len(writer.drafted) for writer in writers], device=model.device),
+        is_finite=torch.stack(steps["is_finite"], dim=1),
+        logits=steps["logits"],
+        hidden=steps["hidden"] or None,
+        num_forwards=torch.tensor([one.num_forwards for one in writers], device=model.device),
+    )
+
+
+def _put(steps: list[Tensor], j: int, row: int, value: Tensor, num_rows: int) -> None:
+    """Store a row's value of place j; of rows that have none there it is 0, or True."""
+    if j == len(steps):
+        fill = value.dtype == torch.bool
+        steps.append(torch.full_like(value, fill).expand(num_rows, *value.shape).clone())
+    steps[j][row] = value
+
+
+def _table(rows: Sequence[list[int]], device: torch.device) -> Tensor:
+    """Lists of different length as (B, K) int64, padded with 0."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
 
 
 class Writer:
@@ -84,16 +108,11 @@ class Writer:
         self.start = min(num_read, self._length - 1)
         self.drafted: list[int] = []
         self.is_open, self.num_forwards = True, 0
-        self.is_sound: list[bool] = []
-        self.logits: list[Tensor] = []
-        self.hidden: list[Tensor] = []
 
     @property
     def unread(self) -> list[int]:
         """The tokens from `start` on."""
-        if self.drafted:
-            return self.drafted[-1:]
-        return self._row.last_tokens(self._length - self.start)
+        return self.drafted[-1:] or self._row.last_tokens(self._length - self.start)
 
     def guess(self) -> list[int]:
         """Tokens that may follow: none where the last answer has nothing like the end of this."""
@@ -103,52 +122,27 @@ class Writer:
             return []
         return look_up(self._answer + text[-_LONGEST_MATCH:], most, _LONGEST_MATCH, 1)
 
-    def accept(self, given: list[int], chosen: list[int]) -> range:
-        """Take what the model chose after the tokens it was given; return the places of that.
+    def accept(self, given: list[int], chosen: list[int]) -> list[tuple[int, int]]:
+        """Take the model's tokens as far as the guess was right.
 
         Args:
-            given: What is unread, and the guess.
+            given: What was read: the unread tokens, and the guess. Empty if the row was not read.
             chosen: The model's token after each, and padding.
+
+        Returns:
+            Of each token that was taken its place in the block, and where in `chosen` it is.
         """
         if not given:
-            return range(0)
+            return []
         self.num_forwards += 1
-        first = place = len(self.unread) - 1
-        while True:
+        place, taken = len(self.unread) - 1, []
+        while self.is_open:
             token = chosen[place]
+            taken.append((len(self.drafted), place))
             self.drafted.append(token)
-            place += 1
             self.is_open = token not in self._row.stop_ids and len(self.drafted) < self._k
-            if not self.is_open or place == len(given) or given[place] != token:
+            place += 1
+            if place == len(given) or given[place] != token:
                 break
         self.start = self._length + len(self.drafted) - 1
-        return range(first, place)
-
-    def keep(self, is_sound: bool, logits: Tensor, hidden: Tensor | None) -> None:
-        """Keep what a token was chosen from."""
-        self.is_sound.append(is_sound)
-        self.logits.append(logits)
-        if hidden is not None:
-            self.hidden.append(hidden)
-
-
-def _proposal(writers: Sequence[Writer], device: torch.device) -> Proposal:
-    """All rows' answers; what comes after the end of one repeats its last entry."""
-    width = max(len(writer.drafted) for writer in writers)
-
-    def table(rows: Sequence[Sequence[int]]) -> Tensor:  # (B, K)
-        padded = [[*row, *[row[-1]] * (width - len(row))] for row in rows]
-        return torch.tensor(padded, device=device)
-
-    def steps(rows: Sequence[list[Tensor]]) -> list[Tensor]:  # K of (B, X)
-        return [torch.stack([row[min(j, len(row) - 1)] for row in rows]) for j in range(width)]
-
-    hidden = [writer.hidden for writer in writers]
-    return Proposal(
-        token_ids=table([writer.drafted for writer in writers]),
-        lengths=torch.tensor([len(writer.drafted) for writer in writers], device=device),
-        is_finite=table([writer.is_sound for writer in writers]).bool(),
-        logits=steps([writer.logits for writer in writers]),
-        hidden=steps(hidden) if all(hidden) else None,
-        num_forwards=torch.tensor([writer.num_forwards for writer in writers], device=device),
-    )
+        return taken
