@@ -2,14 +2,12 @@
 
 Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 3000]
        python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT --adapter FOLDER
-       python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT --start FOLDER --longer-schemas
 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
 and itself. The loss is on answers alone, which are the gold queries in the models' writing.
 Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
 with LoRA merged, and OUT/adapter is the adapter alone. With --adapter nothing is tuned: OUT is
-DRAFT with that adapter. With --start an adapter is tuned further; --longer-schemas adds all
-questions of the databases that are otherwise left out.
+DRAFT with that adapter.
 """
 
 from __future__ import annotations
@@ -38,6 +36,8 @@ from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
 
 WARM_UP = 10
+PACK_TOKENS = 1024
+"""Of a step, which bounds its memory; a longer schema takes one question at a time."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -47,10 +47,7 @@ def main() -> None:
     for name in ("draft", "data", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--adapter", type=Path, help="merge this one and tune nothing")
-    parser.add_argument("--start", type=Path, help="an adapter to tune further; has its own rank")
-    parser.add_argument("--longer-schemas", action="store_true")
-    parser.add_argument("--pack-tokens", type=int, default=1024, help="of a step")
-    parser.add_argument("--questions", type=int, default=3000, help="with short schemas")
+    parser.add_argument("--questions", type=int, default=3000)
     parser.add_argument("--rank", type=int, default=2, help="of LoRA")
     parser.add_argument("--rate", type=float, default=8e-4, help="learning rate")
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
@@ -67,19 +64,13 @@ def main() -> None:
         return
     task = load_task("spider", data_dir=options.data)
     some = half(task.examples("train"), "draft", options.arbiter_quarters)
-    every = packs(task, some, tokenizer, options.pack_tokens)
-    train = [pack for pack in every if len(pack[0]) <= LONGEST_PREFIX]
+    train = packs(task, some, tokenizer, seed=0)
+    train = [pack for pack in train if len(pack[0]) <= LONGEST_PREFIX]
     ends = accumulate(len(branches) for _, branches in train)
     train = train[: 1 + sum(end < options.questions for end in ends)]
-    if options.longer_schemas:
-        train += [pack for pack in every if len(pack[0]) > LONGEST_PREFIX]
-        random.Random(0).shuffle(train)
-    tune = packs(task, task.examples("tune", 64), tokenizer, options.pack_tokens)
+    tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
     config = LoraConfig(r=options.rank, lora_alpha=16, target_modules=LINEAR)
-    if options.start:
-        model = PeftModel.from_pretrained(model, options.start, is_trainable=True)
-    else:
-        model = get_peft_model(model, config)
+    model = get_peft_model(model, config)
     log = fit(model, Head(model, train + tune), train, tune, options)
     save_adapter(model, options.out / "adapter")
     (options.out / "tuning.json").write_text(json.dumps(log) + "\n")
@@ -103,14 +94,11 @@ def save(model, tokenizer, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def packs(task, examples, tokenizer, most_tokens):
-    """Packs of questions that share a schema, in random order: (prefix, [(rest, answer), …]).
-
-    A schema that is too long for a pack takes one question at a time.
-    """
+def packs(task, examples, tokenizer, seed):
+    """Packs of questions that share a schema, in random order: (prefix, [(rest, answer), …])."""
     end = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     made = []
-    shuffle = random.Random(0).shuffle
+    shuffle = random.Random(seed).shuffle
     by_database = sorted(examples, key=lambda example: example.metadata["db_id"])
     for _, group in groupby(by_database, key=lambda example: example.metadata["db_id"]):
         questions = list(group)
@@ -121,11 +109,11 @@ def packs(task, examples, tokenizer, most_tokens):
             for e in questions
         ]
         shared = min(num_shared_tokens(prompts[0][:-1], prompt) for prompt in prompts)
-        prefix, size = prompts[0][:shared], most_tokens
+        prefix, size = prompts[0][:shared], PACK_TOKENS
         for prompt, answer in zip(prompts, answers, strict=True):
             branch = prompt[shared:], answer
             size += len(branch[0]) + len(answer)
-            if size > most_tokens:
+            if size > PACK_TOKENS:
                 made.append((prefix, []))
                 size = shared + len(branch[0]) + len(answer)
             made[-1][1].append(branch)
