@@ -72,7 +72,10 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: values of fields
-    return {key: str(value) if isinstance(value, Path) else value for key, value in items}
+    def plain(value: Any) -> Any:  # Any: JSON
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: str(value) if isinstance(value, Path) else plain(value) for key, value in items}
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:  # Any: a type, and JSON

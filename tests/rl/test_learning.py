@@ -36,7 +36,7 @@ def test_the_arbiter_learns_which_of_the_drafts_tokens_the_answer_needs(
 
 def test_where_overrides_spoil_every_answer_they_are_unlearnt(table, tmp_path) -> None:
     task = letters(tmp_path, "^[^xy]*$")
-    it = learner(table, task, num_rounds=3, policy=PolicyConfig(hidden_size=8, init_logit=0.0))
+    it = learner(table, task, num_rounds=4, policy=PolicyConfig(hidden_size=8, init_logit=0.0))
     it.run()
     rates = [m["override_rate"] for m in it.state.history]
     assert rates[0] > 0.35 and rates[-1] < 0.1

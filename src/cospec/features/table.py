@@ -182,13 +182,8 @@ _SCALARS_2 = (
     *_SCALARS_1,
     # How sure the draft is of the whole block, and the target of what follows: per token, so that
     # blocks of any length compare.
-    Feature(
-        "block_mean_log_q",
-        _BLOCK,
-        lambda v: v.log_q_block.sum(dim=1) / v.batch.block_lengths,
-        of_draft=True,
-    ),
-    Feature("block_min_log_q", _BLOCK, lambda v: v.log_q_block.amin(dim=1), of_draft=True),
+    Feature("block_mean_log_q", _BLOCK, lambda v: v.log_q_block.sum(dim=1) / v.batch.block_lengths),
+    Feature("block_min_log_q", _BLOCK, lambda v: v.log_q_block.amin(dim=1)),
     Feature(
         "lookahead_mean_log_p",
         _AHEAD,
