@@ -106,7 +106,8 @@ class ModelDrafter(CachedModel, Drafter):
         for r, row in enumerate(rows):
             self._num_read[r] = len(row) + max(known[r], 1) - 1
         token_ids = torch.cat(drafted, dim=1)
-        self._remember(rows, token_ids, known)
+        if chance.warper is None:
+            self._remember(rows, token_ids, known)
         return Proposal(
             token_ids=token_ids,
             lengths=lengths,
