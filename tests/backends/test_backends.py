@@ -11,10 +11,11 @@ from cospec import SamplingConfig
 from cospec.arbiters import AlwaysTarget
 from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
+from cospec.backends.ray import Handle, Left
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.types import Origin
-from tests.conftest import some_prompts
+from tests.conftest import family_pair, some_prompts
 from tests.rl.conftest import arbiter, coin
 
 COIN = arbiter(coin(0.0))
@@ -86,6 +87,27 @@ def test_a_rollout_without_a_handle_of_its_own_is_refused(backend, handle) -> No
     point = BranchPoint(replace(one, handle=handle), 0, 7, Origin.OVERRIDE, seed=0, stream=0)
     with pytest.raises(ConfigError, match=r"needs its own; complete the item with keep_handles"):
         backend.branch([point], AlwaysTarget())
+
+
+def test_a_rollout_of_another_pair_is_refused(backend) -> None:
+    """Found: caches of the same shape were read as one's own."""
+    other = EngineBackend(family_pair("mistral"), backend.config)
+    (one,) = other.complete(items()[:1], AlwaysTarget(), keep_handles=True)
+    point = BranchPoint(one, 0, 7, Origin.OVERRIDE, seed=0, stream=0)
+    with pytest.raises(ConfigError, match=r"needs its own; complete the item with keep_handles"):
+        backend.branch([point], AlwaysTarget())
+    assert other.branch([point], AlwaysTarget())[0].completion.token_ids[0] == 7
+
+
+def test_a_rollout_of_other_replicas_is_refused(backend) -> None:
+    """Found: keys of all backends begin at 0, so that the branch left another text."""
+    (item,) = items()[:1]
+    (one,) = backend.complete([item], AlwaysTarget())
+    held = replace(one, handle=Handle("theirs", 0, 0, item, None))
+    point = BranchPoint(held, 0, 7, Origin.OVERRIDE, seed=0, stream=0)
+    assert Left.of(point, "theirs").handle is held.handle
+    with pytest.raises(ConfigError, match=r"needs its own; complete the item with keep_handles"):
+        Left.of(point, "ours")
 
 
 def test_it_tells_how_many_completions_have_ended(pair) -> None:

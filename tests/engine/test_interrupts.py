@@ -7,6 +7,7 @@ import pytest
 from cospec import Engine, SamplingConfig
 from cospec.errors import (
     GenerationInterrupted,
+    PromptError,
 )
 from cospec.types import MismatchBatch, Ruling
 from tests.conftest import (
@@ -40,6 +41,28 @@ def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llam
     assert error.completions == {i: whole[i] for i in (1, 2)}
     assert "2 prompts had finished" in str(error)
     assert engine.generate(prompts, sampling) == whole, "the engine is as good as new"
+
+
+@pytest.mark.parametrize(
+    ("raised", "caught"),
+    [(KeyboardInterrupt(), GenerationInterrupted), (PromptError("no"), PromptError)],
+)
+def test_rollouts_hand_over_the_finished_ones_too(llama_pair, raised, caught):
+    prompts = some_prompts(4)
+    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40)]
+    calls = []
+
+    def rule(batch: MismatchBatch) -> Ruling:
+        calls.append(len(batch))
+        if len(calls) == 9:
+            raise raised
+        return Ruling(~kept(batch))
+
+    engine = Engine(llama_pair, FromFunction(rule), batch_size=2)
+    with pytest.raises(caught) as stop:
+        engine.rollouts(prompts, sampling)
+    whole = decode(llama_pair, prompts=prompts, sampling=sampling, batch_size=2)
+    assert stop.value.completions == {i: whole[i] for i in (1, 2)}
 
 
 def test_an_interrupted_stream_raises_where_it_is_read(llama_pair):

@@ -9,6 +9,7 @@ import pytest
 
 from cospec.rl.metrics import guard
 from cospec.rl.types import Baseline, Ending
+from cospec.types import Stats
 
 
 def won(*texts: Any) -> tuple[list[Baseline], list[Ending]]:
@@ -31,6 +32,20 @@ def test_the_guard_lets_nearly_all_pass_that_won() -> None:
     assert guard(*won(sparse)) == pytest.approx(0.05)
     assert guard(*won(sparse, denser)) == pytest.approx(0.05 + 0.95 * 0.15)
     assert guard(*won(*[denser] * 19, *[sparse] * 20, chance)) == pytest.approx(0.2)
+
+
+def test_the_guard_counts_corrected_lookups_as_the_arbiter_does() -> None:
+    """Found: it left out mismatches of tokens without a draft's distribution, decoding did not."""
+    looked_up = SimpleNamespace(position=5, keep_draft=False, veto="no_draft")
+    kept = SimpleNamespace(position=35, keep_draft=True, veto=None)
+    completion = SimpleNamespace(reached=[looked_up, kept])
+    assert guard(*won(completion)) == pytest.approx(2 / 40)
+
+
+def test_an_answer_of_one_token_counts_as_one_forward() -> None:
+    """Found: vLLM takes it from the prompt's forward, and training divided by 0."""
+    ending = Ending(SimpleNamespace(stats=Stats()), SimpleNamespace(correct=True))
+    assert Baseline.of(ending) == Baseline(True, 1)
 
 
 def test_without_an_override_there_is_no_guard() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cospec import Engine, SamplingConfig
+from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import Policy, PolicyConfig
@@ -17,7 +17,7 @@ from cospec.rl.solutions import Solution, encode_solutions, solution_decisions
 from cospec.rl.types import SolutionData
 from cospec.rl.updates import imitate
 from cospec.tasks import Example
-from tests.conftest import CONTEXT, EOS
+from tests.conftest import CONTEXT, EOS, VOCAB, random_model
 from tests.rl.conftest import train_config
 
 POSITION = SCALAR_NAMES.index("log_position")
@@ -64,6 +64,17 @@ def test_decisions_are_those_that_decoding_meets(pair, spec) -> None:
     assert {-1.0, 1.0} == set(worth)
     assert delta.tolist() == worth
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("change", [-2, 28])
+def test_a_draft_of_another_width_is_read_as_in_decoding(pair, change, temperature) -> None:
+    """Found: logits of two widths could not be compared."""
+    draft = random_model("llama", seed=7, vocab_size=VOCAB + change)
+    other = ModelPair(pair.target, draft, pair.tokenizer)
+    features = make_features("scalar", other)
+    seen, worth = solution_decisions(other, features, [own_text(pair)], temperature=temperature)
+    assert len(worth) > 0 and seen.isfinite().all()
 
 
 def test_decisions_do_not_depend_on_what_is_read_beside_them(pair) -> None:

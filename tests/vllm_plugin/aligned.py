@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from cospec.arbiters import AlwaysTarget
 from cospec.backends.base import Rollout
-from cospec.backends.engine import EngineBackend, _as_branch
+from cospec.backends.engine import EngineBackend
 from cospec.engine import Branch, Engine
 from cospec.types import Origin
 
@@ -29,7 +29,7 @@ class AlignedBackend(EngineBackend):
         return self._go_on(leaves, arbiter, keep_handles)
 
     def branch(self, points, arbiter, *, keep_handles=False):
-        whole = [_as_branch(point) for point in points]
+        whole = [self.as_branch(point) for point in points]
         short = [
             replace(
                 one,

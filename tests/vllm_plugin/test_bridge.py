@@ -140,6 +140,25 @@ def test_an_arbiter_sees_what_our_engine_shows_it(seed):
         assert a is b is None or torch.equal(torch.as_tensor(a), torch.as_tensor(b)), field.name
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_block_that_was_cut_short_is_as_long_as_it_is(seed):
+    """Found: vLLM drafts less where a step has no room, and such a block counted as K tokens."""
+    p, q, ids = blocks(8, seed)
+    lengths = torch.tensor([4, 1, 2, 3] * 2)
+    proposal = replace(whole_blocks(ids, q), lengths=lengths)
+    verified = verify(Output(p, None), proposal, GREEDY)
+    inside = torch.arange(K) < lengths[:, None]
+    rows, places = (~verified.is_match & inside).nonzero().unbind(dim=1)
+    history = torch.stack([torch.full((8,), 7), 2 * torch.arange(8), torch.arange(8)], dim=1)
+    theirs = collect_mismatches(verified, proposal, rows, places, history, ALL, None)
+    recorder = Recorder(AlwaysTarget(), ALL)
+    RowArbiter(recorder, K)(flat(p, q, ids, lengths.tolist()))
+    (ours,) = recorder.seen
+    seen = ("block_positions", "block_lengths", "lookahead_matches", "lookahead_log_p")
+    for name in (*seen, "block_log_q"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_it_looks_no_further_than_a_drafted_stop_if_blocks_end_there(seed):
     p, q, ids = blocks(24, seed)

@@ -46,34 +46,43 @@ class EngineBackend:
             streams=[item.stream for item in items],
             keep_caches=keep_handles,
         )
-        return [Rollout(one.completion, one if keep_handles else None) for one in done]
+        return self._rollouts(done, keep_handles)
 
     def branch(
         self, points: Sequence[BranchPoint], arbiter: Arbiter, *, keep_handles: bool = False
     ) -> list[Rollout]:
         """Play branches out, each from the caches of its rollout."""
-        branches = [_as_branch(point) for point in points]
+        branches = [self.as_branch(point) for point in points]
         ends = self._engine(arbiter).branches(branches, keep_caches=keep_handles)
-        return [Rollout(end.completion, end if keep_handles else None) for end in ends]
+        return self._rollouts(ends, keep_handles)
 
     def branch_alone(self, points: Sequence[BranchPoint]) -> list[Rollout]:
         """Play branches out with the target alone: what a lossless arbiter comes to, greedy."""
         alone = engine.Engine.target_only(self.pair, self.config)
         alone.on_finished = self.on_finished
-        ends = alone.branches([_as_branch(point) for point in points])
-        return [Rollout(end.completion) for end in ends]
+        ends = alone.branches([self.as_branch(point) for point in points])
+        return self._rollouts(ends, keep_handles=False)
+
+    def as_branch(self, point: BranchPoint) -> engine.Branch:
+        """Return the engine's own branch of a point, with draws of its own.
+
+        Raises:
+            ConfigError: Its rollout is of another pair, or has no handle.
+        """
+        match point.rollout.handle:
+            case (pair, engine.Rollout() as left) if pair is self.pair:
+                left = replace(left, config=replace(left.config, seed=point.seed))
+                return engine.Branch(
+                    left, point.position, point.token_id, point.origin, point.stream
+                )
+            case handle:
+                raise ConfigError(
+                    f"the rollout of a branch has the handle {handle!r}, and this backend needs "
+                    "its own; complete the item with keep_handles=True and the same backend."
+                )
+
+    def _rollouts(self, done: Sequence[engine.Rollout], keep_handles: bool) -> list[Rollout]:
+        return [Rollout(one.completion, (self.pair, one) if keep_handles else None) for one in done]
 
     def _engine(self, arbiter: Arbiter) -> engine.Engine:
         return engine.Engine(self.pair, arbiter, self.config, on_finished=self.on_finished)
-
-
-def _as_branch(point: BranchPoint) -> engine.Branch:
-    """Return the engine's own branch of a point, with draws of its own."""
-    left = point.rollout.handle
-    if not isinstance(left, engine.Rollout):
-        raise ConfigError(
-            f"the rollout of a branch has the handle {left!r}, and this backend needs its own; "
-            "complete the item with keep_handles=True and the same backend."
-        )
-    left = replace(left, config=replace(left.config, seed=point.seed))
-    return engine.Branch(left, point.position, point.token_id, point.origin, point.stream)

@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.packing import Packed, pack, unpack
@@ -37,8 +38,15 @@ PATIENCE_S = 60.0
 class Handle:
     """A rollout that a replica holds; with all that it takes to make it again."""
 
-    def __init__(self, home: int, key: int, work: Work, arbiter: Any) -> None:  # Any: an ObjectRef
-        self.home, self.key, self.work, self.arbiter = home, key, work, arbiter
+    def __init__(
+        self,
+        owner: str,
+        home: int,
+        key: int,
+        work: Work,
+        arbiter: Any,  # Any: an ObjectRef
+    ) -> None:
+        self.owner, self.home, self.key, self.work, self.arbiter = owner, home, key, work, arbiter
 
 
 class Left(NamedTuple):
@@ -52,14 +60,14 @@ class Left(NamedTuple):
     stream: int
 
     @classmethod
-    def of(cls, point: BranchPoint) -> Left:
-        """Return what a replica needs of a point.
+    def of(cls, point: BranchPoint, owner: str) -> Left:
+        """Return what a replica of the backend `owner` needs of a point.
 
         Raises:
             ConfigError: Its rollout is not of this backend.
         """
         handle = point.rollout.handle
-        if not isinstance(handle, Handle):
+        if not isinstance(handle, Handle) or handle.owner != owner:
             raise ConfigError(
                 f"the rollout of a branch has the handle {handle!r}, and this backend needs its "
                 "own; complete the item with keep_handles=True and the same backend."
@@ -161,7 +169,7 @@ class RayBackend:
         self._ray = _connect(address, num_replicas)
         self._factory, self._gpus = factory, gpus_per_replica
         self._chunk_size, self.on_finished = chunk_size, on_finished
-        self._keys = itertools.count()
+        self._keys, self._name = itertools.count(), uuid4().hex
         self._dead: list[deque[int]] = [deque() for _ in range(num_replicas)]
         self._groups: list[Any] = []  # Any: placement groups
         try:
@@ -189,7 +197,7 @@ class RayBackend:
         self, points: Sequence[BranchPoint], arbiter: Arbiter, *, keep_handles: bool = False
     ) -> list[Rollout]:
         """Play branches out, each on the replica of its rollout while that lives."""
-        lefts = [Left.of(point) for point in points]
+        lefts = [Left.of(point, self._name) for point in points]
         by_home: dict[int, list[int]] = {}
         for place, left in enumerate(lefts):
             by_home.setdefault(left.handle.home, []).append(place)
@@ -250,7 +258,7 @@ class RayBackend:
 
     def _handle(self, home: int, key: int, work: Work, arbiter: Any) -> Handle:  # Any: as above
         """Return the handle of a rollout; the replica forgets it with the handle."""
-        handle = Handle(home, key, work, arbiter)
+        handle = Handle(self._name, home, key, work, arbiter)
         weakref.finalize(handle, self._dead[home].append, key)
         return handle
 

@@ -73,13 +73,10 @@ class EngineOptions:
 
     def source(self, source: PairSource, pair: ModelPair) -> VllmSource:
         """Return what vLLM loads of a pair."""
-        from cospec.models.bundled import bundled_models
         from cospec.vllm_plugin.backend import VllmSource
 
-        target, draft = source.target, source.draft
-        if source.pair is not None:
-            target, draft = map(str, bundled_models(source.pair))
-        assert target is not None and draft is not None, "the pair was loaded"
+        target, draft = source.sources()
+        assert draft is not None, "the pair was loaded"
         dtype = str(pair.target.dtype).removeprefix("torch.")
         return VllmSource(target, draft, dtype, self._arguments())
 

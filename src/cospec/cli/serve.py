@@ -18,7 +18,6 @@ import tyro
 from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
-from cospec.models.bundled import bundled_models
 from cospec.results import parse_json
 from cospec.vllm_plugin.known import SUPPORTED
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
@@ -101,15 +100,13 @@ class Serve:
         Raises:
             ConfigError: A model is not named.
         """
-        if self.pair is not None:
-            if self.target is not None or self.draft is not None:
-                raise ConfigError("--pair names both models; leave out --target and --draft.")
-            target, draft = bundled_models(self.pair)
-            return str(target), str(draft)
-        if self.target is None or self.draft is None:
-            missing = "--target" if self.target is None else "--draft"
-            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
-        return self.target, self.draft
+        target, draft = self._source.sources()
+        assert draft is not None, "sources refuses that"
+        return target, draft
+
+    @property
+    def _source(self) -> PairOptions:
+        return PairOptions(pair=self.pair, target=self.target, draft=self.draft)
 
     def settings(self) -> Settings:
         """Return the settings of the plugin.
@@ -117,8 +114,7 @@ class Serve:
         Raises:
             CospecError: A value is not allowed, or there is no such arbiter.
         """
-        spec = PairOptions(pair=self.pair, target=self.target, draft=self.draft)
-        arbiter = spec.find_arbiter(self.arbiter)
+        arbiter = self._source.find_arbiter(self.arbiter)
         name, colon, knobs = arbiter.partition(":")
         if Path(name).is_dir():  # the server's processes may run elsewhere
             arbiter = f"{Path(name).resolve()}{colon}{knobs}"

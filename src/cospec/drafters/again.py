@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.drafters.ngram import look_up
+from cospec.rulings import in_width
 from cospec.types import Proposal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -34,7 +35,7 @@ def draft_again(
     num_read: Sequence[int],
     answers: Sequence[list[int]],
     k: int,
-    fit: Callable[[Tensor], Tensor],
+    vocab_size: int,
 ) -> Proposal:
     """Propose what the model chooses greedily, up to the end of the text.
 
@@ -44,7 +45,7 @@ def draft_again(
         num_read: Tokens at the beginning of each that the model has read.
         answers: Each row's text as the draft proposed it last; it may be empty.
         k: Most tokens of a block.
-        fit: Gives logits (..., V) the width that proposals have.
+        vocab_size: Width of the proposal's logits.
     """
     writers = [Writer(*each, k) for each in zip(rows, num_read, answers, strict=True)]
     steps: dict[str, list[Tensor]] = {"is_finite": [], "logits": [], "hidden": []}  # K of (B, ...)
@@ -58,7 +59,7 @@ def draft_again(
         lengths = torch.tensor([len(one) for one in given], device=model.device)
         is_given = torch.arange(width, device=model.device) < lengths[:, None]
         output = model.read(ids, window.only(is_given), width)
-        logits = fit(output.logits)  # (B, N, V)
+        logits = in_width(output.logits, vocab_size)  # (B, N, V)
         top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
         is_finite = top.isfinite()
         found = {"is_finite": is_finite, "logits": logits, "hidden": output.hidden}

@@ -12,7 +12,7 @@ from cospec.drafters.again import draft_again
 from cospec.drafters.base import Drafter
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
-from cospec.rulings import token_log_p
+from cospec.rulings import in_width, token_log_p
 from cospec.sampling import draw, one_hot
 from cospec.types import Needs, Proposal
 
@@ -81,7 +81,7 @@ class ModelDrafter(CachedModel, Drafter):
             if j and may_end:  # blocks that have ended are not read on
                 step = step.only(ends.is_open[:, None])
             output = self.read(ids, step)
-            step_logits = self._fit(output.logits[:, -1])  # (B, V)
+            step_logits = in_width(output.logits[:, -1], self._target_vocab_size)  # (B, V)
             top, ids = step_logits.max(dim=-1, keepdim=True)  # NaN if any entry is
             is_sound = top.isfinite()
             if chance.warper is None:
@@ -121,7 +121,7 @@ class ModelDrafter(CachedModel, Drafter):
         """Propose greedily; rows that have proposed an answer before guess from it."""
         answers = [self._answers.get(r, []) for r in range(len(rows))]
         num_read = [self._num_read.get(r, 0) for r in range(len(rows))]
-        found = draft_again(self, rows, num_read, answers, self._k, self._fit)
+        found = draft_again(self, rows, num_read, answers, self._k, self._target_vocab_size)
         lengths = found.lengths.tolist()
         for r, row in enumerate(rows):
             self._num_read[r] = len(row) + lengths[r] - 1
@@ -202,13 +202,6 @@ class ModelDrafter(CachedModel, Drafter):
         """Forget what is stored of a row from a position on."""
         super().clear(row, start)
         self.forget_drafted(row, start)
-
-    def _fit(self, logits: Tensor) -> Tensor:
-        """The draft's logits in the target's width: what only one of them has is padding."""
-        missing = self._target_vocab_size - logits.shape[-1]
-        if missing == 0:
-            return logits
-        return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
 
 
 class _Ends:

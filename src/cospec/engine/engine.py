@@ -125,15 +125,7 @@ class Engine:
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """
-        done: dict[int, Completion] = {}
-        try:
-            for rows in self._blocks(in_order(make_rows(self.pair, prompts, sampling))):
-                done |= {row.index: row.completion() for row in rows if row.finish_reason}
-        except CospecError as error:
-            error.completions = done
-            raise
-        except KeyboardInterrupt:
-            raise GenerationInterrupted(done) from None
+        done = self._complete(in_order(make_rows(self.pair, prompts, sampling)))
         return [done[i] for i in range(len(done))]
 
     def rollouts(
@@ -178,12 +170,24 @@ class Engine:
         all_rows = list(rows)
         for row in all_rows:
             row.keep_caches = keep_caches
-        for _ in self._blocks(in_order(row for row in rows if not row.finish_reason)):
-            pass
+        self._complete(in_order(row for row in rows if not row.finish_reason))
         return [
             Rollout(row.completion(), row.config, row.caches if keep_caches else None)
             for row in all_rows
         ]
+
+    def _complete(self, rows: deque[Row]) -> dict[int, Completion]:
+        """Decode all rows; return their completions by index, which an error carries as well."""
+        done: dict[int, Completion] = {}
+        try:
+            for some in self._blocks(rows):
+                done |= {row.index: row.completion() for row in some if row.finish_reason}
+        except CospecError as error:
+            error.completions = done
+            raise
+        except KeyboardInterrupt:
+            raise GenerationInterrupted(done) from None
+        return done
 
     def stream(
         self,

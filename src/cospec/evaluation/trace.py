@@ -6,7 +6,6 @@ each mismatch is played to its end under the same arbiter, from the caches of th
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -144,17 +143,14 @@ def _play_others(
         for example, path, row in rows
         for told, mismatch in zip(row["mismatches"], path.completion.reached, strict=True)
     ]
-    streams = itertools.count(first_stream)
     ends = engine.branches(
-        [_other(path, mismatch, next(streams)) for _, path, _, mismatch in places]
+        [
+            Branch(path, mismatch.position, *mismatch.other, stream)
+            for stream, (_, path, _, mismatch) in enumerate(places, first_stream)
+        ]
     )
     for (example, path, told, mismatch), end in zip(places, ends, strict=True):
         taken, other = (task.score(example, each.completion.text).correct for each in (path, end))
         is_draft = mismatch.keep_draft
         told["draft_correct"] = taken if is_draft else other
         told["target_correct"] = other if is_draft else taken
-
-
-def _other(path: Rollout, mismatch: MismatchTrace, stream: int) -> Branch:
-    """The branch that the ruling did not take."""
-    return Branch(path, mismatch.position, *mismatch.other, stream)

@@ -35,6 +35,25 @@ class PairSource:
     allow_different_tokenizers: bool = False
     """Let a draft with another tokenizer propose the tokens that both spell alike."""
 
+    def sources(self, *, needs_draft: bool = True) -> tuple[str, str | None]:
+        """Return target and draft as hub ids, folders or files; no draft if none is named.
+
+        Args:
+            needs_draft: Refuse a source without a draft.
+
+        Raises:
+            ConfigError: A model is not named, or there is no such bundled pair.
+        """
+        if self.pair is not None:
+            if self.target is not None or self.draft is not None:
+                raise ConfigError("--pair names both models; leave out --target and --draft.")
+            target, draft = bundled_models(self.pair)
+            return str(target), str(draft)
+        if self.target is None or (self.draft is None and needs_draft):
+            missing = "--target" if self.target is None else "--draft"
+            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
+        return self.target, self.draft
+
     def load(self, *, needs_draft: bool = True, pack_weights: bool = True) -> ModelPair:
         """Load the pair; one without a draft if none is needed or named.
 
@@ -47,15 +66,9 @@ class PairSource:
         """
         from cospec.models.pair import ModelPair  # noqa: PLC0415  # brings torch
 
-        target, draft = self.target, self.draft
-        if self.pair is not None:
-            if target is not None or draft is not None:
-                raise ConfigError("--pair names both models; leave out --target and --draft.")
-            bundled_models(self.pair)
-            target = self.pair
-        elif target is None or (draft is None and needs_draft):
-            missing = "--target" if target is None else "--draft"
-            raise ConfigError(f"{missing} is missing; pass --pair, or --target T and --draft D.")
+        target, draft = self.sources(needs_draft=needs_draft)
+        if self.pair is not None:  # has a type of weights of its own
+            target, draft = self.pair, None
         return ModelPair.from_pretrained(
             target,
             draft,

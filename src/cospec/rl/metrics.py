@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.arbiters.guard import mismatch_rate
-from cospec.evaluation.audit.auditor import reached
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +89,7 @@ def guard(base: Sequence[Baseline], done: Sequence[Ending]) -> float | None:
     """
     rates = []
     for completion in _differences(base, done)[0]:
-        kept = [(i, m.position) for i, m in enumerate(reached(completion)) if m.keep_draft]
+        kept = [(i, m.position) for i, m in enumerate(completion.reached) if m.keep_draft]
         if kept:
             rates.append(mismatch_rate(*torch.tensor(kept).T).max())
     return float(torch.stack(rates).quantile(_WON)) if rates else None

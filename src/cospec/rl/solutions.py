@@ -25,7 +25,7 @@ from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
 from cospec.models.prefill import cheapest_order
 from cospec.rl.types import SolutionData
-from cospec.rulings import make_batch, rank_in_row, token_log_p
+from cospec.rulings import in_width, make_batch, rank_in_row, token_log_p
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import Needs
 
@@ -159,6 +159,7 @@ def _decisions(
     sees_hidden = features.num_hidden > 0
     target, p = _read(pair.target, part, sees_hidden)
     _, q = _read(pair.draft_model, part, sees_hidden)
+    q = q._replace(logits=in_width(q.logits, p.logits.shape[-1]))
     target_ids, draft_ids = _tokens(p.logits, q.logits, part, temperature)  # (B, R) each
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(one.rest) for one in part], batch_first=True, padding_value=-1

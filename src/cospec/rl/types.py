@@ -37,8 +37,11 @@ class Baseline(NamedTuple):
 
     @classmethod
     def of(cls, ending: Ending) -> Self:
-        """Return what is kept of a lossless text."""
-        return cls(ending.score.correct, ending.completion.stats.num_target_forwards)
+        """Return what is kept of a lossless text.
+
+        An answer of one token takes no forward beyond the prompt's in vLLM; it counts as one.
+        """
+        return cls(ending.score.correct, max(1, ending.completion.stats.num_target_forwards))
 
 
 @dataclass(frozen=True, slots=True)

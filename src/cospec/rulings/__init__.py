@@ -7,6 +7,7 @@ slow reference decoder says the same again, and tests hold the two equal.
 from cospec.rulings.mismatches import (
     COLUMNS,
     LookAhead,
+    in_width,
     look_ahead,
     make_batch,
     rank_in_row,
@@ -21,6 +22,7 @@ __all__ = [
     "LookAhead",
     "Veto",
     "find_vetoes",
+    "in_width",
     "look_ahead",
     "make_batch",
     "rank_in_row",

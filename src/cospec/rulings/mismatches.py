@@ -62,6 +62,13 @@ def token_log_p(logits: Tensor, token_ids: Tensor) -> Tensor:
     return logits.gather(-1, token_ids[..., None])[..., 0] - logits.logsumexp(dim=-1)
 
 
+def in_width(logits: Tensor, vocab_size: int) -> Tensor:
+    """Return logits (..., V) in the target's width: what only one of two models has is padding."""
+    if logits.shape[-1] == vocab_size:
+        return logits
+    return torch.nn.functional.pad(logits, (0, vocab_size - logits.shape[-1]), value=-torch.inf)
+
+
 def token_probs(logits: Tensor, token_ids: Tensor) -> Tensor:
     """Return probabilities of N tokens a row (M, N) by raw logits (M, V), (M, N) float32."""
     logits = logits.float()

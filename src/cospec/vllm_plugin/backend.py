@@ -89,7 +89,7 @@ class VllmBackend:
         check_config(config)
         self.pair, self.config, self.on_finished = pair, config, on_finished
         self._keys = itertools.count()
-        self._sender, self._used = Sender(), b""
+        self._sender = Sender()
         self._llm = start(
             source,
             source.target,

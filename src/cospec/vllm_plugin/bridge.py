@@ -258,12 +258,11 @@ class RowArbiter:
     def _batch(self, rows: VerifiedRows, is_mismatch: Tensor, target_ids: Tensor) -> MismatchBatch:
         """All rows, as an arbiter sees them."""
         num_rows, device = len(target_ids), target_ids.device
-        is_drafted, block_lengths = rows.is_drafted, torch.full_like(target_ids, self.k)
+        is_drafted = rows.is_before_end if self.end_blocks_at_stop else rows.is_drafted
         first = torch.arange(num_rows, device=device) - rows.block_positions  # of each block
-        if self.end_blocks_at_stop:
-            is_drafted = rows.is_before_end
-            counts = torch.zeros_like(block_lengths)  # in its first row
-            block_lengths = counts.index_add(0, first, is_drafted.long())[first]
+        # vLLM cuts blocks short where a step has no room for more tokens.
+        counts = torch.zeros_like(target_ids).index_add(0, first, is_drafted.long())
+        block_lengths = counts[first].clamp(min=1)  # 0 is of rows without a draft
 
         def given(need: Needs) -> Callable[[], tuple[Tensor, ...]]:
             return lambda: tuple(getattr(rows, name) for name in COLUMNS[need])

@@ -65,11 +65,12 @@ class PlainDecoder:
                 if row.finish_reason:
                     break
                 row.emit(token, Origin.BONUS)
+            num_forwards = len(row.generated) - 1  # the first token is of the prompt's own
             if self.role == "target":
-                row.stats.num_drafts = len(row.generated)
+                row.stats.num_drafts = num_forwards
                 row.stats.num_accepted_tokens_per_pos = []
             else:
-                row.stats.num_draft_forwards = len(row.generated)
+                row.stats.num_draft_forwards = num_forwards
         return [row.completion() for row in rows]
 
 

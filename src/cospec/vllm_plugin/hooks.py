@@ -33,18 +33,15 @@ def _with_arbiter(stock: Any) -> Any:  # Any: a method of WorkerWrapperBase
     return init_device
 
 
-def activate(worker: Any, vllm_config: Any) -> bool:  # Any: vLLM's Worker and VllmConfig
-    """Put the arbiter into a worker whose model runner is built and not yet loaded.
-
-    Returns:
-        Whether there are settings.
+def activate(worker: Any, vllm_config: Any) -> None:  # Any: vLLM's Worker and VllmConfig
+    """Put the arbiter, if there are settings, into a worker whose model is not loaded yet.
 
     Raises:
         ConfigError: There are, and this vLLM or this engine is not one that we support.
     """
     settings = Settings.from_vllm(vllm_config)
     if settings is None:
-        return False
+        return
     check_version(importlib.import_module("vllm").__version__)
     if worker.use_v2_model_runner:
         check_names(V2_NAMES)
@@ -56,4 +53,3 @@ def activate(worker: Any, vllm_config: Any) -> bool:  # Any: vLLM's Worker and V
         from cospec.vllm_plugin import v1  # noqa: PLC0415  # imports vLLM
 
         v1.install(worker.model_runner, settings, vllm_config)
-    return True

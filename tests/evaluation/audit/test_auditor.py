@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
@@ -10,16 +11,16 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cospec import Engine, ModelPair, SamplingConfig
 from cospec.backends.engine import EngineBackend
-from cospec.config import SamplingConfig
-from cospec.engine import Engine
 from cospec.evaluation.audit.auditor import AuditConfig, Auditor, reached
+from cospec.evaluation.audit.costs import accepted
 from cospec.evaluation.audit.dataset import write_dataset
 from cospec.features import SCALAR_NAMES
 from cospec.models.costs import Costs
+from tests.conftest import VOCAB, random_model
 
 if TYPE_CHECKING:
-    from cospec import ModelPair
     from cospec.tasks import Example, Task
 
 NUM_TOKENS = 20
@@ -98,6 +99,18 @@ def test_accepted_tells_where_the_draft_alone_would_have_chosen_the_token(pair, 
     expected = [str(int(a == b)) for a, b in zip(choices, path.token_ids, strict=True)]
     assert record["accepted"] == "".join(expected)
     assert {"0", "1"} <= set(record["accepted"])
+
+
+def test_tokens_that_the_draft_does_not_have_are_no_choice_of_its(pair) -> None:
+    """Found: the draft was asked for the embedding of a token that only the target has."""
+    draft = random_model("llama", seed=7, vocab_size=VOCAB - 2)
+    narrow = ModelPair(pair.target, draft, pair.tokenizer)
+    (path,) = Engine.target_only(narrow).generate(
+        [[1, VOCAB - 1]], SamplingConfig(max_new_tokens=8)
+    )
+    path = replace(path, token_ids=[*path.token_ids[:-1], VOCAB - 1])
+    digits = accepted(narrow, path)
+    assert len(digits) == len(path.token_ids) and digits[-1] == "0"
 
 
 def test_the_oracle_path_ends_right_if_the_path_or_one_of_its_branches_does(

@@ -26,6 +26,7 @@ from cospec.evaluation.summary import summarize
 from cospec.evaluation.turns import Turn
 from cospec.models.costs import Costs
 from tests.evaluation.conftest import WORDS
+from tests.rl.conftest import arbiter, coin
 
 SPECS = ["gap", "random:rate=0.5", "random:match=gap", "assisted"]
 
@@ -119,6 +120,17 @@ def test_what_two_arms_try_is_decoded_once(pair, task):
     ]
     by_arm = by_name(found, "arm")
     assert by_arm["gap:max_gap=1"]["tries"][0] == by_arm["gap"]["tries"][2]
+
+
+def test_two_checkpoints_of_one_name_are_tuned_apart(pair, task, tmp_path):
+    """Found: the tries of one took the results of the other."""
+    always = {name: arbiter(coin(logit)) for name, logit in (("a", 9.0), ("b", -9.0))}
+    for name, one in always.items():
+        dataclasses.replace(one, about={"name": "x"}).save(tmp_path / name)
+    chosen = make_specs([f"{tmp_path}/a", f"{tmp_path}/b:threshold=0.5"], lambda spec: spec)
+    found = by_name(tune(benchmark(pair, task, tune_k=(2,)), chosen, 0.0, play), "arm")
+    shares = [found[f"x{end}"]["tries"][0]["num_overrides"] for end in ("", ":threshold=0.5")]
+    assert shares[0] > 0 == shares[1]
 
 
 def test_a_cheap_draft_makes_blocks_longer(pair, task):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cospec.engine import Engine
     from cospec.evaluation.evaluate import Evaluation
     from cospec.results import Json
-    from cospec.types import Completion, MismatchTrace
+    from cospec.types import Completion
 
 _MAX_CANDIDATES = 5
 """Problems decoded in search of one; in half precision, or with an arbiter that rules by chance, a
@@ -115,7 +115,7 @@ def _decode(evaluation: Evaluation, engine: Engine, place: int) -> tuple[Text, C
 def _print_overrides(console: Console, engine: Engine, completion: Completion) -> None:
     """Print the token that stands at each override, and the one that the target wanted."""
     assert engine.pair.tokenizer is not None
-    overrides = _overrides(completion)
+    overrides = [m for m in completion.reached if m.keep_draft]
     for mismatch in overrides[:_MAX_LISTED]:
         theirs, targets = (
             repr(engine.pair.tokenizer.decode([i])) for i in (mismatch.draft_id, mismatch.target_id)
@@ -127,8 +127,3 @@ def _print_overrides(console: Console, engine: Engine, completion: Completion) -
         )
     if len(overrides) > _MAX_LISTED:
         console.print(f"and {len(overrides) - _MAX_LISTED} overrides more")
-
-
-def _overrides(completion: Completion) -> list[MismatchTrace]:
-    """The overrides that a stop did not cut off."""
-    return [m for m in completion.reached if m.keep_draft]

@@ -21,6 +21,7 @@ def accepted(pair: ModelPair, completion: Completion) -> str:
     ids = torch.tensor([prompt + generated], device=pair.draft_model.device)
     # Of the prompt only the last token's logits; an index, for a slice is slow (see CachedModel).
     places = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=ids.device)
+    ids = ids.clamp(max=pair.draft_model.config.get_text_config().vocab_size - 1)
     logits = pair.draft_model(input_ids=ids, use_cache=False, logits_to_keep=places).logits
     choice = logits[0].argmax(dim=-1).tolist()  # (1, T, V)
     return "".join(str(int(a == b)) for a, b in zip(choice, generated, strict=True))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
-from cospec.engine.rows import Row
+from cospec.engine.prompts import make_row
 from cospec.errors import ConfigError
 from cospec.types import Origin
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cospec.config import SamplingConfig
+    from cospec.engine.rows import Row
     from cospec.models import ModelPair
     from cospec.types import Completion
 
@@ -94,8 +95,7 @@ class AssistedEngine:
             if tokenizer is None:
                 raise ConfigError("the pair has no tokenizer, which a text needs; pass token ids.")
             prompt = self.pair.encode(prompt)
-        eos = frozenset() if config.ignore_eos else self.pair.eos_token_ids
-        row = Row(index, prompt, config, eos | set(config.stop_token_ids), tokenizer)
+        row = make_row(self.pair, index, prompt, config)
         before = num_forwards[0]
         ids = torch.tensor([prompt], device=target.device)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from cospec.evaluation.audit.auditor import AuditConfig, Auditor
 from cospec.evaluation.benchmark.arms import ORACLE
 from cospec.evaluation.benchmark.cells import lean
 from cospec.evaluation.evaluate import Evaluation
-from cospec.evaluation.summary import LOSSLESS, TARGET, counts, paired, quality
+from cospec.evaluation.summary import LOSSLESS, TARGET, counts, paired, quality, rows_by_arm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,8 +77,7 @@ def search(benchmark: Benchmark, k: int, play: PlayPart) -> list[Json]:
         max_new_tokens=benchmark.config.max_new_tokens,
         seed=benchmark.seed,
     )
-    turns = sorted(play(evaluation, "oracle", warm_up=False), key=lambda turn: turn.chunk)
-    return [row for turn in turns for row in turn.rows]
+    return rows_by_arm(play(evaluation, "oracle", warm_up=False))[ORACLE]
 
 
 def add(cell: Json, rows: Sequence[Json], k: int) -> Json:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from cospec.arbiters.learned import LearnedArbiter
 from cospec.evaluation.arms import Arm
 from cospec.evaluation.benchmark.config import Setting, knob_of
-from cospec.evaluation.summary import DRAFT, counts
+from cospec.evaluation.summary import DRAFT, counts, rows_by_arm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,9 +103,7 @@ def _try(
     if benchmark.tune:
         distinct = {arm.name: arm for each in arms.values() for arm in each}
         evaluation = benchmark.evaluation(list(distinct.values()), benchmark.tune, temperature)
-        turns = play(evaluation, part, warm_up=False)
-        for turn in sorted(turns, key=lambda turn: turn.chunk):
-            rows[turn.arm] += turn.rows
+        rows |= rows_by_arm(play(evaluation, part, warm_up=False))
     tries: dict[str, list[Json]] = {name: [] for name in places}
     for name, settings in places.items():
         for setting, arm in zip(settings, arms[name], strict=True):
@@ -115,13 +114,17 @@ def _try(
 
 
 def _arm(benchmark: Benchmark, setting: Setting) -> Arm:
-    """An arm under the name of what it decodes with: two arms may try the same."""
+    """An arm under the name of what it decodes with: two arms may try the same.
+
+    Checkpoints of one label are told apart by their folders.
+    """
     size = max(benchmark.config.batch_sizes)
     if setting.spec == DRAFT:
         return Arm(DRAFT, None, benchmark.plain("draft", size))
     arbiter = benchmark.arbiter(setting.spec)
     decoder = benchmark.ruled(arbiter, setting.k, size)
-    return Arm(f"{arbiter.name}, k={setting.k}", setting.spec, decoder)
+    name = setting.spec if isinstance(arbiter, LearnedArbiter) else arbiter.name
+    return Arm(f"{name}, k={setting.k}", setting.spec, decoder)
 
 
 def _tally(rows: Sequence[Json], draft_cost: float) -> Json:
