@@ -22,6 +22,7 @@ from tests.conftest import TableModel, random_table
 
 ALL_PAIRS = torch.tensor(list(itertools.product(range(4), repeat=2)))
 PROMPTS = [[i % 4] for i in range(16)]
+TEMPERATURES = [0.0, 0.5, 1.0, 2.0]
 GREEDY = SamplingConfig(max_new_tokens=24)
 
 
@@ -62,13 +63,17 @@ def test_an_empty_memory_keeps_nothing():
     assert not CSD(0, 0).remembering(mismatch_pairs([])).rule(batch).keep_draft.any()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
-def test_csd_is_lossless_with_a_ratio_of_one(pair, temperature):
-    sampling = dataclasses.replace(GREEDY, temperature=temperature, seed=0)
-    done = Engine(pair, CSD(0, 1).remembering(ALL_PAIRS)).generate(PROMPTS, sampling)
-    exact = Engine(pair, AlwaysTarget()).generate(PROMPTS, sampling)
+def test_csd_is_lossless_with_a_ratio_of_one(pair):
+    sampling = [
+        dataclasses.replace(GREEDY, temperature=t, seed=0) for _ in PROMPTS for t in TEMPERATURES
+    ]
+    prompts = [prompt for prompt in PROMPTS for _ in TEMPERATURES]
+    done = Engine(pair, CSD(0, 1).remembering(ALL_PAIRS)).generate(prompts, sampling)
+    exact = Engine(pair, AlwaysTarget()).generate(prompts, sampling)
     assert [c.token_ids for c in done] == [c.token_ids for c in exact]
-    assert sum(c.stats.num_mismatches for c in done) > 50
+    for first in range(len(TEMPERATURES)):
+        some = done[first :: len(TEMPERATURES)]
+        assert sum(c.stats.num_mismatches for c in some) > 50
     assert sum(c.stats.num_overrides for c in done) == 0
 
 

@@ -235,18 +235,18 @@ def test_the_exact_setting_of_a_rule_is_lossless(llama_pair, arbiter, sampling):
     assert [c.origins for c in done] == [c.origins for c in exact]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("arbiter", ["gap:max_gap=-0.5", *EXACT_AND_LOOSEST])
-def test_the_exact_setting_of_a_rule_is_lossless_at_any_temperature(arbiter, temperature):
+def test_the_exact_setting_of_a_rule_is_lossless_at_any_temperature(arbiter):
     """Found: when sampling, the target's token may be less probable than the drafted one, so that
     the gap is negative itself and a threshold below 0 still overrode. The drafted token may also be
     the target's best one.
     """
     pair = ModelPair(TableModel(random_table(4, seed=0)), TableModel(random_table(4, seed=1)))
-    engine = Engine(pair, load_arbiter(arbiter))
-    sampling = dataclasses.replace(SAMPLED, temperature=temperature)
-    done = engine.generate([[i % 4] for i in range(32)], sampling)
-    assert sum(c.stats.num_mismatches for c in done) > 100
+    engine = Engine(pair, load_arbiter(arbiter), batch_size=96)
+    sampling = [dataclasses.replace(SAMPLED, temperature=t) for t in (0.5, 1.0, 2.0) * 32]
+    done = engine.generate([[i // 3 % 4] for i in range(96)], sampling)
+    for first in range(3):
+        assert sum(c.stats.num_mismatches for c in done[first::3]) > 100
     assert sum(c.stats.num_overrides for c in done) == 0
 
 
@@ -325,15 +325,12 @@ def test_a_spec_that_makes_no_sense_is_refused_with_the_nearest_that_does(spec, 
         "mentored:max_kl=-0.1",
         "cosd:beta=-1",
         "ensemble:draft_weight=1.1",
+        "gap:max_gap=inf",
+        "gap:max_gap=nan",
+        "fly:min_entropy=nan",
     ],
 )
 def test_a_knob_out_of_its_range_is_refused(spec):
-    with pytest.raises(ConfigError, match="it must be"):
-        load_arbiter(spec)
-
-
-@pytest.mark.parametrize("spec", ["gap:max_gap=inf", "gap:max_gap=nan", "fly:min_entropy=nan"])
-def test_a_threshold_that_is_no_finite_number_is_refused(spec):
     """Found: an infinite gap makes every score infinite, which the engine rules for the target, so
     that the loosest setting was silently the strictest.
     """
@@ -356,15 +353,11 @@ RULE_EXAMPLES = [
     LogProbGap(-3.0),
     FLy(3, 0.45),
 ]
+LONG_NUMBERS = [RandomOverride(1 / 3), LogProbGap(1.23456789), FLy(10**6)]
 
 
-@pytest.mark.parametrize("rule", RULE_EXAMPLES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [*RULE_EXAMPLES, *LONG_NUMBERS], ids=lambda rule: rule.name)
 def test_the_name_of_a_rule_is_its_spec(rule):
-    assert load_arbiter(rule.name) == rule
-
-
-@pytest.mark.parametrize("rule", [RandomOverride(1 / 3), LogProbGap(1.23456789), FLy(10**6)])
-def test_the_name_of_a_rule_keeps_every_digit(rule):
     """Found: names kept six digits, and a window of 1000000 became 1e+06, which is no int."""
     assert load_arbiter(rule.name) == rule
 

@@ -66,23 +66,23 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
         tiny(*command)
 
 
-@pytest.mark.parametrize("verb", ["eval", "bench"])
 def test_problems_that_an_arbiter_was_trained_on_are_noted_and_refused_if_strict(
-    tiny, command, letters, tmp_path, capsys, verb
+    tiny, command, letters, tmp_path, capsys
 ):
     tiny(*command)
     folder = tmp_path / "arbiter"
-    measure = [verb, "--task", letters, "--split", "train", "--max-new-tokens", 4]
-    measure += ["--num-problems", 10, "--arms" if verb == "bench" else "--arbiter", folder]
-    if verb == "bench":
-        measure += ["--num-tune-problems", 0]
-    tiny(*measure)
-    assert "note: arbiter was trained on 8 of these 10 problems" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"trained on 8 of these 10 problems; draw others"):
+    for verb in ("eval", "bench"):
+        measure = [verb, "--task", letters, "--split", "train", "--max-new-tokens", 4]
+        measure += ["--num-problems", 10, "--arms" if verb == "bench" else "--arbiter", folder]
+        if verb == "bench":
+            measure += ["--num-tune-problems", 0]
+        tiny(*measure)
+        assert "note: arbiter was trained on 8 of these 10 problems" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=r"trained on 8 of these 10 problems; draw others"):
+            tiny(*measure, "--strict")
+        measure[measure.index("train")] = "test"
+        measure[measure.index("--num-problems") + 1] = 2
         tiny(*measure, "--strict")
-    measure[measure.index("train")] = "test"
-    measure[measure.index("--num-problems") + 1] = 2
-    tiny(*measure, "--strict")
 
 
 def test_the_progress_bar_counts_every_completion(tiny, command, monkeypatch) -> None:
@@ -176,27 +176,6 @@ def test_a_project_without_wandb_is_refused_with_the_line_that_installs_it(
         tiny(*command, "--wandb-project", "arbiters")
 
 
-def test_an_interrupted_training_goes_on_with_its_own_settings_only(
-    tiny, command, tmp_path, monkeypatch, capsys
-) -> None:
-    evaluate = Trainer.evaluate
-
-    def until_the_second(self):
-        if self.state.round == 2:
-            raise KeyboardInterrupt
-        return evaluate(self)
-
-    monkeypatch.setattr(Trainer, "evaluate", until_the_second)
-    with pytest.raises(SystemExit):
-        tiny(*command)
-    monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    with pytest.raises(SystemExit, match="other settings"):
-        tiny(*command, "--cost-weight", 0.5)
-    tiny(*command)
-    assert "resuming after round 1" in capsys.readouterr().out
-    assert (tmp_path / "arbiter" / "config.json").exists()
-
-
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tiny, command, tmp_path, capsys) -> None:
     tiny(*command, "--dry-run")
     assert "2 rounds of 4 problems: 4 rollouts and 16 branches each" in capsys.readouterr().out
@@ -218,11 +197,13 @@ def interrupt(tiny, command, monkeypatch):
             tiny(*command)
 
 
-def test_a_training_resumes_with_its_own_data_and_pair_only(
-    tiny, command, tmp_path, monkeypatch
+def test_a_training_resumes_with_its_own_settings_data_and_pair_only(
+    tiny, command, tmp_path, monkeypatch, capsys
 ) -> None:
     """The file of problems was written anew between two runs, and training went on."""
     interrupt(tiny, command, monkeypatch)
+    with pytest.raises(SystemExit, match="other settings"):
+        tiny(*command, "--cost-weight", 0.5)
     file = tmp_path / "letters.jsonl"
     text = file.read_text()
     file.write_text(text.replace('"answer": "y"', '"answer": "x"'))
@@ -234,6 +215,7 @@ def test_a_training_resumes_with_its_own_data_and_pair_only(
         with pytest.raises(SystemExit, match=r"other settings \(fingerprint\)"):
             tiny(*command)
     tiny(*command)
+    assert "resuming after round 1" in capsys.readouterr().out
     assert (tmp_path / "arbiter" / "config.json").exists()
 
 

@@ -9,7 +9,10 @@ import pytest
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.drafters import ModelDrafter
 from tests.conftest import family_pair, some_prompts
+from tests.laws.decoding import covering
 
+FAMILIES = ["llama", "gemma3_text", "mistral"]
+ARBITERS = ["lossless", "gap:max_gap=1", "agreement:min_share=0.4"]
 WHOLE = {"num_speculative_tokens": 24, "end_blocks_at_stop": True}
 
 
@@ -18,14 +21,9 @@ def decode(pair, arbiter, batch_size, **changes):
     return engine.generate(some_prompts(6), SamplingConfig(max_new_tokens=24))
 
 
-@pytest.fixture(params=["llama", "gemma3_text", "mistral"])
-def pair(request):
-    return family_pair(request.param)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("arbiter", ["lossless", "gap:max_gap=1", "agreement:min_share=0.4"])
-def test_tokens_and_rulings_stay_and_forwards_are_saved(pair, arbiter, batch_size, monkeypatch):
+@pytest.mark.parametrize(("family", "arbiter", "batch_size"), covering(FAMILIES, ARBITERS, [1, 4]))
+def test_tokens_and_rulings_stay_and_forwards_are_saved(family, arbiter, batch_size, monkeypatch):
+    pair = family_pair(family)
     found = decode(pair, arbiter, batch_size)
     monkeypatch.setattr(ModelDrafter, "_remember", lambda *_: None)
     plain = decode(pair, arbiter, batch_size)

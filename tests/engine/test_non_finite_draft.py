@@ -65,8 +65,9 @@ def test_a_draft_of_non_finite_logits_leaves_greedy_output_exact(k, bad, thresho
     assert stats.num_non_finite_drafts == stats.num_draft_tokens > 0
 
 
-@pytest.mark.parametrize("bad", BAD_DRAFTS)
+@pytest.mark.parametrize("bad", ["all nan", "one inf"])
 def test_a_draft_of_non_finite_logits_leaves_the_sampled_law_exact(bad):
+    """All kinds are drawn from alike, so two will do."""
     value, place = BAD_DRAFTS[bad]
     settings = [SETTINGS["top_p"]] * NUM_DRAWS
     draft = Spoilt(DRAFT_TABLE, 0, value, place)

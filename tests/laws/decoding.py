@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -48,7 +48,7 @@ SAMPLED = [
 BOTH = {"greedy": [GREEDY] * 8, "sampled": SAMPLED}
 
 
-def covering(*columns: Iterable[str]) -> list[tuple[str, ...]]:
+def covering(*columns: Iterable[Any]) -> list[tuple[Any, ...]]:
     """Cover each value of the first column with each of the second, the third in turns.
 
     A grid of three columns costs as many decodings as all their values multiplied. Here each value

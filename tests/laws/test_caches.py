@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 
 import pytest
 import torch
@@ -21,7 +22,10 @@ from tests.laws.decoding import GREEDY, PROMPTS, SHARING, covering, decode, expe
 
 @pytest.mark.parametrize(
     ("family", "arbiter", "prompts"),
-    covering(FAMILIES, ["lossless", "random:rate=0.5"], ["apart", "sharing"]),
+    [
+        *covering(FAMILIES, ["random:rate=0.5"], ["apart", "sharing"]),
+        *product(["llama"], ["lossless"], ["apart", "sharing"]),
+    ],
 )
 def test_after_any_step_both_caches_equal_a_fresh_prefill(family, arbiter, prompts):
     pair, prompts = family_pair(family), {"apart": PROMPTS, "sharing": SHARING}[prompts]

@@ -22,9 +22,7 @@ def test_lossless_greedy_output_is_what_transformers_generates(pair_and_expected
     assert 1.1 < stats.mean_acceptance_length < k + 1, "the pair should agree now and then"
 
 
-@pytest.mark.parametrize(
-    ("k", "batch", "threshold"), [(4, 8, UNSURE), (8, 1, UNSURE), (1, 3, 1.0), (8, 8, 1.0)]
-)
+@pytest.mark.parametrize(("k", "batch", "threshold"), [(4, 8, UNSURE), (8, 1, UNSURE), (8, 3, 1.0)])
 def test_lossless_stays_exact_where_the_draft_stops_early(pair_and_expected, k, batch, threshold):
     pair, expected = pair_and_expected
     done = decode(pair, "lossless", k, batch, threshold)
@@ -35,7 +33,7 @@ def test_lossless_stays_exact_where_the_draft_stops_early(pair_and_expected, k, 
     assert stats.num_draft_forwards == stats.num_draft_tokens == sum(lengths)
     if threshold == 1:
         assert set(lengths) == {1}, "no token is certain"
-    elif k > 1:
+    else:
         assert len(set(lengths)) > 1 and max(lengths) <= k
     assert stats.mean_acceptance_length > 1.1
 

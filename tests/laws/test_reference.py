@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 
 import pytest
 
@@ -28,7 +29,11 @@ def told(completions):
 
 
 @pytest.mark.parametrize(
-    ("family", "arbiter", "sampling"), covering(["llama", "gemma2", "opt"], ARBITERS, BOTH)
+    ("family", "arbiter", "sampling"),
+    [
+        *covering(["llama", "gemma2"], ARBITERS, BOTH),
+        *product(["opt"], ["lossless", "random:rate=0.4"], BOTH),
+    ],
 )
 def test_the_engine_agrees_with_the_reference_decoder(family, arbiter, sampling):
     pair, sampling = family_pair(family), BOTH[sampling]

@@ -90,11 +90,10 @@ def test_the_first_drafted_token_is_accepted_as_often_as_the_laws_overlap(k, set
     assert abs(share - overlap) < 5 * (overlap * (1 - overlap) / NUM_DRAWS) ** 0.5
 
 
-@pytest.mark.parametrize("k", LENGTHS)
-def test_the_check_rejects_an_arbiter_that_overrides_half_of_the_mismatches(k):
+def test_the_check_rejects_an_arbiter_that_overrides_half_of_the_mismatches():
     """Power: what passes above would fail if the engine were not lossless."""
     settings = [SETTINGS["plain"]] * NUM_DRAWS
-    done = sample(TableModel(TARGET), TableModel(DRAFT), settings, k, "random:rate=0.5")
+    done = sample(TableModel(TARGET), TableModel(DRAFT), settings, 4, "random:rate=0.5")
     assert p_value(text_counts(done), law(TARGET, SETTINGS["plain"])) < FALSE_ALARM_RATE
 
 

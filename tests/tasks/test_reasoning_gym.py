@@ -43,7 +43,9 @@ def test_a_tenth_of_the_problems_is_test_and_a_tenth_tune() -> None:
     assert 900 < splits.count("tune") < 1100
 
 
-@pytest.mark.parametrize("name", ["gsm_symbolic", "chain_sum", "lcm", "leg_counting"])
+@pytest.mark.parametrize(
+    "name", ["gsm_symbolic", "chain_sum", "lcm", "leg_counting", "simple_equations"]
+)
 def test_no_problem_is_in_two_splits_or_twice_in_one(name: str) -> None:
     task = load_task(f"reasoning_gym:{name}")
     drawn = {split: task.examples(split, 60, seed=3) for split in SPLITS}
@@ -150,17 +152,6 @@ def test_twins_have_the_same_template_and_numbers_and_other_names() -> None:
 def _drawn(name: str, split: Split, num_problems: int, seed: int) -> set[str]:
     examples = load_task(f"reasoning_gym:{name}").examples(split, num_problems, seed)
     return {normalize(e.question) for e in examples}
-
-
-@pytest.mark.parametrize("name", ["gsm_symbolic", "leg_counting", "lcm", "simple_equations"])
-def test_no_text_is_in_two_splits_of_different_seeds(name: str) -> None:
-    train, tune, test = (
-        _drawn(name, split, 150, seed) for split, seed in zip(SPLITS, (7, 8, 9), strict=True)
-    )
-    assert [len(train), len(tune), len(test)] == [150] * 3
-    assert not train & tune
-    assert not train & test
-    assert not tune & test
 
 
 def test_twins_are_kept_apart_on_request() -> None:
