@@ -18,7 +18,7 @@ import torch
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
-from cospec.config import DecodeConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.features import ScalarFeatures
 from cospec.models.bundled import bundled_home, bundled_models
 from cospec.models.load import load_tokenizer
@@ -153,6 +153,21 @@ def test_arms_of_one_block_length_share_an_engine(monkeypatch, llama_pair) -> No
     assert started == [2, 3]
     draft, target = (make.plain(role, DecodeConfig(batch_size=4)) for role in ("draft", "target"))
     assert draft is make.plain("draft", DecodeConfig(batch_size=4)) is not target
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role) -> None:
+    """Found: one model alone was charged for it, and arms with an arbiter were not."""
+    config = SimpleNamespace(max_model_len=CONTEXT)
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=config))
+    monkeypatch.setattr(decoders, "request", lambda row: row)
+    monkeypatch.setattr(decoders, "generate", lambda *_: [[5, 6, 7]])
+    source = VllmSource("target", "draft", "float32")
+    decoder = decoders.PlainDecoder(llama_pair, source, role, 1, _llm=llm)
+    (done,) = decoder.generate([[1, 2]], [SamplingConfig(max_new_tokens=3, ignore_eos=True)])
+    stats = done.stats
+    forwards = stats.num_target_forwards if role == "target" else stats.num_draft_forwards
+    assert (done.token_ids, forwards) == ([5, 6, 7], 2)
 
 
 def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
