@@ -3,8 +3,10 @@
 Usage: python experiments/text_to_sql/arms.py TARGET DRAFT DATA OUT --arms lossless always_draft
            [--split tune] [--count 128]
 
-OUT is one JSON line a question; a run that was killed goes on after the last chunk, and other arms
-can be added to what is there. `--summary` prints the table of OUT and decodes nothing.
+The first arbiter's path is decoded whole. Where another arbiter would rule alike at every mismatch
+of it, the text is the other's as well and is taken. OUT is one JSON line a question; a run that was
+killed goes on after the last chunk, and other arms can be added to what is there. `--summary`
+prints the table of OUT and decodes nothing.
 """
 
 from __future__ import annotations
@@ -12,20 +14,24 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from halves import half, one_wording
+from halves import half, known, one_wording, short_schemas
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import load_arbiter
+from cospec.arbiters.observed import Observed
 from cospec.drafters import ModelDrafter
 from cospec.engine.prompts import make_row
 from cospec.evaluation.stats import mcnemar_p
 from cospec.tasks import load_task
 from cospec.tasks.sql.dice import stable_hash
-from cospec.types import Origin
+from cospec.types import Arbiter, Completion, Origin
 
 BASE = "lossless"
 
@@ -38,6 +44,11 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[BASE, "draft_only"])
     parser.add_argument("--split", default="tune", choices=["train", "tune", "test"])
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
+    parser.add_argument(
+        "--known-databases",
+        choices=("arbiter", "test"),
+        help="train questions: this part of each database's queries",
+    )
     parser.add_argument("--count", type=int, default=128, help="questions")
     parser.add_argument("--one-wording", action="store_true", help="one question a gold query")
     parser.add_argument("--chunk", type=int, default=64, help="questions between two savings")
@@ -60,19 +71,22 @@ def decode(options, rows):
     """Decode all arms that the rows lack."""
     torch.set_num_threads(options.threads)
     task = load_task("spider", data_dir=options.data)
-    examples = task.examples(options.split)
-    if options.split == "train":  # the draft may have been tuned on the others
+    pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
+    examples = task.examples("train" if options.known_databases else options.split)
+    if options.known_databases:
+        examples = short_schemas(examples, task, pair.tokenizer)
+        examples = known(examples, options.known_databases)
+    elif options.split == "train":  # the draft may have been tuned on the others
         examples = half(examples, "arbiter", options.arbiter_quarters)
     if options.one_wording:
         examples = one_wording(examples)
     # Databases by a hash of their names, so that a run which is stopped early has a fair sample.
     examples = sorted(examples, key=lambda e: stable_hash(f"order/{e.metadata['db_id']}"))
     examples = examples[: options.count]
-    pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
-    known = {row["id"]: row for row in rows}
+    by_id = {row["id"]: row for row in rows}
     for start in range(0, len(examples), options.chunk):
         some = examples[start : start + options.chunk]
-        done = [known.get(example.id, {}).get("arms", {}) for example in some]
+        done = [by_id.get(example.id, {}).get("arms", {}) for example in some]
         missing = [arm for arm in options.arms if not all(arm in arms for arms in done)]
         if not missing:
             continue
@@ -81,12 +95,12 @@ def decode(options, rows):
             print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
             for example, entry in zip(some, column, strict=True):
                 database = example.metadata["db_id"]
-                row = known.setdefault(example.id, {"id": example.id, "db": database, "arms": {}})
+                row = by_id.setdefault(example.id, {"id": example.id, "db": database, "arms": {}})
                 row["arms"][arm] = entry
         new = options.out.with_suffix(".new")
-        new.write_text("".join(json.dumps(row) + "\n" for row in known.values()))
+        new.write_text("".join(json.dumps(row) + "\n" for row in by_id.values()))
         new.replace(options.out)
-    return list(known.values())
+    return list(by_id.values())
 
 
 def play(pair, task, examples, arms, options):
@@ -97,23 +111,54 @@ def play(pair, task, examples, arms, options):
         "num_speculative_tokens": options.k,
         "batch_size": options.batch or options.chunk,
         "end_blocks_at_stop": options.end_blocks_at_stop,
-        "keep_trace": False,
     }
     drafts = FirstBlocks.answers = {}
     is_whole = options.end_blocks_at_stop and options.k <= task.max_new_tokens
     drafter = FirstBlocks if is_whole else ModelDrafter
+    arbiters = {arm: load_arbiter(arm, pair) for arm in arms if arm != "draft_only"}
+    first: list[Completion] = []
     for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":
             column = draft_only(pair, prompts, sampling, settings, drafts)
+        elif not first:
+            observed = Observed(arbiters[arm], Rulings(tuple(arbiters.values())))
+            engine = Engine(pair, observed, drafter=drafter, **settings)
+            column = first = engine.generate(prompts, sampling)
         else:
-            engine = Engine(pair, load_arbiter(arm, pair), drafter=drafter, **settings)
-            column = engine.generate(prompts, sampling)
+            place = list(arbiters).index(arm)
+            column = [None if leaves(completion, place) else completion for completion in first]
+            some = [prompt for prompt, one in zip(prompts, column, strict=True) if one is None]
+            engine = Engine(pair, arbiters[arm], drafter=drafter, **settings)
+            new = iter(engine.generate(some, sampling))
+            column = [completion or next(new) for completion in column]
         entries = [
             entry(completion) | {"correct": task.score(example, completion.text).correct}
             for example, completion in zip(examples, column, strict=True)
         ]
         yield arm, entries, time.perf_counter() - started
+
+
+@dataclass
+class Rulings:
+    """What several arbiters say of the same mismatches, recorded in the place of features."""
+
+    arbiters: tuple[Arbiter, ...]
+
+    @property
+    def needs(self):
+        """All that one of them needs."""
+        return reduce(or_, (arbiter.needs for arbiter in self.arbiters))
+
+    def __call__(self, batch):
+        """Whether each keeps the draft's token, (M, arbiters)."""
+        kept = [arbiter.rule(batch).keep_draft for arbiter in self.arbiters]
+        return torch.stack(kept, dim=1).float()
+
+
+def leaves(completion, place) -> bool:
+    """Whether an arbiter, by its place, would have left the path of a completion."""
+    return any(bool(m.features[place]) != m.keep_draft for m in completion.reached)
 
 
 def entry(completion):

@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from halves import LONGEST_PREFIX, half, one_wording, parts
+from halves import LONGEST_PREFIX, half, known, one_wording, parts
 from safetensors.torch import save_file
 
 from cospec import Engine, ModelPair, SamplingConfig
@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
     parser.add_argument("--databases", nargs="+", help="only these")
     parser.add_argument("--split", choices=("train", "tune"), default="train")
+    parser.add_argument(
+        "--known-databases", action="store_true", help="the arbiter's part of each database"
+    )
     parser.add_argument("--second-wording", action="store_true")
     parser.add_argument("--longest-schema", type=int, default=LONGEST_PREFIX, help="in tokens")
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
@@ -75,7 +78,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     wanted, num_questions = {}, 0
     asked = task.examples(options.split)
-    if options.split == "train":
+    if options.known_databases:
+        asked = known(asked, "arbiter")
+    elif options.split == "train":
         asked = half(asked, "arbiter", options.arbiter_quarters)
     first = {example.id for example in one_wording(asked)}
     asked = [example for example in asked if (example.id in first) != options.second_wording]

@@ -1,18 +1,22 @@
-"""The train databases in two parts: one tunes drafts, the other trains arbiters.
+"""The train questions in parts: one tunes drafts, another trains arbiters.
 
 An arbiter learns nothing true about a draft from questions that the draft was tuned on.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from cospec.models.prefill import num_shared_tokens
 from cospec.tasks.sql.dice import stable_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.tasks import Example
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from cospec.tasks import Example, Task
 
 PART_SIZE = 16
 LONGEST_PREFIX = 400
@@ -35,6 +39,39 @@ def half(examples: Sequence[Example], name: str, arbiter_quarters: int = 2) -> l
         e.id: stable_hash(f"half/{e.metadata['db_id']}") % 4 in quarters for e in examples
     }
     return [example for example in examples if is_arbiter[example.id] == (name == "arbiter")]
+
+
+QUERY_PARTS = {"draft": range(12), "arbiter": range(12, 15), "test": range(15, 20)}
+"""Twentieths of the queries of each database."""
+LITERAL = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d+(?:\.\d+)?\b")
+
+
+def known(examples: Sequence[Example], name: str) -> list[Example]:
+    """The questions of a part, in their order, where databases are known and queries are new.
+
+    Every database is in every part. Questions whose gold queries differ in literals alone are in
+    one part, as in the query split of Finegan-Dollak et al. (1806.09029).
+    """
+    found = []
+    for example in examples:
+        skeleton = LITERAL.sub("?", example.metadata["solution"]).lower()
+        place = stable_hash(f"query/{example.metadata['db_id']}/{skeleton}") % 20
+        if place in QUERY_PARTS[name]:
+            found.append(example)
+    return found
+
+
+def short_schemas(examples: Sequence[Example], task: Task, tokenizer: Tokenizer) -> list[Example]:
+    """The questions whose databases have schemas of at most `LONGEST_PREFIX` tokens."""
+    prompts: dict[str, list[list[int]]] = {}
+    for example in examples:
+        some = prompts.setdefault(example.metadata["db_id"], [])
+        some.append(task.prompt(example, tokenizer))
+    length = {
+        name: min(num_shared_tokens(some[0][:-1], prompt) for prompt in some)
+        for name, some in prompts.items()
+    }
+    return [e for e in examples if length[e.metadata["db_id"]] <= LONGEST_PREFIX]
 
 
 def one_wording(examples: Sequence[Example]) -> list[Example]:

@@ -3,12 +3,13 @@
 Usage: python experiments/text_to_sql/learn.py PIECES... [--pair TARGET DRAFT --out ARBITER]
 
 PIECES are folders of `collect.py` or `read_gold.py`; a decision that several have counts once. Each
-database in turn is left out. A growing share of the others' decisions trains the policies of
-`cospec train --method policy_iteration`, on a few scalars, on all and on hidden states, and the
-thresholds of some rules. The table is about the databases left out. It has, of the decisions that
-matter, the share that go to the right token and the area under the curve, and the answers gained in
-100 decisions of any kind if each of them counted alone. With --test there is a table of other
-decisions too. With --out a policy learns from all and is saved.
+database in turn is left out, or with --known-databases each tenth of the questions. A growing share
+of the others' decisions trains the policies of `cospec train --method policy_iteration`, on a few
+scalars, on all and on hidden states, and the thresholds of some rules. The table is about the
+decisions left out. It has, of those that matter, the share that go to the right token and the area
+under the curve, and the answers gained in 100 decisions of any kind if each of them counted alone.
+With --test there is a table of other decisions too. With --out a policy learns from all and is
+saved.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cospec.features import SCALAR_NAMES, HiddenFeatures, ScalarFeatures, make_f
 from cospec.rl.config import RidgeConfig
 from cospec.rl.methods import Labels
 from cospec.rl.ridge import fit, penalties
+from cospec.tasks.sql.dice import stable_hash
 
 FEW = RidgeConfig(
     scalars=(
@@ -53,14 +55,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pieces", nargs="+", type=Path)
     parser.add_argument("--test", nargs="+", type=Path, help="folders: a table of these as well")
+    parser.add_argument(
+        "--known-databases", action="store_true", help="leave out tenths of the questions instead"
+    )
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="hidden")
     parser.add_argument("--json", type=Path, help="the table as a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    x, worth, names = read(options.pieces)
-    database = torch.tensor([sorted(set(names)).index(name) for name in names])
+    x, worth, names, questions = read(options.pieces)
+    if options.known_databases:
+        left_out = torch.tensor([stable_hash(question) % 10 for question in questions])
+    else:
+        left_out = torch.tensor([sorted(set(names)).index(name) for name in names])
     matters = worth != 0
     if options.out:
         save(learnt(x, worth, options.kind), options)
@@ -69,10 +77,10 @@ def main() -> None:
         "num_decisions": len(worth),
         "num_that_matter": int(matters.sum()),
         "draft_right": round(float((worth[matters] > 0).float().mean()), 4),
-        "shares": {share: crossed(x, worth, database, share) for share in (0.25, 0.5, 1.0)},
+        "shares": {share: crossed(x, worth, left_out, share) for share in (0.25, 0.5, 1.0)},
     }
     if options.test:
-        test_x, test_worth, _ = read(options.test)
+        test_x, test_worth, *_ = read(options.test)
         scores = scored(x[matters], worth[matters], test_x)
         table["test"] = {"num_decisions": len(test_worth)} | measured(scores, test_worth)
     print(json.dumps(table, indent=1))
@@ -80,9 +88,9 @@ def main() -> None:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def read(folders) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Features, worth and database of each decision; one that was read before is left out."""
-    known, x, worth, names = set(), [], [], []
+def read(folders) -> tuple[torch.Tensor, torch.Tensor, list[str], list[str]]:
+    """Features, worth, database and question of each decision; one that was read is left out."""
+    known, x, worth, names, questions = set(), [], [], [], []
     for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
         piece = load_file(path)
         texts = path.with_suffix(".jsonl")
@@ -95,14 +103,15 @@ def read(folders) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         x.append(piece["features"][new].float())
         worth.append(piece["worth"][new])
         names += [path.name.partition(".")[0]] * int(new.sum())
-    return torch.cat(x), torch.cat(worth), names
+        questions += [str(place[0]) for place, is_new in zip(places, new, strict=True) if is_new]
+    return torch.cat(x), torch.cat(worth), names, questions
 
 
-def crossed(x, worth, database, share):
-    """Leave each database out; learn from a share of the others."""
+def crossed(x, worth, left_out, share):
+    """Leave each part out, a database or some questions; learn from a share of the others."""
     scores = {name: torch.zeros(len(x)) for name in (*RULES, *KINDS)}
-    for number in range(int(database.max()) + 1):
-        test = database == number
+    for number in range(int(left_out.max()) + 1):
+        test = left_out == number
         train = (~test & (worth != 0)).nonzero()[:, 0]
         some = torch.randperm(len(train), generator=torch.Generator().manual_seed(number))
         train = train[some[: int(share * len(train))]]

@@ -21,7 +21,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
-from halves import LONGEST_PREFIX, half
+from halves import LONGEST_PREFIX, half, known
 from peft import (
     LoraConfig,
     PeftModel,
@@ -51,6 +51,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=2, help="of LoRA")
     parser.add_argument("--rate", type=float, default=8e-4, help="learning rate")
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
+    parser.add_argument(
+        "--known-databases", action="store_true", help="learn from a part of each database"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if (options.out / "config.json").exists():
@@ -63,7 +66,11 @@ def main() -> None:
         save(PeftModel.from_pretrained(model, options.adapter), tokenizer, options.out)
         return
     task = load_task("spider", data_dir=options.data)
-    some = half(task.examples("train"), "draft", options.arbiter_quarters)
+    some = task.examples("train")
+    if options.known_databases:
+        some = known(some, "draft")
+    else:
+        some = half(some, "draft", options.arbiter_quarters)
     train = packs(task, some, tokenizer, seed=0)
     train = [pack for pack in train if len(pack[0]) <= LONGEST_PREFIX]
     ends = accumulate(len(branches) for _, branches in train)
