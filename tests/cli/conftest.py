@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cospec import ModelPair, cli
+from cospec import Engine, ModelPair, cli
 from cospec.cli.options import PairOptions
 
 
@@ -50,3 +50,16 @@ def refusal(capsys):
         return boxed if stop.value.code == 2 else str(stop.value)
 
     return refusal
+
+
+def stop_after(monkeypatch, num_calls: int) -> None:
+    """Interrupt the generation after so many."""
+    generate, calls = Engine.generate, []
+
+    def interrupted(self, prompts, sampling):
+        calls.append(1)
+        if len(calls) > num_calls:
+            raise KeyboardInterrupt
+        return generate(self, prompts, sampling)
+
+    monkeypatch.setattr(Engine, "generate", interrupted)

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from cospec import Engine
 from cospec.arbiters import RULES
 from cospec.cli.options import PairOptions
 from cospec.tasks.splits import split_of
+from tests.cli.conftest import stop_after
 
 
 @pytest.fixture
@@ -68,18 +68,6 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
     assert document["config"]["evaluation"]["tune"]["num_problems"] == 3
     assert document["config"]["models"]["fingerprint"]
     assert not list(tmp_path.glob("*.part*"))
-
-
-def stop_after(monkeypatch, num_calls):
-    generate, calls = Engine.generate, []
-
-    def interrupted(self, prompts, sampling):
-        calls.append(1)
-        if len(calls) > num_calls:
-            raise KeyboardInterrupt
-        return generate(self, prompts, sampling)
-
-    monkeypatch.setattr(Engine, "generate", interrupted)
 
 
 TUNED = ("--arms", "gap", "random:match=gap", "--tune-k", 2, 3, "--tune-knobs")

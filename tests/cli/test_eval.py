@@ -14,6 +14,7 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.cli.options import PairOptions
 from cospec.features import make_features
+from tests.cli.conftest import stop_after
 
 
 @pytest.fixture
@@ -112,18 +113,6 @@ def test_a_draft_that_stops_early_costs_fewer_of_its_forwards_and_no_answer(eval
     )
     assert early["num_texts_unlike_target"] == 0
     assert 0 < early["num_draft_forwards"] < 0.7 * whole["num_draft_forwards"]
-
-
-def stop_after(monkeypatch, num_calls):
-    generate, calls = Engine.generate, []
-
-    def interrupted(self, prompts, sampling):
-        calls.append(1)
-        if len(calls) > num_calls:
-            raise KeyboardInterrupt
-        return generate(self, prompts, sampling)
-
-    monkeypatch.setattr(Engine, "generate", interrupted)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(evaluate, tmp_path, monkeypatch, capsys):

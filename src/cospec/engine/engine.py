@@ -281,16 +281,14 @@ class PlainEngine(Engine):
         self.config = config.for_arbiters([])
         self.on_finished = None
         self.num_speculative_tokens, self.batch_size = 0, self.config.batch_size
+        self._drafter = Drafter  # one without a model
         self._role, self._model = role, pair.target if role == "target" else pair.draft_model
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
         """Play branches out with the target alone, from rollouts of any engine on the pair."""
         if self._role == "draft":
             raise ConfigError("draft-only decoding has no branches; use an engine with a target.")
-        rows = deque(
-            branch_row(self.pair, i, branch, needs_draft=False) for i, branch in enumerate(branches)
-        )
-        return self._run(rows, keep_caches)
+        return super().branches(branches, keep_caches=keep_caches)
 
     def _new_batch(self) -> Batch:
         return PlainBatch(self._model, is_target=self._role == "target")

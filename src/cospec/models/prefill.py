@@ -93,7 +93,7 @@ def _donor(prompt: list[int], held: list[list[int]]) -> tuple[int, int]:
     return (row, shared[row]) if shared and shared[row] >= _LEAST_SHARED else (0, 0)
 
 
-def num_shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
-    """Count the first tokens that two lists have in common."""
+def num_shared_tokens(a: Sequence[object], b: Sequence[object]) -> int:
+    """Count the first tokens that two lists have in common, or characters of two texts."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -28,6 +28,7 @@ import torch
 
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.rules import AlwaysTarget
+from cospec.models.prefill import num_shared_tokens
 from cospec.tasks.extract import all_numbers, same_number
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def same_meaning(one: str, other: str) -> bool:
     punctuation, spaces and capitals do not count. A judge that reads would let paraphrases pass,
     and not another name or sign beside the same numbers.
     """
-    pairs = enumerate(zip(one, other, strict=False))
-    parting = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    parting = num_shared_tokens(one, other)
     ends = [{match.end() for match in _SENTENCE_END.finditer(text)} for text in (one, other)]
     start = max((end for end in ends[0] & ends[1] if end <= parting), default=0)
     sentences = [_SENTENCE_END.split(text[start:].lstrip(), maxsplit=1)[0] for text in (one, other)]
