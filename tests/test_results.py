@@ -8,7 +8,7 @@ import json
 import pytest
 
 from cospec.errors import ConfigError
-from cospec.results import read_document, write_json
+from cospec.results import check_writable, read_document, write_json
 
 
 def test_a_document_is_read_back_and_has_a_row_a_line(tmp_path):
@@ -62,3 +62,8 @@ def test_half_of_a_character_in_a_row_does_not_lose_the_result(tmp_path):
     document = {"schema": 1, "rows": [{"id": "a \ud800 b"}]}
     write_json(tmp_path / "r.json", document)
     assert read_document(tmp_path / "r.json") == document
+
+
+def test_a_folder_is_no_file_to_replace(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder; name a file"):
+        check_writable(tmp_path, overwrite=True)

@@ -35,6 +35,8 @@ def check_writable(path: Path | None, overwrite: bool) -> None:
         return
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists; name another file, or pass --overwrite to replace it.")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file.")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise ConfigError(f"the folder of {path} does not exist; create it first.")

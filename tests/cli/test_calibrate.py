@@ -12,7 +12,9 @@ from cospec import load_arbiter
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import ScalarFeatures
+from cospec.tasks import load_task
 from cospec.tasks.splits import split_of
+from cospec.tasks.trained_on import write_trained_on
 from tests.cli.conftest import stop_after
 
 THRESHOLDS = (0.2, 0.5, 0.8)
@@ -131,6 +133,17 @@ def test_problems_that_training_was_watched_on_give_no_guarantee(
         calibrate("--aim", "guarantee", "--epsilon", 0.5, "--num-problems", 7, "--name", "few")
     calibrate("--aim", "accuracy")
     assert points(folder)["accuracy"]["num_problems"] == 12
+
+
+def test_problems_that_the_arbiter_met_under_another_name_give_no_guarantee(
+    calibrate, folder, letters, tmp_path
+):
+    """Found: tasks were told apart by their names alone."""
+    seen = load_task(letters).examples("tune", 5)
+    write_trained_on(folder, seen)
+    calibrate("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
+    ids = {row["id"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    assert len(ids) == 7 and not ids & {example.id for example in seen}
 
 
 def test_the_scores_are_held_against_an_audit(tiny, calibrate, folder, letters, tmp_path, capsys):

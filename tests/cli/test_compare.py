@@ -117,6 +117,30 @@ def test_a_result_is_reproduced_into_a_new_file(results, tiny, capsys, monkeypat
         tiny("reproduce", "a.json.gz")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--allow-pickle"],
+        ["--allow_code_execution"],
+        ['--vllm-options={"trust_remote_code": true}'],
+        ["--task", "jsonl:x.jsonl,scorer=evil:run"],
+    ],
+)
+def test_a_command_that_can_run_code_is_run_for_those_who_trust_it(results, tiny, tmp_path, more):
+    a, _ = results
+    change(a, lambda d: d["argv"].extend(more))
+    with pytest.raises(SystemExit, match=r"it can run any code; read it, and pass --trust"):
+        tiny("reproduce", a, "--out", tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_command_that_is_trusted_runs(results, tiny, tmp_path, capsys):
+    a, _ = results
+    change(a, lambda d: d["argv"].append("--allow-pickle"))
+    tiny("reproduce", a, "--out", tmp_path / "out.json", "--trust")
+    assert "all 24 texts are identical" in capsys.readouterr().out
+
+
 def test_a_benchmark_is_reproduced(tiny, problems, tmp_path, capsys):
     path, out = tmp_path / "bench.json", tmp_path / "out.json"
     tiny(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import EtaLogitsWarper, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from cospec.custom_generate import Collaborative, keys
@@ -215,6 +216,20 @@ def test_a_criterion_ends_each_row_at_its_token(models, inputs):
     plain, ours = both(models, inputs, stopping_criteria=[AfterMany()], max_new_tokens=40)
     assert plain.tolist() == ours.tolist()
     assert ours.shape[1] < inputs["input_ids"].shape[1] + 40
+
+
+@pytest.mark.parametrize("criterion", [MaxLengthCriteria(max_length=24), EosTokenCriteria([9])])
+def test_length_and_stop_criteria_of_ones_own_replace_those_of_the_config(
+    models, inputs, criterion
+):
+    """Found: they were taken for the config's."""
+    changes = {"stopping_criteria": [criterion], "max_new_tokens": 30}
+    try:
+        plain, ours = both(models, inputs, **changes)
+    except ValueError as error:
+        pytest.skip(f"this transformers refuses it: {error}")
+    assert plain.tolist() == ours.tolist()
+    assert ours.tolist() != both(models, inputs, max_new_tokens=30)[1].tolist()
 
 
 def test_what_a_criterion_cuts_off_is_not_counted(models, inputs):

@@ -224,6 +224,10 @@ def test_model_args_go_before_the_options_of_the_harness(model) -> None:
     if not torch.cuda.is_available():
         assert it.args.device == "auto", "the harness asks for CUDA unless it is told otherwise"
     assert CospecLM.create_from_arg_obj({}, options).args.batch_size == 1
+    written = CospecLM.create_from_arg_obj({}, options | {"batch_size": "16"})  # its command line
+    assert written.args.batch_size == written.engine.batch_size == 16
+    with pytest.raises(ConfigError, match="batch_size is 'auto'"):
+        CospecLM.create_from_arg_obj({}, options | {"batch_size": "auto"})
     with pytest.raises(ConfigError, match="unknown key of --model_args: 'pretrained'"):
         CospecLM.create_from_arg_obj({"pretrained": "gpt2"}, options)
 

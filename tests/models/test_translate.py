@@ -155,3 +155,13 @@ def test_kinds_of_tokenizers_spell_the_same_bytes_alike():
     assert names == {
         "<s>": "<s>", "Ġthe": "▁the", "Ċ": "<0x0A>", "Ã©": "é", "Ġ": "▁", "the": "the",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", ["pad_token_id", "unk_token_id"])
+def test_a_target_that_ends_with_its_padding_ends_with_the_drafts_end(shared):
+    """Found: the draft's row of padding was read as the end, and the draft alone never ended."""
+    theirs, ours = Vocabulary("<pad>", "</s>", "the"), Vocabulary("<end>", "the")
+    theirs.eos_token_id, ours.eos_token_id = 1, 0
+    setattr(theirs, shared, 0)
+    setattr(ours, shared, 0)
+    assert translate.shared_ids(theirs, ours) == {0: 1, 1: 2}

@@ -84,6 +84,18 @@ def test_acceptance_is_a_share_of_all_blocks_of_an_arm(results):
     assert acceptance_rates([row]) == {}
 
 
+def test_runs_of_one_arm_with_other_settings_do_not_replace_each_other(tmp_path):
+    for name, accepted in (("a", [3]), ("b", [1]), ("c", [2])):
+        row = {"arm": "gap" if name == "c" else "lossless", "num_drafts": 4}
+        made = eval_document() | {"command": "generate"}
+        made["config"]["decode"] = {"num_speculative_tokens": 1}
+        made["rows"] = [row | {"num_accepted_tokens_per_pos": accepted}]
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    first, second = read_all([tmp_path]).acceptances
+    assert first.rates == {"lossless": [0.75], "gap": [0.5]}
+    assert second.title == f"{first.title} (b.json)" and second.rates == {"lossless": [0.25]}
+
+
 def test_a_training_that_has_no_name_takes_that_of_its_folder(tmp_path):
     (tmp_path / "my-arbiter").mkdir()
     path = tmp_path / "my-arbiter" / "metrics.jsonl"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cospec.errors import CheckpointError
 from cospec.tasks import Example
-from cospec.tasks.trained_on import FILE, Overlap, overlap, write_trained_on
+from cospec.tasks.trained_on import FILE, Overlap, overlap, unseen, write_trained_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,13 @@ def test_questions_are_found_again_whatever_their_blanks(tmp_path: Path) -> None
     asked = [plain("What is  7 +\n1? "), plain("What is 299 + 1?"), plain("What is 300 + 1?")]
     assert overlap(tmp_path, asked) == Overlap(2, 0)
     assert overlap(tmp_path, asked[2:]) == Overlap(0, 0)
+
+
+def test_unseen_problems_are_those_without_a_hash(tmp_path: Path) -> None:
+    asked = [plain("What is 1 + 1?"), plain("What is 2 + 1?")]
+    assert unseen(tmp_path, asked) == asked, "the folder does not tell"
+    write_trained_on(tmp_path, asked[:1])
+    assert unseen(tmp_path, [plain("What  is 1 + 1?"), asked[1]]) == asked[1:]
 
 
 def test_twins_are_counted_apart_and_only_where_the_task_tells_templates(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class Calibrate:
         options = options.for_arbiters([arbiter])
         settled = replace(self, calibrate=options)
         scores = _reliability(arbiter, options.dataset) if options.dataset else None
-        task, examples = self._problems(arbiter.about)
+        task, examples = self._problems(folder, arbiter.about)
         pair = self.pair.load()
         arms = settled._arms(pair, LearnedArbiter.load(folder, pair))
         evaluation = Evaluation(
@@ -148,7 +148,7 @@ class Calibrate:
         _show(calibration)
         print(f"wrote the operating point: use it with --arbiter {folder}:point={name}")
 
-    def _problems(self, about: Json) -> tuple[Task, list[Example]]:
+    def _problems(self, folder: Path, about: Json) -> tuple[Task, list[Example]]:
         """The task and its problems; for a guarantee without those that chose the arbiter.
 
         Training keeps the policy of the round that was best on problems of the tune split: on these
@@ -159,6 +159,7 @@ class Calibrate:
         """
         from cospec.rl.calibrate import least_num_problems
         from cospec.settings import flat
+        from cospec.tasks.trained_on import unseen
 
         options = self.calibrate
         task, examples = self.task.load()
@@ -174,6 +175,7 @@ class Calibrate:
             )
             seen = {example.question for example in watched.load()[1]}
             examples = [example for example in examples if example.question not in seen]
+        examples = unseen(folder, examples)  # whatever the task was called
         least = least_num_problems(options.risk, options.epsilon, options.delta)
         if len(examples) < least:
             raise ConfigError(

@@ -49,7 +49,7 @@ class Demo:
         from cospec.arbiters import load_arbiter
         from cospec.cli.play import play, print_notes
         from cospec.cli.views.arms import print_table
-        from cospec.cli.views.showcase import show_one
+        from cospec.cli.views.showcase import pick, show
         from cospec.engine import Engine
         from cospec.evaluation.arms import make_arms
         from cospec.evaluation.evaluate import Evaluation
@@ -69,9 +69,11 @@ class Demo:
         options, about = replace(self, decode=decode), {"evaluation": evaluation.config()}
         with run.log(options, pair, {decode.arbiter: arbiter}, **about) as log:
             parts = evaluation.result(play(evaluation, log))
-            print_table(parts["arms"])
-            shown_id = show_one(evaluation, Engine(pair, arbiter, decode), parts["rows"])
-            run.write(**parts, shown_id=shown_id)
+            engine = Engine(pair, arbiter, decode)
+            shown = pick(evaluation, engine, parts["rows"])
+            run.write(**parts, shown_id=shown.example.id if shown else None)
+        print_table(parts["arms"])  # last: a closed pipe must not cost the result
+        show(evaluation, engine, shown)
         print(_NEXT)
 
 

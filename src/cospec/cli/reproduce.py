@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from cospec.errors import ConfigError
 from cospec.results import Json, check_writable
 
 _VERBS = ("bench", "demo", "eval")
+_RUN_CODE = ("--allow-pickle", "--allow-code-execution", "--vllm-options")
+_OWN_SCORER = re.compile(r"scorer=[^,]*:")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Reproduce:
     """A result file of eval, bench or demo."""
     out: Path | None = None
     """The new file; by default NAME.again.json of NAME.json, in the current folder."""
+    trust: bool = False
+    """Run a command that runs code which it names or downloads: for files of people you trust."""
 
     def run(self) -> None:
         """Run again, compare and judge."""
@@ -41,6 +46,8 @@ class Reproduce:
             raise ConfigError(f"{out} is the result itself, which is never overwritten.")
         check_writable(out, overwrite=False)
         argv = _argv(old, self.file)
+        if not self.trust:
+            _check_code(argv)
         _check_paths(argv)
         command = [*argv, "--json", str(out)]
         print(f"running: {' '.join(command)}", file=sys.stderr, flush=True)
@@ -75,6 +82,20 @@ def _argv(document: Json, path: Path) -> list[str]:
         elif not word.startswith("--json=") and word not in ("--overwrite", "--no-overwrite"):
             kept.append(word)
     return kept
+
+
+def _check_code(argv: Sequence[str]) -> None:
+    """Refuse a command that could run code of whoever made the file.
+
+    Raises:
+        ConfigError: It has an option, or a scorer, that runs code.
+    """
+    for word in argv[2:]:
+        if word.partition("=")[0].replace("_", "-") in _RUN_CODE or _OWN_SCORER.search(word):
+            raise ConfigError(
+                f"the command of the result has {word}, with which it can run any code; read it, "
+                f"and pass --trust if you trust it: {' '.join(argv)}"
+            )
 
 
 def _check_paths(argv: Sequence[str]) -> None:

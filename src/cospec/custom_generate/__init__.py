@@ -164,7 +164,7 @@ class Collaborative:
             engine.criteria = StoppingCriteriaList(
                 c for c in stopping_criteria if not isinstance(c, _DONE_BY_THE_ENGINE)
             )
-            sampling = _sampling(generation_config, warpers, input_ids.shape[1])
+            sampling = _sampling(generation_config, warpers, input_ids.shape[1], stopping_criteria)
             completions = self._run(engine, prompts, sampling)
         sequences = _padded(input_ids, completions, generation_config)
         if generation_config.return_dict_in_generate:
@@ -252,17 +252,23 @@ def _split(processors: LogitsProcessorList) -> tuple[dict[str, Any], LogitsProce
 
 
 def _sampling(
-    config: GenerationConfig, warpers: dict[str, Any], num_prompt_tokens: int
+    config: GenerationConfig,
+    warpers: dict[str, Any],
+    num_prompt_tokens: int,
+    criteria: StoppingCriteriaList,
 ) -> SamplingConfig:
     """Return the settings of all rows.
 
-    The seed comes from torch, so that ``torch.manual_seed`` governs it as in ``generate``.
+    Length and stop tokens are those of the criteria, which ``generate`` makes from the config or
+    takes from the user. The seed comes from torch, so that ``torch.manual_seed`` governs it as
+    there.
     """
-    eos = config.eos_token_id
+    lengths = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
+    stops = [c.eos_token_id.tolist() for c in criteria if isinstance(c, EosTokenCriteria)]
     settings: dict[str, Any] = {
-        "max_new_tokens": config.max_length - num_prompt_tokens,
-        "ignore_eos": True,  # of the model; the config's count
-        "stop_token_ids": () if eos is None else eos if isinstance(eos, list) else (eos,),
+        "max_new_tokens": max(1, min(lengths, default=config.max_length) - num_prompt_tokens),
+        "ignore_eos": True,  # of the model
+        "stop_token_ids": sorted({token for some in stops for token in some}),
     }
     if config.do_sample:
         seed = int(torch.randint(2**62, ()).item())

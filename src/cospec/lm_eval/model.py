@@ -18,6 +18,7 @@ from cospec.arbiters.learned import notes_on
 from cospec.engine import Engine
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.lm_eval.settings import ModelArgs, sampling_config
+from cospec.models.pair import num_weights
 from cospec.types import Stats
 
 try:
@@ -83,6 +84,9 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         others = {k: v for k, v in (additional_config or {}).items() if v is not None}
         if str(others.get("device")).startswith("cuda") and not torch.cuda.is_available():
             del others["device"]
+        size = others.get("batch_size")
+        if isinstance(size, str) and size.isdecimal():  # as the harness's command line has it
+            others["batch_size"] = int(size)
         return cls(**others | arg_dict)
 
     @classmethod
@@ -170,9 +174,9 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         """Describe the pair, the arbiter and its counts, for the harness's result files."""
         pair, stats = self.engine.pair, self.stats
         return {
-            "model_num_parameters": pair.target.num_parameters(),
+            "model_num_parameters": num_weights(pair.target),
             "model_dtype": str(pair.target.dtype),
-            "draft_num_parameters": pair.draft_model.num_parameters(),
+            "draft_num_parameters": num_weights(pair.draft_model),
             "pair_fingerprint": pair.fingerprint,
             "arbiter": self.engine.arbiter.name,
             "num_speculative_tokens": self.engine.num_speculative_tokens,

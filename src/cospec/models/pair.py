@@ -24,7 +24,7 @@ from cospec.models.probe import probe
 from cospec.models.support import check_supported, context_length
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -134,7 +134,7 @@ class ModelPair:
 
     def _change_weights(self, pack_weights: bool) -> None:
         """Quantize the draft if that is asked for, and pack what is not."""
-        assert self.fingerprint, "is of the plain weights, so it is taken before they change"
+        _ = self.fingerprint  # of the plain weights, so it is taken before they change
         if self.draft_quantization == "int8":
             quantized.quantize_weights(self.draft_model)
         for model in self.models if pack_weights else ():
@@ -230,12 +230,22 @@ class ModelPair:
 
 def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of a model's weights: those of packed and 8-bit layers too, shared ones once."""
+    # Packed weights tell no size of their own.
+    return sum(weight.shape.numel() * weight.dtype.itemsize for weight in _distinct(model))
+
+
+def num_weights(model: PreTrainedModel) -> int:
+    """Numbers in a model's weights, counted likewise."""
+    return sum(weight.shape.numel() for weight in _distinct(model))
+
+
+def _distinct(model: PreTrainedModel) -> Iterable[torch.Tensor]:
+    """A model's weights, each once."""
     weights: dict[int, torch.Tensor] = {id(weight): weight for weight in model.parameters()}
     for module in model.modules():
         if isinstance(module, packed.PackedLinear | quantized.Int8Linear):
             weights[id(module)] = module.weight
-    # Packed weights tell no size of their own.
-    return sum(weight.shape.numel() * weight.dtype.itemsize for weight in weights.values())
+    return weights.values()
 
 
 def _load(

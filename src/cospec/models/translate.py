@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _NEVER = -1e4  # as a logit: exp of it is 0 in float32, and no sum of it is NaN
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_MARKED = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+_MARKED = ("eos_token_id", "bos_token_id", "pad_token_id", "unk_token_id")
+"""The first one counts where the target has one id for several."""
 POOR = 0.9
 """Share of shared tokens in texts below which hardly a block is accepted."""
 
@@ -82,11 +83,12 @@ def shared_ids(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -
     """Return the draft's id of each target's id that it spells alike."""
     known = {text: i for i, text in _spellings(theirs).items()}
     found = {i: known[text] for i, text in _spellings(ours).items() if text in known}
+    marked: dict[int, int] = {}
     for name in _MARKED:
         a, b = getattr(ours, name, None), getattr(theirs, name, None)
         if a is not None and b is not None:
-            found[a] = b
-    return found
+            marked.setdefault(a, b)
+    return found | marked
 
 
 def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes | str]:

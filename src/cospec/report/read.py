@@ -235,15 +235,20 @@ def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:
 
 
 def _generated(path: Path, document: Json, inputs: Inputs) -> None:
-    """Completions of `cospec generate`: acceptance by position, runs of one setting together."""
+    """Completions of `cospec generate`: acceptance by position, arms of one setting together.
+
+    An arm that is there already was run with other settings, and is shown by the name of its file.
+    """
     config = document["config"]
     rates = acceptance_rates(document["rows"])
     k = f"k = {config['decode']['num_speculative_tokens']}"
     title = ", ".join(filter(None, (_pair(config), k, _drafting(config))))
     for known in inputs.acceptances:
         if known.title == title:
-            known.rates.update(rates)
-            return
+            if known.rates.keys().isdisjoint(rates):
+                known.rates.update(rates)
+                return
+            title += f" ({path.name})"
     if rates:
         inputs.acceptances.append(Acceptance(title, rates))
 

@@ -56,6 +56,32 @@ def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:
     Raises:
         CheckpointError: The file is damaged.
     """
+    known = _read(folder)
+    if known is None:
+        return None
+    same = [
+        (question in known["questions"], twin in known["twins"])
+        for question, twin in zip(*_hashes(examples), strict=True)
+    ]
+    num_twins = sum(is_twin and not is_same for is_same, is_twin in same)
+    return Overlap(sum(is_same for is_same, _ in same), num_twins)
+
+
+def unseen(folder: Path, examples: Sequence[Example]) -> list[Example]:
+    """Return the problems that the arbiter in a folder was neither trained nor tuned on.
+
+    All of them if the folder does not tell.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    known = _read(folder) or {"questions": set()}
+    hashes, _ = _hashes(examples)
+    return [e for e, one in zip(examples, hashes, strict=True) if one not in known["questions"]]
+
+
+def _read(folder: Path) -> dict[str, set[bytes]] | None:
+    """The hashes of a folder, by kind."""
     from safetensors import SafetensorError  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415  # brings torch
 
@@ -64,17 +90,11 @@ def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:
         return None
     try:
         tensors = load_file(path)
-        known = {name: _unpacked(tensors[name]) for name in ("questions", "twins")}
+        return {name: _unpacked(tensors[name]) for name in ("questions", "twins")}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); restore it, or remove it to go without the check."
         ) from None
-    same = [
-        (question in known["questions"], twin in known["twins"])
-        for question, twin in zip(*_hashes(examples), strict=True)
-    ]
-    num_twins = sum(is_twin and not is_same for is_same, is_twin in same)
-    return Overlap(sum(is_same for is_same, _ in same), num_twins)
 
 
 def _hashes(examples: Iterable[Example]) -> tuple[list[bytes], list[bytes]]:

@@ -11,6 +11,8 @@ import pytest
 
 from cospec.errors import TaskError
 from cospec.tasks import load_task
+from cospec.tasks.sql.ordering import keyed
+from cospec.tasks.sql.solution import plain_strings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +121,63 @@ def test_a_gold_query_may_use_all_that_sqlite_reads(query: str, folder: Path) ->
     task = load_task(f"sql:{folder},split=test")
     assert task.score(example, query).correct
     assert task.score(example, example.metadata["solution"]).correct
+
+
+QUOTED = [
+    'SELECT "n" FROM (SELECT count(*) AS "n" FROM item)',
+    'SELECT name, count(*) AS "n" FROM item GROUP BY name HAVING "n" > 1',
+    'WITH w AS (SELECT name, count(*) AS "Total" FROM item GROUP BY name) '
+    'SELECT name FROM w WHERE "Total" > 1',
+    'SELECT name FROM item WHERE "rowid" = 2',
+    'SELECT count(*) "All" FROM item ORDER BY "All"',
+    'WITH "w" AS (SELECT name FROM item) SELECT "w".name FROM "w"',
+]
+
+
+@pytest.mark.parametrize("query", QUOTED)
+def test_names_that_a_query_gives_are_names_in_double_quotes(query: str, folder: Path) -> None:
+    """Found: they became strings, and the gold result another one."""
+    plain = plain_strings(query, {"name", "item"})
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection:
+        results = [connection.execute(one).fetchall() for one in (query, plain)]
+    assert results[0] == results[1] != []
+
+
+def test_strings_in_double_quotes_are_still_strings(folder: Path) -> None:
+    query = 'SELECT "x" AS "label" FROM item WHERE name LIKE "p%" AND name IN ("pen", "ink")'
+    assert plain_strings(query, {"name", "item"}) == (
+        "SELECT 'x' AS \"label\" FROM item WHERE name LIKE 'p%' AND name IN ( 'pen' , 'ink' )"
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "keys"),
+    [
+        ("SELECT name, sum(price) price FROM item GROUP BY name ORDER BY price", "(sum ( price ))"),
+        ("SELECT name, count(*) n FROM item GROUP BY name ORDER BY n DESC", "(count ( * ))"),
+        ("SELECT name FROM item ORDER BY price DESC NULLS LAST", "(price)"),
+        ("SELECT CASE WHEN price > 1 THEN 1 END c FROM item ORDER BY c", "(CASE WHEN price > 1 "),
+    ],
+)
+def test_the_order_is_that_of_what_an_alias_names(query: str, keys: str, folder: Path) -> None:
+    """Found: an alias without AS was taken for a column, or not found."""
+    shown = keyed(query)
+    assert shown is not None and f", {keys}" in shown.sql
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection:
+        rows = connection.execute(shown.sql).fetchall()
+        width = len(connection.execute(query).fetchall()[0])
+    assert [row[:width] for row in rows] and len(rows[0]) == width + 1
+
+
+def test_a_database_with_unfinished_changes_is_refused(folder: Path) -> None:
+    """Found: prompts showed them, and queries were run without."""
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO maker VALUES (3, 'Bern')")
+        connection.commit()
+        with pytest.raises(TaskError, match=r"shop.sqlite-wal holds changes"):
+            load_task(f"sql:{folder}")
+    assert load_task(f"sql:{folder},split=test").examples("test")
 
 
 def test_a_folder_without_questions_or_with_a_broken_file_is_refused(folder: Path) -> None:

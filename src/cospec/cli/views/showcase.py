@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cospec.engine import Engine
     from cospec.evaluation.evaluate import Evaluation
     from cospec.results import Json
+    from cospec.tasks import Example
     from cospec.types import Completion
 
 _MAX_CANDIDATES = 5
@@ -28,19 +29,19 @@ _MAX_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class Shown:
     """A problem, decoded again by itself."""
 
-    place: int
-    """Among the examples."""
+    example: Example
     is_saved: bool
     """The target alone gets it wrong, and the arbiter's arm right."""
+    targets_answer: str | None
     painted: Text
     completion: Completion
 
 
-def show_one(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> str | None:
-    """Print a problem that an override saved, or if there is none, one with an override.
+def pick(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> Shown | None:
+    """Pick a problem that an override saved, or if there is none, one with an override.
 
     Args:
         evaluation: Has the problems.
@@ -48,47 +49,9 @@ def show_one(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> st
         rows: Of the evaluation's result, the arbiter's arm among them.
 
     Returns:
-        The id of the problem; None if there was no override at all.
+        One with the fewest overrides; None if there was no override at all.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    name = engine.arbiter.name
-    by_arm = {(row["arm"], row["id"]): row for row in rows}
-    ids = [example.id for example in evaluation.examples]
-    ours, target = ([by_arm[arm, i] for i in ids] for arm in (name, TARGET))
-    shown = _pick(evaluation, engine, ours, target)
-    if shown is None:
-        console.print(f"\n{name} made no override, so that there is none to show.")
-        return None
-    head = f"A problem that the target alone gets wrong and {name} right"
-    if not shown.is_saved:
-        head = f"No problem was saved by an override. One with an override by {name}"
-    example = evaluation.examples[shown.place]
-    console.print(f"\n{head} ({example.id}):", style="bold")
-    console.print(f"\n{visible(example.question)}\n")
-    console.print(shown.painted)
-    if console.is_terminal:
-        console.print(LEGEND)
-    console.print()
-    _print_overrides(console, engine, shown.completion)
-    score = evaluation.task.score(example, shown.completion.text)
-    answers = {TARGET: target[shown.place]["extracted"], name: score.extracted}
-    console.print("\nFinal answers:", style="bold")
-    for who, answer in (answers | {"right": example.answer}).items():
-        console.print(f"  {visible(who)}: {'none' if answer is None else visible(answer)}")
-    return example.id
-
-
-def _pick(
-    evaluation: Evaluation, engine: Engine, ours: Sequence[Json], target: Sequence[Json]
-) -> _Shown | None:
-    """Pick a problem with the fewest overrides among those that fit.
-
-    Args:
-        evaluation: Has the problems.
-        engine: With the arbiter.
-        ours: The arbiter's rows, one an example.
-        target: The target's.
-    """
+    ours, target = (_of_arm(evaluation, rows, arm) for arm in (engine.arbiter.name, TARGET))
     places = [i for i, row in enumerate(ours) if row["num_overrides"]]
     places.sort(key=lambda i: ours[i]["num_overrides"])
     saved = [i for i in places if ours[i]["correct"] and not target[i]["correct"]]
@@ -97,8 +60,40 @@ def _pick(
             painted, completion = _decode(evaluation, engine, i)
             is_right = evaluation.task.score(evaluation.examples[i], completion.text).correct
             if Origin.OVERRIDE in completion.origins and (is_right or not is_saved):
-                return _Shown(i, is_saved, painted, completion)
+                answer = target[i]["extracted"]
+                return Shown(evaluation.examples[i], is_saved, answer, painted, completion)
     return None
+
+
+def show(evaluation: Evaluation, engine: Engine, shown: Shown | None) -> None:
+    """Print what was picked."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    name = engine.arbiter.name
+    if shown is None:
+        console.print(f"\n{name} made no override, so that there is none to show.")
+        return
+    head = f"A problem that the target alone gets wrong and {name} right"
+    if not shown.is_saved:
+        head = f"No problem was saved by an override. One with an override by {name}"
+    example = shown.example
+    console.print(f"\n{head} ({example.id}):", style="bold")
+    console.print(f"\n{visible(example.question)}\n")
+    console.print(shown.painted)
+    if console.is_terminal:
+        console.print(LEGEND)
+    console.print()
+    _print_overrides(console, engine, shown.completion)
+    score = evaluation.task.score(example, shown.completion.text)
+    answers = {TARGET: shown.targets_answer, name: score.extracted}
+    console.print("\nFinal answers:", style="bold")
+    for who, answer in (answers | {"right": example.answer}).items():
+        console.print(f"  {visible(who)}: {'none' if answer is None else visible(answer)}")
+
+
+def _of_arm(evaluation: Evaluation, rows: Sequence[Json], arm: str) -> list[Json]:
+    """The rows of an arm, in the order of the examples."""
+    by_id = {row["id"]: row for row in rows if row["arm"] == arm}
+    return [by_id[example.id] for example in evaluation.examples]
 
 
 def _decode(evaluation: Evaluation, engine: Engine, place: int) -> tuple[Text, Completion]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cospec.tasks.sql.scan import KEYWORDS, ends_operand
 from cospec.tasks.sql.tokens import Token, depths, tokenize
 
 _HIDES_KEYS = {"UNION", "INTERSECT", "EXCEPT", "DISTINCT"}
@@ -52,14 +53,11 @@ def keyed(sql: str) -> Keyed | None:
         return None
     selected = _parts(tokens[1:start], levels[1:start])
     has_star = any(part[-1].text == "*" for part in selected)  # then columns cannot be counted
-    aliases = {
-        part[-1].value.lower(): part[:-2]
-        for part in selected
-        if len(part) > 2 and part[-2].upper == "AS"
-    }
+    aliases = {part[-1].value.lower(): named for part in selected if (named := _named(part))}
     keys = []
     for part in _parts(tokens[order + 2 : end], levels[order + 2 : end]):
-        key = part[:-1] if part[-1].upper in ("ASC", "DESC") else part
+        key = part[:-2] if len(part) > 2 and part[-2].upper == "NULLS" else part
+        key = key[:-1] if key[-1].upper in ("ASC", "DESC") else key
         if len(key) == 1 and key[0].text.isdecimal():
             place = int(key[0].text)
             if has_star or not 1 <= place <= len(selected):
@@ -69,6 +67,15 @@ def keyed(sql: str) -> Keyed | None:
     texts = ["(" + " ".join(token.text for token in key) + ")" for key in keys]
     head, tail = (" ".join(t.text for t in part) for part in (tokens[:start], tokens[start:end]))
     return Keyed(f"{head} , {' , '.join(texts)} {tail}", len(keys))
+
+
+def _named(part: list[Token]) -> list[Token]:
+    """What the last token of a selected part is the name of; nothing where that is no name."""
+    if len(part) > 2 and part[-2].upper == "AS":
+        return part[:-2]
+    *named, name = part
+    is_name = name.kind == "quoted" or (name.kind == "word" and name.upper not in KEYWORDS)
+    return named if named and is_name and ends_operand(named[-1]) else []
 
 
 def _parts(tokens: list[Token], levels: list[int]) -> list[list[Token]]:

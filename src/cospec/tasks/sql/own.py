@@ -52,6 +52,12 @@ class Folder:
             self.folder / db_id / f"{db_id}.sqlite",
         ):
             if path.is_file() and Path(db_id).name == db_id:
+                log = Path(f"{path}-wal")
+                if log.is_file() and log.stat().st_size:
+                    raise TaskError(
+                        f"{log} holds changes that are not in the database yet, and it is read as "
+                        "it is; close what writes to it, or run 'PRAGMA wal_checkpoint(TRUNCATE)'."
+                    )
                 return [str(path.resolve())]
         raise TaskError(
             f"there is no database {db_id!r} in {self.folder}; it must be {db_id}.sqlite or "

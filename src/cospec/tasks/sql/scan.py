@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from cospec.tasks.sql.tokens import Token, tokenize
+from cospec.tasks.sql.tokens import ROWID, Token, tokenize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cospec.tasks.sql.schema import Schema
 
 Value: TypeAlias = "int | float | str"
@@ -292,6 +294,26 @@ class _Scanner:
                             return Place(number, name, table, each.name)
             number = scope.parent
         return None
+
+
+def ends_operand(token: Token) -> bool:
+    """Whether a name after this token names what the token ends."""
+    is_name = token.kind != "sign" and token.upper not in KEYWORDS
+    return is_name or token.text == ")" or token.upper == "END"
+
+
+def own_names(tokens: Sequence[Token]) -> set[str]:
+    """The names that a query gives to columns and tables, and `ROWID`, in lower case."""
+    found = set(ROWID)
+    for i, token in enumerate(tokens):
+        if token.kind not in ("word", "quoted") or token.upper in KEYWORDS:
+            continue
+        before = tokens[i - 1] if i else None
+        is_alias = before is not None and (before.upper == "AS" or ends_operand(before))
+        is_table = [t.upper for t in tokens[i + 1 : i + 3]] == ["AS", "("]
+        if is_alias or is_table:
+            found.add(token.value.lower())
+    return found
 
 
 def _number(text: str) -> int | float:

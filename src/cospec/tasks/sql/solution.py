@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from cospec.tasks.sql.scan import KEYWORDS
+from cospec.tasks.sql.scan import KEYWORDS, own_names
 from cospec.tasks.sql.tokens import Token, tokenize
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def solution(query: str, names: Mapping[str, str]) -> str:
 
 def rewrite(query: str, names: Mapping[str, str]) -> str:
     """The query in the models' writing, on one line, without a semicolon."""
-    tokens = [_written(token, names) for token in tokenize(query)]
+    tokens = _plain(tokenize(query), names)
     while tokens and tokens[-1].text == ";":
         tokens.pop()
     parts: list[str] = []
@@ -59,13 +59,20 @@ def rewrite(query: str, names: Mapping[str, str]) -> str:
 
 def plain_strings(query: str, names: Container[str]) -> str:
     """The query with strings in single quotes, since not every SQLite reads double ones as such."""
-    return " ".join(_written(token, names).text for token in tokenize(query) if token.text != ";")
+    return " ".join(token.text for token in _plain(tokenize(query), names) if token.text != ";")
 
 
-def _written(token: Token, names: Container[str]) -> Token:
-    if token.kind == "quoted" and token.text[0] == '"' and token.value.lower() not in names:
+def _plain(tokens: list[Token], names: Container[str]) -> list[Token]:
+    """The tokens with single quotes around what SQLite takes for a string."""
+    own = own_names(tokens)
+
+    def written(token: Token) -> Token:
+        name = token.value.lower()
+        if token.kind != "quoted" or token.text[0] != '"' or name in names or name in own:
+            return token
         return Token("string", "'" + token.value.replace("'", "''") + "'")
-    return token
+
+    return [written(token) for token in tokens]
 
 
 def _is_tight(tokens: list[Token], i: int) -> bool:

@@ -50,6 +50,10 @@ class Token:
         return inner if closing == "]" else inner.replace(closing * 2, closing)
 
 
+ROWID = {"rowid", "oid", "_rowid_"}
+"""Names of a column that every table has."""
+
+
 def tokenize(sql: str) -> list[Token]:
     """The tokens of a text, in order."""
     return [
