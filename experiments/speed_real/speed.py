@@ -71,7 +71,11 @@ def main() -> None:
     done = {(row["task"], row["id"], row["arm"]) for row in rows}
     for name in options.tasks:
         task = load_task(name, data_dir=options.data_dir)
-        examples = task.examples(options.split, options.count, options.seed)
+        examples = task.examples(
+            options.split, None if options.ids else options.count, options.seed
+        )
+        if options.ids:
+            examples = [example for example in examples if example.id in options.ids]
         encoded = encode_problems(pair, task, examples, options.max_new_tokens)
         warm_up(runs, encoded)
         for i, (example, prompt, sampling) in enumerate(zip(examples, *encoded, strict=True)):
@@ -126,7 +130,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--target-gguf", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=["gsm8k", "spider"])
-    parser.add_argument("--split", choices=("tune", "test"), default="test")
+    parser.add_argument("--split", choices=("train", "tune", "test"), default="test")
+    parser.add_argument("--ids", nargs="+", help="of each task only these prompts")
     parser.add_argument("--arbiters", nargs="+", default=[], help="that draft whole answers")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
     parser.add_argument("--arms", nargs="+", help="only these, and the target; by default all")
