@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WEIGHTS = ("src/cospec/bundled/", "experiments/text_to_sql/draft/")
-"""What ships, and the adapter with which the text-to-SQL results can be had again."""
+SQL = "experiments/text_to_sql"
+WEIGHTS = ("src/cospec/bundled/", f"{SQL}/draft/", f"{SQL}/known_draft/")
+"""What ships, and the adapters with which the text-to-SQL results can be had again."""
 MAX_FILE_BYTES, MAX_TREE_BYTES = 500 * 1024, 6_000_000
 
 

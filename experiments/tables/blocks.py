@@ -316,7 +316,7 @@ SPEEDS = (
     *("speed_family_hidden", "speed_specialist_hidden"),
     *("speed_all_family", "speed_all_specialist"),
 )
-DATABASES = ("sql_test", "test_agreement", "test_kept_draft")
+DATABASES = ("sql_test", "test_agreement", "test_kept_draft", "test_known")
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(comparison, name) for name in COMPARISONS},
     **{name: partial(bench, name) for name in BENCHES},
