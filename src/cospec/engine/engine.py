@@ -7,6 +7,7 @@ arbiter and a drafter only by their protocols.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from cospec.config import DecodeConfig, DrafterName, SamplingConfig
@@ -25,7 +26,7 @@ from cospec.errors import (
 from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cospec.engine.batch import Batch
     from cospec.engine.rows import Row
@@ -125,7 +126,10 @@ class Engine:
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """
-        done = self._complete(in_order(make_rows(self.pair, prompts, sampling)))
+        done: dict[int, Completion] = {}
+        with _handing_over(done):
+            for rows in self._blocks(in_order(make_rows(self.pair, prompts, sampling))):
+                done |= _finished(rows)
         return [done[i] for i in range(len(done))]
 
     def rollouts(
@@ -170,24 +174,14 @@ class Engine:
         all_rows = list(rows)
         for row in all_rows:
             row.keep_caches = keep_caches
-        self._complete(in_order(row for row in rows if not row.finish_reason))
+        done: dict[int, Completion] = {}
+        with _handing_over(done):
+            for some in self._blocks(in_order(row for row in rows if not row.finish_reason)):
+                done |= _finished(some)
         return [
             Rollout(row.completion(), row.config, row.caches if keep_caches else None)
             for row in all_rows
         ]
-
-    def _complete(self, rows: deque[Row]) -> dict[int, Completion]:
-        """Decode all rows; return their completions by index, which an error carries as well."""
-        done: dict[int, Completion] = {}
-        try:
-            for some in self._blocks(rows):
-                done |= {row.index: row.completion() for row in some if row.finish_reason}
-        except CospecError as error:
-            error.completions = done
-            raise
-        except KeyboardInterrupt:
-            raise GenerationInterrupted(done) from None
-        return done
 
     def stream(
         self,
@@ -242,6 +236,23 @@ class Engine:
                 "or take an arbiter that looks at the target alone."
             )
         self._drafter(self.pair, self.config, self.arbiter.needs)
+
+
+def _finished(rows: Iterable[Row]) -> dict[int, Completion]:
+    """The completions of the rows that have ended, by index."""
+    return {row.index: row.completion() for row in rows if row.finish_reason}
+
+
+@contextmanager
+def _handing_over(done: dict[int, Completion]) -> Iterator[None]:
+    """Let an error, or Ctrl-C, carry what was done until then."""
+    try:
+        yield
+    except CospecError as error:
+        error.completions = done
+        raise
+    except KeyboardInterrupt:
+        raise GenerationInterrupted(done) from None
 
 
 class _NoArbiter:
