@@ -21,19 +21,24 @@ from tests.engine.helpers import (
 )
 
 
-def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llama_pair):
-    prompts = some_prompts(6)
-    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40, 40, 40)]
-    whole = decode(llama_pair, prompts=prompts, sampling=sampling, batch_size=2)
+def ninth_raises(error: BaseException) -> FromFunction:
+    """An arbiter that keeps nothing, and raises an error when it is asked for the ninth time."""
     calls = []
 
     def rule(batch: MismatchBatch) -> Ruling:
         calls.append(len(batch))
         if len(calls) == 9:
-            raise KeyboardInterrupt
+            raise error
         return Ruling(~kept(batch))
 
-    engine = Engine(llama_pair, FromFunction(rule), batch_size=2)
+    return FromFunction(rule)
+
+
+def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llama_pair):
+    prompts = some_prompts(6)
+    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40, 40, 40)]
+    whole = decode(llama_pair, prompts=prompts, sampling=sampling, batch_size=2)
+    engine = Engine(llama_pair, ninth_raises(KeyboardInterrupt()), batch_size=2)
     with pytest.raises(KeyboardInterrupt) as caught:
         engine.generate(prompts, sampling)
     error = caught.value
@@ -50,15 +55,7 @@ def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llam
 def test_rollouts_hand_over_the_finished_ones_too(llama_pair, raised, caught):
     prompts = some_prompts(4)
     sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40)]
-    calls = []
-
-    def rule(batch: MismatchBatch) -> Ruling:
-        calls.append(len(batch))
-        if len(calls) == 9:
-            raise raised
-        return Ruling(~kept(batch))
-
-    engine = Engine(llama_pair, FromFunction(rule), batch_size=2)
+    engine = Engine(llama_pair, ninth_raises(raised), batch_size=2)
     with pytest.raises(caught) as stop:
         engine.rollouts(prompts, sampling)
     whole = decode(llama_pair, prompts=prompts, sampling=sampling, batch_size=2)

@@ -126,11 +126,11 @@ class Engine:
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """
-        done: dict[int, Completion] = {}
-        with _handing_over(done):
-            for rows in self._blocks(in_order(make_rows(self.pair, prompts, sampling))):
-                done |= _finished(rows)
-        return [done[i] for i in range(len(done))]
+        rows = make_rows(self.pair, prompts, sampling)
+        with _handing_over(rows):
+            for _ in self._blocks(in_order(rows)):
+                pass
+        return [row.completion() for row in rows]
 
     def rollouts(
         self,
@@ -171,16 +171,14 @@ class Engine:
         return self._run(rows, keep_caches)
 
     def _run(self, rows: deque[Row], keep_caches: bool) -> list[Rollout]:
-        all_rows = list(rows)
-        for row in all_rows:
+        for row in rows:
             row.keep_caches = keep_caches
-        done: dict[int, Completion] = {}
-        with _handing_over(done):
-            for some in self._blocks(in_order(row for row in rows if not row.finish_reason)):
-                done |= _finished(some)
+        with _handing_over(rows):
+            for _ in self._blocks(in_order(row for row in rows if not row.finish_reason)):
+                pass
         return [
             Rollout(row.completion(), row.config, row.caches if keep_caches else None)
-            for row in all_rows
+            for row in rows
         ]
 
     def stream(
@@ -238,21 +236,20 @@ class Engine:
         self._drafter(self.pair, self.config, self.arbiter.needs)
 
 
-def _finished(rows: Iterable[Row]) -> dict[int, Completion]:
-    """The completions of the rows that have ended, by index."""
-    return {row.index: row.completion() for row in rows if row.finish_reason}
-
-
 @contextmanager
-def _handing_over(done: dict[int, Completion]) -> Iterator[None]:
-    """Let an error, or Ctrl-C, carry what was done until then."""
+def _handing_over(rows: Iterable[Row]) -> Iterator[None]:
+    """Let an error, or Ctrl-C, carry the rows that have ended."""
+
+    def ended() -> dict[int, Completion]:
+        return {row.index: row.completion() for row in rows if row.finish_reason}
+
     try:
         yield
     except CospecError as error:
-        error.completions = done
+        error.completions = ended()
         raise
     except KeyboardInterrupt:
-        raise GenerationInterrupted(done) from None
+        raise GenerationInterrupted(ended()) from None
 
 
 class _NoArbiter:
