@@ -47,7 +47,7 @@ class AlignedBackend(EngineBackend):
         leaves, done = [], {}
         for i, (first, one) in enumerate(zip(firsts, whole, strict=True)):
             if len(first.completion.token_ids) == one.position + 1:  # the token ended the text
-                done[i] = Rollout(first.completion, first)
+                done[i] = Rollout(first.completion, (self.pair, first))
             else:
                 leaf = replace(first, config=one.rollout.config), one.position + 1, one.stream
                 leaves.append((i, leaf))
@@ -61,4 +61,4 @@ class AlignedBackend(EngineBackend):
             for first, place, stream in leaves
         ]
         ends = self._engine(arbiter).branches(branches, keep_caches=keep_handles)
-        return [Rollout(end.completion, end if keep_handles else None) for end in ends]
+        return self._rollouts(ends, keep_handles)

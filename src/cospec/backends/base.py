@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from cospec.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -54,6 +56,15 @@ class BranchPoint:
     seed: int
     stream: int
     """Seed and stream of all that is drawn after the token."""
+
+
+def foreign(handle: object) -> ConfigError:
+    """The error for a branch whose rollout has no handle, or one of another backend."""
+    what = "no handle" if handle is None else f"a handle ({type(handle).__name__}) of another one"
+    return ConfigError(
+        f"the rollout of a branch has {what}, and this backend needs its own; complete the item "
+        "with keep_handles=True and the same backend."
+    )
 
 
 class RolloutBackend(Protocol):

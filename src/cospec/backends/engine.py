@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cospec import engine
-from cospec.backends.base import BranchPoint, Item, Rollout
-from cospec.errors import ConfigError
+from cospec.backends.base import BranchPoint, Item, Rollout, foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,10 +75,7 @@ class EngineBackend:
                     left, point.position, point.token_id, point.origin, point.stream
                 )
             case handle:
-                raise ConfigError(
-                    f"the rollout of a branch has the handle {handle!r}, and this backend needs "
-                    "its own; complete the item with keep_handles=True and the same backend."
-                )
+                raise foreign(handle)
 
     def _rollouts(self, done: Sequence[engine.Rollout], keep_handles: bool) -> list[Rollout]:
         return [Rollout(one.completion, (self.pair, one) if keep_handles else None) for one in done]

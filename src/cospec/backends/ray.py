@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
-from cospec.backends.base import BranchPoint, Item, Rollout
+from cospec.backends.base import BranchPoint, Item, Rollout, foreign
 from cospec.backends.packing import Packed, pack, unpack
 from cospec.errors import BackendError, ConfigError, CospecError, MissingExtraError
 
@@ -68,10 +68,7 @@ class Left(NamedTuple):
         """
         handle = point.rollout.handle
         if not isinstance(handle, Handle) or handle.owner != owner:
-            raise ConfigError(
-                f"the rollout of a branch has the handle {handle!r}, and this backend needs its "
-                "own; complete the item with keep_handles=True and the same backend."
-            )
+            raise foreign(handle)
         return cls(handle, point.position, point.token_id, point.origin, point.seed, point.stream)
 
 

@@ -19,7 +19,7 @@ import pickle
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cospec.backends.base import BranchPoint, Item, Rollout
+from cospec.backends.base import BranchPoint, Item, Rollout, foreign
 from cospec.engine.prompts import make_row, make_rows
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.types import Origin
@@ -145,10 +145,7 @@ class VllmBackend:
         """Return a row that stands after the point's token."""
         handle = point.rollout.handle
         if not isinstance(handle, _Handle) or handle.backend is not self:
-            raise ConfigError(
-                f"the rollout of a branch has the handle {handle!r}, and this backend needs its "
-                "own; complete the item with keep_handles=True and the same backend."
-            )
+            raise foreign(handle)
         parent = handle.completion
         row = make_row(self.pair, index, parent.prompt_ids, handle.sampling)
         row.generated = parent.token_ids[: point.position]
