@@ -43,6 +43,7 @@ from cospec.evaluation.stats import speedup, speedup_interval
 from cospec.models.bundled import bundled_models
 from cospec.models.costs import measure_costs
 from cospec.models.load import load_model
+from cospec.models.prefill import cheapest_order
 from cospec.models.quantized import quantize_weights
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.tasks import load_task
@@ -77,8 +78,11 @@ def main() -> None:
         if options.ids:
             examples = [example for example in examples if example.id in options.ids]
         encoded = encode_problems(pair, task, examples, options.max_new_tokens)
-        warm_up(runs, encoded)
-        for i, (example, prompt, sampling) in enumerate(zip(examples, *encoded, strict=True)):
+        problems = list(zip(examples, *encoded, strict=True))
+        if options.prefix_caching:
+            problems = [problems[i] for i in cheapest_order(encoded[0])]
+        warm_up(runs, problems[-1][1])
+        for i, (example, prompt, sampling) in enumerate(problems):
             for arm in rotated(list(runs), i):
                 if (name, example.id, arm) in done:
                     continue
@@ -141,6 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-k", type=int, default=4, help="block length of plain speculation")
     parser.add_argument("--longest", type=int, default=10, help="of blocks that end by themselves")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the draft's confidence")
+    parser.add_argument("--prefix-caching", action="store_true", help="keep caches between prompts")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, required=True)
@@ -161,14 +166,18 @@ def with_int8_draft(pair: ModelPair, draft: str | Path) -> ModelPair:
 
 def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[str, Generate]:
     """Return the ways to decode by name; a name that begins with int8 has the 8-bit draft."""
+    alone = {"batch_size": 1, "enable_prefix_caching": options.prefix_caching}
+    common = alone | {"keep_trace": False}
 
     def lossless(one: ModelPair, k: int, **more: Any) -> Generate:
-        settings = {"num_speculative_tokens": k, "batch_size": 1, "keep_trace": False}
-        return Engine(one, AlwaysTarget(), **settings | more).generate
+        settings = common | more
+        return Engine(one, AlwaysTarget(), num_speculative_tokens=k, **settings).generate
 
     k, longest, ends = options.k, options.longest, options.threshold
     found: dict[str, Generate] = {
-        TARGET: Engine.target_only(pair, batch_size=1).generate,
+        TARGET: Engine.target_only(pair, **alone).generate,
+        "draft": Engine.draft_only(pair, **alone).generate,
+        "int8, draft": Engine.draft_only(int8, **alone).generate,
         "lossless": lossless(pair, k),
         "lossless, threshold": lossless(pair, longest, draft_confidence_threshold=ends),
         "assisted": AssistedEngine(pair, k).generate,
@@ -187,8 +196,8 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
     whole = {"num_speculative_tokens": options.answer_tokens, "end_blocks_at_stop": True}
     for spec in options.arbiters:
         for one, kind in ((pair, ""), (int8, "int8, ")):
-            settings = whole | {"batch_size": 1, "keep_trace": False}
-            found[f"{kind}{spec}"] = Engine(one, load_arbiter(spec, one), **settings).generate
+            engine = Engine(one, load_arbiter(spec, one), **whole | common)
+            found[f"{kind}{spec}"] = engine.generate
     if options.target_gguf:
         found["llama.cpp"] = llama_cpp(pair, options)
     else:
@@ -239,10 +248,10 @@ def rotated(names: list[str], place: int) -> list[str]:
     return names[shift:] + names[:shift]
 
 
-def warm_up(runs: dict[str, Generate], encoded: tuple[list[Any], list[SamplingConfig]]) -> None:
+def warm_up(runs: dict[str, Generate], prompt: Any) -> None:
     """Decode a few tokens with every arm: what is measured or compiled once is done then."""
     for run in runs.values():
-        run(encoded[0][:1], [SamplingConfig(max_new_tokens=8)])
+        run([prompt], [SamplingConfig(max_new_tokens=8)])
 
 
 def play(run: Generate, arm: str, prompt: Any, sampling: SamplingConfig) -> dict[str, Any]:

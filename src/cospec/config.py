@@ -169,6 +169,10 @@ class DecodeConfig:
     """Most last tokens that the ngram drafter searches for."""
     prompt_lookup_min: int = 2
     """Fewest last tokens that a drafter must find again in the text."""
+    enable_prefix_caching: tyro.conf.Suppress[bool] = False
+    """Keep the caches of the prompts decoded last for the next call: what a new prompt and one of
+    these begin with is not read again. Within one call it never is. Cached tokens were read beside
+    other prompts, which can change the last bits of what is computed from them."""
     keep_trace: tyro.conf.Suppress[bool] = True
     """Record every mismatch in `Completion.trace`."""
 

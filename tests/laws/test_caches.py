@@ -8,13 +8,13 @@ from itertools import product
 import pytest
 import torch
 
-from cospec import Engine, load_arbiter
+from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.config import DecodeConfig
 from cospec.drafters import ModelDrafter
 from cospec.engine.rows import Row
 from cospec.engine.speculative import SpeculativeBatch
 from cospec.models.cache import CachedModel
-from cospec.models.prefill import plan_prefill
+from cospec.models.prefill import num_shared_tokens, plan_prefill
 from cospec.types import Origin
 from tests.conftest import EOS, FAMILIES, VOCAB, family_pair
 from tests.laws.decoding import GREEDY, PROMPTS, SHARING, covering, decode, expected_ids
@@ -82,6 +82,46 @@ def test_what_a_finished_row_has_left_is_taken_for_its_own_prompt_alone(llama_pa
         assert found[i] == alone.token_ids
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("drafter", ["model", "ngram+model"])
+def test_lossless_stays_exact_where_caches_are_kept_between_calls(llama_pair, batch, drafter):
+    """Prompts in an order in which rows are taken from one another's strips."""
+    options = {"batch_size": batch, "enable_prefix_caching": True}
+    kept = Engine(
+        llama_pair, load_arbiter("lossless"), num_speculative_tokens=4, drafter=drafter, **options
+    )
+    plain = Engine.target_only(llama_pair, **options)
+    apart = [[9] * 3 + prompt for prompt in SHARING]
+    calls = [SHARING[:3], [*apart[:2], SHARING[3]], [apart[1], SHARING[0], apart[2]], SHARING[::-1]]
+    for prompts in calls:
+        expected = [expected_ids(llama_pair, prompt) for prompt in prompts]
+        for engine in (kept, plain):
+            assert [c.token_ids for c in engine.generate(prompts, GREEDY)] == expected
+
+
+def test_what_prompts_of_two_calls_begin_with_is_read_once_if_caches_are_kept(llama_pair):
+    counts = []
+    for keeps in (False, True):
+        read = []
+        hook = llama_pair.target.register_forward_pre_hook(
+            lambda _, args, kwargs, read=read: read.append(kwargs["input_ids"].numel()),
+            with_kwargs=True,
+        )
+        engine = Engine.target_only(llama_pair, batch_size=1, enable_prefix_caching=keeps)
+        for prompt in SHARING[:2]:
+            engine.generate([prompt], SamplingConfig(max_new_tokens=1))
+        hook.remove()
+        counts.append(sum(read))
+    assert counts[0] - counts[1] == num_shared_tokens(*SHARING[:2])
+
+
+def test_a_stream_that_is_given_up_leaves_no_rows_behind(llama_pair):
+    engine = Engine(llama_pair, load_arbiter("lossless"), enable_prefix_caching=True)
+    next(engine.stream(SHARING, GREEDY))
+    (done,) = engine.generate(SHARING[:1], GREEDY)
+    assert done.token_ids == expected_ids(llama_pair, SHARING[0])
+
+
 @pytest.mark.parametrize("batch", [3, 9])
 def test_a_prompt_that_begins_otherwise_is_exact_beside_those_that_share(llama_pair, batch):
     prompts = [*SHARING, [7, *SHARING[1]]]
@@ -106,6 +146,20 @@ def test_rows_that_share_hold_what_reading_them_alone_would_store(family):
             cached.prefill(prompts, 1, [held])
         for r, tokens in enumerate([held, *prompts]):
             assert_strip_equals_prefill(cached, r, tokens)
+
+
+def test_a_row_that_is_replaced_gives_what_it_had_before(llama_pair):
+    generator = torch.Generator().manual_seed(3)
+    a, b, c = torch.randint(6, VOCAB, (3, 40), generator=generator).tolist()
+    held = [a + c, b + c, c]
+    prompts = [b + a, a + b[:9], c[:30] + a, b[:20]]  # each begins like the row of another
+    cached = CachedModel(llama_pair.target)
+    cached.reserve(4, 80)
+    with torch.inference_mode():
+        cached.prefill(held, 0)
+        cached.prefill(prompts, 0, held)
+    for r, tokens in enumerate(prompts):
+        assert_strip_equals_prefill(cached, r, tokens)
 
 
 def test_a_plan_reads_the_fewest_tokens():

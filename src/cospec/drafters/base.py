@@ -87,7 +87,7 @@ class Drafter:
         Args:
             prompts: Token ids; a list may be empty.
             first_row: Row of the first prompt.
-            held: What the rows before have read.
+            held: What rows 0, 1, ... have read, until a prompt replaces it.
         """
 
     def save_row(self, row: int, num_tokens: int) -> Any:  # Any: only `load_row` looks into it

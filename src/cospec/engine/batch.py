@@ -29,8 +29,8 @@ class Batch:
 
     def __init__(self, stores: Sequence[Store], num_ahead: int) -> None:
         self.rows: list[Row] = []
-        self._left: list[int] = []
-        """The prompt that row 0 still has stored when all rows have finished."""
+        self._stored: list[list[int]] = []
+        """By cache row, in use or not, the prompt that what it has stored begins with."""
         self._stores = stores
         self._num_ahead = num_ahead
 
@@ -45,13 +45,12 @@ class Batch:
         Of prompts all but the last token is read, of branches it is loaded.
         """
         first = len(self.rows)
-        held = [row.prompt_ids[:-1] for row in self.rows] or [self._left]  # may begin alike
         prompts = [row.prompt_ids[:-1] for row in rows if row.caches is None]
         assert len(prompts) in (0, len(rows)), "prompts and branches are not admitted together"
         for s, store in enumerate(self._stores):
             store.reserve(first + len(rows), max(map(len, rows)) + self._num_ahead)
             if any(prompts):
-                store.prefill(prompts, first, held)
+                store.prefill(prompts, first, self._stored)
             for r, row in enumerate(rows, first):
                 if row.caches is not None:
                     saved: Any = row.caches[s] if s < len(row.caches) else None
@@ -59,6 +58,7 @@ class Batch:
         for row in rows:
             row.caches = None
         self.rows += rows
+        self._stored[first : first + len(rows)] = [row.prompt_ids[:-1] for row in rows]
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
@@ -67,9 +67,9 @@ class Batch:
             if self.rows[i].finish_reason is None:
                 continue
             last = self.rows.pop()
-            self._left = last.prompt_ids[:-1]
             if i < len(self.rows):
                 self.rows[i] = last
+                self._stored[i] = self._stored[len(self.rows)]
                 for store in self._stores:
                     store.copy_row(len(self.rows), i)
 

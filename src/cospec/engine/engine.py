@@ -55,6 +55,9 @@ class Engine:
         PairError: The drafter needs a draft model, and the pair has none.
     """
 
+    _kept: Batch | None = None
+    """Without rows, whose caches the next call begins with."""
+
     def __init__(
         self,
         pair: ModelPair,
@@ -197,7 +200,7 @@ class Engine:
 
     def _blocks(self, waiting: deque[Row]) -> Iterator[list[Row]]:
         """Decode block by block; after each, the rows that took part."""
-        batch = self._new_batch()
+        batch, self._kept = self._kept or self._new_batch(), None
         while waiting or batch.rows:
             num_free = self.batch_size - len(batch.rows)
             admitted = [waiting.popleft() for _ in range(min(num_free, len(waiting)))]
@@ -212,6 +215,8 @@ class Engine:
             if self.on_finished is not None:
                 self.on_finished(sum(row.finish_reason is not None for row in batch.rows))
             batch.drop_finished()
+        if self.config.enable_prefix_caching:
+            self._kept = batch
 
     def _new_batch(self) -> Batch:
         drafter = self._drafter(self.pair, self.config, self.arbiter.needs)

@@ -151,7 +151,7 @@ class _RaggedCache(Cache):
                 buffer[destination] = buffer[source]
 
     def share(self, sources: list[int], rows: list[int], num_slots: int) -> None:
-        """Give each of `rows` the first slots of the row of `sources` in the same place."""
+        """Give each of `rows`, at once, the first slots of the row of `sources` in its place."""
         for pair in self.buffers:
             for buffer in pair:
                 buffer[rows, :num_slots] = buffer[sources, :num_slots]
@@ -338,19 +338,14 @@ class CachedModel:
         Args:
             prompts: Token ids; a list may be empty.
             first_row: Cache row of the first prompt.
-            held: What rows 0 to `first_row` - 1 have read from position 0 on.
+            held: What rows 0, 1, ... have read from position 0 on, until a prompt replaces it.
         """
         plan = plan_prefill(prompts, held or [])
         self._copy([(g.donor, first_row + g.places[0], g.num_held) for g in plan])
         spans = [(g.places[0], g.num_held, g.num_shared) for g in plan if len(g.places) > 1]
         self._read_spans(prompts, first_row, spans)
-        self._copy(
-            [
-                (first_row + g.places[0], first_row + place, g.num_shared)
-                for g in plan
-                for place in g.places[1:]
-            ]
-        )
+        twins = [(g.places[0], place, g.num_shared) for g in plan for place in g.places[1:]]
+        self._copy([(first_row + a, first_row + b, number) for a, b, number in twins])
         rests = [
             (place, g.num_shared if len(g.places) > 1 else g.num_held, len(prompts[place]))
             for g in plan
@@ -360,9 +355,10 @@ class CachedModel:
 
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
         """Copy first slots from row to row: (source, destination, how many)."""
-        for number in {copy[2] for copy in copies} - {0}:
-            pairs = [copy[:2] for copy in copies if copy[2] == number]
-            self._cache.share([a for a, _ in pairs], [b for _, b in pairs], number)
+        wanted = [copy for copy in copies if copy[2]]
+        if wanted:
+            sources, rows, numbers = map(list, zip(*wanted, strict=True))
+            self._cache.share(sources, rows, max(numbers))  # what is too much is read over
 
     def _read_spans(
         self, prompts: list[list[int]], first_row: int, spans: list[tuple[int, int, int]]

@@ -38,7 +38,7 @@ def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[Prefil
 
     Args:
         prompts: Token ids of prompts to be read.
-        held: What each row in use has read.
+        held: What each row has read, in use or not.
     """
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     donors = [_donor(prompts[i], held) for i in order]
