@@ -10,6 +10,7 @@ Usage: ``python examples/exactness.py``
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -37,15 +38,16 @@ def random_pair() -> ModelPair:
     for weight in draft.parameters():
         weight.data += 0.04 * weight.data.std().nan_to_num(0.0) * torch.randn_like(weight)
     for model in (target, draft):
-        model.generation_config = GenerationConfig(pad_token_id=0)
+        model.generation_config = GenerationConfig(pad_token_id=0)  # type: ignore[no-untyped-call]
     return ModelPair(target, draft)
 
 
 def main() -> None:
     """Decode, compare, print a line an arbiter."""
     pair = random_pair()
+    model: Any = pair.target  # Any: transformers does not type generate
     inputs = torch.randint(0, 512, (8, 12))
-    expected = pair.target.generate(
+    expected = model.generate(
         inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=100, do_sample=False
     )[:, 12:].tolist()
     prompts = inputs.tolist()

@@ -1,8 +1,8 @@
 """A rollout backend of your own: it deals the work out to several others.
 
-A trainer knows a backend by two methods, `complete` and `branch`. Replicas could be on other
-machines; here they are two engines in one process. An item carries its own random stream, so its
-text is the same whichever replica decodes it.
+A trainer knows a backend by two methods, `complete` and `branch`, and by its context length.
+Replicas could be on other machines; here they are two engines in one process. An item carries its
+own random stream, so its text is the same whichever replica decodes it.
 
 Usage: ``python examples/my_rollout_backend.py``
 """
@@ -33,6 +33,11 @@ class Dealer:
 
     replicas: Sequence[RolloutBackend]
     on_finished: Callable[[int], None] | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer, with any replica."""
+        return min(replica.context_length for replica in self.replicas)
 
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False

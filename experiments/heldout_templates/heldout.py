@@ -297,10 +297,10 @@ class Run:
         """The engine, the arbiter's name, and the problems to decode; None for all."""
         size = self.args.batch_size
         if arm == "target":
-            return Engine.target_only(self.pair, max_batch_size=size), None, None
+            return Engine.target_only(self.pair, batch_size=size), None, None
         if arm == "draft":
-            return Engine.draft_only(self.pair, max_batch_size=size), None, None
-        options = {"num_speculative_tokens": _K, "max_batch_size": size}
+            return Engine.draft_only(self.pair, batch_size=size), None, None
+        options = {"num_speculative_tokens": _K, "batch_size": size}
         if arm == "lossless":
             watched = Observed(AlwaysTarget(), self.features)
             return Engine(self.pair, watched, **options), arm, None

@@ -19,6 +19,6 @@ for pair in specialist family; do
         fold-seed0-n4000 seen-seed0-n4000 fold-seed0-n8000 seen-seed0-n8000
     heldout bundled:$pair test --folds 1 --arms fold-seed1-n4000 fold-seed2-n4000 target
     heldout bundled:$pair test --folds 0 --arms fold-seed0-n4000 --check
-    heldout bundled:$pair test --arms shipped --shipped src/cospec/bundled/arbiters/$pair-hidden
+    heldout bundled:$pair test --arms shipped --shipped src/cospec/bundled/arbiters/$pair
 done
 python experiments/heldout_templates/summarise.py "$work" --tiers 10

@@ -65,10 +65,15 @@ def _is_of_between(tokens: list[Token], i: int) -> bool:
     return tokens[i].upper == "AND" and any(t.upper == "BETWEEN" for t in tokens[max(0, i - 3) : i])
 
 
-def _after_clause(tokens: list[Token], start: int) -> list[Token]:
+CLAUSES = {"WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "UNION", "INTERSECT", "EXCEPT"}
+
+
+def _after_clause(tokens: list[Token], start: int, *ends: str) -> list[Token]:
+    """The tokens after a clause, or what ends it before: the next clause, or one of some words."""
     levels = depths(tokens)
     for i in range(start + 1, len(tokens)):
-        if levels[i] < levels[start] or tokens[i].upper == "LIMIT":
+        is_end = tokens[i].upper in {*CLAUSES, *ends} and not _is_of_between(tokens, i)
+        if levels[i] < levels[start] or (levels[i] == levels[start] and is_end):
             return tokens[i:]
     return []
 
@@ -77,12 +82,11 @@ def _conjuncts(tokens: list[Token]) -> Iterator[tuple[str, str]]:
     """One side of an AND in WHERE dropped; one column of several in GROUP BY dropped."""
     clause = ""
     for i, token in enumerate(tokens):
-        clause = token.upper if token.upper in ("WHERE", "ON", "GROUP", "SELECT") else clause
+        clause = token.upper if token.upper in {"ON", "SELECT", *CLAUSES} else clause
         if token.upper == "AND" and clause == "WHERE" and not _is_of_between(tokens, i):
-            rest = _after_clause(tokens[i:], 0)
-            yield "conjunct dropped", text([*tokens[:i], *rest])
+            yield "conjunct dropped", text([*tokens[:i], *_after_clause(tokens, i, "AND", "OR")])
         if clause == "GROUP" and token.text == ",":
-            yield "GROUP BY column dropped", text([*tokens[:i], *_after_clause(tokens[i:], 0)])
+            yield "GROUP BY column dropped", text([*tokens[:i], *_after_clause(tokens, i, ",")])
 
 
 def _columns(tokens: list[Token], schema: Schema, query: str) -> Iterator[tuple[str, str]]:

@@ -81,14 +81,15 @@ def value(spec: str) -> str:
         return TWINS[measure](arm)
     if name.startswith("heldout_templates_"):
         bits = "".join(read(name)["arms"][arm]["correct"])
-        return f"{len(bits):,}" if measure == "n" else f"{100 * bits.count('1') / len(bits):.1f} %"
+        share = f"{100 * bits.count('1') / len(bits):.1f} %"
+        return {"n": f"{len(bits):,}", "right": share}[measure]
     name, _, cell = name.partition("#")
     ours = pick(name, arm, int(cell or 0))
     is_target = measure not in _OVER_LOSSLESS and "target" in arms(name, int(cell or 0))
     default = "target" if is_target else "lossless"  # which in float32 has the target's texts
     other = pick(name, rest[0] if rest else default, int(cell or 0))
     if measure == "of_oracle":
-        oracle = pick(name, "oracle")
+        oracle = pick(name, "oracle", int(cell or 0))
         return f"{100 * ours.gain(other) / oracle.gain(other):.0f} %"
     measure, _, group = measure.partition("@")
     if group:

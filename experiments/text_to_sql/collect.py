@@ -94,7 +94,7 @@ def main() -> None:
     missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]
     while missing:
         some, size = [], 0
-        while missing and size + len(wanted[missing[0]]) <= options.batch_size:
+        while missing and (not some or size + len(wanted[missing[0]]) <= options.batch_size):
             size += len(wanted[missing[0]])
             some.append(missing.pop(0))
         chunk = {name: wanted[name] for name in some}

@@ -161,20 +161,17 @@ prefers its own token, how much of what follows it agrees with, how sure the dra
 
 def best_threshold(score, worth) -> float:
     """Return the threshold above which overrides gain the most answers."""
-    ordered = score.sort(descending=True)
-    gains = torch.cat([torch.zeros(1), worth[ordered.indices].cumsum(0)])
-    edges = torch.cat([ordered.values[:1] + 1, ordered.values, ordered.values[-1:] - 1])
-    best = int(gains.argmax())
+    values, place = score.unique(return_inverse=True)  # ascending; what ties is overridden together
+    gains = torch.zeros(len(values)).index_add_(0, place, worth).flip(0).cumsum(0)
+    edges = torch.cat([values[-1:] + 1, values.flip(0), values[:1] - 1])
+    best = int(torch.cat([torch.zeros(1), gains]).argmax())
     return float((edges[best] + edges[best + 1]) / 2)
 
 
 def area(score, is_draft) -> float:
-    """Return the chance that a draft's decision scores higher than a target's."""
-    rank = torch.empty(len(score))
-    rank[score.argsort()] = torch.arange(1.0, len(score) + 1)
-    num_draft = int(is_draft.sum())
-    above = float(rank[is_draft].sum()) - num_draft * (num_draft + 1) / 2
-    return above / (num_draft * (len(score) - num_draft))
+    """Return the chance that a draft's decision scores higher than a target's; half for a tie."""
+    ours, theirs = score[is_draft][:, None], score[~is_draft]
+    return float(((ours > theirs).float() + (ours == theirs).float() / 2).mean())
 
 
 def learnt(x, worth, kind) -> Policy:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import enum
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from cospec.display import completion_html
+from cospec.results import finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -301,12 +303,10 @@ class Stats:
         return [n / self.num_drafts for n in self.num_accepted_tokens_per_pos]
 
     def __add__(self, other: Stats) -> Stats:
-        per_pos = [self.num_accepted_tokens_per_pos, other.num_accepted_tokens_per_pos]
-        width = max(map(len, per_pos))
-        padded = [counts + [0] * (width - len(counts)) for counts in per_pos]
+        per_pos = self.num_accepted_tokens_per_pos, other.num_accepted_tokens_per_pos
         names = [name for name in self.__slots__ if name != "num_accepted_tokens_per_pos"]
         total = Stats(**{name: getattr(self, name) + getattr(other, name) for name in names})
-        total.num_accepted_tokens_per_pos = [a + b for a, b in zip(*padded, strict=True)]
+        total.num_accepted_tokens_per_pos = [a + b for a, b in zip_longest(*per_pos, fillvalue=0)]
         return total
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
@@ -377,8 +377,8 @@ class Completion:
 
 
 def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields of a dataclass
-    """A dict whose tensors are lists."""
-    return {key: value.tolist() if torch.is_tensor(value) else value for key, value in items}
+    """A dict of what JSON has: tensors are lists, and no number is NaN or infinite."""
+    return {k: v.tolist() if torch.is_tensor(v) else finite(v) for k, v in items}
 
 
 @dataclass(frozen=True, slots=True)

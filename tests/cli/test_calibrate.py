@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 
@@ -114,9 +115,15 @@ def test_without_a_certificate_the_point_is_lossless(calibrate, folder, letters,
     assert "No threshold below 1 is certified" in capsys.readouterr().out
 
 
-def test_the_fastest_threshold_is_stored_under_its_aim(calibrate, folder, capsys):
-    calibrate("--aim", "speed")
-    assert points(folder)["speed"]["aim"] == "speed"
+def test_the_fastest_threshold_is_stored_under_its_aim(calibrate, folder, tmp_path, capsys):
+    calibrate("--aim", "speed", "--json", tmp_path / "r.json")
+    arms = json.loads((tmp_path / "r.json").read_text())["arms"]
+    able = [arm for arm in arms[2:] if arm["wins"] >= arm["losses"]]
+    best = min(able, key=lambda arm: arm["num_target_forwards"] / max(arm["accuracy"], 1e-9))
+    expected = 1.0 if best["name"] == "lossless" else float(best["name"].partition("=")[2])
+    point = points(folder)["speed"]
+    assert (point["aim"], point["threshold"]) == ("speed", expected)
+    assert len({arm["num_target_forwards"] for arm in able}) > 1, "there is a choice"
     assert "the choice for speed" in capsys.readouterr().out
 
 
@@ -174,6 +181,23 @@ def test_an_interrupted_run_goes_on_where_it_stopped(calibrate, folder, tmp_path
     assert document["num_resumed_turns"] == 2
     assert document["rows"] == expected["rows"]
     assert document["calibration"] == expected["calibration"]
+
+
+def test_a_run_that_failed_after_its_point_was_stored_goes_on(
+    calibrate, folder, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    result = tmp_path / "r.json"
+    with monkeypatch.context() as patch:
+        patch.setattr("cospec.cli.run.write_json", full)
+        with pytest.raises(SystemExit):
+            calibrate("--json", result)
+    point = points(folder)["accuracy"]
+    calibrate("--json", result)
+    stored = json.loads(result.read_text())["calibration"]["point"]
+    assert points(folder)["accuracy"] == point == stored
 
 
 def test_a_point_of_that_name_is_not_replaced_silently(calibrate, folder):

@@ -14,6 +14,7 @@ from cospec import cli
 from cospec.cli.views.paint import STYLES, Painter
 from cospec.engine import Engine
 from cospec.types import Origin
+from tests.cli.conftest import stop_after
 from tests.conftest import disturbed, random_model
 
 
@@ -79,6 +80,38 @@ def test_generate_streams_one_prompt_and_writes_result_and_trace(cospec, capsys,
     assert len(completion["origins"]) == len(completion["token_ids"]) == row["num_tokens"]
     assert completion["trace"][0]["mismatches"] is not None
     assert document["totals"]["num_drafts"] == len(completion["trace"])
+
+
+def test_a_trace_without_probabilities_of_a_draft_is_json(cospec, tmp_path):
+    trace = tmp_path / "t.jsonl"
+    cospec(
+        "generate", "--prompt", "the and the and the", "--drafter", "ngram", "--arbiter",
+        "always_draft", "--max-new-tokens", 40, "--trace", trace,
+    )  # fmt: skip
+    (line,) = trace.read_text().splitlines()
+    blocks = json.loads(line, parse_constant=pytest.fail)["trace"]
+    assert [m["q_draft_id"] for block in blocks for m in block["mismatches"]][:1] == [None]
+
+
+def test_what_an_interrupted_run_has_not_written_is_not_overwritten(
+    cospec, tmp_path, monkeypatch, refusal
+):
+    result, precious = tmp_path / "r.json", tmp_path / "precious.jsonl"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        with pytest.raises(SystemExit):
+            cospec("generate", "--file", __file__, "--num-prompts", 2, "--json", result)
+    assert result.with_name("r.json.part.jsonl").exists()
+    precious.write_text("kept")
+    command = ["generate", "--prompt", "b", "--json", result, "--trace", precious]
+    assert "precious.jsonl exists" in refusal(cospec, *command)
+    assert precious.read_text() == "kept"
+
+
+def test_the_line_of_a_file_that_does_not_fit_is_named(cospec, tmp_path, refusal):
+    path = tmp_path / "p.jsonl"
+    path.write_text('\n{"prompt": "the"}\n\n{}\n')
+    assert "p.jsonl, line 4 has no field 'prompt'" in refusal(cospec, "generate", "--file", path)
 
 
 def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_path):

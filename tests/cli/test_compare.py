@@ -199,7 +199,13 @@ def test_what_cannot_be_reproduced_is_refused(results, tiny, problems, tmp_path)
     a, b = results
     with pytest.raises(SystemExit, match="never overwritten"):
         tiny("reproduce", a, "--out", a)
+    change(b, lambda d: d.update(argv=[*d["argv"], f"--threads={tmp_path}/a/b"]))
+    with pytest.raises(SystemExit, match=r"with .*/a/b, which does not exist here"):
+        tiny("reproduce", b, "--out", tmp_path / "new.json")
     problems.unlink()
+    change(b, lambda d: d.update(argv=["cospec", "eval", f"--task=jsonl:{problems},scorer=exact"]))
+    with pytest.raises(SystemExit, match=r"with .*problems\.jsonl, which does not exist here"):
+        tiny("reproduce", b, "--out", tmp_path / "new.json")
     with pytest.raises(SystemExit, match=r"problems\.jsonl, which does not exist here"):
         tiny("reproduce", a, "--out", tmp_path / "new.json")
     change(b, lambda d: d.update(argv=["cospec", "calibrate"]))

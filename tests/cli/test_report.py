@@ -24,8 +24,12 @@ def test_traces_of_a_task_become_a_page(tiny, problems, tmp_path, capsys):
     text = page.read_text()
     assert "<h1>Mine</h1>" in text and "gap:max_gap=2" in text
     assert len(list(plots.glob("*.png"))) == len(list(plots.glob("*.svg"))) > 0
-    with pytest.raises(SystemExit, match="exists"):
-        tiny("report", traces, "--out", page)
+    for what in (["--out", page], ["--plots", plots]):
+        with pytest.raises(SystemExit, match="exists; name another file"):
+            tiny("report", traces, *what)
+    with pytest.raises(SystemExit, match="which is a file; name a folder"):
+        tiny("report", traces, "--plots", traces)
+    tiny("report", traces, "--plots", plots, "--overwrite")
 
 
 def test_traces_of_a_drafter_without_probabilities_become_a_page(tiny, problems, tmp_path):

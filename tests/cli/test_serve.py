@@ -74,6 +74,14 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
     assert "was trained at 16 drafted tokens a block and rules at 6" in notes
 
 
+def test_a_folder_that_is_named_like_a_rule_is_not_taken_for_it(run, tmp_path, monkeypatch):
+    (tmp_path / "gap").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options, _ = dry(run, "--target", TARGET, "--draft", DRAFT, "--arbiter", "gap:max_gap=1")
+    settings = Settings.from_dict(json.loads(options["--additional-config"])["cospec"])
+    assert settings.arbiter_spec == "gap:max_gap=1"
+
+
 def test_options_of_vllm_are_passed_on_with_and_without_dashes_before_them(run):
     pair = ("--target", TARGET, "--draft", DRAFT)
     options, _ = dry(run, "--host", "127.0.0.1", *pair, "--port", 8123, "-k", 3, "--api-key", "k")

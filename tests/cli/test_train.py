@@ -56,7 +56,7 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     config = json.loads((folder / "config.json").read_text())
     assert config["pair"]["fingerprint"] and config["training"]["task"]["task"] == letters
-    assert ("- Guard: " in card) == (config["max_mismatch_rate"] is not None)
+    assert ("- Guard: none" in card) == (config["max_mismatch_rate"] is None)
     assert LearnedArbiter.load(folder).threshold == 0.5
     tiny("eval", "--task", letters, "--split", "test", "--arbiter", folder, "--max-new-tokens", 8)
     out, err = capsys.readouterr()

@@ -86,6 +86,7 @@ def test_an_arbiter_gets_the_hidden_states_it_asks_for(llama_pair):
 
     Engine(llama_pair, Spy(), batch_size=3).generate(PROMPTS, GREEDY)
     heads = llama_pair.target.lm_head, llama_pair.draft.lm_head
+    assert seen
     for batch in seen:
         with torch.inference_mode():
             torch.testing.assert_close(heads[0](batch.target_hidden), batch.target_logits)

@@ -9,8 +9,9 @@ import pytest
 
 from cospec.report.page import Pictures, to_html
 from cospec.report.read import read_all
+from cospec.report.traces import tell
 
-from .conftest import ARMS, EVIL, eval_document
+from .conftest import ARMS, EVIL, eval_document, trace_document
 
 VOID = {"meta", "link", "wbr", "br", "img", "input", "hr"}
 
@@ -71,6 +72,14 @@ def root(page):
 
 def words(node):
     return " ".join(node.text.split())
+
+
+def test_a_token_whose_text_was_cut_off_has_a_button_with_a_sign():
+    document = trace_document()
+    row = document["rows"][0]
+    row["tokens"][2] = ["", "correction"]  # what it wrote, a line break, began the stop string
+    (told,) = tell([row])
+    assert (told.pieces[-1].text, told.pieces[-1].tail) == ("↵", "")
 
 
 def test_the_table_has_the_numbers_of_the_file_with_the_best_in_bold(root):

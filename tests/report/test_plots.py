@@ -97,6 +97,7 @@ def test_training_shows_the_difference_to_the_target_where_both_are_known():
 
 def test_plots_are_written_as_svg_and_png(results, tmp_path):
     inputs = read_all([results / "calibrate.json", results / "ours.metrics.jsonl"])
+    (tmp_path / "plots").mkdir()
     paths = Pictures(inputs).save(tmp_path / "plots")
     assert [path.name for path in paths] == [
         "reliability-ours-gsm8k.svg", "reliability-ours-gsm8k.png", "training.svg", "training.png",

@@ -82,6 +82,19 @@ def test_acceptance_is_a_share_of_all_blocks_of_an_arm(results):
     row = {"arm": "a", "num_drafts": 4, "num_target_forwards": 9}
     assert acceptance_rates([row | {"num_accepted_tokens_per_pos": [2]}]) == {"a": [0.5]}
     assert acceptance_rates([row]) == {}
+    nothing_drafted = row | {"num_accepted_tokens_per_pos": []}
+    assert acceptance_rates([nothing_drafted]) == {}
+    drafted = row | {"num_accepted_tokens_per_pos": [2]}
+    assert acceptance_rates([nothing_drafted, drafted]) == {"a": [0.25]}
+
+
+def test_in_a_folder_what_is_no_result_by_its_name_is_not_read(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(eval_document()))
+    (tmp_path / "b.json.part.jsonl").write_text('{"config": 1}\n{"cut o')
+    (tmp_path / "data.tar.gz").write_bytes(b"\x1f\x8b\xff")
+    found = read_all([tmp_path])
+    assert len(found.sources) == 1
+    assert [path.name for path in found.passed_over] == ["b.json.part.jsonl"]
 
 
 def test_runs_of_one_arm_with_other_settings_do_not_replace_each_other(tmp_path):

@@ -112,7 +112,6 @@ class Bench:
         """Return the arms that can be asked for with this pair; all of them without one."""
         from cospec.arbiters import RULES
         from cospec.evaluation.benchmark.arms import ASSISTED, MATCH, ORACLE
-        from cospec.evaluation.summary import DRAFT, TARGET
 
         pair, home = str(self.pair.pair).partition(":")[2], bundled_home() / "arbiters"
         trained = [
@@ -121,7 +120,7 @@ class Bench:
             if self.pair.pair is None or (home / f"{pair}{name.removeprefix('bundled')}").is_dir()
         ]
         matched = [MATCH + name for name in trained]
-        return [TARGET, DRAFT, *RULES, *trained, *matched, ASSISTED, ORACLE]
+        return [*RULES, *trained, *matched, ASSISTED, ORACLE]
 
     def _for_arbiters(self, specs: list[ArmSpec]) -> BenchConfig:
         """The settings with the block length that the trained arbiters among the arms ask for."""

@@ -121,7 +121,7 @@ class Calibrate:
                 f"where the operating point is written, or {' or '.join(BUNDLED_ARBITERS)}."
             )
         folder = Path(self.pair.find_arbiter(options.arbiter))
-        check_point(folder, name, overwrite)
+        check_point(folder, name, overwrite or run.is_resumed)
         arbiter = LearnedArbiter.load(folder)
         options = options.for_arbiters([arbiter])
         settled = replace(self, calibrate=options)
@@ -140,6 +140,9 @@ class Calibrate:
         print_notes(pair, evaluation)
         about = {"evaluation": evaluation.config()}
         with run.log(settled, pair, {options.arbiter: arbiter.with_threshold(0)}, **about) as log:
+            # A run that was killed at its end has written the point.
+            overwrite = overwrite or bool(log and log.done)
+            check_point(folder, name, overwrite)
             parts = evaluation.result(play(evaluation, log))
             calibration = settled._choose(parts["arms"]) | {"name": name, "reliability": scores}
             write_point(folder, name, calibration["point"], overwrite)

@@ -151,13 +151,14 @@ def _read_file(path: Path, field_name: str) -> list[str]:
         ConfigError: The file is missing or a line does not fit.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}; pass a text or .jsonl file.") from None
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix != ".jsonl":
-        return lines
+        return [line for _, line in lines]
     prompts = []
-    for i, line in enumerate(lines, 1):
+    for i, line in lines:
         try:
             prompts.append(str(parse_json(line)[field_name]))
         except (ValueError, KeyError, TypeError) as error:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from cospec.errors import ConfigError
 from cospec.results import check_writable, write_text
+
+if TYPE_CHECKING:
+    from cospec.report.inputs import Inputs
+    from cospec.report.page import Pictures
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,27 @@ class Report:
         inputs = read_all(self.paths)
         for path in inputs.passed_over:
             print(f"note: {path} holds nothing for a report", file=sys.stderr)
+        pictures = self._pictures(inputs) if self.out or self.plots else None
         if self.markdown is not None:
             write_text(self.markdown, to_markdown(inputs))
             print(f"wrote {self.markdown}")
-        if self.out is None and self.plots is None:
-            return
-        from cospec.report.page import Pictures, to_html
+        if pictures is not None and self.plots is not None:
+            print(f"wrote {len(pictures.save(self.plots))} plots to {self.plots}")
+        if pictures is not None and self.out is not None:
+            from cospec.report.page import to_html
+
+            write_text(self.out, to_html(inputs, pictures, self.title))
+            print(f"wrote {self.out}, {self.out.stat().st_size / 1e6:.1f} MB")
+
+    def _pictures(self, inputs: Inputs) -> Pictures:
+        """Return the figures, whose files can be written."""
+        from cospec.report.page import Pictures
 
         pictures = Pictures(inputs)
         if self.plots is not None:
-            found = pictures.save(self.plots)
-            print(f"wrote {len(found)} plots to {self.plots}")
-        if self.out is not None:
-            write_text(self.out, to_html(inputs, pictures, self.title))
-            print(f"wrote {self.out}, {self.out.stat().st_size / 1e6:.1f} MB")
+            if self.plots.exists() and not self.plots.is_dir():
+                raise ConfigError(f"plots is {self.plots}, which is a file; name a folder.")
+            self.plots.mkdir(parents=True, exist_ok=True)
+            for path in pictures.paths(self.plots):
+                check_writable(path, self.overwrite)
+        return pictures

@@ -105,10 +105,11 @@ def _check_paths(argv: Sequence[str]) -> None:
         ConfigError: A word looks like a path (a hub id has one slash), and there is no such file.
     """
     for word in argv[2:]:
-        name = word.removeprefix("jsonl:").removeprefix("random:match=")
+        given = word.partition("=")[2] if word.startswith("--") else word
+        name = given.removeprefix("jsonl:").removeprefix("random:match=")
         name = name.partition(",")[0].partition(":")[0]
         is_path = name.startswith(("/", "./", "../")) or name.count("/") > 1
-        is_file = word.startswith("jsonl:") or name.endswith(".gguf")
+        is_file = given.startswith("jsonl:") or name.endswith(".gguf")
         if (is_path or is_file) and not Path(name).exists():
             raise ConfigError(
                 f"the result was made with {name}, which does not exist here; start in the folder "

@@ -31,6 +31,9 @@ class Run:
         threads: CPU threads; None leaves torch's number.
         files: Other files that the command writes, which must not exist either.
 
+    Attributes:
+        is_resumed: Whether there is a log of a run that did not finish, perhaps an empty one.
+
     Raises:
         ConfigError: A file exists, cannot be written, or belongs to a run that has not finished.
     """
@@ -46,12 +49,13 @@ class Run:
         from cospec.evaluation.turns import check_unlocked, log_path
 
         self.command, self.path, self._overwrite = command, output.json, output.overwrite
+        self._files = files
         check_writable(self.path, output.overwrite)
-        is_resumed = self.path is not None and log_path(self.path).exists()
+        self.is_resumed = self.path is not None and log_path(self.path).exists()
         if self.path is not None:
             check_unlocked(log_path(self.path))
         for path in files:  # a run that was killed at its end has written them
-            check_writable(path, output.overwrite or is_resumed)
+            check_writable(path, output.overwrite or self.is_resumed)
         set_threads(threads)
         self._provenance = Provenance()
         self._log: TurnLog | None = None
@@ -92,7 +96,8 @@ class Run:
         with TurnLog.beside(
             self.path, self._config, self._provenance.to_dict(*self._where)
         ) as self._log:
-            check_writable(self.path, self._overwrite)
+            for path in (self.path, *(() if self._log.done else self._files)):
+                check_writable(path, self._overwrite)
             yield self._log
 
     def write(self, **parts: object) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from cospec.arbiters import RULES
 from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
@@ -116,7 +117,7 @@ class Serve:
         """
         arbiter = self._source.find_arbiter(self.arbiter)
         name, colon, knobs = arbiter.partition(":")
-        if Path(name).is_dir():  # the server's processes may run elsewhere
+        if name not in RULES and Path(name).is_dir():  # the server's processes may run elsewhere
             arbiter = f"{Path(name).resolve()}{colon}{knobs}"
         log = None
         if self.decisions is not None:

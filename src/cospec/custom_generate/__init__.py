@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +28,7 @@ from cospec.custom_generate.batch import TransformersEngine
 from cospec.custom_generate.keys import refuse_unsupported
 from cospec.errors import ConfigError
 from cospec.models import ModelPair
+from cospec.types import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,6 +166,8 @@ class Collaborative:
                 c for c in stopping_criteria if not isinstance(c, _DONE_BY_THE_ENGINE)
             )
             sampling = _sampling(generation_config, warpers, input_ids.shape[1], stopping_criteria)
+            if generation_config.do_sample or Needs.UNIFORMS in arbiter.needs:
+                sampling = replace(sampling, seed=int(torch.randint(2**62, ()).item()))
             completions = self._run(engine, prompts, sampling)
         sequences = _padded(input_ids, completions, generation_config)
         if generation_config.return_dict_in_generate:
@@ -232,10 +235,11 @@ def _decode_config(config: GenerationConfig, draft: object, num_rows: int) -> De
                 "there is no draft; pass assistant_model, or prompt_lookup_num_tokens to draft by "
                 "prompt lookup."
             )
-        k, options["drafter"] = config.prompt_lookup_num_tokens, "ngram"
+        options |= {"num_speculative_tokens": config.prompt_lookup_num_tokens, "drafter": "ngram"}
         if (longest := config.max_matching_ngram_size) is not None:
             options |= {"prompt_lookup_max": longest, "prompt_lookup_min": min(2, longest)}
-    elif confidence not in (None, _DEFAULT_CONFIDENCE):
+        return DecodeConfig(**options)
+    if confidence not in (None, _DEFAULT_CONFIDENCE):
         options["draft_confidence_threshold"] = confidence
     if k != _DEFAULT_NUM_ASSISTANT_TOKENS:
         options["num_speculative_tokens"] = k
@@ -260,8 +264,7 @@ def _sampling(
     """Return the settings of all rows.
 
     Length and stop tokens are those of the criteria, which ``generate`` makes from the config or
-    takes from the user. The seed comes from torch, so that ``torch.manual_seed`` governs it as
-    there.
+    takes from the user.
     """
     lengths = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
     stops = [c.eos_token_id.tolist() for c in criteria if isinstance(c, EosTokenCriteria)]
@@ -271,8 +274,7 @@ def _sampling(
         "stop_token_ids": sorted({token for some in stops for token in some}),
     }
     if config.do_sample:
-        seed = int(torch.randint(2**62, ()).item())
-        settings |= {"seed": seed, "temperature": 1.0} | warpers
+        settings |= {"temperature": 1.0} | warpers
     return SamplingConfig(**settings)
 
 

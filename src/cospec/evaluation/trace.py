@@ -6,13 +6,13 @@ each mismatch is played to its end under the same arbiter, from the caches of th
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from cospec.arbiters import AlwaysTarget
 from cospec.display import pieces
 from cospec.engine import Branch, Engine
 from cospec.evaluation.problems import encode_problems
+from cospec.results import finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,18 +113,13 @@ def _row(
 def _mismatch(engine: Engine, mismatch: MismatchTrace) -> Json:
     assert engine.pair.tokenizer is not None
     return {
-        **{name: _finite(getattr(mismatch, name)) for name in _TOLD},
+        **{name: finite(getattr(mismatch, name)) for name in _TOLD},
         "draft_text": str(engine.pair.tokenizer.decode([mismatch.draft_id])),
         "target_text": str(engine.pair.tokenizer.decode([mismatch.target_id])),
-        "score": _finite(mismatch.score),
+        "score": finite(mismatch.score),
         "keep_draft": mismatch.keep_draft,
         "veto": mismatch.veto,
     }
-
-
-def _finite(value: float | None) -> float | None:
-    """Return None for what JSON does not have: a drafter without a model tells no probability."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _play_others(

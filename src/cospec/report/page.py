@@ -6,6 +6,7 @@ matplotlib escapes the texts of figures.
 
 from __future__ import annotations
 
+import itertools
 import re
 from functools import partial
 from pathlib import Path
@@ -59,10 +60,13 @@ class Picture:
         ]
         return Markup("".join(parts))  # figures escape their texts
 
+    def paths(self, folder: Path) -> list[Path]:
+        """The files of `save`."""
+        return [folder / f"{self.name}{suffix}" for suffix in (".svg", ".png")]
+
     def save(self, folder: Path) -> list[Path]:
         """Write the wide one as SVG and PNG."""
-        figure = self._draw(WIDE)
-        paths = [folder / f"{self.name}{suffix}" for suffix in (".svg", ".png")]
+        figure, paths = self._draw(WIDE), self.paths(folder)
         for path in paths:
             save(figure, path)
         return paths
@@ -108,19 +112,19 @@ class Pictures:
         self._names.add(name)
         return Picture(name, f"{section}: {title}" if title else section, draw)
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write every figure as SVG and PNG; the folder is made if it is not there."""
-        folder.mkdir(parents=True, exist_ok=True)
+    @property
+    def _all(self) -> list[Picture]:
         close_ups = filter(None, self.close_ups)
-        every = (
-            *self.cells,
-            *close_ups,
-            *self.acceptances,
-            *self.maps,
-            *self.reliabilities,
-            *self.trainings,
-        )
-        return [path for picture in every for path in picture.save(folder)]
+        found = self.cells, close_ups, self.acceptances, self.maps, self.reliabilities
+        return [*itertools.chain(*found, self.trainings)]
+
+    def paths(self, folder: Path) -> list[Path]:
+        """The files of `save`."""
+        return [path for picture in self._all for path in picture.paths(folder)]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write every figure as SVG and PNG."""
+        return [path for picture in self._all for path in picture.save(folder)]
 
 
 def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:

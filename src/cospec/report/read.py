@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ _DAMAGE = (
     RecursionError, OverflowError,
 )  # fmt: skip
 """Exceptions that a file of another shape can cause while it is read."""
-_SUFFIXES = (".json", ".gz", ".jsonl", ".safetensors")
+_ENDS = (".json", ".json.gz", ".jsonl", ".safetensors")
+"""Of the files that are read in a folder; logs of unfinished runs are not."""
 
 
 def read_all(paths: Sequence[Path]) -> Inputs:
@@ -54,8 +56,8 @@ def read_all(paths: Sequence[Path]) -> Inputs:
     inputs = Inputs()
     for path in paths:
         if path.is_dir():
-            for file in sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES):
-                if not _read(file, inputs):
+            for file in sorted(p for p in path.iterdir() if p.name.endswith(_ENDS)):
+                if file.name.endswith(".part.jsonl") or not _read(file, inputs):
                     inputs.passed_over.append(file)
         elif not path.exists():
             raise ConfigError(f"{path} does not exist; pass result files or folders of them.")
@@ -221,17 +223,15 @@ def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:
     blocks: dict[str, int] = {}
     for row in rows:
         theirs = row.get("num_accepted_tokens_per_pos")
-        if not theirs:
+        if theirs is None:
             continue
         arm = row["arm"]
-        ours = counts.get(arm, [])
-        width = max(len(ours), len(theirs))
-        padded = [part + [0] * (width - len(part)) for part in (ours, theirs)]
-        counts[arm] = [a + b for a, b in zip(*padded, strict=True)]
+        both = zip_longest(counts.get(arm, []), theirs, fillvalue=0)
+        counts[arm] = [a + b for a, b in both]
         blocks[arm] = blocks.get(arm, 0) + int(
             row["num_drafts" if "num_drafts" in row else "num_target_forwards"]
         )
-    return {arm: [n / blocks[arm] for n in each] for arm, each in counts.items() if blocks[arm]}
+    return {arm: [n / blocks[arm] for n in each] for arm, each in counts.items() if each}
 
 
 def _generated(path: Path, document: Json, inputs: Inputs) -> None:

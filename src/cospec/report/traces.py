@@ -78,7 +78,8 @@ def _pieces(row: Json) -> list[Piece]:
             continue
         shown = text or mismatch["draft_text" if mismatch["keep_draft"] else "target_text"]
         bare = shown.rstrip("\n")
-        breaks = shown[len(bare) :] if text else ""
+        breaks = shown[len(bare) :]
         label = bare.replace("\n", "↵") + "↵" * len(breaks)
-        found.append(Piece(origin, label if label.strip() else "␣" * len(label), breaks, mismatch))
+        label = label if label.strip() else "␣" * len(label)
+        found.append(Piece(origin, label, breaks if text else "", mismatch))
     return found

@@ -82,7 +82,7 @@ def _solutions(train: Json, first: Json) -> list[str]:
 
 
 def _guard(rate: float | None) -> list[str]:
-    """Return a line on the guard, if there is one."""
+    """Return a line on the guard, or that there is none."""
     if rate is None:
-        return []
+        return ["- Guard: none, since it won no tune answer."]
     return [f"- Guard: it keeps nothing where a text has more than {rate:.3f} mismatches a token."]

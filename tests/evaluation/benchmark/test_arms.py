@@ -99,6 +99,8 @@ def test_an_arm_is_matched_by_its_spec_or_its_name():
     by_name = make_specs(["random:match=gap:max_gap=1", "gap:max_gap=1.0"], same)
     assert by_spec[-1] == by_name[-1]
     assert by_spec[-1].match == "gap:max_gap=1"
+    specs = ["gap:max_gap=1.0", "random:match=gap:max_gap=1", "random:match=gap:max_gap=1.0"]
+    assert len(make_specs(specs, same)) == 3 + 2, "both ways to name it are one arm"
 
 
 @pytest.mark.parametrize(

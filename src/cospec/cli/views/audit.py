@@ -45,7 +45,9 @@ def percent(share: Json) -> str:
 
 
 def _outcomes(summary: Json) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="whose branch is right (95 %)", title_justify="left")
+    number = f"{summary['mismatches_per_problem']:.1f}"
+    title = f"{number} mismatches a problem, whose branch is right (95 %)"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("mismatches", overflow="fold")
     names = list(summary["outcomes"])
     for name in names:

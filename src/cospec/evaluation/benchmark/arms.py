@@ -107,8 +107,9 @@ def make_specs(
             if wanted not in ruled:
                 allowed = ruled or ["none, no arbiter is asked for"]
                 raise ConfigError(unknown_name(f"arm to match by {spec}:", wanted, allowed))
-            name = ruled[wanted]
-            found.append(ArmSpec(MATCH + name, "random", match=name))
+            arm_spec = ArmSpec(MATCH + ruled[wanted], "random", match=ruled[wanted])
+            if arm_spec not in found:  # asked for by the arm's spec and by its name
+                found.append(arm_spec)
     return found
 
 
