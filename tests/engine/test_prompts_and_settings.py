@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,6 +72,20 @@ def test_a_prompt_of_an_unknown_kind_is_refused_with_a_sentence(llama_pair, prom
     """Found: bare TypeErrors and ValueErrors from inside, and token 7.5 was read as 7."""
     with pytest.raises(PromptError):
         Engine(llama_pair, AlwaysTarget()).generate(prompts, GREEDY)
+
+
+@pytest.mark.parametrize("engine", [Engine.target_only, lambda p: Engine(p, AlwaysTarget())])
+def test_a_stop_string_that_is_a_special_token_ends_the_text(llama_pair, tokenizer, engine):
+    """Found: decoded text leaves special tokens out, so that it was never there."""
+    tokenizer = copy.deepcopy(tokenizer)
+    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
+    (free,) = engine(pair).generate([[7, 8]], GREEDY)
+    at = next(i for i, t in enumerate(free.token_ids) if i > 3 and t not in free.token_ids[:i])
+    name = tokenizer.convert_ids_to_tokens(free.token_ids[at])
+    tokenizer.add_special_tokens({"additional_special_tokens": [name]})
+    (done,) = engine(pair).generate([[7, 8]], replace(GREEDY, stop=(name, "never")))
+    assert done.token_ids == free.token_ids[: at + 1]
+    assert done.finish_reason == "stop"
 
 
 def test_an_empty_text_is_refused(llama_pair, tokenizer):

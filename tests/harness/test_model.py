@@ -154,6 +154,7 @@ def test_sampled_answers_follow_the_seed_and_differ_from_request_to_request(mode
     assert texts == model(batch_size=2).generate_until(requests(*asked))
     assert len(set(texts)) > 25
     assert texts != model(batch_size=2, seed=1).generate_until(requests(*asked))
+    assert texts == model(batch_size=1).generate_until(requests(*asked)), "chunks are of 16"
 
 
 def test_a_chat_is_asked_in_the_targets_template(model) -> None:

@@ -20,13 +20,13 @@ LIMIT = 40
 EXAMPLES = [Example(f"x/{i}", "in on", "y") for i in range(2)]
 
 
-def play(pair, task, scorer, seen=None):
+def play(pair, task, scorer, seen=None, temperature=0.0):
     """A player whose forks are noted in `seen`."""
     player = ForkPlayer(
         Engine.target_only(pair, batch_size=3),
         replace(task, scorer=scorer),
         EXAMPLES,
-        [SamplingConfig(max_new_tokens=LIMIT)] * 2,
+        [SamplingConfig(max_new_tokens=LIMIT, temperature=temperature, seed=0)] * 2,
     )
 
     def noted(forks):
@@ -92,6 +92,20 @@ def test_a_decision_is_worth_what_the_target_makes_of_both_tokens(pair, task) ->
     )
     assert delta.tolist() == expected
     assert {-1.0, 0.0, 1.0} == set(expected)
+
+
+def test_sampled_forks_of_two_problems_draw_other_numbers(pair, task) -> None:
+    solutions = [own_text(pair, 12), replace(own_text(pair, 12), place=1)]
+    texts: dict[str, list[str]] = {}
+
+    def scorer(example, text):
+        texts.setdefault(example.id, []).append(text)
+        return Score(0.0)
+
+    player = play(pair, task, scorer, temperature=1.0)
+    solution_decisions(pair, make_features("scalar", pair), solutions, worth_of=player)
+    first, second = texts.values()
+    assert len(first) == len(second) > 2 and first != second
 
 
 def test_a_run_learns_from_the_decisions_that_matter(pair, task) -> None:

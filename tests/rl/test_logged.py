@@ -52,13 +52,22 @@ def test_decisions_find_the_reward_of_their_request(tmp_path) -> None:
         row("cmpl-without-reward-0-1f2e3d4c"),
         row(probability=0.0, keep=False),
         row(probability=1.0),
+        row(probability=None),  # nobody was asked
+        row(probability=0.0, keep=False) | {"features": [None] * len(NAMES)},
     ]
     data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
     assert data.keep.tolist() == [True, False]
     assert data.probability.tolist() == [0.5, 0.75]
     assert data.advantage.tolist() == [0.5, -0.5]
     assert data.counts["num_requests"] == 3 and data.counts["num_requests_used"] == 2
-    assert data.counts["num_decisions"] == 5 and data.counts["num_decisions_used"] == 2
+    assert data.counts["num_decisions"] == 7 and data.counts["num_decisions_used"] == 2
+
+
+def test_a_reward_is_of_the_request_that_has_its_whole_id(tmp_path) -> None:
+    given = rewards(tmp_path, ("chatcmpl-job", 1.0), ("cmpl-x", 3.0))
+    rows = [row("chatcmpl-job-1-1f2e3d4c"), row("chatcmpl-job-1f2e3d4c"), row("cmpl-x-1-1f2e3d4c")]
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    assert data.advantage.tolist() == [-1.0, 1.0], "of job, and of the second prompt of x"
 
 
 def test_requests_are_compared_within_their_group(tmp_path) -> None:
@@ -71,7 +80,7 @@ def test_requests_are_compared_within_their_group(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([HEAD, row(probability=None)], "line 2 has no probability.*--explore"),
+        ([HEAD, row(probability=None)], "log has no probability.*--explore"),
         ([row()], "does not begin with the head"),
         ([HEAD | {"features": NAMES[1:]}, row()], "features, and the arbiter sees"),
         ([HEAD, row(probability=1.5)], "must have been possible"),

@@ -109,6 +109,10 @@ def test_a_run_warms_up_on_own_answers_and_its_cache_knows_them(pair, task, tmp_
         it.solved = it.train
         with pytest.raises(ConfigError, match="solutions_from"):
             it.run()
+    longer = trainer(pair, task, **settings | dict(num_solutions=8))
+    longer.solved = [*longer.train, longer.train[0]]
+    with pytest.raises(ConfigError, match="more can follow only a multiple of 128"):
+        longer.run()
 
 
 @pytest.mark.parametrize(

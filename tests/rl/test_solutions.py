@@ -20,6 +20,7 @@ from cospec.tasks import Example
 from tests.conftest import CONTEXT, EOS, VOCAB, random_model
 from tests.rl.conftest import train_config
 
+REST_OF_BLOCK = [SCALAR_NAMES.index(f"block_{name}_log_q") for name in ("mean", "min")]
 POSITION = SCALAR_NAMES.index("log_position")
 TEXTS = ["ten hens and an ant", "the end is near the stone", "oats or red ants"]
 
@@ -49,6 +50,7 @@ def met(pair, features, one: Solution) -> tuple[torch.Tensor, list[float]]:
             for token, worth in ((mismatch.draft_id, 1.0), (mismatch.target_id, -1.0)):
                 if token == one.ids[place]:
                     row = mismatch.features.clone()
+                    row[REST_OF_BLOCK] = 0.0
                     row[POSITION] = torch.tensor(float(place - one.num_prompt_tokens)).log1p()
                     seen.append(row)
                     delta.append(worth)

@@ -14,6 +14,7 @@ from cospec.tasks.extract import (
     choice,
     final_answer,
     final_number,
+    gold_number,
     last_number,
     same_number,
     strict_gsm8k,
@@ -138,6 +139,12 @@ def test_the_table_of_model_outputs_is_long_enough_to_mean_something() -> None:
 )
 def test_numbers_are_compared_exactly(left: str | None, right: str | None, is_same: bool) -> None:
     assert same_number(left, right) is is_same
+
+
+@pytest.mark.parametrize("text", ["3 / 4", "3/4", " 3 /4"])
+def test_a_gold_fraction_is_one_number_on_every_python(text: str) -> None:
+    gold = gold_number(text)
+    assert same_number(gold, "0.75") and not same_number(gold, "7")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
@@ -173,6 +174,7 @@ def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role
 def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
     kinds = torch.zeros(MIN_ELEMENTS, dtype=torch.int64)
     policy = coin(0.5)
+    policy.register_parameter("large", nn.Parameter(torch.zeros(MIN_ELEMENTS)))
     one = arbiter(policy)
     one = type(one)(policy, ScalarFeatures(kinds))
     sender, receiver = Sender(), Receiver()
@@ -186,6 +188,7 @@ def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
     assert again.arbiter.features.kinds is again.features.kinds is got.features.kinds
     biases = [each.policy.layers[-1].bias.detach().item() for each in (got, again.arbiter)]
     assert biases == [0.5, 1.5]
+    assert len(receiver._known) == 1, "weights are not kept"
     kinds[0] = 3
     assert receiver.unpack(sender.pack(one)).features.kinds[0] == 3, "it was changed in place"
     assert receiver.unpack(sender.pack(load_arbiter("gap:max_gap=1"))).name.startswith("gap")

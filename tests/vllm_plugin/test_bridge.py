@@ -364,6 +364,20 @@ def test_a_sampled_token_that_the_target_prefers_is_no_override():
     assert count_step(rows, rulings, torch.tensor([0])).counts.tolist() == [0, 0, 1, 0]
 
 
+def test_a_sampled_token_that_passed_the_accept_test_is_no_mismatch():
+    p, q, _ = blocks(1, 2)
+    second = p[:, :K].topk(2, dim=-1).indices[..., 1]  # never the target's most probable token
+    rows = replace(flat(p, q, second), is_sampled=torch.ones(K, dtype=torch.bool))
+    rulings = RowArbiter(AlwaysTarget(), K)(rows)
+    tally = count_step(rows, rulings, torch.tensor([2]))
+    assert tally.is_counted.tolist() == [True] * 3 + [False] * (K - 3)
+    assert tally.is_reached.tolist() == [i == 2 for i in range(K)]
+    assert tally.num_mismatches.tolist() == [1]
+    recorder = Recorder(AlwaysTarget())
+    RowArbiter(recorder, K)(rows)
+    assert recorder.seen[0].num_mismatches.tolist() == [0] * K
+
+
 def test_lookahead_ends_with_the_block_of_the_request():
     p, q, ids = blocks(3, 6)
     recorder = Recorder(AlwaysTarget())

@@ -67,8 +67,17 @@ def _checked_row(
 
 def make_row(pair: ModelPair, index: int, ids: list[int], config: SamplingConfig) -> Row:
     """Return the row of a prompt of token ids."""
-    eos = frozenset() if config.ignore_eos else pair.eos_token_ids
-    return Row(index, ids, config, eos | set(config.stop_token_ids), pair.tokenizer)
+    stops = set() if config.ignore_eos else set(pair.eos_token_ids)
+    stops |= {*config.stop_token_ids, *_special_ids(pair, config.stop)}
+    return Row(index, ids, config, frozenset(stops), pair.tokenizer)
+
+
+def _special_ids(pair: ModelPair, texts: Sequence[str]) -> list[int]:
+    """Return the ids of texts that are special tokens, which decoded text leaves out."""
+    if not texts or pair.tokenizer is None:
+        return []
+    ids = dict(zip(pair.tokenizer.all_special_tokens, pair.tokenizer.all_special_ids, strict=True))
+    return [ids[text] for text in texts if text in ids]
 
 
 def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[int]:

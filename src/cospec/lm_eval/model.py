@@ -106,8 +106,10 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
             for start in range(0, len(requests), size):
                 chunk = requests[start : start + size]
                 prompts, sampling = zip(*(self._encode(r) for r in chunk), strict=True)
-                seeded = [replace(s, seed=self.args.seed + start) for s in sampling]
-                done = self.engine.generate(prompts, seeded)
+                seeded = [replace(s, seed=self.args.seed) for s in sampling]
+                streams = range(start, start + len(chunk))
+                rollouts = self.engine.rollouts(prompts, seeded, streams=streams, keep_caches=False)
+                done = [rollout.completion for rollout in rollouts]
                 for request, completion in zip(chunk, done, strict=True):
                     self.cache_hook.add_partial("generate_until", request.args, completion.text)
                 texts += [completion.text for completion in done]

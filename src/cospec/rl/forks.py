@@ -43,7 +43,8 @@ class ForkPlayer:
     def __call__(self, forks: list[Fork]) -> list[float]:
         """Return what the text after each fork is worth: 1 if its answer is right."""
         branches = [
-            Branch(self._rollout(fork), fork.position, fork.token_id, stream=0) for fork in forks
+            Branch(self._rollout(fork), fork.position, fork.token_id, stream=fork.solution.place)
+            for fork in forks
         ]
         ends = self.engine.branches(branches)
         return [

@@ -12,6 +12,7 @@ The log tells nothing of costs. If time matters, it has to be in the rewards.
 from __future__ import annotations
 
 import copy
+import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,17 +96,26 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
     _check_head(path, next(rows, (1, {}))[1], names)
     used: list[tuple[Json, str, Verdict]] = []
     requests: set[str] = set()
-    num_decisions = 0
+    num_decisions = num_without = 0
     for number, row in rows:
         if _HEAD in row:  # of another server that shares the file
             _check_head(path, row, names)
             continue
         num_decisions += 1
         requests.add(str(row.get("request_id")))
+        if row.get("probability") is None:  # nobody was asked: near the context's end, for one
+            num_without += 1
+            continue
         _check_row(path, number, row, len(names))
         is_open = 0 < row["probability"] < 1  # else a safety rule or a request's setting decided
         if is_open and (found := _find(rewards, str(row["request_id"]))) is not None:
             used.append((row, *found))
+    if num_decisions == num_without > 0:
+        raise ConfigError(
+            f"{path} has no probability: the server ruled by a threshold, so that nothing tells "
+            "what the other ruling would have led to. Serve with --explore 0.1 or so, and train on "
+            "that log."
+        )
     if not used:
         raise ConfigError(
             f"none of the {len(requests)} requests in {path} has a reward and a ruling that was "
@@ -188,13 +198,14 @@ def _advantages(verdicts: dict[str, Verdict]) -> dict[str, float]:
 
 
 def _find(rewards: dict[str, Verdict], logged: str) -> tuple[str, Verdict] | None:
-    """Find the reward of a request by its logged id, which vLLM made longer: -INDEX, -RANDOM."""
-    name = logged
-    for _ in range(3):
-        if name in rewards:
-            return logged, rewards[name]
-        name = name.rpartition("-")[0]
-    return None
+    """Find the reward of a request by its logged id, which vLLM made longer: -INDEX, -RANDOM.
+
+    Only ids of completions have an index.
+    """
+    names = [logged, re.sub(r"-[0-9a-f]{8}$", "", logged)]
+    if logged.startswith("cmpl-"):
+        names.append(re.sub(r"-\d+$", "", names[-1]))
+    return next(((logged, rewards[name]) for name in names if name in rewards), None)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Json]]:
@@ -230,21 +241,16 @@ def _check_head(path: Path, head: Json, names: Sequence[str]) -> None:
 
 def _check_row(path: Path, number: int, row: Json, num_features: int) -> None:
     where = f"{path}, line {number}"
-    keep, p = row.get("keep_draft"), row.get("probability")
-    if p is None:
-        raise ConfigError(
-            f"{where} has no probability: the server ruled by a threshold, so that nothing tells "
-            "what the other ruling would have led to. Serve with --explore 0.1 or so, and train on "
-            "that log."
-        )
-    features = row.get("features")
-    is_whole = isinstance(features, list) and len(features) == num_features
-    if not is_whole or not isinstance(keep, bool) or any(x is None for x in features):  # type: ignore[union-attr]
-        raise ConfigError(
-            f"{where} is damaged: it needs keep_draft and {num_features} finite features."
-        )
+    keep, p = row.get("keep_draft"), row["probability"]
     if not isinstance(p, int | float) or not 0 <= p <= 1 or (p if keep else 1 - p) == 0:
         raise ConfigError(
             f"{where}: keep_draft is {keep} with probability {p}; the ruling must have been "
             "possible."
+        )
+    features = row.get("features")
+    is_whole = isinstance(features, list) and len(features) == num_features
+    is_known = is_whole and not any(x is None for x in features)  # type: ignore[union-attr]
+    if not isinstance(keep, bool) or (0 < p < 1 and not is_known):
+        raise ConfigError(
+            f"{where} is damaged: it needs keep_draft and {num_features} finite features."
         )

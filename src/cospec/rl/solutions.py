@@ -8,8 +8,8 @@ forcing: far cheaper than two branches played to their ends, and hidden states t
 thousands of such places. It cannot tell whether other words would have been right as well: that is
 left to the rounds, or to a `Fork` at each place, where the target goes on from the other token.
 
-The rest of a block is not known here: the look-ahead features are 0, and a policy that is
-normalised by these decisions leaves them out.
+The rest of a block is not known here: the features of the block and of what follows are 0, and a
+policy that is normalised by these decisions leaves them out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
 from cospec.models.prefill import cheapest_order
 from cospec.rl.types import SolutionData
-from cospec.rulings import in_width, make_batch, rank_in_row, token_log_p
+from cospec.rulings import in_width, make_batch, rank_in_row
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import Needs
 
@@ -190,7 +190,7 @@ def _decisions(
                 _states_after(target, part, rows, at, d[rows, at]),
             ),
             Needs.DRAFT_HIDDEN: lambda: (_states(q)[rows, at],),
-            Needs.BLOCK_LOG_Q: lambda: (token_log_p(q.logits[rows, at], d[rows, at])[:, None],),
+            Needs.BLOCK_LOG_Q: lambda: (torch.zeros(len(rows), 1, device=device),),
         },
         rows=rows,
         block_positions=none,

@@ -20,6 +20,7 @@ from cospec.rl.samples import sample_solutions
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.types import BranchData, Decisions, SolutionData
 from cospec.rl.updates import imitate, known_branches, refit, round_seed, update
+from cospec.types import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,6 +157,8 @@ def read_solutions(
         "temperature": str(temperature),
         **_source(config),
     }
+    if Needs.BLOCK_LOG_Q in features.needs:  # caches that do not say so hold something else there
+        about["block"] = "left out"
     num_read, parts = 0, [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     if path is not None and path.exists():
         num_read, found = _read_cache(path, about)
@@ -164,6 +167,12 @@ def read_solutions(
         raise ConfigError(
             f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
             "name another file, or train on all that it holds."
+        )
+    if warmup.solutions_from == "samples" and num_read % _SLICE and num_read < len(solved):
+        raise ConfigError(
+            f"{path} holds the answers to {num_read} problems. Their worths are relative to those "
+            f"of up to {_SLICE} problems around them, so that more can follow only a multiple of "
+            f"{_SLICE}; name another file, or set num_solutions to {num_read}."
         )
     written = time.monotonic()
     while num_read < len(solved):
@@ -202,7 +211,8 @@ def _source(config: TrainConfig) -> dict[str, str]:
     """Return what tells own answers from worked solutions in a cache; nothing for the latter."""
     warmup = config.warmup
     if warmup.solutions_from == "task":
-        return {"forks": f"of {config.rollouts.max_new_tokens}"} if warmup.play_forks else {}
+        seed = f", seed {config.seed}" if config.rollouts.temperature else ""
+        return {"forks": f"of {config.rollouts.max_new_tokens}{seed}"} if warmup.play_forks else {}
     known = warmup.num_samples, warmup.sample_temperature, config.rollouts.max_new_tokens
     return {"solutions_from": f"samples {known}"}
 
@@ -211,7 +221,7 @@ def _read_cache(path: Path, about: dict[str, str]) -> tuple[int, SolutionData]:
     """Return the number of solutions in a cache, and their decisions."""
     tensors, kept = read_tensors(path, "what was read of solutions")
     kept = {"temperature": "0.0"} | kept  # older files do not say
-    keys = {*about, "solutions_from", "forks"}
+    keys = {*about, "solutions_from", "forks", "block"}
     if unlike := sorted(key for key in keys if kept.get(key) != about.get(key)):
         raise ConfigError(
             f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "

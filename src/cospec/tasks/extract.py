@@ -116,12 +116,13 @@ def same_number(left: str | None, right: str | None) -> bool:
 
 def gold_number(text: str) -> str | None:
     """The number of a gold answer ("1,234", "$5", "18 apples"); None if it has none or several."""
+    text = re.sub(r"\s*/\s*", "/", text.strip())  # from Python 3.12 on Fraction takes blanks
     try:
         Fraction(text)
     except (ValueError, ZeroDivisionError):
         numbers = list(_numbers(text))
         return numbers[0] if len(numbers) == 1 else None
-    return text.strip()
+    return text
 
 
 def choice(text: str, letters: str = LETTERS) -> str | None:

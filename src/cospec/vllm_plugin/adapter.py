@@ -148,10 +148,14 @@ class Adapter:
         if self.counts is not None:
             self.counts.add(tally.counts, request_ids, tally.num_overrides)
         if self.log is not None:
+            logged, arbiter = tally.is_reached, self.row_arbiter.arbiter
+            if isinstance(arbiter, LearnedArbiter) and arbiter.chance:  # both rulings, or neither
+                is_free = rulings.is_free
+                logged = tally.is_counted & (False if is_free is None else is_free)
             pairs = zip(request_ids, num_rows(), strict=True)
             self.log.add(
                 [request_id for request_id, n in pairs for _ in range(n)],
-                tally.is_reached,
+                logged,
                 positions=rows.positions,
                 block_positions=rows.block_positions,
                 draft_ids=rows.draft_ids,

@@ -143,8 +143,10 @@ class RowRulings:
 class Tally(NamedTuple):
     """The counts of a step, after the engine's kernels have run."""
 
+    is_counted: Tensor
+    """Drafted tokens that were verified, up to the first that was rejected, (T,) bool."""
     is_reached: Tensor
-    """Mismatches that were reached, (T,) bool."""
+    """Mismatches among them, (T,) bool: tokens that stand by ruling, and those rejected."""
     num_overrides: Tensor
     """By request, (R,) int64."""
     num_mismatches: Tensor
@@ -263,6 +265,8 @@ class RowArbiter:
         # vLLM cuts blocks short where a step has no room for more tokens.
         counts = torch.zeros_like(target_ids).index_add(0, first, is_drafted.long())
         block_lengths = counts[first].clamp(min=1)  # 0 is of rows without a draft
+        # Which sampled tokens will be rejected is not known yet.
+        is_met = is_mismatch if rows.is_sampled is None else is_mismatch & ~rows.is_sampled
 
         def given(need: Needs) -> Callable[[], tuple[Tensor, ...]]:
             return lambda: tuple(getattr(rows, name) for name in COLUMNS[need])
@@ -292,7 +296,7 @@ class RowArbiter:
             block_positions=rows.block_positions,
             positions=rows.positions,
             num_overrides=rows.num_overrides,
-            num_mismatches=rows.num_mismatches + _count_before(is_mismatch, rows.block_positions),
+            num_mismatches=rows.num_mismatches + _count_before(is_met, rows.block_positions),
             block_lengths=block_lengths,
             draft_ids=rows.safe_ids,
             target_ids=target_ids,
@@ -359,7 +363,7 @@ def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) ->
 
     A drafted token counts if it stands in the text: what comes after a stop token or beyond the
     request's last token does not. Where a request samples, overrides are kept tokens that are not
-    the target's most probable one.
+    the target's most probable one, and a token that the accept test let pass is no mismatch.
 
     Args:
         rows: The rows.
@@ -371,11 +375,11 @@ def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) ->
     stands = in_block & (rows.block_positions < accepted)
     is_override = stands & rulings.keep_draft & rulings.is_mismatch
     is_end = rows.block_positions == accepted
-    is_reached = (stands & rulings.is_mismatch) | (in_block & is_end)
+    is_reached = is_override | (in_block & is_end)
     none = torch.zeros_like(num_accepted, dtype=torch.int64)
     num_overrides, num_mismatches = (
         none.index_add(0, rows.requests, column.long()) for column in (is_override, is_reached)
     )
     columns = [stands & ~is_override, is_override, is_reached, is_reached & rulings.is_non_finite]
     counts = torch.stack(columns).sum(dim=1)
-    return Tally(is_reached, num_overrides, num_mismatches, counts)
+    return Tally(stands | (in_block & is_end), is_reached, num_overrides, num_mismatches, counts)

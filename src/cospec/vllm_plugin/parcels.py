@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from cospec.types import Arbiter
@@ -31,15 +31,19 @@ class Sender:
     def pack(self, arbiter: Arbiter) -> bytes:
         """Return an arbiter as bytes, without the tensors that were sent before."""
         new: dict[int, Tensor] = {}
+        weights: set[int] = set()
         file = io.BytesIO()
         pickler = pickle.Pickler(file)
-        pickler.persistent_id = lambda value: self._number(value, new)  # type: ignore[method-assign]
+        pickler.persistent_id = lambda value: self._number(value, new, weights)  # type: ignore[method-assign]
         pickler.dump(arbiter)
         return pickle.dumps((new, file.getvalue()))
 
-    def _number(self, value: object, new: dict[int, Tensor]) -> int | None:
+    def _number(self, value: object, new: dict[int, Tensor], weights: set[int]) -> int | None:
         """Return the number of a large tensor, and add it to the new ones if it is one."""
+        if isinstance(value, nn.Parameter):  # it is pickled as a tensor of its own
+            weights.add(value.data_ptr())
         is_constant = type(value) is Tensor and not value.requires_grad
+        is_constant = is_constant and value.data_ptr() not in weights  # type: ignore[attr-defined]
         if not is_constant or value.numel() < MIN_ELEMENTS:  # type: ignore[attr-defined]
             return None
         assert isinstance(value, Tensor)

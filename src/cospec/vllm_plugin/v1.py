@@ -279,7 +279,8 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         rows = VerifiedRows(
             target_logits=logits,
             draft_ids=draft_ids,
-            is_drafted=draft_ids >= 0,
+            # Near --max-model-len vLLM drafts nothing for the whole batch, and writes token 0.
+            is_drafted=(draft_ids >= 0) & (draft_ids > 0).any(),
             requests=requests,
             block_positions=here - starts[requests],
             positions=positions + columns.num_before,

@@ -182,10 +182,22 @@ def test_a_query_that_the_fillings_cannot_judge_is_told(
         "SELECT count(*) FROM singer WHERE CURRENT_TIMESTAMP > '2000'",
         "SELECT count(*) FROM singer WHERE date() > '2000'",
         "SELECT count(*) FROM singer WHERE random() IS NOT NULL",
+        "SELECT count(*) FROM singer WHERE strftime('%Y') > '2000'",
+        "SELECT count(*) FROM singer WHERE date(x) > '2' OR 1 FROM (SELECT 'now' AS x)",
     ],
 )
 def test_a_query_that_asks_the_clock_or_the_dice_is_wrong(query: str, judge: Judge) -> None:
     assert not judge.is_right("concerts", "SELECT count(*) FROM singer", query)
+
+
+@pytest.mark.parametrize(
+    "condition", ["name <> 'now'", "strftime('%Y', '2001-01-01') = '2001'", "1 = 1"]
+)
+def test_a_text_or_a_date_that_does_not_ask_the_clock_is_judged(
+    condition: str, judge: Judge
+) -> None:
+    gold = "SELECT count(*) FROM singer"
+    assert judge.is_right("concerts", gold, f"{gold} WHERE {condition}")
 
 
 def test_ties_in_the_order_may_come_in_any_order(judge: Judge) -> None:

@@ -185,15 +185,24 @@ class Auditor:
         return self._backend.complete(items, self._arbiter, keep_handles=True)
 
     def _branch(
-        self, leaves: Sequence[tuple[Rollout, int, int, Origin]], *, keep_handles: bool = False
+        self,
+        leaves: Sequence[tuple[Rollout, int, int, Origin]],
+        *,
+        keep_handles: bool = False,
+        first_stream: int = 0,
     ) -> list[Rollout]:
         """Play branches out: of each the rollout, the position, the token, and where it is from."""
-        return self._backend.branch(self._points(leaves), self._arbiter, keep_handles=keep_handles)
+        points = self._points(leaves, first_stream)
+        return self._backend.branch(points, self._arbiter, keep_handles=keep_handles)
 
-    def _points(self, leaves: Sequence[tuple[Rollout, int, int, Origin]]) -> list[BranchPoint]:
+    def _points(
+        self, leaves: Sequence[tuple[Rollout, int, int, Origin]], first_stream: int = 0
+    ) -> list[BranchPoint]:
         """Return branches that draw from streams of their own, and not from those of the paths."""
         seed = self.config.seed + 1
-        return [BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves)]
+        return [
+            BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves, first_stream)
+        ]
 
     def _alone(
         self, leaves: Sequence[tuple[Rollout, int, int, Origin]], paths: Sequence[Rollout]
@@ -299,6 +308,7 @@ class Auditor:
         known = [
             {m["position"]: m["draft_correct"] for m in record["mismatches"]} for record in records
         ]
+        num_played = 0
         while True:
             wave: list[tuple[int, tuple[Rollout, int, int, Origin]]] = []
             for i, rollout in enumerate(current):
@@ -313,7 +323,9 @@ class Auditor:
                         break
             if not wave:
                 return current
-            ends = self._branch([leaf for _, leaf in wave], keep_handles=True)
+            leaves = [leaf for _, leaf in wave]
+            ends = self._branch(leaves, keep_handles=True, first_stream=num_played)
+            num_played += len(wave)
             for (i, _), end in zip(wave, ends, strict=True):
                 if self._is_right(examples[i], end.completion):
                     current[i] = end

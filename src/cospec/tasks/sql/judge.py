@@ -9,6 +9,7 @@ which tables are read nor a tie in ORDER BY may change it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +20,7 @@ from cospec.tasks.sql.executor import Executor, QueryError
 from cospec.tasks.sql.extract import extract_query
 from cospec.tasks.sql.ordering import is_ordered, keyed
 from cospec.tasks.sql.solution import plain_strings
-from cospec.tasks.sql.tokens import tokenize
+from cospec.tasks.sql.tokens import depths, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cospec.tasks.sql.schema import Schema
 
 _CLOCK_WORDS = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
+_DATES = {"DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME"}
 
 
 class Databases(Protocol):
@@ -135,12 +137,15 @@ class Judge:
 def asks_the_clock(query: str) -> bool:
     """Whether the answer of a query depends on when it is asked."""
     tokens = tokenize(query)
-    for i, token in enumerate(tokens):
-        if token.upper in _CLOCK_WORDS:
-            return True
-        if token.kind in ("string", "quoted") and token.value.strip().lower() == "now":
-            return True
-        is_call = token.upper in ("DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH")
-        if is_call and [t.text for t in tokens[i + 1 : i + 3]] == ["(", ")"]:
-            return True
+    levels = depths(tokens)
+    is_call = [a.upper in _DATES and b.text == "(" for a, b in itertools.pairwise(tokens)]
+    is_now = [t.kind in ("string", "quoted") and t.value.strip().lower() == "now" for t in tokens]
+    if any(token.upper in _CLOCK_WORDS for token in tokens) or (any(is_call) and any(is_now)):
+        return True
+    for i in itertools.compress(range(len(tokens)), is_call):
+        end = next((j for j in range(i + 2, len(tokens)) if levels[j] <= levels[i]), len(tokens))
+        inside = list(zip(tokens, levels, strict=True))[i + 2 : end]
+        has_comma = any(token.text == "," and level == levels[i] + 1 for token, level in inside)
+        if not inside or (tokens[i].upper == "STRFTIME" and not has_comma):
+            return True  # without a time they take the present one
     return False
