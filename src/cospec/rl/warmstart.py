@@ -150,15 +150,7 @@ def read_solutions(
     """
     warmup, temperature = config.warmup, config.rollouts.temperature
     wanted = warmup.num_solutions
-    about = {
-        "pair": f"{pair.fingerprint} {pair.target.dtype}",
-        "task": task.name,
-        "features": json.dumps(features.to_dict()),
-        "temperature": str(temperature),
-        **_source(config),
-    }
-    if Needs.BLOCK_LOG_Q in features.needs:  # caches that do not say so hold something else there
-        about["block"] = "left out"
+    about = _about(pair, task, features, config)
     num_read, parts = 0, [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     if path is not None and path.exists():
         num_read, found = _read_cache(path, about)
@@ -189,6 +181,22 @@ def read_solutions(
             parts, written = [_joined(parts)], time.monotonic()
             write_tensors(path, parts[0]._asdict(), about | {"num_read": str(num_read)})
     return _joined(parts)
+
+
+def _about(
+    pair: ModelPair, task: Task, features: ScalarFeatures, config: TrainConfig
+) -> dict[str, str]:
+    """Return what a cache of decisions depends on."""
+    about = {
+        "pair": f"{pair.fingerprint} {pair.target.dtype}",
+        "task": task.name,
+        "features": json.dumps(features.to_dict()),
+        "temperature": str(config.rollouts.temperature),
+        **_source(config),
+    }
+    if Needs.BLOCK_LOG_Q in features.needs:  # caches that do not say so hold something else there
+        about["block"] = "left out"
+    return about
 
 
 def _player(
