@@ -1,8 +1,9 @@
-"""Every way to decode a real pair at batch 1, on the same prompts in one process.
+"""Every way to decode a real pair, on the same prompts in one process.
 
-Arms take turns prompt by prompt, another one first each time. Each arm's speed-up over the target
-alone is a ratio of tokens a second with a bootstrap interval over prompts; beside it stands what
-the forwards of its blocks allow (`cospec.models.costs`), at costs measured after the last prompt.
+Arms take turns prompt by prompt (or --batch-size prompts), another one first each time. Each arm's
+speed-up over the target alone is a ratio of tokens a second with a bootstrap interval over these
+turns, if there are enough. Beside it stands what the forwards of its blocks allow
+(`cospec.models.costs`), at costs measured after the last prompt.
 
 Usage::
 
@@ -82,19 +83,30 @@ def main() -> None:
         if options.prefix_caching:
             problems = [problems[i] for i in cheapest_order(encoded[0])]
         warm_up(runs, problems[-1][1])
-        for i, (example, prompt, sampling) in enumerate(problems):
+        for i, start in enumerate(range(0, len(problems), options.batch_size)):
+            some = problems[start : start + options.batch_size]
             for arm in rotated(list(runs), i):
-                if (name, example.id, arm) in done:
+                if (name, some[0][0].id, arm) in done:
                     continue
-                row = {"task": name, "id": example.id} | play(runs[arm], arm, prompt, sampling)
-                text = pair.tokenizer.decode(row["token_ids"], skip_special_tokens=True)
-                row["correct"] = task.score(example, text).correct
-                rows.append(row)
+                new = [
+                    {"task": name, "id": example.id, "turn": i, "arm": arm} | row
+                    for (example, *_), row in zip(some, play(runs[arm], some), strict=True)
+                ]
+                for (example, *_), row in zip(some, new, strict=True):
+                    text = pair.tokenizer.decode(row["token_ids"], skip_special_tokens=True)
+                    row["correct"] = task.score(example, text).correct
+                rows += new
                 with kept.open("a") as file:
-                    file.write(json.dumps(row | {"stats": asdict(row["stats"])}) + "\n")
-            print(f"{name}: {i + 1} of {len(examples)}", flush=True)
+                    for row in new:
+                        file.write(json.dumps(row | {"stats": asdict(row["stats"])}) + "\n")
+            print(f"{name}: {start + len(some)} of {len(examples)}", flush=True)
     costs = {
-        kind: measure_costs(one, max_tokens=options.longest + 1, context=400)
+        kind: measure_costs(
+            one,
+            batch_size=options.batch_size,
+            max_tokens=options.longest + 1,
+            context=400,
+        )
         for kind, one in (("none", pair), ("int8", int8))
     }
     table = []
@@ -140,6 +152,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
     parser.add_argument("--arms", nargs="+", help="only these, and the target; by default all")
     parser.add_argument("--count", type=int, default=20, help="prompts of each task")
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seed", type=int, default=73)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("-k", type=int, default=4, help="block length of plain speculation")
@@ -166,7 +179,10 @@ def with_int8_draft(pair: ModelPair, draft: str | Path) -> ModelPair:
 
 def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[str, Generate]:
     """Return the ways to decode by name; a name that begins with int8 has the 8-bit draft."""
-    alone = {"batch_size": 1, "enable_prefix_caching": options.prefix_caching}
+    alone = {
+        "batch_size": options.batch_size,
+        "enable_prefix_caching": options.prefix_caching,
+    }
     common = alone | {"keep_trace": False}
 
     def lossless(one: ModelPair, k: int, **more: Any) -> Generate:
@@ -254,16 +270,13 @@ def warm_up(runs: dict[str, Generate], prompt: Any) -> None:
         run([prompt], [SamplingConfig(max_new_tokens=8)])
 
 
-def play(run: Generate, arm: str, prompt: Any, sampling: SamplingConfig) -> dict[str, Any]:
-    """Decode one prompt with one arm."""
+def play(run: Generate, problems: Sequence[tuple[Any, Any, SamplingConfig]]) -> list[Any]:
+    """Decode some prompts with one arm; each has its share of the time."""
+    _, prompts, sampling = zip(*problems, strict=True)
     start = time.perf_counter()
-    (done,) = run([prompt], [sampling])
-    return {
-        "arm": arm,
-        "seconds": time.perf_counter() - start,
-        "token_ids": done.token_ids,
-        "stats": done.stats,
-    }
+    done = run(prompts, sampling)
+    seconds = (time.perf_counter() - start) / len(done)
+    return [{"seconds": seconds, "token_ids": one.token_ids, "stats": one.stats} for one in done]
 
 
 def summary(
@@ -275,10 +288,7 @@ def summary(
     entries = []
     for name, ours in by_arm.items():
         ours.sort(key=lambda row: order[row["id"]])
-        theirs, own = (
-            [(row["seconds"], len(row["token_ids"])) for row in each]
-            for each in (by_arm[TARGET], ours)
-        )
+        theirs, own = turns(by_arm[TARGET]), turns(ours)
         total = sum((row["stats"] for row in ours), Stats())
         bound, blocks = None, total.num_drafts
         if total.num_draft_tokens and blocks and total.num_draft_tokens <= longest * blocks:
@@ -289,7 +299,7 @@ def summary(
             {
                 "arm": name,
                 "num_prompts": len(ours),
-                "seconds_per_prompt": sum(seconds for seconds, _ in own) / len(own),
+                "seconds_per_prompt": sum(seconds for seconds, _ in own) / len(ours),
                 "num_correct": sum(row["correct"] for row in ours),
                 "num_tokens": sum(tokens for _, tokens in own),
                 "tokens_per_s": sum(tokens for _, tokens in own) / sum(s for s, _ in own),
@@ -309,9 +319,18 @@ def summary(
     return entries
 
 
+def turns(rows: list[dict[str, Any]]) -> list[tuple[float, int]]:
+    """Seconds and tokens of each turn."""
+    found: dict[int, tuple[float, int]] = {}
+    for row in rows:
+        seconds, number = found.get(row["turn"], (0.0, 0))
+        found[row["turn"]] = seconds + row["seconds"], number + len(row["token_ids"])
+    return [*found.values()]
+
+
 def lean(row: dict[str, Any]) -> dict[str, Any]:
     """A row as it is stored."""
-    kept = {key: row[key] for key in ("task", "id", "arm", "seconds", "correct")}
+    kept = {key: row[key] for key in ("task", "id", "turn", "arm", "seconds", "correct")}
     return kept | {"num_tokens": len(row["token_ids"]), "num_blocks": row["stats"].num_drafts}
 
 
