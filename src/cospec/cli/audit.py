@@ -13,9 +13,8 @@ from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, check_an
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
 from cospec.cli.views.audit import standing
-from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
-from cospec.features import FeatureSpec
+from cospec.evaluation.audit.config import AuditConfig
 from cospec.results import Json
 from cospec.tasks import Split
 
@@ -36,21 +35,9 @@ class AuditTaskOptions(TaskOptions):
 
 
 @dataclass(frozen=True)
-class AuditOptions(DecodeConfig):
+class AuditOptions(AuditConfig):
     """Audit."""
 
-    arbiter: str = "lossless"
-    """Arbiter that rules on the path and after the branches; lossless audits the target's path."""
-    features: FeatureSpec = "scalar"
-    """Features of each mismatch in the data set: scalar, or hidden (the models' states as well)."""
-    branches_per_problem: int | None = None
-    """Play only so many mismatches of a problem, drawn by seed; by default all."""
-    oracle: bool = True
-    """Search the oracle path as well, which costs about as much as all branches."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
-    max_new_tokens: int | None = None
-    """Most tokens of a solution; by default the task's."""
     problems_per_chunk: int = 32
     """Problems between two savings of the progress."""
     cost_batch_sizes: tuple[int, ...] = (1, 8)
@@ -93,7 +80,7 @@ class Audit:
         """Audit, show and write."""
         from cospec.arbiters import load_arbiter
         from cospec.cli.views.audit import show
-        from cospec.evaluation.audit.auditor import AuditConfig, Auditor
+        from cospec.evaluation.audit.auditor import Auditor
         from cospec.evaluation.audit.dataset import write_dataset
         from cospec.evaluation.audit.summary import summarize
         from cospec.evaluation.problems import describe_problems
@@ -106,20 +93,11 @@ class Audit:
         options = self.audit.for_arbiters([arbiter])
         task, examples = self.task.load()
         pair = self.engine.load(self.pair)
-        settings = AuditConfig(
-            arbiter=spec,
-            features=options.features,
-            decode=options,
-            temperature=options.temperature,
-            branches_per_problem=options.branches_per_problem,
-            oracle=options.oracle,
-            seed=self.task.seed,
-            max_new_tokens=options.max_new_tokens,
-        )
         backend = self.engine.open(self.pair, pair, options, options.features)
         decoders = self.engine.decoders(self.pair, pair, options.features)
         draft = decoders.plain("draft", options)
-        auditor = Auditor(pair, task, settings, backend=backend, draft=draft)
+        settings = replace(options, arbiter=spec)
+        auditor = Auditor(pair, task, settings, self.task.seed, backend=backend, draft=draft)
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:

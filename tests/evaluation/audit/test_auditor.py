@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.backends.engine import EngineBackend
-from cospec.evaluation.audit.auditor import AuditConfig, Auditor, reached
+from cospec.evaluation.audit.auditor import Auditor, reached
+from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.audit.costs import accepted
 from cospec.evaluation.audit.dataset import write_dataset
 from cospec.features import SCALAR_NAMES

@@ -11,7 +11,8 @@ from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.evaluation import stats
 from cospec.evaluation.arms import EngineDecoders, make_arms
-from cospec.evaluation.audit.auditor import AuditConfig, Auditor
+from cospec.evaluation.audit.auditor import Auditor
+from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.audit.costs import num_blocks
 from cospec.evaluation.benchmark import ceiling
 from cospec.evaluation.benchmark.arms import make_specs
@@ -332,7 +333,7 @@ def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_spe
     one = benchmark(pair, task)
     k = settings(tuning)["lossless"].k
     rows = search(one, k, play)
-    audit = AuditConfig(decode=DecodeConfig(k, batch_size=4), max_new_tokens=16)
+    audit = AuditConfig(k, batch_size=4, max_new_tokens=16)
     records = Auditor(pair, task, audit).audit(one.test)
     assert [row["correct"] for row in rows] == [r["oracle_correct"] for r in records]
     assert [row["num_overrides"] for row in rows] == [r["oracle_overrides"] for r in records]
@@ -401,9 +402,7 @@ def test_within_the_exact_prefix_every_arm_that_has_an_arbiter_is_the_target(pai
 def test_csd_remembers_the_mismatches_of_the_tune_problems(pair, task):
     bench = benchmark(pair, task)
     arbiter = bench.arbiter("csd:frequency=0,ratio=0")
-    auditor = Auditor(
-        pair, task, AuditConfig(decode=DecodeConfig(3), oracle=False, max_new_tokens=16)
-    )
+    auditor = Auditor(pair, task, AuditConfig(3, oracle=False, max_new_tokens=16))
     audited = [m for record in auditor.audit(bench.tune) for m in record["mismatches"]]
     assert arbiter.pairs.tolist() == [[m["draft_id"], m["target_id"]] for m in audited]
     assert len(audited) > 3

@@ -22,11 +22,10 @@ from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
 from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
-from cospec.config import DecodeConfig
 from cospec.engine import Engine
 from cospec.evaluation.audit.costs import accepted, num_blocks, predicted_speedups
 from cospec.evaluation.problems import encode_problems
-from cospec.features import FeatureSpec, ScalarFeatures, make_features
+from cospec.features import ScalarFeatures, make_features
 from cospec.models.costs import Costs, measure_costs
 from cospec.types import Origin, Stats
 
@@ -36,32 +35,11 @@ if TYPE_CHECKING:
     from cospec.backends.base import RolloutBackend
     from cospec.config import SamplingConfig
     from cospec.evaluation.arms import Decoder
+    from cospec.evaluation.audit.config import AuditConfig
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.tasks.base import Example, Task
     from cospec.types import Completion, MismatchTrace
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """Settings of an audit."""
-
-    arbiter: str = "lossless"
-    """Arbiter that rules on the path and after the branches."""
-    features: FeatureSpec = "scalar"
-    """Features that are recorded of each mismatch."""
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    """Drafting and batching."""
-    temperature: float = 0.0
-    """Temperature of the path and its branches; 0 is greedy."""
-    branches_per_problem: int | None = None
-    """Play only so many mismatches of a problem, drawn by seed; all of them by default."""
-    oracle: bool = True
-    """Search the oracle path as well (about as costly as all branches)."""
-    seed: int = 0
-    """Picks the problems, and the mismatches if not all are played."""
-    max_new_tokens: int | None = None
-    """Most tokens of a solution; the task's own limit by default."""
 
 
 _PATHS_SHARE = 0.05
@@ -76,6 +54,7 @@ class Auditor:
         pair: The models.
         task: Where the problems come from, and what an answer is worth.
         config: How.
+        seed: Draws the mismatches if not all are played, and the samples.
         on_progress: Called with the share of the problems of one `audit` call that is done.
         backend: Plays paths and branches; by default the engine of this package.
         draft: Decodes with the draft alone; likewise.
@@ -84,6 +63,7 @@ class Auditor:
     pair: ModelPair
     task: Task
     config: AuditConfig
+    seed: int = 0
     on_progress: Callable[[float], None] = lambda _: None
     backend: RolloutBackend | None = None
     draft: Decoder | None = None
@@ -95,9 +75,9 @@ class Auditor:
         arbiter = load_arbiter(self.config.arbiter, self.pair)
         self._is_lossless = arbiter.name == "lossless"
         self._arbiter = Observed(arbiter, self.features)
-        self._decode = self.config.decode.for_arbiters([arbiter])
+        self._decode = self.config.for_arbiters([arbiter])
         self._backend = self.backend or EngineBackend(self.pair, self._decode)
-        self._draft = self.draft or Engine.draft_only(self.pair, self.config.decode)
+        self._draft = self.draft or Engine.draft_only(self.pair, self._decode)
         self._backend.on_finished = self._count
         if isinstance(self._draft, Engine):
             self._draft.on_finished = self._count
@@ -170,7 +150,7 @@ class Auditor:
         config = self.config
         limits = (
             config.max_new_tokens,
-            config.seed,
+            self.seed,
             config.temperature,
             self._backend.context_length,
         )
@@ -199,7 +179,7 @@ class Auditor:
         self, leaves: Sequence[tuple[Rollout, int, int, Origin]], first_stream: int = 0
     ) -> list[BranchPoint]:
         """Return branches that draw from streams of their own, and not from those of the paths."""
-        seed = self.config.seed + 1
+        seed = self.seed + 1
         return [
             BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves, first_stream)
         ]
@@ -271,7 +251,7 @@ class Auditor:
         found, limit = reached(completion), self.config.branches_per_problem
         if limit is None or len(found) <= limit:
             return found
-        chosen = Random(f"{self.config.seed} {example.id}").sample(range(len(found)), limit)
+        chosen = Random(f"{self.seed} {example.id}").sample(range(len(found)), limit)
         return [found[i] for i in sorted(chosen)]
 
     def _play(

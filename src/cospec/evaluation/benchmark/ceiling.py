@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cospec.config import DecodeConfig
 from cospec.evaluation.arms import Arm
-from cospec.evaluation.audit.auditor import AuditConfig, Auditor
+from cospec.evaluation.audit.auditor import Auditor
+from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.benchmark.arms import ORACLE
 from cospec.evaluation.benchmark.cells import lean
 from cospec.evaluation.evaluate import Evaluation
@@ -46,11 +46,11 @@ class OracleEngine:
             for example in benchmark.test
         }
         config = AuditConfig(
-            decode=DecodeConfig(num_speculative_tokens=k, batch_size=batch_size),
-            seed=benchmark.seed,
+            num_speculative_tokens=k,
+            batch_size=batch_size,
             max_new_tokens=benchmark.config.max_new_tokens,
         )
-        self._auditor = Auditor(benchmark.pair, benchmark.task, config)
+        self._auditor = Auditor(benchmark.pair, benchmark.task, config, benchmark.seed)
         self._num_exact = benchmark.config.exact_prefix_tokens
 
     def generate(
