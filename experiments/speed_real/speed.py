@@ -150,6 +150,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ids", nargs="+", help="of each task only these prompts")
     parser.add_argument("--arbiters", nargs="+", default=[], help="that draft whole answers")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
+    parser.add_argument("--max-corrections", type=int, help="decode them so as well, in other arms")
     parser.add_argument("--arms", nargs="+", help="only these, and the target; by default all")
     parser.add_argument("--count", type=int, default=20, help="prompts of each task")
     parser.add_argument("--batch-size", type=int, default=1)
@@ -214,6 +215,9 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
         for one, kind in ((pair, ""), (int8, "int8, ")):
             engine = Engine(one, load_arbiter(spec, one), **whole | common)
             found[f"{kind}{spec}"] = engine.generate
+            if (most := options.max_corrections) is not None:
+                engine = Engine(one, engine.arbiter, engine.config, max_corrections=most)
+                found[f"{kind}{spec}, then lossless"] = engine.generate
     if options.target_gguf:
         found["llama.cpp"] = llama_cpp(pair, options)
     else:

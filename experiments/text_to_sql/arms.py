@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--end-blocks-at-stop", action="store_true")
+    parser.add_argument("--max-corrections", type=int)
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--json", type=Path, help="write the rows without texts")
     options = parser.parse_args()
@@ -111,6 +112,7 @@ def play(pair, task, examples, arms, options):
         "num_speculative_tokens": options.k,
         "batch_size": options.batch or options.chunk,
         "end_blocks_at_stop": options.end_blocks_at_stop,
+        "max_corrections": options.max_corrections,
     }
     drafts = FirstBlocks.answers = {}
     is_whole = options.end_blocks_at_stop and options.k <= task.max_new_tokens

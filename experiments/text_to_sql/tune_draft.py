@@ -54,12 +54,13 @@ def main() -> None:
     parser.add_argument(
         "--known-databases", action="store_true", help="learn from a part of each database"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the adapter and the order")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if (options.out / "config.json").exists():
         raise SystemExit(f"{options.out} holds a finished draft; give another folder.")
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.draft)
     model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=torch.float32)
     if options.adapter:
@@ -71,7 +72,7 @@ def main() -> None:
         some = known(some, "draft")
     else:
         some = half(some, "draft", options.arbiter_quarters)
-    train = packs(task, some, tokenizer, seed=0)
+    train = packs(task, some, tokenizer, options.seed)
     train = [pack for pack in train if len(pack[0]) <= LONGEST_PREFIX]
     ends = accumulate(len(branches) for _, branches in train)
     train = train[: 1 + sum(end < options.questions for end in ends)]

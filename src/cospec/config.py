@@ -160,6 +160,10 @@ class DecodeConfig:
     """End each block after a token that would end the text: the draft model drafts nothing beyond
     it, and arbiters look no further. If -k is as long as an answer, an arbiter sees what the target
     thinks of the whole rest of the draft's answer. Lossless decoding stays exact."""
+    max_corrections: int | None = None
+    """Go on lossless after the target has put so many tokens of its own into a text, in blocks of 4
+    of the draft model. With blocks as long as an answer: a draft that was corrected once will be
+    again, and each time it writes the rest anew."""
     drafter: DrafterName = "model"
     """Who drafts: model (the pair's draft), ngram (prompt lookup: what followed the last tokens
     where they occurred before), suffix (what most often followed the longest end of the text), or
@@ -199,6 +203,9 @@ class DecodeConfig:
         cost = self.adaptive_cost
         if cost is not None and (not isinstance(cost, Real) or not cost >= 0):
             raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
+        most = self.max_corrections
+        if most is not None and (not isinstance(most, Integral) or most < 1):
+            raise ConfigError(f"max_corrections is {most!r}; it must be at least 1.")
         if self.drafter not in get_args(DrafterName):
             raise ConfigError(unknown_name("drafter", self.drafter, get_args(DrafterName)))
         if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:
@@ -217,7 +224,8 @@ class DecodeConfig:
     @property
     def ends_blocks_early(self) -> bool:
         """Whether the draft model may end a block before its k tokens."""
-        return bool(self.end_blocks_at_stop or self.adaptive or self.draft_confidence_threshold)
+        by_text = self.end_blocks_at_stop or self.max_corrections is not None
+        return bool(by_text or self.adaptive or self.draft_confidence_threshold)
 
     @property
     def drafts_answers(self) -> bool:

@@ -40,6 +40,16 @@ def test_tokens_and_rulings_stay_and_forwards_are_saved(family, arbiter, batch_s
     assert forwards < tokens, "random models repeat themselves little"
 
 
+def test_texts_that_go_on_lossless_write_again_too(monkeypatch):
+    pair, ends = family_pair("llama"), {"max_corrections": 1, "num_speculative_tokens": 16}
+    found = decode(pair, "agreement:min_share=0.4", 3, **ends)
+    monkeypatch.setattr(ModelDrafter, "_remember", lambda *_: None)
+    plain = decode(pair, "agreement:min_share=0.4", 3, **ends)
+    assert [c.token_ids for c in found] == [c.token_ids for c in plain]
+    forwards = [sum(c.stats.num_draft_forwards for c in done) for done in (found, plain)]
+    assert forwards[0] < forwards[1]
+
+
 def test_a_model_that_needs_padding_writes_the_same(monkeypatch):
     pair = family_pair("llama")
     found = decode(pair, "agreement:min_share=0.4", 4)

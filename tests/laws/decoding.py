@@ -80,6 +80,7 @@ def decode(
     threshold: float = 0.0,
     *,
     end_blocks_at_stop: bool = False,
+    max_corrections: int | None = None,
     **kwargs: object,
 ) -> list[Completion]:
     engine = Engine(
@@ -89,5 +90,6 @@ def decode(
         batch_size=batch,
         draft_confidence_threshold=threshold,
         end_blocks_at_stop=end_blocks_at_stop,
+        max_corrections=max_corrections,
     )
     return engine.generate(**{"prompts": PROMPTS, "sampling": GREEDY} | kwargs)

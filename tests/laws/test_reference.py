@@ -10,7 +10,7 @@ import pytest
 from cospec import Engine, load_arbiter
 from cospec.engine.reference import reference_decode
 from cospec.evaluation.audit.auditor import reached
-from cospec.types import Needs, Ruling
+from cospec.types import Needs, Origin, Ruling
 from tests.conftest import family_pair
 from tests.laws.decoding import ARBITERS, BOTH, PROMPTS, UNSURE, covering, decode
 
@@ -71,6 +71,24 @@ def test_and_does_where_blocks_end_with_the_text(family, arbiter, sampling):
         assert told(done) == expected
         lengths = [step.num_draft_tokens for c in done for step in c.trace]
         assert min(lengths) < max(lengths)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize(("arbiter", "sampling"), [*product(ARBITERS, BOTH)])
+def test_and_does_where_a_text_goes_on_lossless_after_some_corrections(
+    llama_pair, arbiter, sampling, most
+):
+    pair, sampling = llama_pair, BOTH[sampling]
+    expected = slowly(pair, arbiter, sampling, num_speculative_tokens=6, max_corrections=most)
+    for batch in (1, 3, 8):
+        done = decode(pair, arbiter, 6, batch, sampling=sampling, max_corrections=most)
+        assert told(done) == expected
+        for completion in done:
+            at = [i for i, o in enumerate(completion.origins) if o is Origin.CORRECTION][most - 1 :]
+            if at:
+                assert Origin.OVERRIDE not in completion.origins[at[0] :]
+                late = [s.num_draft_tokens for s in completion.trace if s.position > at[0]]
+                assert max(late, default=0) <= 4
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -34,7 +34,7 @@ def draft_again(
     rows: Sequence[DraftRow],
     num_read: Sequence[int],
     answers: Sequence[list[int]],
-    k: int,
+    limits: Sequence[int],
     vocab_size: int,
 ) -> Proposal:
     """Propose what the model chooses greedily, up to the end of the text.
@@ -44,10 +44,10 @@ def draft_again(
         rows: As before the block.
         num_read: Tokens at the beginning of each that the model has read.
         answers: Each row's text as the draft proposed it last; it may be empty.
-        k: Most tokens of a block.
+        limits: Most tokens of each row's block.
         vocab_size: Width of the proposal's logits.
     """
-    writers = [Writer(*each, k) for each in zip(rows, num_read, answers, strict=True)]
+    writers = [Writer(*each) for each in zip(rows, num_read, answers, limits, strict=True)]
     steps: dict[str, list[Tensor]] = {"is_finite": [], "logits": [], "hidden": []}  # K of (B, ...)
     while any(writer.is_open for writer in writers):
         given = [writer.unread + writer.guess() if writer.is_open else [] for writer in writers]

@@ -28,6 +28,7 @@ class DraftRow(Protocol):
     origins: list[Origin]
     stats: Stats
     stop_ids: frozenset[int]
+    is_lossless: bool
 
     def __len__(self) -> int:
         """Tokens of prompt and completion together."""

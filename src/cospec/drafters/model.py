@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cospec.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 from cospec.drafters.adaptive import Pace
 from cospec.drafters.again import draft_again
 from cospec.drafters.base import Drafter
@@ -98,7 +99,7 @@ class ModelDrafter(CachedModel, Drafter):
                 hidden.append(output.hidden[:, -1])
             lengths = lengths + ends.is_open
             if may_end and j + 1 < self._k:
-                ends.after(ids, step_logits, chance.warper)
+                ends.after(j, ids, step_logits, chance.warper)
                 if not ends.is_open.any():
                     break
         # The last token of a block is not read, nor what follows the end of one.
@@ -121,7 +122,9 @@ class ModelDrafter(CachedModel, Drafter):
         """Propose greedily; rows that have proposed an answer before guess from it."""
         answers = [self._answers.get(r, []) for r in range(len(rows))]
         num_read = [self._num_read.get(r, 0) for r in range(len(rows))]
-        found = draft_again(self, rows, num_read, answers, self._k, self._target_vocab_size)
+        found = draft_again(
+            self, rows, num_read, answers, self._limits(rows), self._target_vocab_size
+        )
         lengths = found.lengths.tolist()
         for r, row in enumerate(rows):
             self._num_read[r] = len(row) + lengths[r] - 1
@@ -133,7 +136,13 @@ class ModelDrafter(CachedModel, Drafter):
         if not self._config.drafts_answers:
             return
         for r, (row, ids) in enumerate(zip(rows, token_ids.tolist(), strict=True)):
-            self._answers[r] = row.generated + ids[: lengths[r]]
+            if not row.is_lossless:  # else it is no whole answer
+                self._answers[r] = row.generated + ids[: lengths[r]]
+
+    def _limits(self, rows: Sequence[DraftRow]) -> list[int]:
+        """Return the most tokens of each row's block."""
+        short = min(self._k, DEFAULT_NUM_SPECULATIVE_TOKENS)
+        return [short if row.is_lossless else self._k for row in rows]
 
     @cached_property
     def _token_cost(self) -> float | None:
@@ -145,15 +154,17 @@ class ModelDrafter(CachedModel, Drafter):
 
     def _ends(self, rows: Sequence[DraftRow]) -> _Ends:
         """What ends the blocks of some rows."""
-        stops, pace, cost = None, None, self._token_cost
+        stops, pace, limits, cost = None, None, None, self._token_cost
         if self._config.end_blocks_at_stop:
             width = max(1, *(len(row.stop_ids) for row in rows))
             padded = [[*row.stop_ids, *[-1] * (width - len(row.stop_ids))] for row in rows]
             stops = torch.tensor(padded, device=self.device)
         if cost is not None:
             pace = Pace(rows, cost, self._k, self.device)
+        if self._config.max_corrections is not None:
+            limits = torch.tensor(self._limits(rows), device=self.device)
         is_open = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        return _Ends(is_open, stops, self._min_confidence, pace)
+        return _Ends(is_open, stops, self._min_confidence, pace, limits)
 
     def _nothing(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Return blocks of no token for all rows."""
@@ -212,17 +223,26 @@ class _Ends:
         stops: Tokens that end each row's text, (B, S) padded by -1; None if they end no block.
         min_confidence: Probability below which a token is a block's last; 0 for none.
         pace: Ends blocks by cost; None if nothing does.
+        limits: Most tokens of each row's block, (B,); None if all may have k.
     """
 
     def __init__(
-        self, is_open: Tensor, stops: Tensor | None, min_confidence: float, pace: Pace | None
+        self,
+        is_open: Tensor,
+        stops: Tensor | None,
+        min_confidence: float,
+        pace: Pace | None,
+        limits: Tensor | None,
     ) -> None:
         self.is_open = is_open if pace is None else pace.is_open
         self._stops, self._min_confidence, self._pace = stops, min_confidence, pace
+        self._limits = limits
         self._by_confidence = bool(min_confidence) or pace is not None
 
-    def after(self, ids: Tensor, logits: Tensor, warper: Warper | None) -> None:
-        """Close rows that end with the tokens (B, 1) drawn from logits (B, V)."""
+    def after(self, place: int, ids: Tensor, logits: Tensor, warper: Warper | None) -> None:
+        """Close rows that end with the tokens (B, 1) drawn from logits (B, V) at a place."""
+        if self._limits is not None:
+            self.is_open = self.is_open & (place + 1 < self._limits)
         if self._stops is not None:
             self.is_open = self.is_open & (ids != self._stops).all(dim=1)
         if not self._by_confidence:

@@ -69,7 +69,7 @@ def arbitrate(
     """
     decisions = _unasked(arbiter, blocks, proposal)
     where = [
-        (r, j, _is_stop(row, block, j), len(row.generated) + j < row.config.exact_prefix_tokens)
+        (r, j, _is_stop(row, block, j), _is_exact(row, j))
         for r, (row, block) in enumerate(zip(rows, blocks, strict=True))
         for j in block.mismatches()
         if j not in decisions[r]
@@ -134,6 +134,11 @@ def _is_stop(row: Row, block: Block, place: int) -> bool:
     """Whether one of the tokens at a mismatch ends the text and may not be overridden."""
     ids = {block.drafted[place], block.target_ids[place]}
     return not row.config.override_stop_tokens and not ids.isdisjoint(row.stop_ids)
+
+
+def _is_exact(row: Row, place: int) -> bool:
+    """Whether nothing is overridden at a place of the row's block."""
+    return row.is_lossless or len(row.generated) + place < row.config.exact_prefix_tokens
 
 
 def _check(ruling: Ruling, batch: MismatchBatch, name: str) -> None:

@@ -32,6 +32,7 @@ def reference_decode(
     num_speculative_tokens: int,
     draft_confidence_threshold: float = 0.0,
     end_blocks_at_stop: bool = False,
+    max_corrections: int | None = None,
     index: int = 0,
 ) -> tuple[list[int], list[Origin]]:
     """Complete one prompt, slowly.
@@ -44,6 +45,7 @@ def reference_decode(
         num_speculative_tokens: K.
         draft_confidence_threshold: A block ends after a less probable token.
         end_blocks_at_stop: A block ends after a token that would end the text.
+        max_corrections: Afterwards nothing is overridden, and a block has 4 tokens at most.
         index: Place in the list of prompts, which the random numbers depend on.
 
     Returns:
@@ -62,7 +64,9 @@ def reference_decode(
         u_draft, u_accept, u_target, u_arbiter = torch.split(u, [most, most, most + 1, most])
         drafted: list[int] = []
         draft_logits: list[Tensor] = []
-        for j in range(most):
+        num_corrections = origins.count(Origin.CORRECTION)
+        is_lossless = max_corrections is not None and num_corrections >= max_corrections
+        for j in range(min(most, 4) if is_lossless else most):
             logits = _logits(pair.draft_model, tokens + drafted)[-1]
             draft_logits.append(logits)
             drafted.append(int(draw(warper.probs(logits[None, None]), u_draft[None, None, j])))
@@ -77,7 +81,6 @@ def reference_decode(
         instead = draw(torch.cat([residual(p[:-1], q), p[-1:]]), u_target[: k + 1]).tolist()
 
         num_generated, num_overrides = len(origins), origins.count(Origin.OVERRIDE)
-        num_corrections = origins.count(Origin.CORRECTION)
         for j in range(k + 1):
             if j == k:
                 token, origin = instead[j], Origin.BONUS
@@ -101,7 +104,7 @@ def reference_decode(
                     uniforms=u_arbiter[j][None] if Needs.UNIFORMS in arbiter.needs else None,
                 )
                 keep = bool(arbiter.rule(mismatch).keep_draft)
-                is_exact = num_generated + j < sampling.exact_prefix_tokens
+                is_exact = is_lossless or num_generated + j < sampling.exact_prefix_tokens
                 is_stop = bool({drafted[j], instead[j]} & stop_ids)
                 is_possible = p[j, drafted[j]] > 0 or sampling.is_greedy
                 if keep and is_possible and not is_exact and not is_stop:

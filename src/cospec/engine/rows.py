@@ -35,6 +35,7 @@ class Row:
         keep_caches: Whether to save what is stored of it when it finishes.
         caches: What target and drafter have read already, when a branch waits to be admitted or
             `keep_caches` has saved it.
+        is_lossless: Whether no arbiter rules on it any more.
         is_stopped: Asked after each token whether the text ends there; None for no such question.
     """
 
@@ -45,6 +46,7 @@ class Row:
     tokenizer: PreTrainedTokenizerBase | None
     keep_caches: bool = False
     caches: list[Any] | None = None  # Any: only their stores look into them
+    is_lossless: bool = False
     is_stopped: Callable[[Row], bool] | None = None
     generator: torch.Generator = field(init=False)
     generated: list[int] = field(default_factory=list)

@@ -7,6 +7,7 @@ after each drafted token and before the target's forward too, to read no further
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from cospec.engine.walk import Block, walk
 from cospec.errors import NonFiniteError
 from cospec.models.cache import CachedModel, Output
 from cospec.sampling import Chance
-from cospec.types import Arbiter, Needs, Proposal
+from cospec.types import Arbiter, Needs, Origin, Proposal
 
 if TYPE_CHECKING:
     from cospec.config import DecodeConfig
@@ -42,12 +43,17 @@ class SpeculativeBatch(Batch):
         self._target = CachedModel(pair.target, Needs.TARGET_HIDDEN in arbiter.needs)
         self._drafter, self._arbiter = drafter, arbiter
         self._k, self._keep_trace = config.k, config.keep_trace
+        most = config.max_corrections
+        self._max_corrections = math.inf if most is None else most
         super().__init__([self._target, drafter], config.k + 1)
 
     @torch.inference_mode()
     def step(self) -> None:
         """Decode one block of every row."""
         chance = self._chance()
+        for row in self.rows:
+            num_corrections = row.origins.count(Origin.CORRECTION)
+            row.is_lossless = num_corrections >= self._max_corrections
         proposal = self._drafter.propose(self.rows, chance)
         verified = verify(self._read(proposal), proposal, chance)
         blocks = self._to_host(proposal, verified)

@@ -210,6 +210,8 @@ def check_config(config: DecodeConfig) -> None:
         )
     if config.adaptive:
         raise ConfigError("vLLM drafts whole blocks, so leave out adaptive.")
+    if config.max_corrections is not None:
+        raise ConfigError("on vLLM an arbiter rules on the whole text; leave out max_corrections.")
     if config.draft_confidence_threshold:
         raise ConfigError(
             "draft_confidence_threshold is "
