@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
@@ -43,11 +42,6 @@ def check_writable(path: Path | None, overwrite: bool) -> None:
         raise ConfigError(f"the folder of {path} does not exist; create it first.")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"nothing can be written to {folder}; name a file in another folder.")
-
-
-def finite(value: Any) -> Any:  # Any: what JSON can hold, or nearly
-    """Return None for NaN and infinity, which JSON does not have, and anything else as it is."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from cospec.display import completion_html
-from cospec.results import finite
+from cospec.text import finite
 
 if TYPE_CHECKING:
     from torch import Tensor

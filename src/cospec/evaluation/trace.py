@@ -12,7 +12,7 @@ from cospec.arbiters import AlwaysTarget
 from cospec.display import pieces
 from cospec.engine import Branch, Engine
 from cospec.evaluation.problems import encode_problems
-from cospec.results import finite
+from cospec.text import finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

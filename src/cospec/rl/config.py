@@ -38,7 +38,9 @@ class RolloutConfig(DecodeConfig):
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     adaptive_cost: tyro.conf.Suppress[float | None] = None
-    """As in `DecodeConfig`; set in a config file, like the two below."""
+    """As in `DecodeConfig`; set in a config file, like the three below."""
+    max_corrections: tyro.conf.Suppress[int | None] = None
+    """As in `DecodeConfig`."""
     prompt_lookup_max: tyro.conf.Suppress[int] = 4
     """As in `DecodeConfig`."""
     prompt_lookup_min: tyro.conf.Suppress[int] = 2
