@@ -117,6 +117,7 @@ DrafterName: TypeAlias = Literal["model", "ngram", "suffix", "ngram+model", "suf
 _WHOLE_NUMBERS = (
     "num_speculative_tokens",
     "batch_size",
+    "max_corrections",
     "prompt_lookup_max",
     "prompt_lookup_min",
 )
@@ -161,9 +162,9 @@ class DecodeConfig:
     it, and arbiters look no further. If -k is as long as an answer, an arbiter sees what the target
     thinks of the whole rest of the draft's answer. Lossless decoding stays exact."""
     max_corrections: int | None = None
-    """Go on lossless after the target has put so many tokens of its own into a text, in blocks of 4
-    of the draft model. With blocks as long as an answer: a draft that was corrected once will be
-    again, and each time it writes the rest anew."""
+    """Go on lossless, in blocks of at most 4 tokens of the draft model, after the target has put so
+    many tokens of its own into a text. It saves time where blocks are as long as an answer: a draft
+    that was corrected once often will be again, and each time it writes the rest anew."""
     drafter: DrafterName = "model"
     """Who drafts: model (the pair's draft), ngram (prompt lookup: what followed the last tokens
     where they occurred before), suffix (what most often followed the longest end of the text), or
@@ -184,7 +185,7 @@ class DecodeConfig:
         _check_flags(self)
         for name in _WHOLE_NUMBERS:
             value = getattr(self, name)
-            is_open = value is None and name == "num_speculative_tokens"
+            is_open = value is None and name in ("num_speculative_tokens", "max_corrections")
             if not is_open and (not isinstance(value, Integral) or isinstance(value, bool)):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
         if self.num_speculative_tokens is not None and self.num_speculative_tokens < 1:
@@ -203,9 +204,8 @@ class DecodeConfig:
         cost = self.adaptive_cost
         if cost is not None and (not isinstance(cost, Real) or not cost >= 0):
             raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
-        most = self.max_corrections
-        if most is not None and (not isinstance(most, Integral) or most < 1):
-            raise ConfigError(f"max_corrections is {most!r}; it must be at least 1.")
+        if self.max_corrections is not None and self.max_corrections < 1:
+            raise ConfigError(f"max_corrections is {self.max_corrections}; it must be at least 1.")
         if self.drafter not in get_args(DrafterName):
             raise ConfigError(unknown_name("drafter", self.drafter, get_args(DrafterName)))
         if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:

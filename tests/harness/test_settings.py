@@ -42,6 +42,8 @@ def test_a_threshold_is_part_of_the_arbiters_spec(arbiter, threshold, spec) -> N
         ({"k": "four"}, "num_speculative_tokens is 'four'; it must be a whole number"),
         ({"batch_size": "auto"}, "batch_size is 'auto'; it must be a whole number"),
         ({"batch_size": True}, "batch_size is True"),
+        ({"max_corrections": True}, "max_corrections is True"),
+        ({"max_corrections": 0}, "max_corrections is 0; it must be at least 1"),
         ({"seed": 0.5}, r"seed is 0\.5"),
     ],
 )

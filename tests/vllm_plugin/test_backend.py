@@ -20,11 +20,12 @@ from torch import nn
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
 from cospec.config import DecodeConfig, SamplingConfig
+from cospec.errors import ConfigError
 from cospec.features import ScalarFeatures
 from cospec.models.bundled import bundled_home, bundled_models
 from cospec.models.load import load_tokenizer
 from cospec.vllm_plugin import decoders
-from cospec.vllm_plugin.backend import VllmSource, progress
+from cospec.vllm_plugin.backend import VllmSource, check_config, progress
 from cospec.vllm_plugin.parcels import MIN_ELEMENTS, Receiver, Sender
 from tests.conftest import CONTEXT
 from tests.rl.conftest import arbiter, coin
@@ -169,6 +170,21 @@ def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role
     stats = done.stats
     forwards = stats.num_target_forwards if role == "target" else stats.num_draft_forwards
     assert (done.token_ids, forwards) == ([5, 6, 7], 2)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"drafter": "ngram"},
+        {"adaptive": True},
+        {"max_corrections": 1},
+        {"draft_confidence_threshold": 0.5},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_vllm_does_not_do_is_refused_by_name(option) -> None:
+    with pytest.raises(ConfigError, match=next(iter(option))):
+        check_config(DecodeConfig(**option))
 
 
 def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:

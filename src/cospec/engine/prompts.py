@@ -74,9 +74,7 @@ def make_row(pair: ModelPair, index: int, ids: list[int], config: SamplingConfig
 
 def _special_ids(pair: ModelPair, texts: Sequence[str]) -> list[int]:
     """Return the ids of texts that are special tokens, which decoded text leaves out."""
-    if not texts or pair.tokenizer is None:
-        return []
-    ids = dict(zip(pair.tokenizer.all_special_tokens, pair.tokenizer.all_special_ids, strict=True))
+    ids = pair.special_token_ids if texts else {}
     return [ids[text] for text in texts if text in ids]
 
 

@@ -160,6 +160,14 @@ class ModelPair:
         return self.draft
 
     @cached_property
+    def special_token_ids(self) -> dict[str, int]:
+        """The special tokens of the tokenizer, by their text."""
+        if self.tokenizer is None:
+            return {}
+        names, ids = self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids
+        return dict(zip(names, ids, strict=True))
+
+    @cached_property
     def fingerprint(self) -> str:
         """A short hash that tells this pair from others: shapes of all weights and some of them.
 
