@@ -14,6 +14,10 @@ in place of both folders. The contexts of bundled pairs are too short for the ot
 
 A run that was killed resumes from OUT.rows, which has one line a prompt and arm.
 
+With --prefix-caching every arm reads the schema of a database before its first question is timed,
+as a service that knows its databases has: that question is decoded for a few tokens and not
+measured.
+
 With --arbiters rules and trained arbiters take part, which draft whole answers: blocks of up to
 --answer-tokens that end with the text. Their texts differ from the target's, so the table has how
 many answers are right. With --arms only some arms take part.
@@ -37,6 +41,7 @@ from transformers.utils import logging
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import AlwaysTarget, load_arbiter
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.problems import encode_problems
@@ -80,14 +85,21 @@ def main() -> None:
             examples = [example for example in examples if example.id in options.ids]
         encoded = encode_problems(pair, task, examples, options.max_new_tokens)
         problems = list(zip(examples, *encoded, strict=True))
+        first: dict[Any, Any] = {}  # problem of a database, by which its schema is read
+        read: dict[str, Any] = {}  # database whose schema an arm has cached
         if options.prefix_caching:
             problems = [problems[i] for i in cheapest_order(encoded[0])]
+            first = {database(problem): problem for problem in reversed(problems)}
+            problems = [problem for problem in problems if problem is not first[database(problem)]]
         warm_up(runs, problems[-1][1])
         for i, start in enumerate(range(0, len(problems), options.batch_size)):
             some = problems[start : start + options.batch_size]
             for arm in rotated(list(runs), i):
                 if (name, some[0][0].id, arm) in done:
                     continue
+                if first and read.get(arm) != (place := database(some[0])):
+                    warm_up({arm: runs[arm]}, first[place][1])
+                    read[arm] = place
                 new = [
                     {"task": name, "id": example.id, "turn": i, "arm": arm} | row
                     for (example, *_), row in zip(some, play(runs[arm], some), strict=True)
@@ -99,7 +111,7 @@ def main() -> None:
                 with kept.open("a") as file:
                     for row in new:
                         file.write(json.dumps(row | {"stats": asdict(row["stats"])}) + "\n")
-            print(f"{name}: {start + len(some)} of {len(examples)}", flush=True)
+            print(f"{name}: {start + len(some)} of {len(problems)}", flush=True)
     costs = {
         kind: measure_costs(
             one,
@@ -204,6 +216,11 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
         "adaptive": lossless(pair, longest, adaptive=True),
         "int8, adaptive": lossless(int8, longest, adaptive=True),
         "ngram": lossless(pair, longest, drafter="ngram"),
+        "cascade": lossless(pair, k, cascade=True),
+        "int8, cascade": lossless(int8, k, cascade=True),
+        "int8, cascade, threshold": lossless(
+            int8, longest, cascade=True, draft_confidence_threshold=ends
+        ),
     }
     for drafter in ("ngram+model", "suffix+model"):
         for one, kind in ((pair, ""), (int8, "int8, ")):
@@ -213,11 +230,13 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
     whole = {"num_speculative_tokens": options.answer_tokens, "end_blocks_at_stop": True}
     for spec in options.arbiters:
         for one, kind in ((pair, ""), (int8, "int8, ")):
-            engine = Engine(one, load_arbiter(spec, one), **whole | common)
-            found[f"{kind}{spec}"] = engine.generate
-            if (most := options.max_corrections) is not None:
-                engine = Engine(one, engine.arbiter, engine.config, max_corrections=most)
-                found[f"{kind}{spec}, then lossless"] = engine.generate
+            arbiter = load_arbiter(spec, one)
+            for cascade, way in ((False, ""), (True, "cascade, ")):
+                config = DecodeConfig(**whole | common, cascade=cascade)
+                found[f"{kind}{way}{spec}"] = Engine(one, arbiter, config).generate
+                if (most := options.max_corrections) is not None:
+                    engine = Engine(one, arbiter, config, max_corrections=most)
+                    found[f"{kind}{way}{spec}, then lossless"] = engine.generate
     if options.target_gguf:
         found["llama.cpp"] = llama_cpp(pair, options)
     else:
@@ -266,6 +285,11 @@ def rotated(names: list[str], place: int) -> list[str]:
     """Another order for each prompt, so that no arm is always first."""
     shift = place % len(names)
     return names[shift:] + names[:shift]
+
+
+def database(problem: tuple[Any, Any, SamplingConfig]) -> Any:
+    """Return what the example of a problem asks about; None for tasks without databases."""
+    return problem[0].metadata.get("db_id")
 
 
 def warm_up(runs: dict[str, Generate], prompt: Any) -> None:

@@ -44,7 +44,7 @@ FRESH = [3, 0, 1, 2]
 """Ends in tokens that are new together."""
 CHEAP = [
     *("int8", "suffix", "ngram+model", "int8, suffix+model", "adaptive", "int8, adaptive"),
-    "ends",
+    *("ends", "cascade", "int8, cascade"),
 ]
 SIZES = [(1, 3), (4, 1), (8, 4)]
 PAYS = 0.1
@@ -62,6 +62,8 @@ def cheap(family: str, way: str) -> tuple[ModelPair, dict[str, Any]]:
         pair = ModelPair(pair.target, draft, draft_quantization="int8")
     if "adaptive" in parts:
         return pair, dict(adaptive=True, adaptive_cost=PAYS)
+    if "cascade" in parts:
+        return pair, dict(cascade=True)
     if "ends" in parts:
         return pair, dict(end_blocks_at_stop=True)
     return pair, dict(drafter=parts[-1] if parts[-1] in DRAFTERS else "model", prompt_lookup_min=1)

@@ -178,6 +178,7 @@ def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role
         {"drafter": "ngram"},
         {"adaptive": True},
         {"max_corrections": 1},
+        {"cascade": True},
         {"draft_confidence_threshold": 0.5},
     ],
     ids=lambda option: next(iter(option)),

@@ -9,8 +9,8 @@ import torch
 
 from cospec.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 from cospec.drafters.adaptive import Pace
-from cospec.drafters.again import draft_again
 from cospec.drafters.base import Drafter
+from cospec.drafters.cascade import Ngrams, Writer, draft_guessing
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
 from cospec.rulings import in_width, token_log_p
@@ -57,12 +57,14 @@ class ModelDrafter(CachedModel, Drafter):
         """By row, tokens at its beginning that are in the cache, if so many stand."""
         self._answers: dict[int, list[int]] = {}
         """By row, its text as it was proposed last, where blocks are as long as an answer."""
+        self._ngrams = Ngrams() if config.cascade else None
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
-        if chance.warper is None and any(r in self._answers for r in range(len(rows))):
-            return self._again(rows)
+        has_guesses = self._ngrams is not None or any(r in self._answers for r in range(len(rows)))
+        if chance.warper is None and has_guesses:
+            return self._guessing(rows)
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         # Where the whole block stood, its last token was never read, and the bonus token neither.
         num_read = [min(self._num_read.get(r, 0), len(row) - 1) for r, row in enumerate(rows)]
@@ -118,17 +120,25 @@ class ModelDrafter(CachedModel, Drafter):
             hidden=hidden or None,
         )
 
-    def _again(self, rows: Sequence[DraftRow]) -> Proposal:
-        """Propose greedily; rows that have proposed an answer before guess from it."""
-        answers = [self._answers.get(r, []) for r in range(len(rows))]
-        num_read = [self._num_read.get(r, 0) for r in range(len(rows))]
-        found = draft_again(
-            self, rows, num_read, answers, self._limits(rows), self._target_vocab_size
-        )
-        lengths = found.lengths.tolist()
-        for r, row in enumerate(rows):
-            self._num_read[r] = len(row) + lengths[r] - 1
-        self._remember(rows, found.token_ids, lengths)
+    def _guessing(self, rows: Sequence[DraftRow]) -> Proposal:
+        """Propose greedily; rows guess from their last answers, or from what was drafted before."""
+        writers = [
+            Writer(
+                row,
+                self._num_read.get(r, 0),
+                limit,
+                ends_at_stop=self._config.end_blocks_at_stop,
+                answer=self._answers.get(r),
+                ngrams=self._ngrams,
+            )
+            for r, (row, limit) in enumerate(zip(rows, self._limits(rows), strict=True))
+        ]
+        found = draft_guessing(self, writers, self._target_vocab_size, self._min_confidence)
+        for r, (row, writer) in enumerate(zip(rows, writers, strict=True)):
+            self._num_read[r] = len(row) + len(writer.drafted) - 1
+            if self._ngrams is not None:
+                self._ngrams.add(row.prompt_ids + row.generated, writer.drafted)
+        self._remember(rows, found.token_ids, found.lengths.tolist())
         return found
 
     def _remember(self, rows: Sequence[DraftRow], token_ids: Tensor, lengths: list[int]) -> None:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_MOST_ROWS = 32
-"""Up to so many rows are multiplied in 8 bits; the many rows of a prompt are faster with a weight
-that is made float for the call."""
+_MOST_ROWS = {torch.bfloat16: 24, torch.float32: 48}
+"""Up to so many rows are multiplied in 8 bits; more, as a prompt has, are faster with a weight that
+is made float for the call, of the type that the processor multiplies fast (`_float_type`)."""
+_SLICE = 5 << 20
+"""Weights that are made float at once: more memory than that is asked of the system every time."""
 _WIDTH_MULTIPLE = 32  # the operator reads beyond rows of an odd width, and can crash
 
 
@@ -52,9 +54,12 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, (..., out_features), from (..., in_features)."""
         rows = x.reshape(-1, self.in_features)
-        if len(rows) > _MOST_ROWS:
-            weight = self.weight.to(x.dtype) * self.scales.to(x.dtype)[:, None]
-            out = nn.functional.linear(rows, weight)
+        dtype = _float_type()
+        if len(rows) > _MOST_ROWS[dtype]:
+            rows, length = rows.to(dtype), max(1, _SLICE // self.in_features)
+            weights = (part.to(dtype) for part in self.weight.split(length))
+            out = torch.cat([nn.functional.linear(rows, weight) for weight in weights], dim=1)
+            out *= self.scales
         else:
             out = torch._weight_int8pack_mm(rows.bfloat16().contiguous(), self.weight, self.scales)
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -93,6 +98,16 @@ def quantize_weights(model: PreTrainedModel) -> None:
         )
     for parent, name, child in found:
         setattr(parent, name, Int8Linear(child))
+
+
+@cache
+def _float_type() -> torch.dtype:
+    """Return bfloat16 where the processor multiplies it fast, else float32."""
+    try:
+        fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, NotImplementedError):  # private to torch's compiler
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
 
 
 @cache

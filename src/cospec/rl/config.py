@@ -38,8 +38,10 @@ class RolloutConfig(DecodeConfig):
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     adaptive_cost: tyro.conf.Suppress[float | None] = None
-    """As in `DecodeConfig`; set in a config file, like the three below."""
+    """As in `DecodeConfig`; set in a config file, like the four below."""
     max_corrections: tyro.conf.Suppress[int | None] = None
+    """As in `DecodeConfig`."""
+    cascade: tyro.conf.Suppress[bool] = False
     """As in `DecodeConfig`."""
     prompt_lookup_max: tyro.conf.Suppress[int] = 4
     """As in `DecodeConfig`."""

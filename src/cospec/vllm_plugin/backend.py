@@ -212,6 +212,8 @@ def check_config(config: DecodeConfig) -> None:
         raise ConfigError("vLLM drafts whole blocks, so leave out adaptive.")
     if config.max_corrections is not None:
         raise ConfigError("on vLLM an arbiter rules on the whole text; leave out max_corrections.")
+    if config.cascade:
+        raise ConfigError("vLLM's drafts are its own, so leave out cascade.")
     if config.draft_confidence_threshold:
         raise ConfigError(
             "draft_confidence_threshold is "

@@ -1,4 +1,4 @@
-"""An answer that is written again: the same tokens as one forward each, in fewer forwards."""
+"""A draft that reads guesses: the same tokens as one forward each, in fewer forwards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.drafters import ModelDrafter
+from cospec.config import DecodeConfig
+from cospec.drafters.cascade import Ngrams
+from cospec.errors import ConfigError
 from tests.conftest import family_pair, some_prompts
 from tests.laws.decoding import covering
 
@@ -38,6 +41,71 @@ def test_tokens_and_rulings_stay_and_forwards_are_saved(family, arbiter, batch_s
         for name in ("num_draft_forwards", "num_draft_tokens")
     )
     assert forwards < tokens, "random models repeat themselves little"
+
+
+CASCADES = [
+    {"num_speculative_tokens": 4},
+    {"num_speculative_tokens": 10, "draft_confidence_threshold": 0.05},
+    {"num_speculative_tokens": 5, "drafter": "ngram+model"},
+    {"num_speculative_tokens": 16, "end_blocks_at_stop": True, "max_corrections": 1},
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "ruled_by", "options"),
+    covering(FAMILIES, [("lossless", 4), ("random:rate=0.5", 1)], CASCADES),
+)
+def test_a_cascade_drafts_the_same_tokens(family, ruled_by, options):
+    pair, sampling = family_pair(family), SamplingConfig(max_new_tokens=40, seed=0)
+    arbiter, batch_size = ruled_by
+    prompts = [prompt + prompt for prompt in some_prompts(6)]
+    plain, found = (
+        Engine(
+            pair, load_arbiter(arbiter), batch_size=batch_size, cascade=cascade, **options
+        ).generate(prompts, sampling)
+        for cascade in (False, True)
+    )
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.token_ids == theirs.token_ids and ours.origins == theirs.origins
+        assert replace(ours.stats, num_draft_forwards=0) == replace(
+            theirs.stats, num_draft_forwards=0
+        )
+    forwards = [sum(c.stats.num_draft_forwards for c in done) for done in (found, plain)]
+    assert forwards[0] < forwards[1]
+
+
+def test_a_cascade_that_samples_drafts_as_without():
+    pair, sampling = family_pair("llama"), SamplingConfig(max_new_tokens=20, temperature=1, seed=0)
+    plain, found = (
+        Engine(pair, load_arbiter("lossless"), cascade=cascade).generate(some_prompts(4), sampling)
+        for cascade in (False, True)
+    )
+    assert [(c.token_ids, c.stats) for c in found] == [(c.token_ids, c.stats) for c in plain]
+
+
+def test_ngrams_guess_what_followed_the_longest_end_most_often():
+    ngrams = Ngrams()
+    assert ngrams.guess([1, 2, 3], 3) == []
+    ngrams.add([9, 9, 1, 2], [3, 4, 5])
+    ngrams.add([7, 2], [6])
+    ngrams.add([7, 2], [6])
+    assert ngrams.guess([1, 2], 3) == [3, 4, 5]
+    assert ngrams.guess([8, 2], 3) == [6]
+    assert ngrams.guess([1, 2], 1) == [3] and ngrams.guess([8, 8], 3) == []
+
+
+def test_ngrams_begin_anew_before_they_grow_too_large(monkeypatch):
+    monkeypatch.setattr("cospec.drafters.cascade._MOST_TOKENS", 5)
+    ngrams = Ngrams()
+    ngrams.add([1], [2, 3, 4])
+    ngrams.add([5], [6, 7, 8])
+    assert ngrams.guess([1], 3) == [] and ngrams.guess([5], 3) == [6, 7, 8]
+
+
+@pytest.mark.parametrize("options", [{"adaptive": True}, {"drafter": "suffix"}])
+def test_a_cascade_is_of_the_models_whole_blocks(options):
+    with pytest.raises(ConfigError, match="leave out (adaptive|drafter='suffix')"):
+        DecodeConfig(cascade=True, **options)
 
 
 def test_texts_that_go_on_lossless_write_again_too(monkeypatch):
