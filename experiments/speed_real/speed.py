@@ -88,9 +88,7 @@ def main() -> None:
         first: dict[Any, Any] = {}  # problem of a database, by which its schema is read
         read: dict[str, Any] = {}  # database whose schema an arm has cached
         if options.prefix_caching:
-            problems = [problems[i] for i in cheapest_order(encoded[0])]
-            first = {database(problem): problem for problem in reversed(problems)}
-            problems = [problem for problem in problems if problem is not first[database(problem)]]
+            problems, first = by_database(problems)
         warm_up(runs, problems[-1][1])
         for i, start in enumerate(range(0, len(problems), options.batch_size)):
             some = problems[start : start + options.batch_size]
@@ -287,6 +285,16 @@ def rotated(names: list[str], place: int) -> list[str]:
     return names[shift:] + names[:shift]
 
 
+def by_database(problems: list[Any]) -> tuple[list[Any], dict[Any, Any]]:
+    """Return problems in an order that shares caches, without the first of each database, and it.
+
+    Where there are no databases, all problems are returned.
+    """
+    ordered = [problems[i] for i in cheapest_order([prompt for _, prompt, _ in problems])]
+    first = {place: p for p in reversed(ordered) if (place := database(p)) is not None}
+    return [p for p in ordered if first.get(database(p)) is not p], first
+
+
 def database(problem: tuple[Any, Any, SamplingConfig]) -> Any:
     """Return what the example of a problem asks about; None for tasks without databases."""
     return problem[0].metadata.get("db_id")
@@ -319,7 +327,8 @@ def summary(
         theirs, own = turns(by_arm[TARGET]), turns(ours)
         total = sum((row["stats"] for row in ours), Stats())
         bound, blocks = None, total.num_drafts
-        if total.num_draft_tokens and blocks and total.num_draft_tokens <= longest * blocks:
+        is_short = 0 < total.num_draft_tokens <= longest * blocks
+        if is_short and "cascade" not in name:  # where draft forwards read several tokens
             cost = costs["int8" if name.startswith("int8") else "none"]
             per_block = total.num_draft_tokens / blocks, total.num_draft_forwards / blocks
             bound = cost.bound(total.mean_acceptance_length, *per_block)

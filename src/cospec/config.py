@@ -167,9 +167,9 @@ class DecodeConfig:
     that was corrected once often will be again, and each time it writes the rest anew."""
     cascade: bool = False
     """Let the draft model read up to three guessed tokens with its last one and keep those that it
-    would have chosen. It guesses from its earlier drafts and from the row's text. Its greedy drafts
-    are the same, up to rounding, in fewer forwards; when sampling it does not guess. Best at small
-    batches. (Cascade Speculative Drafting, 2312.11462)"""
+    would have chosen. It guesses from its earlier drafts, of any row, and from the row's text. Its
+    drafts are the same, up to rounding, in fewer forwards: best at small batches and for texts that
+    are alike. (Cascade Speculative Drafting, 2312.11462)"""
     drafter: DrafterName = "model"
     """Who drafts: model (the pair's draft), ngram (prompt lookup: what followed the last tokens
     where they occurred before), suffix (what most often followed the longest end of the text), or
@@ -216,7 +216,7 @@ class DecodeConfig:
         if self.cascade and (self.adaptive or "model" not in self.drafter):
             other = "adaptive" if self.adaptive else f"drafter={self.drafter!r}"
             raise ConfigError(
-                f"cascade is of the draft model's blocks of fixed length; leave out {other}."
+                f"cascade is for the draft model's blocks, and not by cost; leave out {other}."
             )
         if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:
             raise ConfigError(

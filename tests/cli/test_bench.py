@@ -222,6 +222,11 @@ def test_the_arms_that_can_be_asked_for_are_listed_one_a_line(tiny, capsys):
     assert not tiny.asked_for
 
 
+def test_a_block_length_that_is_chosen_is_not_given_as_well(bench):
+    with pytest.raises(SystemExit, match="num_speculative_tokens is 8, and --tune-k chooses it"):
+        bench(*TUNED, "-k", 8)
+
+
 def test_without_a_task_a_benchmark_is_refused(tiny):
     with pytest.raises(SystemExit, match="--task is missing"):
         tiny("bench", "--pair", "bundled:tiny")

@@ -133,7 +133,7 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
         (("--pair", "bundled:specialist", "--draft", DRAFT), "--pair names both models"),
         (("--pair", "bundled:x"), "unknown pair"),
         (("--pair", "bundled:specialist", "--arbiter", "gapp"), "did you mean 'gap'"),
-        (("--pair", "bundled:specialist", "--threshold", 0.5), "setting of arbiter lossless"),
+        (("--pair", "bundled:specialist", "--threshold", 0.5), "and lossless is a rule"),
         (("--pair", "bundled:specialist", "-k", 0), "num_speculative_tokens is 0"),
         (("--pair", "bundled:specialist", "--decisions", "/nowhere/d"), "does not exist"),
         (("--pair", "bundled:specialist", "--draft-options", "{"), "must be a JSON object"),
@@ -144,6 +144,14 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
         (
             ("--pair", "bundled:specialist", "--", "--speculative-config={}"),
             "--speculative-config is what cospec serve sets itself",
+        ),
+        (
+            ("--pair", "bundled:specialist", "--additional-config.foo", "1"),
+            "--additional-config.foo is what cospec serve sets itself",
+        ),
+        (
+            ("--pair", "bundled:specialist", "--arbiter", "fsd_js", "--threshold", 1),
+            "threshold is 1, which is of trained arbiters, and fsd_js is a rule",
         ),
     ],
 )

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from cospec import Engine, SamplingConfig, load_arbiter
-from cospec.drafters import ModelDrafter
 from cospec.config import DecodeConfig
+from cospec.drafters import ModelDrafter
 from cospec.drafters.cascade import Ngrams
 from cospec.errors import ConfigError
 from tests.conftest import family_pair, some_prompts
@@ -55,9 +55,10 @@ CASCADES = [
     ("family", "ruled_by", "options"),
     covering(FAMILIES, [("lossless", 4), ("random:rate=0.5", 1)], CASCADES),
 )
-def test_a_cascade_drafts_the_same_tokens(family, ruled_by, options):
-    pair, sampling = family_pair(family), SamplingConfig(max_new_tokens=40, seed=0)
-    arbiter, batch_size = ruled_by
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_a_cascade_drafts_the_same_tokens(family, ruled_by, options, temperature):
+    pair, (arbiter, batch_size) = family_pair(family), ruled_by
+    sampling = SamplingConfig(max_new_tokens=40, temperature=temperature, seed=0)
     prompts = [prompt + prompt for prompt in some_prompts(6)]
     plain, found = (
         Engine(
@@ -72,15 +73,6 @@ def test_a_cascade_drafts_the_same_tokens(family, ruled_by, options):
         )
     forwards = [sum(c.stats.num_draft_forwards for c in done) for done in (found, plain)]
     assert forwards[0] < forwards[1]
-
-
-def test_a_cascade_that_samples_drafts_as_without():
-    pair, sampling = family_pair("llama"), SamplingConfig(max_new_tokens=20, temperature=1, seed=0)
-    plain, found = (
-        Engine(pair, load_arbiter("lossless"), cascade=cascade).generate(some_prompts(4), sampling)
-        for cascade in (False, True)
-    )
-    assert [(c.token_ids, c.stats) for c in found] == [(c.token_ids, c.stats) for c in plain]
 
 
 def test_ngrams_guess_what_followed_the_longest_end_most_often():
@@ -104,7 +96,7 @@ def test_ngrams_begin_anew_before_they_grow_too_large(monkeypatch):
 
 @pytest.mark.parametrize("options", [{"adaptive": True}, {"drafter": "suffix"}])
 def test_a_cascade_is_of_the_models_whole_blocks(options):
-    with pytest.raises(ConfigError, match="leave out (adaptive|drafter='suffix')"):
+    with pytest.raises(ConfigError, match=r"leave out (adaptive|drafter='suffix')"):
         DecodeConfig(cascade=True, **options)
 
 

@@ -160,12 +160,68 @@ def test_a_rejected_token_that_the_target_cannot_read_does_no_harm(threshold):
     assert ids(done) == ids(sound)
 
 
-def test_a_rejected_token_that_the_draft_cannot_read_is_forgotten():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cascade": True, "batch_size": 1},
+        {"cascade": True, "batch_size": 3},
+        {"end_blocks_at_stop": True, "num_speculative_tokens": 12},
+    ],
+    ids=str,
+)
+def test_a_rejected_token_that_the_draft_cannot_read_is_forgotten(options):
     """At most the rest of the block is lost, so that no block begins with a lost token."""
+    sound, pair = poisoned("draft")
+    done = decode(pair, prompts=POISON_PROMPTS, sampling=POISON_SAMPLING, **options)
+    assert ids(done) == ids(sound) and total(done).num_non_finite_drafts > 0
+    assert not lost_places(done)
+
+
+def test_what_the_model_drafted_beside_a_searched_block_is_forgotten():
+    """The model drafts for all rows, and a row whose text was searched grows by another block."""
+    target = random_model("llama")
+    draft = disturbed(target, 0.12)
+    prompts = [prompt * 3 for i, prompt in enumerate(some_prompts(12)) if i != 3]
+    sound, spoilt = (
+        decode(
+            ModelPair(target, one),
+            prompts=prompts,
+            sampling=SamplingConfig(max_new_tokens=30, ignore_eos=True),
+            drafter="ngram+model",
+            prompt_lookup_min=1,
+            num_speculative_tokens=6,
+        )
+        for one in (draft, unreadable(draft, POISON))
+    )
+    assert not any(POISON in c.prompt_ids + c.token_ids for c in sound), "choose other prompts"
+    assert ids(spoilt) == ids(sound) and total(spoilt).num_non_finite_drafts > 0
+    assert lost_places(spoilt) == lost_places(sound), "those of searched tokens"
+
+
+def lost_places(done: list[Completion]) -> set[tuple[int, int]]:
+    """Blocks whose first token has no probability of the draft's."""
+    return {
+        (i, step.position)
+        for i, completion in enumerate(done)
+        for step in completion.trace
+        for mismatch in step.mismatches
+        if mismatch.block_position == 0 and math.isnan(mismatch.q_draft_id)
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_text_that_the_draft_cannot_read_spoils_no_other(batch_size):
+    """The row of a finished text goes to the next prompt, with what was stored there."""
     _, pair = poisoned("draft")
-    done = decode(pair, prompts=POISON_PROMPTS, sampling=POISON_SAMPLING)
-    first = [m for c in done for s in c.trace for m in s.mismatches if m.block_position == 0]
-    assert not any(math.isnan(m.q_draft_id) for m in first)
+    prompts = [[7, 9, 11, 9, 7, 9, POISON, 9, 7], *POISON_PROMPTS[:4]]
+    done = decode(pair, prompts=prompts, sampling=POISON_SAMPLING, batch_size=batch_size)
+    lost = [c.stats.num_non_finite_drafts == c.stats.num_draft_tokens for c in done]
+    assert lost == [True, False, False, False, False]
+    alone = [decode(pair, prompts=[one], sampling=POISON_SAMPLING)[0] for one in prompts]
+    assert [c.stats.num_non_finite_drafts for c in done] == [
+        c.stats.num_non_finite_drafts for c in alone
+    ]
 
 
 def test_a_prompt_that_the_target_cannot_read_is_an_error():

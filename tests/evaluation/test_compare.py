@@ -57,6 +57,15 @@ def bench(seconds=2.0, right=(1, 0, 0, 0), knob="max_gap=1", **conditions):
     return document
 
 
+def test_runs_on_another_engine_or_with_other_drafts_are_told_apart():
+    ours, theirs = bench(), bench()
+    for document, backend, drafter in ((ours, "transformers", "model"), (theirs, "vllm", "ngram")):
+        document["config"] |= {"engine": {"backend": backend}, "bench": {"drafter": drafter}}
+    assert differences(ours, theirs) == {
+        "backend": ("transformers", "vllm"), "drafter": ("model", "ngram")
+    }  # fmt: skip
+
+
 def test_arms_are_compared_problem_by_problem():
     a, b = bench(2.0), bench(1.0, [1, 1, 1, 0], "max_gap=2")
     (cell,) = compare(a, b)

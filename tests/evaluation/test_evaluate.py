@@ -85,6 +85,9 @@ def test_each_arm_solves_each_problem_once_in_chunks_with_another_first_arm(play
     names = [arm.name for arm in it.arms]
     order = [[t.arm for t in turns if t.chunk == chunk] for chunk in range(4)]
     assert order == [names[chunk:] + names[:chunk] for chunk in range(4)]
+    it.first_arm = 1  # as in the second repeat of a benchmark
+    assert next(turn for turn in it.turns(warm_up=False)).arm == names[1]
+    it.first_arm = 0
     assert [turn.chunk for turn in turns] == sorted(turn.chunk for turn in turns)
 
 

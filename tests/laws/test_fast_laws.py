@@ -135,9 +135,12 @@ def test_a_batch_decodes_each_row_as_if_it_were_alone(llama_pair, drafter, arbit
     assert any(Origin.OVERRIDE in c.origins for c in alone)
 
 
+@pytest.mark.parametrize("cascade", [False, True])
 @pytest.mark.parametrize("drafter", ["model", "ngram+model", "suffix+model"])
-def test_what_the_draft_holds_as_read_is_a_fresh_reading_of_the_text(llama_pair, drafter):
-    config = DecodeConfig(num_speculative_tokens=4, drafter=drafter, prompt_lookup_min=1)
+def test_what_the_draft_holds_as_read_is_a_fresh_reading_of_the_text(llama_pair, drafter, cascade):
+    config = DecodeConfig(
+        num_speculative_tokens=4, drafter=drafter, prompt_lookup_min=1, cascade=cascade
+    )
     model = DRAFTERS[drafter](llama_pair, config, Needs.NOTHING)
     assert isinstance(model, ModelDrafter)
     batch = SpeculativeBatch(llama_pair, load_arbiter("random:rate=0.5"), model, config)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.errors import TokenizerMismatchError
 from cospec.models import translate
+from cospec.models.load import load_model
 from cospec.types import Origin
 from tests.conftest import VOCAB, random_model
 
@@ -93,6 +94,15 @@ def test_lossless_decoding_is_the_targets_own(pair, temperature, request):
         share = torch.bincount(torch.tensor(drawn), minlength=VOCAB) / len(drawn)
         # Five standard deviations a token: false alarms below 1 in 10,000 over 61 tokens.
         assert ((share - p).abs() <= 5 * (p * (1 - p) / len(drawn)).sqrt() + 1e-3).all()
+
+
+def test_a_padding_token_beyond_the_targets_vocabulary_is_no_matter(folders, monkeypatch):
+    draft = load_model(folders[1], device="cpu")
+    draft.get_input_embeddings().padding_idx = draft.config.vocab_size - 1
+    models = [load_model(folders[0], device="cpu"), draft]
+    monkeypatch.setattr("cospec.models.pair._load", lambda *_, **__: models)
+    pair = ModelPair.from_pretrained(*folders, allow_different_tokenizers=True)
+    assert pair.draft.get_input_embeddings().padding_idx is None
 
 
 def test_only_shared_tokens_are_drafted(pair, tokenizer, other):

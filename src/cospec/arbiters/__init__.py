@@ -30,7 +30,7 @@ from cospec.arbiters.target_rules import (
     TopKRatio,
     TypicalAcceptance,
 )
-from cospec.errors import ArbiterError, unknown_name
+from cospec.errors import ArbiterError, ConfigError, unknown_name
 from cospec.registered import load_registered, registered_names, settings_of
 from cospec.types import Arbiter
 
@@ -65,6 +65,7 @@ __all__ = [
     "TopKRatio",
     "TypicalAcceptance",
     "load_arbiter",
+    "with_threshold",
 ]
 
 RULES: dict[str, type[Rule]] = {
@@ -124,6 +125,23 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
         return _load_trained(kind, rest, pair)
     known = [*RULES, *registered_names("cospec.arbiters"), "a folder or hub id"]
     raise ArbiterError(unknown_name("arbiter", kind, known))
+
+
+def with_threshold(spec: str, threshold: float | None) -> str:
+    """Return the spec of a trained arbiter at a threshold; as it is without one.
+
+    Raises:
+        ConfigError: It is a rule: one that has a threshold means another one by it.
+    """
+    if threshold is None:
+        return spec
+    kind, _, rest = spec.partition(":")
+    if kind in RULES:
+        raise ConfigError(
+            f"threshold is {threshold:g}, which is of trained arbiters, and {kind} is a rule; "
+            f"leave it out, or set the rule's own with the name ({kind}:NAME=VALUE)."
+        )
+    return f"{spec}{',' if rest else ':'}threshold={threshold!r}"
 
 
 def _from_factory(kind: str, factory: Callable[..., Any], rest: str) -> Arbiter:

@@ -79,6 +79,8 @@ class Audit:
     def run(self) -> None:
         """Audit, show and write."""
         from cospec.arbiters import load_arbiter
+        from cospec.arbiters.learned import notes_on
+        from cospec.cli.play import tell
         from cospec.cli.views.audit import show
         from cospec.evaluation.audit.auditor import Auditor
         from cospec.evaluation.audit.dataset import write_dataset
@@ -98,6 +100,8 @@ class Audit:
         draft = decoders.plain("draft", options)
         settings = replace(options, arbiter=spec)
         auditor = Auditor(pair, task, settings, self.task.seed, backend=backend, draft=draft)
+        auditor.encode(examples)  # refuses a prompt that is too long before anything is played
+        tell([*pair.notes, *notes_on(arbiter, options)])
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:
@@ -113,7 +117,10 @@ class Audit:
                 for size in options.cost_batch_sizes
             ]
             names = list(auditor.features.names)
-            summary = summarize(records, names, costs, options.k)
+            path = None if arbiter.name == "lossless" else options.arbiter
+            if options.temperature:
+                path = f"{path or 'the target'} at temperature {options.temperature:g}"
+            summary = summarize(records, names, costs, options.k, path)
             if options.dataset is not None:
                 made_from = {"task": task.name, "pair": json.dumps(to_json(self.pair))}
                 write_dataset(options.dataset, records, names, made_from)

@@ -80,6 +80,14 @@ class EngineOptions:
         dtype = str(pair.target.dtype).removeprefix("torch.")
         return VllmSource(target, draft, dtype, self._arguments())
 
+    def device(self, pair: ModelPair) -> str:
+        """Return where the texts are decoded."""
+        import torch
+
+        if self.backend == "vllm":  # has a copy of the pair's own, on the CPU
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(pair.target.device)
+
     def _arguments(self) -> Json:
         """Arguments of ``vllm.LLM``."""
         try:

@@ -64,6 +64,11 @@ class Bench:
             raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
         if self.engine.backend == "vllm":
             self._check_vllm()
+        if self.bench.tune_k and self.bench.num_speculative_tokens is not None:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.bench.num_speculative_tokens}, and --tune-k "
+                "chooses it; leave out one of them."
+            )
         run = Run("bench", self.output, threads=self.threads)
         specs = self._arm_specs()
         bench = self.bench if self.bench.tune_k else self._for_arbiters(specs)

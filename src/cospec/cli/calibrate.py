@@ -74,6 +74,12 @@ class CalibrateOptions(DecodeConfig):
         for name in ("epsilon", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1).")
+        if self.aim == "guarantee" and self.risk == "harm" and self.temperature:
+            raise ConfigError(
+                f"temperature is {self.temperature}: samples of the target and of lossless differ "
+                "by chance, which counts as harm; bound the risk 'loss' (--risk loss), or set it "
+                "to 0."
+            )
         if self.cost_weight < 0 or (self.cost_weight and self.aim != "accuracy"):
             raise ConfigError(
                 f"cost_weight is {self.cost_weight}; it must be 0, or positive with --aim accuracy."

@@ -32,12 +32,13 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         told: Notes that are not repeated; those that are printed are added.
     """
     from cospec.arbiters.learned import notes_on
+    from cospec.backends.decoder import BackendDecoder
     from cospec.engine import Engine
 
     told = set() if told is None else told
     notes = list(pair.notes)
     for engine in (arm.engine for arm in evaluation.arms):
-        if isinstance(engine, Engine):
+        if isinstance(engine, Engine | BackendDecoder):
             notes += notes_on(engine.arbiter, engine.config)
     if evaluation.num_short_of_room:
         notes.append(
@@ -45,8 +46,13 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
             f"{evaluation.max_new_tokens} tokens, as many as the context of {pair.context_length} "
             "leaves"
         )
-    for note in (note for note in dict.fromkeys(notes) if note not in told):
-        told.add(note)
+    tell([note for note in notes if note not in told])
+    told.update(notes)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Print notes on stderr, each once."""
+    for note in dict.fromkeys(notes):
         Console(stderr=True, soft_wrap=True).print(
             f"note: {visible(note)}", markup=False, highlight=False
         )

@@ -89,7 +89,9 @@ class Run:
         del self._config["output"]
         found = {spec: describe_arbiter(arbiter) for spec, arbiter in arbiters.items()}
         self._config["arbiters"] = {spec: known for spec, known in found.items() if known}
-        self._where = str(pair.target.device), str(pair.target.dtype)
+        engine = getattr(options, "engine", None)
+        device = str(pair.target.device) if engine is None else engine.device(pair)
+        self._where = device, str(pair.target.dtype)
         if self.path is None:
             yield None
             return

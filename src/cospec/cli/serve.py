@@ -144,9 +144,10 @@ class Serve:
             ConfigError: One of the arguments for vLLM is ours to give.
         """
         for argument in self.vllm:
-            if argument.partition("=")[0] in _OURS:
+            name = argument.partition("=")[0]
+            if name.partition(".")[0] in _OURS:  # vLLM takes --additional-config.KEY too
                 raise ConfigError(
-                    f"{argument.partition('=')[0]} is what cospec serve sets itself; "
+                    f"{name} is what cospec serve sets itself; "
                     "use --target, --draft, -k and --draft-options, or start vLLM yourself "
                     "(docs/vllm.md)."
                 )

@@ -54,6 +54,8 @@ class Trace:
             ConfigError: No file is named for the result.
         """
         from cospec.arbiters import load_arbiter
+        from cospec.arbiters.learned import notes_on
+        from cospec.cli.play import tell
         from cospec.engine import Engine
         from cospec.evaluation.problems import describe_problems
         from cospec.evaluation.trace import trace_problems
@@ -67,6 +69,7 @@ class Trace:
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
         options = options.for_arbiters([arbiter])
+        tell([*pair.notes, *notes_on(arbiter, options)])
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, trace=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about):

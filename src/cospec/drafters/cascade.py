@@ -2,8 +2,9 @@
 
 A forward over four tokens takes about as long as one over a single token. So the draft reads, with
 its last token, a guess of what it will write next, and keeps the guess as far as it would have
-chosen the same (greedily). Its tokens are those of one forward each, up to rounding. This is the
-vertical cascade of Cascade Speculative Drafting (2312.11462): at its end stands a table of n-grams.
+chosen or drawn the same. Its tokens are those of one forward each, up to rounding: a sampled token
+is drawn with the random number of its place, whatever was guessed. This is the vertical cascade of
+Cascade Speculative Drafting (2312.11462): at its end stands a table of n-grams.
 
 Guesses come from three places. A row that writes its answer again, after a correction in blocks as
 long as an answer, guesses from the last one. With `DecodeConfig.cascade` every row guesses from
@@ -18,6 +19,7 @@ import torch
 
 from cospec.drafters.ngram import look_up
 from cospec.rulings import in_width, token_log_p
+from cospec.sampling import draw
 from cospec.types import Proposal
 
 if TYPE_CHECKING:
@@ -26,15 +28,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.drafters.base import DraftRow
-    from cospec.models.cache import CachedModel
+    from cospec.models.cache import CachedModel, Output
+    from cospec.sampling import Chance
 
 _MOST_READ = 4
-"""Tokens that a row reads in one forward, its guess among them: 8-bit products of more rows take
-longer."""
+"""Tokens that a row reads in one forward, its guess among them."""
+_MOST_ROWS = 24
+"""Tokens that a CPU reads in one forward: of more, each costs time of its own."""
 _LONGEST_MATCH = 3
 """Last tokens that are searched for."""
 _MOST_TOKENS = 1 << 17
 """Tokens that are counted before `Ngrams` begins anew: some hundred megabytes at most."""
+
+
+def most_read(num_rows: int, device: torch.device) -> int:
+    """Return how many tokens each row should read in a forward; 1 if guesses do not pay."""
+    most = _MOST_ROWS // num_rows if device.type == "cpu" else _MOST_READ
+    return max(1, min(_MOST_READ, most))
 
 
 class Ngrams:
@@ -59,7 +69,8 @@ class Ngrams:
 
     def guess(self, text: list[int], most: int) -> list[int]:
         """Return up to `most` tokens that are likely next, each by the longest known end."""
-        text, found = text[-_LONGEST_MATCH:], []
+        text = text[-_LONGEST_MATCH:]
+        found: list[int] = []
         while len(found) < most:
             ends = (self._counts.get(tuple(text[start:])) for start in range(len(text)))
             counts = next(filter(None, ends), None)
@@ -71,36 +82,56 @@ class Ngrams:
 
 
 def draft_guessing(
-    model: CachedModel, writers: Sequence[Writer], vocab_size: int, min_confidence: float
+    model: CachedModel,
+    writers: Sequence[Writer],
+    chance: Chance,
+    vocab_size: int,
+    min_confidence: float,
 ) -> Proposal:
-    """Propose what the model chooses greedily, until each writer's block ends.
+    """Propose what the model chooses or draws, until each writer's block ends.
 
     Args:
         model: The draft.
         writers: One a row.
+        chance: How the rows draw.
         vocab_size: Width of the proposal's logits.
         min_confidence: Probability below which a token is a block's last; 0 for none.
     """
-    steps: dict[str, list[Tensor]] = {"is_finite": [], "logits": [], "hidden": []}  # K of (B, ...)
+    steps: dict[str, list[Tensor]] = {  # K of (B, ...) each
+        name: [] for name in ("is_finite", "logits", "hidden", "probs")
+    }
+    behind = [w.unread[:-1] if len(w.unread) > _MOST_READ else [] for w in writers]
+    if any(behind):  # where searches drafted for long; no logits are wanted there
+        _read(model, writers, behind, 1)
+        for writer, ids in zip(writers, behind, strict=True):
+            writer.skip(len(ids))
     while any(writer.is_open for writer in writers):
         given = [writer.unread + writer.guess() if writer.is_open else [] for writer in writers]
         width = max(map(len, given))
-        ids = torch.tensor([one + [0] * (width - len(one)) for one in given], device=model.device)
-        starts = [writer.start for writer in writers]
-        model.reserve(len(writers), end := max(starts) + width)
-        window = model.window(torch.tensor(starts, device=model.device), width, end)
-        lengths = torch.tensor([len(one) for one in given], device=model.device)
-        is_given = torch.arange(width, device=model.device) < lengths[:, None]
-        output = model.read(ids, window.only(is_given), width)
+        output = _read(model, writers, given, width)
         logits = in_width(output.logits, vocab_size)  # (B, N, V)
         top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
-        is_finite = top.isfinite()
+        is_finite, probs = top.isfinite(), None
+        if chance.warper is None:
+            chosen = chosen * is_finite
+        else:
+            probs = chance.warper.probs(torch.where(is_finite[..., None], logits, 0.0))
+            first = torch.tensor([writer.first_place for writer in writers], device=model.device)
+            places = first[:, None] + torch.arange(width, device=model.device)
+            numbers = chance.numbers.draft
+            chosen = draw(probs, numbers.gather(1, places.clamp(0, numbers.shape[1] - 1)))
         is_unsure = torch.zeros_like(is_finite)
         if min_confidence:
             is_unsure = ~(token_log_p(logits, chosen).exp() >= min_confidence)  # NaN is unsure
-        found = {"is_finite": is_finite, "logits": logits, "hidden": output.hidden}
-        tokens, ends = (chosen * is_finite).tolist(), is_unsure.tolist()
+        are_sound = [one[: len(ids)] for one, ids in zip(is_finite.tolist(), given, strict=True)]
+        found = {"is_finite": is_finite, "logits": logits, "hidden": output.hidden, "probs": probs}
+        tokens, ends = chosen.tolist(), is_unsure.tolist()
         for r, writer in enumerate(writers):
+            if writer.has_guessed and not all(are_sound[r]):
+                # A guess that the model cannot read spoils what is read with it.
+                model.clear(r, writer.start)
+                writer.stop_guessing()
+                continue
             for j, place in writer.accept(given[r], tokens[r], ends[r]):
                 for name, each in found.items():
                     if each is not None:
@@ -110,9 +141,28 @@ def draft_guessing(
         lengths=torch.tensor([len(writer.drafted) for writer in writers], device=model.device),
         is_finite=torch.stack(steps["is_finite"], dim=1),
         logits=steps["logits"],
+        probs=torch.stack(steps["probs"], dim=1) if steps["probs"] else None,
         hidden=steps["hidden"] or None,
         num_forwards=torch.tensor([one.num_forwards for one in writers], device=model.device),
     )
+
+
+def _read(
+    model: CachedModel, writers: Sequence[Writer], given: list[list[int]], num_logits: int
+) -> Output:
+    """Read tokens of each row from where its writer stands; none of some rows."""
+    width = max(map(len, given))
+    # A row's padding is its own token, which the model can read.
+    padded = [
+        ids + [(ids or writer.unread)[-1]] * (width - len(ids))
+        for ids, writer in zip(given, writers, strict=True)
+    ]
+    starts = [writer.start for writer in writers]
+    model.reserve(len(writers), end := max(starts) + width)
+    window = model.window(torch.tensor(starts, device=model.device), width, end)
+    lengths = torch.tensor([len(ids) for ids in given], device=model.device)
+    window = window.only(torch.arange(width, device=model.device) < lengths[:, None])
+    return model.read(torch.tensor(padded, device=model.device), window, num_logits)
 
 
 def _put(steps: list[Tensor], j: int, row: int, value: Tensor, num_rows: int) -> None:
@@ -139,12 +189,14 @@ class Writer:
         ends_at_stop: Whether a token that ends the text is the block's last.
         answer: The row's text as the draft proposed it last; None if it has not.
         ngrams: Of earlier drafts; None to guess from the last answer alone.
+        most_read: Tokens to read in one forward, the guess among them.
 
     Attributes:
         drafted: The block's tokens so far.
         start: Position of the first token that the model has not read.
         is_open: Whether the block goes on.
         num_forwards: Forwards so far.
+        has_guessed: Whether what is read last has a guess in it.
     """
 
     def __init__(
@@ -156,31 +208,50 @@ class Writer:
         ends_at_stop: bool,
         answer: list[int] | None,
         ngrams: Ngrams | None,
+        most_read: int,
     ) -> None:
         self._text = row.prompt_ids + row.generated
         self._num_generated, self._length = len(row.generated), len(row)
         self._k, self._stop_ids = k, row.stop_ids if ends_at_stop else ()
-        self._answer, self._ngrams = answer, ngrams
+        self._answer, self._ngrams, self._most_read = answer, ngrams, most_read
         self.start = min(num_read, self._length - 1)
         self.drafted: list[int] = []
-        self.is_open, self.num_forwards = True, 0
+        self.is_open, self.num_forwards, self.has_guessed = True, 0, False
 
     @property
     def unread(self) -> list[int]:
         """The tokens from `start` on."""
         return (self._text + self.drafted)[self.start :]
 
+    @property
+    def first_place(self) -> int:
+        """Place in the block of the token after the first unread one: below 0 for old tokens."""
+        return self.start + 1 - self._length
+
     def guess(self) -> list[int]:
         """Tokens that may follow; none where nothing like the end of the text is known."""
-        most = min(_MOST_READ - len(self.unread), self._k - len(self.drafted) - 1)
+        most = min(self._most_read - len(self.unread), self._k - len(self.drafted) - 1)
+        text = self._text + self.drafted
+        found: list[int] = []
+        self.has_guessed = False
         if most < 1:
-            return []
-        text, found = self._text + self.drafted, []
+            return found
         if self._answer and (own := text[self._length - self._num_generated :]):
             found = look_up(self._answer + own[-_LONGEST_MATCH:], most, _LONGEST_MATCH, 1)
         if not found and self._ngrams is not None:
             found = self._ngrams.guess(text, most) or look_up(text, most, _LONGEST_MATCH, 1)
+        self.has_guessed = bool(found)
         return found
+
+    def skip(self, num_tokens: int) -> None:
+        """Note that the first unread tokens were read, in one forward if there are any."""
+        self.start += num_tokens
+        self.num_forwards += num_tokens > 0
+
+    def stop_guessing(self) -> None:
+        """Note that a forward was in vain, and read no more guesses."""
+        self.num_forwards += 1
+        self._most_read = 1
 
     def accept(
         self, given: list[int], chosen: list[int], is_last: list[bool]

@@ -55,9 +55,12 @@ class ChainedDrafter(ModelDrafter):
         if not any(is_new):
             return replace(found, num_forwards=torch.zeros_like(found.lengths))
         chosen = super().propose(rows, chance)
+        are_sound = chosen.is_finite.all(dim=1).tolist()
         for r, row in enumerate(rows):
             if not is_new[r]:
                 self.forget_drafted(r, len(row))
+                if not are_sound[r]:  # its own block says nothing of what the model stored
+                    self.clear(r, len(row))
         return _merged(chosen, found, by_model)
 
 

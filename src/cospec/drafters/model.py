@@ -10,7 +10,7 @@ import torch
 from cospec.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 from cospec.drafters.adaptive import Pace
 from cospec.drafters.base import Drafter
-from cospec.drafters.cascade import Ngrams, Writer, draft_guessing
+from cospec.drafters.cascade import Ngrams, Writer, draft_guessing, most_read
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
 from cospec.rulings import in_width, token_log_p
@@ -62,9 +62,10 @@ class ModelDrafter(CachedModel, Drafter):
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
-        has_guesses = self._ngrams is not None or any(r in self._answers for r in range(len(rows)))
-        if chance.warper is None and has_guesses:
-            return self._guessing(rows)
+        writes_again = chance.warper is None and any(r in self._answers for r in range(len(rows)))
+        most = most_read(len(rows), self.device)
+        if most > 1 and (writes_again or self._ngrams is not None):
+            return self._guessing(rows, chance, most)
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         # Where the whole block stood, its last token was never read, and the bonus token neither.
         num_read = [min(self._num_read.get(r, 0), len(row) - 1) for r, row in enumerate(rows)]
@@ -120,8 +121,8 @@ class ModelDrafter(CachedModel, Drafter):
             hidden=hidden or None,
         )
 
-    def _guessing(self, rows: Sequence[DraftRow]) -> Proposal:
-        """Propose greedily; rows guess from their last answers, or from what was drafted before."""
+    def _guessing(self, rows: Sequence[DraftRow], chance: Chance, most: int) -> Proposal:
+        """Propose what the model chooses; rows guess from their last answers or earlier drafts."""
         writers = [
             Writer(
                 row,
@@ -130,15 +131,17 @@ class ModelDrafter(CachedModel, Drafter):
                 ends_at_stop=self._config.end_blocks_at_stop,
                 answer=self._answers.get(r),
                 ngrams=self._ngrams,
+                most_read=most,
             )
             for r, (row, limit) in enumerate(zip(rows, self._limits(rows), strict=True))
         ]
-        found = draft_guessing(self, writers, self._target_vocab_size, self._min_confidence)
+        found = draft_guessing(self, writers, chance, self._target_vocab_size, self._min_confidence)
         for r, (row, writer) in enumerate(zip(rows, writers, strict=True)):
             self._num_read[r] = len(row) + len(writer.drafted) - 1
             if self._ngrams is not None:
                 self._ngrams.add(row.prompt_ids + row.generated, writer.drafted)
-        self._remember(rows, found.token_ids, found.lengths.tolist())
+        if chance.warper is None:
+            self._remember(rows, found.token_ids, found.lengths.tolist())
         return found
 
     def _remember(self, rows: Sequence[DraftRow], token_ids: Tensor, lengths: list[int]) -> None:

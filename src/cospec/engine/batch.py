@@ -33,6 +33,7 @@ class Batch:
         """By cache row, in use or not, the prompt that what it has stored begins with."""
         self._stores = stores
         self._num_ahead = num_ahead
+        self._may_hold_nan = False
 
     def step(self) -> None:
         """Decode one block of every row."""
@@ -49,7 +50,7 @@ class Batch:
         assert len(prompts) in (0, len(rows)), "prompts and branches are not admitted together"
         for s, store in enumerate(self._stores):
             store.reserve(first + len(rows), max(map(len, rows)) + self._num_ahead)
-            if any(prompts):
+            if prompts:
                 store.prefill(prompts, first, self._stored)
             for r, row in enumerate(rows, first):
                 if row.caches is not None:
@@ -62,7 +63,10 @@ class Batch:
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
-        """Free the cache rows of finished prompts; the last rows move into the gaps."""
+        """Free the cache rows of finished prompts; the last rows move into the gaps.
+
+        Once there was NaN, what is freed is cleared: it would spoil the prompt that comes there.
+        """
         for i in reversed(range(len(self.rows))):
             if self.rows[i].finish_reason is None:
                 continue
@@ -72,6 +76,10 @@ class Batch:
                 self._stored[i] = self._stored[len(self.rows)]
                 for store in self._stores:
                     store.copy_row(len(self.rows), i)
+            if self._may_hold_nan:
+                self._stored[len(self.rows)] = []
+                for store in self._stores:
+                    store.clear(len(self.rows), 0)
 
     def _save_finished(self) -> None:
         """Keep what is stored of finished rows that branches may leave."""
@@ -84,6 +92,7 @@ class Batch:
 
         Masked slots get a weight of 0 in attention, but 0 times NaN is NaN.
         """
+        self._may_hold_nan = True
         for store in stores:
             for r, row in enumerate(self.rows):
                 store.clear(r, len(row) - 1)

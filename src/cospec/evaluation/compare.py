@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 Place = tuple[str, int, float]
 """Task, batch size and temperature of a cell."""
+_DECODE = (
+    "drafter",
+    "draft_confidence_threshold",
+    "adaptive",
+    "adaptive_cost",
+    "cascade",
+    "end_blocks_at_stop",
+    "max_corrections",
+)
 _MODELS = ("pair", "target", "draft")
 
 
@@ -40,6 +49,10 @@ def conditions(document: Json) -> Json:
         **models,
         **{name: provenance[name] for name in ("dtype", "device", "threads")},
     }
+    engine = config.get("engine", {})
+    found |= {name: engine[name] for name in ("backend", "tensor_parallel_size") if name in engine}
+    decode = config.get("decode", config.get("bench", {}))
+    found |= {name: decode[name] for name in _DECODE if name in decode}
     for name, version in provenance["versions"].items():
         if name != "cospec":
             found[f"versions.{name}"] = version

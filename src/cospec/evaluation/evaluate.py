@@ -48,6 +48,7 @@ class Evaluation:
         exact_prefix_tokens: No arbiter keeps a draft's token among so many first ones of an answer.
 
     Attributes:
+        first_arm: Place of the arm that begins.
         arms: As given.
         task: As given.
         examples: As given.
@@ -78,7 +79,7 @@ class Evaluation:
         engine = arms[-1].engine
         if chunk_size is None:
             chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.batch_size)
-        self.arms, self.task, self.examples = arms, task, examples
+        self.arms, self.task, self.examples, self.first_arm = arms, task, examples, 0
         self.chunks = _chunks(len(examples), chunk_size)
         self._seed, self._temperature = seed, temperature
         self.exact_prefix_tokens = exact_prefix_tokens
@@ -162,7 +163,7 @@ class Evaluation:
         """Chunk by chunk, the starting arm moving on by one."""
         num_arms = len(self.arms)
         return [
-            (chunk, self.arms[(chunk + i) % num_arms])
+            (chunk, self.arms[(self.first_arm + chunk + i) % num_arms])
             for chunk in range(len(self.chunks))
             for i in range(num_arms)
         ]

@@ -57,11 +57,14 @@ class ModelArgs(PairSource, DecodeConfig):
 
     @property
     def arbiter_spec(self) -> str:
-        """The arbiter with its threshold, as `load_arbiter` takes it."""
-        spec = self.arbiter
-        if self.threshold is not None:
-            spec += f"{',' if ':' in spec else ':'}threshold={self.threshold}"
-        return bundled_arbiter(spec, self.pair)
+        """The arbiter with its threshold, as `load_arbiter` takes it.
+
+        Raises:
+            ConfigError: It is a rule, and a threshold is given.
+        """
+        from cospec.arbiters import with_threshold  # noqa: PLC0415  # brings torch
+
+        return bundled_arbiter(with_threshold(self.arbiter, self.threshold), self.pair)
 
 
 def sampling_config(

@@ -57,7 +57,7 @@ class Int8Linear(nn.Module):
         dtype = _float_type()
         if len(rows) > _MOST_ROWS[dtype]:
             rows, length = rows.to(dtype), max(1, _SLICE // self.in_features)
-            weights = (part.to(dtype) for part in self.weight.split(length))
+            weights = (part.to(dtype) for part in torch.split(self.weight, length))
             out = torch.cat([nn.functional.linear(rows, weight) for weight in weights], dim=1)
             out *= self.scales
         else:
@@ -102,12 +102,10 @@ def quantize_weights(model: PreTrainedModel) -> None:
 
 @cache
 def _float_type() -> torch.dtype:
-    """Return bfloat16 where the processor multiplies it fast, else float32."""
-    try:
-        fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, NotImplementedError):  # private to torch's compiler
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
+    """Return bfloat16 where the processor multiplies it itself, else float32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # absent from old torch
+    has = any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return torch.bfloat16 if has else torch.float32
 
 
 @cache
@@ -116,10 +114,10 @@ def can_quantize() -> bool:
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(1024, 97, bias=False)
     linear.weight.data = torch.randn(97, 1024, generator=generator)
-    rows = torch.randn(5, 1024, generator=generator)
+    rows = torch.randn(max(_MOST_ROWS.values()) + 1, 1024, generator=generator)
     try:
         with torch.inference_mode():
-            found = [Int8Linear(linear)(rows[:n]) for n in (1, 5)]
+            found = [Int8Linear(linear)(rows[:n]) for n in (1, 5, len(rows))]
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
     expected = rows @ linear.weight.detach().T

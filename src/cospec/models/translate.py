@@ -73,6 +73,7 @@ def translate(
     bias = new.bias.data.zero_() if head.bias is None else head.bias.detach()[place]
     new.bias.data = bias.masked_fill(~is_shared.to(bias.device), _NEVER)
     embedding.weight, embedding.num_embeddings = nn.Parameter(read), width
+    embedding.padding_idx = None  # of the draft's own vocabulary, and beyond this one perhaps
     model.set_output_embeddings(new)
     config = draft.config.get_text_config()
     config.vocab_size, config.tie_word_embeddings = width, False

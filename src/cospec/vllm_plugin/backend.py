@@ -116,6 +116,10 @@ class VllmBackend:
         """Most tokens of a prompt and its answer, with room for a last block."""
         return self._room - self.config.k
 
+    def forget_prompts(self) -> None:
+        """Empty vLLM's prefix cache, so that the next prompts are read whole."""
+        self._llm.reset_prefix_cache()
+
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
     ) -> list[Rollout]:

@@ -55,6 +55,7 @@ class PlainDecoder:
         if self._llm is None:
             model = self.source.target if self.role == "target" else self.source.draft
             self._llm = start(self.source, model, self.pair, max_num_seqs=self.batch_size)
+        self._llm.reset_prefix_cache()
         rows = list(make_rows(self.pair, prompts, sampling))
         room = self._llm.llm_engine.model_config.max_model_len
         for row in rows:
@@ -72,6 +73,18 @@ class PlainDecoder:
             else:
                 row.stats.num_draft_forwards = num_forwards
         return [row.completion() for row in rows]
+
+
+class RuledDecoder(BackendDecoder):
+    """The pair under an arbiter; it reads its prompts itself, whatever other arms have read."""
+
+    def generate(
+        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+    ) -> list[Completion]:
+        """Complete all prompts, in their order."""
+        assert isinstance(self.backend, VllmBackend), "made by VllmDecoders"
+        self.backend.forget_prompts()
+        return super().generate(prompts, sampling)
 
 
 @dataclass
@@ -105,4 +118,4 @@ class VllmDecoders:
             self._backends[config] = VllmBackend(
                 self.pair, self.source, config, records=self.records
             )
-        return BackendDecoder(self.pair, self._backends[config], arbiter, config)
+        return RuledDecoder(self.pair, self._backends[config], arbiter, config)

@@ -107,10 +107,14 @@ class Settings:
 
     @property
     def arbiter_spec(self) -> str:
-        """The arbiter with its threshold, if one is given, as `cospec.load_arbiter` takes it."""
-        if self.threshold is None:
-            return self.arbiter
-        return f"{self.arbiter}{',' if ':' in self.arbiter else ':'}threshold={self.threshold!r}"
+        """The arbiter with its threshold, if one is given, as `cospec.load_arbiter` takes it.
+
+        Raises:
+            ConfigError: It is a rule, and a threshold is given.
+        """
+        from cospec.arbiters import with_threshold  # noqa: PLC0415  # brings torch
+
+        return with_threshold(self.arbiter, self.threshold)
 
     @classmethod
     def from_vllm(

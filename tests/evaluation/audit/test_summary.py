@@ -109,6 +109,24 @@ def test_tokens_whose_choice_is_free_stand_and_unplayed_ones_do_by_their_share()
     assert all(a["speedup"] >= b["speedup"] for a, b in zip(faster, exact, strict=True))
 
 
+def test_played_mismatches_stand_for_those_that_were_not() -> None:
+    """Problems with many mismatches, of which as few were played, counted too little."""
+    few = [record(True, [mismatch(True, True)]) for _ in range(9)]
+    many = record(False, [mismatch(False, False)], num_mismatches=27)
+    summary = summarize([*few, many], BINNED, [COSTS], 2)
+    assert summary["num_branches"] == 10
+    assert summary["outcomes"]["neither"]["share"] == 27 / 36
+    one = summary["one_step_oracle"]
+    assert one["mismatches_best_branch_right"]["share"] == 9 / 36
+    assert one["problems_right_or_one_override_away"]["share"] is None
+
+
+def test_the_path_of_another_arbiter_is_named_and_predicts_no_exact_speed() -> None:
+    summary = summarize(RECORDS, BINNED, [SLOW], 2, "always_draft")
+    assert summary["verdict"].startswith("always_draft solves 50.0 %")
+    assert summary["speed"] == [] and not any("exact" in each for each in summary["warnings"])
+
+
 def test_a_pair_that_never_disagrees_has_nothing_to_rule_on() -> None:
     summary = summarize([record(True, []), record(False, [])], BINNED, [COSTS], 2)
     assert "nothing for an arbiter" in summary["verdict"]

@@ -54,7 +54,7 @@ def _outcomes(summary: Json) -> Table:
         table.add_column(name.replace("_", " "), justify="right")
     table.add_row("all", *(percent(summary["outcomes"][name]) for name in names))
     wrong = summary["outcomes_if_target_wrong"]
-    table.add_row("where the target's path is wrong", *(percent(wrong[name]) for name in names))
+    table.add_row("where the path is wrong", *(percent(wrong[name]) for name in names))
     for feature, rows in summary["bins"].items():
         for row in rows:
             label = f"{feature} {row['from']:.3g} to {row['to']:.3g}"
@@ -68,10 +68,11 @@ def _ceilings(summary: Json) -> Table:
         table.add_column(name, justify="right" if name else "left")
     oracle = summary["oracle_path"]
     lossless = f"{oracle['mean_acceptance_length_lossless']:.2f}"
-    table.add_row("target alone", percent(summary["target_accuracy"]), lossless)
+    path = summary["path"] or "target alone"
+    table.add_row(path, percent(summary["target_accuracy"]), lossless)
     table.add_row("draft alone", percent(summary["draft_accuracy"]), "")
     one = summary["one_step_oracle"]["problems_right_or_one_override_away"]
-    table.add_row("one override", percent(one), "")
+    table.add_row("one override", percent(one) if one["of"] else "needs all branches", "")
     length = f"{oracle['mean_acceptance_length']:.2f}"
     table.add_row("oracle path", percent(oracle["accuracy"]), length)
     return table

@@ -35,8 +35,12 @@ def run_benchmark(benchmark: Benchmark, specs: Sequence[ArmSpec], log: TurnLog |
     from cospec.evaluation.benchmark.arms import ORACLE
     from cospec.evaluation.benchmark.cells import measure
     from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
+    from cospec.evaluation.problems import encode_problems
 
     told: set[str] = set()
+    for problems in (benchmark.tune, benchmark.test):
+        # A prompt that is too long is refused before anything is played.
+        encode_problems(benchmark.pair, benchmark.task, problems, benchmark.config.max_new_tokens)
 
     def player(evaluation: Evaluation, part: str, *, warm_up: bool) -> list[Turn]:
         print_notes(benchmark.pair, evaluation, told)

@@ -92,7 +92,7 @@ class Auditor:
             ``mismatches`` (position, both tokens, whether each branch is right, features), and
             with the oracle the same of its path.
         """
-        prompts, sampling = self._encode(examples)
+        prompts, sampling = self.encode(examples)
         self._begin(0, _PATHS_SHARE, 2 * len(examples))
         paths = self._paths(prompts, sampling)
         alone = self._draft.generate(prompts, sampling)
@@ -138,15 +138,20 @@ class Auditor:
             examples: The problems.
             exact_prefix_tokens: Nothing branches off among so many first tokens.
         """
-        prompts, sampling = self._encode(examples)
+        prompts, sampling = self.encode(examples)
         paths = self._paths(prompts, sampling)
         records: list[Json] = [{"mismatches": []} for _ in examples]
         ends = self._oracle(examples, paths, records, exact_prefix_tokens)
         return [self._counted(end.completion) for end in ends]
 
-    def _encode(
+    def encode(
         self, examples: Sequence[Example]
     ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
+        """Return the prompts of some problems, and how each is sampled.
+
+        Raises:
+            PromptError: A prompt fills the context of the pair.
+        """
         config = self.config
         limits = (
             config.max_new_tokens,

@@ -1,7 +1,7 @@
 """The numbers of an audit and what they mean, from the records of an `Auditor`.
 
 Intervals are 95 % bootstrap intervals over problems, since the mismatches of one problem are not
-independent.
+independent. Where only some mismatches of a problem were played, they stand for all of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def outcome(mismatch: Json) -> str:
 
 
 def summarize(
-    records: Sequence[Json], feature_names: Sequence[str], costs: Sequence[Costs], k: int
+    records: Sequence[Json],
+    feature_names: Sequence[str],
+    costs: Sequence[Costs],
+    k: int,
+    path: str | None = None,
 ) -> Json:
     """All numbers of the audit.
 
@@ -50,13 +54,17 @@ def summarize(
         feature_names: Of the features in them.
         costs: Measured, for the predicted speed-up.
         k: Drafted tokens a block of the audited engine.
+        path: Whose texts the paths are; None for the target's own, decoded greedily. Of others no
+            speed is predicted.
     """
     counts = _counts(records, lambda _: True)  # (problems, outcomes)
+    costs = costs if path is None else []
     right = np.array([r["correct"] for r in records], dtype=float)
     summary: Json = {
+        "path": path,
         "num_problems": len(records),
         "num_mismatches": sum(r["num_mismatches"] for r in records),
-        "num_branches": int(counts.sum()),
+        "num_branches": sum(len(r["mismatches"]) for r in records),
         "mismatches_per_problem": float(np.mean([r["num_mismatches"] for r in records])),
         "target_accuracy": _share(right),
         "draft_accuracy": _share(np.array([r["draft_correct"] for r in records], dtype=float)),
@@ -95,7 +103,7 @@ def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Json:
         values = above[draws].sum(axis=1)[totals > 0] / totals[totals > 0]
         ci = [float(value) for value in np.quantile(values, [0.025, 0.975])]
     share = float(above.sum() / total) if total else None
-    return {"share": share, "ci95": ci, "count": int(above.sum()), "of": int(total)}
+    return {"share": share, "ci95": ci, "count": round(above.sum()), "of": round(total)}
 
 
 def _share(values: NDArray[np.float64]) -> Json:
@@ -104,12 +112,17 @@ def _share(values: NDArray[np.float64]) -> Json:
 
 
 def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> NDArray[np.float64]:
-    """Mismatches of each problem by outcome, (problems, 4)."""
+    """Mismatches of each problem by outcome, (problems, 4); those played stand for all."""
     counts = np.zeros((len(records), len(OUTCOMES)))
     for i, record in enumerate(records):
         for mismatch in filter(is_in, record["mismatches"]):
-            counts[i, OUTCOMES.index(outcome(mismatch))] += 1
+            counts[i, OUTCOMES.index(outcome(mismatch))] += _weight(record)
     return counts
+
+
+def _weight(record: Json) -> float:
+    """How many mismatches of a problem each one that was played stands for."""
+    return float(record["num_mismatches"] / len(record["mismatches"]))
 
 
 def _shares(counts: NDArray[np.float64]) -> Json:
@@ -118,16 +131,18 @@ def _shares(counts: NDArray[np.float64]) -> Json:
 
 
 def _one_step(records: Sequence[Json]) -> Json:
-    """Return what one perfect ruling could do: over mismatches, and over problems."""
-    played = [[outcome(m) for m in r["mismatches"]] for r in records]
-    best = np.array([sum(o != "neither" for o in found) for found in played], dtype=float)
-    target = np.array([sum(o in ("only_target", "both") for o in found) for found in played])
-    total = np.array([len(found) for found in played], dtype=float)
-    saved = [float(r["correct"] or "only_draft" in f) for r, f in zip(records, played, strict=True)]
+    """Return what one perfect ruling could do: over mismatches, and over problems.
+
+    The latter takes all branches: a mismatch that was not played may be the one that saves.
+    """
+    draft, target, both, neither = _counts(records, lambda _: True).T
+    total = draft + target + both + neither
+    is_whole = all(len(r["mismatches"]) == r["num_mismatches"] for r in records)
+    saved = [r["correct"] or "only_draft" in map(outcome, r["mismatches"]) for r in records]
     return {
-        "mismatches_best_branch_right": _ratio(best, total),
-        "mismatches_target_branch_right": _ratio(target.astype(float), total),
-        "problems_right_or_one_override_away": _share(np.array(saved)),
+        "mismatches_best_branch_right": _ratio(draft + target + both, total),
+        "mismatches_target_branch_right": _ratio(target + both, total),
+        "problems_right_or_one_override_away": _share(np.array(saved if is_whole else [], float)),
     }
 
 
@@ -233,8 +248,9 @@ def verdict(summary: Json) -> str:
     draft, target = outcomes["only_draft"], outcomes["only_target"]
     if not summary["num_branches"]:
         return "The two models never disagreed: there is nothing for an arbiter to rule on."
+    whose = summary["path"] or "The target"
     text = (
-        f"The target solves {_percent(summary['target_accuracy'])} of {summary['num_problems']} "
+        f"{whose} solves {_percent(summary['target_accuracy'])} of {summary['num_problems']} "
         f"problems; of {summary['num_branches']} mismatches the draft's token alone leads to the "
         f"right answer at {_percent(draft)}, the target's alone at {_percent(target)}, and the "
         f"choice changes nothing at {_percent(outcomes['both'])} (both) and "

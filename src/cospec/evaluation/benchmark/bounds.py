@@ -23,7 +23,9 @@ _NUM_TRIALS = 5
 
 
 def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -> Json:
-    """Set the ``speedup_bound`` of each arm that speculates.
+    """Set the ``speedup_bound`` of each arm that speculates; of none with a cascade.
+
+    The draft forwards of a cascade read several tokens, and their cost is not measured.
 
     Args:
         benchmark: The models and the problems.
@@ -45,7 +47,7 @@ def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -
     )
     for entry, block in zip(entries, blocks, strict=True):
         length = entry["mean_acceptance_length"]
-        if block:
+        if block and not benchmark.config.cascade:
             entry["speedup_bound"] = costs.bound(length, *block)
     return costs.to_dict()
 

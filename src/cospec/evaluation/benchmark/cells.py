@@ -70,10 +70,10 @@ def measure(
     arms = [_arm(benchmark, spec, settings, batch_size) for spec in present]
     evaluation = benchmark.evaluation(arms, benchmark.test, temperature)
     head = f"test, batch {batch_size}, temperature {temperature:g}"
-    repeats = [
-        play(evaluation, f"{head}, repeat {i + 1}", warm_up=True)
-        for i in range(benchmark.config.repeats)
-    ]
+    repeats = []
+    for i in range(benchmark.config.repeats):
+        evaluation.first_arm = i
+        repeats.append(play(evaluation, f"{head}, repeat {i + 1}", warm_up=True))
     parts = result(repeats, {arm.name: arm.arbiter for arm in arms}, rival)
     for entry, spec, arm in zip(parts["arms"], present, arms, strict=True):
         k = arm.engine.num_speculative_tokens

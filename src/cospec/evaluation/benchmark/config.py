@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from cospec.config import DecodeConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ class BenchConfig(DecodeConfig):
                 "num_tune_problems is 0, and --tune-k and --tune-knobs choose on these problems; "
                 "give some, or leave both out."
             )
+        if self.adaptive and self.adaptive_cost is None:
+            raise ConfigError(
+                "adaptive blocks go by a cost that is measured anew in every run, and no clock "
+                "takes part in tuning; give it: --adaptive-cost 0.3."
+            )
+        for temperature in self.temperatures:
+            SamplingConfig(self.max_new_tokens or 1, temperature)
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if self.exact_prefix_tokens < 0:
             raise ConfigError(
                 f"exact_prefix_tokens is {self.exact_prefix_tokens}; it must be 0 or positive."
