@@ -110,16 +110,7 @@ def draft_guessing(
         width = max(map(len, given))
         output = _read(model, writers, given, width)
         logits = in_width(output.logits, vocab_size)  # (B, N, V)
-        top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
-        is_finite, probs = top.isfinite(), None
-        if chance.warper is None:
-            chosen = chosen * is_finite
-        else:
-            probs = chance.warper.probs(torch.where(is_finite[..., None], logits, 0.0))
-            first = torch.tensor([writer.first_place for writer in writers], device=model.device)
-            places = first[:, None] + torch.arange(width, device=model.device)
-            numbers = chance.numbers.draft
-            chosen = draw(probs, numbers.gather(1, places.clamp(0, numbers.shape[1] - 1)))
+        chosen, is_finite, probs = _choose(logits, writers, chance)
         is_unsure = torch.zeros_like(is_finite)
         if min_confidence:
             is_unsure = ~(token_log_p(logits, chosen).exp() >= min_confidence)  # NaN is unsure
@@ -145,6 +136,26 @@ def draft_guessing(
         hidden=steps["hidden"] or None,
         num_forwards=torch.tensor([one.num_forwards for one in writers], device=model.device),
     )
+
+
+def _choose(
+    logits: Tensor, writers: Sequence[Writer], chance: Chance
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Choose or draw what follows each token that was read.
+
+    Returns:
+        The tokens, (B, N); whether their logits are finite, (B, N); and the distributions that they
+        were drawn from, (B, N, V), if they were.
+    """
+    top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
+    is_finite = top.isfinite()
+    if chance.warper is None:
+        return chosen * is_finite, is_finite, None
+    probs = chance.warper.probs(torch.where(is_finite[..., None], logits, 0.0))
+    first = torch.tensor([writer.first_place for writer in writers], device=logits.device)
+    places = first[:, None] + torch.arange(logits.shape[1], device=logits.device)
+    numbers = chance.numbers.draft
+    return draw(probs, numbers.gather(1, places.clamp(0, numbers.shape[1] - 1))), is_finite, probs
 
 
 def _read(
