@@ -113,6 +113,14 @@ def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path) -> None:
     assert ModelCard(again).data.eval_results is None
 
 
+def test_the_metadata_of_a_card_that_was_pushed_before_are_replaced(tmp_path) -> None:
+    (tmp_path / "README.md").write_text("# mine\n\n---\n\nA line.\n")
+    once = with_metadata(tmp_path, {"name": "first"})
+    (tmp_path / "README.md").write_text(once)
+    again = with_metadata(tmp_path, {"name": "second"})
+    assert again == once.replace("first", "second")
+
+
 @pytest.fixture
 def cache(monkeypatch, tmp_path) -> Path:
     """A cache of the hub that holds an arbiter and a model, and no connection."""

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +158,15 @@ def test_a_replica_forgets_the_rollouts_that_nobody_holds(many) -> None:
     del rollouts
     dead = {key for keys_of_home in many._dead for key in keys_of_home}
     assert keys <= dead
+
+
+def test_a_replica_whose_place_is_gone_is_named_and_not_waited_for(many, monkeypatch) -> None:
+    import ray
+
+    lost = SimpleNamespace(wait=lambda timeout_seconds: False)
+    monkeypatch.setattr(many, "_groups", [many._groups[0], lost])
+    with pytest.raises(BackendError, match="replica 1 died, and within 60 seconds Ray found no"):
+        many._settle(ray.exceptions.RayActorError(), 1)
 
 
 def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:

@@ -18,6 +18,7 @@ from cospec.errors import ConfigError
 from cospec.features import SCALAR_NAMES, make_features
 from cospec.models.bundled import bundled_home
 from cospec.rl.logged import read_log, read_rewards, train_on_log
+from cospec.rl.losses import logged_loss
 from cospec.tasks.jsonl import jsonl
 from cospec.vllm_plugin.decisions import DecisionLog
 from cospec.vllm_plugin.settings import DecisionLogSettings
@@ -75,6 +76,23 @@ def test_requests_are_compared_within_their_group(tmp_path) -> None:
     rows = [row("a"), row("b"), row("c")]
     data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
     assert data.advantage.tolist() == [0.5, -0.5, 0.0]
+
+
+def test_a_group_is_all_its_answers_those_without_a_free_ruling_too(tmp_path) -> None:
+    given = rewards(tmp_path, ("a", 1.0, "x"), ("b", 0.0, "x"))
+    data = read_log(
+        write(tmp_path, "log", [HEAD, row("a", probability=1.0), row("b")]), given, NAMES
+    )
+    assert data.advantage.tolist() == [-0.5]
+    assert data.counts["num_requests_used"] == 1 and data.counts["mean_reward"] == 0.0
+
+
+def test_a_ruling_of_a_cut_weight_still_teaches() -> None:
+    """Explored rulings have the largest weights, and were once left out by the cut."""
+    logits = torch.zeros(2, requires_grad=True)
+    keep, old = torch.tensor([True, True]), torch.tensor([0.02, 0.5]).log()
+    logged_loss(logits, keep, old, torch.ones(2), 10.0).backward()
+    assert logits.grad.tolist() == pytest.approx([-10 * 0.5 / 2, -1 * 0.5 / 2])
 
 
 @pytest.mark.parametrize(

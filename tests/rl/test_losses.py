@@ -375,7 +375,8 @@ def test_the_price_of_divergence_pulls_to_the_start_and_not_to_the_last_round(
         num_epochs=20,
     )
     none = torch.zeros(20)
-    known = KnownBranches(x, torch.full((20,), 1e-6), none.bool(), torch.ones(20))
+    delta = torch.full((20,), 1e-6)
+    known = KnownBranches(x, delta, delta, none.bool(), torch.ones(20))
     update(policy, start, Decisions(x, none.bool(), none), known, config, seed=0)
     with torch.no_grad():
         assert (policy(x) * start_logit > 1).all()

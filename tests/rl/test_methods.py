@@ -57,7 +57,8 @@ def test_texts_mean_the_same_if_the_sentence_in_which_they_part_has_the_same_num
 
 
 def known(delta: torch.Tensor, is_harmless: torch.Tensor, weight: torch.Tensor) -> KnownBranches:
-    return KnownBranches(torch.zeros(len(delta), 1), delta, is_harmless, weight)
+    priced = delta + 0.05  # as if each draft's branch were cheaper
+    return KnownBranches(torch.zeros(len(delta), 1), priced, delta, is_harmless, weight)
 
 
 def test_each_control_has_its_own_labels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ConfigError
-from cospec.evaluation.audit.dataset import read_dataset
+from cospec.evaluation.audit.dataset import read_dataset, read_origin, write_dataset
 from cospec.features import SCALAR_NAMES
 from cospec.rl import warmstart
 from cospec.rl.card import write_card
@@ -51,6 +52,18 @@ def test_an_audit_alone_makes_an_arbiter_and_its_card(pair, task, tmp_path, meth
         "history": it.state.history,
     }
     assert "Trained on the branches of an audit with CoSpec.\n" in write_card(about)
+
+
+def test_an_audit_of_another_pair_or_of_test_problems_is_refused(tmp_path) -> None:
+    path, hashes = tmp_path / "audit.safetensors", {"questions": ["00" * 5], "twins": []}
+    about = {"fingerprint": "ours", "split": "train", "trained_on": json.dumps(hashes)}
+    write_dataset(path, [], SCALAR_NAMES, about)
+    assert read_origin(path, "ours") == hashes
+    with pytest.raises(ConfigError, match="is of another pair"):
+        read_origin(path, "theirs")
+    write_dataset(path, [], SCALAR_NAMES, about | {"split": "test"})
+    with pytest.raises(ConfigError, match="is of test problems"):
+        read_origin(path, "ours")
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cospec.errors import CheckpointError
 from cospec.tasks import Example
-from cospec.tasks.trained_on import FILE, Overlap, overlap, unseen, write_trained_on
+from cospec.tasks.trained_on import FILE, Overlap, hashes_of, overlap, unseen, write_trained_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,13 @@ def test_questions_are_found_again_whatever_their_blanks(tmp_path: Path) -> None
     asked = [plain("What is  7 +\n1? "), plain("What is 299 + 1?"), plain("What is 300 + 1?")]
     assert overlap(tmp_path, asked) == Overlap(2, 0)
     assert overlap(tmp_path, asked[2:]) == Overlap(0, 0)
+
+
+def test_hashes_of_other_questions_are_kept_as_well(tmp_path: Path) -> None:
+    audited = [plain("What is 7 + 1?"), word_problem("Ann has 3 pens", 5)]
+    write_trained_on(tmp_path, [plain("What is 8 + 1?")], hashes_of(audited))
+    asked = [*audited, plain("What is 8 + 1?"), word_problem("Ben has 3 cups", 5), plain("x")]
+    assert overlap(tmp_path, asked) == Overlap(3, 1)
 
 
 def test_unseen_problems_are_those_without_a_hash(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from cospec.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from cospec.results import Json
 
+_METADATA = re.compile(r"\A---\n.*?\n---\n\s*", re.DOTALL)
 CARD = "README.md"
 FILES = ("config.json", "model.safetensors", CARD, "trained_on.safetensors")
 """What an arbiter is; a folder of a training run holds its state and metrics as well."""
@@ -130,4 +132,5 @@ def with_metadata(folder: Path, about: Json) -> str:
     )
     path = folder / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
+    text = _METADATA.sub("", text)  # of a card that was pushed before
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

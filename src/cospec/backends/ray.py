@@ -264,11 +264,18 @@ class RayBackend:
 
         Raises:
             CospecError: The replica said that the work cannot be done as it was asked for.
+            BackendError: Its machine is gone, and there is no other for it.
         """
         cause = getattr(error, "cause", None)
         if isinstance(cause, CospecError):
             raise cause
         if isinstance(error, self._ray.exceptions.RayActorError):
+            if not self._groups[n].wait(timeout_seconds=PATIENCE_S):
+                raise BackendError(
+                    f"replica {n} died, and within {PATIENCE_S:.0f} seconds Ray found no place for "
+                    "another. Repair the cluster, or run again with fewer replicas: what was "
+                    "finished is resumed."
+                )
             self.replicas[n] = self._start(n)
 
     def _reserve(self) -> None:

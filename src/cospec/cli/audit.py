@@ -87,6 +87,7 @@ class Audit:
         from cospec.evaluation.audit.summary import summarize
         from cospec.evaluation.problems import describe_problems
         from cospec.models.costs import measure_costs
+        from cospec.tasks.trained_on import hashes_of
 
         files = [self.audit.dataset]
         run = Run("audit", self.output, threads=self.audit.threads, files=files)
@@ -122,7 +123,13 @@ class Audit:
                 path = f"{path or 'the target'} at temperature {options.temperature:g}"
             summary = summarize(records, names, costs, options.k, path)
             if options.dataset is not None:
-                made_from = {"task": task.name, "pair": json.dumps(to_json(self.pair))}
+                made_from = {
+                    "task": task.name,
+                    "split": self.task.split,
+                    "pair": json.dumps(to_json(self.pair)),
+                    "fingerprint": pair.fingerprint,
+                    "trained_on": json.dumps(hashes_of(examples)),
+                }
                 write_dataset(options.dataset, records, names, made_from)
             run.write(
                 summary=summary,
@@ -150,7 +157,7 @@ class Audit:
                     auditor.on_progress = lambda share: progress.update(
                         before + share * len(chunk)  # noqa: B023  # called within this round
                     )
-                    done[i] = auditor.audit(chunk)
+                    done[i] = auditor.audit(chunk, i * size)
                     if log is not None:
                         log.append(Turn(i, "audit", time.perf_counter() - start, done[i]))
                     progress.update(before + len(chunk))

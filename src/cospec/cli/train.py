@@ -100,6 +100,7 @@ class Train:
 
     def run(self) -> None:
         """Train, show and write."""
+        from cospec.evaluation.audit.dataset import read_origin
         from cospec.evaluation.turns import lock
         from cospec.rl.checkpoint import check_run, open_run
 
@@ -113,6 +114,8 @@ class Train:
         problems = self._problems()
         provenance = Provenance()
         pair = self.engine.load(self.pair)
+        if (path := self.train.warmup.warm_start) is not None:
+            read_origin(path, pair.fingerprint)  # refuses another pair
         if self.dry_run:
             self._plan(pair, problems)
             return
@@ -126,6 +129,7 @@ class Train:
     def _train(self, pair: ModelPair, problems: Problems, provenance: Provenance) -> None:
         """Train to the end and write the arbiter."""
         from cospec.cli.trackers import open_trackers
+        from cospec.evaluation.audit.dataset import read_origin
         from cospec.rl.card import write_card
         from cospec.rl.trainer import Trainer
         from cospec.tasks.trained_on import write_trained_on
@@ -148,7 +152,10 @@ class Train:
             "history": trainer.state.history,
         }
         arbiter = replace(arbiter, about=about)
-        write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved])
+        audited = None
+        if (path := self.train.warmup.warm_start) is not None:
+            audited = read_origin(path, pair.fingerprint)
+        write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved], audited)
         arbiter.save(self.out, write_card(about))
         print(f"wrote {self.out}: use it with --arbiter {self.out}")
 

@@ -114,6 +114,7 @@ class Collector:
                 for one in new
             ]
             seed += 3
+            del new  # holds the handles of the chunk
         return played, BranchData.joined(parts)
 
     def play(
@@ -152,7 +153,12 @@ class Collector:
                 rollout=rollout,
                 score=score,
                 cost=rollout.completion.stats.num_target_forwards / base[i // size].num_forwards,
-                decisions=[m for m in rollout.completion.reached if m.is_open],
+                decisions=[
+                    # A feature that is not finite would make the whole policy so.
+                    m
+                    for m in rollout.completion.reached
+                    if m.is_open and m.features.isfinite().all()
+                ],
             )
             for i, (rollout, score) in enumerate(zip(rollouts, scores, strict=True))
         ]

@@ -96,6 +96,7 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
     _check_head(path, next(rows, (1, {}))[1], names)
     used: list[tuple[Json, str, Verdict]] = []
     requests: set[str] = set()
+    answered: dict[str, Verdict] = {}
     num_decisions = num_without = 0
     for number, row in rows:
         if _HEAD in row:  # of another server that shares the file
@@ -107,8 +108,10 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
             num_without += 1
             continue
         _check_row(path, number, row, len(names))
-        is_open = 0 < row["probability"] < 1  # else a safety rule or a request's setting decided
-        if is_open and (found := _find(rewards, str(row["request_id"]))) is not None:
+        if (found := _find(rewards, str(row["request_id"]))) is None:
+            continue
+        answered[found[0]] = found[1]
+        if 0 < row["probability"] < 1:  # else a safety rule or a request's setting decided
             used.append((row, *found))
     if num_decisions == num_without > 0:
         raise ConfigError(
@@ -124,7 +127,8 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
         )
     keep = torch.tensor([row["keep_draft"] for row, _, _ in used])
     p_keep = torch.tensor([row["probability"] for row, _, _ in used], dtype=torch.float32)
-    advantages = _advantages({name: verdict for _, name, verdict in used})
+    advantages = _advantages(answered)  # a group's mean is that of all its answers
+    num_used = len({name for _, name, _ in used})
     return LoggedData(
         torch.tensor([row["features"] for row, _, _ in used], dtype=torch.float32),
         keep,
@@ -132,11 +136,10 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
         torch.tensor([advantages[name] for _, name, _ in used]),
         {
             "num_requests": len(requests),
-            "num_requests_used": len(advantages),
+            "num_requests_used": num_used,
             "num_decisions": num_decisions,
             "num_decisions_used": len(used),
-            "mean_reward": sum(v.reward for v in {n: v for _, n, v in used}.values())
-            / len(advantages),
+            "mean_reward": sum(v.reward for v in {n: v for _, n, v in used}.values()) / num_used,
         },
     )
 

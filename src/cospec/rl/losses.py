@@ -97,9 +97,10 @@ def group_loss(
 def logged_loss(
     logits: Tensor, keep: Tensor, old_log_prob: Tensor, advantages: Tensor, most: float
 ) -> Tensor:
-    """Return the expected advantage by importance weights, negated.
+    """Return the policy-gradient loss of logged rulings with truncated importance weights.
 
-    The weight of a ruling is its probability now over that when it was made, cut at `most`.
+    The weight of a ruling is its probability now over that when it was made, cut at `most`. It is a
+    constant of the gradient (Ionides 2008): a ruling of a larger weight counts too, `most` times.
 
     Args:
         logits: Logits of the current policy, (N,).
@@ -108,8 +109,9 @@ def logged_loss(
         advantages: (N,).
         most: Largest weight.
     """
-    weight = (log_prob(logits, keep) - old_log_prob).exp().clamp(max=most)
-    return -(weight * advantages).mean()
+    now = log_prob(logits, keep)
+    weight = (now.detach() - old_log_prob).exp().clamp(max=most)
+    return -(weight * now * advantages).mean()
 
 
 def label_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ def same_meaning(one: str, other: str) -> bool:
 
 
 def _gold(known: KnownBranches) -> Labels:
-    return Labels(known.delta > 0, (known.weight * known.delta).abs())
+    """Count answers alone: a branch that is only cheaper is no label."""
+    return Labels(known.delta_reward > 0, (known.weight * known.delta_reward).abs())
 
 
 def _harmless(known: KnownBranches) -> Labels:

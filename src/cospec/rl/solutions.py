@@ -201,10 +201,10 @@ def _decisions(
         draft_ids=d[rows, at],
         target_ids=t[rows, at],
     )
-    # Cloned: tensors of inference mode cannot take part in training.
-    return SolutionData(
-        features(batch).cpu().clone(), torch.where(is_draft, worth, -worth).cpu().clone()
-    )
+    x, delta = features(batch).cpu(), torch.where(is_draft, worth, -worth).cpu()
+    is_finite = x.isfinite().all(dim=1)  # else the whole policy would not be
+    # Copied: tensors of inference mode cannot take part in training.
+    return SolutionData(x[is_finite].clone(), delta[is_finite].clone())
 
 
 def _gains(

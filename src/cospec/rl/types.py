@@ -113,7 +113,9 @@ class KnownBranches(NamedTuple):
     features: Tensor
     """(N, F)"""
     delta: Tensor
-    """Reward for the draft's token minus that for the target's, (N,)."""
+    """Reward for the draft's token minus that for the target's, less the price of time, (N,)."""
+    delta_reward: Tensor
+    """The same without the price, (N,)."""
     is_harmless: Tensor
     """True where both branches come to the same, (N,) bool."""
     weight: Tensor

@@ -74,7 +74,9 @@ def known_branches(replay: Sequence[BranchData], config: TrainConfig) -> KnownBr
     ]
     data = BranchData.joined(replay)
     delta = data.delta_reward - config.objective.cost_weight * data.delta_cost
-    return KnownBranches(data.features, delta, data.is_harmless, torch.cat(weights))
+    return KnownBranches(
+        data.features, delta, data.delta_reward, data.is_harmless, torch.cat(weights)
+    )
 
 
 def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:

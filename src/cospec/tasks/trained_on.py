@@ -16,7 +16,7 @@ from cospec.tasks.gsm_symbolic import twin_key
 from cospec.tasks.splits import normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -37,14 +37,36 @@ class Overlap:
     """Other questions that differ from one of those by names alone."""
 
 
-def write_trained_on(folder: Path, examples: Iterable[Example]) -> None:
-    """Write the hashes of the questions that an arbiter was trained or tuned on."""
+def write_trained_on(
+    folder: Path, examples: Iterable[Example], more: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Write the hashes of the questions that an arbiter was trained or tuned on.
+
+    Args:
+        folder: Of the arbiter.
+        examples: With these questions.
+        more: Further hashes, of `hashes_of`.
+    """
     from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
 
-    questions, twins = _hashes(examples)
+    names = ("questions", "twins")
+    found = {
+        name: set(hashes) - {b""} for name, hashes in zip(names, _hashes(examples), strict=True)
+    }
+    for name, hashes in (more or {}).items():
+        found[name] |= set(map(bytes.fromhex, hashes))
     part = folder / f"{FILE}.part"
-    save_file({"questions": _packed(set(questions)), "twins": _packed(set(twins) - {b""})}, part)
+    save_file({name: _packed(hashes) for name, hashes in found.items()}, part)
     part.replace(folder / FILE)
+
+
+def hashes_of(examples: Iterable[Example]) -> dict[str, list[str]]:
+    """Return the hashes of some questions as hexadecimal text, by kind."""
+    questions, twins = _hashes(examples)
+    return {
+        "questions": [one.hex() for one in questions],
+        "twins": [one.hex() for one in twins if one],
+    }
 
 
 def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:

@@ -143,6 +143,12 @@ def test_with_a_limit_each_problem_plays_some_of_its_mismatches_and_always_the_s
     assert [[m["position"] for m in record["mismatches"]] for record in again] == places[3:5]
 
 
+def test_problems_of_another_chunk_draw_other_random_numbers(pair, task, examples) -> None:
+    auditor = Auditor(pair, task, config(oracle=False, temperature=1.0))
+    again, first, later = (auditor.audit(examples[:3], place) for place in (0, 0, 32))
+    assert again == first != later
+
+
 def test_the_data_set_holds_every_mismatch_with_its_features(pair, task, examples, tmp_path):
     auditor = Auditor(pair, task, config(oracle=False))
     records = auditor.audit(examples[:4])

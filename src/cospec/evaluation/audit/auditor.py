@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _PATHS_SHARE = 0.05
 """Rough share of the paths in the work on some problems: there are many more branches."""
+_STREAMS_PER_PROBLEM = 1 << 20
+"""Of random numbers: more than a problem has branches."""
 
 
 @dataclass
@@ -81,10 +83,14 @@ class Auditor:
         self._backend.on_finished = self._count
         if isinstance(self._draft, Engine):
             self._draft.on_finished = self._count
-        self._phase, self._num_finished = (0.0, 0.0, 1), 0
+        self._phase, self._num_finished, self._first = (0.0, 0.0, 1), 0, 0
 
-    def audit(self, examples: Sequence[Example]) -> list[Json]:
+    def audit(self, examples: Sequence[Example], first: int = 0) -> list[Json]:
         """Play some problems and all that branches off them.
+
+        Args:
+            examples: The problems.
+            first: Place of the first of them among all: each draws random numbers of its own.
 
         Returns:
             A record each: whether the path and the draft alone are right, lengths, ``accepted``
@@ -93,6 +99,8 @@ class Auditor:
             with the oracle the same of its path.
         """
         prompts, sampling = self.encode(examples)
+        sampling = [replace(one, seed=self.seed + first) for one in sampling]
+        self._first = first
         self._begin(0, _PATHS_SHARE, 2 * len(examples))
         paths = self._paths(prompts, sampling)
         alone = self._draft.generate(prompts, sampling)
@@ -184,7 +192,7 @@ class Auditor:
         self, leaves: Sequence[tuple[Rollout, int, int, Origin]], first_stream: int = 0
     ) -> list[BranchPoint]:
         """Return branches that draw from streams of their own, and not from those of the paths."""
-        seed = self.seed + 1
+        seed, first_stream = self.seed + 1, first_stream + self._first * _STREAMS_PER_PROBLEM
         return [
             BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves, first_stream)
         ]

@@ -70,6 +70,30 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
         raise ConfigError(f"{path} is not {what}: {error}.") from error
 
 
+def read_origin(path: Path, fingerprint: str) -> dict[str, list[str]]:
+    """Return the hashes of the questions that a data set was made of; none for older files.
+
+    Args:
+        path: The file.
+        fingerprint: Of the pair that is to be trained for.
+
+    Raises:
+        ConfigError: It is no such file, or is of another pair or of test problems.
+    """
+    _, metadata = read_tensors(path, "a data set of cospec audit")
+    if metadata.get("fingerprint", fingerprint) != fingerprint:
+        raise ConfigError(
+            f"{path} is of another pair ({metadata.get('pair')}); audit this one with --dataset."
+        )
+    if metadata.get("split") == "test":
+        raise ConfigError(
+            f"{path} is of test problems, which an arbiter is measured on; audit with --split "
+            "train."
+        )
+    found: dict[str, list[str]] = json.loads(metadata.get("trained_on", "{}"))
+    return found
+
+
 def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of a data set, by the names that `write_dataset` lists.
 
@@ -88,4 +112,5 @@ def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
             f"{path} must hold the {len(feature_names)} features that the policy sees, and holds "
             f"{found}; make it with cospec audit --dataset FILE --features ... of this version."
         )
-    return tensors
+    is_finite = tensors["features"].isfinite().all(dim=1)  # else the whole policy would not be
+    return {name: tensor[is_finite] for name, tensor in tensors.items()}
