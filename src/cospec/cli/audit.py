@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from cospec.evaluation.audit.auditor import Auditor
     from cospec.evaluation.turns import TurnLog
-    from cospec.tasks import Example
+    from cospec.models import ModelPair
+    from cospec.tasks import Example, Task
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,6 @@ class Audit:
         from cospec.evaluation.audit.summary import summarize
         from cospec.evaluation.problems import describe_problems
         from cospec.models.costs import measure_costs
-        from cospec.tasks.trained_on import hashes_of
 
         files = [self.audit.dataset]
         run = Run("audit", self.output, threads=self.audit.threads, files=files)
@@ -123,14 +123,8 @@ class Audit:
                 path = f"{path or 'the target'} at temperature {options.temperature:g}"
             summary = summarize(records, names, costs, options.k, path)
             if options.dataset is not None:
-                made_from = {
-                    "task": task.name,
-                    "split": self.task.split,
-                    "pair": json.dumps(to_json(self.pair)),
-                    "fingerprint": pair.fingerprint,
-                    "trained_on": json.dumps(hashes_of(examples)),
-                }
-                write_dataset(options.dataset, records, names, made_from)
+                origin = self._origin(task, examples, pair)
+                write_dataset(options.dataset, records, names, origin)
             run.write(
                 summary=summary,
                 costs=[cost.to_dict() for cost in costs],
@@ -138,6 +132,18 @@ class Audit:
                 rows=[_slim(record) for record in records],
             )
         show(summary)  # last: a closed pipe must not cost the result
+
+    def _origin(self, task: Task, examples: Sequence[Example], pair: ModelPair) -> dict[str, str]:
+        """Return what a data set says of where it is from."""
+        from cospec.tasks.trained_on import hashes_of
+
+        return {
+            "task": task.name,
+            "split": self.task.split,
+            "pair": json.dumps(to_json(self.pair)),
+            "fingerprint": pair.fingerprint,
+            "trained_on": json.dumps(hashes_of(examples)),
+        }
 
     def _play(
         self, auditor: Auditor, examples: Sequence[Example], log: TurnLog | None

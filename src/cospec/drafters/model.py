@@ -62,9 +62,7 @@ class ModelDrafter(CachedModel, Drafter):
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
-        writes_again = chance.warper is None and any(r in self._answers for r in range(len(rows)))
-        most = most_read(len(rows), self.device)
-        if most > 1 and (writes_again or self._ngrams is not None):
+        if (most := self._most_read(rows, chance)) > 1:
             return self._guessing(rows, chance, most)
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         # Where the whole block stood, its last token was never read, and the bonus token neither.
@@ -120,6 +118,12 @@ class ModelDrafter(CachedModel, Drafter):
             probs=torch.cat(probs, dim=1) if probs else None,
             hidden=hidden or None,
         )
+
+    def _most_read(self, rows: Sequence[DraftRow], chance: Chance) -> int:
+        """Return how many tokens of a row to read in a forward; 1 where nothing is guessed."""
+        writes_again = chance.warper is None and any(r in self._answers for r in range(len(rows)))
+        is_guessing = writes_again or self._ngrams is not None
+        return most_read(len(rows), self.device) if is_guessing else 1
 
     def _guessing(self, rows: Sequence[DraftRow], chance: Chance, most: int) -> Proposal:
         """Propose what the model chooses; rows guess from their last answers or earlier drafts."""

@@ -95,8 +95,7 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
     rows = _rows(path)
     _check_head(path, next(rows, (1, {}))[1], names)
     used: list[tuple[Json, str, Verdict]] = []
-    requests: set[str] = set()
-    answered: dict[str, Verdict] = {}
+    requests, answered = set[str](), dict[str, Verdict]()
     num_decisions = num_without = 0
     for number, row in rows:
         if _HEAD in row:  # of another server that shares the file
