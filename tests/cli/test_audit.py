@@ -47,11 +47,11 @@ def test_an_interrupted_audit_goes_on_where_it_was(tiny, problems, tmp_path, mon
     tiny(*command, "--json", tmp_path / "whole.json")
     audit, played = Auditor.audit, []
 
-    def audit_until_the_third(self, examples):
+    def audit_until_the_third(self, examples, first):
         played.append([example.id for example in examples])
         if len(played) == 3:
             raise KeyboardInterrupt
-        return audit(self, examples)
+        return audit(self, examples, first)
 
     monkeypatch.setattr(Auditor, "audit", audit_until_the_third)
     with pytest.raises(SystemExit) as stop:

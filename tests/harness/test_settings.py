@@ -26,11 +26,15 @@ def test_model_args_are_those_of_the_commands_with_k_for_short() -> None:
         ("mine", None, "mine"),
         ("mine", 0.7, "mine:threshold=0.7"),
         ("mine:point=bold", 1, "mine:point=bold,threshold=1"),
-        ("typical:alpha=0.2", 0.1, "typical:alpha=0.2,threshold=0.1"),
     ],
 )
 def test_a_threshold_is_part_of_the_arbiters_spec(arbiter, threshold, spec) -> None:
     assert ModelArgs(arbiter=arbiter, threshold=threshold).arbiter_spec == spec
+
+
+def test_a_threshold_of_a_rule_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"threshold is 0\.1, which is of trained arbiters"):
+        _ = ModelArgs(arbiter="typical:alpha=0.2", threshold=0.1).arbiter_spec
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_branches_of_older_rounds_count_less_with_age(pair, task) -> None:
     it = trainer(pair, task, replay_decay=0.5, cost_weight=0.25)
     it.run()
     expected = [
-        [*row.tolist(), float(right - 0.25 * cost), float(is_same), weight]
+        [*row.tolist(), float(right - 0.25 * cost), float(right), float(is_same), weight]
         for parts, weight in zip(it.state.replay, (0.25, 0.5, 1.0), strict=True)
         for row, right, cost, is_same in zip(*parts.columns, strict=True)
     ]

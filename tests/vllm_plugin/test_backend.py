@@ -161,7 +161,11 @@ def test_arms_of_one_block_length_share_an_engine(monkeypatch, llama_pair) -> No
 def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role) -> None:
     """Found: one model alone was charged for it, and arms with an arbiter were not."""
     config = SimpleNamespace(max_model_len=CONTEXT)
-    llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=config))
+    emptied: list[bool] = []
+    llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(model_config=config),
+        reset_prefix_cache=lambda: emptied.append(True),
+    )
     monkeypatch.setattr(decoders, "request", lambda row: row)
     monkeypatch.setattr(decoders, "generate", lambda *_: [[5, 6, 7]])
     source = VllmSource("target", "draft", "float32")
@@ -169,7 +173,7 @@ def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role
     (done,) = decoder.generate([[1, 2]], [SamplingConfig(max_new_tokens=3, ignore_eos=True)])
     stats = done.stats
     forwards = stats.num_target_forwards if role == "target" else stats.num_draft_forwards
-    assert (done.token_ids, forwards) == ([5, 6, 7], 2)
+    assert (done.token_ids, forwards, emptied) == ([5, 6, 7], 2, [True])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from cospec import load_arbiter
 from cospec.errors import ConfigError
 from cospec.vllm_plugin.settings import DecisionLogSettings, RequestSettings, Settings
 
@@ -69,9 +68,11 @@ def test_the_threshold_becomes_part_of_the_spec(settings, spec):
     assert settings.arbiter_spec == spec
 
 
-def test_a_threshold_for_a_rule_without_one_is_refused():
-    with pytest.raises(ValueError, match="unknown setting of arbiter gap"):
-        load_arbiter(Settings("gap", threshold=0.5).arbiter_spec)
+@pytest.mark.parametrize("rule", ["gap", "fsd_js"])
+def test_a_threshold_for_a_rule_is_refused(rule):
+    """A rule's own threshold means another thing: more of it is bolder."""
+    with pytest.raises(ConfigError, match="which is of trained arbiters"):
+        _ = Settings(rule, threshold=0.5).arbiter_spec
 
 
 @pytest.mark.parametrize(
