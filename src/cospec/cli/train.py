@@ -114,8 +114,9 @@ class Train:
         problems = self._problems()
         provenance = Provenance()
         pair = self.engine.load(self.pair)
+        audited = None
         if (path := self.train.warmup.warm_start) is not None:
-            read_origin(path, pair.fingerprint)  # refuses another pair
+            audited = read_origin(path, pair.fingerprint)
         if self.dry_run:
             self._plan(pair, problems)
             return
@@ -124,12 +125,17 @@ class Train:
             open_run(self.out, self._settings() | self._inputs(pair, problems))
             settings = json.dumps(self.train.to_dict(), indent=1)
             write_text(self.out / "train.json", settings + "\n")
-            self._train(pair, problems, provenance)
+            self._train(pair, problems, provenance, audited)
 
-    def _train(self, pair: ModelPair, problems: Problems, provenance: Provenance) -> None:
-        """Train to the end and write the arbiter."""
+    def _train(
+        self,
+        pair: ModelPair,
+        problems: Problems,
+        provenance: Provenance,
+        audited: dict[str, list[str]] | None,
+    ) -> None:
+        """Train to the end and write the arbiter; `audited` hashes the questions of an audit."""
         from cospec.cli.trackers import open_trackers
-        from cospec.evaluation.audit.dataset import read_origin
         from cospec.rl.card import write_card
         from cospec.rl.trainer import Trainer
         from cospec.tasks.trained_on import write_trained_on
@@ -152,9 +158,6 @@ class Train:
             "history": trainer.state.history,
         }
         arbiter = replace(arbiter, about=about)
-        audited = None
-        if (path := self.train.warmup.warm_start) is not None:
-            audited = read_origin(path, pair.fingerprint)
         write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved], audited)
         arbiter.save(self.out, write_card(about))
         print(f"wrote {self.out}: use it with --arbiter {self.out}")
