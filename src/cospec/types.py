@@ -26,6 +26,8 @@ from cospec.display import completion_html
 from cospec.text import finite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -192,6 +194,15 @@ class Arbiter(Protocol):
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule on all mismatches of a block in one call."""
+        ...
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """An arbiter that stands back from some prompts: their texts are decoded losslessly."""
+
+    def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
+        """Return whether it stands back from a prompt, by its token ids."""
         ...
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cospec import load_arbiter
+from cospec import ModelPair, load_arbiter
+from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
@@ -85,6 +86,49 @@ def test_the_guard_is_saved_and_can_be_switched_off(folder, tmp_path) -> None:
     off = load_arbiter(f"{spec}:max_mismatch_rate=inf")
     assert off.max_mismatch_rate == math.inf
     assert off.name == "guarded:threshold=0.5,max_mismatch_rate=inf"
+
+
+def test_the_prompt_guard_is_saved_and_can_be_switched_off(folder, tmp_path) -> None:
+    assert LearnedArbiter.load(folder).prompt_guard is None
+    guard = PromptGuard.of([[1, 2, 3]], [[1, 2, 4], [2, 3, 4]])
+    learned(prompt_guard=guard).save(tmp_path / "guarded")
+    spec = str(tmp_path / "guarded")
+    found = load_arbiter(spec, family_pair("llama"))
+    assert found.name == "guarded:threshold=0.5"
+    assert torch.equal(found.prompt_guard.profile, guard.profile)
+    assert found.prompt_guard.min_likeness == guard.min_likeness
+    assert [found.is_foreign(ids) for ids in ([1, 2, 4], [8, 9])] == [False, True]
+    off = load_arbiter(f"{spec}:min_prompt_likeness=0")
+    assert off.name == "guarded:threshold=0.5,min_prompt_likeness=0"
+    assert not off.is_foreign([8, 9])
+    with pytest.raises(ArbiterError, match="does not know the prompts of its training"):
+        load_arbiter(f"{folder}:min_prompt_likeness=0.5")
+
+
+def test_ids_of_another_vocabulary_say_nothing_of_a_prompt(tmp_path) -> None:
+    learned(prompt_guard=PromptGuard.of([[1, 2, 3]], [[1, 2, 4]])).save(tmp_path / "one")
+    other = load_arbiter(str(tmp_path / "one"), ModelPair.from_pretrained("bundled:family"))
+    assert other.prompt_guard is None
+    other.save(tmp_path / "two")
+    assert load_arbiter(str(tmp_path / "two")).prompt_guard is None
+
+
+@pytest.mark.parametrize("damage", ["no profile", "a short profile", "no likeness"])
+def test_half_a_prompt_guard_is_refused(tmp_path, damage) -> None:
+    learned(prompt_guard=PromptGuard.of([[1, 2, 3]], [[1, 2, 4]])).save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    profile = tensors.pop("prompt_profile")
+    if damage == "a short profile":
+        tensors["prompt_profile"] = profile[:-1].contiguous()
+    if damage == "no likeness":
+        change_config(tmp_path, min_prompt_likeness=None)
+    else:
+        save_file(tensors, tmp_path / "model.safetensors")
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["weights_sha256"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="min_prompt_likeness and prompt_profile"):
+        LearnedArbiter.load(tmp_path)
 
 
 def test_an_arbiter_with_another_threshold_is_saved_with_that_one(folder, tmp_path) -> None:
@@ -251,6 +295,8 @@ HOSTILE: dict[str, tuple[str, Any]] = {
     "a rate that is no number": ("max_mismatch_rate", math.nan),
     "a huge rate": ("max_mismatch_rate", 10**400),
     "a negative rate": ("max_mismatch_rate", -0.5),
+    "a likeness above 1": ("min_prompt_likeness", 1.5),
+    "a likeness that is no number": ("min_prompt_likeness", "high"),
     "a version": ("features.version", "1"),
     "a hash": ("features.hash", 3),
     "a pair": ("pair", 3),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cospec import Engine
+from cospec.arbiters.guard import NUM_BUCKETS, PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.cli.options import PairOptions
@@ -211,6 +212,25 @@ def test_a_result_that_another_run_finished_meanwhile_is_kept(evaluate, tmp_path
     with pytest.raises(SystemExit, match="--overwrite"):
         evaluate("--json", result)
     assert result.read_text() == "precious"
+
+
+def test_prompts_that_an_arbiter_stands_back_from_are_told_and_decoded_losslessly(
+    evaluate, tiny, tmp_path, capsys
+):
+    features = make_features("scalar", tiny.pair)
+    policy = Policy(len(features.names), PolicyConfig(init_logit=9.0))
+    for name, floor in (("timid", 1.0), ("bold", 0.0)):
+        guard = PromptGuard(torch.eye(NUM_BUCKETS)[0], floor)
+        LearnedArbiter(policy, features, prompt_guard=guard).save(tmp_path / name)
+    result = tmp_path / "r.json"
+    evaluate("--arbiter", tmp_path / "timid", "--arbiter", tmp_path / "bold", "--json", result)
+    noted = [line for line in capsys.readouterr().err.splitlines() if "stands back" in line]
+    assert len(noted) == 1 and "timid:threshold=0.5 stands back from 6 of these 6" in noted[0]
+    overrides = {"timid": 0, "bold": 0}
+    for row in json.loads(result.read_text())["rows"]:
+        if (name := row["arm"].partition(":")[0]) in overrides:
+            overrides[name] += row["num_overrides"]
+    assert overrides["timid"] == 0 < overrides["bold"]
 
 
 def test_other_weights_in_the_same_folder_do_not_resume(evaluate, tiny, tmp_path, monkeypatch):

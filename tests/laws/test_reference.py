@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 
 from cospec import Engine, load_arbiter
+from cospec.engine import Branch
 from cospec.engine.reference import reference_decode
 from cospec.evaluation.audit.auditor import reached
 from cospec.types import Needs, Origin, Ruling
@@ -89,6 +90,46 @@ def test_and_does_where_a_text_goes_on_lossless_after_some_corrections(
                 assert Origin.OVERRIDE not in completion.origins[at[0] :]
                 late = [s.num_draft_tokens for s in completion.trace if s.position > at[0]]
                 assert max(late, default=0) <= 4
+
+
+class Timid:
+    """Rules for the draft wherever it may, and stands back from some prompts."""
+
+    name, needs = "timid", Needs.NOTHING
+
+    def is_foreign(self, prompt_ids):
+        return prompt_ids[0] % 2 == 0
+
+    def rule(self, batch):
+        return Ruling(batch.draft_ids >= 0)
+
+
+@pytest.mark.parametrize(("sampling", "most"), [("greedy", None), ("sampled", None), ("greedy", 1)])
+def test_texts_of_prompts_that_the_arbiter_stands_back_from_are_lossless(
+    llama_pair, sampling, most
+):
+    pair, settings = llama_pair, {"num_speculative_tokens": 6, "max_corrections": most}
+    foreign = [Timid().is_foreign(prompt) for prompt in PROMPTS]
+    assert 0 < sum(foreign) < len(PROMPTS)
+    expected = [
+        reference_decode(pair, Timid(), prompt, config, index=i, **settings)
+        for i, (prompt, config) in enumerate(zip(PROMPTS, BOTH[sampling], strict=True))
+    ]
+    lossless = Engine.target_only(pair).generate(PROMPTS, BOTH["greedy"])
+    for batch in (1, 3, 8):
+        engine = Engine(pair, Timid(), batch_size=batch, **settings)
+        rollouts = engine.rollouts(PROMPTS, BOTH[sampling])
+        done = [rollout.completion for rollout in rollouts]
+        assert told(done) == expected
+        for one, exact, is_foreign in zip(done, lossless, foreign, strict=True):
+            assert is_foreign == (Origin.OVERRIDE not in one.origins)
+            if is_foreign and sampling == "greedy":
+                assert one.token_ids == exact.token_ids
+            if is_foreign and most:
+                assert max(step.num_draft_tokens for step in one.trace) <= 4
+        branches = [Branch(one, 2, one.completion.token_ids[2]) for one in rollouts]
+        for one, is_foreign in zip(engine.branches(branches), foreign, strict=True):
+            assert is_foreign == (Origin.OVERRIDE not in one.completion.origins[3:])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -12,6 +12,7 @@ from cospec import ModelPair
 from cospec.arbiters.policy import PolicyConfig
 from cospec.backends.engine import EngineBackend
 from cospec.errors import ConfigError
+from cospec.evaluation.problems import prompt_ids
 from cospec.features import SCALAR_NAMES
 from cospec.rl.collect import Collector
 from cospec.rl.types import BranchData
@@ -231,6 +232,17 @@ def test_the_policy_that_was_best_on_the_tune_split_is_the_one_returned(
     torch.testing.assert_close(again.policy.state_dict(), found, rtol=0, atol=0)
     assert not again.is_stochastic and again.threshold == 0.5
     assert again.max_mismatch_rate == arbiter.max_mismatch_rate
+    guard = arbiter.prompt_guard
+    assert not any(map(guard.is_foreign, prompt_ids(pair, task, [*it.train, *it.tune])))
+    assert guard.is_foreign([pair.target.config.vocab_size - 1] * 8)
+    assert again.prompt_guard.min_likeness == guard.min_likeness > 0
+
+
+def test_without_train_problems_the_guard_knows_the_tune_prompts(pair, task) -> None:
+    it = trainer(pair, task)
+    it.train = []
+    guard = it._prompt_guard()
+    assert not any(map(guard.is_foreign, prompt_ids(pair, task, it.tune)))
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,25 @@ def test_a_request_that_changes_the_targets_law_is_left_to_the_target(change):
     assert column(table, "is_open", 0) == [False]
 
 
+class Timid(AlwaysDraft):
+    """Stands back from prompts that begin with an even token, and from those that it cannot see."""
+
+    def is_foreign(self, prompt_ids):
+        return not prompt_ids or prompt_ids[0] % 2 == 0
+
+
+def test_a_request_whose_prompt_the_arbiter_stands_back_from_is_left_to_the_target():
+    table = RequestTable(5, CPU, has_thresholds=False)
+    after = {"cospec": {"rollout": dict(key="a", seed=0, stream=0, num_before=2)}}
+    for slot, (prompt, extra) in enumerate(
+        [([1, 2], None), ([2, 1], None), (None, None), ([3, 2, 2], after), ([2, 2], after)]
+    ):
+        table.add(slot, params(extra_args=extra), prompt, Timid())
+    assert column(table, "is_open", 0, 1, 2, 3, 4) == [True, False, False, True, False]
+    table.add(1, params(), [2, 1], AlwaysDraft())
+    assert column(table, "is_open", 1) == [True]
+
+
 def test_a_request_with_a_whole_vocabulary_of_stop_tokens_does_not_widen_the_table(caplog):
     """Such a request once made every later step of the server slow, until it was restarted."""
     table = RequestTable(4, CPU, has_thresholds=False)

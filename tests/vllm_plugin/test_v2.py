@@ -16,6 +16,7 @@ from cospec.vllm_plugin.bridge import RowArbiter, force
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.requests import RequestTable
 from tests.vllm_plugin.conftest import DRAFT, TARGET, encoded_problems, run
+from tests.vllm_plugin.test_adapter import Timid
 from tests.vllm_plugin.test_bridge import K, V, blocks, flat, learned, stock_greedy
 
 pytestmark = [
@@ -87,6 +88,10 @@ class Runner:
         stock = v2.sampler_module.RejectionSampler.__new__(v2.sampler_module.RejectionSampler)
         stock.sampler, stock.num_speculative_steps, stock.watermark_key = self.sampler, K, None
         self.rejection_sampler = stock
+
+    def add_requests(self, scheduler_output):
+        for one in scheduler_output.scheduled_new_reqs:
+            self.sampler.add_request(one.slot, SamplingParams())
 
     def verify(self):
         slots, per_request = torch.tensor(SLOTS), torch.tensor([n + 1 for n in LENGTHS])
@@ -165,6 +170,18 @@ def test_an_arbiter_that_needs_draft_logits_asks_for_the_option_that_keeps_them(
     v2.attach(runner, adapter_for(LogProbGap(1.0)))
 
 
+def test_requests_whose_prompts_the_arbiter_stands_back_from_are_left_to_the_target(v2):
+    runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(Timid())
+    v2.attach(runner, adapter)
+    new = [
+        types.SimpleNamespace(req_id=f"request {slot}", prompt_token_ids=[1 + i, 7], slot=slot)
+        for i, slot in enumerate(SLOTS)
+    ]
+    runner.add_requests(types.SimpleNamespace(scheduled_new_reqs=new))
+    is_open = adapter.table.columns(torch.tensor(SLOTS)).is_open.tolist()
+    assert is_open == [i % 2 == 0 for i in range(len(SLOTS))]
+
+
 def test_a_model_with_a_sampler_of_its_own_is_refused(v2):
     runner = Runner(v2, *blocks(len(LENGTHS), 0))
     runner.rejection_sampler.watermark_key = 1
@@ -193,6 +210,7 @@ def test_the_arbiter_enters_samplers_that_are_vllms_own(v2, monkeypatch):
         rejection_sampler=v2.sampler_module.RejectionSampler(sampler, config, None),
         speculator=types.SimpleNamespace(draft_logits=None),
         is_last_pp_rank=True,
+        add_requests=lambda scheduler_output: None,
     )
     adapter = adapter_for(LogProbGap(1.0))
     v2.attach(runner, adapter)

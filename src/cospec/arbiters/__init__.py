@@ -97,7 +97,7 @@ RULES: dict[str, type[Rule]] = {
     )
 }
 """By name, the arbiters that need no weights."""
-_TRAINED_KNOBS = ("threshold", "max_mismatch_rate", "point")
+_TRAINED_KNOBS = ("threshold", "max_mismatch_rate", "min_prompt_likeness", "point")
 
 
 def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
@@ -106,9 +106,9 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
     Args:
         spec: The name of a rule with its knobs, ``NAME`` or ``NAME:key=value,key=value``, such as
             ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``; or the folder or hub id of a
-            trained arbiter, as it is or with ``:threshold=0.7``, ``:max_mismatch_rate=0.2`` or
-            ``:point=NAME``; or a name that an installed package registers in the entry point
-            group ``cospec.arbiters``.
+            trained arbiter, as it is or with ``:threshold=0.7``, ``:max_mismatch_rate=0.2``,
+            ``:min_prompt_likeness=0`` or ``:point=NAME``; or a name that an installed package
+            registers in the entry point group ``cospec.arbiters``.
         pair: What it will rule on; a trained arbiter is fitted to its tokenizer and device.
 
     Raises:

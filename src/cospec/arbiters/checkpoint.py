@@ -12,18 +12,18 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cospec import settings
+from cospec.arbiters.guard import NUM_BUCKETS
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
 from cospec.features import KINDS, saved_features
 from cospec.results import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -37,6 +37,8 @@ MAX_BLOCK_LENGTH = 1024
 """Largest block length that a checkpoint may say it was trained at."""
 _MAX_CONFIG_BYTES = 2**25
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_OTHERS = ("kinds", "prompt_profile")
+"""Tensors beside the weights of the policy."""
 
 
 class Checkpoint(NamedTuple):
@@ -45,22 +47,26 @@ class Checkpoint(NamedTuple):
     config: Json
     features: ScalarFeatures
     policy: Policy
+    prompt_profile: Tensor | None
+    """Of `PromptGuard`; None if it has none."""
 
 
-def write_checkpoint(folder: Path, policy: Policy, kinds: Tensor, config: Json, card: str) -> None:
+def write_checkpoint(
+    folder: Path, policy: Policy, more: Mapping[str, Tensor], config: Json, card: str
+) -> None:
     """Write a checkpoint; weights first, so that a folder with a config is whole.
 
     Args:
         folder: Made if it does not exist.
         policy: The network.
-        kinds: Kind of each token, (V,).
+        more: The tensors that are not its weights, `_OTHERS`.
         config: Everything else.
         card: Text of README.md; empty for none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"policy.{k}": v.contiguous() for k, v in policy.state_dict().items()}
     part = folder / f"{WEIGHTS}.part"
-    save_file(tensors | {"kinds": kinds.to(torch.uint8)}, part)
+    save_file(tensors | dict(more), part)
     digest = {"weights_sha256": _sha256(part)}
     part.replace(folder / WEIGHTS)
     if card:
@@ -84,7 +90,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             _check_kinds_of_tensors(folder, {k: str(v.get_dtype()) for k, v in header.items()})
             features = _features(folder, config["features"], shapes, file.get_tensor)
             shape = _policy_config(folder, config["policy"], features, shapes)
-            tensors = {name: file.get_tensor(name) for name in shapes if name != "kinds"}
+            profile = _prompt_profile(folder, config, shapes, file.get_tensor)
+            tensors = {name: file.get_tensor(name) for name in shapes if name not in _OTHERS}
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
@@ -96,7 +103,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         )
     policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
     policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items()})
-    return Checkpoint(config, features, policy.eval())
+    return Checkpoint(config, features, policy.eval(), profile)
 
 
 def read_config(folder: Path) -> Json:
@@ -131,8 +138,8 @@ def read_config(folder: Path) -> Json:
         if not isinstance(point, dict):
             raise _damaged(folder, f"operating_points.{name} is no object")
         _number(folder, f"operating_points.{name}.threshold", point.get("threshold"), 1.0)
-    if config.get("max_mismatch_rate") is not None:
-        _number(folder, "max_mismatch_rate", config["max_mismatch_rate"], 1e9)
+    _number(folder, "max_mismatch_rate", config.get("max_mismatch_rate") or 0, 1e9)
+    _number(folder, "min_prompt_likeness", config.get("min_prompt_likeness") or 0, 1.0)
     train = config["training"].get("train", {}) if "training" in config else {}
     if not isinstance(train, dict):
         raise _damaged(folder, "training.train is no object")
@@ -187,7 +194,7 @@ def _policy_config(
         config = settings.from_dict(PolicyConfig, saved, "policy")
     except ConfigError as error:
         raise _damaged(folder, str(error)) from None
-    found = {k.removeprefix("policy."): shape for k, shape in shapes.items() if k != "kinds"}
+    found = {k.removeprefix("policy."): s for k, s in shapes.items() if k not in _OTHERS}
     if config.num_layers > len(found):  # so that no list of them is made
         raise _unfit(folder, ["num_layers"])
     wanted = Policy.shapes(len(features.names), config, features.num_hidden)
@@ -195,6 +202,19 @@ def _policy_config(
     if unlike:
         raise _unfit(folder, unlike)
     return config
+
+
+def _prompt_profile(
+    folder: Path, config: Json, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor]
+) -> Tensor | None:
+    """Read the profile of the prompt guard, if the checkpoint has one."""
+    shape = shapes.get("prompt_profile")
+    is_guarded = config.get("min_prompt_likeness") is not None
+    if shape is None and not is_guarded:
+        return None
+    if shape != (NUM_BUCKETS,) or not is_guarded:
+        raise _unfit(folder, ["min_prompt_likeness and prompt_profile"])
+    return read("prompt_profile").float()
 
 
 def _sha256(path: Path) -> str:

@@ -1,19 +1,70 @@
-"""The guard of a trained arbiter: it stands back from texts unlike those of its training.
+"""The two guards of a trained arbiter: it stands back from texts unlike those of its training.
 
-Where the draft disagrees with the target much more often than in training, a policy may be sure of
-what it knows nothing of, and none of its features would show it.
+A policy may be sure of what it knows nothing of, and none of its features would show it. One guard
+looks at the prompt, before anything is drafted. The other one looks at how often draft and target
+disagree in the text so far.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from cospec.types import MismatchBatch
 
+NUM_BUCKETS = 1024
+"""Buckets of token ids: id i is in bucket i mod 1024."""
 _HEAD_START = 5.0  # tokens, so that a mismatch at the start of a text is nothing unusual
+
+
+@dataclass(frozen=True, eq=False)
+class PromptGuard:
+    """Knows prompts like those of training by the tokens that they are made of.
+
+    Attributes:
+        profile: Share of each bucket of token ids in the prompts of training, (1024,) float32.
+        min_likeness: A prompt that is less like them is foreign; 0 lets all pass.
+    """
+
+    profile: Tensor
+    min_likeness: float
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> PromptGuard:
+        """Return the guard of prompts of training.
+
+        The least likeness is as far below the lowest of other prompts as that one is below their
+        median, so that none of them is foreign.
+
+        Args:
+            prompts: Of training, as token ids.
+            others: Prompts of the same kind, such as those of the tune split.
+        """
+        guard = cls(torch.stack([_shares(prompt) for prompt in prompts]).mean(dim=0), 0.0)
+        found = torch.tensor([guard.likeness(prompt) for prompt in others])
+        least = 2 * float(found.min()) - float(found.median())
+        return cls(guard.profile, max(0.0, least))
+
+    def likeness(self, prompt: Sequence[int]) -> float:
+        """Return the Bhattacharyya coefficient of a prompt and those of training, from 0 to 1."""
+        return float((_shares(prompt) * self.profile).sqrt().sum())
+
+    def is_foreign(self, prompt: Sequence[int]) -> bool:
+        """Return whether a prompt is unlike those of training; one without tokens is."""
+        return not prompt or self.likeness(prompt) < self.min_likeness
+
+
+def _shares(prompt: Sequence[int]) -> Tensor:
+    """Return the share of each bucket in a prompt, (1024,) float32."""
+    counts = torch.bincount(torch.tensor(prompt) % NUM_BUCKETS, minlength=NUM_BUCKETS)
+    return counts.float() / len(prompt)
 
 
 def mismatch_rate(num_mismatches: Tensor, positions: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cospec.arbiters.checkpoint import read_checkpoint, write_checkpoint
-from cospec.arbiters.guard import guarded
+from cospec.arbiters.guard import PromptGuard, guarded
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
 from cospec.features import ScalarFeatures, make_features
 from cospec.settings import flat
 from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -39,6 +40,8 @@ class LearnedArbiter:
     """In probability; 1 is lossless. The guard's 0 passes none, so that none may be below 0."""
     max_mismatch_rate: float = math.inf
     """Guard: it keeps nothing where a text has more mismatches for its length."""
+    prompt_guard: PromptGuard | None = None
+    """Guard: it stands back from prompts unlike those of its training."""
     label: str = "cospec"
     """Its name in reports."""
     is_stochastic: bool = False
@@ -63,11 +66,14 @@ class LearnedArbiter:
 
     @property
     def name(self) -> str:
-        """Label with the threshold, and with the guard if it is not the trained one."""
+        """Label with the threshold, and with the guards that are not the trained ones."""
         name = f"{self.label}:threshold={self.threshold:.4g}"
-        if self.max_mismatch_rate == _saved_rate(self.about):
-            return name
-        return f"{name},max_mismatch_rate={self.max_mismatch_rate:.4g}"
+        if self.max_mismatch_rate != _saved_rate(self.about):
+            name += f",max_mismatch_rate={self.max_mismatch_rate:.4g}"
+        guard, saved = self.prompt_guard, self.about.get("min_prompt_likeness")
+        if guard and saved is not None and guard.min_likeness != saved:
+            name += f",min_prompt_likeness={guard.min_likeness:.4g}"
+        return name
 
     @property
     def trained_k(self) -> int | None:
@@ -116,6 +122,10 @@ class LearnedArbiter:
         """Return the probability that it keeps the draft's token, by its score; both (M,)."""
         return self.chance * score + (1 - self.chance) * (score > self.threshold)
 
+    def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
+        """Return whether a prompt is unlike those of its training, so that it stands back."""
+        return self.prompt_guard is not None and self.prompt_guard.is_foreign(prompt_ids)
+
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by one forward of the policy for all mismatches; the score is the probability.
 
@@ -158,8 +168,13 @@ class LearnedArbiter:
             "operating_points": self.about.get("operating_points", {}) | points,
             "max_mismatch_rate": rate if math.isfinite(rate) else None,  # JSON has no infinity
         }
-        config |= {k: v for k, v in self.about.items() if k not in config}
-        write_checkpoint(folder, self.policy, self.features.kinds, config, card)
+        tensors, guard = {"kinds": self.features.kinds.to(torch.uint8)}, self.prompt_guard
+        known = config.keys() | {"min_prompt_likeness"}
+        if guard is not None:
+            tensors["prompt_profile"] = guard.profile
+            config["min_prompt_likeness"] = guard.min_likeness
+        config |= {k: v for k, v in self.about.items() if k not in known}
+        write_checkpoint(folder, self.policy, tensors, config, card)
 
     @classmethod
     def load(
@@ -169,6 +184,7 @@ class LearnedArbiter:
         *,
         threshold: float | None = None,
         max_mismatch_rate: float | None = None,
+        min_prompt_likeness: float | None = None,
         point: str = DEFAULT_POINT,
     ) -> LearnedArbiter:
         """Read a checkpoint.
@@ -179,7 +195,8 @@ class LearnedArbiter:
                 are looked up in its tokenizer; with hidden states it is refused. Without a pair, an
                 arbiter with hidden states can be looked at, and refuses to rule.
             threshold: In place of the saved operating point.
-            max_mismatch_rate: In place of the saved one; infinity switches the guard off.
+            max_mismatch_rate: In place of the saved one; infinity switches this guard off.
+            min_prompt_likeness: In place of the saved one; 0 switches this guard off.
             point: Name of an operating point.
 
         Raises:
@@ -187,7 +204,7 @@ class LearnedArbiter:
             ArbiterError: It was made with other features, has no such operating point, or was
                 trained on the hidden states of another pair.
         """
-        config, features, policy = read_checkpoint(folder)
+        config, features, policy, profile = read_checkpoint(folder)
         points = config["operating_points"]
         if threshold is None:
             if point not in points:
@@ -195,13 +212,31 @@ class LearnedArbiter:
             threshold = float(points[point]["threshold"])
         notes: tuple[str, ...] = ()
         if pair is not None:
+            if len(features.kinds) != pair.target.config.get_text_config().vocab_size:
+                profile = None  # its token ids are another tokenizer's
             features, notes = _fit(folder, features, config.get("pair", {}), pair)
             policy.to(pair.target.device)
-        label = str(config.get("name", folder.name))
+        least: float | None = config.get("min_prompt_likeness")
+        if min_prompt_likeness is not None:
+            if min_prompt_likeness and least is None:
+                raise ArbiterError(
+                    f"min_prompt_likeness is {min_prompt_likeness:g}, and {folder} does not know "
+                    "the prompts of its training; leave it out."
+                )
+            least = min_prompt_likeness
         rate = _saved_rate(config) if max_mismatch_rate is None else max_mismatch_rate
-        it = cls(policy, features, threshold, rate, label, about=config, notes=notes)
-        it = replace(it, folder=folder)
-        return replace(it, is_bound=pair is not None or not features.num_hidden)
+        return cls(
+            policy,
+            features,
+            threshold,
+            rate,
+            None if profile is None or least is None else PromptGuard(profile, least),
+            str(config.get("name", folder.name)),
+            about=config,
+            is_bound=pair is not None or not features.num_hidden,
+            notes=notes,
+            folder=folder,
+        )
 
     def with_threshold(self, threshold: float) -> LearnedArbiter:
         """Return the same arbiter with another threshold."""

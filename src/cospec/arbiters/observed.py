@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cospec.types import Choosy
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cospec.features import ScalarFeatures
     from cospec.types import Arbiter, MismatchBatch, Needs, Ruling
 
@@ -26,6 +30,10 @@ class Observed:
     def needs(self) -> Needs:
         """Union of the needs of both."""
         return self.arbiter.needs | self.features.needs
+
+    def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
+        """Return whether the arbiter that rules stands back from a prompt."""
+        return isinstance(self.arbiter, Choosy) and self.arbiter.is_foreign(prompt_ids)
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule, and attach the features."""

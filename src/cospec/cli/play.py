@@ -34,12 +34,21 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
     from cospec.arbiters.learned import notes_on
     from cospec.backends.decoder import BackendDecoder
     from cospec.engine import Engine
+    from cospec.types import Choosy
 
+    prompts = [pair.encode(one) if isinstance(one, str) else one for one in evaluation.prompts]
     told = set() if told is None else told
     notes = list(pair.notes)
     for engine in (arm.engine for arm in evaluation.arms):
         if isinstance(engine, Engine | BackendDecoder):
             notes += notes_on(engine.arbiter, engine.config)
+            if not isinstance(engine.arbiter, Choosy):
+                continue
+            if number := sum(map(engine.arbiter.is_foreign, prompts)):
+                notes.append(
+                    f"{engine.arbiter.name} stands back from {number} of these {len(prompts)} "
+                    "prompts, which are unlike those it was trained on: they are decoded losslessly"
+                )
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "

@@ -72,7 +72,7 @@ class ModelDrafter(CachedModel, Drafter):
         window = self.window(starts, num_unread + self._k - 1, end)
         ids = torch.tensor([row.last_tokens(num_unread) for row in rows], device=self.device)
         ends, may_end = self._ends(rows), self._config.ends_blocks_early
-        if not ends.is_open.any():
+        if may_end and not ends.is_open.any():
             self._num_read |= dict(enumerate(num_read))
             return self._nothing(rows, chance)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
@@ -158,6 +158,8 @@ class ModelDrafter(CachedModel, Drafter):
 
     def _limits(self, rows: Sequence[DraftRow]) -> list[int]:
         """Return the most tokens of each row's block."""
+        if self._config.max_corrections is None:
+            return [self._k] * len(rows)
         short = min(self._k, DEFAULT_NUM_SPECULATIVE_TOKENS)
         return [short if row.is_lossless else self._k for row in rows]
 

@@ -7,12 +7,13 @@ mathematics of `cospec.sampling` with the engine, and none of its bookkeeping.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
-from cospec.types import Arbiter, MismatchBatch, Needs, Origin
+from cospec.types import Arbiter, Choosy, MismatchBatch, Needs, Origin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +53,7 @@ def reference_decode(
         The generated token ids, and where each comes from.
     """
     most = num_speculative_tokens
+    is_foreign = isinstance(arbiter, Choosy) and arbiter.is_foreign(prompt_ids)
     warper = Warper([sampling], pair.target.device)
     generator = row_generator(sampling, index)
     stop_ids = set(sampling.stop_token_ids)
@@ -65,8 +67,9 @@ def reference_decode(
         drafted: list[int] = []
         draft_logits: list[Tensor] = []
         num_corrections = origins.count(Origin.CORRECTION)
-        is_lossless = max_corrections is not None and num_corrections >= max_corrections
-        for j in range(min(most, 4) if is_lossless else most):
+        is_lossless = is_foreign or num_corrections >= (max_corrections or math.inf)
+        is_short = is_lossless and max_corrections is not None
+        for j in range(min(most, 4) if is_short else most):
             logits = _logits(pair.draft_model, tokens + drafted)[-1]
             draft_logits.append(logits)
             drafted.append(int(draw(warper.probs(logits[None, None]), u_draft[None, None, j])))

@@ -35,7 +35,8 @@ class Row:
         keep_caches: Whether to save what is stored of it when it finishes.
         caches: What target and drafter have read already, when a branch waits to be admitted or
             `keep_caches` has saved it.
-        is_lossless: Whether no arbiter rules on it any more.
+        is_foreign: Whether the arbiter stands back from its prompt.
+        is_lossless: Whether no arbiter rules on it, or none any more.
         is_stopped: Asked after each token whether the text ends there; None for no such question.
     """
 
@@ -46,6 +47,7 @@ class Row:
     tokenizer: PreTrainedTokenizerBase | None
     keep_caches: bool = False
     caches: list[Any] | None = None  # Any: only their stores look into them
+    is_foreign: bool = False
     is_lossless: bool = False
     is_stopped: Callable[[Row], bool] | None = None
     generator: torch.Generator = field(init=False)

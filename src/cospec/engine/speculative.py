@@ -19,11 +19,12 @@ from cospec.engine.walk import Block, walk
 from cospec.errors import NonFiniteError
 from cospec.models.cache import CachedModel, Output
 from cospec.sampling import Chance
-from cospec.types import Arbiter, Needs, Origin, Proposal
+from cospec.types import Arbiter, Choosy, Needs, Origin, Proposal
 
 if TYPE_CHECKING:
     from cospec.config import DecodeConfig
     from cospec.drafters import Drafter
+    from cospec.engine.rows import Row
     from cospec.models.pair import ModelPair
 
 
@@ -47,13 +48,20 @@ class SpeculativeBatch(Batch):
         self._max_corrections = math.inf if most is None else most
         super().__init__([self._target, drafter], config.k + 1)
 
+    def admit(self, rows: list[Row]) -> None:
+        """Add rows, and find those that the arbiter stands back from."""
+        if isinstance(self._arbiter, Choosy):
+            for row in rows:
+                row.is_foreign = self._arbiter.is_foreign(row.prompt_ids)
+        super().admit(rows)
+
     @torch.inference_mode()
     def step(self) -> None:
         """Decode one block of every row."""
         chance = self._chance()
         for row in self.rows:
             num_corrections = row.origins.count(Origin.CORRECTION)
-            row.is_lossless = num_corrections >= self._max_corrections
+            row.is_lossless = row.is_foreign or num_corrections >= self._max_corrections
         proposal = self._drafter.propose(self.rows, chance)
         verified = verify(self._read(proposal), proposal, chance)
         blocks = self._to_host(proposal, verified)

@@ -38,8 +38,12 @@ def describe_arbiter(arbiter: Arbiter) -> Json:
     if not isinstance(arbiter, LearnedArbiter):
         return {}
     known = [arbiter.name, arbiter.max_mismatch_rate, arbiter.features.to_dict()]
+    weights = arbiter.policy.state_dict()
+    if arbiter.prompt_guard is not None:
+        known.append(arbiter.prompt_guard.min_likeness)
+        weights = {**weights, "prompt_profile": arbiter.prompt_guard.profile}
     digest = hashlib.sha256(json.dumps(known).encode())
-    for name, weight in arbiter.policy.state_dict().items():
+    for name, weight in weights.items():
         values = weight.detach().float().cpu().contiguous().numpy().tobytes()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + values)
     found = {"sha256": digest.hexdigest()}
@@ -53,6 +57,13 @@ def describe_problems(examples: Sequence[Example]) -> Json:
     problems = [[e.id, e.question, e.answer] for e in examples]
     digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()
     return {"num_problems": len(examples), "problems_sha256": digest}
+
+
+def prompt_ids(pair: ModelPair, task: Task, examples: Sequence[Example]) -> list[list[int]]:
+    """Return the prompts of problems as token ids; the pair has a tokenizer."""
+    assert pair.tokenizer is not None
+    prompts = (task.prompt(example, pair.tokenizer) for example in examples)
+    return [pair.encode(one) if isinstance(one, str) else one for one in prompts]
 
 
 def encode_problems(

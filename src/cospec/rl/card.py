@@ -55,6 +55,7 @@ def write_card(about: Json) -> str:
             f"target alone ({best['tune_wins']} won, {best['tune_losses']} lost), with "
             f"{best['tune_relative_cost']:.3f} of the target forwards of lossless decoding.",
             *_guard(about["best"].get("max_mismatch_rate")),
+            "- It stands back from prompts unlike those of its task, which are decoded losslessly.",
             "",
             "Training, by round (stochastic policy on train problems; tune: threshold 0.5):",
             "",

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy
+from cospec.evaluation.problems import prompt_ids
 from cospec.features import make_features
 from cospec.rl.checkpoint import TrainState
 from cospec.rl.collect import Collector
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from cospec.results import Json
     from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
+
+_NUM_GUARD_PROMPTS = 2048
+"""Most prompts of training that the prompt guard is made of."""
 
 
 @dataclass
@@ -94,7 +99,18 @@ class Trainer:
                 metrics |= self.evaluate()
             self.keep(metrics, report)
         state.policy.load_state_dict(state.best_policy)
-        return replace(self.arbiter, max_mismatch_rate=state.max_mismatch_rate)
+        return replace(
+            self.arbiter,
+            max_mismatch_rate=state.max_mismatch_rate,
+            prompt_guard=self._prompt_guard(),
+        )
+
+    def _prompt_guard(self) -> PromptGuard:
+        """Return the guard that knows the prompts of this task."""
+        known = [*self.train, *self.solved][:_NUM_GUARD_PROMPTS] or self.tune
+        return PromptGuard.of(
+            prompt_ids(self.pair, self.task, known), prompt_ids(self.pair, self.task, self.tune)
+        )
 
     def warm_up(self) -> Json:
         """Train on an audit or on worked solutions, if there are any; return the metrics."""

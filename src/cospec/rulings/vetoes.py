@@ -25,7 +25,8 @@ class Veto(enum.IntEnum):
     FORBIDDEN = 2
     """The target gives the drafted token probability 0."""
     EXACT_PREFIX = 3
-    """The token is one of the first ``exact_prefix_tokens``."""
+    """Nothing is overridden there: the first ``exact_prefix_tokens``, a text after its last
+    correction, or a prompt that the arbiter stands back from."""
     STOP_TOKEN = 4
     """One of the two tokens would end the text."""
     NO_DRAFT = 5

@@ -124,6 +124,15 @@ class Adapter:
         """What the engine has to keep: the arbiter's needs, or those of any that may come."""
         return self.row_arbiter.arbiter.needs if self.recorder is None else self.recorder.needs
 
+    def admit(
+        self,
+        slot: int,
+        params: Any,  # Any: vLLM's SamplingParams
+        prompt_ids: Sequence[int] | None,
+    ) -> None:
+        """Begin a request in a slot; the arguments are `RequestTable.add`'s."""
+        self.table.add(slot, params, prompt_ids, self.row_arbiter.arbiter)
+
     def count(
         self,
         rows: VerifiedRows,

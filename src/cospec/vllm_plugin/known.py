@@ -60,6 +60,7 @@ V2_NAMES: dict[str, str] = {
         "expanded_local_pos seq_lens_upper_bound_np skip_top_k_top_p"
     ),
     f"{_GPU}model_runner:GPUModelRunner.load_model": "self load_dummy_weights args model kwargs",
+    f"{_GPU}model_runner:GPUModelRunner.add_requests": "self scheduler_output",
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }

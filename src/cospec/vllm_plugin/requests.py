@@ -15,12 +15,15 @@ import torch
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.sampling import row_generator
+from cospec.types import Choosy
 from cospec.vllm_plugin.settings import RequestSettings, RolloutRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from cospec.types import Arbiter
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +85,20 @@ class RequestTable:
         """Slots that there is room for."""
         return len(self._is_open)
 
-    def add(self, slot: int, params: Any) -> None:  # Any: vLLM's SamplingParams
+    def add(
+        self,
+        slot: int,
+        params: Any,  # Any: vLLM's SamplingParams
+        prompt_ids: Sequence[int] | None = None,
+        arbiter: Arbiter | None = None,
+    ) -> None:
         """Begin a request in a slot, in place of what was there.
 
         Args:
             slot: Where.
             params: Its sampling parameters, with the model's stop tokens filled in as vLLM does.
+            prompt_ids: Of its prompt; None if it has embeddings alone.
+            arbiter: Who rules, and may stand back from that prompt.
         """
         settings = _settings_of(params)
         stop_ids = _stop_ids_of(params)
@@ -102,6 +113,10 @@ class RequestTable:
             stop_ids = stop_ids[:MAX_STOP_IDS]
         self._make_room(slot + 1, len(stop_ids))
         before = self._begin_rollout(slot, settings.rollout)
+        if isinstance(arbiter, Choosy):
+            prompt_ids = prompt_ids or []
+            prompt_ids = prompt_ids[: len(prompt_ids) - before.num_before]
+            is_open = is_open and not arbiter.is_foreign(prompt_ids)
         self._num_overrides[slot] = before.num_overrides
         self._num_mismatches[slot] = before.num_mismatches
         self._num_before[slot] = before.num_before

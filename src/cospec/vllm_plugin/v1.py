@@ -309,8 +309,9 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             if state is not requests[request_id]:
                 if slot < 0:
                     slot = self._free_slot()
-                self.adapter.table.add(slot, requests[request_id].sampling_params)
-                self._slots[request_id] = slot, requests[request_id]
+                new = requests[request_id]
+                self.adapter.admit(slot, new.sampling_params, new.prompt_token_ids)
+                self._slots[request_id] = slot, new
             found.append(slot)
         return found
 

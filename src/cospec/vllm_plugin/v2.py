@@ -33,6 +33,7 @@ RUNNER_NAMES = (
     "sampler.sampling_states.seeds.gpu",
     "sampler.use_fp64_gumbel",
     "sampler.add_request",
+    "add_requests",
     "req_states.prompt_len.gpu",
     "req_states.index_to_req_id",
     "rejection_sampler.num_speculative_steps",
@@ -95,13 +96,21 @@ def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUMode
             f"arbiter {arbiter.name} needs the draft's logits, which vLLM keeps only with "
             '"draft_sample_method": "probabilistic" in the speculative_config; add that.'
         )
-    add_request = runner.sampler.add_request
+    add_requests, add_request = runner.add_requests, runner.sampler.add_request
+    prompts: dict[str, list[int] | None] = {}
+
+    def add_all(scheduler_output: Any) -> None:  # Any: vLLM's SchedulerOutput
+        new = scheduler_output.scheduled_new_reqs
+        prompts.update((one.req_id, one.prompt_token_ids) for one in new)
+        add_requests(scheduler_output)
+        prompts.clear()
 
     def add(req_idx: int, sampling_params: Any) -> None:  # Any: vLLM's SamplingParams
         add_request(req_idx, sampling_params)
-        adapter.table.add(req_idx, sampling_params)
+        request_id = runner.req_states.index_to_req_id[req_idx]
+        adapter.admit(req_idx, sampling_params, prompts.get(request_id))
 
-    runner.sampler.add_request = add
+    runner.add_requests, runner.sampler.add_request = add_all, add
     runner.rejection_sampler = ArbiterSampler(stock, adapter, runner.req_states)
 
 
