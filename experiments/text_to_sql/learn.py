@@ -23,12 +23,15 @@ import torch
 from safetensors.torch import load_file
 
 from cospec import ModelPair
+from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.evaluation.problems import prompt_ids
 from cospec.features import SCALAR_NAMES, HiddenFeatures, ScalarFeatures, make_features
 from cospec.rl.config import RidgeConfig
 from cospec.rl.methods import Labels
 from cospec.rl.ridge import fit, penalties
+from cospec.tasks import load_task
 from cospec.tasks.sql.dice import stable_hash
 
 FEW = RidgeConfig(
@@ -54,24 +57,32 @@ def main() -> None:
     """Print the table; fit and save if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pieces", nargs="+", type=Path)
+    parser.add_argument(
+        "--other-draft", nargs="+", type=Path, default=[], help="folders of another draft's branches"
+    )
     parser.add_argument("--test", nargs="+", type=Path, help="folders: a table of these as well")
     parser.add_argument(
         "--known-databases", action="store_true", help="leave out tenths of the questions instead"
     )
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--prompts", type=Path, help="DATA: the arbiter stands back from others")
     parser.add_argument("--kind", choices=KINDS, default="hidden")
     parser.add_argument("--json", type=Path, help="the table as a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     x, worth, names, questions = read(options.pieces)
+    if options.other_draft:
+        more = read(options.other_draft)
+        x, worth = torch.cat([x, more[0]]), torch.cat([worth, more[1]])
+        names, questions = names + more[2], questions + more[3]
     if options.known_databases:
         left_out = torch.tensor([stable_hash(question) % 10 for question in questions])
     else:
         left_out = torch.tensor([sorted(set(names)).index(name) for name in names])
     matters = worth != 0
     if options.out:
-        save(learnt(x, worth, options.kind), options)
+        save(learnt(x, worth, options.kind), set(questions), options)
     table = {
         "num_databases": len(set(names)),
         "num_decisions": len(worth),
@@ -183,13 +194,17 @@ def learnt(x, worth, kind) -> Policy:
     return policy
 
 
-def save(policy, options) -> None:
-    """Save a policy as an arbiter of the pair."""
+def save(policy, questions, options) -> None:
+    """Save a policy as an arbiter of the pair, and the prompts that it knows."""
     pair = ModelPair.from_pretrained(*options.pair, dtype="float32", pack_weights=False)
     about = {"pair": {"fingerprint": pair.fingerprint}, "name": options.out.name}
     spec = "hidden" if options.kind == "hidden" else "scalar"
-    arbiter = LearnedArbiter(policy, make_features(spec, pair))
-    replace(arbiter, about=about).save(options.out)
+    arbiter = LearnedArbiter(policy, make_features(spec, pair), about=about)
+    if options.prompts:
+        task = load_task("spider", data_dir=options.prompts)
+        prompts = prompt_ids(pair, task, [e for e in task.examples("train") if e.id in questions])
+        arbiter = replace(arbiter, prompt_guard=PromptGuard.of(prompts, prompts))
+    arbiter.save(options.out)
 
 
 if __name__ == "__main__":
