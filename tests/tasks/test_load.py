@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from cospec.errors import CodeExecutionRefusedError, MissingExtraError, TaskError
-from cospec.tasks import Example, load_task
-from cospec.tasks.files import FileSource
+from cospec.tasks import Example, Task, load_task, programs
+from cospec.tasks.files import FileSource, read_rows
 
-from .conftest import gsm8k_row
+from .conftest import gsm8k_row, write_lines
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,8 @@ from .conftest import gsm8k_row
         ("reasoning_gym:gsm_symbolik", "did you mean 'gsm_symbolic'"),
         ("reasoning_gym:composite", "no problems of its own"),
         ("reasoning_gym:game_of_life_halting", "calls every answer right"),
+        ("reasoning_gym:coin_flip", "the beginning of the right number right"),
+        ("reasoning_gym:puzzle24", "whether an answer uses the given numbers"),
         ("reasoning_gym:gcd,size=5", "unknown option of reasoning_gym:gcd 'size'"),
         ("reasoning_gym:gcd,reasoning=of", "did you mean 'off'"),
         ("reasoning_gym:gcd,templates=1", "gcd has no templates; leave templates out"),
@@ -108,6 +110,49 @@ def test_a_damaged_file_is_named(file: str, content: bytes, data_dir: Path) -> N
     (data_dir / file).write_bytes(content)
     with pytest.raises(TaskError, match=Path(file).name):
         load_task(file.partition("/")[0], data_dir=data_dir)
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "message"),
+    [
+        ("gsm8k/train.jsonl", {"question": "Q?"}, r"row 0 of .*train\.jsonl .*field 'answer'"),
+        ("aqua/test.jsonl", {"question": "Q?", "options": []}, r"test\.jsonl .*field 'rationale'"),
+        ("mbpp/mbpp.jsonl", {"text": "Add."}, r"row 0 of .*mbpp\.jsonl .*field 'task_id'"),
+    ],
+)
+def test_a_field_that_a_row_lacks_is_named_with_file_and_row(
+    file: str, row: dict[str, object], message: str, data_dir: Path
+) -> None:
+    """Found: a KeyError."""
+    write_lines(data_dir / file, [row])
+    with pytest.raises(TaskError, match=message):
+        named_task(file, data_dir)
+
+
+def named_task(file: str, data_dir: Path) -> Task:
+    """The set of a file, without the permission that it may need."""
+    name = file.partition("/")[0]
+    return programs.mbpp(data_dir) if name == "mbpp" else load_task(name, data_dir=data_dir)
+
+
+def test_an_empty_field_of_asdiv_is_named_with_file_and_row(data_dir: Path) -> None:
+    """Found: an AttributeError."""
+    text = (data_dir / "asdiv/ASDiv.xml").read_text(encoding="utf-8")
+    text = text.replace("<Body>There are 2 hens.</Body>", "<Body></Body>")
+    (data_dir / "asdiv/ASDiv.xml").write_text(text, encoding="utf-8")
+    with pytest.raises(TaskError, match=r"row 2 of .*ASDiv\.xml .*nothing in the field 'Body'"):
+        load_task("asdiv", data_dir=data_dir)
+
+
+@pytest.mark.parametrize("row", [{"question": "a \ud800 b"}, {"options": [{"A": "a \ud800 b"}]}])
+def test_half_of_a_character_is_refused_with_file_and_row(
+    row: dict[str, object], tmp_path: Path
+) -> None:
+    """Found: a UnicodeEncodeError when the problem was given a split."""
+    path = tmp_path / "mine.jsonl"
+    write_lines(path, [{"question": "\U0001f600"}, row])
+    with pytest.raises(TaskError, match=r"row 1 of .*mine\.jsonl .*half of a character, '.ud800'"):
+        read_rows(path)
 
 
 def test_importing_the_tasks_loads_no_heavy_package() -> None:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cospec.tasks import SPLITS, load_task
+from cospec.tasks.files import read_rows
 from cospec.tasks.programs import COMPLETION_STOPS, extract_code
+
+from .conftest import write_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +92,21 @@ def test_mbpp_keeps_its_authors_split_and_shows_its_tests(
     assert not task.score(example, "```python\ndef add(x):\n    return x\n```").correct
 
 
+def test_a_problem_of_mbpp_that_asks_for_the_same_as_a_test_problem_is_left_out(
+    data_dir: Path,
+) -> None:
+    """Found: three train problems did, with other tests."""
+    path = data_dir / "mbpp/mbpp.jsonl"
+    rows = read_rows(path)
+    (tested,) = (row for row in rows if row["task_id"] == 11)
+    copied = {**tested, "text": f" {tested['text']} "}
+    write_lines(path, [*rows, {**copied, "task_id": 700}, {**copied, "task_id": 512}])
+    task = load_task("mbpp", data_dir=data_dir, allow_code_execution=True)
+    pools = [{e.id for e in task.examples(split)} for split in SPLITS]
+    assert pools[1:] == [{"mbpp/511", "mbpp/600"}, {"mbpp/11", "mbpp/510"}]
+    assert "mbpp/700" not in pools[0] and len(pools[0]) == 6
+
+
 def every_example(task: Task) -> list[Example]:
     return [example for split in SPLITS for example in task.examples(split)]
 
@@ -106,7 +124,7 @@ def test_all_canonical_solutions_of_humaneval_pass_and_empty_ones_fail(real_data
 def test_all_canonical_solutions_of_mbpp_pass(real_data: Path) -> None:
     task = load_task("mbpp", data_dir=real_data, allow_code_execution=True)
     examples = every_example(task)
-    assert len(examples) == 974
+    assert len(examples) == 974 - 3
     failed = [e.id for e in examples if not task.score(e, e.metadata["solution"]).correct]
     assert failed == []
 

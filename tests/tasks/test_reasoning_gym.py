@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import re
 import time
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from cospec.tasks.reasoning_gym import EVALUATES, SUFFIX, UNUSABLE
 from cospec.tasks.splits import normalize
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cospec.tasks import Split
@@ -212,6 +214,46 @@ def test_a_scorer_that_fails_on_an_answer_does_not_stop_the_run() -> None:
     assert task.score(task.examples("test", 1)[0], "<answer>no idea</answer>").reward == 0
 
 
+def more_rows(grid: str) -> str:
+    return json.dumps([*json.loads(grid), [0]])
+
+
+def longer_rows(grid: str) -> str:
+    return json.dumps([[*row, 0] for row in json.loads(grid)])
+
+
+@pytest.mark.filterwarnings("ignore")  # what the generators leave open
+@pytest.mark.parametrize(
+    ("name", "add"),
+    [
+        ("word_sorting", "{}, zebra".format),
+        ("letter_jumble", "{} zebra".format),
+        ("game_of_life", more_rows),
+        ("game_of_life", longer_rows),
+    ],
+)
+def test_an_answer_that_goes_on_after_the_right_one_is_wrong(
+    name: str, add: Callable[[str], str]
+) -> None:
+    """Found: it had full credit."""
+    task = load_task(f"reasoning_gym:{name}")
+    example = task.examples("test", 1)[0]
+    assert task.score(example, f"<answer>{example.answer}</answer>").correct
+    assert not task.score(example, f"<answer>{add(example.answer)}</answer>").correct
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_move_that_is_repeated_without_end_is_wrong_at_once() -> None:
+    """Found: the scorer turned the cube so often, in this process."""
+    task = load_task("reasoning_gym:rubiks_cube")
+    example = task.examples("test", 1)[0]
+    started = time.process_time()
+    assert not task.score(example, "<answer>R222222222</answer>").correct
+    assert time.process_time() - started < 1
+    right = example.metadata["example_correct_answer"]
+    assert task.score(example, f"<answer>{right}</answer>").correct
+
+
 @pytest.mark.usefixtures("sandbox")
 def test_a_scorer_that_evaluates_the_answer_does_so_in_the_sandbox(tmp_path: Path) -> None:
     task = load_task("reasoning_gym:countdown", allow_code_execution=True)
@@ -228,7 +270,7 @@ def test_the_list_of_generators_that_evaluate_answers_is_complete() -> None:
     for name, (kind, _) in library.factory.DATASETS.items():
         source = inspect.getsource(kind.score_answer)
         evaluates = re.search(r"\b(eval\(a|exec\(|parse_expr\((?!metadata)|sympify\()", source)
-        assert not evaluates or name in EVALUATES, name
+        assert not evaluates or name in {*EVALUATES, *UNUSABLE}, name
 
 
 @pytest.mark.slow

@@ -101,6 +101,14 @@ def test_whatever_a_program_does_it_is_wrong_and_the_next_one_runs(
     assert run("").passed
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="annotations are evaluated late there")
+def test_a_program_does_not_inherit_the_future_imports_of_the_sandbox() -> None:
+    """Found: a name that is defined nowhere passed in an annotation."""
+    verdict = run("def half(x: Missing):\n    return x / 2\n")
+    assert not verdict.passed
+    assert verdict.reason.startswith("NameError")
+
+
 def test_a_child_that_ends_well_does_not_pass_for_its_parent() -> None:
     verdict = run("import os\nif os.fork():\n    os.wait()\n    raise ValueError('parent')")
     assert not verdict.passed

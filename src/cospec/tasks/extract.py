@@ -115,7 +115,13 @@ def same_number(left: str | None, right: str | None) -> bool:
 
 
 def gold_number(text: str) -> str | None:
-    """The number of a gold answer ("1,234", "$5", "18 apples"); None if it has none or several."""
+    """The number of a gold answer ("1,234", "$5", "18 apples"); None if it has none or several.
+
+    None for a power too: of "2^3" only the 2 would be found.
+    """
+    if "^" in text:
+        return None
+    text = _without_latex(text)  # as a model's text is read, with its other signs for minus
     text = re.sub(r"\s*/\s*", "/", text.strip())  # from Python 3.12 on Fraction takes blanks
     try:
         Fraction(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,10 +23,30 @@ from cospec.tasks.extras import import_extra
 from cospec.tasks.splits import normalize, split_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 Row: TypeAlias = "dict[str, Any]"
 """A row as its authors wrote it: values of any type."""
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character, which JSON can write."""
+
+
+class _NamedRow(dict[str, Any]):
+    """A row of a named set, which says where it is if a field is missing or empty."""
+
+    def __init__(self, where: str, row: Row) -> None:
+        super().__init__(row)
+        self.where = where
+
+    def __getitem__(self, field: str, /) -> Any:  # Any: JSON
+        value = self.get(field)
+        if value is None:
+            raise TaskError(
+                f"{self.where} (the first is 0) has nothing in the field {field!r}; its fields are "
+                f"{', '.join(map(repr, self))}. Take the file as its authors publish it, or repair "
+                "the row."
+            )
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +82,10 @@ class DataSet:
         for file in part.files:
             if (path := folder / file).is_file():
                 stem = file.partition(".")[0]
-                return [(f"{self.name}/{stem}/{i}", row) for i, row in enumerate(read_rows(path))]
+                return [
+                    (f"{self.name}/{stem}/{i}", _NamedRow(f"row {i} of {path}", row))
+                    for i, row in enumerate(read_rows(path))
+                ]
         missing = f"no data for {self.name!r}: {folder} holds no {' or '.join(part.files)}"
         if given is not None or self.hub_id is None:
             raise TaskError(
@@ -74,23 +98,28 @@ class DataSet:
         what = f"{missing} (COSPEC_DATA is not set), and the package that fetches {self.hub_id}"
         datasets = import_extra("datasets", what, "hub")
         rows = datasets.load_dataset(self.hub_id, self.hub_config, split=part.hub_split)
-        return [(f"{self.name}/{part.hub_split}/{i}", dict(row)) for i, row in enumerate(rows)]
+        where = f"{self.hub_id}, split {part.hub_split}"
+        return [
+            (f"{self.name}/{part.hub_split}/{i}", _NamedRow(f"row {i} of {where}", dict(row)))
+            for i, row in enumerate(rows)
+        ]
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a ``.jsonl``, ``.jsonl.gz``, ``.json`` (a list) or ASDiv's ``.xml`` file.
 
     Raises:
-        TaskError: It cannot be read, or is not what its name says.
+        TaskError: It cannot be read, is not what its name says, or holds half of a character.
     """
+    rows: Any  # JSON
     try:
         text = read_text(path)
         if path.suffix == ".xml":
-            return [
+            rows = [
                 {field.tag: field.text for field in problem}
                 for problem in ElementTree.fromstring(text).iter("Problem")
             ]
-        if path.suffix == ".json":
+        elif path.suffix == ".json":
             rows = parse_json(text)
         else:
             rows = [parse_json(line) for line in text.split("\n") if line.strip()]
@@ -98,7 +127,28 @@ def read_rows(path: Path) -> list[Row]:
         raise TaskError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise TaskError(f"{path} holds something other than rows; each must be a JSON object.")
+    for number, row in enumerate(rows):
+        for text in _texts(row):
+            if half := _HALF.search(text):
+                around = text[max(0, half.start() - 20) : half.start() + 20]
+                raise TaskError(
+                    f"row {number} of {path} (the first is 0) holds half of a character, "
+                    f"{half[0]!r}, in {around!r}; repair the text."
+                )
     return rows
+
+
+def _texts(row: Row) -> Iterator[str]:
+    """All texts in a row, however deep."""
+    left: list[Any] = [row]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += [*value, *value.values()]
 
 
 RUN_LENGTH = 16

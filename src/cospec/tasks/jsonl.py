@@ -3,10 +3,10 @@
 Options follow after commas: ``jsonl:FILE,scorer=numeric,question=prompt,answer=gold,split=test``.
 
 ``scorer``
-    ``exact`` (the default: the final answer, blanks and case aside), ``numeric``, ``choice`` (a
-    letter), ``regex`` (the row's answer is a pattern that the text must match somewhere), or
-    ``package.module:function``. The function gets the example and the text and returns a `Score`,
-    or a number in [0, 1].
+    ``exact`` (the default: the final answer; blanks, case, full stops at the end and ``*``, ``_``
+    and backticks around it aside), ``numeric``, ``choice`` (a letter), ``regex`` (the row's answer
+    is a pattern that the text must match somewhere), or ``package.module:function``. The function
+    gets the example and the text and returns a `Score`, or a number in [0, 1].
 ``question``, ``answer``
     The names of the fields.
 ``split``
@@ -39,13 +39,20 @@ if TYPE_CHECKING:
     from cospec.tasks.files import Row
 
 OPTIONS = ("scorer", "question", "answer", "split")
+_MARKS = "*_` "
+"""What Markdown puts around an answer."""
 
 
 def score_exact(example: Example, text: str) -> Score:
-    """Right if the final answer is the same text, blanks and case aside."""
+    """Right if the final answer is the same text, apart from blanks, case, marks and full stops."""
     found = final_answer(text)
-    left, right = (" ".join(t.split()).casefold() for t in (found or "", example.answer))
-    return Score(float(left == right), found)
+    return Score(float(_bare(found or "") == _bare(example.answer)), found)
+
+
+def _bare(text: str) -> str:
+    """The text without all that `final_answer` may take off; as it is if nothing would be left."""
+    text = " ".join(text.split()).casefold()
+    return text.lstrip(_MARKS).rstrip(f"{_MARKS}.") or text
 
 
 def score_regex(example: Example, text: str) -> Score:
@@ -105,7 +112,8 @@ def _number(example: Example) -> str:
     number = gold_number(example.answer)
     if number is None:
         raise TaskError(
-            f"{example.id}: the answer is {example.answer!r}; scorer=numeric needs one number."
+            f"{example.id}: the answer is {example.answer!r}; scorer=numeric needs one number, "
+            "without a power (^)."
         )
     return number
 

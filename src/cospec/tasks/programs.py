@@ -14,6 +14,7 @@ from cospec.errors import CodeExecutionRefusedError
 from cospec.tasks.base import Example, Score, Task
 from cospec.tasks.files import DataSet, FileSource, Part, by_hash, named
 from cospec.tasks.sandbox import check_sandbox, run_program
+from cospec.tasks.splits import normalize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,14 +90,18 @@ def score_humaneval(example: Example, text: str) -> Score:
 
 
 def mbpp(data_dir: Path | None = None) -> Task:
-    """Short functions with three tests each (Austin et al., 2108.07732); the authors' split."""
+    """Short functions with three tests each (Austin et al., 2108.07732); the authors' split.
+
+    Problems of the other splits that ask for the same as one of the test split are left out.
+    """
     data = DataSet("mbpp", "google-research-datasets/mbpp", "full")
     rows = data.rows(Part(("mbpp.jsonl",), "train+test+validation+prompt"), data_dir)
     pools: dict[Split, list[Example]] = {"train": [], "tune": [], "test": []}
+    tested = {normalize(row["text"]) for _, row in rows if _mbpp_split(row) == "test"}
     for _, row in rows:
-        number = row["task_id"]
-        is_test, is_tune = 11 <= number <= 510, 511 <= number <= 600
-        pools["test" if is_test else "tune" if is_tune else "train"].append(_mbpp_example(row))
+        split = _mbpp_split(row)
+        if split == "test" or normalize(row["text"]) not in tested:
+            pools[split].append(_mbpp_example(row))
     return Task(
         "mbpp",
         FileSource("mbpp", pools),
@@ -104,6 +109,11 @@ def mbpp(data_dir: Path | None = None) -> Task:
         chat=f"{{question}}\n{_ASK}",
         num_shots=3,
     )
+
+
+def _mbpp_split(row: Row) -> Split:
+    number = row["task_id"]
+    return "test" if 11 <= number <= 510 else "tune" if 511 <= number <= 600 else "train"
 
 
 def _mbpp_example(row: Row) -> Example:

@@ -1,11 +1,13 @@
 """Endless problems from the generators of reasoning-gym, ``reasoning_gym:NAME``.
 
 Item i+1 under seed s is item i under seed s+1 for most generators, so two nearby seeds are nearly
-the same problems. Here a seed picks a window of the generator's seeds far from all others, the
-split of a problem depends on its text alone (`split_of`), and repeated questions are dropped.
+the same problems. Here a seed picks a window of the generator's seeds. Windows of the seeds 0 to
+998 have nothing in common; that of a larger seed may overlap with another. No split hangs on
+this: the split of a problem depends on its text alone (`split_of`). Repeated questions are dropped.
 
 Scores are 1 or 0: the generators' scorers give part credit to an answer that merely contains the
-right one, so only their full credit counts, and they see the extracted final answer only.
+right one, so only their full credit counts, and they see the extracted final answer only. Where a
+scorer gives full credit for more than the right answer, the size of the answer is checked here.
 gsm_symbolic is scored here by its final number, sign included, which its own scorer ignores; it
 can be restricted to some of its templates (`cospec.tasks.gsm_symbolic`).
 
@@ -16,6 +18,7 @@ also depend on ``PYTHONHASHSEED`` (reasoning-gym 0.1.25): set it to draw the sam
 from __future__ import annotations
 
 import json
+import re
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +50,6 @@ EVALUATES = (
     "intermediate_integration",
     "n_queens",
     "polynomial_multiplication",
-    "puzzle24",
     "simple_integration",
     "spiral_matrix",
     "string_insertion",
@@ -55,15 +57,23 @@ EVALUATES = (
 """Generators whose scorers evaluate the answer as Python: it goes through the sandbox."""
 UNUSABLE = {
     "codeio": "it runs programs from its data file in this process to make its problems",
+    "coin_flip": "its scorer calls the beginning of the right number right, 0 for 0.375",
     "composite": "it has no problems of its own",
     "game_of_life_halting": "its scorer calls every answer right",
+    "puzzle24": "its scorer does not ask whether an answer uses the given numbers",
 }
+_SIZES: dict[str, Callable[[str], object]] = {
+    "game_of_life": lambda grid: [len(row) for row in json.loads(grid)],
+    "letter_jumble": lambda words: len(words.split()),
+    "word_sorting": lambda words: words.count(","),
+}
+"""How long an answer is, of generators whose scorers overlook what follows the right answer."""
 _CHUNK = 1000
 """Items made by one data set object, whose size the generator wants to know beforehand."""
 _STRIDE = 1_000_003
 """Generator seeds between two seeds, more than any number of items drawn from one."""
 _WINDOWS = 998_244_353
-"""A prime below ``BUNDLED_TRAINING_SEEDS``, so that all seeds below it differ in their window."""
+"""A prime below ``BUNDLED_TRAINING_SEEDS``: no two seeds below the prime have the same window."""
 _PATIENCE = 2000
 """Items in a row without a new problem, after which the generator has run dry."""
 
@@ -144,10 +154,20 @@ def score_generated(name: str, example: Example, text: str) -> Score:
     if name in EVALUATES:
         return Score(float(_is_right_in_sandbox(name, answer, entry)), answer)
     try:
-        is_right = _score_answer(name)(answer, entry) == 1
+        is_right = (
+            _can_be_right(name, answer, example.answer) and _score_answer(name)(answer, entry) == 1
+        )
     except Exception:  # some scorers fail on what they cannot parse
         is_right = False
     return Score(float(is_right), answer)
+
+
+def _can_be_right(name: str, answer: str, gold: str) -> bool:
+    """Whether an answer may be shown to the generator's own scorer."""
+    if name == "rubiks_cube":  # its scorer writes the move R222222222 out as so many moves
+        return re.search(r"\d{4}", answer) is None
+    size = _SIZES.get(name)
+    return size is None or size(answer) == size(gold)
 
 
 def _is_right_in_sandbox(name: str, answer: str, entry: dict[str, Any]) -> bool:

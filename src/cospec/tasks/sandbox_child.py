@@ -182,7 +182,9 @@ def run_program(request: dict[str, Any], user: int, verdict: int) -> NoReturn:
         os.environ.clear()  # the host passes nothing; Python itself sets LC_CTYPE
         sys.path += request["import_from"]
         module = sys.modules["program"] = types.ModuleType("program")
-        exec(compile(request["program"], "program.py", "exec"), module.__dict__)
+        # Else the program would get this file's `from __future__ import annotations`.
+        code = compile(request["program"], "program.py", "exec", dont_inherit=True)
+        exec(code, module.__dict__)
         sys.stdout.flush()
         if os.getpid() == own_id:  # a child of the program may get here too
             os.write(verdict, b" passed")

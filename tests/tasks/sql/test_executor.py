@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
 import sqlite3
 import time
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cospec.tasks.sql import executor as executor_module
+from cospec.tasks.sql import worker
 from cospec.tasks.sql.executor import Executor, Limits, QueryError
 
 if TYPE_CHECKING:
@@ -112,6 +116,69 @@ def test_a_worker_that_hangs_or_dies_is_replaced(
     second.wait()
     assert executor.run(database, "SELECT 4") == [[4]]
     executor.close()
+
+
+def test_a_worker_that_ended_after_its_last_answer_is_replaced_within_a_query(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: the query was said to take too long."""
+    executor = Executor()
+    assert executor.run(database, "SELECT 1") == [[1]]
+    process = executor._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    monkeypatch.setattr(process, "poll", lambda: None)  # as if it ended a moment later
+    assert executor.run(database, "SELECT 2") == [[2]]
+    assert executor._process is not process
+    executor.close()
+
+
+def test_why_a_worker_cannot_start_is_told(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: each query was said to take too long."""
+    broken = tmp_path / "worker.py"
+    broken.write_text("raise OSError('no limits here')")
+    monkeypatch.setattr(executor_module, "_WORKER", broken)
+    executor = Executor()
+    with pytest.raises(QueryError, match=r"ended its process \(OSError: no limits here\)"):
+        executor.run(database, "SELECT 1")
+    executor.close()
+
+
+def test_a_platform_that_cannot_bound_memory_bounds_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found: macOS raises a ValueError, so that no worker started."""
+    bounded = []
+
+    def setrlimit(name: int, limits: tuple[int, int]) -> None:
+        if name == resource.RLIMIT_AS:
+            raise ValueError("current limit exceeds maximum limit")
+        bounded.append(name)
+
+    monkeypatch.setattr(worker.resource, "setrlimit", setrlimit)
+    worker.limit_resources(2**29)
+    assert bounded == [resource.RLIMIT_FSIZE, resource.RLIMIT_CORE]
+
+
+def test_a_worker_is_read_where_many_files_are_open() -> None:
+    """Found: `select` takes no descriptor from 1,024 on, and each query was said to be slow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip(f"at most {hard} files can be open")
+    read_end, write_end = os.pipe()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    try:
+        high = fcntl.fcntl(read_end, fcntl.F_DUPFD_CLOEXEC, 1500)
+        os.write(write_end, b"{}\n")
+        assert Executor()._read_line(high) == b"{}\n"
+        os.close(high)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(read_end)
+        os.close(write_end)
 
 
 def test_more_rows_than_asked_for_are_an_error(executor: Executor, database: str) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cospec.errors import TaskError
 from cospec.tasks.sql.fillings import Fillings
-from cospec.tasks.sql.judge import Judge
+from cospec.tasks.sql.judge import Judge, asks_the_clock
 from cospec.tasks.sql.schema import from_spider
 from cospec.tasks.sql.trivial import why_trivial
 
@@ -183,11 +184,23 @@ def test_a_query_that_the_fillings_cannot_judge_is_told(
         "SELECT count(*) FROM singer WHERE date() > '2000'",
         "SELECT count(*) FROM singer WHERE random() IS NOT NULL",
         "SELECT count(*) FROM singer WHERE strftime('%Y') > '2000'",
-        "SELECT count(*) FROM singer WHERE date(x) > '2' OR 1 FROM (SELECT 'now' AS x)",
+        "SELECT count(*) FROM singer, (SELECT 'now' AS x) WHERE date(x) > '2000'",
+        "SELECT count(*) FROM singer WHERE timediff('now', '2000-01-01') > '+'",
     ],
 )
 def test_a_query_that_asks_the_clock_or_the_dice_is_wrong(query: str, judge: Judge) -> None:
     assert not judge.is_right("concerts", "SELECT count(*) FROM singer", query)
+
+
+def test_the_difference_of_two_times_may_ask_the_clock() -> None:
+    assert asks_the_clock("SELECT timediff('now', '2000-01-01')")
+    assert not asks_the_clock("SELECT timediff('2001-01-01', '2000-01-01')")
+
+
+def test_a_gold_query_that_fails_is_named_with_its_database(judge: Judge) -> None:
+    """Found: the traceback of a QueryError."""
+    with pytest.raises(TaskError, match=r"'SELECT nothing FROM singer' has no result .*'concerts'"):
+        judge.is_right("concerts", "SELECT nothing FROM singer", "SELECT 1")
 
 
 @pytest.mark.parametrize(

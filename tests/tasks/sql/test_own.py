@@ -169,6 +169,34 @@ def test_the_order_is_that_of_what_an_alias_names(query: str, keys: str, folder:
     assert [row[:width] for row in rows] and len(rows[0]) == width + 1
 
 
+def test_a_question_whose_gold_result_is_not_one_answer_is_left_out(folder: Path) -> None:
+    """Found: whatever row SQLite came upon first was the one right answer."""
+    queries = {
+        "An item?": "SELECT name FROM item LIMIT 1",
+        "The price of the first name?": "SELECT price FROM item ORDER BY name LIMIT 1",
+        "The cheapest item?": "SELECT name FROM item ORDER BY price LIMIT 1",
+    }
+    rows = [{"db_id": "shop", "question": q, "query": sql} for q, sql in queries.items()]
+    write_rows(folder, rows)
+    (example,) = load_task(f"sql:{folder},split=test").examples("test")
+    assert example.metadata["question"] == "The cheapest item?"
+
+
+def test_views_and_generated_columns_are_not_shown(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "club" / "club.sqlite")) as connection, connection:
+        connection.executescript(
+            "CREATE VIEW bernese AS SELECT name FROM member WHERE town = 'Bern';"
+            "CREATE TABLE fee (amount INTEGER, half INTEGER AS (amount / 2));"
+        )
+    (example,) = (
+        e
+        for e in load_task(f"sql:{folder},split=test").examples("test")
+        if e.metadata["db_id"] == "club"
+    )
+    assert "CREATE TABLE fee (amount integer);" in example.question
+    assert "bernese" not in example.question
+
+
 def test_a_database_with_unfinished_changes_is_refused(folder: Path) -> None:
     """Found: prompts showed them, and queries were run without."""
     with closing(sqlite3.connect(folder / "shop.sqlite")) as connection:

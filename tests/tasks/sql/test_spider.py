@@ -8,6 +8,9 @@ import pytest
 
 from cospec.errors import TaskError
 from cospec.tasks import SPLITS, load_task
+from cospec.tasks.files import read_rows
+
+from ..conftest import write_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +38,46 @@ def test_the_test_part_is_the_development_file_or_the_databases_held_back(
     assert databases(dev, "train") == databases(train, "train")
     with pytest.raises(TaskError, match="unknown part of spider 'deev'; did you mean 'dev'"):
         load_task("spider,part=deev", data_dir=spider_dir)
+
+
+TRIVIAL = {
+    "Any singer.": "SELECT name FROM singer LIMIT 1",
+    "Countries with a singer.": "SELECT country FROM singer GROUP BY country HAVING count(*)  >  0",
+    "Nothing.": "SELECT nothing FROM singer",
+}
+
+
+def test_questions_of_the_whole_development_file_are_judged_when_it_is_loaded(
+    spider_dir: Path,
+) -> None:
+    """Found: the list that ships does not know half of them, which were never judged."""
+    even = spider_dir / "spider/dev_even.jsonl"
+    rows = [
+        {"db_id": "concerts", "question": question, "query": query}
+        for question, query in TRIVIAL.items()
+    ]
+    write_lines(even, [*read_rows(even), *rows])
+    assert questions(load_task("spider,part=dev", data_dir=spider_dir)) >= set(TRIVIAL)
+    even.rename(even.with_name("dev.jsonl"))
+    found = questions(load_task("spider,part=dev", data_dir=spider_dir))
+    assert not found & set(TRIVIAL)
+    assert "Who is older than 30?" in found
+
+
+def questions(task: Task) -> set[str]:
+    return {example.metadata["question"] for example in task.examples("test")}
+
+
+@pytest.mark.parametrize("part", ["train", "dev_even"])
+def test_a_database_without_a_schema_is_named_with_file_and_row(
+    part: str, spider_dir: Path
+) -> None:
+    """Found: a KeyError."""
+    path = spider_dir / f"spider/{part}.jsonl"
+    rows = read_rows(path)
+    write_lines(path, [rows[0], {**rows[1], "db_id": "bank"}])
+    with pytest.raises(TaskError, match=rf"spider/{part}/1: the field 'db_id' is 'bank'"):
+        load_task("spider", data_dir=spider_dir)
 
 
 def test_every_gold_query_and_its_rewriting_are_right(spider: Task) -> None:

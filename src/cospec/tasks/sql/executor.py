@@ -84,27 +84,33 @@ class Executor:
 
     def _ask(self, request: bytes) -> dict[str, Any]:
         process = self._process if self._process and self._process.poll() is None else self._start()
-        assert process.stdin is not None and process.stdout is not None, "both are pipes"
         try:
-            process.stdin.write(request)
-            process.stdin.flush()
+            try:
+                _send(process, request)
+            except BrokenPipeError:  # it ended after its last answer: a new one is asked, once
+                self.close()
+                process = self._start()
+                with contextlib.suppress(BrokenPipeError):  # then there is no line to read
+                    _send(process, request)
+            assert process.stdout is not None, "a pipe"
             line = self._read_line(process.stdout.fileno())
-        except (BrokenPipeError, ValueError):
-            line = None
         except BaseException:  # else the answer to come would be taken for that of the next query
             self.close()
             raise
         if line is None:
+            fault = _last_words(process)
             self.close()
-            return {"error": "the query took too long or ended its process"}
+            return {"error": f"the query took too long or ended its process{fault}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _read_line(self, descriptor: int) -> bytes | None:
         """The next line of the worker; None if it is late or the worker is gone."""
         parts = []
+        poll = select.poll()  # `select.select` takes no descriptor from 1,024 on
+        poll.register(descriptor, select.POLLIN)
         while True:
-            ready, _, _ = select.select([descriptor], [], [], self.limits.time_s + 1)
+            ready = poll.poll(1000 * (self.limits.time_s + 1))
             data = os.read(descriptor, 1 << 16) if ready else b""
             if not data:
                 return None
@@ -118,7 +124,7 @@ class Executor:
             [sys.executable, "-I", "-S", str(_WORKER), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             cwd="/",
             env={},
         )
@@ -127,10 +133,25 @@ class Executor:
         return process
 
 
+def _send(process: subprocess.Popen[bytes], request: bytes) -> None:
+    assert process.stdin is not None, "a pipe"
+    process.stdin.write(request)
+    process.stdin.flush()
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    """End a worker and return its error in parentheses, such as why it could not start."""
+    process.kill()
+    process.wait()
+    assert process.stderr is not None, "a pipe"
+    last = process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+    return f" ({last[:300]})" if last else ""
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-    for stream in (process.stdin, process.stdout):
+    for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             with contextlib.suppress(OSError):
                 stream.close()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+from cospec.errors import TaskError
 from cospec.tasks.base import Score
 from cospec.tasks.sql.compare import canonical, same_results
 from cospec.tasks.sql.executor import Executor, QueryError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cospec.tasks.sql.schema import Schema
 
 _CLOCK_WORDS = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
-_DATES = {"DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME"}
+_DATES = {"DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF"}
 
 
 class Databases(Protocol):
@@ -78,9 +79,15 @@ class Judge:
         """Whether a query returns what the gold query does, on all databases that count.
 
         Raises:
-            QueryError: The gold query itself fails.
+            TaskError: The gold query itself fails.
         """
-        gold = self.gold(db_id, gold_query)
+        try:
+            gold = self.gold(db_id, gold_query)
+        except QueryError as error:
+            raise TaskError(
+                f"the gold query {gold_query!r} has no result on the database {db_id!r}: {error}. "
+                "Correct the query, or leave its question out."
+            ) from error
         if asks_the_clock(query):
             return False
         found = []

@@ -3,7 +3,8 @@
 The folder holds each database as ``NAME.sqlite`` or ``NAME/NAME.sqlite``, and the questions in one
 ``.jsonl`` file: ``{"db_id": "NAME", "question": …, "query": …}`` a line, and a ``split`` if the
 rows are to be split by hand. Without it a hash of the question parts them, or ``split=test`` after
-the folder makes all of them one split. Queries run on the files as they are, read-only.
+the folder makes all of them one split. Queries run on the files as they are, read-only. Questions
+whose gold result is empty, or not one answer (a LIMIT that cuts a tie: `judge`), are left out.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Folder:
 
 
 def own(folder: str, whole: str | None = None) -> Task:
-    """The task of a folder; questions whose gold result is empty are left out.
+    """The task of a folder; questions whose gold result is empty, or not one answer, are left out.
 
     Raises:
         TaskError: A database, a row or a gold query cannot be used.
@@ -124,7 +125,7 @@ def _example(identity: str, row: Row, judge: Judge) -> Example | None:
         gold = judge.gold(row["db_id"], row["query"])
     except QueryError as error:
         raise TaskError(f"{identity}: the gold query has no result ({error}).") from error
-    if is_empty(gold):
+    if is_empty(gold) or not gold.is_one_answer:
         return None
     metadata = {**row, "solution": solution(row["query"], schema.names)}
     return Example(identity, question_text(schema, row["question"]), row["query"], metadata)

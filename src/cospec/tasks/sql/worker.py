@@ -9,7 +9,7 @@ It reads one JSON object a line, ``{"path", "sql", "max_rows", "reverse"}``, and
 * SQLite's own limits bound text length, depth, joined tables and compound parts;
 * a progress handler stops it after ``time_s``, and the number of rows and of bytes in them is
   bounded;
-* the kernel bounds the address space of this process, and lets it write no file.
+* the kernel bounds the address space of this process (not on macOS), and lets it write no file.
 
 What a single step of SQLite's machine does cannot be interrupted from here; the parent kills this
 process when an answer is late.
@@ -124,11 +124,19 @@ def run(connection: sqlite3.Connection, sql: str, max_rows: int) -> dict[str, An
         return {"rows": rows}
 
 
-def main(time_s: float, memory_bytes: int) -> None:
-    """Answers requests until there are no more."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+def limit_resources(memory_bytes: int) -> None:
+    """Lets the kernel bound this process."""
+    # macOS refuses this limit, and Linux where a lower one holds already. Time, rows and text are
+    # bounded in any case.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(time_s: float, memory_bytes: int) -> None:
+    """Answers requests until there are no more."""
+    limit_resources(memory_bytes)
     clock = Clock(time_s)
     connections: dict[tuple[str, bool], sqlite3.Connection] = {}
     for line in sys.stdin:
