@@ -11,12 +11,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-import torch
-
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.drafters import Drafter
-from cospec.sampling import one_hot
-from cospec.types import Proposal
+from cospec.drafters import Drafter, found_proposal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
     from cospec.config import DecodeConfig
     from cospec.drafters import DraftRow
     from cospec.sampling import Chance
-    from cospec.types import Needs
+    from cospec.types import Needs, Proposal
 
 PROMPTS = ["Question: Tim has 3 red and 4 red and 5 red balls. How many red balls?\nAnswer:"]
 
@@ -38,19 +34,11 @@ class HabitDrafter(Drafter):
         self._vocab_size: int = pair.target.config.get_text_config().vocab_size
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
-        """Return the tokens, padded to the longest row, and how many each row has."""
+        """Return up to k tokens for each row."""
         drafted = [self._habit(row.prompt_ids + row.generated) for row in rows]
-        width = max(map(len, drafted))
-        padded = [ids + [0] * (width - len(ids)) for ids in drafted]
-        token_ids = torch.tensor(padded, dtype=torch.int64, device=self._device)  # (B, K)
-        lengths = torch.tensor([len(ids) for ids in drafted], device=self._device)  # (B,)
-        is_drafted = torch.arange(width, device=self._device) < lengths[:, None]  # (B, K)
-        probs = None
-        if chance.warper is not None:
-            # Some row samples. Its tokens must come from `probs`, or sampling is not exact: here
-            # each distribution has all of its mass on the proposed token.
-            probs = one_hot(token_ids, self._vocab_size) * is_drafted[..., None]
-        return Proposal(token_ids, lengths, torch.ones_like(is_drafted), probs=probs)
+        # Where a row samples, its tokens must come from `Proposal.probs`, or sampling is not exact.
+        # This gives each token a distribution with all of its mass on it.
+        return found_proposal(drafted, self._vocab_size, chance, self._device)
 
     def _habit(self, text: list[int]) -> list[int]:
         """Return up to k tokens; none if the last token is new."""

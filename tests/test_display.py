@@ -6,11 +6,15 @@ import html
 import pickle
 import re
 from dataclasses import replace
+from random import Random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.display import pieces
+from cospec.display import GrowingText, pieces
 from cospec.types import Origin
 
 
@@ -70,3 +74,81 @@ def test_a_character_of_several_tokens_belongs_to_the_last_of_them(tokenizer):
     found = pieces(tokenizer, ids, text)
     assert "".join(found) == text and "é" in found and "\ufffd" not in "".join(found)
     assert "".join(pieces(tokenizer, ids, text[:4])) == text[:4], "nothing after a stop string"
+
+
+def of_bytes(kind):
+    """A tokenizer with a token for each byte, and the id of the first of them.
+
+    Byte-level ones (GPT-2's) turn all tokens into bytes; those with a fallback (Llama's) have texts
+    as well, drop the first space, and break all characters of a row of bytes if one is broken.
+    """
+    if kind == "byte-level":
+        words = []
+        tokens = [letter for _, letter in sorted(bytes_to_unicode().items())]
+        decoder = decoders.ByteLevel()
+    else:
+        words = ["<unk>", "▁", "▁▁", "▁a", "b", "é"]
+        tokens = [*words, *(f"<0x{byte:02X}>" for byte in range(256))]
+        space, strip = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
+        decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse(), strip])
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=bool(words)))
+    backend.decoder = decoder
+    backend.add_special_tokens(["<eos>"])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>"), len(words)
+
+
+def some_bytes(random, first, num_tokens):
+    """Whole characters, parts of some, single bytes, and tokens of any kind."""
+    ids = []
+    while len(ids) < 40:
+        character = random.choice("aé€😀\n ").encode()
+        some = random.choice([character, character[: random.randint(1, 3)], b"\xff", b""])
+        ids += [first + byte for byte in some] or [random.randrange(num_tokens)]
+    return ids
+
+
+def pieces_of_prefixes(tokenizer, token_ids, text):
+    """`pieces` as it was: every prefix is decoded anew."""
+    found, num_told = [], 0
+    for i in range(1, len(token_ids) + 1):
+        decoded = tokenizer.decode(
+            token_ids[:i], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        is_whole = i == len(token_ids) or not decoded.endswith("\ufffd")
+        end = min(len(decoded), len(text)) if is_whole else num_told
+        found.append(text[num_told:end])
+        num_told = max(num_told, end)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def test_pieces_are_those_of_all_prefixes_decoded_whole(kind):
+    (tokenizer, first), random = of_bytes(kind), Random(0)
+    for _ in range(40):
+        ids = some_bytes(random, first, len(tokenizer))
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert "\ufffd" in text, "there are broken characters"
+        for shown in (text, text[: len(text) // 2]):
+            assert pieces(tokenizer, ids, shown) == pieces_of_prefixes(tokenizer, ids, shown)
+        growing = GrowingText(tokenizer)
+        assert [growing.add(i) for i in ids][-1] == text
+
+
+class Counting:
+    """Counts the tokens that are decoded."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.num_decoded = tokenizer, 0
+
+    def decode(self, token_ids, **options):
+        self.num_decoded += len(token_ids)
+        return self.tokenizer.decode(token_ids, **options)
+
+
+def test_a_token_is_decoded_with_few_others():
+    """Found: each was decoded with all before it, seconds for a long text."""
+    tokenizer, first = of_bytes("byte-level")
+    counting = Counting(tokenizer)
+    pieces(counting, [first + ord("a")] * 500, "a" * 500)
+    assert counting.num_decoded < 5 * 500

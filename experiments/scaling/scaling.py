@@ -185,7 +185,7 @@ def measure(out: Path = MEASURED, num_problems: int = 32) -> None:
     pair = ModelPair.from_pretrained("bundled:specialist")
     features = make_features("scalar", pair)
     policy = Policy(len(features.names), PolicyConfig())
-    arbiter = LearnedArbiter(policy, features, is_stochastic=True)
+    arbiter = LearnedArbiter(policy, features, explore=1.0)
     found = measure_rollouts(pair, arbiter, num_problems)
     found["learner_s_per_branch_epoch"] = learner_s(policy)
     play_s = found.pop("play_s")

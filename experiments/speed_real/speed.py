@@ -126,7 +126,7 @@ def main() -> None:
         table += [entry | {"task": name} for entry in entries]
     where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
     result = document("speed_real", config, where, arms=table, rows=[lean(row) for row in rows])
-    result["costs"] = {kind: cost.to_dict() for kind, cost in costs.items()}
+    result["costs"] = {kind: asdict(cost) for kind, cost in costs.items()}
     write_json(options.json, result)
     kept.unlink()
     show(table)

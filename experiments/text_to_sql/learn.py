@@ -58,7 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pieces", nargs="+", type=Path)
     parser.add_argument(
-        "--other-draft", nargs="+", type=Path, default=[], help="folders of another draft's branches"
+        "--other-draft",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="folders of another draft's branches",
     )
     parser.add_argument("--test", nargs="+", type=Path, help="folders: a table of these as well")
     parser.add_argument(

@@ -26,8 +26,6 @@ from cospec.display import completion_html
 from cospec.text import finite
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -197,15 +195,6 @@ class Arbiter(Protocol):
         ...
 
 
-@runtime_checkable
-class Choosy(Protocol):
-    """An arbiter that stands back from some prompts: their texts are decoded losslessly."""
-
-    def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
-        """Return whether it stands back from a prompt, by its token ids."""
-        ...
-
-
 NO_FEATURES = torch.empty(0)
 """Of an arbiter that does not tell what it saw."""
 
@@ -233,7 +222,7 @@ class MismatchTrace:
     keep_draft: bool
     """The ruling that counted (after the engine's safety rules)."""
     is_reached: bool
-    """Whether every earlier token of the block stood."""
+    """Whether every earlier token of the block stood, and none of them ended the text."""
     is_open: bool
     """Whether a ruling for the draft would have counted (the engine's safety rules allow it)."""
     veto: str | None = None

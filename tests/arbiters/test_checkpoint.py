@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import resource
+from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def test_what_is_loaded_rules_as_what_was_saved(shape, tmp_path) -> None:
     assert torch.equal(ours.keep_draft, theirs.keep_draft) and 0 < int(ours.keep_draft.sum()) < 40
     assert torch.equal(ours.score, theirs.score) and torch.equal(ours.features, theirs.features)
     assert again.policy.config == it.policy.config and again.threshold == 0.5
-    assert not again.policy.training and not again.is_stochastic
+    assert not again.policy.training and not again.explore
     files = sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir())
     assert files == ["config.json", "model.safetensors"], "no parts are left behind"
 
@@ -53,7 +54,7 @@ def test_what_is_loaded_rules_as_what_was_saved(shape, tmp_path) -> None:
 def test_the_config_tells_what_the_arbiter_is(folder) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["features"]["names"] == list(SCALAR_NAMES)
-    assert config["policy"] == PolicyConfig().to_dict()
+    assert config["policy"] == asdict(PolicyConfig())
     assert config["operating_points"]["default"] == {"threshold": 0.625}
     assert config["operating_points"]["bold"]["why"] == "fast"
     assert (folder / "README.md").read_text() == "# A card\n"
@@ -214,7 +215,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder, change) -> None:
     elif change == "extra":
         tensors["policy.layers.9.weight"] = torch.zeros(1)
     else:
-        change_config(folder, policy=PolicyConfig(hidden_size=7).to_dict())
+        change_config(folder, policy=asdict(PolicyConfig(hidden_size=7)))
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="the weights do not fit the config"):
         LearnedArbiter.load(folder)
@@ -233,7 +234,7 @@ def test_a_config_without_what_is_needed_is_refused_by_name(folder, damage) -> N
         del tensors["kinds"]
         save_file(tensors, folder / "model.safetensors")
     elif damage == "policy key":
-        change_config(folder, policy=PolicyConfig().to_dict() | {"width": 3})
+        change_config(folder, policy=asdict(PolicyConfig()) | {"width": 3})
     elif damage == "threshold":
         change_config(folder, operating_points={"default": {}})
     elif damage in ("pair", "max_mismatch_rate"):

@@ -23,7 +23,10 @@ def test_no_prompt_that_it_was_set_by_is_foreign_and_one_of_other_tokens_is():
     others = [[1, 2, 3, 9], [1, 1, 2, 4], [3, 2, 2, 8]]
     guard = PromptGuard.of(TRAIN, others)
     found = sorted(map(guard.likeness, others))
+    assert found[1] - found[0] > 0.1
     assert guard.min_likeness == pytest.approx(2 * found[0] - found[1])
+    alike = PromptGuard.of(TRAIN, TRAIN[:1])
+    assert alike.min_likeness == pytest.approx(alike.likeness(TRAIN[0]) - 0.1)
     assert not any(map(guard.is_foreign, [*TRAIN, *others]))
     assert guard.is_foreign([40, 41, 42]) and guard.is_foreign([])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
@@ -48,7 +49,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     def create_repo(_: object, repo_id: str, **options: object) -> str:
         asked["create"] = {"repo_id": repo_id, **options}
+        asked.setdefault("is_private", options["private"])  # unless it is there already
         return f"https://hub.example/{repo_id}"
+
+    def repo_info(_: object, __: str) -> SimpleNamespace:
+        return SimpleNamespace(private=asked["is_private"])
 
     def create_commit(
         _: object, repo_id: str, operations: list[CommitOperationAdd], **__: object
@@ -64,6 +69,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_token")
     return asked
@@ -87,6 +93,20 @@ def test_what_was_pushed_is_pulled_by_name(cospec, run_folder, hub, flags, capsy
     there = hub["home"] / "someone" / "arbiter"
     assert sorted(str(p.relative_to(there)) for p in there.rglob("*")) == SENT
     assert load_arbiter("someone/arbiter").threshold == 0.25
+
+
+@pytest.mark.parametrize("is_private", [False, None])
+def test_what_is_to_be_private_is_not_pushed_to_a_public_repository(
+    cospec, run_folder, hub, is_private
+) -> None:
+    """Found: a repository that was there stayed public, and was pushed to."""
+    hub["is_private"] = is_private
+    push = ["push", "--arbiter", run_folder, "--repo-id", "someone/arbiter"]
+    with pytest.raises(SystemExit, match="someone/arbiter is a public repository, and a private"):
+        cospec(*push, "--private")
+    assert not hub["home"].exists()
+    cospec(*push)
+    assert (hub["home"] / "someone" / "arbiter").is_dir()
 
 
 def test_a_folder_without_a_card_is_pushed_with_its_metadata(cospec, run_folder, hub) -> None:

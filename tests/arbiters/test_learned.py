@@ -59,7 +59,7 @@ def test_a_threshold_is_a_probability(threshold) -> None:
 
 
 def test_in_training_it_keeps_where_the_uniform_is_below_the_probability() -> None:
-    it, batch = learned(is_stochastic=True, threshold=1.0), mismatches()
+    it, batch = learned(explore=1.0, threshold=1.0), mismatches()
     ruling = it.rule(batch)
     assert Needs.UNIFORMS in it.needs
     assert torch.equal(ruling.keep_draft, batch.uniforms < ruling.score)
@@ -109,12 +109,12 @@ def test_threshold_zero_rules_for_the_draft_wherever_the_safety_rules_allow(chan
     assert [c.token_ids for c in done] == [c.token_ids for c in draft]
 
 
-@pytest.mark.parametrize("is_stochastic", [False, True])
-def test_a_policy_that_answers_nan_rules_for_the_target_and_is_counted(is_stochastic) -> None:
+@pytest.mark.parametrize("explore", [0.0, 1.0])
+def test_a_policy_that_answers_nan_rules_for_the_target_and_is_counted(explore) -> None:
     network = policy()
     with torch.no_grad():
         network.layers[-1].bias.fill_(math.nan)
-    it = learned(network, threshold=0.0, is_stochastic=is_stochastic)
+    it = learned(network, threshold=0.0, explore=explore)
     done = decode(family_pair("llama"), it, seed=0)
     target = Engine.target_only(family_pair("llama")).generate(some_prompts(5), SAMPLING)
     assert [c.token_ids for c in done] == [c.token_ids for c in target]
@@ -188,7 +188,7 @@ def test_nothing_is_kept_where_a_text_has_more_mismatches_than_in_training() -> 
     assert (free.keep_draft & is_dense).any()
     assert torch.equal(guarded.keep_draft, free.keep_draft & ~is_dense)
     assert torch.equal(guarded.score, torch.where(is_dense, 0.0, free.score))
-    coins = learned(max_mismatch_rate=0.1, is_stochastic=True).rule(batch)
+    coins = learned(max_mismatch_rate=0.1, explore=1.0).rule(batch)
     assert not (coins.keep_draft & is_dense).any()
 
 

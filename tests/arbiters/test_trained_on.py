@@ -13,7 +13,7 @@ from cospec import ModelPair, load_arbiter
 from cospec.arbiters.learned import LearnedArbiter, notes_on
 from cospec.config import DecodeConfig
 from cospec.errors import ArbiterError, CheckpointError
-from cospec.features import SCALAR_NAMES, ScalarFeatures
+from cospec.features import SCALAR_NAMES, token_kinds
 from tests.arbiters.trained import (
     change_config,
     decode,
@@ -32,7 +32,7 @@ def test_a_pair_that_it_was_not_trained_on_is_noted_and_its_tokens_are_looked_up
         change_config(folder, pair=trained_on)
         it = LearnedArbiter.load(folder, pair)
         assert it.notes == ("the arbiter arbiter was not trained on this pair",)
-        expected = ScalarFeatures.for_tokenizer(tokenizer, VOCAB).kinds
+        expected = token_kinds(tokenizer, VOCAB)
         assert torch.equal(it.features.kinds, expected)
     saved = load_file(folder / "model.safetensors")["kinds"].long()
     assert not torch.equal(saved, expected)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cospec import load_arbiter
-from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.learned import LearnedArbiter, notes_on
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.features import ScalarFeatures
+from cospec.config import DecodeConfig, SamplingConfig
+from cospec.features import ScalarFeatures, token_kinds
 from cospec.tasks import load_task
 from cospec.tasks.splits import split_of
 from cospec.tasks.trained_on import write_trained_on
@@ -24,7 +25,7 @@ THRESHOLDS = (0.2, 0.5, 0.8)
 @pytest.fixture
 def folder(tmp_path, tokenizer):
     """An arbiter whose scores depend on the mismatch, by random weights."""
-    features = ScalarFeatures.for_tokenizer(tokenizer, 61)
+    features = ScalarFeatures(token_kinds(tokenizer, 61))
     policy = Policy(len(features.names), PolicyConfig(init_logit=0.0))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -79,6 +80,7 @@ def test_the_most_accurate_threshold_becomes_a_point_that_an_arbiter_can_be_load
         "threshold": threshold, "aim": "accuracy", "risk": None, "epsilon": None, "delta": None,
         "num_problems": 12, "task": document["config"]["task"]["task"], "split": "tune", "seed": 0,
         "num_speculative_tokens": 3,
+        "decoding": {"num_speculative_tokens": 3, "temperature": 0.0, "max_new_tokens": 24},
     }  # fmt: skip
     assert points(folder)["accuracy"] == point == document["calibration"]["point"]
     assert points(folder)["default"] == {"threshold": 0.5}
@@ -91,6 +93,46 @@ def test_the_most_accurate_threshold_becomes_a_point_that_an_arbiter_can_be_load
     assert document["calibration"]["reliability"] is None
     assert len(document["rows"]) == 6 * 12
     assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_a_point_that_is_used_with_other_settings_is_noted(
+    tiny, calibrate, folder, letters, capsys
+):
+    """Found: what was certified at one block length was used at any without a word."""
+    calibrate("-k", 3, "--max-corrections", 2, "--aim", "guarantee", "--epsilon", 0.9)
+    decoding = points(folder)["guarantee"]["decoding"]
+    assert decoding.keys() - {"temperature", "max_new_tokens"} == {
+        "num_speculative_tokens", "max_corrections",
+    }  # fmt: skip
+    arbiter = load_arbiter(f"{folder}:point=guarantee")
+    assert arbiter.threshold < 1
+    same = DecodeConfig(num_speculative_tokens=3, max_corrections=2, batch_size=1)
+    sampling = SamplingConfig(max_new_tokens=24)
+    assert notes_on(arbiter, same) == notes_on(arbiter, same, sampling) == ()
+    other = same.with_options(max_corrections=None, drafter="ngram")
+    (note,) = notes_on(arbiter, other, replace(sampling, temperature=0.5))
+    assert "was chosen for another max_corrections, drafter, temperature: " in note
+    (note,) = notes_on(arbiter, other)
+    assert "another max_corrections, drafter: " in note, "who samples how is not known"
+    for free in (load_arbiter(str(folder)), arbiter.with_threshold(0.3), load_arbiter("gap")):
+        assert notes_on(free, other, sampling) == ()
+    assert notes_on(replace(arbiter, threshold=1.0), other) == (), "lossless with any settings"
+    capsys.readouterr()
+    evaluate = ["eval", "--pair", "bundled:tiny", "--task", letters, "--split", "tune"]
+    evaluate += ["--num-problems", 2, "--arbiter", f"{folder}:point=guarantee", "-k", 3]
+    tiny(*evaluate, "--max-new-tokens", 24, "--max-corrections", 2)
+    assert "was chosen for another" not in capsys.readouterr().err
+    tiny(*evaluate, "--max-new-tokens", 20)
+    assert "for another max_corrections, max_new_tokens: " in capsys.readouterr().err
+
+
+def test_a_point_of_an_older_version_is_used_without_a_note(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for decoding in ({}, {"decoding": None}, {"decoding": "damaged"}):
+        config["operating_points"]["old"] = {"threshold": 0.5, **decoding}
+        (folder / "config.json").write_text(json.dumps(config))
+        arbiter = load_arbiter(f"{folder}:point=old")
+        assert notes_on(arbiter, DecodeConfig(num_speculative_tokens=9, adaptive=False)) == ()
 
 
 def test_the_guarantee_is_told_with_its_terms(calibrate, folder, tmp_path, capsys):
@@ -153,18 +195,52 @@ def test_problems_that_the_arbiter_met_under_another_name_give_no_guarantee(
     assert len(ids) == 7 and not ids & {example.id for example in seen}
 
 
-def test_the_scores_are_held_against_an_audit(tiny, calibrate, folder, letters, tmp_path, capsys):
-    data, result = tmp_path / "m.safetensors", tmp_path / "r.json"
+def audit(tiny, letters, data):
+    """Write the mismatches of the tune problems, with whose branch of each is right."""
     tiny(
         "audit", "--task", letters, "--split", "tune", "--max-new-tokens", 24, "--no-oracle",
         "--cost-batch-sizes", 1, "--max-k", 1, "--dataset", data,
     )  # fmt: skip
+
+
+def test_the_scores_are_held_against_an_audit(tiny, calibrate, folder, letters, tmp_path, capsys):
+    data, result = tmp_path / "m.safetensors", tmp_path / "r.json"
+    audit(tiny, letters, data)
     calibrate("--dataset", data, "--json", result)
     scores = json.loads(result.read_text())["calibration"]["reliability"]
     assert 0 < scores["num_differing"] < scores["num_mismatches"]
     assert sum(row["num_mismatches"] for row in scores["bins"]) == scores["num_differing"]
     error = scores["expected_calibration_error"]
-    assert f"expected calibration error {error:.3f}" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"expected calibration error {error:.3f}" in out
+    assert "was trained on" not in err
+
+
+def test_problems_of_an_audit_that_the_arbiter_was_trained_on_are_noted(
+    tiny, calibrate, folder, letters, tmp_path, capsys
+):
+    """Found: scores on questions of its training passed for reliable."""
+    data = tmp_path / "m.safetensors"
+    audit(tiny, letters, data)
+    write_trained_on(folder, load_task(letters).examples("tune", 5))
+    calibrate("--dataset", data)
+    assert f"note: arbiter was trained on 5 of the 12 problems of {data}" in capsys.readouterr().err
+
+
+def test_an_audit_of_another_pair_says_nothing_of_the_scores(
+    tiny, calibrate, folder, letters, tmp_path, refusal
+):
+    """Found: only the names of the features were compared."""
+    data = tmp_path / "m.safetensors"
+    audit(tiny, letters, data)
+    about = {"pair": {"fingerprint": "other"}}
+    replace(LearnedArbiter.load(folder), about=about).save(folder)
+    tiny.asked_for.clear()
+    assert f"{data} is of another pair" in refusal(calibrate, "--dataset", data)
+    assert tiny.asked_for == [], "before any model is loaded"
+    about["pair"]["fingerprint"] = tiny.pair.fingerprint
+    replace(LearnedArbiter.load(folder), about=about).save(folder)
+    calibrate("--dataset", data)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(calibrate, folder, tmp_path, monkeypatch):

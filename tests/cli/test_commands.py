@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from cospec import cli
+from cospec.cli.generate import _Timed
 from cospec.cli.views.paint import STYLES, Painter
 from cospec.engine import Engine
 from cospec.types import Origin
@@ -114,6 +115,22 @@ def test_the_line_of_a_file_that_does_not_fit_is_named(cospec, tmp_path, refusal
     assert "p.jsonl, line 4 has no field 'prompt'" in refusal(cospec, "generate", "--file", path)
 
 
+def test_only_the_time_that_deltas_take_is_that_of_a_generation(monkeypatch):
+    """Found: the time to paint them was measured as well."""
+    now = [0.0]
+
+    def stream():
+        for _ in range(3):
+            now[0] += 1.0
+            yield "a delta"
+
+    monkeypatch.setattr("cospec.cli.generate.time.perf_counter", lambda: now[0])
+    deltas = _Timed(stream())
+    for _ in deltas:
+        now[0] += 10.0
+    assert deltas.seconds == 3.0
+
+
 def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_path):
     prompts = tmp_path / "p.jsonl"
     prompts.write_text("".join(json.dumps({"q": w}) + "\n" for w in ("the", "and", "in", "on")))
@@ -138,6 +155,8 @@ def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_pat
         (["--prompt", "a", "--template", "x"], "it must hold {prompt}"),
         (["--prompt", "a", "--num-prompts", -1], "num_prompts is -1; it must be at least 1"),
         (["--prompt", "a", "--chat", "True"], "no chat template"),
+        (["--prompt", "a", "--system", "b"], "system is 'b', and the target has no chat template"),
+        (["--prompt", "a", "--system", "b", "--chat", "False"], "and --chat is False"),
         (["--prompt", "a", "--json", "no/such/folder.json"], "does not exist"),
         (["--prompt", "a", "--max-new-tokens", 500], "the pair's context holds"),
     ],

@@ -52,3 +52,27 @@ def test_what_was_measured_of_the_served_arbiter_is_not_said_of_the_new_one(tiny
     assert config["further_training"]["num_decisions_used"] == 40
     assert (out / FILE).read_bytes() == b"hashes"
     assert LearnedArbiter.load(out).label == "out"
+
+
+@pytest.mark.parametrize(
+    "option", [("--task", "gsm8k"), ("--wandb-project", "mine"), ("--dry-run",)]
+)
+def test_an_option_that_a_log_has_no_use_for_is_refused_by_name(
+    tiny, served, tmp_path, refusal, option
+):
+    """Found: it was ignored, so that a dry run trained and wrote an arbiter."""
+    log, rewards = log_of(tmp_path, "log")
+    out = tmp_path / "out"
+    command = ["train", "--from-log", log, "--rewards", rewards, "--arbiter", served, "--out", out]
+    said = refusal(tiny, *command, *option)
+    assert f"{option[0]} is {[*option, True][1]}, which is not for training from a log" in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("option", [("--rewards", "r.jsonl"), ("--arbiter", "served")])
+def test_an_option_of_a_log_is_refused_without_one(tiny, tmp_path, refusal, option):
+    """Found: it was ignored, and an arbiter was trained by rollouts from nothing."""
+    out = tmp_path / "out"
+    said = refusal(tiny, "train", "--task", "gsm8k", "--out", out, *option)
+    assert f"{option[0]} is {option[1]}, which is for training from a log; pass the log" in said
+    assert not out.exists() and tiny.asked_for == []

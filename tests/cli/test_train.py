@@ -16,6 +16,7 @@ from cospec.cli import parse, train
 from cospec.cli.progress import Progress
 from cospec.cli.train import Train
 from cospec.evaluation.turns import lock
+from cospec.rl.card import write_card
 from cospec.rl.config import TrainConfig
 from cospec.rl.trainer import Trainer
 
@@ -61,7 +62,7 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
     tiny("eval", "--task", letters, "--split", "test", "--arbiter", folder, "--max-new-tokens", 8)
     out, err = capsys.readouterr()
     assert "arbiter:threshold=0.5" in out
-    assert "was trained on" not in err
+    assert "of these 8 problems" not in err and "stands back" not in err
     with pytest.raises(SystemExit, match="finished arbiter"):
         tiny(*command)
 
@@ -262,3 +263,32 @@ def test_the_help_of_training_is_short(capsys) -> None:
     }
     assert len(options) <= 49 and {"--config", "--num-rounds", "--cost-weight"} <= options
     assert "--learning-rate" not in options
+
+
+@pytest.mark.parametrize(
+    ("origin", "name", "whose"),
+    [
+        ("task", "worked solutions", "the worked solutions of"),
+        ("samples", "the models' own answers", "the models' own answers to"),
+    ],
+)
+def test_the_card_says_whose_answers_were_read_before_the_first_round(origin, name, whose):
+    """Found: the models' own answers were called worked solutions."""
+    best = {
+        "round": 0, "tune_accuracy": 0.5, "tune_accuracy_target": 0.4, "tune_wins": 2,
+        "tune_losses": 1, "tune_relative_cost": 0.9, "num_solution_decisions": 30,
+    }  # fmt: skip
+    train_settings = {"warmup": {"num_solutions": 9, "solutions_from": origin}}
+    train_settings |= {"method": "rl", "num_tune": 10, "cost_weight": 0.05, "seed": 0}
+    card = write_card(
+        {
+            "name": "ours",
+            "pair": {"pair": "bundled:family", "fingerprint": "f"},
+            "training": {"task": {"task": "gsm8k"}, "train": train_settings},
+            "provenance": {"git": "abc"},
+            "best": best,
+            "history": [best],
+        }
+    )
+    assert f"Trained on {name} with CoSpec." in card
+    assert f"30 decisions that {whose} 9 other problems settle: 0.500 of the tune" in card

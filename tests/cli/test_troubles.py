@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import cospec
-from cospec import ModelPair
+from cospec import ModelPair, cli
 from cospec.cli.troubles import sentence_for
 from cospec.errors import CheckpointError
 from cospec.evaluation.evaluate import Evaluation
@@ -94,6 +94,26 @@ def test_too_little_memory_suggests_a_smaller_batch(evaluate, monkeypatch, error
     monkeypatch.setattr(Evaluation, "_play", fails)
     with pytest.raises(SystemExit, match="out of memory: pass a smaller --batch-size"):
         evaluate()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "full")])
+def test_each_verb_says_what_of_it_is_kept(error):
+    """Found: all said that the same command resumes with --json, which most of them do not."""
+    verbs = ("audit", "bench", "calibrate", "demo", "eval")
+    assert all("kept with --json FILE, and the" in sentence_for(error, verb) for verb in verbs)
+    assert "rounds are kept in the folder --out, and the same" in sentence_for(error, "train")
+    for verb in cli.COMMANDS.keys() - {*verbs, "train", "reproduce"}:
+        assert not re.search(r"kept|resume|--json", sentence_for(error, verb)), verb
+
+
+def test_memory_that_runs_out_where_nothing_is_resumed_promises_nothing(monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(cli.Info, "run", fails)
+    monkeypatch.setattr(sys, "argv", ["cospec", "info"])
+    with pytest.raises(SystemExit, match=r"out of memory: .* tells what they take\.$"):
+        cli.main()
 
 
 def test_a_failure_of_ours_keeps_its_traceback(evaluate, monkeypatch):

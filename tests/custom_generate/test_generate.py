@@ -10,7 +10,8 @@ from transformers import EtaLogitsWarper, GenerationConfig, LogitsProcessor, Sto
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from cospec.custom_generate import Collaborative, keys
+from cospec.config import DEFAULT_NUM_SPECULATIVE_TOKENS
+from cospec.custom_generate import Collaborative, generate, keys
 from cospec.errors import ConfigError
 from cospec.types import Origin
 from tests.conftest import EOS, VOCAB, disturbed, random_model, some_prompts
@@ -110,6 +111,37 @@ def test_an_honoured_key_gives_what_generate_gives(models, inputs, key):
     assert plain.tolist() == ours.tolist()
     if key in CHANGES:
         assert both(models, inputs)[0].tolist() != plain.tolist()
+
+
+def drafted(models, inputs, **settings):
+    """Drafted tokens of each block."""
+    target, draft = models
+    found = target.generate(
+        **inputs, **settings, custom_generate=Collaborative(draft), max_new_tokens=16,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    return [step.num_draft_tokens for one in found.completions for step in one.trace]
+
+
+def test_so_many_tokens_are_drafted_as_are_asked_for(models, inputs):
+    """Found: the test of this key, whose tokens are the target's in any case, could not fail."""
+    most = [max(drafted(models, inputs, num_assistant_tokens=number)) for number in (3, 6, 20)]
+    assert most == [3, 6, DEFAULT_NUM_SPECULATIVE_TOKENS], "20 is the default of transformers"
+
+
+def test_blocks_end_early_where_the_draft_is_not_as_sure_as_is_asked_for(models, inputs):
+    """Found: the test of this key could not fail."""
+    whole = drafted(models, inputs)
+    sure = drafted(models, inputs, assistant_confidence_threshold=1.0)
+    assert sum(whole) / len(whole) > sum(sure) / len(sure)
+    assert max(sure) == 1, "a block ends after the token that the draft is not sure of"
+
+
+def test_no_time_is_over_after_one_token(models, inputs):
+    """Found: the test of this key, with more time than a test takes, could not fail."""
+    plain, ours = both(models, inputs, max_time=0.0)
+    assert plain.tolist() == ours.tolist()
+    assert ours.shape[1] == inputs["input_ids"].shape[1] + 1
 
 
 @pytest.mark.parametrize("key", ONE_TOKEN)
@@ -288,6 +320,27 @@ def test_the_folder_works_as_a_repository_of_the_hub(models, inputs, tokenizer, 
     assert plain.tolist() == ours.tolist() == [heard.ids]
     assert heard.ids == plainly.ids and heard.ended
     assert plain.shape[1] < 7 + 30, "the stop string was met"
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_stop_strings_of_the_model_itself_end_a_row(models, inputs, tokenizer, is_given):
+    """Found: transformers asked for the tokenizer that was given."""
+    target, draft = models
+    one = {key: value[:1, -7:] for key, value in inputs.items()}
+    word = tokenizer.decode(target.generate(**one, max_new_tokens=9)[0, -3:])
+    settings = {"max_new_tokens": 30, "tokenizer": tokenizer}
+    settings |= {"stop_strings": word[:1]} if is_given else {}
+    target.generation_config.stop_strings = [word]
+    try:
+        plain = target.generate(**one, **settings)
+        ours = generate(target, assistant_model=draft, **one, **settings)
+        assert plain.tolist() == ours.tolist() and plain.shape[1] < 7 + 30
+        assert target.generation_config.stop_strings == [word]
+        with pytest.raises(ConfigError, match="num_beams is 2"):
+            generate(target, assistant_model=draft, num_beams=2, **one, **settings)
+        assert target.generation_config.stop_strings == [word]
+    finally:
+        target.generation_config.stop_strings = None
 
 
 def test_the_folder_takes_an_arbiter_and_returns_completions(models, inputs, modules):

@@ -57,10 +57,12 @@ def bench(seconds=2.0, right=(1, 0, 0, 0), knob="max_gap=1", **conditions):
     return document
 
 
-def test_runs_on_another_engine_or_with_other_drafts_are_told_apart():
+@pytest.mark.parametrize("part", ["decode", "bench", "calibrate"])
+def test_runs_on_another_engine_or_with_other_drafts_are_told_apart(part):
+    """Found: those of calibrate were not."""
     ours, theirs = bench(), bench()
     for document, backend, drafter in ((ours, "transformers", "model"), (theirs, "vllm", "ngram")):
-        document["config"] |= {"engine": {"backend": backend}, "bench": {"drafter": drafter}}
+        document["config"] |= {"engine": {"backend": backend}, part: {"drafter": drafter}}
     assert differences(ours, theirs) == {
         "backend": ("transformers", "vllm"), "drafter": ("model", "ngram")
     }  # fmt: skip

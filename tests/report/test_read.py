@@ -57,6 +57,17 @@ def test_it_is_told_that_drafts_end_early(tmp_path, section, document):
     assert "drafts end below 0.7 · " in read_all([tmp_path]).cells[0].about
 
 
+def test_every_option_of_drafting_that_is_not_the_default_is_named(tmp_path):
+    made = eval_document()
+    made["config"]["decode"] = {
+        "num_speculative_tokens": 4, "batch_size": 2, "keep_trace": False, "cascade": False,
+        "drafter": "ngram", "adaptive": True, "max_corrections": 1,
+    }  # fmt: skip
+    (tmp_path / "other.json").write_text(json.dumps(made))
+    about = read_all([tmp_path]).cells[0].about
+    assert about.split(" · ")[2] == "adaptive, max_corrections = 1, drafter = ngram"
+
+
 def test_texts_that_a_benchmark_stores_once_are_those_of_the_target(tmp_path):
     made = bench_document()
     made["cells"][0]["rows"] = [
@@ -107,6 +118,35 @@ def test_runs_of_one_arm_with_other_settings_do_not_replace_each_other(tmp_path)
     first, second = read_all([tmp_path]).acceptances
     assert first.rates == {"lossless": [0.75], "gap": [0.5]}
     assert second.title == f"{first.title} (b.json)" and second.rates == {"lossless": [0.25]}
+
+
+@pytest.mark.parametrize(
+    "section, change",
+    [
+        ("decode", {"draft_confidence_threshold": 0.5}),
+        ("decode", {"adaptive": True}),
+        ("decode", {"max_corrections": 1}),
+        ("decode", {"drafter": "ngram"}),
+        ("sampling", {"temperature": 0.7}),
+        ("sampling", {"top_p": 0.9}),
+        ("prompts", {"file": "b.jsonl"}),
+    ],
+)
+def test_generations_with_other_settings_do_not_share_a_picture(tmp_path, section, change):
+    """Found: only the block length and the confidence told them apart."""
+    for name, arm_of in (("a", "lossless"), ("b", "gap"), ("c", "fly")):
+        row = {"arm": arm_of, "num_drafts": 4, "num_accepted_tokens_per_pos": [2]}
+        made = eval_document() | {"command": "generate", "rows": [row]}
+        made["config"] |= {
+            "decode": {"num_speculative_tokens": 1, "arbiter": arm_of},
+            "sampling": {"temperature": 0.0, "top_p": 1.0},
+            "prompts": {"file": "a.jsonl"},
+        }
+        made["config"][section] |= change if name == "b" else {}
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    first, second = read_all([tmp_path]).acceptances
+    assert (list(first.rates), list(second.rates)) == (["lossless", "fly"], ["gap"])
+    assert first.title != second.title
 
 
 def test_a_training_that_has_no_name_takes_that_of_its_folder(tmp_path):

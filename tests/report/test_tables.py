@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from cospec.report.inputs import Cell
 from cospec.report.markdown import to_markdown
 from cospec.report.read import read_all
-from cospec.report.tables import columns, entries, frontier, verdict
+from cospec.report.tables import audit_rows, columns, entries, frontier, verdict
 
-from .conftest import ARMS, arm
+from .conftest import ARMS, arm, audit_document
 
 KINDS = ["exact", "reference", "exact", "learned", "rule", "random"]
 WITH_KINDS = [each | {"kind": kind} for each, kind in zip(ARMS, KINDS, strict=True)]
@@ -68,6 +70,36 @@ def test_the_verdict_claims_what_the_tests_and_intervals_carry():
     ]
 
 
+def test_where_no_speed_has_an_interval_it_is_not_said_that_no_arm_is_faster():
+    """Found: it was "none", as if all arms had been measured well enough."""
+    arms = [each | {"speedup_vs_lossless_ci95": None} for each in WITH_KINDS]
+
+    def said():
+        (sentence,) = (s for s in verdict(Cell("t", "", arms, "f")) if s.startswith("Faster"))
+        return sentence.removeprefix("Faster than lossless")
+
+    assert said() == ": not told, since there were too few chunks for an interval."
+    arms[3]["speedup_vs_lossless_ci95"] = [0.9, 1.1]
+    assert said() == " (whole interval above 1): none."
+
+
+def test_an_audit_names_the_path_whose_accuracy_it_shows(tmp_path):
+    """Found: the accuracy of an audited arbiter was called that of the target alone."""
+    for name, path in (("exact", None), ("ours", "gap:max_gap=1|")):
+        document = audit_document()
+        document["summary"]["path"] = path
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    inputs = read_all([tmp_path])
+    rows = {label: values for label, *values in audit_rows(inputs.audits)}
+    assert rows["path"] == ["target alone", "gap:max_gap=1|"]
+    assert rows["path right"] == ["50.0% (40.0 to 60.0)"] * 2
+    assert "target alone right" not in rows
+    title = "gsm8k, Big-7B / Small-1B"
+    titles = [title, f"{title}, path of gap:max_gap=1|"]
+    assert [audit.title for audit in inputs.audits] == titles
+    assert "| path | target alone | gap:max\\_gap=1\\| |" in to_markdown(inputs)
+
+
 def test_markdown_has_the_same_numbers_with_the_best_in_bold(results):
     text = to_markdown(read_all([results]))
     lines = text.split("## gsm8k, Big-7B / Small-1B\n")[1].splitlines()
@@ -77,7 +109,7 @@ def test_markdown_has_the_same_numbers_with_the_best_in_bold(results):
         "runs/ours", "**60.0% (55.0 to 65.0)**", "20 / 10", "0.01", "1900", "1.90x (1.71 to 2.09)",
         "0.95x (0.85 to 1.04)", "**3.90**", "7", "**0.300**", "**30.0**",
     ]  # fmt: skip
-    assert "| target alone right | 50.0% (40.0 to 60.0) |" in text
+    assert "| path | target alone |\n| path right | 50.0% (40.0 to 60.0) |" in text
     assert "<script" not in text
 
 

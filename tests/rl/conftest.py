@@ -35,9 +35,9 @@ def train_config(**settings: Any) -> TrainConfig:
     return TrainConfig(**groups | settings)
 
 
-def arbiter(policy: Policy, *, is_stochastic: bool = True) -> LearnedArbiter:
+def arbiter(policy: Policy, *, explore: float = 1.0) -> LearnedArbiter:
     kinds = torch.zeros(VOCAB, dtype=torch.int64)
-    return LearnedArbiter(policy, ScalarFeatures(kinds), is_stochastic=is_stochastic)
+    return LearnedArbiter(policy, ScalarFeatures(kinds), explore=explore)
 
 
 def coin(logit: float) -> Policy:

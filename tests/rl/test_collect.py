@@ -76,7 +76,7 @@ class Session:
     def decode(self, kept: list[tuple[Played, list[int]]], limits: list[int]) -> list:
         """(Whether it is right, target forwards) of texts that begin so, under the threshold."""
         pair = self.collector._pair
-        engine = self.collector._backend._engine(arbiter(self.policy, is_stochastic=False))
+        engine = self.collector._backend._engine(arbiter(self.policy, explore=0.0))
         ends: list = [(ids, 0) for _, ids in kept]
         open_ones = [
             i
@@ -146,7 +146,7 @@ def test_rewards_and_costs_are_those_of_decoding(tossed, pair, task, examples) -
 
 
 def test_a_sure_policy_plays_as_its_threshold_does(sure, pair, task, examples) -> None:
-    engine = Engine(pair, arbiter(sure.policy, is_stochastic=False), num_speculative_tokens=K)
+    engine = Engine(pair, arbiter(sure.policy, explore=0.0), num_speculative_tokens=K)
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     done = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
     for one in sure.played:
@@ -418,7 +418,7 @@ def test_on_average_the_cost_of_an_override_is_that_of_an_engine_that_goes_on_in
         for one, m in sure.decisions()
         if not m.keep_draft and not {m.draft_id, m.target_id} & pair.eos_token_ids
     ][::3]
-    rule, sampling = arbiter(sure.policy, is_stochastic=False), SamplingConfig(NUM_TOKENS)
+    rule, sampling = arbiter(sure.policy, explore=0.0), SamplingConfig(NUM_TOKENS)
     errors, num_as_right = [], 0
     for one, m in decisions:
         engine = sure.collector._backend._engine(ButFor(rule, m))

@@ -127,7 +127,7 @@ def test_the_weights_undo_the_way_in_which_the_log_was_drawn(tmp_path) -> None:
     rows = [row(f"r{i}", bool(keep[i]), 0.9, feature=float(i % 7)) for i in range(len(keep))]
     given = rewards(tmp_path, *[(f"r{i}", float(is_right[i])) for i in range(len(keep))])
     data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
-    start = arbiter(coin(0.0), is_stochastic=False)
+    start = arbiter(coin(0.0), explore=0.0)
     config = train_config(num_epochs=200, learning_rate=0.02, entropy_bonus=0.2)
     trained, metrics = train_on_log(start, data, config)
     p = torch.sigmoid(trained.policy(data.features)).mean()

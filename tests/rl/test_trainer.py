@@ -75,12 +75,12 @@ def test_the_policy_plays_by_chance_and_is_tuned_by_threshold(pair, task, monkey
     real = EngineBackend._engine
 
     def engine(it: EngineBackend, arbiter: Any) -> Any:
-        seen.append(getattr(arbiter, "is_stochastic", None))
+        seen.append(getattr(arbiter, "explore", None))
         return real(it, arbiter)
 
     monkeypatch.setattr(EngineBackend, "_engine", engine)
     trainer(pair, task, num_rounds=1).run()
-    assert seen == [None, True, True, None, False]  # lossless, play, branch, lossless, tune
+    assert seen == [None, 1.0, 1.0, None, 0.0]  # lossless, play, branch, lossless, tune
 
 
 def test_features_are_normalised_by_the_first_round_and_never_again(whole, pair, task) -> None:
@@ -230,7 +230,7 @@ def test_the_policy_that_was_best_on_the_tune_split_is_the_one_returned(
         assert not torch.equal(snapshots[other]["layers.0.weight"], found["layers.0.weight"])
     again = trainer(pair, task, tmp_path, num_rounds=4, cost_weight=0.0).run(stop)
     torch.testing.assert_close(again.policy.state_dict(), found, rtol=0, atol=0)
-    assert not again.is_stochastic and again.threshold == 0.5
+    assert not again.explore and again.threshold == 0.5
     assert again.max_mismatch_rate == arbiter.max_mismatch_rate
     guard = arbiter.prompt_guard
     assert not any(map(guard.is_foreign, prompt_ids(pair, task, [*it.train, *it.tune])))

@@ -113,7 +113,7 @@ def law(job):
     result = {}
     for spec, chance in job["arbiters"]:
         arbiter = load_arbiter(spec, pair)
-        arbiter = replace(arbiter, is_stochastic=True) if chance else arbiter
+        arbiter = replace(arbiter, explore=1.0) if chance else arbiter
         if not hasattr(arbiter, "features"):
             arbiter = Observed(arbiter, make_features("scalar", pair))
         sampling = SamplingConfig(max_new_tokens=job["max_tokens"], seed=3, stop=("\n\n",))

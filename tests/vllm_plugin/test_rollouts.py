@@ -137,7 +137,7 @@ def test_an_engine_for_scalar_features_refuses_an_arbiter_that_asks_for_states()
 def test_only_an_arbiter_with_a_policy_explores() -> None:
     with pytest.raises(ConfigError, match="has no policy to toss a coin by"):
         exploring(load_arbiter("gap:max_gap=1"), 0.1)
-    it = replace(exploring(arbiter(coin(0.0), is_stochastic=False), 0.2), threshold=0.4)
+    it = replace(exploring(arbiter(coin(0.0), explore=0.0), 0.2), threshold=0.4)
     assert Needs.UNIFORMS in it.needs
     p = it.keep_probability(torch.tensor([0.5, 0.3]))
     assert p.tolist() == pytest.approx([0.9, 0.06])

@@ -8,7 +8,7 @@ disagree in the text so far.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 NUM_BUCKETS = 1024
 """Buckets of token ids: id i is in bucket i mod 1024."""
 _HEAD_START = 5.0  # tokens, so that a mismatch at the start of a text is nothing unusual
+_MARGIN = 0.1  # in likeness: a few prompts do not show how unlike those of one task can be
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """An arbiter that stands back from some prompts: their texts are decoded losslessly."""
+
+    def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
+        """Return whether it stands back from a prompt, by its token ids."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +51,7 @@ class PromptGuard:
         """Return the guard of prompts of training.
 
         The least likeness is as far below the lowest of other prompts as that one is below their
-        median, so that none of them is foreign.
+        median, and 0.1 below it at least, so that none of them is foreign.
 
         Args:
             prompts: Of training, as token ids.
@@ -49,8 +59,8 @@ class PromptGuard:
         """
         guard = cls(torch.stack([_shares(prompt) for prompt in prompts]).mean(dim=0), 0.0)
         found = torch.tensor([guard.likeness(prompt) for prompt in others])
-        least = 2 * float(found.min()) - float(found.median())
-        return cls(guard.profile, max(0.0, least))
+        lowest = float(found.min())
+        return cls(guard.profile, max(0.0, lowest - max(float(found.median()) - lowest, _MARGIN)))
 
     def likeness(self, prompt: Sequence[int]) -> float:
         """Return the Bhattacharyya coefficient of a prompt and those of training, from 0 to 1."""

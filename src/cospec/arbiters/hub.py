@@ -71,7 +71,8 @@ def push(folder: Path, repo_id: str, *, is_private: bool = False) -> str:
 
     Raises:
         CheckpointError: The folder holds no trained arbiter, or the hub did not take it.
-        ConfigError: There is no token to log in with.
+        ConfigError: There is no token to log in with, or a private repository was asked for and
+            there is a public one of that name.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token  # noqa: PLC0415  # heavy
 
@@ -87,12 +88,19 @@ def push(folder: Path, repo_id: str, *, is_private: bool = False) -> str:
     contents: dict[str, Path | bytes] = files | {CARD: card.encode()}
     hub = HfApi()
     try:
-        url = hub.create_repo(repo_id, private=is_private, exist_ok=True)
+        url = hub.create_repo(repo_id, private=is_private, exist_ok=True)  # which may be public
+        if is_private and hub.repo_info(repo_id).private is not True:
+            raise ConfigError(
+                f"{repo_id} is a public repository, and a private one was asked for; make it "
+                "private in its settings, pass another --repo-id, or leave --private out."
+            )
         hub.create_commit(  # which has the hub check the card before anything is sent
             repo_id,
             [CommitOperationAdd(name, content) for name, content in contents.items()],
             commit_message="Upload a CoSpec arbiter",
         )
+    except ConfigError:
+        raise
     except Exception as error:  # each version of the library has another HTTP client's errors
         raise CheckpointError(
             f"{folder} could not be pushed to {repo_id}: {error}; check the connection, the name "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cospec.arbiters.checkpoint import read_checkpoint, write_checkpoint
 from cospec.arbiters.guard import PromptGuard, guarded
+from cospec.config import DecodeConfig
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
 from cospec.features import ScalarFeatures, make_features
 from cospec.settings import flat
@@ -22,12 +23,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.arbiters.policy import Policy
-    from cospec.config import DecodeConfig
+    from cospec.config import SamplingConfig
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.types import Arbiter
 
 DEFAULT_POINT = "default"
+_DECODING = (
+    "num_speculative_tokens",
+    "max_corrections",
+    "end_blocks_at_stop",
+    "adaptive",
+    "draft_confidence_threshold",
+    "drafter",
+    "cascade",
+)
+_SAMPLING = ("temperature", "max_new_tokens")
+"""What an operating point holds for, beside the problems that it was chosen on."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,9 @@ class LearnedArbiter:
     """Guard: it stands back from prompts unlike those of its training."""
     label: str = "cospec"
     """Its name in reports."""
-    is_stochastic: bool = False
-    """Rule by chance with the policy's probability, as in training, in place of the threshold."""
     explore: float = 0.0
-    """Share of rulings that are left to that chance; the rest go by the threshold."""
+    """Share of rulings that are left to chance, with the policy's probability; the rest go by the
+    threshold. In training it is 1."""
     about: dict[str, Any] = field(default_factory=dict)  # Any: a JSON object
     """The rest of ``config.json``: operating points, pair, training, results."""
     is_bound: bool = True
@@ -56,6 +67,8 @@ class LearnedArbiter:
     """Warnings to a user on the pair that it was loaded for."""
     folder: Path | None = None
     """Where it was loaded from."""
+    chosen_for: dict[str, Any] | None = None  # Any: a JSON object
+    """What its operating point was chosen for (`decoding_of`); None if that is not recorded."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -86,8 +99,10 @@ class LearnedArbiter:
         """Settings that it was trained with, as far as they are recorded."""
         return flat(self.about.get("training", {}).get("train", {}))
 
-    def notes_for(self, config: DecodeConfig) -> tuple[str, ...]:
-        """Return warnings to a user on its pair, and on blocks unlike those of training."""
+    def notes_for(
+        self, config: DecodeConfig, sampling: SamplingConfig | None = None
+    ) -> tuple[str, ...]:
+        """Return warnings to a user on its pair, its point, and blocks unlike those of training."""
         notes, threshold = self.notes, config.draft_confidence_threshold
         if self.trained_k not in (None, config.k):
             notes += (
@@ -106,21 +121,25 @@ class LearnedArbiter:
                 "elsewhere, and here it sees less or more of what is ahead: "
                 "measure it so (cospec eval) before you trust it",
             )
+        ours, theirs = decoding_of(config, sampling), self.chosen_for
+        names = _DECODING if sampling is None else _DECODING + _SAMPLING
+        unlike = [n for n in names if theirs is not None and ours.get(n) != theirs.get(n)]
+        if unlike and self.threshold < 1:  # which is lossless with any settings
+            notes += (
+                f"the operating point of {self.label} was chosen for another {', '.join(unlike)}: "
+                "what was measured or certified of it does not hold here; calibrate it for these "
+                "settings (cospec calibrate), or go back to those",
+            )
         return notes
 
     @property
     def needs(self) -> Needs:
-        """Needs of its features, and chance if it is stochastic."""
-        return self.features.needs | (Needs.UNIFORMS if self.chance else Needs.NOTHING)
-
-    @property
-    def chance(self) -> float:
-        """Share of its rulings that are left to chance."""
-        return 1.0 if self.is_stochastic else self.explore
+        """Needs of its features, and of chance if it explores."""
+        return self.features.needs | (Needs.UNIFORMS if self.explore else Needs.NOTHING)
 
     def keep_probability(self, score: Tensor) -> Tensor:
         """Return the probability that it keeps the draft's token, by its score; both (M,)."""
-        return self.chance * score + (1 - self.chance) * (score > self.threshold)
+        return self.explore * score + (1 - self.explore) * (score > self.threshold)
 
     def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
         """Return whether a prompt is unlike those of its training, so that it stands back."""
@@ -149,7 +168,7 @@ class LearnedArbiter:
         # Not finite stays so: the sigmoid of infinity would be a sound-looking 1.
         probability = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
         probability = guarded(probability, batch, self.max_mismatch_rate)
-        if self.chance:
+        if self.explore:
             assert batch.uniforms is not None
             return Ruling(batch.uniforms < self.keep_probability(probability), probability, x)
         return Ruling(probability > self.threshold, probability, x)
@@ -164,7 +183,7 @@ class LearnedArbiter:
         points, rate = {DEFAULT_POINT: {"threshold": self.threshold}}, self.max_mismatch_rate
         config = {
             "features": self.features.to_dict(),
-            "policy": self.policy.config.to_dict(),
+            "policy": asdict(self.policy.config),
             "operating_points": self.about.get("operating_points", {}) | points,
             "max_mismatch_rate": rate if math.isfinite(rate) else None,  # JSON has no infinity
         }
@@ -205,11 +224,9 @@ class LearnedArbiter:
                 trained on the hidden states of another pair.
         """
         config, features, policy, profile = read_checkpoint(folder)
-        points = config["operating_points"]
+        chosen_for: Json | None = None
         if threshold is None:
-            if point not in points:
-                raise ArbiterError(unknown_name(f"operating point of {folder}", point, points))
-            threshold = float(points[point]["threshold"])
+            threshold, chosen_for = _point(folder, config["operating_points"], point)
         notes: tuple[str, ...] = ()
         if pair is not None:
             if len(features.kinds) != pair.target.config.get_text_config().vocab_size:
@@ -236,11 +253,20 @@ class LearnedArbiter:
             is_bound=pair is not None or not features.num_hidden,
             notes=notes,
             folder=folder,
+            chosen_for=chosen_for,
         )
 
     def with_threshold(self, threshold: float) -> LearnedArbiter:
         """Return the same arbiter with another threshold."""
-        return replace(self, threshold=threshold)
+        return replace(self, threshold=threshold, chosen_for=None)
+
+
+def _point(folder: Path, points: Json, name: str) -> tuple[float, Json | None]:
+    """Return the threshold of an operating point, and what it was chosen for if that is known."""
+    if name not in points:
+        raise ArbiterError(unknown_name(f"operating point of {folder}", name, points))
+    chosen_for = points[name].get("decoding")
+    return float(points[name]["threshold"]), chosen_for if isinstance(chosen_for, dict) else None
 
 
 def _fit(
@@ -278,6 +304,16 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
     return math.inf if rate is None else rate
 
 
-def notes_on(arbiter: Arbiter, config: DecodeConfig) -> tuple[str, ...]:
-    """Return warnings to a user of an arbiter that rules on such blocks."""
-    return arbiter.notes_for(config) if isinstance(arbiter, LearnedArbiter) else ()
+def decoding_of(config: DecodeConfig, sampling: SamplingConfig | None = None) -> Json:
+    """Return the settings that an operating point holds for, without those left at the default."""
+    plain = DecodeConfig()
+    found = {name: getattr(config, name) for name in _DECODING}
+    found = {name: value for name, value in found.items() if value != getattr(plain, name)}
+    return found | ({} if sampling is None else {n: getattr(sampling, n) for n in _SAMPLING})
+
+
+def notes_on(
+    arbiter: Arbiter, config: DecodeConfig, sampling: SamplingConfig | None = None
+) -> tuple[str, ...]:
+    """Return warnings to a user of an arbiter that rules on such blocks, sampled in such a way."""
+    return arbiter.notes_for(config, sampling) if isinstance(arbiter, LearnedArbiter) else ()

@@ -56,7 +56,7 @@ class Mentored(Rule):
         return Ruling((score > 0) & (self.max_kl > 0), score)
 
 
-def least_log_alpha(log_p: Tensor, log_q: Tensor, max_kl: float, num_halvings: int = 50) -> Tensor:
+def least_log_alpha(log_p: Tensor, log_q: Tensor, max_kl: float) -> Tensor:
     """Logarithm of the least alpha that keeps to the budget, by bisection of the mass moved.
 
     The mass that q has above p / alpha is moved to where p / beta is above q. The less is moved,
@@ -66,7 +66,6 @@ def least_log_alpha(log_p: Tensor, log_q: Tensor, max_kl: float, num_halvings: i
         log_p: The target's log-probabilities, (M, V) float64.
         log_q: The draft's, (M, V) float64.
         max_kl: D, in nats.
-        num_halvings: Steps of the bisection.
 
     Returns:
         (M,), at most 0.
@@ -85,7 +84,7 @@ def least_log_alpha(log_p: Tensor, log_q: Tensor, max_kl: float, num_halvings: i
     low = (q * (p == 0)).sum(dim=1)  # moved even at alpha = 0
     high = (q - p).clamp(min=0).sum(dim=1)  # moved at alpha = 1
     best = torch.zeros_like(low)
-    for _ in range(num_halvings):
+    for _ in range(50):
         moved = ((low + high) / 2)[:, None]
         first, last = torch.searchsorted(excess, moved), torch.searchsorted(deficit, -moved)
         p_low, p_high = p_below.gather(1, first), p_above.gather(1, last)

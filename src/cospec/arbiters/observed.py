@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cospec.types import Choosy
+from cospec.arbiters.guard import Choosy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

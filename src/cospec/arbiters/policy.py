@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -43,10 +43,6 @@ class PolicyConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1).")
-
-    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
-        """Return the settings as a JSON object."""
-        return asdict(self)
 
 
 class Correction(nn.Linear):

@@ -93,7 +93,7 @@ def main() -> None:
     except CospecError as error:
         sys.exit(f"cospec: {visible(str(error))}")
     except (OSError, MemoryError, RuntimeError) as error:
-        if (sentence := sentence_for(error)) is None:
+        if (sentence := sentence_for(error, args[0])) is None:
             raise
         sys.exit(f"cospec: {visible(sentence)}")
     except KeyboardInterrupt as stop:

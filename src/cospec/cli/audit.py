@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, check_an
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
 from cospec.cli.views.audit import standing
+from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.audit.config import AuditConfig
 from cospec.results import Json
@@ -102,7 +103,9 @@ class Audit:
         settings = replace(options, arbiter=spec)
         auditor = Auditor(pair, task, settings, self.task.seed, backend=backend, draft=draft)
         auditor.encode(examples)  # refuses a prompt that is too long before anything is played
-        tell([*pair.notes, *notes_on(arbiter, options)])
+        limit = options.max_new_tokens or task.max_new_tokens
+        sampling = SamplingConfig(limit, options.temperature)
+        tell([*pair.notes, *notes_on(arbiter, options, sampling)])
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:
@@ -127,7 +130,7 @@ class Audit:
                 write_dataset(options.dataset, records, names, origin)
             run.write(
                 summary=summary,
-                costs=[cost.to_dict() for cost in costs],
+                costs=[asdict(cost) for cost in costs],
                 feature_names=names,
                 rows=[_slim(record) for record in records],
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, check_answers
 from cospec.cli.run import Run
-from cospec.config import DecodeConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.models.bundled import BUNDLED_ARBITERS
 from cospec.results import Json
@@ -150,7 +150,9 @@ class Calibrate:
             overwrite = overwrite or bool(log and log.done)
             check_point(folder, name, overwrite)
             parts = evaluation.result(play(evaluation, log))
-            calibration = settled._choose(parts["arms"]) | {"name": name, "reliability": scores}
+            sampling = SamplingConfig(evaluation.max_new_tokens, evaluation.temperature)
+            calibration = settled._choose(parts["arms"], sampling)
+            calibration |= {"name": name, "reliability": scores}
             write_point(folder, name, calibration["point"], overwrite)
             run.write(**parts, calibration=calibration)
         print_table(parts["arms"])
@@ -206,8 +208,9 @@ class Calibrate:
         ]
         return make_arms(pair, arbiters, options)
 
-    def _choose(self, arms: list[Json]) -> Json:
+    def _choose(self, arms: list[Json], sampling: SamplingConfig) -> Json:
         """Return the operating point, its tests and a verdict, from the numbers of the arms."""
+        from cospec.arbiters.learned import decoding_of
         from cospec.rl.calibrate import Candidate, certify, fastest, most_accurate
 
         options, size = self.calibrate, arms[0]["num_problems"]
@@ -232,6 +235,7 @@ class Calibrate:
             "split": self.task.split,
             "seed": self.task.seed,
             "num_speculative_tokens": options.k,
+            "decoding": decoding_of(options, sampling),
         }
         right = f"{chosen.accuracy:.1%} right, the target {arms[0]['accuracy']:.1%}"
         return {"point": point, "tests": tests, "verdict": f"{_verdict(point)} Here: {right}."}
@@ -279,15 +283,22 @@ def _show(calibration: Json) -> None:
 def _reliability(arbiter: LearnedArbiter, path: Path) -> Json:
     """Compare the scores of an arbiter with the outcomes of an audit's mismatches.
 
+    Problems that it was trained on are noted on stderr: on these its scores look better.
+
     Raises:
-        ConfigError: The file is no such data set, or has other features.
+        ConfigError: The file is no such data set, has other features, or is of another pair.
     """
     import torch
 
-    from cospec.evaluation.audit.dataset import read_dataset
+    from cospec.cli.play import tell
+    from cospec.evaluation.audit.dataset import count_met, read_dataset, read_metadata
     from cospec.rl.calibrate import reliability
 
     data = read_dataset(path, arbiter.features.names)
+    metadata = read_metadata(path, arbiter.about.get("pair", {}).get("fingerprint"))
+    number, size = count_met(metadata, arbiter.folder) if arbiter.folder is not None else (0, 0)
+    if number:
+        tell([f"{arbiter.label} was trained on {number} of the {size} problems of {path}"])
     with torch.no_grad():
         scores = torch.sigmoid(arbiter.policy(data["features"]))
     correct = (data[f"{role}_correct"].numpy() for role in ("draft", "target"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,8 @@ from cospec.results import Json, parse_json, write_text
 from cospec.text import visible
 
 if TYPE_CHECKING:
-    from cospec.engine import Engine
     from cospec.models import ModelPair
-    from cospec.types import Completion
-
+    from cospec.types import Completion, Delta
 
 _SHOWN = (
     "num_tokens",
@@ -59,8 +58,11 @@ class PromptOptions:
         """The prompts, templates filled in.
 
         Raises:
-            ConfigError: There is no prompt, a number is below 1, or the file does not fit.
+            ConfigError: There is no prompt, a number is below 1, the file does not fit, or there is
+                a system message for no chat.
         """
+        if self.system is not None and self.chat is False:
+            raise self._no_chat("--chat is False")
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ConfigError(f"num_prompts is {self.num_prompts}; it must be at least 1.")
         prompts = list(self.prompt)
@@ -74,13 +76,25 @@ class PromptOptions:
         return [template.replace("{prompt}", prompt) for prompt in prompts]
 
     def encode(self, pair: ModelPair) -> list[str | list[int]]:
-        """The prompts as the engine takes them."""
+        """The prompts as the engine takes them.
+
+        Raises:
+            ConfigError: As `read`; or there is a system message, and the target has no chat.
+        """
         assert pair.tokenizer is not None
         prompts = self.read()
         if not (bool(pair.tokenizer.chat_template) if self.chat is None else self.chat):
+            if self.system is not None:
+                raise self._no_chat("the target has no chat template")
             return list(prompts)
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [pair.encode_chat([*system, {"role": "user", "content": p}]) for p in prompts]
+
+    def _no_chat(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"system is {self.system!r}, and {reason}: a system message is part of a chat; leave "
+            "it out, or write it into --template."
+        )
 
 
 @dataclass(frozen=True)
@@ -107,21 +121,23 @@ class Generate:
         pair = self.pair.load(needs_draft="model" in self.decode.drafter)
         arbiter = load_arbiter(spec, pair)
         decode = self.decode.for_arbiters([arbiter])
-        for note in (*pair.notes, *notes_on(arbiter, decode)):
+        for note in (*pair.notes, *notes_on(arbiter, decode, self.sampling)):
             print(f"note: {visible(note)}", file=sys.stderr)
         engine = Engine(pair, arbiter, decode)
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
-        show = _stream_one if len(prompts) == 1 else _stream_many
+        deltas = _Timed(engine.stream(prompts, self.sampling))
         with run.log(replace(self, decode=decode), pair, {self.decode.arbiter: arbiter}):
-            start = time.perf_counter()
             try:
-                show(engine, prompts, self.sampling, done)
+                if len(prompts) == 1:
+                    _stream_one(deltas, pair, done)
+                else:
+                    _stream_many(deltas, len(prompts), done)
             except KeyboardInterrupt:
                 raise GenerationInterrupted(done) from None
             finally:
                 if done:
-                    self._write(run, done, len(prompts), round(time.perf_counter() - start, 3))
+                    self._write(run, done, len(prompts), deltas.seconds)
 
     def _write(
         self, run: Run, done: dict[int, Completion], num_prompts: int, seconds: float
@@ -131,7 +147,8 @@ class Generate:
 
         rows = [done[i] for i in sorted(done)]
         totals = sum((c.stats for c in rows), Stats()).to_dict()
-        totals |= {"seconds": seconds, "tokens_per_s": round(totals["num_tokens"] / seconds, 3)}
+        rate = round(totals["num_tokens"] / seconds, 3)
+        totals |= {"seconds": round(seconds, 3), "tokens_per_s": rate}
         run.write(
             num_prompts=num_prompts,
             num_finished=len(rows),
@@ -179,20 +196,32 @@ def _row(completion: Completion, arm: str) -> Json:
     } | stats
 
 
-def _stream_one(
-    engine: Engine,
-    prompts: list[str | list[int]],
-    sampling: SamplingConfig,
-    done: dict[int, Completion],
-) -> None:
+class _Timed:
+    """The deltas of a stream, with the seconds that they took without what is done with them."""
+
+    def __init__(self, stream: Iterator[Delta]) -> None:
+        self._stream, self.seconds = stream, 0.0
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        start = time.perf_counter()
+        try:
+            return next(self._stream)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def _stream_one(deltas: Iterable[Delta], pair: ModelPair, done: dict[int, Completion]) -> None:
     """Show one completion as it comes, in colour where the terminal has it."""
     from rich.console import Console
 
     from cospec.cli.views.paint import LEGEND, Painter
 
-    assert engine.pair.tokenizer is not None
-    console, painter = Console(highlight=False, soft_wrap=True), Painter(engine.pair.tokenizer)
-    for delta in engine.stream(prompts, sampling):
+    assert pair.tokenizer is not None
+    console, painter = Console(highlight=False, soft_wrap=True), Painter(pair.tokenizer)
+    for delta in deltas:
         console.print(painter.paint(delta), end="")
         if delta.completion:
             done[delta.index] = delta.completion
@@ -201,18 +230,13 @@ def _stream_one(
         console.print(LEGEND)
 
 
-def _stream_many(
-    engine: Engine,
-    prompts: list[str | list[int]],
-    sampling: SamplingConfig,
-    done: dict[int, Completion],
-) -> None:
+def _stream_many(deltas: Iterable[Delta], num_prompts: int, done: dict[int, Completion]) -> None:
     """Complete many prompts with their progress on standard error, then print them in order."""
     from cospec.cli.progress import Progress
 
     num_tokens = 0
-    with Progress(len(prompts), "prompts") as progress:
-        for delta in engine.stream(prompts, sampling):
+    with Progress(num_prompts, "prompts") as progress:
+        for delta in deltas:
             num_tokens += len(delta.token_ids)
             if delta.completion:
                 done[delta.index] = delta.completion

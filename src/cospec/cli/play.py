@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cospec.cli.progress import Progress
+from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.text import visible
 
 if TYPE_CHECKING:
+    from cospec.config import DecodeConfig
     from cospec.evaluation.evaluate import Evaluation
     from cospec.evaluation.turns import Turn, TurnLog
     from cospec.models import ModelPair
@@ -31,24 +33,24 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         evaluation: What is to be played.
         told: Notes that are not repeated; those that are printed are added.
     """
+    from cospec.arbiters.guard import Choosy
     from cospec.arbiters.learned import notes_on
-    from cospec.backends.decoder import BackendDecoder
-    from cospec.engine import Engine
-    from cospec.types import Choosy
 
     prompts = [pair.encode(one) if isinstance(one, str) else one for one in evaluation.prompts]
     told = set() if told is None else told
     notes = list(pair.notes)
-    for engine in (arm.engine for arm in evaluation.arms):
-        if isinstance(engine, Engine | BackendDecoder):
-            notes += notes_on(engine.arbiter, engine.config)
-            if not isinstance(engine.arbiter, Choosy):
-                continue
-            if number := sum(map(engine.arbiter.is_foreign, prompts)):
-                notes.append(
-                    f"{engine.arbiter.name} stands back from {number} of these {len(prompts)} "
-                    "prompts, which are unlike those it was trained on: they are decoded losslessly"
-                )
+    sampling = SamplingConfig(evaluation.max_new_tokens, evaluation.temperature)
+    for arm in evaluation.arms:
+        arbiter: Arbiter | None = getattr(arm.engine, "arbiter", None)
+        if arbiter is None:  # one model alone, on vLLM
+            continue
+        config: DecodeConfig = arm.engine.config  # type: ignore[attr-defined]
+        notes += notes_on(arbiter, config, sampling)
+        if isinstance(arbiter, Choosy) and (number := sum(map(arbiter.is_foreign, prompts))):
+            notes.append(
+                f"{arm.name} stands back from {number} of these {len(prompts)} prompts, which "
+                "are unlike those it was trained on: they are decoded losslessly"
+            )
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "
@@ -98,7 +100,7 @@ def check_trained_on(
             note += (
                 f", and {found.num_twins} others differ by names alone from ones it was trained on"
             )
-        Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
+        tell([note])
 
 
 def play(

@@ -20,6 +20,7 @@ from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.results import parse_json
+from cospec.text import visible
 from cospec.vllm_plugin.known import SUPPORTED
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
 from cospec.vllm_plugin.supervise import supervise
@@ -86,7 +87,7 @@ class Serve:
         settings = self.settings()
         command = self.command(settings)  # what is wrong with it is said first
         for note in self.check(settings):
-            print(f"cospec: note: {note}", file=sys.stderr)
+            print(f"cospec: note: {visible(note)}", file=sys.stderr)
         if self.dry_run:
             print(shlex.join(command))
             return

@@ -13,6 +13,7 @@ from cospec.cli.options import (
 )
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run
+from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 
 
@@ -69,7 +70,9 @@ class Trace:
         pair = self.pair.load()
         arbiter = load_arbiter(spec, pair)
         options = options.for_arbiters([arbiter])
-        tell([*pair.notes, *notes_on(arbiter, options)])
+        limit = options.max_new_tokens or task.max_new_tokens
+        sampling = SamplingConfig(limit, options.temperature)
+        tell([*pair.notes, *notes_on(arbiter, options, sampling)])
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, trace=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about):

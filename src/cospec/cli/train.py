@@ -104,6 +104,7 @@ class Train:
         from cospec.evaluation.turns import lock
         from cospec.rl.checkpoint import check_run, open_run
 
+        self._check_way()
         if self.log.from_log is not None:
             train_from_log(self.log, self.train, self.out, self.name)
             return
@@ -126,6 +127,23 @@ class Train:
             settings = json.dumps(self.train.to_dict(), indent=1)
             write_text(self.out / "train.json", settings + "\n")
             self._train(pair, problems, provenance, audited)
+
+    def _check_way(self) -> None:
+        """Refuse options that training from a log does not take, or training by rollouts.
+
+        Raises:
+            ConfigError: One is given, and would be ignored.
+        """
+        log = self.log
+        given: dict[str, object] = {"--rewards": log.rewards, "--arbiter": log.arbiter}
+        told = "is for training from a log; pass the log by --from-log FILE, or leave it out"
+        if log.from_log is not None:
+            given = {"--task": self.task.task, "--wandb-project": self.wandb_project}
+            given["--dry-run"] = self.dry_run
+            told = f"is not for training from a log; leave it out, or --from-log {log.from_log}"
+        for name, value in given.items():
+            if value:
+                raise ConfigError(f"{name} is {value}, which {told}.")
 
     def _train(
         self,

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import errno
 
-_KEPT = "What is finished is kept with --json FILE, and the same command resumes it."
+_KEPT = {
+    **dict.fromkeys(
+        ("audit", "bench", "calibrate", "demo", "eval"),
+        "What is finished is kept with --json FILE, and the same command resumes it.",
+    ),
+    "reproduce": "What is finished is kept, and the same command resumes it.",
+    "train": "Finished rounds are kept in the folder --out, and the same command resumes there.",
+}
+"""By verb, what an interruption leaves; of the other verbs nothing is resumed."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def sentence_for(error: BaseException) -> str | None:
-    """Return what to do about a failure of the machine; None if the failure is ours."""
+def sentence_for(error: BaseException, verb: str = "") -> str | None:
+    """Return what to do about a failure of the machine; None if the failure is ours.
+
+    Args:
+        error: The failure.
+        verb: Of the command that failed.
+    """
+    kept = f" {_KEPT[verb]}" if verb in _KEPT else ""
     if isinstance(error, OSError) and error.errno in _FULL | _CLOSED:
         where = error.filename or "the output"
         if error.errno in _FULL:
-            return f"no space is left for {where}: free some, or write to another disk. {_KEPT}"
+            return f"no space is left for {where}: free some, or write to another disk.{kept}"
         return f"{where} cannot be written or read ({error.strerror}): choose another folder."
     if _is_out_of_memory(error):
         return (
             "out of memory: pass a smaller --batch-size, a smaller -k or fewer --max-new-tokens, "
             "or load the models with --dtype bfloat16; cospec info --target T --draft D tells what "
-            f"they take. {_KEPT}"
+            f"they take.{kept}"
         )
     return None
 

@@ -92,18 +92,29 @@ def generate(
         )
     decode = Collaborative(assistant_model, arbiter, tokenizer=tokenizer, streamer=streamer)
     target: Any = model  # whose `generate` is not typed
-    arguments = _with_stop_strings(arguments, tokenizer)
-    found: Tensor | CollaborativeOutput = target.generate(custom_generate=decode, **arguments)
+    own = target.generation_config.stop_strings
+    arguments = _with_stop_strings(arguments, own, tokenizer)
+    if tokenizer is not None:  # else `generate` asks for it
+        target.generation_config.stop_strings = None  # it would add them once more
+    try:
+        found: Tensor | CollaborativeOutput = target.generate(custom_generate=decode, **arguments)
+    finally:
+        target.generation_config.stop_strings = own
     return found
 
 
-def _with_stop_strings(arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+def _with_stop_strings(arguments: dict[str, Any], own: Any, tokenizer: Any) -> dict[str, Any]:
     """Return the arguments of `generate` with stop strings as the criterion that they become.
 
     Transformers makes it itself, but passes no tokenizer on to where a callable decodes.
+
+    Args:
+        arguments: Of `generate`.
+        own: Stop strings of the model's own config, for where no others are given.
+        tokenizer: Of the model.
     """
     config = arguments.get("generation_config")
-    found = arguments.get("stop_strings") or getattr(config, "stop_strings", None)
+    found = arguments.get("stop_strings") or getattr(config, "stop_strings", None) or own
     if not found or tokenizer is None:
         return arguments
     arguments = {key: value for key, value in arguments.items() if key != "stop_strings"}

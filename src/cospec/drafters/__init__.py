@@ -6,7 +6,7 @@ passed to the engine: ``Engine(pair, arbiter, drafter=MyDrafter)``.
 
 from __future__ import annotations
 
-from cospec.drafters.base import Drafter, DraftRow
+from cospec.drafters.base import Drafter, DraftRow, found_proposal
 from cospec.drafters.chained import NgramFirst, SuffixFirst
 from cospec.drafters.model import ModelDrafter
 from cospec.drafters.ngram import NgramDrafter
@@ -30,4 +30,5 @@ __all__ = [
     "NgramFirst",
     "SuffixDrafter",
     "SuffixFirst",
+    "found_proposal",
 ]

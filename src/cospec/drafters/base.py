@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from cospec.types import Needs
+import torch
+
+from cospec.sampling import one_hot
+from cospec.types import Needs, Proposal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from cospec.config import DecodeConfig
     from cospec.models.pair import ModelPair
     from cospec.sampling import Chance
-    from cospec.types import Origin, Proposal, Stats
+    from cospec.types import Origin, Stats
 
 
 class DraftRow(Protocol):
@@ -102,3 +105,28 @@ class Drafter:
 
     def clear(self, row: int, start: int) -> None:
         """Forget what is stored of a row from a position on: it may hold NaN."""
+
+
+def found_proposal(
+    found: Sequence[list[int]], vocab_size: int, chance: Chance, device: torch.device
+) -> Proposal:
+    """Return tokens that no model drew as a proposal.
+
+    Where a row samples, each is drawn from a distribution with all its mass on it: it is accepted
+    with p(token), and the residual is p without that token.
+
+    Args:
+        found: Tokens of each row, a list that may be empty.
+        vocab_size: The target's.
+        chance: Of the block.
+        device: Where the proposal is needed.
+    """
+    width = max(map(len, found))
+    padded = [ids + [0] * (width - len(ids)) for ids in found]
+    token_ids = torch.tensor(padded, dtype=torch.int64, device=device)  # (B, K)
+    lengths = torch.tensor([len(ids) for ids in found], device=device)
+    is_drafted = torch.arange(width, device=device) < lengths[:, None]  # (B, K)
+    probs = None
+    if chance.warper is not None:
+        probs = one_hot(token_ids, vocab_size) * is_drafted[..., None]
+    return Proposal(token_ids, lengths, torch.ones_like(is_drafted), probs=probs)

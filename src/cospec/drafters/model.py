@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cospec.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 from cospec.drafters.adaptive import Pace
-from cospec.drafters.base import Drafter
+from cospec.drafters.base import Drafter, found_proposal
 from cospec.drafters.cascade import Ngrams, Writer, draft_guessing, most_read
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
 from cospec.rulings import in_width, token_log_p
-from cospec.sampling import draw, one_hot
+from cospec.sampling import draw
 from cospec.types import Needs, Proposal
 
 if TYPE_CHECKING:
@@ -74,7 +73,8 @@ class ModelDrafter(CachedModel, Drafter):
         ends, may_end = self._ends(rows), self._config.ends_blocks_early
         if may_end and not ends.is_open.any():
             self._num_read |= dict(enumerate(num_read))
-            return self._nothing(rows, chance)
+            nothing: list[list[int]] = [[] for _ in rows]
+            return found_proposal(nothing, self._target_vocab_size, chance, self.device)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         column = 0
         for j in range(self._k):
@@ -163,35 +163,22 @@ class ModelDrafter(CachedModel, Drafter):
         short = min(self._k, DEFAULT_NUM_SPECULATIVE_TOKENS)
         return [short if row.is_lossless else self._k for row in rows]
 
-    @cached_property
-    def _token_cost(self) -> float | None:
-        """Cost of one more drafted token in target steps, measured where blocks are adaptive."""
-        config = self._config
-        if not config.adaptive or config.adaptive_cost is not None:
-            return config.adaptive_cost if config.adaptive else None
-        return token_cost(self._pair, config.k, config.batch_size)
-
     def _ends(self, rows: Sequence[DraftRow]) -> _Ends:
         """What ends the blocks of some rows."""
-        stops, pace, limits, cost = None, None, None, self._token_cost
-        if self._config.end_blocks_at_stop:
+        stops, pace, limits, config = None, None, None, self._config
+        if config.end_blocks_at_stop:
             width = max(1, *(len(row.stop_ids) for row in rows))
             padded = [[*row.stop_ids, *[-1] * (width - len(row.stop_ids))] for row in rows]
             stops = torch.tensor(padded, device=self.device)
-        if cost is not None:
+        if config.adaptive:
+            cost = config.adaptive_cost
+            if cost is None:  # measured once a process
+                cost = token_cost(self._pair, config.k, config.batch_size)
             pace = Pace(rows, cost, self._k, self.device)
-        if self._config.max_corrections is not None:
+        if config.max_corrections is not None:
             limits = torch.tensor(self._limits(rows), device=self.device)
         is_open = torch.ones(len(rows), dtype=torch.bool, device=self.device)
         return _Ends(is_open, stops, self._min_confidence, pace, limits)
-
-    def _nothing(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
-        """Return blocks of no token for all rows."""
-        none = torch.zeros(len(rows), 0, dtype=torch.int64, device=self.device)
-        probs = None
-        if chance.warper is not None:
-            probs = one_hot(none, self._target_vocab_size)
-        return Proposal(none, torch.zeros_like(none).sum(dim=1), none.bool(), probs=probs)
 
     def forget_drafted(self, row: int, length: int) -> None:
         """Take what was drafted after the `length` tokens of a row as unread: others stand there.

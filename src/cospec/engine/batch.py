@@ -12,6 +12,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from cospec.drafters import Drafter
     from cospec.engine.rows import Row
     from cospec.models.cache import CachedModel
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Rows 0, 1, ... of the stores, decoded in step; how is up to the two kinds of batch.
+    """Rows 0, 1, ... of the stores, decoded in step; a subclass says how.
 
     Args:
         stores: What stores something of each row.
@@ -80,6 +82,11 @@ class Batch:
                 self._stored[len(self.rows)] = []
                 for store in self._stores:
                     store.clear(len(self.rows), 0)
+
+    def _last_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the last token of each row, (B, 1), and its position, (B,)."""
+        ids = torch.tensor([row.last_tokens(1) for row in self.rows], device=device)
+        return ids, torch.tensor([len(row) - 1 for row in self.rows], device=device)
 
     def _save_finished(self) -> None:
         """Keep what is stored of finished rows that branches may leave."""

@@ -36,8 +36,7 @@ class PlainBatch(Batch):
         model.reserve(len(self.rows), end)
         configs = [row.config for row in self.rows]
         chance = Chance.draw(configs, [row.generator for row in self.rows], 0, model.device)
-        starts = torch.tensor([len(row) - 1 for row in self.rows], device=model.device)
-        ids = torch.tensor([row.last_tokens(1) for row in self.rows], device=model.device)
+        ids, starts = self._last_tokens(model.device)
         logits = model.read(ids, model.window(starts, 1, end)).logits  # (B, 1, V)
         top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
         if chance.warper is not None:

@@ -68,14 +68,11 @@ def _checked_row(
 def make_row(pair: ModelPair, index: int, ids: list[int], config: SamplingConfig) -> Row:
     """Return the row of a prompt of token ids."""
     stops = set() if config.ignore_eos else set(pair.eos_token_ids)
-    stops |= {*config.stop_token_ids, *_special_ids(pair, config.stop)}
+    stops |= set(config.stop_token_ids)
+    if config.stop:  # special tokens among them, which decoded text leaves out
+        specials = pair.special_token_ids
+        stops |= {specials[text] for text in config.stop if text in specials}
     return Row(index, ids, config, frozenset(stops), pair.tokenizer)
-
-
-def _special_ids(pair: ModelPair, texts: Sequence[str]) -> list[int]:
-    """Return the ids of texts that are special tokens, which decoded text leaves out."""
-    ids = pair.special_token_ids if texts else {}
-    return [ids[text] for text in texts if text in ids]
 
 
 def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[int]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cospec.arbiters.guard import Choosy
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
-from cospec.types import Arbiter, Choosy, MismatchBatch, Needs, Origin
+from cospec.types import Arbiter, MismatchBatch, Needs, Origin
 
 if TYPE_CHECKING:
     from torch import Tensor

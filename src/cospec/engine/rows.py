@@ -91,7 +91,8 @@ class Row:
         """Return whether a stop string ends within the last token."""
         if not self.config.stop:
             return False
-        # A token adds at least a byte, so that a stop string spans at most this many of them.
+        # A token adds at least a byte, so that a stop string spans at most this many of them
+        # (special tokens add none: where `ignore_eos` lets them stand, one may hide its beginning).
         num_tokens = max(len(s.encode()) for s in self.config.stop) + 1
         return self._find_stop(self._decode(self.generated[-num_tokens:])) >= 0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cospec.arbiters.guard import Choosy
 from cospec.engine.arbitrate import Decision, arbitrate
 from cospec.engine.batch import Batch
 from cospec.engine.verify import Verification, verify
@@ -19,7 +20,7 @@ from cospec.engine.walk import Block, walk
 from cospec.errors import NonFiniteError
 from cospec.models.cache import CachedModel, Output
 from cospec.sampling import Chance
-from cospec.types import Arbiter, Choosy, Needs, Origin, Proposal
+from cospec.types import Arbiter, Needs, Origin, Proposal
 
 if TYPE_CHECKING:
     from cospec.config import DecodeConfig
@@ -102,8 +103,7 @@ class SpeculativeBatch(Batch):
         """
         end = max(map(len, self.rows)) + self._k
         self._target.reserve(len(self.rows), end)
-        ids = self._token_ids(proposal)  # (B, K + 1)
-        starts = torch.tensor([len(row) - 1 for row in self.rows], device=ids.device)
+        ids, starts = self._token_ids(proposal)
         window = self._target.window(starts, ids.shape[1], end)
         if self._drafter.ends_early:
             place = torch.arange(ids.shape[1], device=ids.device)
@@ -112,8 +112,7 @@ class SpeculativeBatch(Batch):
 
     def _read_one_by_one(self, proposal: Proposal) -> Output:
         """Read the same tokens, in one forward for each place."""
-        ids = self._token_ids(proposal)
-        starts = torch.tensor([len(row) - 1 for row in self.rows], device=ids.device)
+        ids, starts = self._token_ids(proposal)
         window = self._target.window(starts, ids.shape[1], max(map(len, self.rows)) + self._k)
         steps = [
             self._target.read(ids[:, j : j + 1], window.columns(j, j + 1))
@@ -123,11 +122,10 @@ class SpeculativeBatch(Batch):
         logits = torch.cat([step.logits for step in steps], dim=1)
         return Output(logits, torch.cat(hidden, dim=1) if hidden else None)
 
-    def _token_ids(self, proposal: Proposal) -> torch.Tensor:
-        """The last token of each row and its drafted ones, (B, K + 1)."""
-        last = [row.last_tokens(1) for row in self.rows]
-        last_ids = torch.tensor(last, device=proposal.token_ids.device)
-        return torch.cat([last_ids, proposal.token_ids], dim=1)
+    def _token_ids(self, proposal: Proposal) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each row's last token and its drafted ones, (B, K + 1), and where they begin."""
+        last, starts = self._last_tokens(proposal.token_ids.device)
+        return torch.cat([last, proposal.token_ids], dim=1), starts
 
     def _to_host(self, proposal: Proposal, verified: Verification) -> list[Block]:
         """Bring what the walk needs to the host in one go."""

@@ -51,8 +51,9 @@ def conditions(document: Json) -> Json:
     }
     engine = config.get("engine", {})
     found |= {name: engine[name] for name in ("backend", "tensor_parallel_size") if name in engine}
-    decode = config.get("decode", config.get("bench", {}))
-    found |= {name: decode[name] for name in _DECODE if name in decode}
+    for part in ("decode", "bench", "calibrate"):  # a document has one of them
+        decode = config.get(part, {})
+        found |= {name: decode[name] for name in _DECODE if name in decode}
     for name, version in provenance["versions"].items():
         if name != "cospec":
             found[f"versions.{name}"] = version

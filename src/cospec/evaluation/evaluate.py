@@ -55,6 +55,7 @@ class Evaluation:
         prompts: One an example.
         samplings: One an example.
         max_new_tokens: As given, or the task's.
+        temperature: As given.
         exact_prefix_tokens: As given.
         chunks: Places of the examples of each chunk.
         num_short_of_room: Prompts that the context leaves fewer than `max_new_tokens`.
@@ -81,7 +82,7 @@ class Evaluation:
             chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.batch_size)
         self.arms, self.task, self.examples, self.first_arm = arms, task, examples, 0
         self.chunks = _chunks(len(examples), chunk_size)
-        self._seed, self._temperature = seed, temperature
+        self._seed, self.temperature = seed, temperature
         self.exact_prefix_tokens = exact_prefix_tokens
         self.max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
         self.prompts, samplings = encode_problems(
@@ -100,7 +101,7 @@ class Evaluation:
         self.num_short_of_room = sum(
             s.max_new_tokens < limit for s, limit in zip(samplings, limits, strict=True)
         )
-        # The engine adds the place in the chunk to the seed, which repeats.
+        # The engine spawns a stream of the seed for each place in a chunk; chunks share places.
         self.samplings = [
             replace(s, seed=seed + i, exact_prefix_tokens=exact_prefix_tokens)
             for i, s in enumerate(samplings)
@@ -120,7 +121,7 @@ class Evaluation:
             "num_speculative_tokens": engine.num_speculative_tokens,
             "max_batch_size": engine.batch_size,
             "max_new_tokens": self.max_new_tokens,
-            "temperature": self._temperature,
+            "temperature": self.temperature,
             "exact_prefix_tokens": self.exact_prefix_tokens,
             "num_short_of_room": self.num_short_of_room,
             "seed": self._seed,

@@ -1,7 +1,7 @@
 """Intervals and tests of a comparison; pure functions of counts and times.
 
-All intervals are at 95 %. Bootstraps are percentile bootstraps with a seed of their own, so that
-the same data gives the same interval. numpy and scipy are imported on use.
+All intervals are at 95 %. Bootstraps are percentile bootstraps with a fixed seed, so that the same
+data gives the same interval. numpy and scipy are imported on use.
 """
 
 from __future__ import annotations
@@ -46,42 +46,49 @@ def mcnemar_p(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
-def accuracy_delta_interval(wins: int, losses: int, num_problems: int, seed: int = 0) -> Interval:
+def accuracy_delta_interval(wins: int, losses: int, num_problems: int) -> Interval:
     """Paired bootstrap interval of (wins - losses) / num_problems.
 
     To draw problems with replacement is to draw the numbers of wins, losses and ties among them
-    from a multinomial law, which needs no problem by problem data.
+    from a multinomial law, which needs no problem by problem data. Without wins and losses that
+    would be a point, though others may yet come: there it is the exact bound of Clopper and Pearson
+    (1934) on the share of problems that differ, to both sides.
 
     Args:
         wins: Problems that only ours got right.
         losses: Problems that only theirs got right.
         num_problems: All problems, ties included; at least 1.
-        seed: Of the resampling.
     """
     import numpy as np  # noqa: PLC0415  # so that the command line starts without it
 
+    if not wins + losses:
+        most: float = 1 - ((1 - _LEVEL) / 2) ** (1 / num_problems)
+        return -most, most
     counts = np.array([wins, losses, num_problems - wins - losses])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.multinomial(num_problems, counts / num_problems, size=_NUM_RESAMPLES)  # (N, 3)
     low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / num_problems, _PERCENTILES)
     return float(low), float(high)
 
 
-def cluster_interval(clusters: Sequence[tuple[float, int]], seed: int = 0) -> Interval:
+def cluster_interval(
+    clusters: Sequence[tuple[float, float]], num_resamples: int = _NUM_RESAMPLES
+) -> Interval:
     """Bootstrap interval of a mean over items that come in clusters, such as templates.
 
     Args:
-        clusters: Sum and number of items of each; at least one.
-        seed: Of the resampling.
+        clusters: Sum and number of items of each; there is at least one item.
+        num_resamples: N, how often the clusters are drawn.
     """
     import numpy as np  # noqa: PLC0415  # so that the command line starts without it
 
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(clusters), size=(_NUM_RESAMPLES, len(clusters)))
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(clusters), size=(num_resamples, len(clusters)))
     sums, sizes = (
         column[drawn].sum(axis=1) for column in np.array(clusters, dtype=float).T.copy()
     )  # (N,) each
-    low, high = np.percentile(sums / sizes, _PERCENTILES)
+    has_items = sizes > 0
+    low, high = np.percentile(sums[has_items] / sizes[has_items], _PERCENTILES)
     return float(low), float(high)
 
 
@@ -94,15 +101,12 @@ def speedup(theirs: Sequence[Chunk], ours: Sequence[Chunk]) -> float:
     return our_rate / their_rate
 
 
-def speedup_interval(
-    theirs: Sequence[Chunk], ours: Sequence[Chunk], seed: int = 0
-) -> Interval | None:
+def speedup_interval(theirs: Sequence[Chunk], ours: Sequence[Chunk]) -> Interval | None:
     """Bootstrap interval of `speedup`, over chunks that each were measured once for both.
 
     Args:
         theirs: Seconds and tokens of each chunk.
         ours: Of the same chunks.
-        seed: Of the resampling.
 
     Returns:
         None for fewer than five chunks, whose bootstrap interval would be far too narrow.
@@ -112,7 +116,7 @@ def speedup_interval(
     num_chunks = len(ours)
     if num_chunks < _MIN_CHUNKS:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.integers(num_chunks, size=(_NUM_RESAMPLES, num_chunks))
     sums = [np.asarray(part)[drawn].sum(axis=1) for part in (ours, theirs)]  # (N, 2) each
     our_rate, their_rate = (part[:, 1] / part[:, 0] for part in sums)

@@ -102,16 +102,17 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
 
     Returns:
         Wins (only ours is right), losses, McNemar's exact p, and the difference in accuracy with
-        its bootstrap interval.
+        its interval, a point for an arm that is compared with itself.
     """
     pairs = [(a["correct"], b["correct"]) for a, b in zip(ours, theirs, strict=True)]
     wins, losses = pairs.count((True, False)), pairs.count((False, True))
+    interval = accuracy_delta_interval(wins, losses, len(pairs))
     return {
         "wins": wins,
         "losses": losses,
         "mcnemar_p": mcnemar_p(wins, losses),
         "accuracy_delta": (wins - losses) / len(pairs),
-        "accuracy_delta_ci95": accuracy_delta_interval(wins, losses, len(pairs)),
+        "accuracy_delta_ci95": (0.0, 0.0) if ours is theirs else interval,
     }
 
 

@@ -10,7 +10,7 @@ from cospec.features.spec import (
     spec_hash,
 )
 from cospec.features.table import FLOOR
-from cospec.features.tokens import KINDS, kind_of
+from cospec.features.tokens import KINDS, kind_of, token_kinds
 
 __all__ = [
     "FLOOR",
@@ -23,4 +23,5 @@ __all__ = [
     "make_features",
     "saved_features",
     "spec_hash",
+    "token_kinds",
 ]

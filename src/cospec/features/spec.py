@@ -19,7 +19,6 @@ from cospec.features.tokens import token_kinds
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
     from cospec.models import ModelPair
     from cospec.types import MismatchBatch, Needs
@@ -87,11 +86,6 @@ class ScalarFeatures:
     def width(self, states: States) -> int:
         """Return the width of some states."""
         raise AssertionError(f"the scalar spec has no {states.name}")
-
-    @staticmethod
-    def for_tokenizer(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> ScalarFeatures:
-        """Look up the kind of every token; without a tokenizer all are word pieces."""
-        return ScalarFeatures(token_kinds(tokenizer, vocab_size))
 
     def on(self, pair: ModelPair) -> Self:
         """Return the same features with what they look up on the device of a pair."""
@@ -175,7 +169,7 @@ def make_features(spec: FeatureSpec, pair: ModelPair) -> ScalarFeatures:
     if spec not in get_args(FeatureSpec):
         raise ConfigError(unknown_name("features", spec, get_args(FeatureSpec)))
     vocab_size = pair.target.config.get_text_config().vocab_size
-    scalar = ScalarFeatures.for_tokenizer(pair.tokenizer, vocab_size)
+    scalar = ScalarFeatures(token_kinds(pair.tokenizer, vocab_size))
     if spec == "scalar":
         return scalar
     heads = [model.get_output_embeddings() for model in (pair.target, pair.draft_model)]  # type: ignore[no-untyped-call]

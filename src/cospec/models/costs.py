@@ -9,9 +9,9 @@ measured cost of a longer forward in place of a constant).
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 _CONTEXT = 256
 """Tokens in the cache where nothing is known of the texts."""
-_TOKEN_COSTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, int], float]] = WeakKeyDictionary()
-"""By draft, then by k and batch size."""
+_TOKEN_COSTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, int, int], float]] = (
+    WeakKeyDictionary()
+)
+"""By draft, then by target, k and batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,6 @@ class Costs:
         verify_s = float(np.interp(num_drafted, lengths, self.verify_s))
         return acceptance_length * self.verify_s[0] / (num_steps * self.draft_step_s + verify_s)
 
-    def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
-        """The costs as a JSON object."""
-        return asdict(self)
-
 
 def token_cost(pair: ModelPair, k: int, batch_size: int) -> float:
     """Return the cost of one more drafted token in target steps, measured once a process.
@@ -76,12 +74,13 @@ def token_cost(pair: ModelPair, k: int, batch_size: int) -> float:
         batch_size: Rows of every forward.
     """
     known = _TOKEN_COSTS.setdefault(pair.draft_model, {})
-    if (k, batch_size) not in known:
+    key = id(pair.target), k, batch_size
+    if key not in known:
         costs = measure_costs(
             pair, max_tokens=k + 1, context=_CONTEXT, batch_size=batch_size, num_trials=5
         )
-        known[k, batch_size] = costs.token_s / costs.verify_s[0]
-    return known[k, batch_size]
+        known[key] = costs.token_s / costs.verify_s[0]
+    return known[key]
 
 
 @torch.inference_mode()

@@ -30,7 +30,8 @@ def to_markdown(inputs: Inputs) -> str:
         )
     if inputs.audits:
         head = ["", *(_escaped(audit.title) for audit in inputs.audits)]
-        parts.append(f"## Audits\n\n{_table(head, audit_rows(inputs.audits))}")
+        rows = [[_escaped(text) for text in row] for row in audit_rows(inputs.audits)]
+        parts.append(f"## Audits\n\n{_table(head, rows)}")
     return "\n\n".join(parts) + "\n"
 
 

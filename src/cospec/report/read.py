@@ -8,11 +8,12 @@ passed over and named; a file that is named by hand has to be one.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.compare import full_rows
 from cospec.report.inputs import (
@@ -44,6 +45,8 @@ _DAMAGE = (
 """Exceptions that a file of another shape can cause while it is read."""
 _ENDS = (".json", ".json.gz", ".jsonl", ".safetensors")
 """Of the files that are read in a folder; logs of unfinished runs are not."""
+_SAID_ELSEWHERE = ("num_speculative_tokens", "batch_size", "enable_prefix_caching", "keep_trace")
+"""Options of decoding that are told by themselves, or that change no draft."""
 
 
 def read_all(paths: Sequence[Path]) -> Inputs:
@@ -124,10 +127,18 @@ def _sampling(temperature: float) -> str:
 
 
 def _drafting(config: Json) -> str:
-    """Say when drafts end early, if they do."""
+    """Name the options of drafting that are not the defaults."""
     settings = config.get("decode") or config.get("bench") or {}
-    threshold = settings.get("draft_confidence_threshold")
-    return f"drafts end below {threshold:g}" if threshold else ""
+    found = []
+    for option in fields(DecodeConfig):
+        value = settings.get(option.name, option.default)
+        if option.name in _SAID_ELSEWHERE or value == option.default:
+            continue
+        if option.name == "draft_confidence_threshold":
+            found.append(f"drafts end below {value:g}")
+        else:
+            found.append(option.name if value is True else f"{option.name} = {value}")
+    return ", ".join(found)
 
 
 def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
@@ -237,25 +248,31 @@ def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:
 def _generated(path: Path, document: Json, inputs: Inputs) -> None:
     """Completions of `cospec generate`: acceptance by position, arms of one setting together.
 
-    An arm that is there already was run with other settings, and is shown by the name of its file.
+    An arm that is there already, or that was run on other prompts or sampled in another way, is
+    shown by the name of its file.
     """
     config = document["config"]
     rates = acceptance_rates(document["rows"])
+    sampling = config.get("sampling") or {}
     k = f"k = {config['decode']['num_speculative_tokens']}"
-    title = ", ".join(filter(None, (_pair(config), k, _drafting(config))))
+    warmth = sampling.get("temperature")
+    told = _pair(config), k, _drafting(config), _sampling(warmth) if warmth else ""
+    title = ", ".join(filter(None, told))
+    setting = json.dumps([title, sampling, config.get("prompts")], sort_keys=True)
     for known in inputs.acceptances:
-        if known.title == title:
-            if known.rates.keys().isdisjoint(rates):
-                known.rates.update(rates)
-                return
-            title += f" ({path.name})"
+        if known.setting == setting and known.rates.keys().isdisjoint(rates):
+            known.rates.update(rates)
+            return
+    if any(known.title == title for known in inputs.acceptances):
+        title += f" ({path.name})"
     if rates:
-        inputs.acceptances.append(Acceptance(title, rates))
+        inputs.acceptances.append(Acceptance(title, rates, setting))
 
 
 def _audit(path: Path, document: Json, inputs: Inputs) -> None:
     config = document["config"]
-    title = _title(config, config["task"]["task"])
+    path_of = document["summary"].get("path")
+    title = _title(config, config["task"]["task"]) + (f", path of {path_of}" if path_of else "")
     for name in ("outcomes", "target_accuracy", "draft_accuracy", "one_step_oracle"):
         document["summary"][name]
     audit = Audit(title, document["summary"])

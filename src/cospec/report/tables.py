@@ -163,13 +163,15 @@ def verdict(cell: Cell) -> list[str]:
     better = [a for a in rivals if a["mcnemar_p"] < 0.05 and a["wins"] > a["losses"]]
     worse = [a for a in rivals if a["mcnemar_p"] < 0.05 and a["wins"] < a["losses"]]
     faster = [a for a in rivals if (a.get("speedup_vs_lossless_ci95") or [0])[0] > 1]
+    speed = f" (whole interval above 1): {_listed([a['name'] for a in faster])}."
+    if not any(a.get("speedup_vs_lossless_ci95") for a in rivals):
+        speed = ": not told, since there were too few chunks for an interval."
     sentences = [f"On the frontier: {_listed(names)}."]
     if rivals:
         sentences += [
             f"More right than the target (p < 0.05): {_listed([a['name'] for a in better])}.",
             f"Less right: {_listed([a['name'] for a in worse])}.",
-            "Faster than lossless (whole interval above 1): "
-            f"{_listed([a['name'] for a in faster])}.",
+            f"Faster than lossless{speed}",
         ]
     for arm in arms:
         if arm["name"] == "lossless" and "num_texts_unlike_target" in arm:
@@ -209,7 +211,8 @@ def audit_rows(audits: Sequence[Audit]) -> list[list[str]]:
     key = "problems_right_or_one_override_away"
     return [
         ["problems", *(str(s["num_problems"]) for s in found)],
-        ["target alone right", *(percent(s["target_accuracy"]) for s in found)],
+        ["path", *(str(s.get("path") or "target alone") for s in found)],
+        ["path right", *(percent(s["target_accuracy"]) for s in found)],
         ["draft alone right", *(percent(s["draft_accuracy"]) for s in found)],
         ["mismatches a problem", *(f"{s['mismatches_per_problem']:.1f}" for s in found)],
         ["branches played", *(str(s["num_branches"]) for s in found)],

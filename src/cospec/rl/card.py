@@ -27,7 +27,8 @@ def write_card(about: Json) -> str:
     best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
     rounds = [row for row in about["history"] if row["round"]]
     if not best["round"]:
-        data = "worked solutions" if train.get("num_solutions") else "the branches of an audit"
+        data = "the models' own answers" if _reads_samples(train) else "worked solutions"
+        data = data if train.get("num_solutions") else "the branches of an audit"
         rest = "; no round of reinforcement did better" if rounds else ""
         how = f"Trained on {data} with CoSpec{rest}."
     rows = [
@@ -75,11 +76,17 @@ def _solutions(train: Json, first: Json) -> list[str]:
     """Return a line on training before the first round, if there was any."""
     if not train.get("num_solutions"):
         return []
+    texts = "the models' own answers to" if _reads_samples(train) else "the worked solutions of"
     return [
-        f"- Before its first round, from {first['num_solution_decisions']} decisions that the "
-        f"worked solutions of {train['num_solutions']} other problems settle: "
+        f"- Before its first round, from {first['num_solution_decisions']} decisions that "
+        f"{texts} {train['num_solutions']} other problems settle: "
         f"{first['tune_accuracy']:.3f} of the tune problems right with that alone."
     ]
+
+
+def _reads_samples(train: Json) -> bool:
+    """Return whether the models' answers take the place of worked solutions."""
+    return bool(train.get("solutions_from") == "samples")
 
 
 def _guard(rate: float | None) -> list[str]:

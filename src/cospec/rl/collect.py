@@ -190,8 +190,8 @@ class Collector:
             sign = 1.0 if m.keep_draft else -1.0
             delta_reward.append(sign * (one.score.value(partial) - score.value(partial)))
             delta_cost.append(sign * (one.cost - cost))
-            other = Ending(end.completion, score)
-            is_harmless.append(self._method.is_harmless(one.ending, other))
+            ours, theirs = Ending(one.rollout.completion, one.score), Ending(end.completion, score)
+            is_harmless.append(self._method.is_harmless(ours, theirs))
         return BranchData(
             torch.stack([m.features for _, m in chosen])
             if chosen

@@ -138,7 +138,7 @@ class Method:
         """
         if self.on_target_path:
             return Observed(AlwaysTarget(), policy.features)
-        return replace(policy, is_stochastic=not self.is_ridge)
+        return replace(policy, explore=0.0 if self.is_ridge else 1.0)
 
 
 METHODS: dict[str, Method] = {

@@ -143,7 +143,7 @@ def solution_decisions(
         part, waiting = waiting[-size:], waiting[:-size]
         found.append(_decisions(pair, features, part, temperature, worth_of))
         on_read(len(part))
-    return SolutionData(*map(torch.cat, zip(*found, strict=True)))
+    return SolutionData.joined(found)
 
 
 @torch.inference_mode()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from cospec.arbiters.guard import PromptGuard
@@ -24,7 +23,7 @@ from cospec.rl.credit import assign_credit
 from cospec.rl.methods import METHODS
 from cospec.rl.metrics import branch_gain, guard, round_metrics, tune_metrics
 from cospec.rl.updates import known_branches, normalise_first, refit, round_seed, update
-from cospec.rl.warmstart import read_solutions, warm_start
+from cospec.rl.warmstart import warm_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,8 +114,16 @@ class Trainer:
     def warm_up(self) -> Json:
         """Train on an audit or on worked solutions, if there are any; return the metrics."""
         features, config = self.arbiter.features, self.config
-        known = partial(read_solutions, self.pair, self.task, features, self.solved, config)
-        learnt = warm_start(self.state.policy, features, config, self.folder, known, self.on_read)
+        learnt = warm_start(
+            self.state.policy,
+            features,
+            self.pair,
+            self.task,
+            self.solved,
+            config,
+            self.folder,
+            self.on_read,
+        )
         self.state.take(learnt)
         return learnt.metrics
 

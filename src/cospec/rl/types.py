@@ -46,7 +46,7 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One rollout of one problem, with its reward."""
+    """One rollout of one problem, with its score and cost."""
 
     place: int
     """Index of the problem in the round."""
@@ -61,11 +61,6 @@ class Played:
     def is_right(self) -> bool:
         """True if its answer is right."""
         return self.score.correct
-
-    @property
-    def ending(self) -> Ending:
-        """Its text and score."""
-        return Ending(self.rollout.completion, self.score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +125,8 @@ class SolutionData(NamedTuple):
     delta: Tensor
     """Worth of the draft's token, (N,): that of the text (1 for a worked solution) where the
     draft's token is the text's, and minus that where the target's is."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the decisions of all parts, in order."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))

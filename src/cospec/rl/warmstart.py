@@ -55,9 +55,11 @@ class WarmStart(NamedTuple):
 def warm_start(
     policy: Policy,
     features: ScalarFeatures,
+    pair: ModelPair,
+    task: Task,
+    solved: Sequence[Example],
     config: TrainConfig,
     folder: Path | None,
-    read: Callable[[Path | None, Callable[[int], None]], SolutionData],
     on_read: Callable[[int], None],
 ) -> WarmStart:
     """Train a copy of a policy on what the settings name, if anything.
@@ -65,9 +67,11 @@ def warm_start(
     Args:
         policy: Untrained.
         features: Its input.
+        pair: The models.
+        task: Makes prompts and scores answers.
+        solved: Problems whose worked solutions are read.
         config: Settings of the run.
         folder: Of the run, for the cache of solutions; None for none.
-        read: `read_solutions` of the run's problems: takes the cache and `on_read`.
         on_read: Called with the number of solutions that were read.
     """
     if config.warmup.warm_start is not None:
@@ -77,7 +81,8 @@ def warm_start(
     path = config.warmup.solutions
     if path is None and folder is not None:
         path = folder / "solutions.safetensors"
-    return from_solutions(policy, read(path, on_read), config)
+    data = read_solutions(pair, task, features, solved, config, path, on_read)
+    return from_solutions(policy, data, config)
 
 
 def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) -> WarmStart:
@@ -178,9 +183,9 @@ def read_solutions(
         num_read += len(some)
         is_due = num_read == len(solved) or time.monotonic() > written + _WRITE_EVERY
         if path is not None and is_due:
-            parts, written = [_joined(parts)], time.monotonic()
+            parts, written = [SolutionData.joined(parts)], time.monotonic()
             write_tensors(path, parts[0]._asdict(), about | {"num_read": str(num_read)})
-    return _joined(parts)
+    return SolutionData.joined(parts)
 
 
 def _about(
@@ -209,10 +214,6 @@ def _player(
     )
     engine = Engine.target_only(pair, batch_size=rollouts.batch_size)
     return ForkPlayer(engine, task, examples, settings, start)
-
-
-def _joined(parts: Sequence[SolutionData]) -> SolutionData:
-    return SolutionData(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _source(config: TrainConfig) -> dict[str, str]:

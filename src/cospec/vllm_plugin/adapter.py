@@ -16,7 +16,7 @@ from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.observed import Observed
 from cospec.errors import ConfigError
-from cospec.features import HiddenFeatures, ScalarFeatures
+from cospec.features import HiddenFeatures, ScalarFeatures, token_kinds
 from cospec.models import ModelPair
 from cospec.types import Needs
 from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows, count_step
@@ -158,7 +158,7 @@ class Adapter:
             self.counts.add(tally.counts, request_ids, tally.num_overrides)
         if self.log is not None:
             logged, arbiter = tally.is_reached, self.row_arbiter.arbiter
-            if isinstance(arbiter, LearnedArbiter) and arbiter.chance:  # both rulings, or neither
+            if isinstance(arbiter, LearnedArbiter) and arbiter.explore:  # both rulings, or neither
                 is_free = rulings.is_free
                 logged = tally.is_counted & (False if is_free is None else is_free)
             pairs = zip(request_ids, num_rows(), strict=True)
@@ -266,7 +266,7 @@ def place(
     tokenizer = find_tokenizer()
     kinds = arbiter.features.kinds
     if tokenizer is not None:
-        kinds = ScalarFeatures.for_tokenizer(tokenizer, vocab_size).kinds
+        kinds = token_kinds(tokenizer, vocab_size)
     elif len(kinds) < vocab_size:
         raise ConfigError(
             f"arbiter {arbiter.name} knows {len(kinds)} tokens and the target has {vocab_size}; "

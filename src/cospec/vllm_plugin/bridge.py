@@ -230,7 +230,7 @@ class RowArbiter:
     ) -> Tensor | None:
         """Return the probability that each drafted token was kept with, if chance decided."""
         arbiter = self.arbiter
-        if not isinstance(arbiter, LearnedArbiter) or not arbiter.chance or score is None:
+        if not isinstance(arbiter, LearnedArbiter) or not arbiter.explore or score is None:
             return None
         found = arbiter.keep_probability(score)
         if rows.thresholds is not None:  # a request's own threshold leaves nothing to chance

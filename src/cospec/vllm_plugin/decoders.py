@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from cospec.backends.decoder import BackendDecoder
+from cospec.backends.base import Item
 from cospec.engine.prompts import make_rows
 from cospec.types import Origin
 from cospec.vllm_plugin.backend import VllmBackend, check_row, generate, request, start
@@ -75,16 +75,37 @@ class PlainDecoder:
         return [row.completion() for row in rows]
 
 
-class RuledDecoder(BackendDecoder):
-    """The pair under an arbiter; it reads its prompts itself, whatever other arms have read."""
+@dataclass
+class RuledDecoder:
+    """The pair under an arbiter; it reads its prompts itself, whatever other arms have read.
+
+    Args:
+        pair: The models.
+        backend: Decodes.
+        arbiter: Rules at mismatches.
+        config: The backend's options.
+    """
+
+    pair: ModelPair
+    backend: VllmBackend
+    arbiter: Arbiter
+    config: DecodeConfig
+    batch_size: int = field(init=False)
+    num_speculative_tokens: int = field(init=False)
+    context_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.context_length = self.backend.context_length
+        self.batch_size, self.num_speculative_tokens = self.config.batch_size, self.config.k
 
     def generate(
         self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
     ) -> list[Completion]:
         """Complete all prompts, in their order."""
-        assert isinstance(self.backend, VllmBackend), "made by VllmDecoders"
         self.backend.forget_prompts()
-        return super().generate(prompts, sampling)
+        pairs = zip(prompts, sampling, strict=True)
+        items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs)]
+        return [one.completion for one in self.backend.complete(items, self.arbiter)]
 
 
 @dataclass

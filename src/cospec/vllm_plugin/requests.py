@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cospec.arbiters.guard import Choosy
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.sampling import row_generator
-from cospec.types import Choosy
 from cospec.vllm_plugin.settings import RequestSettings, RolloutRequest
 
 if TYPE_CHECKING:

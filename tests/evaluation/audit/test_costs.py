@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from cospec.evaluation.audit.costs import num_blocks, predicted_speedups
@@ -41,7 +43,7 @@ def test_costs_are_measured_for_every_length() -> None:
     )
     assert len(costs.verify_s) == 3 and min(costs.verify_s) > 0 and costs.draft_step_s > 0
     assert costs.context + 3 <= family_pair("llama").context_length
-    assert Costs(**costs.to_dict()) == costs
+    assert Costs(**asdict(costs)) == costs
 
 
 def test_the_bound_is_what_the_forwards_of_a_block_allow():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cospec.evaluation.audit.summary import BINNED, if_free_stood, outcome, summarize
+from cospec.evaluation.stats import accuracy_delta_interval, wilson_interval
 from cospec.models.costs import Costs
 
 COSTS = Costs(batch_size=1, context=10, draft_step_s=0.1, verify_s=[1.0, 1.1, 1.2])
@@ -60,6 +61,21 @@ def test_shares_and_agreement_are_those_counted_by_hand() -> None:
     assert one_step["mismatches_best_branch_right"]["share"] == pytest.approx(4 / 6)
     assert one_step["mismatches_target_branch_right"]["share"] == pytest.approx(3 / 6)
     assert summary["accepted_share"]["share"] == 0.75
+
+
+def test_shares_of_none_and_of_all_have_an_interval() -> None:
+    """Found: they were points, of however few problems. One without mismatches tells nothing of
+    theirs.
+    """
+    end = {"oracle_accepted": "1111", "oracle_correct": True, "oracle_overrides": 0}
+    records = [record(True, [mismatch(True, True)] * 2, **end) for _ in range(4)]
+    summary = summarize([*records, record(True, [], **end)], BINNED, [COSTS], 2)
+    assert summary["target_accuracy"]["ci95"] == list(wilson_interval(5, 5))
+    assert summary["draft_accuracy"]["ci95"] == list(wilson_interval(0, 5))
+    assert summary["outcomes"]["both"]["ci95"] == list(wilson_interval(4, 4))
+    assert summary["outcomes"]["neither"]["ci95"] == list(wilson_interval(0, 4))
+    change = summary["oracle_path"]["accuracy_delta"]
+    assert (change["share"], change["ci95"]) == (0.0, list(accuracy_delta_interval(0, 0, 5)))
 
 
 def test_bins_split_the_mismatches_without_losing_any() -> None:
@@ -125,6 +141,14 @@ def test_the_path_of_another_arbiter_is_named_and_predicts_no_exact_speed() -> N
     summary = summarize(RECORDS, BINNED, [SLOW], 2, "always_draft")
     assert summary["verdict"].startswith("always_draft solves 50.0 %")
     assert summary["speed"] == [] and not any("exact" in each for each in summary["warnings"])
+
+
+def test_a_path_that_solves_nothing_is_warned_of_by_its_name() -> None:
+    """Found: the target was blamed for the path of another arbiter."""
+    wrong = [record(False, [mismatch(False, False)])]
+    for path, whose in ((None, "the target"), ("always_draft", "always_draft")):
+        warned = summarize(wrong, BINNED, [COSTS], 2, path)["warnings"]
+        assert f"{whose} solves none of these problems: a wrong prompt or task?" in warned
 
 
 def test_a_pair_that_never_disagrees_has_nothing_to_rule_on() -> None:

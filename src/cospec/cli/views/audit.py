@@ -20,7 +20,7 @@ def standing(records: Sequence[Json]) -> str:
     played = [m for record in records for m in record["mismatches"]]
     saved = sum(m["draft_correct"] and not m["target_correct"] for m in played)
     right = sum(record["correct"] for record in records)
-    return f"target right {right}/{len(records)}, only the draft right {saved}/{len(played)}"
+    return f"path right {right}/{len(records)}, only the draft right {saved}/{len(played)}"
 
 
 def show(summary: Json) -> None:

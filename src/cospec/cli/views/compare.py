@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from cospec.cli.views.tables import table_console
+from cospec.cli.views.tables import FILE_WIDTH, table_console
 from cospec.results import Json
 from cospec.text import visible
 
@@ -41,7 +41,7 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
 
 def print_comparison(cells: Sequence[Json]) -> None:
     """A table a cell: quality and speed of each arm in both runs."""
-    console = table_console()
+    console = table_console(FILE_WIDTH + 8)  # names have settings beside them
     for cell in cells:
         title = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"
         console.print(f"\n{title}", markup=False, soft_wrap=True)

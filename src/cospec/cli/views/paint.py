@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from cospec.display import GrowingText
 from cospec.text import visible
 from cospec.types import Delta, Origin
 
@@ -33,8 +34,7 @@ class Painter:
     """Colours the stream of one completion."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
+        self._growing = GrowingText(tokenizer)
         self._num_painted = 0
         self._num_settled = 0
 
@@ -43,12 +43,7 @@ class Painter:
         self._num_settled += len(delta.text)
         painted = Text()
         for token_id, origin in zip(delta.token_ids, delta.origins, strict=True):
-            self._token_ids.append(token_id)
-            text = self._tokenizer.decode(
-                self._token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-            assert isinstance(text, str)
-            piece = text[self._num_painted : self._num_settled]
+            piece = self._growing.add(token_id)[self._num_painted : self._num_settled]
             painted.append(visible(piece), STYLES[origin])
             self._num_painted += len(piece)
         return painted

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cospec.errors import ConfigError
+from cospec.tasks.trained_on import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,6 +71,42 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
         raise ConfigError(f"{path} is not {what}: {error}.") from error
 
 
+def read_metadata(path: Path, fingerprint: str | None) -> dict[str, str]:
+    """Return what a data set says of itself.
+
+    Args:
+        path: The file.
+        fingerprint: Of the pair that it should be of; None if that is not known.
+
+    Raises:
+        ConfigError: It is no such file, or says that it is of another pair.
+    """
+    _, metadata = read_tensors(path, "a data set of cospec audit")
+    if fingerprint is not None and metadata.get("fingerprint", fingerprint) != fingerprint:
+        raise ConfigError(
+            f"{path} is of another pair ({metadata.get('pair')}); audit this one with --dataset."
+        )
+    return metadata
+
+
+def count_met(metadata: Mapping[str, str], folder: Path) -> tuple[int, int]:
+    """Count the questions of a data set that an arbiter was trained on, and all of them.
+
+    Args:
+        metadata: Of the data set; one of an older version has no questions.
+        folder: Of the arbiter, which may not tell what it was trained on.
+
+    Raises:
+        ConfigError: What the folder tells is damaged.
+    """
+    ours = json.loads(metadata.get("trained_on", "{}")).get("questions", [])
+    if not (folder / FILE).exists():
+        return 0, len(ours)
+    theirs, _ = read_tensors(folder / FILE, "a list of questions that an arbiter was trained on")
+    known = {bytes(row).hex() for row in theirs.get("questions", torch.empty(0, 0)).tolist()}
+    return sum(one in known for one in ours), len(ours)
+
+
 def read_origin(path: Path, fingerprint: str) -> dict[str, list[str]]:
     """Return the hashes of the questions that a data set was made of; none for older files.
 
@@ -80,11 +117,7 @@ def read_origin(path: Path, fingerprint: str) -> dict[str, list[str]]:
     Raises:
         ConfigError: It is no such file, or is of another pair or of test problems.
     """
-    _, metadata = read_tensors(path, "a data set of cospec audit")
-    if metadata.get("fingerprint", fingerprint) != fingerprint:
-        raise ConfigError(
-            f"{path} is of another pair ({metadata.get('pair')}); audit this one with --dataset."
-        )
+    metadata = read_metadata(path, fingerprint)
     if metadata.get("split") == "test":
         raise ConfigError(
             f"{path} is of test problems, which an arbiter is measured on; audit with --split "

@@ -1,7 +1,8 @@
 """The numbers of an audit and what they mean, from the records of an `Auditor`.
 
 Intervals are 95 % bootstrap intervals over problems, since the mismatches of one problem are not
-independent. Where only some mismatches of a problem were played, they stand for all of them.
+independent; a share of none or of all has Wilson's interval over problems. Where only some
+mismatches of a problem were played, they stand for all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cospec.evaluation.audit.costs import num_blocks, predicted_speedups
+from cospec.evaluation.stats import accuracy_delta_interval, cluster_interval, wilson_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +83,7 @@ def summarize(
         oracle = np.array([r["oracle_correct"] for r in records], dtype=float)
         summary["oracle_path"] = {
             "accuracy": _share(oracle),
-            "accuracy_delta": _share(oracle - right),
+            "accuracy_delta": _change(right, oracle),
             "overrides_per_problem": float(np.mean([r["oracle_overrides"] for r in records])),
             "mean_acceptance_length": _acceptance_length(records, "oracle_accepted", k),
             "mean_acceptance_length_lossless": _acceptance_length(records, "accepted", k),
@@ -93,15 +95,20 @@ def summarize(
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Json:
-    """A ratio of sums over problems, with its interval."""
+    """A ratio of sums over problems, with its interval.
+
+    Where no problem has a part above, or each has all of it, resamples are all alike: there the
+    problems are counted.
+    """
     total = below.sum()
     ci = None
     if total:
-        generator = np.random.default_rng(0)
-        draws = generator.integers(len(below), size=(NUM_RESAMPLES, len(below)))
-        totals = below[draws].sum(axis=1)
-        values = above[draws].sum(axis=1)[totals > 0] / totals[totals > 0]
-        ci = [float(value) for value in np.quantile(values, [0.025, 0.975])]
+        ci = list(cluster_interval(list(zip(above, below, strict=True)), NUM_RESAMPLES))
+        num_problems = int((below > 0).sum())
+        if not above.any():
+            ci = list(wilson_interval(0, num_problems))
+        elif np.allclose(above, below):
+            ci = list(wilson_interval(num_problems, num_problems))
     share = float(above.sum() / total) if total else None
     return {"share": share, "ci95": ci, "count": round(above.sum()), "of": round(total)}
 
@@ -109,6 +116,14 @@ def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Json:
 def _share(values: NDArray[np.float64]) -> Json:
     """A mean over problems."""
     return _ratio(values, np.ones_like(values))
+
+
+def _change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Json:
+    """A mean difference over problems, which may be negative."""
+    found = _share(after - before)
+    if np.array_equal(before, after):
+        found["ci95"] = list(accuracy_delta_interval(0, 0, len(before)))
+    return found
 
 
 def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> NDArray[np.float64]:
@@ -238,7 +253,8 @@ def warnings(summary: Json) -> list[str]:
             "--num-problems"
         )
     if not summary["target_accuracy"]["count"]:
-        found.append("the target solves none of these problems: a wrong prompt or task?")
+        whose = summary["path"] or "the target"
+        found.append(f"{whose} solves none of these problems: a wrong prompt or task?")
     return found
 
 

@@ -6,6 +6,7 @@ Python, rows that wait for longer blocks) is what an arm's speed-up stays below 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from math import ceil
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -
         length = entry["mean_acceptance_length"]
         if block and not benchmark.config.cascade:
             entry["speedup_bound"] = costs.bound(length, *block)
-    return costs.to_dict()
+    return asdict(costs)
 
 
 def _block(entry: Json) -> tuple[float, float] | None:

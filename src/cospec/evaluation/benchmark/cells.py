@@ -15,7 +15,6 @@ from cospec.evaluation.arms import Arm, Decoder, EngineDecoders
 from cospec.evaluation.benchmark.arms import ASSISTED, ORACLE
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.benchmark.bounds import add_bounds
-from cospec.evaluation.benchmark.config import knob_of
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, rows_by_arm, summarize
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def measure(
     parts = result(repeats, {arm.name: arm.arbiter for arm in arms}, rival)
     for entry, spec, arm in zip(parts["arms"], present, arms, strict=True):
         k = arm.engine.num_speculative_tokens
-        knob = None if arm.arbiter is None else knob_of(benchmark.arbiter(arm.arbiter).name)
+        knob = benchmark.knob(arm)
         entry.update(kind=spec.kind, k=k or None, knob=knob, speedup_bound=None)
     # The pair's costs in this process say nothing of another engine's.
     costs = add_bounds(benchmark, parts["arms"], batch_size) if is_own else None

@@ -163,6 +163,12 @@ class Benchmark:
             return arbiter.remembering(self.tune_mismatches)
         return arbiter
 
+    def knob(self, arm: Arm) -> str | None:
+        """Return the settings in the name of the arbiter of an arm, if it has both."""
+        if arm.arbiter is None:
+            return None
+        return self.arbiter(arm.arbiter).name.partition(":")[2] or None
+
     @cached_property
     def tune_mismatches(self) -> Tensor:
         """Pairs of tokens at the mismatches of the target's own answers to the tune problems."""
@@ -205,11 +211,6 @@ class Benchmark:
         if self.config.draft_cost is not None:
             return self.config.draft_cost
         return self.pair.draft_size
-
-
-def knob_of(name: str) -> str | None:
-    """The settings in the name of an arbiter; None if it has none."""
-    return name.partition(":")[2] or None
 
 
 def describe(benchmark: Benchmark) -> Json:

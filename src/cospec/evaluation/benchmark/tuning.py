@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.evaluation.arms import Arm
-from cospec.evaluation.benchmark.config import Setting, knob_of
+from cospec.evaluation.benchmark.config import Setting
 from cospec.evaluation.summary import DRAFT, counts, rows_by_arm
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def _try(
     tries: dict[str, list[Json]] = {name: [] for name in places}
     for name, settings in places.items():
         for setting, arm in zip(settings, arms[name], strict=True):
-            knob = None if arm.arbiter is None else knob_of(benchmark.arbiter(arm.arbiter).name)
+            entry = {"k": setting.k, "arbiter": arm.arbiter, "knob": benchmark.knob(arm)}
             result = _tally(rows[arm.name], benchmark.draft_cost) if benchmark.tune else {}
-            tries[name].append({"k": setting.k, "arbiter": arm.arbiter, "knob": knob} | result)
+            tries[name].append(entry | result)
     return tries
 
 
