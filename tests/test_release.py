@@ -12,8 +12,6 @@ import pytest
 
 import cospec
 
-pytestmark = pytest.mark.xdist_group("release")  # one process makes what they share, once
-
 ROOT = Path(__file__).parent.parent
 MAX_WHEEL_BYTES = 30_000_000
 PACKAGE_FILES = {

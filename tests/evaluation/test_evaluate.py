@@ -20,8 +20,6 @@ from cospec.tasks.mixture import mixture
 from cospec.types import Stats
 from tests.evaluation.conftest import WORDS
 
-pytestmark = pytest.mark.xdist_group("evaluate")  # one process makes what they share, once
-
 MAX_NEW_TOKENS = 24
 CONTRACT = {
     "name", "arbiter", "num_problems", "accuracy", "accuracy_ci95", "wins", "losses", "mcnemar_p",

@@ -8,8 +8,6 @@ from cospec import Engine, load_arbiter
 from cospec.evaluation.problems import encode_problems
 from cospec.evaluation.trace import trace_problems
 
-pytestmark = pytest.mark.xdist_group("trace")  # one process makes what they share, once
-
 
 @pytest.fixture(scope="module")
 def rows(pair, task):

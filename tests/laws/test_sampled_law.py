@@ -30,7 +30,6 @@ from tests.laws.known_law import (
 )
 
 LENGTHS = [1, 4]  # blocks of 2 are those of the draft that stops early
-pytestmark = pytest.mark.xdist_group("sampled_law")  # one process draws the texts, once
 
 
 @functools.cache

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
     from cospec.types import MismatchBatch, MismatchTrace
 
-pytestmark = pytest.mark.xdist_group("collect")  # one process makes what they share, once
 
 NUM_TOKENS, K = 20, 4
 

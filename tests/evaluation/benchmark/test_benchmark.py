@@ -29,8 +29,6 @@ from cospec.models.costs import Costs
 from tests.evaluation.conftest import WORDS
 from tests.rl.conftest import arbiter, coin
 
-pytestmark = pytest.mark.xdist_group("benchmark")  # one process makes what they share, once
-
 SPECS = ["gap", "random:rate=0.5", "random:match=gap", "assisted"]
 
 
