@@ -77,7 +77,11 @@ def main() -> None:
     rows = resumed(kept, json.dumps(config | {"overwrite": False}))
     done = {(row["task"], row["id"], row["arm"]) for row in rows}
     for name in options.tasks:
-        task = load_task(name, data_dir=options.data_dir)
+        task = load_task(
+            name,
+            data_dir=options.data_dir,
+            allow_code_execution=options.allow_code_execution,
+        )
         examples = task.examples(
             options.split, None if options.ids else options.count, options.seed
         )
@@ -170,6 +174,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--longest", type=int, default=10, help="of blocks that end by themselves")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the draft's confidence")
     parser.add_argument("--prefix-caching", action="store_true", help="keep caches between prompts")
+    parser.add_argument("--allow-code-execution", action="store_true", help="for mbpp")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, required=True)

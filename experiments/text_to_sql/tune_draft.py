@@ -1,13 +1,13 @@
 """Tune a draft on Spider's train questions with LoRA, reading each schema once for its questions.
 
 Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 3000]
-       python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT --adapter FOLDER
+       python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT --adapter FOLDER [FOLDER …]
 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
 and itself. The loss is on answers alone, which are the gold queries in the models' writing.
 Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
 with LoRA merged, and OUT/adapter is the adapter alone. With --adapter nothing is tuned: OUT is
-DRAFT with that adapter.
+DRAFT with that adapter, or the mean of its weights with each of several (2203.05482).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("draft", "data", "out"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--adapter", type=Path, help="merge this one and tune nothing")
+    parser.add_argument("--adapter", type=Path, nargs="+", help="merge these and tune nothing")
     parser.add_argument("--questions", type=int, default=3000)
     parser.add_argument("--rank", type=int, default=2, help="of LoRA")
     parser.add_argument("--rate", type=float, default=8e-4, help="learning rate")
@@ -64,7 +64,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.draft)
     model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=torch.float32)
     if options.adapter:
-        save(PeftModel.from_pretrained(model, options.adapter), tokenizer, options.out)
+        merged(model, options.adapter, options.draft).save_pretrained(options.out)
+        tokenizer.save_pretrained(options.out)
         return
     task = load_task("spider", data_dir=options.data)
     some = task.examples("train")
@@ -83,6 +84,19 @@ def main() -> None:
     save_adapter(model, options.out / "adapter")
     (options.out / "tuning.json").write_text(json.dumps(log) + "\n")
     save(model, tokenizer, options.out)
+
+
+def merged(model, adapters, draft):
+    """Return the model with an adapter, or the mean of its weights with each of several."""
+    first, *others = adapters
+    mean = PeftModel.from_pretrained(model, first).merge_and_unload()
+    for number, adapter in enumerate(others, start=2):
+        model = AutoModelForCausalLM.from_pretrained(draft, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        with torch.no_grad():
+            for name, weight in mean.named_parameters():
+                weight.add_((model.get_parameter(name) - weight) / number)
+    return mean
 
 
 def save_adapter(model, out: Path) -> None:
