@@ -323,7 +323,10 @@ SPEEDS = (
     *("speed_family_hidden", "speed_specialist_hidden"),
     *("speed_all_family", "speed_all_specialist"),
 )
-DATABASES = ("sql_test", "test_agreement", "test_kept_draft", "test_known", "test_second_draft")
+DATABASES = (
+    *("sql_test", "test_agreement", "test_kept_draft"),
+    *("test_known", "test_second_draft", "test_mean_draft"),
+)
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(comparison, name) for name in COMPARISONS},
     **{name: partial(bench, name) for name in BENCHES},
