@@ -108,8 +108,13 @@ def test_the_prompt_guard_is_saved_and_can_be_switched_off(folder, tmp_path) -> 
 
 def test_ids_of_another_vocabulary_say_nothing_of_a_prompt(tmp_path) -> None:
     learned(prompt_guard=PromptGuard.of([[1, 2, 3]], [[1, 2, 4]])).save(tmp_path / "one")
-    other = load_arbiter(str(tmp_path / "one"), ModelPair.from_pretrained("bundled:family"))
-    assert other.prompt_guard is None
+    pair = ModelPair.from_pretrained("bundled:family")
+    other = load_arbiter(str(tmp_path / "one"), pair)
+    assert other.prompt_guard is None and "the prompt guard of one is off" in other.notes[-1]
+    with pytest.raises(ArbiterError, match="not in the tokens of this pair"):
+        load_arbiter(f"{tmp_path / 'one'}:min_prompt_likeness=0.5", pair)
+    with pytest.raises(ArbiterError, match=r"is 1.5; it must be from 0 \(off\) to 1"):
+        load_arbiter(f"{tmp_path / 'one'}:min_prompt_likeness=1.5")
     other.save(tmp_path / "two")
     assert load_arbiter(str(tmp_path / "two")).prompt_guard is None
 
@@ -296,6 +301,7 @@ HOSTILE: dict[str, tuple[str, Any]] = {
     "a rate that is no number": ("max_mismatch_rate", math.nan),
     "a huge rate": ("max_mismatch_rate", 10**400),
     "a negative rate": ("max_mismatch_rate", -0.5),
+    "no number for a rate": ("max_mismatch_rate", ""),
     "a likeness above 1": ("min_prompt_likeness", 1.5),
     "a likeness that is no number": ("min_prompt_likeness", "high"),
     "a version": ("features.version", "1"),

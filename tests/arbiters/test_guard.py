@@ -34,4 +34,4 @@ def test_no_prompt_that_it_was_set_by_is_foreign_and_one_of_other_tokens_is():
 def test_prompts_that_have_nothing_in_common_leave_no_foreign_one():
     guard = PromptGuard.of([[1, 1], [2, 2]], [[3, 3], [1, 1], [2, 2]])
     assert guard.min_likeness == 0.0
-    assert not guard.is_foreign([9, 9])
+    assert not guard.is_foreign([9, 9]) and not guard.is_foreign([])

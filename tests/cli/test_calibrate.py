@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from cospec import load_arbiter
 from cospec.arbiters.learned import LearnedArbiter, notes_on
@@ -114,6 +116,10 @@ def test_a_point_that_is_used_with_other_settings_is_noted(
     assert "was chosen for another max_corrections, drafter, temperature: " in note
     (note,) = notes_on(arbiter, other)
     assert "another max_corrections, drafter: " in note, "who samples how is not known"
+    (note,) = notes_on(arbiter, same, replace(sampling, top_p=0.9))
+    assert "another top_p: " in note
+    (note,) = notes_on(load_arbiter(f"{folder}:point=guarantee,max_mismatch_rate=0.5"), same)
+    assert "another max_mismatch_rate: " in note
     for free in (load_arbiter(str(folder)), arbiter.with_threshold(0.3), load_arbiter("gap")):
         assert notes_on(free, other, sampling) == ()
     assert notes_on(replace(arbiter, threshold=1.0), other) == (), "lossless with any settings"
@@ -230,15 +236,14 @@ def test_problems_of_an_audit_that_the_arbiter_was_trained_on_are_noted(
 def test_an_audit_of_another_pair_says_nothing_of_the_scores(
     tiny, calibrate, folder, letters, tmp_path, refusal
 ):
-    """Found: only the names of the features were compared."""
-    data = tmp_path / "m.safetensors"
+    """Found: only the names of the features were compared; then the pair of the training."""
+    data, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
     audit(tiny, letters, data)
-    about = {"pair": {"fingerprint": "other"}}
-    replace(LearnedArbiter.load(folder), about=about).save(folder)
-    tiny.asked_for.clear()
-    assert f"{data} is of another pair" in refusal(calibrate, "--dataset", data)
-    assert tiny.asked_for == [], "before any model is loaded"
-    about["pair"]["fingerprint"] = tiny.pair.fingerprint
+    with safe_open(data, "pt") as file:
+        metadata = file.metadata() | {"fingerprint": "other"}
+    save_file(load_file(data), other, metadata)
+    assert f"{other} is of another pair" in refusal(calibrate, "--dataset", other)
+    about = {"pair": {"fingerprint": "of a pair that it was trained on"}}
     replace(LearnedArbiter.load(folder), about=about).save(folder)
     calibrate("--dataset", data)
 

@@ -225,7 +225,7 @@ def test_prompts_that_an_arbiter_stands_back_from_are_told_and_decoded_losslessl
     result = tmp_path / "r.json"
     evaluate("--arbiter", tmp_path / "timid", "--arbiter", tmp_path / "bold", "--json", result)
     noted = [line for line in capsys.readouterr().err.splitlines() if "stands back" in line]
-    assert len(noted) == 1 and "timid:threshold=0.5 stands back from 6 of these 6" in noted[0]
+    assert len(noted) == 1 and "note: timid stands back from 6 of these 6" in noted[0]
     overrides = {"timid": 0, "bold": 0}
     for row in json.loads(result.read_text())["rows"]:
         if (name := row["arm"].partition(":")[0]) in overrides:

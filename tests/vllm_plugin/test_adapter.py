@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cospec.arbiters import AlwaysDraft
+from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, ConfigError
@@ -123,6 +124,16 @@ def test_a_request_whose_prompt_the_arbiter_stands_back_from_is_left_to_the_targ
     assert column(table, "is_open", 0, 1, 2, 3, 4) == [True, False, False, True, False]
     table.add(1, params(), [2, 1], AlwaysDraft())
     assert column(table, "is_open", 1) == [True]
+
+
+def test_a_guard_of_another_tokenizers_ids_is_dropped():
+    """Found: every prompt was foreign to it, and nothing said so."""
+    guard = PromptGuard.of([[1, 2]], [[1, 2]])
+    features = ScalarFeatures(torch.zeros(8, dtype=torch.int64))
+    policy = Policy(len(features.names), PolicyConfig())
+    arbiter = LearnedArbiter(policy, features, prompt_guard=guard)
+    assert place(arbiter, CPU, 8, lambda: None).prompt_guard is guard
+    assert place(arbiter, CPU, 7, lambda: None).prompt_guard is None
 
 
 def test_a_request_with_a_whole_vocabulary_of_stop_tokens_does_not_widen_the_table(caplog):

@@ -138,8 +138,9 @@ def read_config(folder: Path) -> Json:
         if not isinstance(point, dict):
             raise _damaged(folder, f"operating_points.{name} is no object")
         _number(folder, f"operating_points.{name}.threshold", point.get("threshold"), 1.0)
-    _number(folder, "max_mismatch_rate", config.get("max_mismatch_rate") or 0, 1e9)
-    _number(folder, "min_prompt_likeness", config.get("min_prompt_likeness") or 0, 1.0)
+    for key, most in {"max_mismatch_rate": 1e9, "min_prompt_likeness": 1.0}.items():
+        value = config.get(key)
+        _number(folder, key, 0 if value is None else value, most)
     train = config["training"].get("train", {}) if "training" in config else {}
     if not isinstance(train, dict):
         raise _damaged(folder, "training.train is no object")

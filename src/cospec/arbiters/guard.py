@@ -68,7 +68,7 @@ class PromptGuard:
 
     def is_foreign(self, prompt: Sequence[int]) -> bool:
         """Return whether a prompt is unlike those of training; one without tokens is."""
-        return not prompt or self.likeness(prompt) < self.min_likeness
+        return self.min_likeness > 0 and (not prompt or self.likeness(prompt) < self.min_likeness)
 
 
 def _shares(prompt: Sequence[int]) -> Tensor:

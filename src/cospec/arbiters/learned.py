@@ -10,7 +10,7 @@ import torch
 
 from cospec.arbiters.checkpoint import read_checkpoint, write_checkpoint
 from cospec.arbiters.guard import PromptGuard, guarded
-from cospec.config import DecodeConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
 from cospec.features import ScalarFeatures, make_features
 from cospec.settings import flat
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.arbiters.policy import Policy
-    from cospec.config import SamplingConfig
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.types import Arbiter
@@ -38,7 +37,7 @@ _DECODING = (
     "drafter",
     "cascade",
 )
-_SAMPLING = ("temperature", "max_new_tokens")
+_SAMPLING = ("temperature", "max_new_tokens", "top_k", "top_p", "min_p")
 """What an operating point holds for, beside the problems that it was chosen on."""
 
 
@@ -80,13 +79,19 @@ class LearnedArbiter:
     @property
     def name(self) -> str:
         """Label with the threshold, and with the guards that are not the trained ones."""
-        name = f"{self.label}:threshold={self.threshold:.4g}"
+        changed = "".join(f",{key}={value:.4g}" for key, value in self._changed_guards.items())
+        return f"{self.label}:threshold={self.threshold:.4g}{changed}"
+
+    @property
+    def _changed_guards(self) -> dict[str, float]:
+        """Limits of the guards that are not the trained ones."""
+        found, guard = {}, self.prompt_guard
         if self.max_mismatch_rate != _saved_rate(self.about):
-            name += f",max_mismatch_rate={self.max_mismatch_rate:.4g}"
-        guard, saved = self.prompt_guard, self.about.get("min_prompt_likeness")
-        if guard and saved is not None and guard.min_likeness != saved:
-            name += f",min_prompt_likeness={guard.min_likeness:.4g}"
-        return name
+            found["max_mismatch_rate"] = self.max_mismatch_rate
+        saved = self.about.get("min_prompt_likeness")
+        if guard is not None and saved is not None and guard.min_likeness != saved:
+            found["min_prompt_likeness"] = guard.min_likeness
+        return found
 
     @property
     def trained_k(self) -> int | None:
@@ -123,7 +128,10 @@ class LearnedArbiter:
             )
         ours, theirs = decoding_of(config, sampling), self.chosen_for
         names = _DECODING if sampling is None else _DECODING + _SAMPLING
-        unlike = [n for n in names if theirs is not None and ours.get(n) != theirs.get(n)]
+        unlike: list[str] = []
+        if theirs is not None:
+            unlike = [n for n in names if ours.get(n) != theirs.get(n)]
+            unlike += self._changed_guards
         if unlike and self.threshold < 1:  # which is lossless with any settings
             notes += (
                 f"the operating point of {self.label} was chosen for another {', '.join(unlike)}: "
@@ -229,17 +237,16 @@ class LearnedArbiter:
             threshold, chosen_for = _point(folder, config["operating_points"], point)
         notes: tuple[str, ...] = ()
         if pair is not None:
-            if len(features.kinds) != pair.target.config.get_text_config().vocab_size:
-                profile = None  # its token ids are another tokenizer's
+            width = pair.target.config.get_text_config().vocab_size
+            is_other = len(features.kinds) != width
             features, notes = _fit(folder, features, config.get("pair", {}), pair)
+            if is_other and profile is not None:  # its token ids are another tokenizer's
+                profile = None
+                notes += (f"the prompt guard of {folder.name} is off: this pair has other tokens",)
             policy.to(pair.target.device)
         least: float | None = config.get("min_prompt_likeness")
         if min_prompt_likeness is not None:
-            if min_prompt_likeness and least is None:
-                raise ArbiterError(
-                    f"min_prompt_likeness is {min_prompt_likeness:g}, and {folder} does not know "
-                    "the prompts of its training; leave it out."
-                )
+            _check_likeness(folder, min_prompt_likeness, is_known=profile is not None)
             least = min_prompt_likeness
         rate = _saved_rate(config) if max_mismatch_rate is None else max_mismatch_rate
         return cls(
@@ -267,6 +274,18 @@ def _point(folder: Path, points: Json, name: str) -> tuple[float, Json | None]:
         raise ArbiterError(unknown_name(f"operating point of {folder}", name, points))
     chosen_for = points[name].get("decoding")
     return float(points[name]["threshold"]), chosen_for if isinstance(chosen_for, dict) else None
+
+
+def _check_likeness(folder: Path, value: float, *, is_known: bool) -> None:
+    if not 0 <= value <= 1:
+        raise ArbiterError(
+            f"min_prompt_likeness is {value:g}; it must be from 0 (off) to 1 (nothing passes)."
+        )
+    if value and not is_known:
+        raise ArbiterError(
+            f"min_prompt_likeness is {value:g}, and {folder} does not know the prompts of its "
+            "training, or not in the tokens of this pair; leave it out."
+        )
 
 
 def _fit(
@@ -309,7 +328,13 @@ def decoding_of(config: DecodeConfig, sampling: SamplingConfig | None = None) ->
     plain = DecodeConfig()
     found = {name: getattr(config, name) for name in _DECODING}
     found = {name: value for name, value in found.items() if value != getattr(plain, name)}
-    return found | ({} if sampling is None else {n: getattr(sampling, n) for n in _SAMPLING})
+    if sampling is None:
+        return found
+    for name in _SAMPLING:
+        value = getattr(sampling, name)
+        if name in ("temperature", "max_new_tokens") or value != getattr(SamplingConfig(), name):
+            found[name] = value
+    return found
 
 
 def notes_on(

@@ -114,6 +114,7 @@ class Calibrate:
         from cospec.arbiters.learned import LearnedArbiter
         from cospec.cli.play import play, print_notes
         from cospec.cli.views.arms import print_table
+        from cospec.evaluation.audit.dataset import read_dataset
         from cospec.evaluation.evaluate import Evaluation
         from cospec.rl.calibrate import check_point, write_point
 
@@ -131,9 +132,13 @@ class Calibrate:
         arbiter = LearnedArbiter.load(folder)
         options = options.for_arbiters([arbiter])
         settled = replace(self, calibrate=options)
-        scores = _reliability(arbiter, options.dataset) if options.dataset else None
+        if options.dataset:
+            read_dataset(options.dataset, arbiter.features.names)  # refused before the models load
         task, examples = self._problems(folder, arbiter.about)
         pair = self.pair.load()
+        scores = None
+        if options.dataset:
+            scores = _reliability(arbiter, options.dataset, pair.fingerprint)
         arms = settled._arms(pair, LearnedArbiter.load(folder, pair))
         evaluation = Evaluation(
             arms,
@@ -280,7 +285,7 @@ def _show(calibration: Json) -> None:
     print(f"\n{calibration['verdict']}")
 
 
-def _reliability(arbiter: LearnedArbiter, path: Path) -> Json:
+def _reliability(arbiter: LearnedArbiter, path: Path, fingerprint: str) -> Json:
     """Compare the scores of an arbiter with the outcomes of an audit's mismatches.
 
     Problems that it was trained on are noted on stderr: on these its scores look better.
@@ -295,7 +300,7 @@ def _reliability(arbiter: LearnedArbiter, path: Path) -> Json:
     from cospec.rl.calibrate import reliability
 
     data = read_dataset(path, arbiter.features.names)
-    metadata = read_metadata(path, arbiter.about.get("pair", {}).get("fingerprint"))
+    metadata = read_metadata(path, fingerprint)
     number, size = count_met(metadata, arbiter.folder) if arbiter.folder is not None else (0, 0)
     if number:
         tell([f"{arbiter.label} was trained on {number} of the {size} problems of {path}"])

@@ -47,9 +47,10 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         config: DecodeConfig = arm.engine.config  # type: ignore[attr-defined]
         notes += notes_on(arbiter, config, sampling)
         if isinstance(arbiter, Choosy) and (number := sum(map(arbiter.is_foreign, prompts))):
+            name = getattr(arbiter, "label", arm.name)  # the same at every threshold
             notes.append(
-                f"{arm.name} stands back from {number} of these {len(prompts)} prompts, which "
-                "are unlike those it was trained on: they are decoded losslessly"
+                f"{name} stands back from {number} of these {len(prompts)} prompts, which are "
+                "unlike those it was trained on: they are decoded losslessly"
             )
     if evaluation.num_short_of_room:
         notes.append(

@@ -175,6 +175,8 @@ class Train:
             "best": trainer.state.best,
             "history": trainer.state.history,
         }
+        if arbiter.prompt_guard is not None:
+            about["min_prompt_likeness"] = arbiter.prompt_guard.min_likeness
         arbiter = replace(arbiter, about=about)
         write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved], audited)
         arbiter.save(self.out, write_card(about))

@@ -153,7 +153,7 @@ class ModelDrafter(CachedModel, Drafter):
         if not self._config.drafts_answers:
             return
         for r, (row, ids) in enumerate(zip(rows, token_ids.tolist(), strict=True)):
-            if not row.is_lossless:  # else it is no whole answer
+            if self._config.max_corrections is None or not row.is_lossless:  # a whole answer
                 self._answers[r] = row.generated + ids[: lengths[r]]
 
     def _limits(self, rows: Sequence[DraftRow]) -> list[int]:

@@ -56,7 +56,7 @@ def write_card(about: Json) -> str:
             f"target alone ({best['tune_wins']} won, {best['tune_losses']} lost), with "
             f"{best['tune_relative_cost']:.3f} of the target forwards of lossless decoding.",
             *_guard(about["best"].get("max_mismatch_rate")),
-            "- It stands back from prompts unlike those of its task, which are decoded losslessly.",
+            *_prompts(about.get("min_prompt_likeness")),
             "",
             "Training, by round (stochastic policy on train problems; tune: threshold 0.5):",
             "",
@@ -87,6 +87,16 @@ def _solutions(train: Json, first: Json) -> list[str]:
 def _reads_samples(train: Json) -> bool:
     """Return whether the models' answers take the place of worked solutions."""
     return bool(train.get("solutions_from") == "samples")
+
+
+def _prompts(least: float | None) -> list[str]:
+    """Return a line on the guard of prompts, if it has one."""
+    if not least:
+        return []
+    return [
+        f"- Prompts: it stands back where their likeness to those of its training is below "
+        f"{least:.3f}; these are decoded losslessly."
+    ]
 
 
 def _guard(rate: float | None) -> list[str]:

@@ -272,6 +272,8 @@ def place(
             f"arbiter {arbiter.name} knows {len(kinds)} tokens and the target has {vocab_size}; "
             "start the engine with its tokenizer."
         )
+    if len(arbiter.features.kinds) != vocab_size:  # the profile is of another tokenizer's ids
+        arbiter = replace(arbiter, prompt_guard=None)
     features = place_features(replace(arbiter.features, kinds=kinds), device)
     return replace(arbiter, policy=arbiter.policy.to(device), features=features)
 
