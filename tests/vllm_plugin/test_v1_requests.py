@@ -127,7 +127,7 @@ def test_preempted_requests_go_on_as_in_our_engine(pair, job, preempted):
             assert completion.token_ids[:num_new] == text[start + 1 : end], (index, start)
             before += completion.origins[:num_new].count(Origin.OVERRIDE)
         num_overrides += before
-    assert num_overrides > 5, "the test has something to see"
+    assert num_overrides > 2, "the test has something to see"
 
 
 def test_an_engine_refuses_an_arbiter_with_hidden_states_of_another_pair(job, tmp_path):
