@@ -26,7 +26,7 @@ _MARGIN = 0.1  # in likeness: a few prompts do not show how unlike those of one 
 
 
 @runtime_checkable
-class Choosy(Protocol):
+class SelectiveArbiter(Protocol):
     """An arbiter that stands back from some prompts: their texts are decoded losslessly."""
 
     def is_foreign(self, prompt_ids: Sequence[int]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cospec.arbiters.guard import Choosy
+from cospec.arbiters.guard import SelectiveArbiter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Observed:
 
     def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
         """Return whether the arbiter that rules stands back from a prompt."""
-        return isinstance(self.arbiter, Choosy) and self.arbiter.is_foreign(prompt_ids)
+        return isinstance(self.arbiter, SelectiveArbiter) and self.arbiter.is_foreign(prompt_ids)
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule, and attach the features."""

@@ -33,7 +33,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         evaluation: What is to be played.
         told: Notes that are not repeated; those that are printed are added.
     """
-    from cospec.arbiters.guard import Choosy
+    from cospec.arbiters.guard import SelectiveArbiter
     from cospec.arbiters.learned import notes_on
 
     prompts = [pair.encode(one) if isinstance(one, str) else one for one in evaluation.prompts]
@@ -46,7 +46,9 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
             continue
         config: DecodeConfig = arm.engine.config  # type: ignore[attr-defined]
         notes += notes_on(arbiter, config, sampling)
-        if isinstance(arbiter, Choosy) and (number := sum(map(arbiter.is_foreign, prompts))):
+        if isinstance(arbiter, SelectiveArbiter) and (
+            number := sum(map(arbiter.is_foreign, prompts))
+        ):
             name = getattr(arbiter, "label", arm.name)  # the same at every threshold
             notes.append(
                 f"{name} stands back from {number} of these {len(prompts)} prompts, which are "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.arbiters.guard import Choosy
+from cospec.arbiters.guard import SelectiveArbiter
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
 from cospec.types import Arbiter, MismatchBatch, Needs, Origin
 
@@ -54,7 +54,7 @@ def reference_decode(
         The generated token ids, and where each comes from.
     """
     most = num_speculative_tokens
-    is_foreign = isinstance(arbiter, Choosy) and arbiter.is_foreign(prompt_ids)
+    is_foreign = isinstance(arbiter, SelectiveArbiter) and arbiter.is_foreign(prompt_ids)
     warper = Warper([sampling], pair.target.device)
     generator = row_generator(sampling, index)
     stop_ids = set(sampling.stop_token_ids)

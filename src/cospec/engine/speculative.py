@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cospec.arbiters.guard import Choosy
+from cospec.arbiters.guard import SelectiveArbiter
 from cospec.engine.arbitrate import Decision, arbitrate
 from cospec.engine.batch import Batch
 from cospec.engine.verify import Verification, verify
@@ -51,7 +51,7 @@ class SpeculativeBatch(Batch):
 
     def admit(self, rows: list[Row]) -> None:
         """Add rows, and find those that the arbiter stands back from."""
-        if isinstance(self._arbiter, Choosy):
+        if isinstance(self._arbiter, SelectiveArbiter):
             for row in rows:
                 row.is_foreign = self._arbiter.is_foreign(row.prompt_ids)
         super().admit(rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cospec.arbiters.guard import Choosy
+from cospec.arbiters.guard import SelectiveArbiter
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.sampling import row_generator
@@ -113,7 +113,7 @@ class RequestTable:
             stop_ids = stop_ids[:MAX_STOP_IDS]
         self._make_room(slot + 1, len(stop_ids))
         before = self._begin_rollout(slot, settings.rollout)
-        if isinstance(arbiter, Choosy):
+        if isinstance(arbiter, SelectiveArbiter):
             prompt_ids = prompt_ids or []
             prompt_ids = prompt_ids[: len(prompt_ids) - before.num_before]
             is_open = is_open and not arbiter.is_foreign(prompt_ids)
