@@ -1,6 +1,6 @@
 """Tune a draft on Spider's train questions with LoRA, reading each schema once for its questions.
 
-Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 3000]
+Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 3000] [--passes 3]
        python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT --adapter FOLDER [FOLDER …]
 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
@@ -48,6 +48,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--adapter", type=Path, nargs="+", help="merge these and tune nothing")
     parser.add_argument("--questions", type=int, default=3000)
+    parser.add_argument("--passes", type=int, default=1, help="over the questions")
     parser.add_argument("--rank", type=int, default=2, help="of LoRA")
     parser.add_argument("--rate", type=float, default=8e-4, help="learning rate")
     parser.add_argument("--arbiter-quarters", type=int, default=2, choices=(1, 2))
@@ -56,13 +57,19 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the adapter and the order")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="frozen weights and matrix products in bfloat16; the adapter stays in float32",
+    )
     options = parser.parse_args()
     if (options.out / "config.json").exists():
         raise SystemExit(f"{options.out} holds a finished draft; give another folder.")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.draft)
-    model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=torch.float32)
+    dtype = torch.bfloat16 if options.bfloat16 and not options.adapter else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(options.draft, dtype=dtype)
     if options.adapter:
         merged(model, options.adapter, options.draft).save_pretrained(options.out)
         tokenizer.save_pretrained(options.out)
@@ -73,13 +80,15 @@ def main() -> None:
         some = known(some, "draft")
     else:
         some = half(some, "draft", options.arbiter_quarters)
-    train = packs(task, some, tokenizer, options.seed)
-    train = [pack for pack in train if len(pack[0]) <= LONGEST_PREFIX]
-    ends = accumulate(len(branches) for _, branches in train)
-    train = train[: 1 + sum(end < options.questions for end in ends)]
+    train = []
+    for number in range(options.passes):
+        one = packs(task, some, tokenizer, options.seed + 1000 * number)
+        one = [pack for pack in one if len(pack[0]) <= LONGEST_PREFIX]
+        ends = accumulate(len(branches) for _, branches in one)
+        train += one[: 1 + sum(end < options.questions for end in ends)]
     tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
     config = LoraConfig(r=options.rank, lora_alpha=16, target_modules=LINEAR)
-    model = get_peft_model(model, config)
+    model = get_peft_model(model, config)  # its adapter is float32 whatever the model's dtype is
     log = fit(model, Head(model, train + tune), train, tune, options)
     save_adapter(model, options.out / "adapter")
     (options.out / "tuning.json").write_text(json.dumps(log) + "\n")
@@ -112,7 +121,7 @@ def save_adapter(model, out: Path) -> None:
 
 def save(model, tokenizer, out: Path) -> None:
     """Merge the adapter and write the checkpoint."""
-    model.merge_and_unload().save_pretrained(out)
+    model.float().merge_and_unload().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
@@ -159,8 +168,8 @@ class Head:
 
     def loss(self, hidden, tokens) -> torch.Tensor:
         """Mean loss of tokens, in nats."""
-        logits = torch.nn.functional.linear(hidden, self.weight)
-        return torch.nn.functional.cross_entropy(logits, self.number[torch.tensor(tokens)])
+        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight)
+        return torch.nn.functional.cross_entropy(logits.float(), self.number[torch.tensor(tokens)])
 
 
 def loss_of(model, head, pack) -> torch.Tensor:
@@ -175,12 +184,13 @@ def loss_of(model, head, pack) -> torch.Tensor:
     of = torch.tensor(owner)
     seen = ((of == 0) | (of[:, None] == of)).tril()
     inner = model.base_model.model
-    hidden = inner.model(
-        input_ids=torch.tensor([ids]),
-        position_ids=torch.tensor([positions]),
-        attention_mask=torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None],
-        use_cache=False,
-    ).last_hidden_state[0]
+    with torch.autocast("cpu", inner.dtype, enabled=inner.dtype != torch.float32):
+        hidden = inner.model(
+            input_ids=torch.tensor([ids]),
+            position_ids=torch.tensor([positions]),
+            attention_mask=torch.where(seen, 0.0, torch.finfo(inner.dtype).min)[None, None],
+            use_cache=False,
+        ).last_hidden_state[0]
     where, answer = map(list, zip(*targets, strict=True))
     return head.loss(hidden[where], answer)
 

@@ -94,6 +94,21 @@ def test_so_they_are_in_blocks_as_long_as_an_answer(tmp_path) -> None:
 
 @pytest.mark.slow
 @requires_vllm
+def test_so_they_are_if_corrected_texts_go_on_lossless(tmp_path) -> None:
+    """With blocks of 4 both engines draft alike after a correction as well."""
+    prompts = encoded_problems(load_tokenizer(bundled_models("bundled:specialist")[0]), 16)
+    job = a_job("specialist", arbiters=[["gap:max_gap=2", False]], prompts=prompts, max_tokens=80)
+    job |= dict(k=4, end_blocks_at_stop=True)
+    free, limited = (run("law", job | some, tmp_path) for some in ({}, {"max_corrections": 1}))
+    (to_the_end,), (until_then,) = free.values(), limited.values()
+    for kind, told in until_then.items():
+        assert told["different"] == [], kind
+        assert told["largest"] < ROUNDING, kind
+    assert 3 < until_then["rollouts"]["num_overrides"] < to_the_end["rollouts"]["num_overrides"]
+
+
+@pytest.mark.slow
+@requires_vllm
 def test_a_training_run_ends_with_the_policy_of_our_engine(tmp_path) -> None:
     """Adam divides by the size of gradients, so that it carries their rounding into the weights."""
     train = dict(
@@ -181,7 +196,6 @@ def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role
     [
         {"drafter": "ngram"},
         {"adaptive": True},
-        {"max_corrections": 1},
         {"cascade": True},
         {"draft_confidence_threshold": 0.5},
     ],

@@ -185,6 +185,16 @@ def test_it_looks_no_further_than_a_drafted_stop_if_blocks_end_there(seed):
         assert torch.equal(getattr(ours, name)[kept], getattr(theirs, name)), name
 
 
+def test_a_request_goes_on_lossless_after_its_last_correction():
+    p, q, ids = blocks(12, 3)
+    rows = flat(p, q, ids)
+    rows = replace(rows, num_overrides=0 * rows.requests + 5, num_mismatches=5 + rows.requests % 4)
+    whole = RowArbiter(AlwaysDraft(), K)(rows).keep_draft
+    limited = RowArbiter(AlwaysDraft(), K, max_corrections=2)(rows).keep_draft
+    assert torch.equal(limited, whole & (rows.requests % 4 < 2))
+    assert limited.any() and (whole & ~limited).any()
+
+
 @pytest.mark.parametrize("arbiter", [LogProbGap(2.0), learned(), AlwaysDraft(), AlwaysTarget()])
 @pytest.mark.parametrize("seed", range(8))
 def test_text_and_counts_are_those_of_our_engine(arbiter, seed):

@@ -40,6 +40,7 @@ def test_settings_are_read_and_round_trip():
         ({"arbiter": "gap", "threshold": True}, "threshold of .* is True"),
         ({"arbiter": "gap", "exact_prefix_tokens": -1}, "is -1; it must be an integer of at least"),
         ({"arbiter": "gap", "exact_prefix_tokens": 1.5}, "is 1.5; it must be an integer"),
+        ({"arbiter": "gap", "max_corrections": 0}, "is 0; it must be an integer of at least 1"),
         ({"arbiter": "gap", "end_blocks_at_stop": 1}, "is 1; it must be true or false"),
         ({"arbiter": "gap", "decisions": "f"}, "is 'f'; it must be an object with the keys path"),
         ({"arbiter": "gap", "decisions": {}}, "decisions names no path; allowed keys: path"),

@@ -66,6 +66,8 @@ class Serve:
     end_blocks_at_stop: bool = False
     """Let the arbiter look no further than a drafted token that would end the text, as the option
     of the same name does elsewhere; for arbiters that rule in blocks as long as an answer."""
+    max_corrections: int | None = None
+    """Go on lossless after the target has put so many tokens of its own into a text."""
     decisions: Path | None = None
     """Append the arbiter's decisions to this file; they hold token ids of users' texts."""
     decisions_rate: float = 1.0
@@ -133,6 +135,7 @@ class Serve:
             self.threshold,
             self.exact_prefix_tokens,
             self.end_blocks_at_stop,
+            self.max_corrections,
             log,
             min_threshold=self.min_threshold,
             explore=self.explore,
@@ -212,6 +215,7 @@ class Serve:
         decode = DecodeConfig(
             num_speculative_tokens=self.num_speculative_tokens,
             end_blocks_at_stop=settings.end_blocks_at_stop,
+            max_corrections=settings.max_corrections,
         )
         notes += notes_on(arbiter, decode.for_arbiters([arbiter]))
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]

@@ -102,10 +102,10 @@ class Adapter:
             generator=generator,
             keep_features=keep_features,
             end_blocks_at_stop=settings.end_blocks_at_stop,
+            max_corrections=settings.max_corrections,
         )
-        num_slots = vllm_config.scheduler_config.max_num_seqs
         table = RequestTable(
-            num_slots,
+            vllm_config.scheduler_config.max_num_seqs,
             device,
             has_thresholds=isinstance(arbiter, LearnedArbiter),
             min_threshold=settings.min_threshold,

@@ -105,6 +105,7 @@ class VllmBackend:
                     "arbiter": "lossless",
                     "records": records,
                     "end_blocks_at_stop": config.end_blocks_at_stop,
+                    "max_corrections": config.max_corrections,
                 }
             },
             worker_extension_cls=_WORKER,
@@ -214,8 +215,6 @@ def check_config(config: DecodeConfig) -> None:
         )
     if config.adaptive:
         raise ConfigError("vLLM drafts whole blocks, so leave out adaptive.")
-    if config.max_corrections is not None:
-        raise ConfigError("on vLLM an arbiter rules on the whole text; leave out max_corrections.")
     if config.cascade:
         raise ConfigError("vLLM's drafts are its own, so leave out cascade.")
     if config.draft_confidence_threshold:

@@ -169,6 +169,8 @@ class RowArbiter:
             where that is a CPU.
         end_blocks_at_stop: As in `DecodeConfig`: the arbiter looks no further than a drafted token
             that would end the text. The engine may have drafted on.
+        max_corrections: As in `DecodeConfig`: a request that has so many of the target's own tokens
+            goes on lossless.
     """
 
     arbiter: Arbiter
@@ -178,13 +180,15 @@ class RowArbiter:
     keep_features: bool = False
     is_compact: bool | None = None
     end_blocks_at_stop: bool = False
+    max_corrections: int | None = None
 
     def __call__(self, rows: VerifiedRows) -> RowRulings:
         """Rule on the rows of a step.
 
         A drafted token is never kept where an input that the arbiter needs is missing, where the
         target's logits are not finite or give it probability 0, where the arbiter's score is not
-        finite, in the exact prefix, or where either token would end the text.
+        finite, in the exact prefix, after the last correction, or where either token would end the
+        text.
         """
         top, argmax = rows.target_logits.max(dim=-1)  # the maximum is NaN if any entry is
         is_mismatch = rows.is_drafted & (argmax != rows.draft_ids)
@@ -208,7 +212,7 @@ class RowArbiter:
             score,
             draft_logit=rows.target_logits.gather(1, rows.safe_ids[:, None])[:, 0],
             is_cut=rows.is_cut,
-            is_exact=rows.positions < self.exact_prefix_tokens,
+            is_exact=self._is_exact(rows),
             is_stop=(both[:, :, None] == rows.stop_ids[:, None]).flatten(1).any(dim=1),
         )
         is_free = asked & (vetoes == Veto.NONE)
@@ -224,6 +228,13 @@ class RowArbiter:
             torch.where((asked & keep) | is_non_finite, vetoes, int(Veto.NONE)),
             is_free,
         )
+
+    def _is_exact(self, rows: VerifiedRows) -> Tensor:
+        """Return where nothing is overridden, (T,) bool."""
+        is_exact = rows.positions < self.exact_prefix_tokens
+        if self.max_corrections is None:
+            return is_exact
+        return is_exact | (rows.num_mismatches - rows.num_overrides >= self.max_corrections)
 
     def _probability(
         self, rows: VerifiedRows, score: Tensor | None, is_free: Tensor

@@ -66,6 +66,8 @@ class Settings:
     """Keep this many first tokens of each completion lossless."""
     end_blocks_at_stop: bool = False
     """Let the arbiter look no further than a drafted token that would end the text."""
+    max_corrections: int | None = None
+    """Go on lossless after so many of the target's own tokens in a text; None rules to its end."""
     decisions: DecisionLogSettings | None = None
     """Write reached decisions to a file; None writes none."""
     counts_dir: str | None = None
@@ -100,6 +102,8 @@ class Settings:
                 f"end_blocks_at_stop of {WHERE} is {self.end_blocks_at_stop!r}; it must be true or "
                 "false."
             )
+        if self.max_corrections is not None:
+            _check_count(f"max_corrections of {WHERE}", self.max_corrections, least=1)
         if self.records is not None and self.records not in get_args(Records):
             raise ConfigError(unknown_name(f"records of {WHERE}:", self.records, get_args(Records)))
         if self.counts_dir is not None and not isinstance(self.counts_dir, str):
