@@ -13,8 +13,9 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, ConfigError
 from cospec.features import ScalarFeatures
-from cospec.vllm_plugin.adapter import check_engine, load, place
+from cospec.vllm_plugin.adapter import check_engine, check_threshold, load, place
 from cospec.vllm_plugin.requests import MAX_STOP_IDS, RequestTable, is_plain
+from cospec.vllm_plugin.settings import RequestSettings
 from tests.vllm_plugin.conftest import DRAFT, HIDDEN, OTHER_PAIRS, TARGET
 
 CPU = torch.device("cpu")
@@ -65,11 +66,14 @@ def test_no_request_gets_a_threshold_below_the_operators():
 def test_a_new_request_in_a_slot_leaves_nothing_of_the_old_one():
     table = RequestTable(2, CPU, has_thresholds=True)
     table.add(1, params(stop_token_ids=[7, 9], extra_args={"cospec": "threshold=0.25"}))
-    table.add_counts(torch.tensor([1, 0]), torch.tensor([3, 0]), torch.tensor([4, 1]))
+    ended = torch.tensor([True, False])
+    table.add_counts(torch.tensor([1, 0]), torch.tensor([3, 0]), torch.tensor([4, 1]), ended)
+    assert column(table, "is_ended", 1, 0) == [True, False]
     assert column(table, "num_overrides", 1, 0) == [3, 0]
     assert column(table, "num_mismatches", 1, 0) == [4, 1]
     table.add(1, params(eos_token_id=None))
     assert column(table, "num_overrides", 1) == column(table, "num_mismatches", 1) == [0]
+    assert column(table, "is_ended", 1) == [False]
     assert column(table, "stop_ids", 1) == [[-1, -1, -1]]
     assert table.columns(torch.tensor([1])).thresholds.isnan().all()
 
@@ -77,11 +81,12 @@ def test_a_new_request_in_a_slot_leaves_nothing_of_the_old_one():
 def test_more_requests_than_expected_find_room():
     table = RequestTable(2, CPU, has_thresholds=False)
     table.add(1, params(stop_token_ids=[4]))
-    table.add_counts(torch.tensor([1]), torch.tensor([5]), torch.tensor([6]))
+    table.add_counts(*map(torch.tensor, ([1], [5], [6], [True])))
     table.add(9, params(stop_token_ids=[6]))
     assert column(table, "stop_ids", 1, 9) == [[1, 4], [1, 6]]
     assert column(table, "num_overrides", 1, 9) == [5, 0]
     assert column(table, "num_mismatches", 1, 9) == [6, 0]
+    assert column(table, "is_ended", 1, 9) == [True, False]
     assert table.columns(torch.tensor([9])).thresholds is None
 
 
@@ -107,6 +112,34 @@ def test_a_request_that_changes_the_targets_law_is_left_to_the_target(change):
     assert column(table, "is_open", 0) == [False]
 
 
+def test_a_request_with_an_adapter_is_left_to_the_target():
+    table = RequestTable(1, CPU, has_thresholds=False)
+    table.add(0, params(), has_lora=True)
+    assert column(table, "is_open", 0) == [False]
+
+
+def test_a_server_takes_no_rollout_from_a_request(caplog):
+    """Found: a client could set its counts, or end the engine with a seed that is no number."""
+    rollout = dict(key="a", seed=0, stream=0, num_before=2, num_mismatches=9)
+    table = RequestTable(1, CPU, has_thresholds=False)
+    table.add(0, params(extra_args={"cospec": {"rollout": rollout}}))
+    assert column(table, "num_before", 0) == column(table, "num_mismatches", 0) == [0]
+    for wrong in ({"seed": "x"}, {"stream": -1}, {"num_before": 1.5}):
+        table.add(0, params(extra_args={"cospec": {"rollout": rollout | wrong}}))
+        assert column(table, "is_open", 0) == [False]
+    with pytest.raises(ConfigError, match="has no key"):
+        RequestSettings.from_extra_args({"cospec": {"rollout": {}}})
+
+
+def test_the_arbiters_own_threshold_is_not_below_the_lowest_of_a_request():
+    features = ScalarFeatures(torch.zeros(8, dtype=torch.int64))
+    arbiter = LearnedArbiter(Policy(len(features.names), PolicyConfig()), features, threshold=0.4)
+    check_threshold(arbiter, 0.4)
+    check_threshold(AlwaysDraft(), 0.7)
+    with pytest.raises(ConfigError, match=r"threshold is 0\.4 and min_threshold 0\.7"):
+        check_threshold(arbiter, 0.7)
+
+
 class Timid(AlwaysDraft):
     """Stands back from prompts that begin with an even token, and from those that it cannot see."""
 
@@ -115,7 +148,7 @@ class Timid(AlwaysDraft):
 
 
 def test_a_request_whose_prompt_the_arbiter_stands_back_from_is_left_to_the_target():
-    table = RequestTable(5, CPU, has_thresholds=False)
+    table = RequestTable(5, CPU, has_thresholds=False, has_rollouts=True)
     after = {"cospec": {"rollout": dict(key="a", seed=0, stream=0, num_before=2)}}
     for slot, (prompt, extra) in enumerate(
         [([1, 2], None), ([2, 1], None), (None, None), ([3, 2, 2], after), ([2, 2], after)]

@@ -21,7 +21,8 @@ from cospec.models.cache import Output
 from cospec.sampling import Chance
 from cospec.types import MismatchBatch, Needs, Origin, Proposal, Ruling
 from cospec.vllm_plugin import bridge
-from cospec.vllm_plugin.bridge import RowArbiter, VerifiedRows, count_step, force
+from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows
+from cospec.vllm_plugin.verdicts import count_step, ended_before, force
 
 K, V = 4, 12
 STOP = 3
@@ -226,7 +227,7 @@ def test_text_and_counts_are_those_of_our_engine(arbiter, seed):
         num_mismatches=(2 * rows.requests).clamp(max=7),
     )
     rulings = RowArbiter(arbiter, K, exact_prefix_tokens=exact)(rows)
-    judged = force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
+    judged = force(rows.target_logits, rows, rulings)
     emitted, accepted = stock_greedy(rows, judged, verified.target_ids[:, -1])
     tally = count_step(rows, rulings, accepted)
     for row, tokens, number in zip(walked, emitted, tally.num_overrides.tolist(), strict=True):
@@ -320,7 +321,7 @@ def test_a_ruling_for_the_draft_is_turned_down(arbiter, changes, is_compact):
     rule_on = RowArbiter(arbiter, K, exact_prefix_tokens=5, is_compact=is_compact)
     rulings = rule_on(rows)
     assert not rulings.keep_draft.any()
-    forced = force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
+    forced = force(rows.target_logits, rows, rulings)
     assert torch.equal(forced.nan_to_num(), rows.target_logits.nan_to_num())
     kept = RowArbiter(AlwaysDraft(), K, exact_prefix_tokens=5, is_compact=is_compact)(
         one_mismatch()
@@ -348,13 +349,40 @@ def test_a_threshold_of_the_request_replaces_the_arbiters():
 
 
 def test_a_kept_token_gets_all_probability_in_a_copy():
+    rows = flat(*blocks(1, 0), lengths=[3])
     logits = torch.randn(3, V)
     before = logits.clone()
-    ids, keep = torch.tensor([4, -1, 6]), torch.tensor([True, False, False])
-    judged = force(logits, ids, keep)
+    rows = replace(rows, draft_ids=torch.tensor([4, -1, 6]))
+    judged = force(logits, rows, ruled(torch.tensor([True, False, False])))
     assert torch.equal(logits, before)
     assert torch.equal(judged[1:], before[1:])
     assert judged[0].softmax(dim=-1).tolist() == [float(i == 4) for i in range(V)]
+
+
+def ruled(keep):
+    """Rulings that keep some tokens."""
+    return RowRulings(keep, keep, 0 * keep.long(), ~keep)
+
+
+def test_after_the_end_of_a_text_nothing_is_forced_and_nothing_counts():
+    p, q, _ = blocks(3, 0)
+    ids = torch.full((3, K), 4)
+    ids[0, 1] = STOP
+    rows = replace(flat(p, q, ids), stop_ids=torch.full((3 * K, 1), STOP))
+    last = torch.tensor([7, 7, STOP]).repeat_interleave(K)  # the third text had ended by a token
+    read = torch.where(rows.block_positions == 0, last, rows.draft_ids.roll(1))
+    earlier = rows.requests == 1  # and the second by one that was drafted
+    ended = ended_before(earlier, read, rows.block_positions, rows.stop_ids)
+    assert ended.tolist() == [False] * K + [True] * 2 * K
+    rows = replace(rows, is_ended=ended)
+    rulings = ruled(torch.ones(3 * K, dtype=torch.bool))
+    judged = force(rows.target_logits, rows, rulings)
+    is_forced = judged.isinf().any(dim=1)
+    assert is_forced.tolist() == [True, True] + [False] * (3 * K - 2)
+    tally = count_step(rows, rulings, torch.tensor([K, K, K]))
+    assert tally.num_overrides.tolist() == [2, 0, 0] == tally.num_mismatches.tolist()
+    assert tally.is_ended.tolist() == [True, False, False]
+    assert tally.is_counted.sum() == 2
 
 
 def test_a_sampled_token_stands_against_the_best_other_one():
@@ -435,7 +463,7 @@ def test_nothing_waits_for_the_device(arbiter, is_sampled):
     rule_on = RowArbiter(arbiter, K, keep_features=True, is_compact=False)
     with NoWaiting():
         rulings = rule_on(rows)
-        force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
+        force(rows.target_logits, rows, rulings)
         count_step(rows, rulings, torch.zeros(6, dtype=torch.int32))
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         replace(rule_on, is_compact=True)(rows)

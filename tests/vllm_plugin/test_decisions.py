@@ -35,6 +35,17 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_half_a_line_of_a_killed_process_spoils_no_other(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"request_id": "r0", "posi')
+    log = DecisionLog(DecisionLogSettings(str(path)), "gap:max_gap=1")
+    add(log, "r1")
+    log.close()
+    torn, head, row = path.read_text().splitlines()
+    assert torn == '{"request_id": "r0", "posi'
+    assert "cospec_decisions" in json.loads(head) and json.loads(row)["request_id"] == "r1"
+
+
 def test_reached_decisions_are_written_after_a_head_line(tmp_path):
     path = tmp_path / "d.jsonl"
     path.touch(0o644)  # was there, open to others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ ROLLOUT = dict(key="7", seed=3, stream=2, num_before=5, num_overrides=1, num_mis
 
 
 def test_a_rollout_begins_with_what_was_before_it_and_draws_from_its_own_stream() -> None:
-    table = RequestTable(2, CPU, has_thresholds=True)
+    table = RequestTable(2, CPU, has_thresholds=True, has_rollouts=True)
     table.add(0, params(extra_args={"cospec": {"rollout": ROLLOUT}}, max_tokens=10))
     assert column(table, "num_before", 0) == [5] and column(table, "max_tokens", 0) == [15]
     assert column(table, "num_overrides", 0) == [1] and column(table, "num_mismatches", 0) == [2]
@@ -37,6 +38,7 @@ def test_a_rollout_begins_with_what_was_before_it_and_draws_from_its_own_stream(
     assert table.rollouts == {} == table.generators and column(table, "num_before", 0) == [0]
 
 
+@torch.inference_mode()  # as in vLLM's runner
 def test_drafts_that_wait_a_step_keep_their_logits() -> None:
     """Stock vLLM has those of its last drafting step alone, and then none for the whole batch."""
     first, second = torch.randn(2, 3, 5), torch.randn(1, 3, 5)
@@ -53,6 +55,8 @@ def test_drafts_that_wait_a_step_keep_their_logits() -> None:
     assert ask(steps[0]).equal(first[0])
     runner._draft_probs, runner._draft_prob_req_ids = second, ["a"]
     assert ask(steps[1]).equal(torch.cat([second[0], first[1, :2]]))
+    waiting = inspect.getclosurevars(ask).nonlocals["kept"]["b"]
+    assert waiting.untyped_storage().nbytes() == waiting.nbytes, "not those of the whole batch"
     del runner.requests["b"]
     ask(steps[0])
     runner.requests["b"] = 1  # another request of that name

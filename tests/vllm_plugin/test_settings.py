@@ -62,7 +62,7 @@ def test_a_wrong_setting_is_refused_with_what_is_allowed(values, message):
     [
         (Settings("gap"), "gap"),
         (Settings("a/b", threshold=0.7), "a/b:threshold=0.7"),
-        (Settings("a/b:point=fast", threshold=1), "a/b:point=fast,threshold=1.0"),
+        (Settings("a/b:point=fast", threshold=1), "a/b:point=fast,threshold=1"),
     ],
 )
 def test_the_threshold_becomes_part_of_the_spec(settings, spec):

@@ -147,9 +147,17 @@ def test_a_drafter_that_samples_hands_out_its_logits_as_they_were(with_hidden):
         _enable_probabilistic_draft_probs=True,
         _sample_from_logits=lambda them, _: (them.div_(2.0).argmax(dim=-1), them),
     )
-    keep_draft_logits(drafter, with_hidden=with_hidden)
-    ids, shown = drafter._sample_draft_tokens(
-        states, types.SimpleNamespace(all_greedy=False, generators={})
+    runner = types.SimpleNamespace(
+        drafter=drafter, discard_request_mask=types.SimpleNamespace(np=[True, False])
     )
-    assert torch.equal(ids, logits.argmax(dim=-1))
+    keep_draft_logits(runner, with_hidden=with_hidden)
+    generators = {0: torch.Generator().manual_seed(1), 1: torch.Generator().manual_seed(1)}
+    before = generators[0].get_state()
+    metadata = types.SimpleNamespace(
+        all_greedy=False, generators=generators, temperature=torch.ones(2)
+    )
+    ids, shown = drafter._sample_draft_tokens(states, metadata)
+    assert generators[0].get_state().equal(before), "its prompt is not read yet"
+    assert not generators[1].get_state().equal(before)
+    assert ids[0] == logits[0].argmax()
     assert torch.equal(shown, torch.cat([logits, states], dim=1) if with_hidden else logits)

@@ -12,9 +12,10 @@ import torch
 from cospec.arbiters import AlwaysDraft, AlwaysTarget, LogProbGap
 from cospec.errors import ConfigError
 from cospec.vllm_plugin.adapter import Adapter
-from cospec.vllm_plugin.bridge import RowArbiter, force
+from cospec.vllm_plugin.bridge import RowArbiter
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.requests import RequestTable
+from cospec.vllm_plugin.verdicts import force
 from tests.vllm_plugin.conftest import DRAFT, TARGET, encoded_problems, run
 from tests.vllm_plugin.test_adapter import Timid
 from tests.vllm_plugin.test_bridge import K, V, blocks, flat, learned, stock_greedy
@@ -74,6 +75,7 @@ class Runner:
         self.req_states = types.SimpleNamespace(
             prompt_len=types.SimpleNamespace(gpu=torch.full((NUM_SLOTS,), PROMPT_LEN)),
             index_to_req_id={slot: f"request {slot}" for slot in SLOTS},
+            req_id_to_index={f"request {slot}": slot for slot in SLOTS},
         )
         zeros = torch.zeros(NUM_SLOTS)
         temperature = types.SimpleNamespace(gpu=zeros, np=zeros.numpy())
@@ -88,6 +90,9 @@ class Runner:
         stock = v2.sampler_module.RejectionSampler.__new__(v2.sampler_module.RejectionSampler)
         stock.sampler, stock.num_speculative_steps, stock.watermark_key = self.sampler, K, None
         self.rejection_sampler = stock
+
+    def finish_requests(self, scheduler_output):
+        pass
 
     def add_requests(self, scheduler_output):
         for one in scheduler_output.scheduled_new_reqs:
@@ -110,6 +115,18 @@ class Runner:
         )
 
 
+def new_requests(**changes):
+    """What the scheduler tells of them."""
+    plain = dict(lora_request=None) | changes
+    new = [
+        types.SimpleNamespace(
+            req_id=f"request {slot}", prompt_token_ids=[1 + i, 7], slot=slot, **plain
+        )
+        for i, slot in enumerate(SLOTS)
+    ]
+    return types.SimpleNamespace(scheduled_new_reqs=new)
+
+
 @pytest.fixture
 def v2(monkeypatch):
     from cospec.vllm_plugin import v2
@@ -129,17 +146,16 @@ def test_rows_with_bonus_rows_are_ruled_on_as_rows_without(v2, arbiter, seed):
     p, q, ids = blocks(len(LENGTHS), seed)
     runner, adapter = Runner(v2, p, q, ids), adapter_for(arbiter)
     v2.attach(runner, adapter)
-    for slot in SLOTS:
-        runner.sampler.add_request(slot, SamplingParams())
+    runner.add_requests(new_requests())
     order = torch.arange(len(SLOTS))
-    adapter.table.add_counts(torch.tensor(SLOTS), 2 * order, 3 * order)
+    adapter.table.add_counts(torch.tensor(SLOTS), 2 * order, 3 * order, order < 0)
     before = runner.logits.clone()
     processed, sampled, num_sampled = runner.verify()
     assert torch.equal(processed, before), "log-probabilities are the target's own"
 
     rows = flat(p, q, ids, LENGTHS)
     rulings = RowArbiter(arbiter, K)(rows)
-    judged = force(rows.target_logits, rows.draft_ids, rulings.keep_draft)
+    judged = force(rows.target_logits, rows, rulings)
     bonus = [int(p[r, n].argmax()) for r, n in enumerate(LENGTHS)]
     expected, _ = stock_greedy(rows, judged, bonus)
     emitted = [row[:n] for row, n in zip(sampled.tolist(), num_sampled.tolist(), strict=True)]
@@ -156,8 +172,7 @@ def test_a_placeholder_is_never_kept(v2):
     p, q, ids = blocks(len(LENGTHS), 0)
     runner, adapter = Runner(v2, p, q, ids), adapter_for(AlwaysDraft())
     v2.attach(runner, adapter)
-    for slot in SLOTS:
-        runner.sampler.add_request(slot, SamplingParams())
+    runner.add_requests(new_requests())
     runner.draft_sampled[runner.local_pos > 0] = -1
     assert runner.verify()[2].tolist() == [1] * len(LENGTHS)
 
@@ -173,13 +188,60 @@ def test_an_arbiter_that_needs_draft_logits_asks_for_the_option_that_keeps_them(
 def test_requests_whose_prompts_the_arbiter_stands_back_from_are_left_to_the_target(v2):
     runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(Timid())
     v2.attach(runner, adapter)
-    new = [
-        types.SimpleNamespace(req_id=f"request {slot}", prompt_token_ids=[1 + i, 7], slot=slot)
-        for i, slot in enumerate(SLOTS)
-    ]
-    runner.add_requests(types.SimpleNamespace(scheduled_new_reqs=new))
+    runner.add_requests(new_requests())
     is_open = adapter.table.columns(torch.tensor(SLOTS)).is_open.tolist()
     assert is_open == [i % 2 == 0 for i in range(len(SLOTS))]
+
+
+def test_requests_with_an_adapter_are_left_to_the_target(v2):
+    runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(AlwaysDraft())
+    v2.attach(runner, adapter)
+    runner.add_requests(new_requests(lora_request="an adapter"))
+    assert not adapter.table.columns(torch.tensor(SLOTS)).is_open.any()
+
+
+def test_a_preempted_request_goes_on_from_its_counts(v2):
+    runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(AlwaysDraft())
+    v2.attach(runner, adapter)
+    runner.add_requests(new_requests())
+    slots, order = torch.tensor(SLOTS), torch.arange(len(SLOTS))
+    adapter.table.add_counts(slots, order, 2 * order, order < 0)
+    preempted = {f"request {slot}" for slot in SLOTS[2:5]}
+    output = types.SimpleNamespace(preempted_req_ids=preempted, finished_req_ids=set())
+    runner.finish_requests(output)
+    hung_up = {f"request {SLOTS[4]}"}  # while it waited
+    runner.finish_requests(types.SimpleNamespace(preempted_req_ids=None, finished_req_ids=hung_up))
+    runner.add_requests(new_requests())  # the others are new requests of the same names
+    found = adapter.table.columns(slots)
+    assert found.num_overrides.tolist() == [0, 0, 2, 3, 0, 0]
+    assert found.num_mismatches.tolist() == [0, 0, 4, 6, 0, 0]
+
+
+def test_what_vllm_sends_to_warm_up_is_not_counted(v2):
+    runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(AlwaysDraft())
+    v2.attach(runner, adapter)
+    runner.add_requests(new_requests())
+    runner.verify()
+    before = dict(adapter.counts.drain())
+    assert sum(before.values()) > 0
+    runner.req_states.index_to_req_id = {slot: f"_warmup_{slot}_" for slot in SLOTS}
+    runner.verify()
+    assert adapter.counts.drain() == before
+
+
+def test_a_token_that_a_logits_processor_forbids_is_not_kept(v2):
+    """Of a greedy request as well: found, the arbiter saw only the model's own logits."""
+    runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(AlwaysDraft())
+    v2.attach(runner, adapter)
+    runner.add_requests(new_requests())
+    assert runner.verify()[2].tolist() == [n + 1 for n in LENGTHS]
+    banned = runner.draft_sampled[runner.local_pos == 1].unique().long()
+
+    def processed(logits, *args):
+        return logits.index_fill(1, banned, float("-inf"))
+
+    runner.sampler.apply_sampling_params = processed
+    assert runner.verify()[2].tolist() == [1] * len(LENGTHS)
 
 
 def test_a_model_with_a_sampler_of_its_own_is_refused(v2):
@@ -210,14 +272,17 @@ def test_the_arbiter_enters_samplers_that_are_vllms_own(v2, monkeypatch):
         rejection_sampler=v2.sampler_module.RejectionSampler(sampler, config, None),
         speculator=types.SimpleNamespace(draft_logits=None),
         is_last_pp_rank=True,
-        add_requests=lambda scheduler_output: None,
+        add_requests=lambda scheduler_output: sampler.add_request(*scheduler_output.asked),
+        finish_requests=lambda scheduler_output: None,
     )
     adapter = adapter_for(LogProbGap(1.0))
     v2.attach(runner, adapter)
     assert isinstance(runner.rejection_sampler, v2.ArbiterSampler)
     states.add_request("a request", 20, [1] * 20, 0, 40)
     (slot,) = states.index_to_req_id
-    runner.sampler.add_request(slot, Params(temperature=0.5, max_tokens=40))
+    new = types.SimpleNamespace(req_id="a request", prompt_token_ids=[1], lora_request=None)
+    asked = slot, Params(temperature=0.5, max_tokens=40)
+    runner.add_requests(types.SimpleNamespace(scheduled_new_reqs=[new], asked=asked))
     assert sampler.sampling_states.temperature.np[slot] == 0.5
     columns = adapter.table.columns(torch.tensor([slot]))
     assert (columns.is_open.item(), columns.max_tokens.item()) == (True, 40)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cospec.arbiters import RULES
+from cospec.arbiters import RULES, is_folder, split_spec
 from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
@@ -119,9 +119,9 @@ class Serve:
             CospecError: A value is not allowed, or there is no such arbiter.
         """
         arbiter = self._source.find_arbiter(self.arbiter)
-        name, colon, knobs = arbiter.partition(":")
-        if name not in RULES and Path(name).is_dir():  # the server's processes may run elsewhere
-            arbiter = f"{Path(name).resolve()}{colon}{knobs}"
+        name, knobs = split_spec(arbiter)
+        if name not in RULES and is_folder(name):  # the server's processes may run elsewhere
+            arbiter = f"{Path(name).expanduser().resolve()}{':' if knobs else ''}{knobs}"
         log = None
         if self.decisions is not None:
             if not (path := self.decisions.resolve()).parent.is_dir():
@@ -131,12 +131,12 @@ class Serve:
             max_bytes = self.decisions_max_mb * 1_000_000
             log = DecisionLogSettings(str(path), self.decisions_rate, max_bytes)
         return Settings(
-            arbiter,
-            self.threshold,
-            self.exact_prefix_tokens,
-            self.end_blocks_at_stop,
-            self.max_corrections,
-            log,
+            arbiter=arbiter,
+            threshold=self.threshold,
+            exact_prefix_tokens=self.exact_prefix_tokens,
+            end_blocks_at_stop=self.end_blocks_at_stop,
+            max_corrections=self.max_corrections,
+            decisions=log,
             min_threshold=self.min_threshold,
             explore=self.explore,
         )
@@ -201,6 +201,7 @@ class Serve:
         from cospec.arbiters.learned import notes_on
         from cospec.models.compare import compare_tokenizers
         from cospec.models.load import load_tokenizer
+        from cospec.vllm_plugin.adapter import check_threshold
 
         models = self.models()
         notes = compare_tokenizers(*(load_tokenizer(source) for source in models))
@@ -212,6 +213,7 @@ class Serve:
                 "smaller one's embeddings, or pass another draft."
             )
         arbiter = load_arbiter(settings.arbiter_spec)
+        check_threshold(arbiter, settings.min_threshold)
         decode = DecodeConfig(
             num_speculative_tokens=self.num_speculative_tokens,
             end_blocks_at_stop=settings.end_blocks_at_stop,

@@ -4,9 +4,10 @@ vLLM calls `register` in each of its processes, through the entry point group
 ``vllm.general_plugins``. Nothing of vLLM's decoding is touched unless the engine was given
 settings, ``additional_config={"cospec": {"arbiter": ...}}``: how to use it is in ``docs/vllm.md``.
 
-`settings` reads what the user asks for, `bridge` is the mathematics, `requests` and `adapter` are
-what both of vLLM's model runners need, `v1` and `v2` know one runner each. `known` checks that the
-installed vLLM is the one whose names they know, `hooks` enters it, and `cpu_repairs` repairs it.
+`settings` reads what the user asks for, `bridge` and `verdicts` are the mathematics, `requests` and
+`adapter` are what both of vLLM's model runners need, `v1` and `v2` know one runner each. `known`
+checks that the installed vLLM is the one whose names they know, `hooks` enters it, and
+`cpu_repairs` repairs it.
 """
 
 from __future__ import annotations

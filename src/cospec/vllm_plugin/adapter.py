@@ -1,6 +1,7 @@
 """The shared part of both adapters: the arbiter on the engine's device, its counts and its log.
 
-`v1` and `v2` hand in rows and take back edited logits; the mathematics is in `bridge`.
+`v1` and `v2` hand in rows and take back edited logits. The mathematics is in `bridge` and
+`verdicts`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from cospec.errors import ConfigError
 from cospec.features import HiddenFeatures, ScalarFeatures, token_kinds
 from cospec.models import ModelPair
 from cospec.types import Needs
-from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows, count_step
+from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows
 from cospec.vllm_plugin.decisions import DecisionLog
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.requests import RequestTable
 from cospec.vllm_plugin.rollouts import Recorder
+from cospec.vllm_plugin.verdicts import count_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,14 +85,13 @@ class Adapter:
             ArbiterError: The arbiter was trained on the hidden states of another pair.
         """
         check_engine(vllm_config)
-        vocab_size = vllm_config.model_config.get_vocab_size()
         arbiter = load(settings.arbiter_spec, vllm_config, has_hidden=has_hidden)
-        arbiter = place(arbiter, device, vocab_size, find_tokenizer)
+        arbiter = place(arbiter, device, vllm_config.model_config.get_vocab_size(), find_tokenizer)
+        check_threshold(arbiter, settings.min_threshold)
         if settings.explore:
             arbiter = exploring(arbiter, settings.explore)
         recorder = None if settings.records is None else Recorder.of(settings.records)
         is_shown = settings.decisions is not None or recorder is not None
-        keep_features = is_reporting and is_shown
         generator = None
         if Needs.UNIFORMS in arbiter.needs or recorder is not None:
             # Alike on all ranks, which rule on the same rows.
@@ -100,7 +101,7 @@ class Adapter:
             vllm_config.speculative_config.num_speculative_tokens,
             exact_prefix_tokens=settings.exact_prefix_tokens,
             generator=generator,
-            keep_features=keep_features,
+            keep_features=is_reporting and is_shown,
             end_blocks_at_stop=settings.end_blocks_at_stop,
             max_corrections=settings.max_corrections,
         )
@@ -109,6 +110,7 @@ class Adapter:
             device,
             has_thresholds=isinstance(arbiter, LearnedArbiter),
             min_threshold=settings.min_threshold,
+            has_rollouts=recorder is not None,
         )
         adapter = cls(row_arbiter, table, recorder=recorder, is_reporting=is_reporting)
         if is_reporting:
@@ -129,9 +131,11 @@ class Adapter:
         slot: int,
         params: Any,  # Any: vLLM's SamplingParams
         prompt_ids: Sequence[int] | None,
+        *,
+        has_lora: bool,
     ) -> None:
         """Begin a request in a slot; the arguments are `RequestTable.add`'s."""
-        self.table.add(slot, params, prompt_ids, self.row_arbiter.arbiter)
+        self.table.add(slot, params, prompt_ids, self.row_arbiter.arbiter, has_lora=has_lora)
 
     def count(
         self,
@@ -153,7 +157,7 @@ class Adapter:
             num_rows: Gives the number of rows of each; asked for a log of decisions only.
         """
         tally = count_step(rows, rulings, num_accepted)
-        self.table.add_counts(slots, tally.num_overrides, tally.num_mismatches)
+        self.table.add_counts(slots, tally.num_overrides, tally.num_mismatches, tally.is_ended)
         if self.counts is not None:
             self.counts.add(tally.counts, request_ids, tally.num_overrides)
         if self.log is not None:
@@ -194,6 +198,7 @@ def check_engine(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
         "use_heterogeneous_vocab": (False,),
         "use_local_argmax_reduction": (False,),
         "enable_adaptive_verification": (False,),
+        "parallel_drafting": (False,),
     }
     for name, allowed in wanted.items():
         value = getattr(speculative, name, allowed[0])
@@ -231,6 +236,19 @@ def load(
     target, draft = vllm_config.model_config, vllm_config.speculative_config.draft_model_config
     pair = ModelPair.from_pretrained(target.model, draft.model, dtype=target.dtype, device="cpu")
     return load_arbiter(spec, pair)
+
+
+def check_threshold(arbiter: Arbiter, lowest: float) -> None:
+    """Raise if the arbiter's own threshold is below the lowest that a request may set.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if isinstance(arbiter, LearnedArbiter) and arbiter.threshold < lowest:
+        raise ConfigError(
+            f"the arbiter's threshold is {arbiter.threshold:g} and min_threshold {lowest:g}, which "
+            f"binds requests only; set threshold to {lowest:g} or more as well."
+        )
 
 
 def exploring(arbiter: Arbiter, share: float) -> Arbiter:

@@ -1,14 +1,9 @@
-"""From an engine's verified rows to an arbiter's rulings and back: mathematics on tensors only.
-
-Another engine has its own accept kernels, and they stay. What is edited is their input: where a
-drafted token is kept, the target's row becomes 0 at that token and -inf elsewhere, so that greedy
-and sampled acceptance both take it. The target judged the later rows given the drafted tokens, so
-they are its true verdict on the prefix that then stands.
+"""From an engine's verified rows to an arbiter's rulings: mathematics on tensors only.
 
 All rows are ruled on, and masks say which rulings count: every shape is known beforehand and
 nothing waits for the device. On a CPU, where nothing has to be waited for, only the rows that can
-be kept are ruled on. What an arbiter sees and which of its rulings
-count is `cospec.rulings`, as in our engine.
+be kept are ruled on. What an arbiter sees and which of its rulings count is `cospec.rulings`, as in
+our engine. The way back into the engine is `verdicts`.
 
 Axes: T rows of the step, those of a request adjacent and in order; R requests; V vocabulary.
 This file knows nothing of vLLM.
@@ -18,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -48,7 +43,7 @@ _INPUTS = Needs.LOGITS | Needs.HIDDEN
 """Needs that the other engine answers, by columns of `VerifiedRows` of the same names."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VerifiedRows:
     """The target's rows of one step, and what is known of each.
 
@@ -73,10 +68,12 @@ class VerifiedRows:
         thresholds: Of the request in place of the arbiter's own, NaN where it has none,
             (T,) float; None if no request has one.
         is_sampled: Whether the request samples, (T,) bool; None if all are greedy.
-        is_cut: Whether truncation took the drafted token from the target's distribution, (T,)
-            bool; None if there is no truncation.
+        is_cut: Whether truncation, or a logits processor of the engine, took the drafted token from
+            the target's distribution, (T,) bool; None if there is neither.
         uniforms: The requests' own chance for rulings, in [0, 1), (T,) float64; None leaves it to
             the arbiter's generator.
+        is_ended: Whether the request had ended before this block, (T,) bool: with asynchronous
+            scheduling a request runs for one step more. None if none can have.
     """
 
     target_logits: Tensor
@@ -98,17 +95,31 @@ class VerifiedRows:
     is_sampled: Tensor | None = None
     is_cut: Tensor | None = None
     uniforms: Tensor | None = None
+    is_ended: Tensor | None = None
 
-    @property
+    @cached_property
     def safe_ids(self) -> Tensor:
         """The drafted tokens, 0 where there is none, (T,) int64."""
         return torch.where(self.is_drafted, self.draft_ids, 0)
 
-    @property
+    @cached_property
     def is_before_end(self) -> Tensor:
         """Whether a token was drafted there, and none before it that ends the text, (T,) bool."""
-        is_stop = self.is_drafted & (self.draft_ids[:, None] == self.stop_ids).any(dim=1)
-        return self.is_drafted & (_count_before(is_stop, self.block_positions) == 0)
+        return self.is_drafted & (_count_before(self.is_stop, self.block_positions) == 0)
+
+    @cached_property
+    def is_stop(self) -> Tensor:
+        """Whether a token was drafted there that ends the text, (T,) bool."""
+        return self.is_drafted & (self.draft_ids[:, None] == self.stop_ids).any(dim=1)
+
+    @cached_property
+    def is_in_text(self) -> Tensor:
+        """Whether a token was drafted there that is in the text if all before it stand, (T,) bool.
+
+        What comes after a stop token or beyond the request's last token is not.
+        """
+        is_in_text = self.is_before_end & (self.positions < self.max_tokens)
+        return is_in_text if self.is_ended is None else is_in_text & ~self.is_ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,21 +149,6 @@ class RowRulings:
     probability: Tensor | None = None
     vetoes: Tensor | None = None
     is_free: Tensor | None = None
-
-
-class Tally(NamedTuple):
-    """The counts of a step, after the engine's kernels have run."""
-
-    is_counted: Tensor
-    """Drafted tokens that were verified, up to the first that was rejected, (T,) bool."""
-    is_reached: Tensor
-    """Mismatches among them, (T,) bool: tokens that stand by ruling, and those rejected."""
-    num_overrides: Tensor
-    """By request, (R,) int64."""
-    num_mismatches: Tensor
-    """Those that were reached, by request, (R,) int64."""
-    counts: Tensor
-    """Strict accepts, overrides, reached mismatches, non-finite scores among them: (4,) int64."""
 
 
 @dataclass(frozen=True)
@@ -351,46 +347,3 @@ def _count_before(flags: Tensor, block_positions: Tensor) -> Tensor:
     before = flags.long().cumsum(dim=0) - flags.long()  # in the whole step
     first = torch.arange(len(flags), device=flags.device) - block_positions
     return before - before[first]
-
-
-def force(logits: Tensor, draft_ids: Tensor, keep_draft: Tensor) -> Tensor:
-    """A copy of the logits in which kept tokens have all the probability.
-
-    Args:
-        logits: (T, V).
-        draft_ids: (T,) int64, valid where kept.
-        keep_draft: (T,) bool.
-
-    Returns:
-        (T, V).
-    """
-    index = torch.where(keep_draft, draft_ids, 0)[:, None]
-    own = torch.where(keep_draft[:, None], 0.0, logits.gather(1, index))
-    return logits.masked_fill(keep_draft[:, None], float("-inf")).scatter_(1, index, own)
-
-
-def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) -> Tally:
-    """Count what became of a step.
-
-    A drafted token counts if it stands in the text: what comes after a stop token or beyond the
-    request's last token does not. Where a request samples, overrides are kept tokens that are not
-    the target's most probable one, and a token that the accept test let pass is no mismatch.
-
-    Args:
-        rows: The rows.
-        rulings: What was ruled on them.
-        num_accepted: Drafted tokens that the engine accepted, by request, (R,).
-    """
-    accepted = num_accepted.long()[rows.requests]  # (T,)
-    in_block = rows.is_before_end & (rows.positions < rows.max_tokens)
-    stands = in_block & (rows.block_positions < accepted)
-    is_override = stands & rulings.keep_draft & rulings.is_mismatch
-    is_end = rows.block_positions == accepted
-    is_reached = is_override | (in_block & is_end)
-    none = torch.zeros_like(num_accepted, dtype=torch.int64)
-    num_overrides, num_mismatches = (
-        none.index_add(0, rows.requests, column.long()) for column in (is_override, is_reached)
-    )
-    columns = [stands & ~is_override, is_override, is_reached, is_reached & rulings.is_non_finite]
-    counts = torch.stack(columns).sum(dim=1)
-    return Tally(stands | (in_block & is_end), is_reached, num_overrides, num_mismatches, counts)

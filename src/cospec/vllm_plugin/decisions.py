@@ -57,7 +57,7 @@ class DecisionLog:
         self.num_dropped = 0
         self._is_open = True
         self._queue = HostQueue()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             self._fd = os.open(settings.path, flags, 0o600)
             if os.fstat(self._fd).st_uid == os.getuid():
@@ -161,7 +161,9 @@ class DecisionLog:
         fcntl.flock(self._fd, fcntl.LOCK_EX)  # several engines may share the file
         try:
             size = os.fstat(self._fd).st_size
-            data, num_written = b"", 0
+            # A process that was killed may have left half a line, which readers pass over.
+            is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+            data, num_written = b"\n" * is_torn, 0
             for line in lines:
                 more = line.encode() + b"\n"
                 if size + len(data) + len(more) > self.settings.max_bytes:

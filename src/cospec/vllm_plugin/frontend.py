@@ -13,22 +13,28 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.output_processor import RequestState
 from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 
+from cospec.arbiters import RULES, with_threshold
 from cospec.errors import ConfigError
-from cospec.vllm_plugin.settings import RequestSettings
+from cospec.vllm_plugin.settings import KEY, RequestSettings
 from cospec.vllm_plugin.wrap import wrap_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cospec.vllm_plugin.settings import Settings
 
-def install(
-    find_overrides: Callable[[str], int | None],
-) -> None:
+_SERVED: list[Settings] = []
+"""Settings of the servers of this process."""
+
+
+def install(settings: Settings, find_overrides: Callable[[str], int | None]) -> None:
     """Wrap what has to be wrapped; calling it again does nothing.
 
     Args:
+        settings: Of the server.
         find_overrides: How many overrides a request had, by its id in the engine.
     """
+    _SERVED.append(settings)
     wrap_once(SamplingParams, "_verify_extra_args", _checked)
     wrap_once(
         RequestState, "_new_completion_output", lambda stock: _annotated(stock, find_overrides)
@@ -40,7 +46,11 @@ def _checked(stock: Any) -> Any:  # Any: a method of SamplingParams
     def verify_extra_args(params: SamplingParams) -> None:
         stock(params)
         try:
-            RequestSettings.from_extra_args(params.extra_args)
+            asked = RequestSettings.from_extra_args(params.extra_args)
+            if all(one.arbiter.partition(":")[0] in RULES for one in _SERVED):
+                with_threshold(_SERVED[0].arbiter, asked.threshold)  # refused if there is one
+            if asked.rollout is not None and all(one.records is None for one in _SERVED):
+                raise ConfigError(f"rollout of {KEY} is not for requests to a server; leave it out")
         except ConfigError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
 

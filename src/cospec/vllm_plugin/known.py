@@ -61,6 +61,7 @@ V2_NAMES: dict[str, str] = {
     ),
     f"{_GPU}model_runner:GPUModelRunner.load_model": "self load_dummy_weights args model kwargs",
     f"{_GPU}model_runner:GPUModelRunner.add_requests": "self scheduler_output",
+    f"{_GPU}model_runner:GPUModelRunner.finish_requests": "self scheduler_output",
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }

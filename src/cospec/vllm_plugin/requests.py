@@ -44,6 +44,7 @@ class RequestColumns:
     stop_ids: Tensor
     max_tokens: Tensor
     num_before: Tensor
+    is_ended: Tensor
     thresholds: Tensor | None
 
 
@@ -55,6 +56,7 @@ class RequestTable:
         device: Where the columns are needed.
         has_thresholds: Whether the arbiter has a threshold that a request can change.
         min_threshold: Lowest threshold that a request gets.
+        has_rollouts: Whether requests may be rollouts.
 
     Attributes:
         rollouts: By slot, the requests whose decisions are recorded.
@@ -68,13 +70,16 @@ class RequestTable:
         *,
         has_thresholds: bool,
         min_threshold: float = 0.0,
+        has_rollouts: bool = False,
     ) -> None:
         self._has_thresholds, self._min_threshold = has_thresholds, min_threshold
+        self._has_rollouts = has_rollouts
         self._num_overrides = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._num_mismatches = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._is_open = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._max_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._num_before = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._is_ended = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self._thresholds = torch.full((num_slots,), float("nan"), device=device)
         self._stop_ids = torch.full((num_slots, 1), -1, dtype=torch.int64, device=device)
         self.rollouts: dict[int, RolloutRequest] = {}
@@ -91,6 +96,8 @@ class RequestTable:
         params: Any,  # Any: vLLM's SamplingParams
         prompt_ids: Sequence[int] | None = None,
         arbiter: Arbiter | None = None,
+        *,
+        has_lora: bool = False,
     ) -> None:
         """Begin a request in a slot, in place of what was there.
 
@@ -99,10 +106,12 @@ class RequestTable:
             params: Its sampling parameters, with the model's stop tokens filled in as vLLM does.
             prompt_ids: Of its prompt; None if it has embeddings alone.
             arbiter: Who rules, and may stand back from that prompt.
+            has_lora: Whether an adapter changes the target for it: it is decoded losslessly then.
         """
         settings = _settings_of(params)
         stop_ids = _stop_ids_of(params)
-        is_open = settings.enabled and is_plain(params) and len(stop_ids) <= MAX_STOP_IDS
+        is_open = settings.enabled and is_plain(params) and not has_lora
+        is_open = is_open and len(stop_ids) <= MAX_STOP_IDS
         if len(stop_ids) > MAX_STOP_IDS:
             logger.warning(
                 "CoSpec decodes a request losslessly: it has %d stop tokens, and an arbiter rules "
@@ -120,6 +129,7 @@ class RequestTable:
         self._num_overrides[slot] = before.num_overrides
         self._num_mismatches[slot] = before.num_mismatches
         self._num_before[slot] = before.num_before
+        self._is_ended[slot] = False
         self._is_open[slot] = is_open
         max_tokens = 2**62 if params.max_tokens is None else params.max_tokens
         self._max_tokens[slot] = before.num_before + max_tokens
@@ -134,7 +144,7 @@ class RequestTable:
         """Remember the rollout of a slot, if it is one; return what was before its request."""
         self.rollouts.pop(slot, None)
         self.generators.pop(slot, None)
-        if rollout is None:
+        if rollout is None or not self._has_rollouts:
             return NOTHING_BEFORE
         self.rollouts[slot] = rollout
         self.generators[slot] = row_generator(SamplingConfig(seed=rollout.seed), rollout.stream)
@@ -153,13 +163,25 @@ class RequestTable:
             stop_ids=self._stop_ids[slots],
             max_tokens=self._max_tokens[slots],
             num_before=self._num_before[slots],
+            is_ended=self._is_ended[slots],
             thresholds=self._thresholds[slots] if self._has_thresholds else None,
         )
 
-    def add_counts(self, slots: Tensor, num_overrides: Tensor, num_mismatches: Tensor) -> None:
-        """Count overrides and reached mismatches of a step, (R,), to the requests in `slots`."""
+    def counts(self, slot: int) -> Tensor:
+        """Return a copy of the overrides and the reached mismatches of a request, (2,) int64."""
+        return torch.stack([self._num_overrides[slot], self._num_mismatches[slot]])
+
+    def restore_counts(self, slot: int, counts: Tensor) -> None:
+        """Let a request go on from what `counts` returned."""
+        self._num_overrides[slot], self._num_mismatches[slot] = counts[0], counts[1]
+
+    def add_counts(
+        self, slots: Tensor, num_overrides: Tensor, num_mismatches: Tensor, is_ended: Tensor
+    ) -> None:
+        """Add what a step did, (R,) each, to the requests in `slots`; see `verdicts.Tally`."""
         self._num_overrides.index_add_(0, slots, num_overrides)
         self._num_mismatches.index_add_(0, slots, num_mismatches)
+        self._is_ended[slots] |= is_ended
 
     def _make_room(self, num_slots: int, num_stop_ids: int) -> None:
         """Widen the columns; doubled, so that it is rare."""
@@ -172,6 +194,7 @@ class RequestTable:
             self._is_open = pad(self._is_open, (0, more))
             self._max_tokens = pad(self._max_tokens, (0, more))
             self._num_before = pad(self._num_before, (0, more))
+            self._is_ended = pad(self._is_ended, (0, more))
             self._thresholds = pad(self._thresholds, (0, more), value=float("nan"))
             self._stop_ids = pad(self._stop_ids, (0, 0, 0, more), value=-1)
         wider = num_stop_ids - self._stop_ids.shape[1]

@@ -169,6 +169,10 @@ def keep_drafts(runner: Any) -> None:  # Any: vLLM's GPUModelRunner
             kept[request_id] = runner._draft_probs[i]
         for request_id in [one for one in kept if one not in runner.requests]:
             del kept[request_id]
+        for request_id in set(kept) - set(runner._draft_prob_req_ids):
+            one = kept[request_id]
+            if one.untyped_storage().nbytes() > one.nbytes:  # it would keep a whole batch's
+                kept[request_id] = one.clone()
         wanted = zip(runner.input_batch.req_ids, metadata.num_draft_tokens, strict=False)
         needed = [(request_id, n) for request_id, n in wanted if n]
         if not needed or any(request_id not in kept for request_id, _ in needed):

@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from cospec.errors import ConfigError, unknown_name
@@ -176,6 +177,12 @@ class RolloutRequest:
     num_mismatches: int = 0
     """Reached mismatches among them."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise ConfigError(f"seed of rollout of {KEY} is {self.seed!r}; it must be an integer.")
+        for name in ("stream", "num_before", "num_overrides", "num_mismatches"):
+            _check_count(f"{name} of rollout of {KEY}", getattr(self, name), least=0)
+
 
 @dataclass(frozen=True, slots=True)
 class RequestSettings:
@@ -218,6 +225,8 @@ class RequestSettings:
             given["threshold"] = _probability("threshold of a request", given["threshold"])
         if given.get("rollout") is not None:
             rollout = _checked(f"rollout of {KEY} of a request", given["rollout"], RolloutRequest)
+            if missing := {"key", "seed", "stream"} - set(rollout):
+                raise ConfigError(f"rollout of {KEY} of a request has no {min(missing)}; give it.")
             given["rollout"] = RolloutRequest(**rollout)
         return cls(**given)
 

@@ -34,9 +34,10 @@ class CospecStatLogger(StatLoggerBase):  # type: ignore[misc]  # Any where vLLM 
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
         self._file: CountsFile | None = None
-        if Settings.from_vllm(vllm_config) is None:
+        settings = Settings.from_vllm(vllm_config)
+        if settings is None:
             return
-        frontend.install(request_overrides)
+        frontend.install(settings, request_overrides)
         self._file = open_counts(counts_path(vllm_config, engine_index))
         if self._file is None:
             return

@@ -50,17 +50,22 @@ def supervise(command: list[str]) -> int:
         ends by itself with 0, as vLLM's does when its engine has died, gives 1, so that whoever
         restarts what failed starts it again.
     """
-    server = subprocess.Popen(command, start_new_session=True)
-    guard = [sys.executable, "-c", _GUARDIAN, str(server.pid), str(PATIENCE_S)]
-    guardian = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
     stopped_by: list[int] = []
+    server: subprocess.Popen[bytes] | None = None
+    guardian: subprocess.Popen[bytes] | None = None
 
     def stop(signum: int, frame: FrameType | None) -> None:
         stopped_by.append(signum)
-        server.send_signal(signal.SIGTERM)
+        if server is not None:
+            server.send_signal(signal.SIGTERM)
 
     old = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
+        server = subprocess.Popen(command, start_new_session=True)
+        guard = [sys.executable, "-c", _GUARDIAN, str(server.pid), str(PATIENCE_S)]
+        guardian = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+        if stopped_by:  # before there was a server to tell
+            server.send_signal(signal.SIGTERM)
         deadline = None
         while server.poll() is None:
             if stopped_by and deadline is None:
@@ -70,11 +75,13 @@ def supervise(command: list[str]) -> int:
             with suppress(subprocess.TimeoutExpired):
                 server.wait(timeout=0.5)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        guardian.kill()
-        guardian.communicate()
+        if server is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        if guardian is not None:
+            guardian.kill()
+            guardian.communicate()
         for each, handler in old.items():
             signal.signal(each, handler)
     if stopped_by:

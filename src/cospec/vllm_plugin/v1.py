@@ -18,10 +18,11 @@ from vllm.v1.sample import rejection_sampler as sampler_module
 
 from cospec.types import Needs
 from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, to_device, tokenizer_of
-from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows, force
+from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows
 from cospec.vllm_plugin.cpu_repairs import repair_cpu
 from cospec.vllm_plugin.known import require
 from cospec.vllm_plugin.rollouts import keep_drafts
+from cospec.vllm_plugin.verdicts import ended_before, force
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,8 @@ RUNNER_NAMES = (
     "input_batch.req_ids",
     "input_batch.num_prompt_tokens",
     "execute_model_state",
+    "input_ids.gpu",
+    "discard_request_mask.np",
 )
 
 
@@ -63,7 +66,7 @@ def install(
     needs = adapter.needs
     sampler = ArbiterSampler(runner.rejection_sampler, adapter, runner)
     if hasattr(runner.drafter, "_sample_draft_tokens") and Needs.DRAFT_LOGITS in needs:
-        keep_draft_logits(runner.drafter, with_hidden=Needs.DRAFT_HIDDEN in needs)
+        keep_draft_logits(runner, with_hidden=Needs.DRAFT_HIDDEN in needs)
         keep_drafts(runner)
     if Needs.TARGET_HIDDEN in needs:
         keep_hidden(runner, sampler)
@@ -82,8 +85,8 @@ def keep_hidden(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GP
     runner.sample_tokens = sample_tokens
 
 
-def keep_draft_logits(drafter: Any, *, with_hidden: bool) -> None:  # Any: SpecDecodeBaseProposer
-    """Make a drafter hand out its logits where it would hand out probabilities.
+def keep_draft_logits(runner: Any, *, with_hidden: bool) -> None:  # Any: vLLM's GPUModelRunner
+    """Make a runner's drafter hand out its logits where it would hand out probabilities.
 
     With hidden states, what it hands out is (R, V + H'): those that it drew the tokens from follow
     the logits. It drafts the same tokens as before: the most probable ones, unless it was told to
@@ -91,7 +94,7 @@ def keep_draft_logits(drafter: Any, *, with_hidden: bool) -> None:  # Any: SpecD
     """
 
     def sample(
-        self: Any,  # Any: the drafter
+        self: Any,  # Any: vLLM's SpecDecodeBaseProposer
         hidden_states: Tensor,
         sampling_metadata: Any,  # Any: vLLM's SamplingMetadata
     ) -> tuple[Tensor, Tensor]:
@@ -103,14 +106,17 @@ def keep_draft_logits(drafter: Any, *, with_hidden: bool) -> None:  # Any: SpecD
             return logits.argmax(dim=-1), shown
         # A copy, which may be divided in place.
         token_ids, _ = self._sample_from_logits(logits.clone(), sampling_metadata)
+        is_discarded = runner.discard_request_mask.np  # their prompts are not read yet
         for row, generator in sampling_metadata.generators.items():
+            if is_discarded[row]:
+                continue
             warm = logits[row] / sampling_metadata.temperature[row]
             probs = warm.softmax(dim=-1, dtype=torch.float32)
             noise = torch.empty_like(probs).exponential_(generator=generator)
             token_ids[row] = (probs / noise).argmax()
         return token_ids, shown
 
-    drafter._sample_draft_tokens = types.MethodType(sample, drafter)
+    runner.drafter._sample_draft_tokens = types.MethodType(sample, runner.drafter)
 
 
 def is_sampling(drafter: Any, sampling_metadata: Any) -> bool:  # Any: as above
@@ -157,7 +163,8 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         self.__dict__.update(stock.__dict__)
         self.adapter = adapter
         self._runner = runner
-        self._slots: dict[str, tuple[int, Any]] = {}  # Any: vLLM's CachedRequestState
+        # Slot, CachedRequestState and SamplingParams of each request
+        self._slots: dict[str, tuple[int, Any, Any]] = {}  # Any: vLLM's
         self._step = Step()
         self.hidden: Tensor | None = None
 
@@ -244,7 +251,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         step.rows, step.slots = self._rows(logits, sampling_metadata, metadata)
         step.rulings = self.adapter.row_arbiter(step.rows)
         step.unedited = logits
-        return force(logits, step.rows.draft_ids, step.rulings.keep_draft)
+        return force(logits, step.rows, step.rulings)
 
     def _rows(
         self,
@@ -264,6 +271,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         starts = torch.nn.functional.pad(ends[:-1], (1, 0))
         draft_ids = metadata.draft_token_ids.long()
         read_at = metadata.logits_indices[metadata.target_logits_indices]
+        block_positions = here - starts[requests]
         positions = runner.positions[read_at].long() + 1 - prompt_lens[requests]
         columns = self.adapter.table.columns(slots[requests])
         target_hidden = target_hidden_after = None
@@ -282,7 +290,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             # Near --max-model-len vLLM drafts nothing for the whole batch, and writes token 0.
             is_drafted=(draft_ids >= 0) & (draft_ids > 0).any(),
             requests=requests,
-            block_positions=here - starts[requests],
+            block_positions=block_positions,
             positions=positions + columns.num_before,
             num_overrides=columns.num_overrides,
             num_mismatches=columns.num_mismatches,
@@ -297,6 +305,12 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             is_sampled=is_sampled,
             is_cut=is_cut,
             uniforms=uniforms,
+            is_ended=ended_before(
+                columns.is_ended,
+                runner.input_ids.gpu[read_at].long(),
+                block_positions,
+                columns.stop_ids,
+            ),
         )
         return rows, slots
 
@@ -305,13 +319,16 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         requests = self._runner.requests
         found = []
         for request_id in self._runner.input_batch.req_ids:
-            slot, state = self._slots.get(request_id, (-1, None))
-            if state is not requests[request_id]:
+            new = requests[request_id]
+            slot, *known = self._slots.get(request_id, (-1, None, None))
+            # A session that goes on keeps its state, and has other parameters.
+            if known[0] is not new or known[1] is not new.sampling_params:
                 if slot < 0:
                     slot = self._free_slot()
-                new = requests[request_id]
-                self.adapter.admit(slot, new.sampling_params, new.prompt_token_ids)
-                self._slots[request_id] = slot, new
+                has_lora = new.lora_request is not None
+                ids = new.prompt_token_ids
+                self.adapter.admit(slot, new.sampling_params, ids, has_lora=has_lora)
+                self._slots[request_id] = slot, new, new.sampling_params
             found.append(slot)
         return found
 
@@ -320,7 +337,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         if len(self._slots) >= self.adapter.table.num_slots:
             known = self._runner.requests
             self._slots = {i: held for i, held in self._slots.items() if i in known}
-        taken = {slot for slot, _ in self._slots.values()}
+        taken = {slot for slot, *_ in self._slots.values()}
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
     def _is_cut(

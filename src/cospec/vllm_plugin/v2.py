@@ -3,8 +3,7 @@
 Rows are those of requests with their bonus rows, the token of a row is drafted in the next one, and
 requests have slots of their own. The draft's logits are a cache that the runner keeps when told to
 sample drafts (``"draft_sample_method": "probabilistic"``); so there is nothing to capture, and an
-arbiter that needs them asks for that option. After a preemption a request's overrides are counted
-from 0 again.
+arbiter that needs them asks for that option.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler as sampler_module
 from cospec.errors import ConfigError
 from cospec.types import Needs
 from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, tokenizer_of
-from cospec.vllm_plugin.bridge import VerifiedRows, force
+from cospec.vllm_plugin.bridge import VerifiedRows
 from cospec.vllm_plugin.known import require
+from cospec.vllm_plugin.verdicts import ended_before, force
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cospec.vllm_plugin.bridge import RowRulings
     from cospec.vllm_plugin.settings import Settings
 
+WARM_UP = "_warmup_"
+"""What vLLM's names of the requests of its warm-up begin with."""
 RUNNER_NAMES = (
     "sampler.sampling_states.temperature.gpu",
     "sampler.sampling_states.temperature.np",
@@ -34,8 +36,10 @@ RUNNER_NAMES = (
     "sampler.use_fp64_gumbel",
     "sampler.add_request",
     "add_requests",
+    "finish_requests",
     "req_states.prompt_len.gpu",
     "req_states.index_to_req_id",
+    "req_states.req_id_to_index",
     "rejection_sampler.num_speculative_steps",
     "rejection_sampler.watermark_key",
     "speculator.draft_logits",
@@ -96,27 +100,48 @@ def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUMode
             f"arbiter {arbiter.name} needs the draft's logits, which vLLM keeps only with "
             '"draft_sample_method": "probabilistic" in the speculative_config; add that.'
         )
+    follow_requests(runner, adapter)
+    runner.rejection_sampler = ArbiterSampler(stock, adapter, runner.req_states)
+
+
+def follow_requests(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUModelRunner
+    """Keep the adapter's table of requests as the runner keeps its own."""
     add_requests, add_request = runner.add_requests, runner.sampler.add_request
-    prompts: dict[str, list[int] | None] = {}
+    finish_requests = runner.finish_requests
+    new: dict[str, Any] = {}  # Any: vLLM's NewRequestData
+    preempted: dict[str, Tensor] = {}
 
     def add_all(scheduler_output: Any) -> None:  # Any: vLLM's SchedulerOutput
-        new = scheduler_output.scheduled_new_reqs
-        prompts.update((one.req_id, one.prompt_token_ids) for one in new)
+        new.update((one.req_id, one) for one in scheduler_output.scheduled_new_reqs)
         add_requests(scheduler_output)
-        prompts.clear()
+        new.clear()
 
     def add(req_idx: int, sampling_params: Any) -> None:  # Any: vLLM's SamplingParams
         add_request(req_idx, sampling_params)
-        request_id = runner.req_states.index_to_req_id[req_idx]
-        adapter.admit(req_idx, sampling_params, prompts.get(request_id))
+        one = new[runner.req_states.index_to_req_id[req_idx]]
+        has_lora = one.lora_request is not None
+        adapter.admit(req_idx, sampling_params, one.prompt_token_ids, has_lora=has_lora)
+        if (counts := preempted.pop(one.req_id, None)) is not None:
+            adapter.table.restore_counts(req_idx, counts)
+
+    def finish(scheduler_output: Any) -> None:  # Any: vLLM's SchedulerOutput
+        slots = runner.req_states.req_id_to_index
+        for request_id in scheduler_output.preempted_req_ids or ():  # they come back as new ones
+            if request_id in slots:
+                preempted[request_id] = adapter.table.counts(slots[request_id])
+        for request_id in scheduler_output.finished_req_ids:
+            preempted.pop(request_id, None)
+        finish_requests(scheduler_output)
 
     runner.add_requests, runner.sampler.add_request = add_all, add
-    runner.rejection_sampler = ArbiterSampler(stock, adapter, runner.req_states)
+    runner.finish_requests = finish
 
 
 class FlatRows(NamedTuple):
     """Rows of logits as the runner lays them out; N of them, of R requests."""
 
+    read_ids: Tensor
+    """The token that each row has read, (N,) int64; -1 for a placeholder."""
     draft_ids: Tensor
     """The token drafted from each row, which is the next row's, (N,) int64."""
     is_drafted: Tensor
@@ -135,9 +160,10 @@ def flatten(draft_sampled: Tensor, cu_num_logits: Tensor) -> FlatRows:
     here = torch.arange(len(draft_sampled), device=draft_sampled.device)
     ends = cu_num_logits[1:].long()
     requests = torch.searchsorted(ends, here, right=True)
-    draft_ids = draft_sampled.long().roll(-1)
+    read_ids = draft_sampled.long()
+    draft_ids = read_ids.roll(-1)
     is_drafted = (here + 1 < ends[requests]) & (draft_ids >= 0)
-    return FlatRows(draft_ids, is_drafted, requests)
+    return FlatRows(read_ids, draft_ids, is_drafted, requests)
 
 
 class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # vLLM is untyped
@@ -196,7 +222,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         )
         rulings = self._adapter.row_arbiter(rows)
         sampled, num_sampled = sampler_module.rejection_sample(
-            force(processed, rows.draft_ids, rulings.keep_draft),
+            force(processed, rows, rulings),
             draft_logits,
             verify_draft_sampled,
             cu_num_logits,
@@ -229,14 +255,11 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             return counts
 
         known = self._req_states.index_to_req_id
-        self._adapter.count(
-            rows,
-            rulings,
-            (num_sampled.long() - 1).clamp(min=0),
-            idx_mapping.long(),
-            [known.get(slot, "") for slot in idx_mapping_np.tolist()],
-            num_rows,
-        )
+        request_ids = [known.get(slot, "") for slot in idx_mapping_np.tolist()]
+        if all(request_id.startswith(WARM_UP) for request_id in request_ids):
+            return
+        num_accepted = (num_sampled.long() - 1).clamp(min=0)
+        self._adapter.count(rows, rulings, num_accepted, idx_mapping.long(), request_ids, num_rows)
 
     def _rows(
         self,
@@ -270,11 +293,12 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         ):
             places = block_positions.clamp(max=self.num_speculative_steps - 1)
             drafted_logits = draft_logits[slots, places]  # (N, V)
-        is_sampled = is_cut = None
+        is_sampled = None
         if not is_greedy:
             is_sampled = self.sampler.sampling_states.temperature.gpu[slots] != 0
-            ids = torch.where(flat.is_drafted, flat.draft_ids, 0)[:, None]
-            is_cut = (processed.gather(1, ids)[:, 0] == float("-inf")) & is_sampled
+        # By truncation, or by a logits processor of the server's, which greedy requests have too.
+        ids = torch.where(flat.is_drafted, flat.draft_ids, 0)[:, None]
+        is_cut = processed.gather(1, ids)[:, 0] == float("-inf")
         return VerifiedRows(
             target_logits=logits,
             draft_ids=flat.draft_ids,
@@ -291,4 +315,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             thresholds=columns.thresholds,
             is_sampled=is_sampled,
             is_cut=is_cut,
+            is_ended=ended_before(
+                columns.is_ended, flat.read_ids, block_positions, columns.stop_ids
+            ),
         )
