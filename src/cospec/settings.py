@@ -73,7 +73,9 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: values of fields
     def plain(value: Any) -> Any:  # Any: JSON
-        return list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            return list(value)
+        return value.item() if hasattr(value, "item") else value  # NumPy's numbers
 
     return {key: str(value) if isinstance(value, Path) else plain(value) for key, value in items}
 

@@ -76,3 +76,12 @@ def test_an_option_of_a_log_is_refused_without_one(tiny, tmp_path, refusal, opti
     said = refusal(tiny, "train", "--task", "gsm8k", "--out", out, *option)
     assert f"{option[0]} is {option[1]}, which is for training from a log; pass the log" in said
     assert not out.exists() and tiny.asked_for == []
+
+
+def test_an_arbiter_in_the_working_folder_has_the_name_of_that(tiny, served, tmp_path, monkeypatch):
+    """Found: its name was empty."""
+    log, rewards = log_of(tmp_path, "log")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tiny("train", "--from-log", log, "--rewards", rewards, "--arbiter", served, "--out", ".")
+    assert json.loads((tmp_path / "here" / "config.json").read_text())["name"] == "here"

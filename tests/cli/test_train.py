@@ -56,6 +56,9 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
     assert "Trained by reinforcement learning" in card
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     config = json.loads((folder / "config.json").read_text())
+    told = ["name", "pair", "training", "provenance", "best", "history", "weights_sha256"]
+    assert list(config)[-7:] == told and "min_prompt_likeness" in config
+    assert set(config["training"]) == {"task", "pair", "train"}
     assert config["pair"]["fingerprint"] and config["training"]["task"]["task"] == letters
     assert ("- Guard: none" in card) == (config["max_mismatch_rate"] is None)
     assert LearnedArbiter.load(folder).threshold == 0.5
@@ -218,6 +221,27 @@ def test_a_training_resumes_with_its_own_settings_data_and_pair_only(
     tiny(*command)
     assert "resuming after round 1" in capsys.readouterr().out
     assert (tmp_path / "arbiter" / "config.json").exists()
+
+
+def test_a_prompt_that_is_too_long_does_not_become_part_of_the_run(tiny, command, tmp_path) -> None:
+    """Found: the run died of it, and without it the problems were others and did not resume."""
+    file = tmp_path / "letters.jsonl"
+    file.write_text(file.read_text().replace('s", "answer"', f'{"s" * 300}", "answer"'))
+    with pytest.raises(SystemExit, match=r"the prompt of letters/\d+ has .*leave the problem out"):
+        tiny(*command)
+    assert not (tmp_path / "arbiter" / "run.json").exists()
+
+
+def test_an_arbiter_in_the_working_folder_has_the_name_of_that(
+    tiny, command, tmp_path, monkeypatch
+) -> None:
+    """Found: its name was empty. The config file has the mark that Windows writes first."""
+    (tmp_path / "few.json").write_text('{"optimizer": {"num_epochs": 2}}', encoding="utf-8-sig")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    command[command.index("--out") + 1] = "."
+    tiny(*command, "--num-rounds", 1)
+    assert json.loads((tmp_path / "here" / "config.json").read_text())["name"] == "here"
 
 
 def test_two_trainings_do_not_share_a_folder(tiny, command, tmp_path) -> None:

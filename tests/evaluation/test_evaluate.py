@@ -296,3 +296,9 @@ def test_each_part_of_a_mixture_has_its_own_figures(played, pair, task):
 def encoded_alone(pair, task):
     _, (sampling,) = encode_problems(pair, task, task.examples("test", 1))
     return sampling.max_new_tokens, sampling.stop
+
+
+def test_a_result_may_be_made_of_turns_as_they_are_played(pair, task, played):
+    """Found: the turns were iterated several times, and all but the first found none."""
+    it, turns, whole = played
+    assert it.result(turn for turn in turns) == whole and whole["rows"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cospec.arbiters.policy import PolicyConfig
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
-from cospec.rl.config import TrainConfig
+from cospec.rl.config import RolloutConfig, TrainConfig
 from cospec.settings import flat
 from tests.rl.conftest import train_config
 
@@ -106,6 +109,13 @@ def test_no_rounds_are_allowed_only_behind_solutions() -> None:
 
 
 # --- as JSON -----------------------------------------------------------------------------------
+
+
+def test_numpys_numbers_become_plain_ones() -> None:
+    """Found: such a run could not be resumed, and its arbiter not be saved."""
+    config = replace(train_config(seed=np.int64(3)), rollouts=RolloutConfig(batch_size=np.int32(2)))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert type(DecodeConfig(num_speculative_tokens=np.int64(4)).k) is int
 
 
 def test_settings_go_to_json_and_back() -> None:

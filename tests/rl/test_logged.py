@@ -71,6 +71,39 @@ def test_a_reward_is_of_the_request_that_has_its_whole_id(tmp_path) -> None:
     assert data.advantage.tolist() == [-1.0, 1.0], "of job, and of the second prompt of x"
 
 
+def test_each_of_several_answers_has_its_own_reward(tmp_path) -> None:
+    lines = [
+        {"request_id": "cmpl-a", "index": 0, "reward": 0.0},
+        {"request_id": "cmpl-a", "index": 1, "reward": 1.0},
+        {"request_id": "chatcmpl-b", "index": 0, "reward": 5.0},
+    ]
+    given = read_rewards(write(tmp_path, "rewards.jsonl", lines))
+    rows = [row("1_cmpl-a-0-1f2e3d4c"), row("0_cmpl-a-0-1f2e3d4c"), row("chatcmpl-b-9a8b7c6d")]
+    rows += [row("0_cmpl-a-1-1f2e3d4c")]  # of another prompt
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    assert data.advantage.tolist() == [-1.0, -2.0, 3.0]
+    with pytest.raises(ConfigError, match="index is 'x'"):
+        read_rewards(write(tmp_path, "wrong.jsonl", [lines[0] | {"index": "x"}]))
+
+
+def test_with_one_answer_to_each_of_several_prompts_a_choice_is_a_prompt(tmp_path) -> None:
+    lines = [{"request_id": "cmpl-a", "index": i, "reward": 3.0 * i} for i in range(3)]
+    given = read_rewards(write(tmp_path, "rewards.jsonl", lines))
+    rows = [row(f"cmpl-a-{i}-1f2e3d4c") for i in (2, 0, 1)]
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    assert data.advantage.tolist() == [3.0, -3.0, 0.0]
+
+
+def test_half_a_line_of_a_killed_server_is_passed_over(tmp_path) -> None:
+    path = write(tmp_path, "log", [HEAD, row(), HEAD, row(keep=False)])
+    whole = path.read_text().splitlines()
+    halves = whole[0][:20], whole[1][:30], whole[3][:50]
+    path.write_text("\n".join([halves[0], *whole[:2], halves[1], *whole[2:], halves[2]]))
+    data = read_log(path, rewards(tmp_path, ("cmpl-a", 1.0)), NAMES)
+    assert data.keep.tolist() == [True, False]
+    assert data.counts["num_torn_lines"] == 3
+
+
 def test_requests_are_compared_within_their_group(tmp_path) -> None:
     given = rewards(tmp_path, ("a", 1.0, "x"), ("b", 0.0, "x"), ("c", 9.0, "y"))
     rows = [row("a"), row("b"), row("c")]
@@ -117,6 +150,25 @@ def test_a_log_that_cannot_be_learned_from_is_refused(tmp_path, rows, message) -
 def test_a_reward_that_is_no_number_is_refused(tmp_path, reward) -> None:
     with pytest.raises(ConfigError, match=r"line 1: .* must have a request_id"):
         rewards(tmp_path, ("cmpl-a", reward))
+
+
+def test_two_rewards_of_one_request_are_refused_if_they_differ(tmp_path) -> None:
+    """Found: the last one won."""
+    assert len(rewards(tmp_path, ("a", 1.0), ("a", 1.0), ("b", 0.0))) == 2
+    for other in (("a", 0.0), ("a", 1.0, "x")):
+        with pytest.raises(ConfigError, match=r"line 2: .* reward 1.0 and the group ''; keep one"):
+            rewards(tmp_path, ("a", 1.0), other)
+
+
+def test_a_file_of_rewards_may_have_blank_lines_and_the_mark_of_windows(tmp_path) -> None:
+    path = tmp_path / "rewards.jsonl"
+    a, b = '{"request_id": "a", "reward": 1}', '{"request_id": "b", "reward": 0}'
+    lines = ["", a, " ", b, "", ""]
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+    assert list(read_rewards(path)) == ["a", "b"]
+    path.write_text("\n\n3", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 3 is '3'; it must be a JSON object"):
+        read_rewards(path)
 
 
 def test_the_weights_undo_the_way_in_which_the_log_was_drawn(tmp_path) -> None:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from cospec import ModelPair
+from cospec import ModelPair, load_arbiter
 from cospec.arbiters.policy import PolicyConfig
 from cospec.backends.engine import EngineBackend
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, PromptError, TaskError
 from cospec.evaluation.problems import prompt_ids
 from cospec.features import SCALAR_NAMES
 from cospec.rl.collect import Collector
+from cospec.rl.trainer import Trainer
 from cospec.rl.types import BranchData
 from cospec.rl.updates import known_branches
 from cospec.tasks.base import Score
-from tests.rl.helpers import stop, timeless, trainer
+from tests.rl.helpers import StopHereError, stop, timeless, trainer
 
 if TYPE_CHECKING:
     from cospec.results import Json
-    from cospec.rl.trainer import Trainer
     from cospec.tasks import Task
 
 
@@ -289,3 +290,103 @@ def test_reinforce_takes_the_baseline_from_the_rewards_that_were_played(pair, ta
     rewards = [it.play_round()["reward"] for it.state.round in range(2)]
     assert rewards[0] != rewards[1]
     assert it.state.running_reward == pytest.approx(0.9 * rewards[0] + 0.1 * rewards[1])
+
+
+@pytest.mark.parametrize("features", ["scalar", "hidden"])
+def test_an_arbiter_that_was_trained_from_python_is_saved_with_its_record(
+    pair, task, tmp_path, features
+) -> None:
+    """Found: one with hidden features could not be loaded, and others were noted as foreign."""
+    it = trainer(pair, task, num_rounds=1, features=features)
+    arbiter = it.run()
+    assert arbiter.name == "policy:threshold=0.5" and arbiter.trained_k == 3
+    arbiter.save(tmp_path / "trained")
+    found = load_arbiter(str(tmp_path / "trained"), pair)
+    assert found.notes == () and found.label == "trained" and found.trained_k == 3
+    assert found.about["best"] == it.state.best and found.about["history"] == it.state.history
+    assert found.about["training"]["task"] == {"task": task.name}
+    assert found.about["min_prompt_likeness"] == arbiter.prompt_guard.min_likeness
+    json.dumps(arbiter.about, allow_nan=False)
+
+
+def rebuilt(it: Trainer, **changes: Any) -> Trainer:
+    """A trainer with the arguments of another one, but for some."""
+    names = ("pair", "backend", "task", "config", "train", "tune", "folder", "solved")
+    return Trainer(**{name: getattr(it, name) for name in names} | changes)
+
+
+def test_a_run_is_resumed_by_a_trainer_alike_and_by_no_other(pair, task, tmp_path) -> None:
+    """Found: any run in the folder was resumed, with the baselines of other problems."""
+    it = trainer(pair, task, tmp_path)
+    it.state.round = 1
+    it.keep({"round": 1}, lambda _: None)
+    assert rebuilt(it).state.round == 1
+    unlike = trainer(pair, task, cost_weight=0.5, seed=1)
+    other = {
+        "cost_weight, seed": {"config": unlike.config},
+        "data_train": {"train": it.train[1:]},
+        "data_tune": {"tune": [replace(it.tune[0], answer="x")]},
+        "data_solutions": {"solved": it.train},
+        "fingerprint": {"pair": ModelPair(pair.draft, pair.target, pair.tokenizer)},
+        "task": {"task": replace(task, name="another")},
+    }
+    for names, changes in other.items():
+        with pytest.raises(ConfigError, match=rf"other settings \({names}\); make the Trainer"):
+            rebuilt(it, **changes)
+    state = torch.load(tmp_path / "state.pt")
+    del state["made_from"]  # as older versions wrote it
+    torch.save(state, tmp_path / "state.pt")
+    assert rebuilt(it, tune=it.tune[1:]).state.round == 1
+
+
+def test_the_folder_of_a_run_is_made_and_may_be_a_string(pair, task, tmp_path) -> None:
+    it = trainer(pair, task, str(tmp_path / "a" / "run"))
+    it.keep({"round": 1}, lambda _: None)
+    assert (tmp_path / "a" / "run" / "state.pt").exists()
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_the_first_round(
+    pair, task, tmp_path
+) -> None:
+    """Found: the run ended when it came to that problem, and could not resume without it."""
+    it = trainer(pair, task, prompts_per_round=2)  # plays six problems of seven
+    long = replace(it.tune[0], id="long", question="stone " * 200)
+    for changes in ({"train": [*it.train[:5], long]}, {"tune": [*it.tune, long]}):
+        with pytest.raises(PromptError, match=r"the prompt of long has .* leave the problem out"):
+            rebuilt(it, folder=tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+    rebuilt(it, train=[*it.train[:6], long], solved=[long])  # neither of them is played
+    it = trainer(pair, task, num_solutions=1, solutions_from="samples")
+    with pytest.raises(PromptError, match="the prompt of long has"):
+        rebuilt(it, solved=[long])
+
+
+@pytest.mark.parametrize("change", [{"question": "red hens"}, {"answer": "x"}])
+def test_two_problems_with_one_id_are_refused(pair, task, change) -> None:
+    """Found: the second one had the lossless baseline of the first."""
+    it = trainer(pair, task)
+    twin = replace(it.train[0], **change)
+    rebuilt(it, solved=[twin])  # nothing is kept by the ids of these
+    with pytest.raises(TaskError, match=f"differ have the id {twin.id!r}: 'oats' and"):
+        rebuilt(it, tune=[twin])
+
+
+@pytest.mark.parametrize("owner", ["collector", "trainer"])
+def test_a_trainer_that_was_interrupted_in_a_round_does_not_run_again(
+    pair, task, tmp_path, monkeypatch, owner
+) -> None:
+    """Found: the branches of its round were there twice, or its metrics were lost."""
+    it = trainer(pair, task, tmp_path)
+    with monkeypatch.context() as patch:
+        found, name = (it.collector, "branch") if owner == "collector" else (it, "evaluate")
+        patch.setattr(found, name, lambda *_: stop({}))
+        with pytest.raises(StopHereError):
+            it.run()
+    with pytest.raises(ConfigError, match="in the middle of a round; make a new one"):
+        it.run()
+    again = rebuilt(it)
+    with pytest.raises(StopHereError):
+        again.run(stop)
+    with pytest.raises(StopHereError):
+        again.run(stop)  # between two rounds nothing is lost
+    assert [m["round"] for m in again.state.history] == [1, 2] and len(again.state.replay) == 2

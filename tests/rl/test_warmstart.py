@@ -11,11 +11,17 @@ import torch
 
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ConfigError
-from cospec.evaluation.audit.dataset import read_dataset, read_origin, write_dataset
+from cospec.evaluation.audit.dataset import (
+    read_dataset,
+    read_origin,
+    read_tensors,
+    write_dataset,
+    write_tensors,
+)
 from cospec.features import SCALAR_NAMES
 from cospec.rl import warmstart
 from cospec.rl.card import write_card
-from tests.rl.helpers import assert_same_state, audit_file, solving, trainer
+from tests.rl.helpers import assert_same_state, audit_file, solving, stop, trainer
 
 if TYPE_CHECKING:
     from cospec import ModelPair
@@ -128,14 +134,15 @@ def test_solutions_that_settle_nothing_are_refused(pair, task) -> None:
 
 
 def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
-    pair, task, tmp_path
+    pair, task, tmp_path, monkeypatch
 ) -> None:
     path = tmp_path / "read.safetensors"
     one = solving(pair, task, solutions=path, num_rounds=0)
     one.run()
     other = solving(pair, task, solutions=path, num_rounds=0, seed=1)
-    other.solved = []  # nothing is left to read
-    other.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(warmstart, "solution_decisions", lambda *_: stop({}))
+        other.run()  # nothing is left to read
     assert torch.equal(one.state.policy.mean, other.state.policy.mean)
     with pytest.raises(ConfigError, match="of 3 solutions, and num_solutions is 2; name another"):
         solving(pair, task, solutions=path, num_solutions=2).run()
@@ -182,3 +189,20 @@ def test_what_solutions_show_at_a_temperature_does_not_depend_on_how_many_are_re
     assert one_by_one[0] == at_once[0]
     torch.testing.assert_close(one_by_one[1], at_once[1], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(at_once[1], greedy[1])
+
+
+def test_a_cache_of_the_solutions_of_other_problems_is_refused(pair, task, tmp_path) -> None:
+    """Found: its number of problems was all that was compared."""
+    path = tmp_path / "not" / "there" / "read.safetensors"
+    one = solving(pair, task, solutions=str(path), num_rounds=0)
+    one.run()
+    other = solving(pair, task, solutions=path, num_rounds=0)
+    other.solved = [*other.solved[:2], replace(other.solved[2], metadata={"solution": "ten ants"})]
+    with pytest.raises(ConfigError, match="the solutions of 3 other problems; name another file"):
+        other.run()
+    tensors, about = read_tensors(path, "a cache")
+    del about["problems"]  # as older versions wrote it
+    write_tensors(path, tensors, about)
+    other = solving(pair, task, solutions=path, num_rounds=0)
+    other.run()
+    assert torch.equal(one.state.policy.mean, other.state.policy.mean)

@@ -63,11 +63,12 @@ def train_from_log(options: LogOptions, config: TrainConfig, out: Path, name: st
     }
     # What was measured of the arbiter that was served does not hold of this one.
     kept = {key: value for key, value in arbiter.about.items() if key not in _MEASURED}
-    about = kept | {"name": name or out.name, "further_training": digest | metrics}
+    name = name or out.resolve().name
+    about = kept | {"name": name, "further_training": digest | metrics}
     out.mkdir(parents=True, exist_ok=True)
     if arbiter.folder is not None and (arbiter.folder / FILE).exists():
         shutil.copyfile(arbiter.folder / FILE, out / FILE)
-    replace(trained, about=about, label=name or out.name).save(out, log_card(about))
+    replace(trained, about=about, label=name).save(out, log_card(about))
     shown = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
     print(f"{shown}\nwrote {out}: use it with --arbiter {out}")
 

@@ -123,10 +123,12 @@ class Train:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         with lock(self.out / "run.lock"):
-            open_run(self.out, self._settings() | self._inputs(pair, problems))
-            settings = json.dumps(self.train.to_dict(), indent=1)
-            write_text(self.out / "train.json", settings + "\n")
-            self._train(pair, problems, provenance, audited)
+            settings = self._settings() | self._inputs(pair, problems)
+            check_run(self.out, settings)
+            trainer = self._trainer(pair, problems)  # refuses problems before they are the run's
+            open_run(self.out, settings)
+            write_text(self.out / "train.json", json.dumps(self.train.to_dict(), indent=1) + "\n")
+            self._train(trainer, provenance, audited)
 
     def _check_way(self) -> None:
         """Refuse options that training from a log does not take, or training by rollouts.
@@ -145,38 +147,35 @@ class Train:
             if value:
                 raise ConfigError(f"{name} is {value}, which {told}.")
 
+    def _trainer(self, pair: ModelPair, problems: Problems) -> Trainer:
+        """Make the trainer, which resumes from its folder."""
+        from cospec.rl.trainer import Trainer
+
+        task, train, tune, solved = problems
+        return Trainer(pair, self._backend(pair), task, self.train, train, tune, self.out, solved)
+
     def _train(
-        self,
-        pair: ModelPair,
-        problems: Problems,
-        provenance: Provenance,
-        audited: dict[str, list[str]] | None,
+        self, trainer: Trainer, provenance: Provenance, audited: dict[str, list[str]] | None
     ) -> None:
         """Train to the end and write the arbiter; `audited` hashes the questions of an audit."""
         from cospec.cli.trackers import open_trackers
         from cospec.rl.card import write_card
-        from cospec.rl.trainer import Trainer
         from cospec.tasks.trained_on import write_trained_on
 
-        task, train, tune, solved = problems
         trackers = open_trackers(self.out, self._settings(), self.wandb_project)
-        backend = self._backend(pair)
-        trainer = Trainer(pair, backend, task, self.train, train, tune, self.out, solved)
         if trainer.state.round:
             print(f"resuming after round {trainer.state.round}", flush=True)
         with Progress(self._num_completions(trainer), "completions", label="train") as progress:
-            backend.on_finished = trainer.on_read = progress.advance
+            trainer.backend.on_finished = trainer.on_read = progress.advance
             arbiter = trainer.run(lambda metrics: self._report(trainer, metrics, trackers))
-        about: Json = {
-            "name": self.name or self.out.name,
-            "pair": self._pair(pair),
+        target = trainer.pair.target
+        told: Json = {
+            "name": self.name or self.out.resolve().name,
+            "pair": self._pair() | arbiter.about["pair"],
             "training": self._settings(),
-            "provenance": provenance.to_dict(str(pair.target.device), str(pair.target.dtype)),
-            "best": trainer.state.best,
-            "history": trainer.state.history,
+            "provenance": provenance.to_dict(str(target.device), str(target.dtype)),
         }
-        if arbiter.prompt_guard is not None:
-            about["min_prompt_likeness"] = arbiter.prompt_guard.min_likeness
+        about = told | {key: value for key, value in arbiter.about.items() if key not in told}
         arbiter = replace(arbiter, about=about)
         write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved], audited)
         arbiter.save(self.out, write_card(about))
@@ -184,15 +183,10 @@ class Train:
 
     def _inputs(self, pair: ModelPair, problems: Problems) -> Json:
         """Return hashes of the pair and of the data: a run resumes with the same ones only."""
-        from cospec.evaluation.problems import describe_models, describe_problems
+        from cospec.evaluation.problems import describe_models
+        from cospec.rl.checkpoint import hash_data
 
-        data = {
-            "train": problems.train,
-            "tune": problems.tune,
-            "solutions": problems.solved,
-        }
-        hashes = {f"data_{key}": describe_problems(each) for key, each in data.items()}
-        found: Json = {name: each["problems_sha256"] for name, each in hashes.items()}
+        found: Json = dict(hash_data(problems.train, problems.tune, problems.solved))
         if self.train.warmup.warm_start is not None:
             found["data_warm_start"] = sha256(self.train.warmup.warm_start.read_bytes()).hexdigest()
         return {"inputs": found | describe_models(pair)}
@@ -222,9 +216,9 @@ class Train:
             print("worked solutions are read on transformers, rollouts played on vLLM", flush=True)
         return self.engine.open(self.pair, pair, self.train.rollouts, self.train.features)
 
-    def _pair(self, pair: ModelPair) -> Json:
-        names = {key: value for key, value in asdict(self.pair).items() if value is not None}
-        return names | {"fingerprint": pair.fingerprint}
+    def _pair(self) -> Json:
+        """Return the options of the pair that were given or have a default."""
+        return {key: value for key, value in asdict(self.pair).items() if value is not None}
 
     def _problems(self) -> Problems:
         """Load the task, and draw its problems."""
@@ -316,7 +310,7 @@ def defaults(args: Sequence[str]) -> Train | None:
         return None
     path = Path(words[words.index("--config") + 1])
     try:
-        values = parse_json(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read as settings: {error}; pass JSON, such as train.json of a run."

@@ -147,11 +147,12 @@ class Evaluation:
         for chunk, arm in waiting:
             yield self._play(chunk, arm)
 
-    def result(self, turns: Sequence[Turn]) -> Json:
+    def result(self, turns: Iterable[Turn]) -> Json:
         """The parts of a result document: ``arms``, ``rows`` and the times of ``chunks``.
 
         For a mixture there is ``parts`` as well: how good each arm is on each of its tasks.
         """
+        turns = list(turns)
         tasks = {example.id: self.task.part_of(example).name for example in self.examples}
         parts = {"parts": by_part(turns, tasks)} if len(set(tasks.values())) > 1 else {}
         return parts | {

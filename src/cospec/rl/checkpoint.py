@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.errors import CheckpointError, ConfigError
+from cospec.evaluation.problems import describe_problems
 from cospec.results import parse_json, write_text
 from cospec.rl.types import Baseline, BranchData
 from cospec.settings import flat
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from cospec.arbiters.policy import Policy
     from cospec.results import Json
     from cospec.rl.warmstart import WarmStart
+    from cospec.tasks import Example
 
 STATE, SETTINGS = "state.pt", "run.json"
 _PLAIN = ("round", "best", "best_policy", "history", "running_reward")
@@ -50,6 +53,8 @@ class TrainState:
     """By id of the problem, lossless decoding."""
     running_reward: float | None = None
     """Running mean of rewards, for methods that have one."""
+    made_from: Json = field(default_factory=dict)
+    """All that the result depends on: settings, and hashes of the pair and of the data."""
 
     def __post_init__(self) -> None:
         self.best_policy = self.best_policy or self.policy.state_dict()
@@ -86,6 +91,7 @@ class TrainState:
             "start": self.start.state_dict(),
             "replay": [one.columns for one in self.replay],
             "baselines": {key: tuple(base) for key, base in self.baselines.items()},
+            "made_from": self.made_from,
         }
         part = folder / f"{STATE}.part"
         with part.open("wb") as file:
@@ -99,24 +105,41 @@ class TrainState:
 
         Raises:
             CheckpointError: The file is damaged, or of another version.
+            ConfigError: It is of a run with other settings, or on another pair or other data.
         """
         path = None if folder is None else folder / STATE
         if path is None or not path.exists():
             return
         try:
             state = torch.load(path, weights_only=True)
-            self.policy.load_state_dict(state["policy"])
-            self.start.load_state_dict(state["start"])
-            self.replay = [BranchData(*columns) for columns in state["replay"]]
-            self.baselines = {key: Baseline(*base) for key, base in state["baselines"].items()}
-            for name in _PLAIN:
-                setattr(self, name, state[name])
+            # Older versions do not record what a state was made from.
+            names = _unlike(self.made_from, state.get("made_from", self.made_from))
+            if not names:
+                self.policy.load_state_dict(state["policy"])
+                self.start.load_state_dict(state["start"])
+                self.replay = [BranchData(*columns) for columns in state["replay"]]
+                self.baselines = {key: Baseline(*base) for key, base in state["baselines"].items()}
+                for name in _PLAIN:
+                    setattr(self, name, state[name])
         except Exception as error:  # torch raises many kinds for a file that was cut short
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise CheckpointError(
                 f"{path} cannot be resumed from: it is damaged, or of another version of cospec "
                 f"({reason}); {_AGAIN}"
             ) from None
+        if names:
+            raise ConfigError(
+                f"{path} is of a run with other settings ({', '.join(names)}); make the Trainer "
+                "with the same ones to resume it, or name another folder."
+            )
+
+
+def hash_data(
+    train: Sequence[Example], tune: Sequence[Example], solved: Sequence[Example]
+) -> dict[str, str]:
+    """Return hashes of the problems of a run, which resumes with the same ones only."""
+    data = {"data_train": train, "data_tune": tune, "data_solutions": solved}
+    return {name: describe_problems(each)["problems_sha256"] for name, each in data.items()}
 
 
 def open_run(folder: Path, settings: Json) -> None:
@@ -150,13 +173,17 @@ def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
         return
     try:
         theirs = parse_json(path.read_text(encoding="utf-8"))
-        theirs = flat(theirs if is_whole else {**theirs, "inputs": {}})
+        names = _unlike(settings, theirs if is_whole else {**theirs, "inputs": {}})
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); {_AGAIN}") from None
-    ours = flat(settings)
-    names = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if names:
         raise ConfigError(
             f"{folder} holds an interrupted run with other settings ({', '.join(names)}); "
             "repeat its command to finish it, or name another folder."
         )
+
+
+def _unlike(ours: Json, theirs: Json) -> list[str]:
+    """Return the names of settings that differ."""
+    ours, theirs = flat(ours), flat(theirs)
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))

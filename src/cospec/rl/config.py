@@ -7,7 +7,7 @@ writes `TrainConfig.to_dict`, which `TrainConfig.from_dict` reads.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path  # noqa: TC003  # the command line resolves it
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -164,6 +164,9 @@ class WarmupConfig:
     """Passes over the decisions of the worked solutions."""
 
     def __post_init__(self) -> None:
+        for name in ("warm_start", "solutions"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))  # a string is taken as well
         _check(self, {"num_solutions": 0, "num_solution_epochs": 1, "num_samples": 1})
         if self.solutions_from not in ("task", "samples"):
             raise ConfigError(

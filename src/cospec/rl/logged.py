@@ -65,8 +65,11 @@ class Verdict:
 def read_rewards(path: Path) -> dict[str, Verdict]:
     """Read rewards: a JSON object a line, with ``request_id``, ``reward``, and maybe ``group``.
 
+    A request with several answers (``n``) has a line for each, with its ``index`` in the response.
+
     Raises:
-        ConfigError: The file cannot be read, or a line is no such object.
+        ConfigError: The file cannot be read, a line is no such object, or two lines tell a request
+            different things.
     """
     found: dict[str, Verdict] = {}
     for number, row in _rows(path):
@@ -77,7 +80,19 @@ def read_rewards(path: Path) -> dict[str, Verdict]:
                 f"{path}, line {number}: {row!r}; it must have a request_id (text) and a reward "
                 "(a finite number)."
             )
-        found[name] = Verdict(float(reward), str(row.get("group", "")))
+        if (index := row.get("index")) is not None:
+            if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+                raise ConfigError(
+                    f"{path}, line {number}: index is {index!r}; it must be that of a choice in "
+                    "the response, from 0 on."
+                )
+            name = f"{index}_{name}"  # as vLLM calls them
+        verdict = Verdict(float(reward), str(row.get("group", "")))
+        if found.setdefault(name, verdict) != verdict:
+            raise ConfigError(
+                f"{path}, line {number}: {row!r}, and an earlier line gives that request the "
+                f"reward {found[name].reward} and the group {found[name].group!r}; keep one line."
+            )
     return found
 
 
@@ -92,7 +107,8 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
     Raises:
         ConfigError: The log is of other features, has no probabilities, or no request has a reward.
     """
-    rows = _rows(path)
+    torn: list[int] = []
+    rows = _rows(path, torn)
     _check_head(path, next(rows, (1, {}))[1], names)
     used: list[tuple[Json, str, Verdict]] = []
     requests, answered = set[str](), dict[str, Verdict]()
@@ -114,15 +130,13 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
             used.append((row, *found))
     if num_decisions == num_without > 0:
         raise ConfigError(
-            f"{path} has no probability: the server ruled by a threshold, so that nothing tells "
-            "what the other ruling would have led to. Serve with --explore 0.1 or so, and train on "
-            "that log."
+            f"{path} has no probability: the server ruled by a threshold, which tells nothing of "
+            "the other ruling. Serve with --explore 0.1 or so, and train on that log."
         )
     if not used:
         raise ConfigError(
-            f"none of the {len(requests)} requests in {path} has a reward and a ruling that was "
-            f"left to chance; the rewards are of "
-            f"{len(rewards)} requests, such as {next(iter(rewards), 'none')!r}."
+            f"none of the {len(requests)} requests in {path} has a reward and a ruling by chance; "
+            f"the rewards are of {len(rewards)} requests, such as {next(iter(rewards), 'none')!r}."
         )
     keep = torch.tensor([row["keep_draft"] for row, _, _ in used])
     p_keep = torch.tensor([row["probability"] for row, _, _ in used], dtype=torch.float32)
@@ -138,6 +152,7 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
             "num_requests_used": num_used,
             "num_decisions": num_decisions,
             "num_decisions_used": len(used),
+            "num_torn_lines": len(torn),
             "mean_reward": sum(v.reward for v in {n: v for _, n, v in used}.values()) / num_used,
         },
     )
@@ -200,28 +215,44 @@ def _advantages(verdicts: dict[str, Verdict]) -> dict[str, float]:
 
 
 def _find(rewards: dict[str, Verdict], logged: str) -> tuple[str, Verdict] | None:
-    """Find the reward of a request by its logged id, which vLLM made longer: -INDEX, -RANDOM.
+    """Find the reward of an answer by its logged id, which vLLM made longer: -PROMPT, -RANDOM.
 
-    Only ids of completions have an index.
+    Only ids of completions have the number of a prompt. Of several answers to a prompt (``n``) each
+    has its index before the id. Choices of a response are counted over all its prompts, so that
+    with one answer each a choice's index is the prompt's number.
     """
     names = [logged, re.sub(r"-[0-9a-f]{8}$", "", logged)]
-    if logged.startswith("cmpl-"):
-        names.append(re.sub(r"-\d+$", "", names[-1]))
+    prompt = re.fullmatch(r"(\d+_)?(cmpl-.*)-(\d+)", names[-1])
+    if prompt is None:
+        names.append(f"0_{names[-1]}")
+    elif prompt[1] is None:
+        names += [prompt[2], f"{prompt[3]}_{prompt[2]}"]
+    elif prompt[3] == "0":
+        names.append(prompt[1] + prompt[2])
     return next(((logged, rewards[name]) for name in names if name in rewards), None)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Json]]:
-    """The objects of a JSONL file with their line numbers."""
+def _rows(path: Path, torn: list[int] | None = None) -> Iterator[tuple[int, Json]]:
+    """The objects of a JSONL file with their line numbers; blank lines are skipped.
+
+    So are lines that cannot be read, if a list is given for their numbers: a server that is killed
+    may leave half of one.
+    """
     try:
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
+        text = path.read_text(encoding="utf-8-sig")  # Windows writes a mark first
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     # Not splitlines, which also cuts at U+2028 and the like, inside of strings.
-    for number, line in enumerate(text.split("\n") if text else [], 1):
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = parse_json(line)
         except ValueError:
             row = None
+        if row is None and torn is not None:
+            torn.append(number)
+            continue
         if not isinstance(row, dict):
             raise ConfigError(f"{path}, line {number} is {line[:60]!r}; it must be a JSON object.")
         yield number, row

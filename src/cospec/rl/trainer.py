@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy
-from cospec.evaluation.problems import prompt_ids
+from cospec.errors import ConfigError, TaskError
+from cospec.evaluation.problems import encode_problems, prompt_ids
 from cospec.features import make_features
-from cospec.rl.checkpoint import TrainState
+from cospec.rl.checkpoint import TrainState, hash_data
 from cospec.rl.collect import Collector
 from cospec.rl.credit import assign_credit
 from cospec.rl.methods import METHODS
@@ -27,7 +29,6 @@ from cospec.rl.warmstart import warm_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from cospec.backends.base import RolloutBackend
     from cospec.models import ModelPair
@@ -50,9 +51,15 @@ class Trainer:
         config: Settings.
         train: Problems of the train split; a round takes the next ones, over and over.
         tune: Problems of the tune split.
-        folder: Where the state is kept; None for nowhere.
+        folder: Where the state is kept, made if it does not exist; None for nowhere. A state that
+            is there is resumed.
         solved: Problems of the train split whose worked solutions are trained on first.
         on_read: Called with the number of worked solutions that were read.
+
+    Raises:
+        ConfigError: The folder holds a run with other settings, or on another pair or other data.
+        PromptError: A prompt fills the context.
+        TaskError: Two problems with other questions or answers have one id.
     """
 
     pair: ModelPair
@@ -61,18 +68,49 @@ class Trainer:
     config: TrainConfig
     train: Sequence[Example]
     tune: Sequence[Example]
-    folder: Path | None = None
+    folder: str | Path | None = None
     solved: Sequence[Example] = ()
     on_read: Callable[[int], None] = lambda _: None
 
     def __post_init__(self) -> None:
         features = make_features(self.config.features, self.pair)
         shape = len(features.names), self.config.policy, self.config.seed, features.num_hidden
-        self.state = TrainState(Policy(*shape), Policy(*shape))
-        self.state.restore(self.folder)
         self.method = METHODS[self.config.method]
-        self.arbiter = LearnedArbiter(self.state.policy, features, label="policy")
         self.collector = Collector(self.backend, self.pair, self.task, self.config, shape[0])
+        self._check_problems()
+        about = self._about()
+        hashes = hash_data(self.train, self.tune, self.solved)
+        self.state = TrainState(Policy(*shape), Policy(*shape), made_from=about | hashes)
+        self._is_mid_round = False  # then what is in memory is no state to go on from
+        self._folder = None if self.folder is None else Path(self.folder).expanduser()
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self.state.restore(self._folder)
+        self.arbiter = LearnedArbiter(self.state.policy, features, label="policy")
+
+    def _check_problems(self) -> None:
+        """Refuse problems that would end the run in the middle, or be taken for one another."""
+        known: dict[str, Example] = {}
+        for one in (*self.train, *self.tune):
+            other = known.setdefault(one.id, one)
+            if (one.question, one.answer) != (other.question, other.answer):
+                raise TaskError(
+                    f"two problems that differ have the id {one.id!r}: {other.question[:60]!r} "
+                    f"and {one.question[:60]!r}; give each an id of its own, by which results are "
+                    "kept."
+                )
+        num_played = self.config.num_rounds * self.config.rollouts.prompts_per_round
+        self.collector.items([*self.train[:num_played], *self.tune])
+        warmup = self.config.warmup
+        if warmup.play_forks or warmup.solutions_from == "samples":  # else long ones are cut
+            encode_problems(self.pair, self.task, self.solved)
+
+    def _about(self) -> Json:
+        """Return what is trained, and for which pair."""
+        return {
+            "pair": {"fingerprint": self.pair.fingerprint},
+            "training": {"task": {"task": self.task.name}, "train": self.config.to_dict()},
+        }
 
     @property
     def is_finished(self) -> bool:
@@ -83,14 +121,25 @@ class Trainer:
         return state.round >= self.config.num_rounds or (bool(state.best) and is_stale)
 
     def run(self, report: Callable[[Json], None] = lambda _: None) -> LearnedArbiter:
-        """Train to the end; return the best policy on the tune split. `report` takes metrics."""
+        """Train to the end; return the best policy on the tune split. `report` takes metrics.
+
+        Raises:
+            ConfigError: An earlier call was interrupted in the middle of a round.
+        """
         state = self.state
+        if self._is_mid_round:
+            raise ConfigError(
+                "this Trainer was interrupted in the middle of a round; make a new one, which "
+                "resumes from its folder if it has one."
+            )
         if not state.replay and not state.best:
+            self._is_mid_round = True
             started = time.perf_counter()
             if metrics := self.warm_up():
                 seconds = {"round": 0, "seconds": time.perf_counter() - started}
                 self.keep(metrics | self.evaluate() | seconds, report)
         while not self.is_finished:
+            self._is_mid_round = True
             metrics = self.play_round()
             state.round += 1
             is_last = state.round == self.config.num_rounds
@@ -98,11 +147,15 @@ class Trainer:
                 metrics |= self.evaluate()
             self.keep(metrics, report)
         state.policy.load_state_dict(state.best_policy)
-        return replace(
-            self.arbiter,
-            max_mismatch_rate=state.max_mismatch_rate,
-            prompt_guard=self._prompt_guard(),
-        )
+        prompt_guard = self._prompt_guard()
+        about = self._about() | {
+            "best": state.best,
+            "history": [*state.history],
+            "max_mismatch_rate": state.best.get("max_mismatch_rate"),
+            "min_prompt_likeness": prompt_guard.min_likeness,
+        }
+        rate = state.max_mismatch_rate
+        return replace(self.arbiter, max_mismatch_rate=rate, prompt_guard=prompt_guard, about=about)
 
     def _prompt_guard(self) -> PromptGuard:
         """Return the guard that knows the prompts of this task."""
@@ -121,7 +174,7 @@ class Trainer:
             self.task,
             self.solved,
             config,
-            self.folder,
+            self._folder,
             self.on_read,
         )
         self.state.take(learnt)
@@ -170,5 +223,6 @@ class Trainer:
     def keep(self, metrics: Json, report: Callable[[Json], None]) -> None:
         """Save the state with the metrics of the round that made it."""
         self.state.history.append(metrics)
-        self.state.save(self.folder)
+        self.state.save(self._folder)
+        self._is_mid_round = False
         report(metrics)

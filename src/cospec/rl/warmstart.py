@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import time
+from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -154,17 +155,13 @@ def read_solutions(
         ConfigError: The cache does not fit the run.
     """
     warmup, temperature = config.warmup, config.rollouts.temperature
-    wanted = warmup.num_solutions
     about = _about(pair, task, features, config)
     num_read, parts = 0, [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     if path is not None and path.exists():
-        num_read, found = _read_cache(path, about)
+        num_read, found = _read_cache(path, about, solved, warmup.num_solutions)
         parts = [found]
-    if num_read > wanted:
-        raise ConfigError(
-            f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
-            "name another file, or train on all that it holds."
-        )
+    elif path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
     if warmup.solutions_from == "samples" and num_read % _SLICE and num_read < len(solved):
         raise ConfigError(
             f"{path} holds the answers to {num_read} problems. Their worths are relative to those "
@@ -184,7 +181,8 @@ def read_solutions(
         is_due = num_read == len(solved) or time.monotonic() > written + _WRITE_EVERY
         if path is not None and is_due:
             parts, written = [SolutionData.joined(parts)], time.monotonic()
-            write_tensors(path, parts[0]._asdict(), about | {"num_read": str(num_read)})
+            read = {"num_read": str(num_read), "problems": _digest(solved[:num_read])}
+            write_tensors(path, parts[0]._asdict(), about | read)
     return SolutionData.joined(parts)
 
 
@@ -226,7 +224,15 @@ def _source(config: TrainConfig) -> dict[str, str]:
     return {"solutions_from": f"samples {known}"}
 
 
-def _read_cache(path: Path, about: dict[str, str]) -> tuple[int, SolutionData]:
+def _digest(examples: Sequence[Example]) -> str:
+    """Return a hash of problems with their worked solutions."""
+    rows = [[e.id, e.question, e.answer, e.metadata.get("solution")] for e in examples]
+    return sha256(json.dumps(rows, default=str).encode()).hexdigest()
+
+
+def _read_cache(
+    path: Path, about: dict[str, str], solved: Sequence[Example], wanted: int
+) -> tuple[int, SolutionData]:
     """Return the number of solutions in a cache, and their decisions."""
     tensors, kept = read_tensors(path, "what was read of solutions")
     kept = {"temperature": "0.0"} | kept  # older files do not say
@@ -236,4 +242,15 @@ def _read_cache(path: Path, about: dict[str, str]) -> tuple[int, SolutionData]:
             f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
             "name another file, or repeat the command that made it."
         )
-    return int(kept["num_read"]), SolutionData(tensors["features"], tensors["delta"])
+    if (num_read := int(kept["num_read"])) > wanted:
+        raise ConfigError(
+            f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
+            "name another file, or train on all that it holds."
+        )
+    ours = _digest(solved[:num_read])
+    if kept.get("problems", ours) != ours:  # older files do not say
+        raise ConfigError(
+            f"{path} holds what was read of the solutions of {num_read} other problems; name "
+            "another file, or pass the problems that it was made of."
+        )
+    return num_read, SolutionData(tensors["features"], tensors["delta"])
