@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -345,3 +346,19 @@ def test_making_a_generator_leaves_the_global_one_alone():
     before = torch.random.get_rng_state()
     row_generator(SamplingConfig(seed=1), 0)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_settings_of_numpys_are_plain_numbers():
+    """Found: they passed the checks, and an OverflowError or a TypeError came later."""
+    config = SamplingConfig(
+        max_new_tokens=np.int64(7),
+        temperature=np.float64(0.5),
+        top_k=np.int32(4),
+        top_p=np.float32(0.5),
+        seed=np.int64(3),
+        stop_token_ids=np.array([3, 4]),
+    )
+    plain = SamplingConfig(7, 0.5, 4, 0.5, seed=3, stop_token_ids=(3, 4))
+    assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
+    numbers = [torch.rand(1, generator=row_generator(each, 0)) for each in (config, plain)]
+    assert torch.equal(*numbers)

@@ -15,7 +15,7 @@ from cospec.errors import ArbiterError, ConfigError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_NUMBERS: dict[str, type] = {
+_NUMBERS: dict[str, type[Any]] = {  # Any: an abstract class of numbers
     "max_new_tokens": Integral,
     "temperature": Real,
     "top_k": Integral,
@@ -58,11 +58,14 @@ class SamplingConfig:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _as_tuple("stop", stop, str))
         stop_token_ids = _as_tuple("stop_token_ids", self.stop_token_ids, Integral)
-        object.__setattr__(self, "stop_token_ids", stop_token_ids)
+        object.__setattr__(self, "stop_token_ids", tuple(map(int, stop_token_ids)))
         for name, kind in _NUMBERS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) and not (name == "seed" and value is None):
                 raise ConfigError(f"{name} is {value!r}; it must be {kind.__name__.lower()}.")
+            if type(value) not in (int, float, type(None)):  # such as numpy's, which are no JSON
+                plain = int(value) if kind is Integral else float(value)
+                object.__setattr__(self, name, plain)
         limits = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or positive"),
@@ -193,6 +196,8 @@ class DecodeConfig:
             is_open = value is None and name in ("num_speculative_tokens", "max_corrections")
             if not is_open and (not isinstance(value, Integral) or isinstance(value, bool)):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
+            if not is_open:
+                object.__setattr__(self, name, int(value))  # NumPy's are no JSON
         if self.num_speculative_tokens is not None and self.num_speculative_tokens < 1:
             raise ConfigError(
                 f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1. "

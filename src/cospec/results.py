@@ -83,14 +83,14 @@ def _is_plain(value: object) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file, unpacked if its name ends in ``.gz``.
+    """Read a text file without its byte order mark, unpacked if its name ends in ``.gz``.
 
     Raises:
         ValueError: It is no text, or a damaged archive.
     """
     data = path.read_bytes()
     try:
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (EOFError, zlib.error) as error:
         raise ValueError(f"it is cut short or damaged ({error})") from None
 

@@ -7,15 +7,18 @@ import copy
 import json
 import math
 import resource
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cospec import ModelPair, load_arbiter
+from cospec.arbiters import LogProbGap, with_threshold
 from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
@@ -64,7 +67,7 @@ def test_a_save_that_is_cut_short_leaves_no_config(tmp_path, monkeypatch) -> Non
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("cospec.arbiters.checkpoint.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         learned().save(tmp_path)
     with pytest.raises(CheckpointError, match="is no trained arbiter"):
@@ -412,3 +415,71 @@ def test_the_shapes_that_are_checked_are_those_of_the_network(shape, num_hidden)
     network = Policy(9, shape, num_hidden=num_hidden)
     found = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     assert Policy.shapes(9, shape, num_hidden) == found
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_written_leaves_the_arbiter_that_was_there(folder) -> None:
+    """Found: its weights were replaced before the config turned out to be no JSON."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        learned(policy(1), about={"name": object()}).save(folder, "# Another\n")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("card", ["", "# Another\n"])
+def test_an_arbiter_in_place_of_another_keeps_nothing_that_tells_of_that(folder, card) -> None:
+    """Found: the card and the problems of the old one stayed."""
+    (folder / "trained_on.safetensors").write_text("of the old one")
+    (folder / "train.json").write_text("of the run")
+    learned(policy(1)).save(folder, card)
+    cards = {path.name: path.read_text() for path in folder.glob("*.md")}
+    assert cards == ({"README.md": card} if card else {})
+    assert not (folder / "trained_on.safetensors").exists() and (folder / "train.json").exists()
+
+
+def test_an_arbiter_saved_over_itself_keeps_its_card_and_its_problems(folder) -> None:
+    (folder / "trained_on.safetensors").write_text("of this one")
+    arbiter = LearnedArbiter.load(folder).with_threshold(0.75)
+    kinds = torch.cat([arbiter.features.kinds, arbiter.features.kinds])  # fitted to another pair
+    replace(arbiter, features=replace(arbiter.features, kinds=kinds)).save(folder)
+    assert LearnedArbiter.load(folder).threshold == 0.75
+    assert (folder / "README.md").read_text() == "# A card\n"
+    assert (folder / "trained_on.safetensors").exists()
+
+
+def test_the_problems_of_a_training_that_ends_now_stay(tmp_path) -> None:
+    """A training writes them before the arbiter, whose config it writes last."""
+    (tmp_path / "trained_on.safetensors").write_text("of this one")
+    (tmp_path / "model.safetensors").write_text("of a save that was cut short")
+    learned().save(tmp_path)
+    assert (tmp_path / "trained_on.safetensors").exists()
+
+
+def test_a_folder_may_be_a_path_a_string_or_begin_with_the_home_folder(folder, monkeypatch) -> None:
+    """Found: AttributeErrors, and a folder named ``~``."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    learned(threshold=0.75).save("~/saved")
+    saved = folder.parent / "saved"
+    assert LearnedArbiter.load(str(saved)).folder == LearnedArbiter.load("~/saved").folder == saved
+    assert load_arbiter(folder).threshold == load_arbiter("~/arbiter").threshold == 0.625
+    assert load_arbiter("~/arbiter:point=bold").threshold == 0.125
+    with pytest.raises(CheckpointError, match="nowhere is no trained arbiter"):
+        load_arbiter(Path("nowhere"))
+
+
+def test_the_name_of_a_folder_may_hold_a_colon(tmp_path, monkeypatch) -> None:
+    """Found: what is after it was taken for knobs of a folder that does not exist."""
+    learned(threshold=0.75).save(tmp_path / "gsm8k:k=16")
+    monkeypatch.chdir(tmp_path)
+    for spec in ("gsm8k:k=16", str(tmp_path / "gsm8k:k=16")):
+        assert load_arbiter(spec).threshold == 0.75
+        assert load_arbiter(with_threshold(spec, 0.25)).threshold == 0.25
+    (tmp_path / "gap:max_gap=2").mkdir()
+    assert load_arbiter("gap:max_gap=2") == LogProbGap(2)
+
+
+def test_a_threshold_of_numpys_is_written_as_a_number() -> None:
+    """Found: ``np.float64(0.5)`` stood in the spec."""
+    assert with_threshold("someone/arbiter", np.float64(0.5)) == "someone/arbiter:threshold=0.5"

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, ModelCard
 
 from cospec import cli, load_arbiter
-from cospec.arbiters.hub import with_metadata
+from cospec.arbiters.hub import push, with_metadata
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.errors import CheckpointError
 from cospec.models.bundled import bundled_home
@@ -219,8 +219,6 @@ def test_a_hub_that_is_not_there_is_told_with_its_error(run_folder, repo_id, mon
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_token")
-    from cospec.arbiters.hub import push
-
     with pytest.raises(CheckpointError, match=f"could not be pushed to {repo_id}.*connection"):
         push(run_folder, repo_id)
 
@@ -249,3 +247,21 @@ def test_a_run_keeps_the_revision_that_it_resolved(
     pinned = PairOptions().find_arbiter("user/name@v2")
     assert asked[1:] == [("user/name", "v2")]
     assert describe_arbiter(load_arbiter(pinned))["revision"] == "v2"
+
+
+def test_a_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path) -> None:
+    """Found: the command line asked the hub for ``~/an/arbiter`` and for names with colons."""
+    from cospec.cli.options import PairOptions
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    learned(threshold=0.25).save(tmp_path / "run:1" / "arbiter")
+    for name in ("~/run:1/arbiter", str(tmp_path / "run:1" / "arbiter")):
+        assert PairOptions().find_arbiter(name) == name
+        assert PairOptions().find_arbiter(f"{name}:threshold=0.5") == f"{name}:threshold=0.5"
+
+
+def test_a_folder_to_push_may_be_a_string(run_folder, hub, monkeypatch) -> None:
+    """Found: a TypeError."""
+    monkeypatch.setenv("HOME", str(run_folder.parent))
+    for folder in (str(run_folder), "~/run"):
+        assert push(folder, "someone/arbiter") == "https://hub.example/someone/arbiter"

@@ -8,6 +8,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -385,3 +386,24 @@ def test_an_object_without_a_rule_is_no_arbiter():
 def test_rules_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         LogProbGap().max_gap = 2.0
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (LogProbGap(np.float64(0.5)), "gap:max_gap=0.5"),
+        (LogProbGap(np.float32(2)), "gap:max_gap=2"),
+        (FLy(np.int64(3), 1), "fly:window=3,min_entropy=1"),
+    ],
+)
+def test_a_knob_of_numpys_is_a_number(rule, name):
+    """Found: ``gap:max_gap=np.float64(0.5)``, which `load_arbiter` refuses."""
+    assert rule.name == name
+    assert load_arbiter(rule.name) == rule
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [1]])
+def test_a_knob_that_is_no_number_is_refused(value):
+    """Found: a string passed, and ended the first generation."""
+    with pytest.raises(ConfigError, match=r"max_gap is .*; it must be a finite number"):
+        LogProbGap(value)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from cospec import cli
-from cospec.cli.generate import _Timed
+from cospec.cli.generate import PromptOptions, _Timed
 from cospec.cli.views.paint import STYLES, Painter
 from cospec.engine import Engine
 from cospec.types import Origin
@@ -284,3 +284,10 @@ def test_answers_that_cannot_be_are_refused_before_the_models_are_loaded(
         with pytest.raises(SystemExit):
             cli.main()
         assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name, text", [("p.txt", "the"), ("p.jsonl", '{"prompt": "the"}')])
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path, name, text):
+    """Found: it went to the models, or the first line was no JSON."""
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert PromptOptions(file=tmp_path / name).read() == ["the"]

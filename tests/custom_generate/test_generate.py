@@ -392,10 +392,13 @@ def test_torch_seeds_an_arbiter_that_rules_by_chance(models, inputs):
 def test_models_are_given_back_as_they_were(models, inputs):
     target, _ = models
     target.train(True)
+    target.model.layers[0].train(False)  # found: it was given back in the mode of the whole
+    modes = [module.training for module in target.modules()]
     before = target.config._attn_implementation
     try:
         both(models, inputs)
-        assert target.training and all(w.requires_grad for w in target.parameters())
+        assert [module.training for module in target.modules()] == modes
+        assert all(w.requires_grad for w in target.parameters())
         assert target.config._attn_implementation == before
     finally:
         target.train(False)

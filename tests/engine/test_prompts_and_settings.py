@@ -11,6 +11,7 @@ import torch
 from cospec import Engine, SamplingConfig
 from cospec.arbiters import AlwaysTarget
 from cospec.errors import (
+    ArbiterError,
     ConfigError,
     PromptError,
 )
@@ -159,3 +160,17 @@ def test_another_number_of_settings_than_prompts_is_refused(llama_pair, num_conf
     sentence = f"{num_configs} sampling configs for 2 prompts"
     with pytest.raises(ConfigError, match=sentence):
         decode(llama_pair, prompts=[[7], [8]], sampling=[GREEDY] * num_configs)
+
+
+@pytest.mark.parametrize("arbiter", ["lossless", None, AlwaysTarget])
+def test_what_is_no_arbiter_is_refused(arbiter):
+    """Found: ``'str' object has no attribute 'needs'``."""
+    with pytest.raises(ArbiterError, match=r"arbiter is .*; pass .*: load_arbiter\(spec, pair\)"):
+        Engine(table_pair(), arbiter)
+
+
+@pytest.mark.parametrize("sampling", [{"max_new_tokens": 64}, {}, 64, "greedy", [GREEDY, None]])
+def test_settings_that_are_none_are_refused(sampling):
+    """Found: a KeyError or an AttributeError from inside."""
+    with pytest.raises(ConfigError, match=r"sampling has .*; pass SamplingConfig\(\.\.\.\) for"):
+        decode(table_pair(), prompts=[[0], [1]], sampling=sampling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from cospec.errors import ConfigError, TaskError
@@ -102,3 +103,56 @@ def test_tasks_and_examples_can_be_sent_to_other_processes(data_dir: Path) -> No
 
 def test_the_splits_have_one_order() -> None:
     assert SPLITS == ("train", "tune", "test")
+
+
+def test_a_source_may_be_a_generator(plain_tokenizer: Any) -> None:
+    """Found: the worked examples were gone from the second prompt on."""
+
+    def source(split: str, num_problems: int | None, seed: int) -> Any:
+        yield from EXAMPLES[:num_problems]
+
+    task = Task("toy", source, lambda example, text: Score(1.0), num_shots=2)
+    assert task.examples("train", 3) == EXAMPLES[:3]
+    first, second = (task.prompt(EXAMPLES[7], plain_tokenizer) for _ in range(2))
+    assert first == second and str(first).count("Question:") == 3
+
+
+def test_two_problems_of_one_id_are_refused() -> None:
+    """Found: results are kept by id, so that one of the two was lost."""
+    pools: Any = {"train": EXAMPLES[:2], "test": [*EXAMPLES[:2], Example("e1", "Other?", "o")]}
+    task = Task("toy", FileSource("toy", pools), lambda example, text: Score(1.0))
+    assert len(task.examples("train")) == 2
+    with pytest.raises(TaskError, match="toy has more than one test problem with the id 'e1'"):
+        task.examples("test")
+
+
+@pytest.mark.parametrize("field", ["id", "question", "answer"])
+def test_an_example_is_made_of_strings(field: str) -> None:
+    """Found: an answer of 18 was no error, and never right."""
+    fields: dict[str, Any] = {"id": "e", "question": "Q?", "answer": "18"} | {field: 18}
+    with pytest.raises(TaskError, match=f"the {field} of example .* is 18; it must be a string"):
+        Example(**fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "reward"), [(True, 1.0), (False, 0.0), (1, 1.0), (np.float64(0.5), 0.5)]
+)
+def test_a_scorer_may_return_a_truth_or_a_number(given: Any, reward: float) -> None:
+    """Found: an AttributeError after all the decoding."""
+    task = Task("toy", make_task().source, lambda example, text: given)
+    assert task.score(EXAMPLES[0], "0") == Score(reward)
+
+
+@pytest.mark.parametrize("given", [None, "good", [1]])
+def test_a_scorer_that_returns_no_number_is_named(given: Any) -> None:
+    task = Task("toy", make_task().source, lambda example, text: given)
+    with pytest.raises(TaskError, match=r"the scorer of toy gave .* for e0; it must return a Scor"):
+        task.score(EXAMPLES[0], "0")
+
+
+def test_the_seed_may_be_numpys() -> None:
+    """Found: a TypeError of `random`."""
+    task = make_task()
+    assert task.examples("train", seed=np.int64(3)) == task.examples("train", seed=3)  # type: ignore[arg-type]
+    seed: Any = np.int64(3)
+    assert task.source("train", 2, seed) == task.source("train", 2, 3)

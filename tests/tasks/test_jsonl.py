@@ -165,3 +165,26 @@ def test_a_scorer_that_raises_is_named_with_the_problem_and_the_line(file: Path)
     example = task.examples("train", 1)[0]
     with pytest.raises(TaskError, match=rf"KeyError\('x'\) for {example.id}, at .*test_jsonl.py"):
         task.score(example, "x")
+
+
+@pytest.mark.parametrize(("answer", "text"), [(3.0, "3"), (-2.0, "-2"), (2.5, "2.5"), (1e300, "1")])
+def test_a_whole_number_is_written_without_a_fraction(
+    answer: float, text: str, tmp_path: Path
+) -> None:
+    """Found: 3.0, which pandas writes for 3 in a column with gaps, was never right."""
+    task, example = only_example(tmp_path, answer, "")
+    assert task.score(example, text).correct is (answer != 1e300)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    """Found: a file of a Windows editor could not be read."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "Q?", "answer": "3"}\n', encoding="utf-8-sig")
+    (example,) = load_task(f"jsonl:{path},split=test").examples("test")
+    assert example.question == "Q?"
+
+
+def test_a_path_may_begin_with_the_home_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(file.parent))
+    task = load_task("jsonl:~/mine.jsonl,question=prompt,answer=gold,split=test")
+    assert len(task.examples("test")) == 50

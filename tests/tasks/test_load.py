@@ -171,3 +171,24 @@ def test_problems_that_begin_alike_come_in_runs_that_do_not_depend_on_their_numb
     runs = [len(list(run)) for _, run in itertools.groupby(every, lambda e: e.metadata["db"])]
     assert len(runs) <= 9 < 120 // 8, "each database has three runs at the most: 16, 16 and 8"
     assert every != source("test", None, seed + 1)
+
+
+def test_the_data_folder_may_be_a_string_and_begin_with_the_home_folder(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: a TypeError, and a folder named ``~``."""
+    monkeypatch.delenv("COSPEC_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    for folder in (str(data_dir), "~/data", Path("~/data")):
+        assert load_task("svamp", data_dir=folder)
+    monkeypatch.setenv("COSPEC_DATA", "~/data")
+    assert load_task("svamp")
+
+
+def test_an_empty_variable_names_no_data_folder(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: it was the working directory."""
+    monkeypatch.setenv("COSPEC_DATA", "")
+    monkeypatch.chdir(data_dir.parent)
+    assert load_task("svamp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from cospec.arbiters.target_rules import (
     TypicalAcceptance,
 )
 from cospec.errors import ArbiterError, ConfigError, unknown_name
+from cospec.models.bundled import BUNDLED_ARBITERS, bundled_arbiter, bundled_name
 from cospec.registered import load_registered, registered_names, settings_of
 from cospec.types import Arbiter
 
@@ -64,7 +66,9 @@ __all__ = [
     "TopK",
     "TopKRatio",
     "TypicalAcceptance",
+    "is_folder",
     "load_arbiter",
+    "split_spec",
     "with_threshold",
 ]
 
@@ -100,15 +104,16 @@ RULES: dict[str, type[Rule]] = {
 _TRAINED_KNOBS = ("threshold", "max_mismatch_rate", "min_prompt_likeness", "point")
 
 
-def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
+def load_arbiter(spec: str | Path, pair: ModelPair | None = None) -> Arbiter:
     """Load an arbiter from its spec.
 
     Args:
         spec: The name of a rule with its knobs, ``NAME`` or ``NAME:key=value,key=value``, such as
             ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``; or the folder or hub id of a
             trained arbiter, as it is or with ``:threshold=0.7``, ``:max_mismatch_rate=0.2``,
-            ``:min_prompt_likeness=0`` or ``:point=NAME``; or a name that an installed package
-            registers in the entry point group ``cospec.arbiters``.
+            ``:min_prompt_likeness=0`` or ``:point=NAME``; or ``bundled`` or ``bundled-scalar``,
+            with a pair that ships with the package; or a name that an installed package registers
+            in the entry point group ``cospec.arbiters``. A ``Path`` is the folder of a trained one.
         pair: What it will rule on; a trained arbiter is fitted to its tokenizer and device.
 
     Raises:
@@ -116,14 +121,22 @@ def load_arbiter(spec: str, pair: ModelPair | None = None) -> Arbiter:
         CheckpointError: A folder holds no trained arbiter.
         ConfigError: A value is not allowed.
     """
+    if isinstance(spec, Path):
+        from cospec.arbiters.learned import LearnedArbiter  # noqa: PLC0415  # heavy
+
+        return LearnedArbiter.load(spec, pair)
     kind, _, rest = spec.partition(":")
     if kind in RULES:
         return _from_factory(kind, RULES[kind], rest)
-    if factory := load_registered("cospec.arbiters", kind, ArbiterError):
+    if kind in BUNDLED_ARBITERS:
+        folders = [model.name_or_path for model in pair.models] if pair else []
+        spec = bundled_arbiter(spec, bundled_name(folders))
+    elif factory := load_registered("cospec.arbiters", kind, ArbiterError):
         return _from_factory(kind, factory, rest)
-    if "/" in kind or (kind and Path(kind).is_dir()):
+    kind, rest = split_spec(spec)
+    if "/" in kind or is_folder(kind):
         return _load_trained(kind, rest, pair)
-    known = [*RULES, *registered_names("cospec.arbiters"), "a folder or hub id"]
+    known = [*RULES, *BUNDLED_ARBITERS, *registered_names("cospec.arbiters"), "a folder or hub id"]
     raise ArbiterError(unknown_name("arbiter", kind, known))
 
 
@@ -135,13 +148,32 @@ def with_threshold(spec: str, threshold: float | None) -> str:
     """
     if threshold is None:
         return spec
-    kind, _, rest = spec.partition(":")
+    kind = spec.partition(":")[0]
     if kind in RULES:
         raise ConfigError(
             f"threshold is {threshold:g}, which is of trained arbiters, and {kind} is a rule; "
             f"leave it out, or set the rule's own with the name ({kind}:NAME=VALUE)."
         )
-    return f"{spec}{',' if rest else ':'}threshold={threshold!r}"
+    _, rest = split_spec(spec)
+    shown = repr(float(threshold)).removesuffix(".0")
+    return f"{spec}{',' if rest else ':'}threshold={shown}"
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Part the spec of a trained arbiter in folder or hub id, and knobs.
+
+    The name of a folder may hold colons itself.
+    """
+    for folder, _, knobs in ((spec, "", ""), spec.rpartition(":")):
+        if is_folder(folder):
+            return folder, knobs
+    source, _, knobs = spec.partition(":")
+    return source, knobs
+
+
+def is_folder(source: str) -> bool:
+    """Return whether a folder of that name exists."""
+    return os.path.isdir(os.path.expanduser(source))
 
 
 def _from_factory(kind: str, factory: Callable[..., Any], rest: str) -> Arbiter:
@@ -184,7 +216,7 @@ def _load_trained(source: str, knobs: str, pair: ModelPair | None) -> Arbiter:
     numbers = {
         name: _number(source, name, text) for name, text in values.items() if name != "point"
     }
-    folder = Path(source) if Path(source).is_dir() else download(source)
+    folder = Path(source) if is_folder(source) else download(source)
     return LearnedArbiter.load(folder, pair, point=values.get("point", DEFAULT_POINT), **numbers)
 
 

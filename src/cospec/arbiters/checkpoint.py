@@ -12,11 +12,13 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
 
 from cospec import settings
 from cospec.arbiters.guard import NUM_BUCKETS
+from cospec.arbiters.hub import CARD, FILES
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
 from cospec.features import KINDS, saved_features
@@ -57,22 +59,43 @@ def write_checkpoint(
     """Write a checkpoint; weights first, so that a folder with a config is whole.
 
     Args:
-        folder: Made if it does not exist.
+        folder: Made if it does not exist. If it holds an arbiter with another policy, what else it
+            holds of that one is removed.
         policy: The network.
         more: The tensors that are not its weights, `_OTHERS`.
         config: Everything else.
         card: Text of README.md; empty for none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"policy.{k}": v.contiguous() for k, v in policy.state_dict().items()}
-    part = folder / f"{WEIGHTS}.part"
-    save_file(tensors | dict(more), part)
-    digest = {"weights_sha256": _sha256(part)}
-    part.replace(folder / WEIGHTS)
+    data = save(tensors | dict(more))
+    digest = hashlib.sha256(data).hexdigest()
+    document = {"cospec_arbiter": FORMAT} | config | {"weights_sha256": digest}
+    text = json.dumps(document, indent=1)  # which may fail: nothing is replaced before
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, part = folder / WEIGHTS, folder / f"{WEIGHTS}.part"
+    part.write_bytes(data)
+    # Without a config, what is there is of this arbiter: training writes its problems before it.
+    if (folder / CONFIG).exists() and not _has_policy(weights, policy):
+        for name in set(FILES) - {CONFIG, WEIGHTS}:
+            (folder / name).unlink(missing_ok=True)
+    part.replace(weights)
     if card:
-        write_text(folder / "README.md", card)
-    text = json.dumps({"cospec_arbiter": FORMAT} | config | digest, indent=1)
+        write_text(folder / CARD, card)
     write_text(folder / CONFIG, text + "\n")
+
+
+def _has_policy(weights: Path, policy: Policy) -> bool:
+    """Return whether a file holds the weights of a policy, as precisely as it holds any."""
+    try:
+        theirs = load_file(weights)
+    except (OSError, SafetensorError):
+        return False
+    return all(
+        (old := theirs.get(f"policy.{name}")) is not None
+        and old.shape == value.shape
+        and torch.equal(old, value.cpu().to(old.dtype))
+        for name, value in policy.state_dict().items()
+    )
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def in_cache() -> dict[str, Path]:
     }
 
 
-def push(folder: Path, repo_id: str, *, is_private: bool = False) -> str:
+def push(folder: Path | str, repo_id: str, *, is_private: bool = False) -> str:
     """Upload a trained arbiter, and nothing else that is in its folder.
 
     Args:
@@ -78,6 +79,7 @@ def push(folder: Path, repo_id: str, *, is_private: bool = False) -> str:
 
     from cospec.arbiters.learned import LearnedArbiter  # noqa: PLC0415  # heavy
 
+    folder = Path(os.path.expanduser(folder))
     card = with_metadata(folder, LearnedArbiter.load(folder).about)
     if get_token() is None:
         raise ConfigError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,6 @@ from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -181,11 +182,12 @@ class LearnedArbiter:
             return Ruling(batch.uniforms < self.keep_probability(probability), probability, x)
         return Ruling(probability > self.threshold, probability, x)
 
-    def save(self, folder: Path, card: str = "") -> None:
+    def save(self, folder: Path | str, card: str = "") -> None:
         """Write the checkpoint; weights first, so that a folder with a config is whole.
 
         Args:
-            folder: Made if it does not exist.
+            folder: Made if it does not exist. What it holds of another arbiter is replaced: its
+                card and the list of what it was trained on are removed.
             card: Text of its README.md.
         """
         points, rate = {DEFAULT_POINT: {"threshold": self.threshold}}, self.max_mismatch_rate
@@ -201,12 +203,13 @@ class LearnedArbiter:
             tensors["prompt_profile"] = guard.profile
             config["min_prompt_likeness"] = guard.min_likeness
         config |= {k: v for k, v in self.about.items() if k not in known}
-        write_checkpoint(folder, self.policy, tensors, config, card)
+        where = Path(os.path.expanduser(folder))
+        write_checkpoint(where, self.policy, tensors, config, card)
 
     @classmethod
     def load(
         cls,
-        folder: Path,
+        folder: Path | str,
         pair: ModelPair | None = None,
         *,
         threshold: float | None = None,
@@ -231,6 +234,7 @@ class LearnedArbiter:
             ArbiterError: It was made with other features, has no such operating point, or was
                 trained on the hidden states of another pair.
         """
+        folder = Path(os.path.expanduser(folder))
         config, features, policy, profile = read_checkpoint(folder)
         chosen_for: Json | None = None
         if threshold is None:

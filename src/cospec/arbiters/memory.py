@@ -8,6 +8,7 @@ here (see `CSD`).
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,7 +92,7 @@ class CSD(Rule):
                 "memory of arbiter csd is 'tune', which only cospec bench fills, from its tune "
                 "problems; give a file, csd:memory=FILE (docs/arbiters.md tells how to make one)."
             )
-        return read_memory(Path(self.memory))
+        return read_memory(Path(os.path.expanduser(self.memory)))
 
     @cached_property
     def _recurring(self) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Limits = dict[str, tuple[float, float]]
 """By knob, the least and the greatest value that is allowed."""
+_NUMBERS = ("int", "float", int, float)
+"""Annotations of knobs that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,16 @@ class Rule(ABC):
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, str):  # a file, which the rule checks itself
+            is_number = f.type in _NUMBERS
+            if isinstance(value, str) and not is_number:  # a file, which the rule checks itself
                 continue
             low, high = self.limits.get(f.name, (-math.inf, math.inf))
-            if not math.isfinite(value):
-                raise ConfigError(f"{f.name} is {value}; it must be a finite number.")
-            if not low <= value <= high:
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise ConfigError(f"{f.name} is {value!r}; it must be a finite number.")
+            number: float = int(value) if isinstance(value, Integral) else float(value)
+            if is_number:  # numpy's are shown in a way that is no spec
+                object.__setattr__(self, f.name, number)
+            if not low <= number <= high:
                 allowed = f"in [{low}, {high}]" if math.isfinite(high) else f"at least {low}"
                 raise ConfigError(f"{f.name} is {value}; it must be {allowed}.")
 

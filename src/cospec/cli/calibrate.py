@@ -111,6 +111,7 @@ class Calibrate:
 
     def run(self) -> None:
         """Decode, choose, show and write."""
+        from cospec.arbiters import is_folder
         from cospec.arbiters.learned import LearnedArbiter
         from cospec.cli.play import play, print_notes
         from cospec.cli.views.arms import print_table
@@ -122,12 +123,12 @@ class Calibrate:
         name = options.name or options.aim
         run = Run("calibrate", self.output, threads=options.threads)
         is_bundled = options.arbiter in BUNDLED_ARBITERS
-        if not is_bundled and not Path(options.arbiter).is_dir():
+        if not is_bundled and not is_folder(options.arbiter):
             raise ConfigError(
                 f"arbiter is {options.arbiter!r}; it must be the folder of a trained arbiter, "
                 f"where the operating point is written, or {' or '.join(BUNDLED_ARBITERS)}."
             )
-        folder = Path(self.pair.find_arbiter(options.arbiter))
+        folder = Path(self.pair.find_arbiter(options.arbiter)).expanduser()
         check_point(folder, name, overwrite or run.is_resumed)
         arbiter = LearnedArbiter.load(folder)
         options = options.for_arbiters([arbiter])

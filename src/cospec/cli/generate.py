@@ -168,7 +168,7 @@ def _read_file(path: Path, field_name: str) -> list[str]:
         ConfigError: The file is missing or a line does not fit.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}; pass a text or .jsonl file.") from None
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -30,14 +30,14 @@ class PairOptions(PairSource):
         Raises:
             CospecError: There is no such arbiter.
         """
-        from cospec.arbiters import CSD, load_arbiter
+        from cospec.arbiters import CSD, is_folder, load_arbiter, split_spec
         from cospec.arbiters.hub import download
 
         spec = bundled_arbiter(spec, self.pair)
-        name, colon, knobs = spec.partition(":")
-        if "/" in name and not Path(name).is_dir():
+        name, knobs = split_spec(spec)
+        if "/" in name and not is_folder(name):
             # A run loads it twice; the folder is that of one revision, even if the hub moves on.
-            spec = f"{download(name)}{colon}{knobs}"
+            spec = f"{download(name)}{':' if knobs else ''}{knobs}"
         arbiter = load_arbiter(spec)
         if isinstance(arbiter, CSD) and not has_tune:
             arbiter.pairs  # noqa: B018  # raises where there is no memory

@@ -205,13 +205,15 @@ class Collaborative:
 def _as_before(*models: PreTrainedModel | None) -> Iterator[None]:
     """Give models back as they were: a pair freezes its models, and changes their attention."""
     found = [model for model in models if model is not None]
-    modes = [(m.training, m.config._attn_implementation) for m in found]
+    attentions = [model.config._attn_implementation for model in found]
+    modes = [(module, module.training) for model in found for module in model.modules()]
     open_ = [weight for m in found for weight in m.parameters() if weight.requires_grad]
     try:
         yield
     finally:
-        for model, (is_training, attention) in zip(found, modes, strict=True):
-            model.train(is_training)
+        for module, is_training in modes:
+            module.training = is_training
+        for model, attention in zip(found, attentions, strict=True):
             if model.config._attn_implementation != attention:
                 model.set_attn_implementation(attention)
         for weight in open_:

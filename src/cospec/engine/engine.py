@@ -51,7 +51,7 @@ class Engine:
 
     Raises:
         ConfigError: An option is unknown or out of range.
-        ArbiterError: The arbiter needs what the drafter does not have.
+        ArbiterError: The arbiter is none, or needs what the drafter does not have.
         PairError: The drafter needs a draft model, and the pair has none.
     """
 
@@ -70,6 +70,10 @@ class Engine:
     ) -> None:
         if isinstance(drafter, str):
             options, drafter = options | {"drafter": drafter}, None
+        if isinstance(arbiter, type) or not isinstance(arbiter, Arbiter):
+            raise ArbiterError(
+                f"arbiter is {arbiter!r}; pass an arbiter itself: load_arbiter(spec, pair)."
+            )
         config = (config or DecodeConfig()).with_options(**options)
         self.pair = pair
         self.arbiter = arbiter
@@ -126,6 +130,7 @@ class Engine:
 
         Raises:
             PromptError: A prompt is empty, too long or of an unknown kind. Nothing was generated.
+            ConfigError: The settings do not fit the prompts or the pair. Nothing was generated.
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """

@@ -40,6 +40,12 @@ def make_rows(
         raise PromptError("the list of prompts is empty; pass at least one.")
     if sampling is None or isinstance(sampling, SamplingConfig):
         sampling = [sampling or SamplingConfig()] * len(prompts)
+    for one in sampling if isinstance(sampling, Sequence) else [sampling]:
+        if not isinstance(one, SamplingConfig):
+            raise ConfigError(
+                f"sampling has {one!r}; pass SamplingConfig(...) for all prompts, or a list with "
+                "one for each."
+            )
     if len(sampling) != len(prompts):
         raise ConfigError(
             f"got {len(sampling)} sampling configs for {len(prompts)} prompts; pass one for "

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cospec
 from cospec.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BUNDLED = "bundled:"
 """Names of bundled pairs begin so."""
@@ -40,6 +44,18 @@ def bundled_models(name: str) -> tuple[Path, Path]:
     return pairs[name]
 
 
+def bundled_name(folders: Sequence[str | None]) -> str | None:
+    """Name of the pair that ships with the package in these folders; None if there is none.
+
+    Args:
+        folders: Of the target and of the draft.
+    """
+    for name, pair in BUNDLED_PAIRS.items():
+        if list(folders) == [str(bundled_home() / folder) for folder in pair]:
+            return f"{BUNDLED}{name}"
+    return None
+
+
 def bundled_arbiter(spec: str, pair: str | None) -> str:
     """Return the spec of an arbiter with its folder in place of a bundled name.
 
@@ -57,7 +73,7 @@ def bundled_arbiter(spec: str, pair: str | None) -> str:
     folder = bundled_home() / "arbiters" / f"{str(pair)[len(BUNDLED) :]}{name[len('bundled') :]}"
     if pair is None or not folder.is_dir():
         raise ConfigError(
-            f"--arbiter {name} needs a bundled pair that ships with a trained arbiter; this is "
-            f"{pair or 'a pair of your own'}. Name a rule or a folder."
+            f"arbiter {name} needs a bundled pair that ships with a trained arbiter, and got "
+            f"{pair or 'none'}; load one, such as bundled:family, or name a rule or a folder."
         )
     return f"{folder}{colon}{knobs}"

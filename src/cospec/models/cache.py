@@ -15,6 +15,7 @@ rollback at the price of memory.
 from __future__ import annotations
 
 import inspect
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -319,13 +320,15 @@ class CachedModel:
         }
         if not self.capture_hidden:
             return Output(self.model(**arguments).logits, None)
-        captured: list[Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        captured: dict[int, Tensor] = {}  # by thread: another engine may run the model meanwhile
+        hook = self._head.register_forward_pre_hook(
+            lambda _, x: captured.update({get_ident(): x[0]})
+        )
         try:
             logits = self.model(**arguments).logits
         finally:
             hook.remove()
-        return Output(logits, captured[0].to(logits.device))
+        return Output(logits, captured[get_ident()].to(logits.device))
 
     def prefill(
         self, prompts: list[list[int]], first_row: int, held: list[list[int]] | None = None

@@ -8,6 +8,7 @@ Only safetensors and GGUF are read unless the caller insists: a pickled checkpoi
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"float32", "bfloat16", "float16"}
+_FOR_TOKENIZERS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+"""Arguments of ``from_pretrained`` that hold for a tokenizer as for its model."""
 SPREADS = ("balanced", "sequential")
 """Ways to spread the layers of a model over all GPUs, as ``device_map`` of transformers."""
 
@@ -82,7 +94,7 @@ def load_tokenizer(
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    kept = {k: v for k, v in kwargs.items() if k in {"revision", "token", "trust_remote_code"}}
+    kept = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZERS}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             **_locate(source), **kept
@@ -127,7 +139,7 @@ def as_device(device: str | torch.device) -> torch.device:
 
 def _locate(source: str | Path) -> dict[str, Any]:  # Any: arguments of from_pretrained
     """Locate a checkpoint, as arguments of ``from_pretrained``."""
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise CheckpointError(f"there is no file {source}; pass a GGUF file that exists.")
@@ -154,7 +166,7 @@ def _require_gguf() -> None:
 
 def _unreadable(source: str | Path, error: Exception) -> CheckpointError:
     advice = "restore the checkpoint, or pass another"
-    if not Path(source).exists():
+    if not Path(os.path.expanduser(source)).exists():
         advice = (
             "check the hub id and the connection; without one, only what is in the hub's cache can "
             "be loaded; if a file there is damaged, delete its folder, and it is downloaded again"

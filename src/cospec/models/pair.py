@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -24,7 +25,7 @@ from cospec.models.probe import probe
 from cospec.models.support import check_supported, context_length
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     import torch
@@ -223,8 +224,15 @@ class ModelPair:
             messages: ``{"role": …, "content": …}`` each.
 
         Raises:
+            PromptError: This is no such list.
             TokenizerMismatchError: The pair has no tokenizer, or it has no chat template.
         """
+        is_list = isinstance(messages, Sequence) and len(messages) > 0
+        if not is_list or not all(isinstance(one, Mapping) for one in messages):
+            raise PromptError(
+                f"messages is {messages!r}; pass a list of messages: "
+                '[{"role": "user", "content": "..."}].'
+            )
         if self.tokenizer is None or not self.tokenizer.chat_template:
             raise TokenizerMismatchError(
                 "the target's tokenizer has no chat template; pass the prompt as plain text."

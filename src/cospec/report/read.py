@@ -49,7 +49,7 @@ _SAID_ELSEWHERE = ("num_speculative_tokens", "batch_size", "enable_prefix_cachin
 """Options of decoding that are told by themselves, or that change no draft."""
 
 
-def read_all(paths: Sequence[Path]) -> Inputs:
+def read_all(paths: Sequence[Path | str]) -> Inputs:
     """Read files, and the result files directly in folders.
 
     Raises:
@@ -57,7 +57,7 @@ def read_all(paths: Sequence[Path]) -> Inputs:
             nothing was found at all.
     """
     inputs = Inputs()
-    for path in paths:
+    for path in map(Path, paths):
         if path.is_dir():
             for file in sorted(p for p in path.iterdir() if p.name.endswith(_ENDS)):
                 if file.name.endswith(".part.jsonl") or not _read(file, inputs):

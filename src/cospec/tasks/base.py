@@ -6,6 +6,7 @@ scorer; `cospec.tasks.load` does so for the tasks that have a name.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
@@ -37,6 +38,14 @@ class Example:
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Whatever else the origin tells, of any type; ``solution`` is a worked answer."""
 
+    def __post_init__(self) -> None:
+        for name in ("id", "question", "answer"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TaskError(
+                    f"the {name} of example {self.id!r} is {value!r}; it must be a string."
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -63,7 +72,8 @@ class Score:
         return 1.0 if self.correct else partial * self.reward
 
 
-Scorer: TypeAlias = "Callable[[Example, str], Score]"
+Scorer: TypeAlias = "Callable[[Example, str], Score | float]"
+"""Says what a text is worth; a number is the reward."""
 
 
 class Source(Protocol):
@@ -106,7 +116,7 @@ class Task:
 
         Raises:
             ConfigError: The split is unknown, or a number is out of range.
-            TaskError: There are not that many problems.
+            TaskError: There are not that many problems, or two of them have one id.
         """
         if split not in SPLITS:
             raise ConfigError(unknown_name("split", split, SPLITS))
@@ -114,7 +124,14 @@ class Task:
             raise ConfigError(f"num_problems is {num_problems}; it must be at least 1.")
         if seed < 0:
             raise ConfigError(f"seed is {seed}; it must not be negative.")
-        return self.source(split, num_problems, seed)
+        found = list(self.source(split, num_problems, int(seed)))
+        if len({example.id for example in found}) < len(found):
+            twice = Counter(example.id for example in found).most_common(1)[0][0]
+            raise TaskError(
+                f"{self.name} has more than one {split} problem with the id {twice!r}; give each "
+                "an id of its own."
+            )
+        return found
 
     def prompt(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
         """The prompt for a pair with this tokenizer.
@@ -144,13 +161,27 @@ class Task:
         return self
 
     def score(self, example: Example, text: str) -> Score:
-        """What ``text``, generated for ``example``, is worth."""
-        return self.scorer(example, text)
+        """What ``text``, generated for ``example``, is worth.
+
+        Raises:
+            TaskError: The scorer gave neither a `Score` nor a number in [0, 1].
+        """
+        found = self.scorer(example, text)
+        if isinstance(found, Score):
+            return found
+        try:
+            reward = float(found)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TaskError(
+                f"the scorer of {self.name} gave {found!r} for {example.id}; it must return a "
+                "Score or a number in [0, 1]."
+            ) from error
+        return Score(reward)
 
     @cached_property
     def _shots(self) -> list[Example]:
         """One more than is shown, since an example is never shown its own answer."""
-        return self.source("train", self.num_shots + 1, 0) if self.num_shots else []
+        return list(self.source("train", self.num_shots + 1, 0)) if self.num_shots else []
 
     def _plain(self, example: Example) -> str:
         return self.plain.replace("{question}", example.question)

@@ -75,10 +75,8 @@ class DataSet:
             TaskError: The folder that was given does not hold it.
             MissingExtraError: There is no folder, and no ``datasets`` to ask the hub.
         """
-        given = data_dir or (
-            Path(os.environ["COSPEC_DATA"]) if "COSPEC_DATA" in os.environ else None
-        )
-        folder = (given or Path("data")) / self.name
+        given = data_dir or os.environ.get("COSPEC_DATA") or None
+        folder = Path(os.path.expanduser(given or "data")) / self.name
         for file in part.files:
             if (path := folder / file).is_file():
                 stem = file.partition(".")[0]
@@ -184,7 +182,7 @@ class FileSource:
             raise TaskError(
                 f"{self.name} has {len(pool)} {split} problems, {num_problems or 'some'} asked for."
             )
-        draw = random.Random(seed)
+        draw = random.Random(int(seed))
         draw.shuffle(pool)
         if self.beginning is not None:
             pool = _in_runs(pool, self.beginning, draw)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import traceback
 from dataclasses import replace
@@ -75,13 +76,14 @@ def jsonl(path: str, options: dict[str, str]) -> Task:
     Raises:
         TaskError: The file, a field or the scorer cannot be used.
     """
-    if not Path(path).is_file():
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
         raise TaskError(f"there is no file {path!r}; the form is jsonl:FILE,scorer=numeric.")
     scorer = _scorer(options.get("scorer", "exact"))
     fields = options.get("question", "question"), options.get("answer", "answer")
     examples = [
-        _example(f"{Path(path).stem}/{number}", row, *fields)
-        for number, row in enumerate(read_rows(Path(path)))
+        _example(f"{file.stem}/{number}", row, *fields)
+        for number, row in enumerate(read_rows(file))
     ]
     if scorer in _GOLD:
         examples = [replace(each, answer=_GOLD[scorer](each)) for each in examples]
@@ -97,7 +99,10 @@ def _example(identity: str, row: Row, question: str, answer: str) -> Example:
                 f"{identity} has no text or number in the field {field!r}; its fields are "
                 f"{', '.join(map(repr, row))}. Name the right ones by question= and answer=."
             )
-    return Example(identity, str(row[question]), str(row[answer]), row)
+    gold = row[answer]
+    if isinstance(gold, float) and gold.is_integer():  # 3.0, as pandas writes a 3
+        gold = int(gold)
+    return Example(identity, str(row[question]), str(gold), row)
 
 
 def _pattern(example: Example) -> str:
@@ -159,25 +164,12 @@ def _scorer(spec: str) -> Scorer:
     return partial(_score_by, spec, function)
 
 
-def _score_by(
-    spec: str, function: Callable[[Example, str], Score | float], example: Example, text: str
-) -> Score:
+def _score_by(spec: str, function: Scorer, example: Example, text: str) -> Score | float:
     try:
-        result = function(example, text)
+        return function(example, text)
     except Exception as error:  # a user's function may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise TaskError(
             f"the scorer {spec!r} raised {error!r} for {example.id}, at {place.filename}, line "
             f"{place.lineno}; an answer that it cannot read should get a score of 0."
-        ) from error
-    if isinstance(result, Score):
-        return result
-    try:
-        return Score(float(result))
-    except (TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, TaskError):
-            raise
-        raise TaskError(
-            f"the scorer {spec!r} gave {result!r} for {example.id}; it must return a Score or a "
-            "number in [0, 1]."
         ) from error

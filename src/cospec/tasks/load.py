@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
@@ -16,7 +17,6 @@ from cospec.tasks.sql.spider import spider
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 SPLIT_BY_FILE: dict[str, Callable[[Path | None], Task]] = {
     "gsm8k": math_sets.gsm8k,
@@ -43,7 +43,7 @@ TASK_NAMES = (
 
 
 def load_task(
-    spec: str, *, data_dir: Path | None = None, allow_code_execution: bool = False
+    spec: str, *, data_dir: str | Path | None = None, allow_code_execution: bool = False
 ) -> Task:
     """Load the task that a spec names.
 
@@ -91,7 +91,7 @@ def load_task(
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
     if head in NAMED:
-        return _named(head, pairs, data_dir)
+        return _named(head, pairs, Path(data_dir) if data_dir else None)
     if factory := load_registered("cospec.tasks", head, TaskError):
         return _from_factory(head, factory, pairs)
     raise TaskError(unknown_name("task", head, [*TASK_NAMES, *registered_names("cospec.tasks")]))

@@ -215,3 +215,10 @@ def test_a_folder_without_questions_or_with_a_broken_file_is_refused(folder: Pat
     (folder / "questions.jsonl").unlink()
     with pytest.raises(TaskError, match=r"needs one .jsonl file"):
         load_task(f"sql:{folder}")
+
+
+def test_the_folder_may_begin_with_the_home_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(load_task("sql:~/own,split=test").examples("test")) == 3

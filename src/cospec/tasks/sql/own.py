@@ -9,6 +9,7 @@ whose gold result is empty, or not one answer (a LIMIT that cuts a tie: `judge`)
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from contextlib import closing
 from functools import cache
@@ -80,13 +81,14 @@ def own(folder: str, whole: str | None = None) -> Task:
     Raises:
         TaskError: A database, a row or a gold query cannot be used.
     """
-    files = sorted(Path(folder).glob("*.jsonl"))
+    home = Path(os.path.expanduser(folder))
+    files = sorted(home.glob("*.jsonl"))
     if len(files) != 1:
         raise TaskError(
             f"sql:{folder} needs one .jsonl file with the questions in the folder; it has "
             f"{len(files)}."
         )
-    judge = Judge(Folder(Path(folder)))
+    judge = Judge(Folder(home))
     examples = [
         example
         for number, row in enumerate(read_rows(files[0]))
