@@ -18,6 +18,7 @@ from cospec.errors import ConfigError
 from cospec.models.bundled import BUNDLED_ARBITERS, bundled_models
 from cospec.tasks.reasoning_gym import SUFFIX
 from cospec.tasks.splits import split_of
+from tests.conftest import family_pair
 
 HOME = Path(cospec.__file__).parent / "bundled"
 PAIRS = ("bundled:family", "bundled:specialist")
@@ -86,7 +87,10 @@ def test_a_bundled_pair_loads_by_its_name(name):
 @pytest.mark.parametrize("spec", BUNDLED_ARBITERS)
 def test_the_trained_arbiter_is_that_of_its_pair(name, spec):
     options = PairOptions(pair=name, device="cpu")
-    arbiter = load_arbiter(options.find_arbiter(spec), options.load())
+    pair = options.load()
+    arbiter = load_arbiter(options.find_arbiter(spec), pair)
+    found = load_arbiter(f"{spec}:threshold=0.25", pair)  # found: an unknown arbiter
+    assert found.folder == arbiter.folder and found.threshold == 0.25
     assert arbiter.name.startswith(name.partition(":")[2])
     assert (arbiter.features.num_hidden > 0) == (spec == "bundled")
     assert arbiter.max_mismatch_rate < 0.2, "it has its guard"
@@ -95,6 +99,9 @@ def test_the_trained_arbiter_is_that_of_its_pair(name, spec):
     assert not notes_on(arbiter, decode), "it is said to be of another pair or block length"
     with pytest.raises(ConfigError, match="ships with a trained arbiter"):
         PairOptions(target="T", draft="D").find_arbiter(spec)
+    for other in (None, family_pair("llama")):
+        with pytest.raises(ConfigError, match=f"arbiter {spec} needs .*, and got none; load one"):
+            load_arbiter(spec, other)
 
 
 @requires_weights

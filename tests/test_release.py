@@ -29,14 +29,24 @@ def dist(tmp_path_factory):
     return folder / f"{name}-py3-none-any.whl", folder / f"{name}.tar.gz"
 
 
+def source_files() -> set[str]:
+    """The files below src that git tracks; where there is no checkout, those that are there."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "src"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        paths = [path.relative_to(ROOT) for path in (ROOT / "src").rglob("*") if path.is_file()]
+        names = [path.as_posix() for path in paths if "__pycache__" not in path.parts]
+    else:
+        names = done.stdout.split("\0")[:-1]
+    return {name.removeprefix("src/") for name in names}
+
+
 def test_the_wheel_holds_the_package_and_nothing_else(dist):
     wheel, _ = dist
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
     with zipfile.ZipFile(wheel) as file:
         names = [name for name in file.namelist() if ".dist-info/" not in name]
-    source = ROOT / "src"
-    tracked = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    assert set(names) == {name for name in tracked if "__pycache__" not in name}
+    assert set(names) == source_files(), "git add what belongs to the package, remove what does not"
     assert {PurePosixPath(name).suffix for name in names} <= PACKAGE_FILES
     assert "cospec/bundled/arbiters/specialist/model.safetensors" in names
 

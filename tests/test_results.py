@@ -67,3 +67,10 @@ def test_half_of_a_character_in_a_row_does_not_lose_the_result(tmp_path):
 def test_a_folder_is_no_file_to_replace(tmp_path):
     with pytest.raises(ConfigError, match="is a folder; name a file"):
         check_writable(tmp_path, overwrite=True)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path):
+    """Found: a file that a Windows editor saved was no JSON."""
+    path = tmp_path / "r.json"
+    path.write_text('{"schema": 1}', encoding="utf-8-sig")
+    assert read_document(path) == {"schema": 1}

@@ -62,7 +62,7 @@ def main() -> None:
         nargs="+",
         type=Path,
         default=[],
-        help="folders of another draft's branches",
+        help="branches of other drafts, a folder each",
     )
     parser.add_argument("--test", nargs="+", type=Path, help="folders: a table of these as well")
     parser.add_argument(
@@ -76,8 +76,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     x, worth, names, questions = read(options.pieces)
-    if options.other_draft:
-        more = read(options.other_draft)
+    for folder in options.other_draft:
+        more = read([folder])
         x, worth = torch.cat([x, more[0]]), torch.cat([worth, more[1]])
         names, questions = names + more[2], questions + more[3]
     if options.known_databases:

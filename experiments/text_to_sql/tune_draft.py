@@ -196,7 +196,7 @@ def loss_of(model, head, pack) -> torch.Tensor:
 
 
 def fit(model, head, train, tune, options) -> dict[str, object]:
-    """One epoch of AdamW with a cosine; returns losses."""
+    """AdamW with a cosine over all passes; returns losses."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=options.rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(

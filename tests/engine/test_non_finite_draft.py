@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import pytest
@@ -118,6 +119,7 @@ POISON = 18
 """Drafted now and then, and in no prompt and no completion of the pair below."""
 
 
+@functools.cache
 def poisoned(role: str) -> tuple[list[Completion], ModelPair]:
     """What a sound pair gives, and the pair in which one model cannot read POISON."""
     target = random_model("llama")
@@ -130,14 +132,13 @@ def poisoned(role: str) -> tuple[list[Completion], ModelPair]:
     return sound, ModelPair(**models | {role: unreadable(models[role], POISON)})
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.1])
-def test_a_token_that_the_draft_cannot_read_leaves_the_output_exact(threshold):
+def test_a_token_that_the_draft_cannot_read_leaves_the_output_exact_where_blocks_end_early():
     sound, pair = poisoned("draft")
     done = decode(
         pair,
         prompts=POISON_PROMPTS,
         sampling=POISON_SAMPLING,
-        draft_confidence_threshold=threshold,
+        draft_confidence_threshold=0.1,
     )
     assert ids(done) == ids(sound)
     assert total(done).num_non_finite_drafts > 0

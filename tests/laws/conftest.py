@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def pair_and_expected(request: pytest.FixtureRequest) -> tuple[ModelPair, list[list[int]]]:
-    pair = family_pair(request.param)
-    return pair, [expected_ids(pair, prompt) for prompt in PROMPTS]
+    family = request.param
+    return family_pair(family), [expected_ids(family, prompt) for prompt in PROMPTS]

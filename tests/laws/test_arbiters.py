@@ -7,13 +7,14 @@ import torch
 
 from cospec import Engine, SamplingConfig
 from cospec.arbiters import AlwaysDraft, AlwaysTarget
-from cospec.types import Needs, Origin
-from tests.conftest import VOCAB
+from cospec.types import Needs, Origin, Stats
+from tests.conftest import FAMILIES, VOCAB, family_pair
 from tests.laws.decoding import GREEDY, NUM_NEW, PROMPTS, decode
 
 
-def test_always_draft_emits_the_drafts_own_choices(pair_and_expected):
-    pair, _ = pair_and_expected
+@pytest.mark.parametrize("family", FAMILIES)
+def test_always_draft_emits_the_drafts_own_choices(family):
+    pair = family_pair(family)
     sampling = SamplingConfig(max_new_tokens=NUM_NEW, override_stop_tokens=True)
     done = decode(pair, "always_draft", 4, 3, sampling=sampling)
     assert any(Origin.OVERRIDE in c.origins for c in done)
@@ -29,9 +30,12 @@ def test_always_draft_emits_the_drafts_own_choices(pair_and_expected):
                 assert ids[i] == choice[i - 1]
 
 
-def test_every_token_and_mismatch_is_accounted_for(pair_and_expected):
-    pair, _ = pair_and_expected
-    for completion in decode(pair, "random:rate=0.5", 4, 3):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_token_and_mismatch_is_accounted_for(family):
+    done = decode(family_pair(family), "random:rate=0.5", 4, 3)
+    total = sum((c.stats for c in done), Stats())
+    assert 0 < total.num_overrides < total.num_mismatches
+    for completion in done:
         stats, origins = completion.stats, completion.origins
         assert stats.num_tokens == len(completion.token_ids) == len(origins)
         assert stats.num_strict_accepts == origins.count(Origin.MATCH)
@@ -94,19 +98,3 @@ def test_an_arbiter_gets_the_hidden_states_it_asks_for(llama_pair):
         assert batch.target_hidden_after.shape == batch.target_hidden.shape
         assert batch.lookahead_matches is None, "only what was asked for"
         assert batch.target_logits.shape == (len(batch), VOCAB)
-
-
-def test_stop_tokens_are_overridden_only_when_allowed(llama_pair):
-    """An arbiter may neither end a text nor keep it from ending unless the settings say so."""
-
-    def vetoes(override_stop_tokens: bool) -> set[str | None]:
-        sampling = SamplingConfig(
-            max_new_tokens=60,
-            stop_token_ids=tuple(range(20)),
-            override_stop_tokens=override_stop_tokens,
-        )
-        done = decode(llama_pair, "always_draft", 4, 3, sampling=sampling)
-        return {m.veto for c in done for step in c.trace for m in step.mismatches}
-
-    assert vetoes(False) == {None, "stop_token"}
-    assert vetoes(True) == {None}

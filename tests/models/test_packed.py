@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import platform
+import sys
 
 import pytest
 import torch
@@ -10,10 +12,21 @@ from torch import nn
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.models.packed import PackedLinear, can_pack, pack_weights
+from cospec.models.quantized import can_quantize
 from tests.conftest import disturbed, random_model, some_prompts
 
 DTYPES = [torch.float32, torch.bfloat16]
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="no oneDNN packing here")
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64")
+    or not torch.backends.mkldnn.is_available(),
+    reason="other machines may have neither",
+)
+def test_the_usual_machine_packs_and_quantizes():
+    """Or the tests of both would be skipped everywhere."""
+    assert can_pack(torch.float32) and can_quantize()
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -61,23 +74,34 @@ def packs_small(monkeypatch):
     monkeypatch.setattr("cospec.models.packed.LEAST_WEIGHTS", 1 << 16)
 
 
-@needs_packing
-@pytest.mark.usefixtures("packs_small")
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("k", [1, 4])
-def test_lossless_equals_plain_decoding_of_the_target_with_packed_and_plain_weights(batch_size, k):
+SAMPLING = SamplingConfig(max_new_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def packed_pair():
+    """A pair with packed weights, and what its target gives alone with plain and packed ones."""
     shape = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2)
     target = random_model("llama", **shape)
-    draft = disturbed(random_model("llama", **shape), 0.01)
-    prompts, sampling = some_prompts(8), SamplingConfig(max_new_tokens=24, ignore_eos=True)
-    expected = Engine.target_only(ModelPair(target, draft)).generate(prompts, sampling)
-    assert pack_weights(target) and pack_weights(draft)
-    pair = ModelPair(target, draft)
-    plain = Engine.target_only(pair).generate(prompts, sampling)
+    pair = ModelPair(target, disturbed(random_model("llama", **shape), 0.01))
+    plain = Engine.target_only(pair).generate(some_prompts(8), SAMPLING)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cospec.models.packed.LEAST_WEIGHTS", 1 << 16)
+        assert pack_weights(pair.target) and pack_weights(pair.draft)
+    packed = Engine.target_only(pair).generate(some_prompts(8), SAMPLING)
+    return pair, plain, packed
+
+
+@needs_packing
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 4])
+def test_lossless_equals_plain_decoding_of_the_target_with_packed_and_plain_weights(
+    packed_pair, batch_size, k
+):
+    pair, *alone = packed_pair
     engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=k, batch_size=batch_size)
-    done = engine.generate(prompts, sampling)
-    for one in (plain, done):
-        assert [c.token_ids for c in one] == [c.token_ids for c in expected]
+    done = engine.generate(some_prompts(8), SAMPLING)
+    for one in alone:
+        assert [c.token_ids for c in done] == [c.token_ids for c in one]
     assert sum(c.stats.num_strict_accepts for c in done) > 0
 
 
@@ -100,9 +124,11 @@ def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokeni
 @needs_packing
 @pytest.mark.usefixtures("packs_small")
 def test_tied_and_small_layers_stay():
-    model = random_model("llama")
+    model = random_model("llama", vocab_size=512, hidden_size=256, intermediate_size=512)
     model.lm_head.weight = model.model.embed_tokens.weight
     model.model.layers[0].mlp.up_proj = nn.Linear(8, 8)
-    pack_weights(model)
+    assert pack_weights(model) > 0
+    assert isinstance(model.model.layers[0].mlp.down_proj, PackedLinear)
+    assert model.lm_head.weight.numel() == model.model.layers[0].mlp.down_proj.weight.numel()
     assert isinstance(model.lm_head, nn.Linear)
     assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, processors
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cospec import Engine, SamplingConfig
 from cospec.arbiters import AlwaysTarget
@@ -19,6 +19,7 @@ from cospec.errors import (
     CheckpointError,
     ConfigError,
     PairError,
+    PromptError,
     TokenizerMismatchError,
     UnsupportedModelError,
 )
@@ -238,6 +239,30 @@ def test_a_relative_folder_that_does_not_exist_is_not_taken_for_a_hub_id(folders
         load(folders[0], "./nowhere")
 
 
+def test_a_folder_may_begin_with_the_home_folder(saved, monkeypatch):
+    monkeypatch.setenv("HOME", str(saved))
+    assert load("~/target", "~/draft").tokenizer is not None
+    with pytest.raises(CheckpointError, match=r"~/nowhere holds no config\.json"):
+        load("~/nowhere")
+
+
+def test_where_files_come_from_holds_for_the_tokenizers_too(saved, monkeypatch):
+    """Found: the models were loaded from the cache that was named, the tokenizers from another."""
+    asked = []
+    whole = AutoTokenizer.from_pretrained
+
+    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs)
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr("cospec.models.load.AutoTokenizer.from_pretrained", from_pretrained)
+    where = {"cache_dir": str(saved), "subfolder": "", "proxies": {}}
+    where |= {"local_files_only": True, "force_download": False}
+    load(saved / "target", saved / "draft", **where)
+    assert len(asked) == 2
+    assert all(where == {name: each.get(name) for name in where} for each in asked)
+
+
 def test_a_folder_without_a_config_is_named(folders):
     (folders[1] / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"draft holds no config\.json") as caught:
@@ -357,6 +382,16 @@ def test_a_chat_without_a_template_is_refused(llama_pair, tokenizer):
         pair = ModelPair(llama_pair.target, llama_pair.draft, each)
         with pytest.raises(TokenizerMismatchError, match=r"no chat template; pass .* plain text"):
             pair.encode_chat(messages)
+
+
+@pytest.mark.parametrize("messages", ["the", {"role": "user", "content": "the"}, [], ["the"], None])
+def test_what_is_no_list_of_messages_is_refused(llama_pair, tokenizer, messages):
+    """Found: errors of the template's, and a text without a message."""
+    chatty = rebuilt(tokenizer)
+    chatty.chat_template = TEMPLATE
+    pair = ModelPair(llama_pair.target, llama_pair.draft, chatty)
+    with pytest.raises(PromptError, match=r"pass a list of messages: \[{\"role\": \"user\""):
+        pair.encode_chat(messages)
 
 
 # --- the probe ---------------------------------------------------------------------------------

@@ -246,3 +246,8 @@ def test_an_audit_without_a_number_of_its_table_is_an_error(tmp_path):
     (tmp_path / "audit.json").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=r"KeyError.*both"):
         read_all([tmp_path])
+
+
+def test_files_may_be_named_by_strings(results):
+    """Found: an AttributeError."""
+    assert read_all([str(results)]).sources == read_all([results]).sources
