@@ -45,11 +45,14 @@ def check_writable(path: Path | None, overwrite: bool) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all, packed if its name ends in ``.gz``."""
     part = path.with_name(path.name + ".part")
     # Half of a character becomes the escape that JSON has for it, not an error after all the work.
-    with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+    data = text.encode("utf-8", errors="backslashreplace")
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)  # so that the same text gives the same file
+    with part.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

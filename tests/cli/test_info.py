@@ -51,3 +51,11 @@ def test_bash_completes_commands_and_options(tmp_path, monkeypatch):
         run = ["bash", "-c", program, "bash", *words]
         done = subprocess.run(run, capture_output=True, text=True, check=True)
         assert wanted in done.stdout, (words, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "option", [("--prompt", "a"), ("--file", "p.txt"), ("--batch-size", 2), ("--num-tokens", 9)]
+)
+def test_an_option_of_pairs_is_refused_without_one(tiny, refusal, option):
+    """Found: it was ignored."""
+    assert f"{option[0]} is " in refusal(tiny, "info", *option)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -60,3 +63,18 @@ def test_what_an_interrupted_run_did_counts_as_no_time(monkeypatch):
     assert "about 3 min left" in shown._expected()
     shown.update(110)
     assert shown._expected() == ""
+
+
+def test_a_closed_standard_error_silences_progress_and_notes_alone():
+    """Found: rich closed standard output as well, and ended the command."""
+    program = (
+        "from cospec.cli.play import tell; from cospec.cli.progress import Progress\n"
+        "tell(['a note']); Progress(2, 'problems').line('half'); print('the result')"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writer, check=False
+    )
+    os.close(writer)
+    assert (run.returncode, run.stdout) == (0, b"the result\n")

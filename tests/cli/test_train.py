@@ -178,6 +178,7 @@ def test_a_project_without_wandb_is_refused_with_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SystemExit, match=r"pip install 'cospec\[wandb\]'"):
         tiny(*command, "--wandb-project", "arbiters")
+    assert tiny.asked_for == [], "found: the models were loaded first"
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tiny, command, tmp_path, capsys) -> None:
@@ -316,3 +317,21 @@ def test_the_card_says_whose_answers_were_read_before_the_first_round(origin, na
     )
     assert f"Trained on {name} with CoSpec." in card
     assert f"30 decisions that {whose} 9 other problems settle: 0.500 of the tune" in card
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--target", "t"), ("--num-problems", 8), ("--backend", "vllm"), ("--num-rounds", 3)],
+)
+def test_an_option_of_rollouts_is_refused_with_a_log(tiny, tmp_path, refusal, option) -> None:
+    """Found: it was ignored."""
+    log = ["--from-log", "l", "--rewards", "r", "--arbiter", "a", "--out", tmp_path / "arbiter"]
+    given = ["train", *log, "--config", write_config(tmp_path, kind="linear"), *option]
+    said = refusal(tiny, *given)
+    assert f"{option[0]} is {option[1]}, which is not for training from a log" in said
+
+
+def test_threads_are_set_for_training_from_a_log(tiny, tmp_path, refusal) -> None:
+    """Found: they were ignored."""
+    log = ["--from-log", "l", "--rewards", "r", "--arbiter", "a", "--out", tmp_path / "arbiter"]
+    assert "threads is 0" in refusal(tiny, "train", *log, "--threads", 0)

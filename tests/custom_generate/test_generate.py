@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import EtaLogitsWarper, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import (
+    EtaLogitsWarper,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from cospec.config import DEFAULT_NUM_SPECULATIVE_TOKENS
-from cospec.custom_generate import Collaborative, generate, keys
+from cospec.custom_generate import Collaborative, _split, generate, keys
 from cospec.errors import ConfigError
 from cospec.types import Origin
+from tests.arbiters.trained import learned
 from tests.conftest import EOS, VOCAB, disturbed, random_model, some_prompts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -420,3 +431,90 @@ def test_what_it_cannot_take_is_named(models, inputs, arguments, sentence):
 
 def test_tokens_past_the_vocabulary_never_come(models, inputs):
     assert int(both(models, inputs, max_new_tokens=40)[1].max()) < VOCAB
+
+
+def test_an_empty_table_beside_the_tokens_is_no_input(models, inputs):
+    """Found: transformers gives classes of vision models one, and it was refused."""
+    target, draft = models
+
+    def decode(*prepared, **more):
+        return Collaborative(draft)(*prepared, mm_encoder_outputs={}, **more)
+
+    found = target.generate(**inputs, custom_generate=decode, max_new_tokens=16)
+    assert found.tolist() == both(models, inputs)[0].tolist()
+
+
+def test_a_model_whose_own_repository_has_the_folder_is_decoded(models, inputs, monkeypatch):
+    """Found: its ``generate`` is this function, which called itself."""
+    target, draft = models
+    plain = both(models, inputs)[0]
+    monkeypatch.setitem(vars(target), "generate", functools.partial(generate, model=target))
+    ours = target.generate(**inputs, assistant_model=draft, max_new_tokens=16)
+    assert ours.tolist() == plain.tolist()
+
+
+class LengthOrSum(MaxLengthCriteria):
+    """A criterion with a call of its own."""
+
+    def __call__(self, input_ids, scores, **_):
+        return AfterMany()(input_ids, scores)
+
+
+def test_a_kind_of_length_criterion_with_its_own_call_is_asked(models, inputs):
+    """Found: it was taken for the length alone."""
+    criterion = LengthOrSum(max_length=99)
+    plain, ours = both(models, inputs, stopping_criteria=[criterion], max_new_tokens=40)
+    assert plain.tolist() == ours.tolist()
+    assert ours.shape[1] < inputs["input_ids"].shape[1] + 40
+
+
+TEMPERATURE, TOP_K, TOP_P = TemperatureLogitsWarper(0.5), TopKLogitsWarper(3), TopPLogitsWarper(0.9)
+
+
+@pytest.mark.parametrize(
+    ("processors", "settings"),
+    [
+        ([TEMPERATURE, TOP_K, TOP_P], {"temperature": 0.5, "top_k": 3, "top_p": 0.9}),
+        ([Alternating(), TEMPERATURE, TOP_P], {"temperature": 0.5, "top_p": 0.9}),
+        ([TOP_P, TEMPERATURE, TOP_K], {"temperature": 0.5, "top_k": 3}),
+        ([TEMPERATURE, TEMPERATURE], {"temperature": 0.5}),
+        ([TEMPERATURE, Alternating()], {}),
+        ([TopPLogitsWarper(0.9, min_tokens_to_keep=2)], {}),
+        ([TEMPERATURE, TopKLogitsWarper(3, filter_value=-9.0)], {}),
+    ],
+)
+def test_the_last_warpers_are_settings_of_both_models(processors, settings):
+    """Found: beside any processor the draft had none; and what else a warper does was dropped."""
+    found, kept = _split(LogitsProcessorList(processors))
+    assert found == settings
+    assert list(kept) == processors[: len(processors) - len(settings)]
+
+
+def test_a_processor_beside_a_warper_that_leaves_no_choice_gives_what_generate_gives(
+    models, inputs
+):
+    settings = {"do_sample": True, "top_k": 1, "logits_processor": [Alternating()]}
+    plain, ours = both(models, inputs, **settings)
+    assert plain.tolist() == ours.tolist()
+
+
+def test_positions_are_those_of_the_mask_or_refused(models, inputs):
+    """Found: others were ignored."""
+    target, draft = models
+    custom = {"custom_generate": Collaborative(draft), "max_new_tokens": 16}
+    usual = inputs["attention_mask"].cumsum(-1) - 1
+    found = target.generate(**inputs, position_ids=usual.clamp(min=0), **custom)
+    assert found.tolist() == both(models, inputs)[0].tolist()
+    for positions in (usual + 3, usual[:, 1:]):
+        with pytest.raises(ConfigError, match=r"position_ids ends in .* leave position_ids out"):
+            target.generate(**inputs, position_ids=positions, **custom)
+
+
+def test_notes_on_an_arbiter_are_logged_once(models, inputs, caplog):
+    """Found: they were dropped."""
+    target, draft = models
+    about = {"training": {"train": {"rollouts": {"num_speculative_tokens": 9}}}}
+    custom = Collaborative(draft, learned(label="mine", about=about))
+    for _ in range(2):
+        target.generate(**inputs, custom_generate=custom, num_assistant_tokens=3, max_new_tokens=2)
+    assert caplog.text.count("note: the arbiter mine was trained at 9 drafted tokens a block") == 1

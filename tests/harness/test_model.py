@@ -17,7 +17,7 @@ import torch
 import cospec
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.cli.options import PairOptions
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, CospecError
 from cospec.models.source import PairSource
 from tests.conftest import CONTEXT
 
@@ -249,3 +249,44 @@ def test_the_command_line_of_the_harness_takes_the_model(tmp_path) -> None:
     done = subprocess.run([*map(str, bad)], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "did you mean 'bundled:family'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_all_requests_are_checked_before_any_is_answered(model, monkeypatch) -> None:
+    """Found: a bad request of a later chunk lost the answers of those before."""
+    it, calls = model(batch_size=1), []
+    monkeypatch.setattr(it.engine, "rollouts", lambda *_, **__: calls.append(1))
+    good = ("the hen", {"max_gen_toks": 3})
+    for bad in (("the hen", {"max_gen_toks": CONTEXT}), ("", {"max_gen_toks": 3})):
+        with pytest.raises(CospecError):
+            it.generate_until(requests(*[good] * 20, bad))
+    assert calls == [] and it.generate_until([]) == []
+
+
+@pytest.mark.parametrize("error", [ConfigError("broken"), KeyboardInterrupt()])
+def test_answers_before_an_error_are_handed_to_the_harness_cache(model, error) -> None:
+    """Found: up to 16 full batches of them were lost."""
+    seen = []
+
+    class Hook:
+        def add_partial(self, _, asked: Any, text: str) -> None:
+            seen.append((asked, text))
+
+    def stop(num_finished: int) -> None:
+        if num_finished:
+            raise error
+
+    it = model(batch_size=1)
+    asked = [(text, {"max_gen_toks": 5}) for text in ("the hen", "the stone", "the ant")]
+    texts = it.generate_until(requests(*asked))
+    it.set_cache_hook(Hook())
+    it.engine.on_finished = stop
+    with pytest.raises(type(error)):
+        it.generate_until(requests(*asked))
+    assert len(seen) == 1 and seen[0] in list(zip(asked, texts, strict=True))
+
+
+def test_a_tokenizer_without_an_end_token_stops_at_none(model, monkeypatch) -> None:
+    """Found: stop_token_ids was (None,), which is refused."""
+    it = model()
+    monkeypatch.setattr(type(it), "eot_token_id", None)
+    assert it._encode(*requests(("the hen", {"max_gen_toks": 5})))[1].stop_token_ids == ()

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from cospec.results import Json, parse_json, write_text
 from cospec.text import visible
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from cospec.models import ModelPair
     from cospec.types import Completion, Delta
 
@@ -33,6 +35,18 @@ _SHOWN = (
     "num_mismatches",
     "num_target_forwards",
 )
+
+
+def given(options: DataclassInstance, default: DataclassInstance) -> dict[str, object]:
+    """Return the options that differ from others, by the names that they have when written."""
+    found: dict[str, object] = {}
+    for f in fields(options):
+        ours, theirs = getattr(options, f.name), getattr(default, f.name)
+        if is_dataclass(ours) and not isinstance(ours, type):
+            found |= given(ours, theirs)
+        elif ours != theirs:
+            found[f"--{f.name.replace('_', '-')}"] = ours
+    return found
 
 
 @dataclass(frozen=True)
@@ -58,14 +72,19 @@ class PromptOptions:
         """The prompts, templates filled in.
 
         Raises:
-            ConfigError: There is no prompt, a number is below 1, the file does not fit, or there is
-                a system message for no chat.
+            ConfigError: There is no prompt, a number is below 1 or counts prompts of no file, the
+                file does not fit, or there is a system message for no chat.
         """
         if self.system is not None and self.chat is False:
             raise self._no_chat("--chat is False")
         if self.num_prompts is not None and self.num_prompts < 1:
             raise ConfigError(f"num_prompts is {self.num_prompts}; it must be at least 1.")
         prompts = list(self.prompt)
+        if self.num_prompts is not None and self.file is None:
+            raise ConfigError(
+                f"--num-prompts is {self.num_prompts}, and there is no file to take them from; "
+                "pass --file FILE, or leave it out."
+            )
         if self.file is not None:
             prompts += _read_file(self.file, self.field)[: self.num_prompts]
         if not prompts:
@@ -130,7 +149,7 @@ class Generate:
         with run.log(replace(self, decode=decode), pair, {self.decode.arbiter: arbiter}):
             try:
                 if len(prompts) == 1:
-                    _stream_one(deltas, pair, done)
+                    _stream_one(deltas, pair, done, is_kept=bool(self.output.json or self.trace))
                 else:
                     _stream_many(deltas, len(prompts), done)
             except KeyboardInterrupt:
@@ -213,18 +232,28 @@ class _Timed:
             self.seconds += time.perf_counter() - start
 
 
-def _stream_one(deltas: Iterable[Delta], pair: ModelPair, done: dict[int, Completion]) -> None:
-    """Show one completion as it comes, in colour where the terminal has it."""
-    from rich.console import Console
+def _stream_one(
+    deltas: Iterable[Delta], pair: ModelPair, done: dict[int, Completion], *, is_kept: bool
+) -> None:
+    """Show one completion as it comes, in colour where the terminal has it.
 
+    Args:
+        deltas: Of the completion.
+        pair: The models.
+        done: Gets the completion.
+        is_kept: Finish it even where nobody reads what is shown, as it goes to a file.
+    """
+    from cospec.cli.progress import QuietConsole
     from cospec.cli.views.paint import LEGEND, Painter
 
     assert pair.tokenizer is not None
-    console, painter = Console(highlight=False, soft_wrap=True), Painter(pair.tokenizer)
+    console, painter = QuietConsole(highlight=False, soft_wrap=True), Painter(pair.tokenizer)
     for delta in deltas:
-        console.print(painter.paint(delta), end="")
         if delta.completion:
             done[delta.index] = delta.completion
+        console.print(painter.paint(delta), end="")
+        if console.quiet and not is_kept:
+            break
     console.print()
     if console.is_terminal:
         console.print(LEGEND)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cospec.cli.generate import PromptOptions
+from cospec.cli.generate import PromptOptions, given
 from cospec.cli.options import PairOptions
 from cospec.errors import ConfigError
 
@@ -54,10 +54,19 @@ class Info:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
 
     def run(self) -> None:
-        """Print the table."""
+        """Print the table.
+
+        Raises:
+            ConfigError: There is no pair, and an option that is for pairs.
+        """
         if self.pair != PairOptions():
             self._check_up()
             return
+        for name, value in given(self, Info()).items():
+            raise ConfigError(
+                f"{name} is {value}, which is for measuring a pair; pass one by --pair, or "
+                "--target T and --draft D, or leave it out."
+            )
         import torch
 
         from cospec.arbiters import RULES

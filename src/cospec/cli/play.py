@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from cospec.cli.progress import Progress
+from cospec.cli.progress import Progress, QuietConsole
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.text import visible
@@ -67,7 +65,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
 def tell(notes: Iterable[str]) -> None:
     """Print notes on stderr, each once."""
     for note in dict.fromkeys(notes):
-        Console(stderr=True, soft_wrap=True).print(
+        QuietConsole(stderr=True, soft_wrap=True).print(
             f"note: {visible(note)}", markup=False, highlight=False
         )
 

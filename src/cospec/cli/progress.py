@@ -25,6 +25,14 @@ _FIRST_S = 10.0
 """Seconds after which the first expectation is worth something."""
 
 
+class QuietConsole(Console):
+    """A console that falls silent once nobody reads it, where rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more."""
+        self.quiet = True
+
+
 class Progress:
     """Progress of some units of work, shown until the ``with`` block ends.
 
@@ -39,7 +47,7 @@ class Progress:
     """
 
     def __init__(self, total: float, unit: str, *, done: float = 0, label: str = "") -> None:
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._console = QuietConsole(stderr=True, soft_wrap=True, highlight=False)
         self._total, self._unit, self._label = total, unit, label
         self.done = self._done_before = done
         self._note = ""

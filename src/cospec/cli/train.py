@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import tyro
 
 from cospec.cli.backends import BackendOptions
+from cospec.cli.generate import given
 from cospec.cli.logged import LogOptions, train_from_log
 from cospec.cli.options import PairOptions, set_threads
 from cospec.cli.progress import Progress
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, MissingExtraError
 from cospec.results import Json, Provenance, parse_json, write_text
 from cospec.rl.config import TrainConfig
 
@@ -106,6 +107,7 @@ class Train:
 
         self._check_way()
         if self.log.from_log is not None:
+            set_threads(self.threads)
             train_from_log(self.log, self.train, self.out, self.name)
             return
         if not self.task.task:
@@ -135,17 +137,29 @@ class Train:
 
         Raises:
             ConfigError: One is given, and would be ignored.
+            MissingExtraError: A project of W&B is named, and wandb is not installed.
         """
         log = self.log
-        given: dict[str, object] = {"--rewards": log.rewards, "--arbiter": log.arbiter}
+        wrong = given(log, LogOptions())
         told = "is for training from a log; pass the log by --from-log FILE, or leave it out"
         if log.from_log is not None:
-            given = {"--task": self.task.task, "--wandb-project": self.wandb_project}
-            given["--dry-run"] = self.dry_run
+            wrong = given(self, self._options_of_a_log())
             told = f"is not for training from a log; leave it out, or --from-log {log.from_log}"
-        for name, value in given.items():
-            if value:
-                raise ConfigError(f"{name} is {value}, which {told}.")
+        for name, value in wrong.items():
+            raise ConfigError(f"{name} is {value}, which {told}.")
+        if self.wandb_project is not None:
+            try:
+                import wandb  # noqa: F401
+            except ImportError:
+                raise MissingExtraError("wandb", "wandb") from None
+
+    def _options_of_a_log(self) -> Train:
+        """Return the options that training from a log takes, with defaults for all others."""
+        used = {name: getattr(self, name) for name in ("out", "log", "config", "name", "threads")}
+        file = None if self.config is None else defaults(["--config", str(self.config)])
+        config, ours = TrainConfig() if file is None else file.train, self.train
+        config = replace(config, seed=ours.seed, objective=ours.objective, optimizer=ours.optimizer)
+        return Train(TrainTaskOptions(), train=config, **used)
 
     def _trainer(self, pair: ModelPair, problems: Problems) -> Trainer:
         """Make the trainer, which resumes from its folder."""

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.utils.generic import ModelOutput
 
 from cospec.arbiters import load_arbiter
+from cospec.arbiters.learned import notes_on
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.custom_generate.batch import TransformersEngine
 from cospec.custom_generate.keys import refuse_unsupported
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter, Completion
 
 __all__ = ["Collaborative", "CollaborativeOutput", "generate"]
+
+_log = logging.getLogger(__name__)
 
 _WARPERS: dict[type, str] = {
     TemperatureLogitsWarper: "temperature",
@@ -97,7 +102,11 @@ def generate(
     if tokenizer is not None:  # else `generate` asks for it
         target.generation_config.stop_strings = None  # it would add them once more
     try:
-        found: Tensor | CollaborativeOutput = target.generate(custom_generate=decode, **arguments)
+        # A model whose own repository has the folder calls this function by its `generate`.
+        own_generate = type(target).generate
+        found: Tensor | CollaborativeOutput = own_generate(
+            target, custom_generate=decode, **arguments
+        )
     finally:
         target.generation_config.stop_strings = own
     return found
@@ -174,11 +183,13 @@ class Collaborative:
             engine.input_ids = input_ids
             warpers, engine.processors = _split(logits_processor)
             engine.criteria = StoppingCriteriaList(
-                c for c in stopping_criteria if not isinstance(c, _DONE_BY_THE_ENGINE)
+                c for c in stopping_criteria if type(c) not in _DONE_BY_THE_ENGINE
             )
             sampling = _sampling(generation_config, warpers, input_ids.shape[1], stopping_criteria)
             if generation_config.do_sample or Needs.UNIFORMS in arbiter.needs:
                 sampling = replace(sampling, seed=int(torch.randint(2**62, ()).item()))
+            for note in notes_on(arbiter, engine.config, sampling):
+                _note(note)
             completions = self._run(engine, prompts, sampling)
         sequences = _padded(input_ids, completions, generation_config)
         if generation_config.return_dict_in_generate:
@@ -199,6 +210,12 @@ class Collaborative:
             completions += [] if delta.completion is None else [delta.completion]
         self._streamer.end()
         return completions
+
+
+@cache
+def _note(text: str) -> None:
+    """Say something once."""
+    _log.warning("note: %s", text)
 
 
 @contextmanager
@@ -224,9 +241,12 @@ def _prompts(input_ids: Tensor, prepared: dict[str, Any]) -> list[list[int]]:
     """Return the rows without padding.
 
     Raises:
-        ConfigError: There is an input beside the tokens, or a cache that was filled already.
+        ConfigError: There is an input beside the tokens, or a cache that was filled already, or the
+            tokens have positions of the user's own.
     """
     for key, value in prepared.items():
+        if isinstance(value, dict) and not value:  # what generate passes for no image
+            continue
         is_filled = key in _CACHES and value is not None and value.get_seq_length() > 0
         if is_filled or (value is not None and key not in _PREPARED | _CACHES):
             raise ConfigError(
@@ -234,9 +254,16 @@ def _prompts(input_ids: Tensor, prepared: dict[str, Any]) -> list[list[int]]:
                 "and attention_mask alone."
             )
     mask = prepared.get("attention_mask")
-    if mask is None:
-        return [row.tolist() for row in input_ids]
-    return [row[seen.bool()].tolist() for row, seen in zip(input_ids, mask, strict=True)]
+    seen = torch.ones_like(input_ids).bool() if mask is None else mask.bool()  # (B, L)
+    positions, usual = prepared.get("position_ids"), seen.cumsum(-1) - 1
+    if positions is not None and (
+        positions.shape[-1] != usual.shape[-1] or ((positions != usual) & seen).any()
+    ):
+        raise ConfigError(
+            f"position_ids ends in {positions.flatten().tolist()[-4:]}, and generation with an "
+            "arbiter counts positions by attention_mask alone; leave position_ids out."
+        )
+    return [row[kept].tolist() for row, kept in zip(input_ids, seen, strict=True)]
 
 
 def _decode_config(config: GenerationConfig, draft: object, num_rows: int) -> DecodeConfig:
@@ -260,12 +287,20 @@ def _decode_config(config: GenerationConfig, draft: object, num_rows: int) -> De
 
 
 def _split(processors: LogitsProcessorList) -> tuple[dict[str, Any], LogitsProcessorList]:
-    """Return settings of the engine's warper, or else the processors that it cannot stand for."""
-    names = [_WARPERS.get(type(one), "") for one in processors]
-    if names == [name for name in _WARPERS.values() if name in names]:
-        each = zip(names, processors, strict=True)
-        return {name: getattr(one, name) for name, one in each}, LogitsProcessorList()
-    return {}, processors
+    """Return settings of the engine's warper, which comes last, and the processors before it."""
+    kept, earlier = list(processors), list(_WARPERS.values())
+    settings: dict[str, Any] = {}
+    while kept and (name := _warper(kept[-1])) in earlier:
+        settings[name] = getattr(kept.pop(), name)
+        earlier = earlier[: earlier.index(name)]
+    return settings, LogitsProcessorList(kept)
+
+
+def _warper(processor: object) -> str:
+    """Return the setting that a processor stands for; empty if it does anything else."""
+    is_plain = getattr(processor, "min_tokens_to_keep", 1) == 1
+    is_plain &= getattr(processor, "filter_value", -float("inf")) == -float("inf")
+    return _WARPERS.get(type(processor), "") if is_plain else ""
 
 
 def _sampling(
@@ -279,8 +314,8 @@ def _sampling(
     Length and stop tokens are those of the criteria, which ``generate`` makes from the config or
     takes from the user.
     """
-    lengths = [c.max_length for c in criteria if isinstance(c, MaxLengthCriteria)]
-    stops = [c.eos_token_id.tolist() for c in criteria if isinstance(c, EosTokenCriteria)]
+    lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
+    stops = [c.eos_token_id.tolist() for c in criteria if type(c) is EosTokenCriteria]
     settings: dict[str, Any] = {
         "max_new_tokens": max(1, min(lengths, default=config.max_length) - num_prompt_tokens),
         "ignore_eos": True,  # of the model

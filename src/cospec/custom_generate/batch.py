@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
 from cospec.engine import Engine
 from cospec.engine.speculative import SpeculativeBatch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
-    from transformers import LogitsProcessorList, StoppingCriteriaList
+    from transformers import StoppingCriteriaList
 
     from cospec.engine.rows import Row
     from cospec.models.cache import Output
@@ -48,12 +49,13 @@ class TransformersEngine(Engine):
         """Call a processor or a criterion on a row that `new_ids` follow.
 
         Some of them hold something for each row of the batch that `generate` was given: they get
-        the one row in all places, and what they say of its own place counts.
+        the one row in all places, and what they say of its own place counts. All is on the device
+        of the prompt, as in `generate`; the model may be on another.
         """
         prompt = self.input_ids[row.index]
         ids = torch.cat([prompt, torch.tensor(new_ids, dtype=prompt.dtype, device=prompt.device)])
         num_rows = len(self.input_ids)
-        wide = [s if s is None else s.expand(num_rows, -1).clone() for s in scores]
+        wide = [s if s is None else s.to(ids.device).expand(num_rows, -1).clone() for s in scores]
         found = what(ids.expand(num_rows, -1), *wide)
         return found[row.index] if torch.is_tensor(found) else found
 
@@ -83,8 +85,24 @@ class _Batch(SpeculativeBatch):
         logits = output.logits.float().clone()  # (B, K + 1, V)
         lengths = proposal.lengths.tolist()
         for r, row in enumerate(self.rows):
+            processors = LogitsProcessorList(_alone(p, row.index) for p in self.engine.processors)
             drafted = proposal.token_ids[r].tolist()
             for j in range(lengths[r] + 1):
                 ids = row.generated + drafted[:j]
-                logits[r, j] = self.engine.ask(row, ids, self.engine.processors, logits[r, j])
+                logits[r, j] = self.engine.ask(row, ids, processors, logits[r, j])
         return output._replace(logits=logits)
+
+
+def _alone(processor: Any, index: int) -> Any:  # Any: a processor of whatever type
+    """Return a processor whose function of the user, if it has one, is asked about one row alone.
+
+    Args:
+        processor: Of the whole batch.
+        index: The row.
+    """
+    if type(processor) is not PrefixConstrainedLogitsProcessor:
+        return processor
+    allowed, beams = processor._prefix_allowed_tokens_fn, processor._num_beams
+    return PrefixConstrainedLogitsProcessor(
+        lambda i, ids: allowed(i, ids) if i == index // beams else [0], beams
+    )

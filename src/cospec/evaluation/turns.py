@@ -139,7 +139,7 @@ def lock(path: Path) -> BinaryIO:
     """Open a file for reading and writing, for one process at a time.
 
     Raises:
-        ConfigError: Another process has it open.
+        ConfigError: Another process has it open, or its file system has no locks.
     """
     while True:
         try:
@@ -153,6 +153,12 @@ def lock(path: Path) -> BinaryIO:
             raise ConfigError(
                 f"another run is writing to {path}; wait until it has finished, or write to "
                 "another file."
+            ) from None
+        except OSError as error:
+            file.close()
+            raise ConfigError(
+                f"{path} cannot be locked ({error}), as on a file system without locks; write to a "
+                "folder on another one."
             ) from None
         # The other run may have finished and deleted the file between our opening and locking it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

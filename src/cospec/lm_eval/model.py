@@ -7,7 +7,6 @@ templates are those of the harness's own Hugging Face model on the target.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,8 @@ from tqdm import tqdm
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
 from cospec.engine import Engine
-from cospec.errors import ConfigError, MissingExtraError
+from cospec.engine.prompts import make_rows
+from cospec.errors import ConfigError, CospecError, GenerationInterrupted, MissingExtraError
 from cospec.lm_eval.settings import ModelArgs, sampling_config
 from cospec.models.pair import num_weights
 from cospec.types import Stats
@@ -29,11 +29,12 @@ except ImportError as error:
     raise MissingExtraError("lm-evaluation-harness", "lm-eval") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lm_eval.api.instance import Instance
 
     from cospec.config import SamplingConfig
+    from cospec.types import Completion
 
 _log = logging.getLogger(__name__)
 _CHUNKS = 16
@@ -99,23 +100,34 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answer each request with the engine, many at a time."""
+        """Answer each request with the engine, many at a time; first, all of them are checked."""
         texts: list[str] = []
+        asked = [self._encode(request) for request in requests]
+        if asked:
+            make_rows(self.engine.pair, *zip(*asked, strict=True))
         size = _CHUNKS * self.args.batch_size
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
             for start in range(0, len(requests), size):
-                chunk = requests[start : start + size]
-                prompts, sampling = zip(*(self._encode(r) for r in chunk), strict=True)
-                seeded = [replace(s, seed=self.args.seed) for s in sampling]
-                streams = range(start, start + len(chunk))
-                rollouts = self.engine.rollouts(prompts, seeded, streams=streams, keep_caches=False)
+                prompts, sampling = zip(*asked[start : start + size], strict=True)
+                streams = range(start, start + len(prompts))
+                try:
+                    rollouts = self.engine.rollouts(
+                        prompts, sampling, streams=streams, keep_caches=False
+                    )
+                except (CospecError, GenerationInterrupted) as error:
+                    self._cache(requests[start:], error.completions.items())
+                    raise
                 done = [rollout.completion for rollout in rollouts]
-                for request, completion in zip(chunk, done, strict=True):
-                    self.cache_hook.add_partial("generate_until", request.args, completion.text)
+                self._cache(requests[start:], enumerate(done))
                 texts += [completion.text for completion in done]
                 self.stats += sum((completion.stats for completion in done), Stats())
-                bar.update(len(chunk))
+                bar.update(len(done))
         return texts
+
+    def _cache(self, requests: Sequence[Instance], done: Iterable[tuple[int, Completion]]) -> None:
+        """Hand answers to the harness's cache, each with the place of its request."""
+        for i, completion in done:
+            self.cache_hook.add_partial("generate_until", requests[i].args, completion.text)
 
     def _encode(self, request: Instance) -> tuple[list[int], SamplingConfig]:
         """Token ids, cut on the left if they leave no room for an answer, and settings.
@@ -127,7 +139,8 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         sampling = sampling_config(
             generation_kwargs,
             default_max_new_tokens=self.max_gen_toks,
-            stop_token_ids=(self.eot_token_id,),
+            stop_token_ids=() if self.eot_token_id is None else (self.eot_token_id,),
+            seed=self.args.seed,
         )
         limit = self.engine.pair.context_length
         room = limit - sampling.max_new_tokens
