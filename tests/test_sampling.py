@@ -12,7 +12,7 @@ import torch
 
 from cospec import SamplingConfig
 from cospec.errors import ConfigError
-from cospec.sampling import Warper, accepts, draw, one_hot, residual, row_generator
+from cospec.sampling import Uniforms, Warper, accepts, draw, one_hot, residual, row_generator
 from tests.laws.known_law import FALSE_ALARM_RATE, p_value, warpers
 
 CPU = torch.device("cpu")
@@ -362,3 +362,11 @@ def test_settings_of_numpys_are_plain_numbers():
     assert json.dumps(config.to_dict()) == json.dumps(plain.to_dict())
     numbers = [torch.rand(1, generator=row_generator(each, 0)) for each in (config, plain)]
     assert torch.equal(*numbers)
+
+
+def test_numbers_are_drawn_where_the_generator_is_whatever_the_default_device():
+    """Found: with ``torch.set_default_device("cuda")`` no text could be sampled."""
+    generators = [torch.Generator().manual_seed(3)]
+    with torch.device("meta"):
+        found = Uniforms.draw(generators, 2, torch.device("cpu"))
+    assert found.draft.device.type == "cpu" and found.draft.shape == (1, 2)

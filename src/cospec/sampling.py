@@ -171,7 +171,10 @@ class Uniforms:
     def draw(cls, generators: list[torch.Generator], k: int, device: torch.device) -> Uniforms:
         """Draw a block's numbers for each row."""
         numbers = torch.stack(
-            [torch.rand(4 * k + 1, generator=g, dtype=torch.float64) for g in generators]
+            [
+                torch.rand(4 * k + 1, generator=g, dtype=torch.float64, device=g.device)
+                for g in generators
+            ]
         ).to(device)  # (B, 4K + 1)
         return cls(*torch.split(numbers, [k, k, k + 1, k], dim=1))
 

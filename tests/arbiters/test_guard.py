@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cospec.arbiters.guard import NUM_BUCKETS, PromptGuard
 
@@ -35,3 +36,9 @@ def test_prompts_that_have_nothing_in_common_leave_no_foreign_one():
     guard = PromptGuard.of([[1, 1], [2, 2]], [[3, 3], [1, 1], [2, 2]])
     assert guard.min_likeness == 0.0
     assert not guard.is_foreign([9, 9]) and not guard.is_foreign([])
+
+
+def test_prompts_are_compared_on_the_cpu_whatever_the_default_device():
+    guard = PromptGuard.of([[1, 2, 3]], [[1, 2, 3]])
+    with torch.device("meta"):
+        assert not guard.is_foreign([1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from cospec import Engine, SamplingConfig
 from cospec.errors import (
@@ -50,7 +51,12 @@ def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llam
 
 @pytest.mark.parametrize(
     ("raised", "caught"),
-    [(KeyboardInterrupt(), GenerationInterrupted), (PromptError("no"), PromptError)],
+    [
+        (KeyboardInterrupt(), GenerationInterrupted),
+        (PromptError("no"), PromptError),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError),
+        (MemoryError(), MemoryError),
+    ],
 )
 def test_rollouts_hand_over_the_finished_ones_too(llama_pair, raised, caught):
     prompts = some_prompts(4)

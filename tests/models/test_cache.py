@@ -99,3 +99,24 @@ def test_a_forward_in_another_thread_leaves_no_states_in_this_one():
 
     model.get_input_embeddings().register_forward_pre_hook(run_another)
     assert torch.equal(read(7), alone)
+
+
+def test_a_spread_model_is_told_places_that_are_of_no_device():
+    """Its last hidden states may be on another GPU than indices would be."""
+    model = random_model("llama")
+    use_grouped_attention(model)
+    ids, asked = torch.arange(6).view(2, 3), []
+    found = []
+    for places in ({}, {"model": 0, "lm_head": 1}):
+        model.hf_device_map = places
+        cached = CachedModel(model)
+        cached.reserve(2, 8)
+        window = cached.window(torch.zeros(2, dtype=torch.int64), 3, 3).only(ids != 5)
+        handle = model.register_forward_pre_hook(
+            lambda _, args, kwargs: asked.append(kwargs["logits_to_keep"]), with_kwargs=True
+        )
+        with torch.inference_mode():
+            found.append(cached.read(ids, window, 2).logits)
+        handle.remove()
+    assert [type(one) for one in asked] == [torch.Tensor, list]
+    assert torch.equal(*found)

@@ -457,3 +457,18 @@ def test_a_model_that_fails_in_its_forward_is_refused_with_its_reason(llama_pair
     model.__class__ = Fails
     with pytest.raises(UnsupportedModelError, match=r"no such kernel\. Load it with attn_impl"):
         ModelPair(model, llama_pair.draft)
+
+
+def test_models_on_different_devices_are_refused():
+    """Found: a RuntimeError of torch's after the prompts were read."""
+    with pytest.raises(PairError, match="target is on cpu and the draft on meta; load both on one"):
+        ModelPair(random_model("llama"), random_model("llama").to("meta"))
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "kernels-community/flash-attn"])
+def test_an_attention_that_takes_no_masks_is_changed(name):
+    """On a GPU it would read past its keys, which ends the process."""
+    target = random_model("llama")
+    target.config._attn_implementation = name
+    pair = ModelPair(target, random_model("llama"))
+    assert pair.target.config._attn_implementation == pair.draft.config._attn_implementation

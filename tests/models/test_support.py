@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GPTNeoConfig,
     MambaConfig,
     T5Config,
     T5ForConditionalGeneration,
@@ -47,6 +48,18 @@ def test_a_recurrent_model_is_refused(llama_pair):
 def test_an_encoder_decoder_model_is_refused(llama_pair):
     config = T5Config(vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     both_ways(llama_pair, T5ForConditionalGeneration(config), "T5.*encoder-decoder")
+
+
+def test_a_model_whose_layers_mask_for_themselves_is_refused(llama_pair):
+    """Found: beyond 256 tokens it was silently wrong, and the trial is too short to show it."""
+    config = GPTNeoConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+    )
+    both_ways(llama_pair, AutoModelForCausalLM.from_config(config), "GPTNeo.*local attention")
 
 
 def test_a_model_with_layers_of_an_unknown_type_is_refused(llama_pair):

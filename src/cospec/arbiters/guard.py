@@ -73,7 +73,7 @@ class PromptGuard:
 
 def _shares(prompt: Sequence[int]) -> Tensor:
     """Return the share of each bucket in a prompt, (1024,) float32."""
-    counts = torch.bincount(torch.tensor(prompt) % NUM_BUCKETS, minlength=NUM_BUCKETS)
+    counts = torch.bincount(torch.tensor(prompt, device="cpu") % NUM_BUCKETS, minlength=NUM_BUCKETS)
     return counts.float() / len(prompt)
 
 

@@ -10,6 +10,8 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import OutOfMemoryError
+
 from cospec.config import DecodeConfig, DrafterName, SamplingConfig
 from cospec.drafters import DRAFTERS, Drafter
 from cospec.engine.branches import Branch, Rollout, branch_row
@@ -257,6 +259,9 @@ def _handing_over(rows: Iterable[Row]) -> Iterator[None]:
         yield
     except CospecError as error:
         error.completions = ended()
+        raise
+    except (MemoryError, OutOfMemoryError) as error:
+        error.completions = ended()  # type: ignore[union-attr]  # as ours have them
         raise
     except KeyboardInterrupt:
         raise GenerationInterrupted(ended()) from None

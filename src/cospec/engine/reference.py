@@ -8,6 +8,7 @@ mathematics of `cospec.sampling` with the engine, and none of its bookkeeping.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,10 +61,12 @@ def reference_decode(
     stop_ids = set(sampling.stop_token_ids)
     if not sampling.ignore_eos:
         stop_ids |= pair.eos_token_ids
-    tokens = list(prompt_ids)
-    origins: list[Origin] = []
+    tokens, origins = list(prompt_ids), list[Origin]()
+    of = partial(torch.tensor, device=pair.target.device)
     while True:
-        u = torch.rand(4 * most + 1, generator=generator, dtype=torch.float64)
+        u = torch.rand(4 * most + 1, generator=generator, dtype=torch.float64).to(
+            pair.target.device
+        )
         u_draft, u_accept, u_target, u_arbiter = torch.split(u, [most, most, most + 1, most])
         drafted: list[int] = []
         draft_logits: list[Tensor] = []
@@ -81,7 +84,7 @@ def reference_decode(
         target_logits = _logits(pair.target, tokens + drafted)[-k - 1 :]
         p = warper.probs(target_logits[None])[0]
         q = warper.probs(torch.stack(draft_logits)[None])[0]
-        is_match = accepts(p[None, :-1], q[None], torch.tensor([drafted]), u_accept[None, :k])[0]
+        is_match = accepts(p[None, :-1], q[None], of([drafted]), u_accept[None, :k])[0]
         instead = draw(torch.cat([residual(p[:-1], q), p[-1:]]), u_target[: k + 1]).tolist()
 
         num_generated, num_overrides = len(origins), origins.count(Origin.OVERRIDE)
@@ -92,14 +95,14 @@ def reference_decode(
                 token, origin = drafted[j], Origin.MATCH
             else:
                 mismatch = MismatchBatch(
-                    rows=torch.tensor([0]),
-                    block_positions=torch.tensor([j]),
-                    positions=torch.tensor([num_generated + j]),
-                    num_overrides=torch.tensor([num_overrides]),
-                    num_mismatches=torch.tensor([num_corrections + origins.count(Origin.OVERRIDE)]),
-                    block_lengths=torch.tensor([k]),
-                    draft_ids=torch.tensor([drafted[j]]),
-                    target_ids=torch.tensor([instead[j]]),
+                    rows=of([0]),
+                    block_positions=of([j]),
+                    positions=of([num_generated + j]),
+                    num_overrides=of([num_overrides]),
+                    num_mismatches=of([num_corrections + origins.count(Origin.OVERRIDE)]),
+                    block_lengths=of([k]),
+                    draft_ids=of([drafted[j]]),
+                    target_ids=of([instead[j]]),
                     target_logits=target_logits[j][None],
                     draft_logits=draft_logits[j][None],
                     lookahead_matches=_lookahead(is_match, j),

@@ -22,6 +22,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from cospec.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -119,9 +121,24 @@ def can_go_without_padding(model: PreTrainedModel) -> bool:
 
 
 def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Let a model that uses transformers' ``sdpa`` use `grouped_attention`."""
-    if model.config._attn_implementation == "sdpa":
+    """Let a model use `grouped_attention`, unless its attention is one that takes our masks.
+
+    Flash attention and kernels of the hub take none: they would read past their keys, which on a
+    GPU ends the process.
+
+    Raises:
+        UnsupportedModelError: It has an attention that takes no masks, and no other.
+    """
+    name = model.config._attn_implementation
+    if name in ("eager", "flex_attention", _NAME, _PADDED):
+        return
+    try:
         model.set_attn_implementation(_NAME)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} uses the attention {name!r}, which takes no masks, and cannot "
+            f"be changed ({error}); load it with attn_implementation='eager'."
+        ) from None
 
 
 def keep_padding(model: PreTrainedModel) -> bool:

@@ -144,7 +144,8 @@ class _RaggedCache(Cache):
             new[:old_rows, :old_slots] = buffer
             return new
 
-        self.buffers = [(grown(keys), grown(values)) for keys, values in self.buffers]
+        for layer, (keys, values) in enumerate(self.buffers):  # never two whole caches at once
+            self.buffers[layer] = grown(keys), grown(values)
 
     def copy_row(self, source: int, destination: int) -> None:
         for pair in self.buffers:
@@ -209,6 +210,7 @@ class CachedModel:
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         self._cache = _RaggedCache()
+        self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
         self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
@@ -276,7 +278,7 @@ class CachedModel:
                 return self._read_without_padding(token_ids, window, window.wanted, num_logits)
             window = window._replace(wanted=None)
         keep: int | Tensor = num_logits
-        if num_logits < token_ids.shape[1]:
+        if num_logits < token_ids.shape[1] and token_ids.device.type == "cpu":
             # An index copies where a slice gives a strided view (of a single row too), on which
             # bfloat16 matrix products of the CPU are up to two hundred times slower.
             keep = torch.arange(token_ids.shape[1], device=token_ids.device)[-num_logits:]
@@ -316,7 +318,7 @@ class CachedModel:
             "position_ids": positions,
             self._cache_keyword: self._cache,
             "use_cache": True,
-            "logits_to_keep": keep,
+            "logits_to_keep": keep if isinstance(keep, int) or not self._spread else keep.tolist(),
         }
         if not self.capture_hidden:
             return Output(self.model(**arguments).logits, None)

@@ -59,9 +59,12 @@ def load_model(
                 "here; pass cpu, or run where there are GPUs."
             )
         kwargs["device_map"] = device
+    has_accelerate = importlib.util.find_spec("accelerate") is not None
     if "device_map" not in kwargs:
         place = as_device(device)
-    elif importlib.util.find_spec("accelerate") is None:
+        if place.type == "cuda" and has_accelerate:  # else it is all in the machine's memory first
+            kwargs["device_map"] = {"": place}
+    elif not has_accelerate:
         raise MissingExtraError("accelerate, which spreads a model over devices,", "spread")
     if "gguf_file" not in arguments:
         # None would fall back to pickle where there are no safetensors.

@@ -50,6 +50,7 @@ class ModelPair:
 
     Raises:
         UnsupportedModelError: A model cannot roll back its state.
+        PairError: The models are on different devices.
     """
 
     target: PreTrainedModel
@@ -59,6 +60,11 @@ class ModelPair:
     draft_quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
+        if self.draft is not None and self.draft.device != self.target.device:
+            raise PairError(
+                f"the target is on {self.target.device} and the draft on {self.draft.device}; load "
+                "both on one device."
+            )
         for model in self.models:
             check_supported(model)
             model.train(False)

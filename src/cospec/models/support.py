@@ -29,6 +29,10 @@ def check_supported(model: PreTrainedModel) -> None:
             f"{name} keeps a recurrent state, which cannot be rolled back to the last token that "
             f"stands; {advice}."
         )
+    if any("local" in str(kind) for kind in getattr(config, "attention_layers", None) or ()):
+        raise UnsupportedModelError(
+            f"{name} has layers of local attention that keep masks of their own; {advice}."
+        )
     unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if unknown:
         raise UnsupportedModelError(
