@@ -6,6 +6,7 @@ import gzip
 import json
 
 import pytest
+from experiments.tables import blocks, rows
 
 from cospec.errors import ConfigError
 from cospec.results import check_writable, read_document, write_json
@@ -37,6 +38,20 @@ def test_a_compressed_document_is_read_as_it_is(tmp_path):
     path.write_bytes(b"no gzip")
     with pytest.raises(ConfigError, match="cannot be read as a result file"):
         read_document(path)
+
+
+def test_a_document_whose_name_asks_for_it_is_compressed_and_the_same_each_time(
+    tmp_path, monkeypatch
+):
+    """Found: it was plain, and no command could read it."""
+    document = {"schema": 1, "rows": [{"text": "ü"}]}
+    path, written = tmp_path / "r.json.gz", []
+    for now in (1e9, 2e9):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        write_json(path, document)
+        written.append(path.read_bytes())
+    assert read_document(path) == document
+    assert written[0] == written[1] and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -74,3 +89,34 @@ def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path):
     path = tmp_path / "r.json"
     path.write_text('{"schema": 1}', encoding="utf-8-sig")
     assert read_document(path) == {"schema": 1}
+
+
+def test_a_published_speed_of_repeats_is_the_median_of_their_ratios(monkeypatch):
+    """Found: a ratio of mean seconds, beside a spread of which ddof was 0; and of one turn."""
+    chunks = [
+        {"arm": arm, "chunk": 0, "repeat": i, "seconds": seconds, "num_tokens": 10}
+        for arm, times in {"target": (1.0, 4.0, 9.0), "lossless": (1.0, 2.0, 1.0)}.items()
+        for i, seconds in enumerate(times)
+    ]
+    entry = {"num_problems": 1, "num_overrides": 0, "kind": "exact"}
+    found = [{"name": name, **entry} for name in ("target", "lossless")]
+    found.append({"name": "oracle", **entry, "kind": "ceiling", "num_tokens": 10})
+    made = [
+        {"arm": arm["name"], "correct": "1", "num_target_forwards": n}
+        for arm, n in zip(found, (10, 4, 2), strict=True)
+    ]
+    cell = {"arms": found, "rows": made, "chunks": chunks, "batch_size": 1}
+    monkeypatch.setattr(rows, "read", lambda _: cell)
+    monkeypatch.setattr(blocks, "parts", lambda _: [cell])
+    of = rows.arms("it")
+    assert of["lossless"].over(of["target"]) == 2.0, "of 1, 2 and 9; the means give 3.5"
+    assert of["oracle"].over(of["target"]) == 4.0, "half the forwards of lossless"
+    assert of["oracle"].num_turns == 3
+    assert "| lossless | 2.00x ± 4.36 |" in blocks.speeds("it"), "by n - 1"
+    del chunks[4:], chunks[1:3]
+    once = rows.arms("it")
+    assert once["lossless"].num_turns == 1
+    shown = blocks.comparison("it")
+    assert "| - | - |" in shown and shown.endswith("which tells no speed-up.")
+    chunks += chunks
+    assert "one turn" not in blocks.comparison("it")

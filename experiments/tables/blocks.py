@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from statistics import pstdev
+from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from examples.safety import summary as safety
 
 from cospec.evaluation.audit.costs import predicted_speedups
 from cospec.evaluation.audit.summary import if_free_stood, outcome
-from cospec.evaluation.stats import cluster_interval, mcnemar_p
+from cospec.evaluation.stats import cluster_interval, mcnemar_p, share_interval
 from cospec.models.costs import Costs
 from cospec.rl.calibrate import harm_p_values, num_rejected
 from experiments.heldout_templates import summarise as heldout
@@ -41,6 +41,18 @@ def _times(number: float) -> str:
     return f"{number:.2f}x"
 
 
+def _over(arm: Arm, other: Arm) -> str:
+    """A speed-up; a dash where each arm had one timed turn, of which nobody knows the spread."""
+    return "-" if arm.num_turns == 1 else _times(arm.over(other))
+
+
+def _legend(of: dict[str, Arm]) -> str:
+    """Say under a table what its dashes are, where an arm had one turn."""
+    if all(arm.num_turns != 1 for arm in of.values()):
+        return ""
+    return "\n\n-: one turn. Each arm was timed once, which tells no speed-up."
+
+
 def comparison(name: str, *chosen: str) -> str:
     """Arms of an evaluation or of the demo, one row each."""
     of = arms(name)
@@ -50,13 +62,13 @@ def comparison(name: str, *chosen: str) -> str:
         [
             [
                 arm.name, _right(arm), _against(arm, of["target"]), f"{arm.p(of['target']):.2g}",
-                f"{arm.rate:.0f}", _times(arm.over(of["target"])), _times(arm.over(of["lossless"])),
+                f"{arm.rate:.0f}", _over(arm, of["target"]), _over(arm, of["lossless"]),
                 f"{arm.acceptance_length:.2f}", str(arm.num_overrides),
             ]
             for arm in of.values()
             if not chosen or arm.name in chosen
         ],
-    )  # fmt: skip
+    ) + _legend(of)  # fmt: skip
 
 
 def bench(name: str, *beginnings: str) -> str:
@@ -79,26 +91,27 @@ def bench(name: str, *beginnings: str) -> str:
         [
             [
                 f"{arm.name}{setting(arm.entry)}", _right(arm), _against(arm, of["target"]),
-                f"{arm.p(of['target']):.2g}", against_rival(arm), _times(arm.over(of["target"])),
-                _times(arm.over(of["lossless"])), f"{arm.forwards_per_token:.3f}",
+                f"{arm.p(of['target']):.2g}", against_rival(arm), _over(arm, of["target"]),
+                _over(arm, of["lossless"]), f"{arm.forwards_per_token:.3f}",
                 str(arm.num_overrides),
             ]
             for arm in of.values()
             if not beginnings or arm.name.startswith(beginnings)
         ],
-    )  # fmt: skip
+    ) + _legend(of)  # fmt: skip
 
 
 def speeds(name: str) -> str:
-    """Speed-ups of each arm at each batch size, mean of the repeats and spread."""
+    """Speed-ups of each arm at each batch size: median and standard deviation of the repeats."""
     cells = [arms(name, i) for i in range(len(parts(name)))]
     sizes = [cell["batch_size"] for cell in parts(name)]
 
     def shown(cell: dict[str, Arm], arm: str, baseline: str) -> str:
         if arm not in cell:
             return "not run"
-        spread = pstdev(cell[arm].over_by_repeat(cell[baseline]))
-        return f"{_times(cell[arm].over(cell[baseline]))} ± {spread:.2f}"
+        found = cell[arm].over_by_repeat(cell[baseline])
+        spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
+        return _over(cell[arm], cell[baseline]) + spread
 
     return _table(
         ["arm", *(label for n in sizes for label in (f"over target, batch {n}", "over lossless"))],
@@ -115,6 +128,8 @@ def over_databases(name: str) -> str:
     target = of["lossless"]  # in float32 the target's own texts
 
     def gain(arm: Arm) -> str:
+        if arm is target:
+            return "+0.0"
         clusters = {database: [0, 0] for database in databases}
         for database, ours, theirs in zip(databases, arm.bits, target.bits, strict=True):
             clusters[database][0] += int(ours) - int(theirs)
@@ -241,7 +256,7 @@ AUDITS = {
 def _share(counts: Iterable[tuple[float, int]]) -> str:
     """A share with its interval over problems, from a count and a total of each."""
     counts = list(counts)
-    low, high = cluster_interval(counts)
+    low, high = share_interval(counts)
     share = sum(above for above, _ in counts) / sum(below for _, below in counts)
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
 

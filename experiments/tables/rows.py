@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cospec.evaluation.stats import (
@@ -47,6 +48,8 @@ class Arm:
     num_overrides: int
     lengths: list[int] = field(default_factory=list)
     """Tokens of each problem, where the file has them."""
+    num_turns: int = 0
+    """Timed turns; a ceiling has those of lossless, and 0 stands for a file that tells none."""
 
     @property
     def name(self) -> str:
@@ -111,12 +114,12 @@ class Arm:
         return self.accuracy - other.accuracy
 
     def gain_interval(self, other: Arm) -> tuple[float, float]:
-        """Paired bootstrap interval of the difference, over problems."""
+        """Score interval of the difference, over problems."""
         return accuracy_delta_interval(*self.against(other), len(self.bits))
 
     def over(self, other: Arm) -> float:
-        """Tokens a second over those of another arm."""
-        return self.rate / other.rate
+        """Tokens a second over those of another arm, median of the repeats."""
+        return median(self.over_by_repeat(other))
 
     def over_interval(self, other: Arm) -> tuple[float, float] | None:
         """Interval of that over chunks, where there are enough."""
@@ -162,23 +165,28 @@ def _arm(entry: Json, rows: list[Json], chunks: list[Json], others: dict[str, Ar
             return int(entry[key])
         return sum(int(row[key]) for row in rows)
 
-    forwards = total("num_target_forwards")
+    forwards, num_turns = total("num_target_forwards"), 0
     ours = [chunk for chunk in chunks if chunk["arm"] == entry["name"]]
     by_repeat: dict[int, list[Chunk]] = {}
     for chunk in sorted(ours, key=lambda one: one["chunk"]):
         times = by_repeat.setdefault(chunk.get("repeat", 0), [])
         times.append((chunk["seconds"], chunk["num_tokens"]))
     if not ours:  # a ceiling's time is lossless's by number of forwards; transfer.py keeps totals
-        seconds = entry.get("seconds", math.nan)
         if entry.get("kind") == "ceiling":
             exact = others["lossless"]
-            seconds = forwards / exact.num_target_forwards * sum(s for s, _ in exact.chunks)
-        by_repeat[0] = [(seconds, entry["num_tokens"])]
+            num_turns = exact.num_turns
+            share = forwards / exact.num_target_forwards
+            by_repeat = {
+                i: [(share * sum(s for s, _ in one), entry["num_tokens"])]
+                for i, one in enumerate(exact.repeats)
+            }
+        else:
+            by_repeat[0] = [(entry.get("seconds", math.nan), entry["num_tokens"])]
     if "num_accepted_tokens_per_pos" in rows[0]:
         num_accepted = sum(sum(row["num_accepted_tokens_per_pos"]) for row in rows)
     else:
         num_accepted = entry.get("num_strict_accepts", 0) + entry["num_overrides"]
     return Arm(
         entry, bits, list(by_repeat.values()), forwards, num_accepted, total("num_overrides"),
-        [] if is_slim else [row["num_tokens"] for row in rows],
+        [] if is_slim else [row["num_tokens"] for row in rows], len(ours) or num_turns,
     )  # fmt: skip

@@ -155,6 +155,8 @@ def test_the_guarantee_is_told_with_its_terms(calibrate, folder, tmp_path, capsy
     assert (point["aim"], point["seed"]) == ("guarantee", 3)
     assert "is certified on 12 problems of the tune split" in out
     assert "fails with probability at most 0.1" in out
+    assert "provided that the problems are independent" in out
+    assert "with other settings on the same problems, and keep the best, voids this level" in out
 
 
 def test_without_a_certificate_the_point_is_lossless(calibrate, folder, letters, capsys):
@@ -315,3 +317,25 @@ def test_a_folder_that_is_no_arbiter_is_refused(tiny, calibrate, folder, refusal
     assert "is no trained arbiter" in refusal(calibrate)
     (folder / "config.json").unlink()
     assert "is no trained arbiter" in refusal(calibrate)
+
+
+def test_questions_on_the_same_databases_give_no_guarantee(
+    tiny, calibrate, folder, letters, refusal
+):
+    """Found: 12 questions on 3 databases counted as 12 independent ones."""
+    path = letters.removeprefix("jsonl:").partition(",")[0]
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+
+    def ask(number):
+        with open(path, "w", encoding="utf-8") as file:
+            for i, row in enumerate(rows):
+                file.write(json.dumps(row | {"db_id": f"d{i % number}", "template": 0}) + "\n")
+
+    ask(3)
+    message = refusal(calibrate, "--aim", "guarantee", "--epsilon", 0.9)
+    assert "12 problems are of 3 databases (db_id)" in message and "independent" in message
+    assert tiny.asked_for == [], "before any model is loaded"
+    calibrate("--aim", "accuracy")
+    ask(len(rows))  # one question each, and templates are drawn with the problems
+    calibrate("--aim", "guarantee", "--epsilon", 0.9)

@@ -41,7 +41,7 @@ def test_eval_prints_a_table_and_writes_the_document(evaluate, tmp_path, capsys)
     assert [line.split()[0] for line in out.splitlines()[3:8]] == names
     assert "exact McNemar test" in out
     assert "note: the draft has no name" in err
-    assert "turn 5/5" in err
+    assert "turn 10/10" in err
     document = json.loads(result.read_text())
     assert (document["schema"], document["command"]) == (1, "eval")
     assert [arm["name"] for arm in document["arms"]] == names
@@ -54,7 +54,7 @@ def test_eval_prints_a_table_and_writes_the_document(evaluate, tmp_path, capsys)
             assert found["wins"] == pairs.count((True, False))
             assert found["losses"] == pairs.count((False, True))
     assert [line.split(": won/lost")[0] for line in out.splitlines()[-2:]] == names[3:]
-    assert len(document["chunks"]) == 5
+    assert len(document["chunks"]) == 5 * 2, "chunks of a batch"
     assert document["num_resumed_turns"] == 0
     config = document["config"]
     assert config["decode"]["num_speculative_tokens"] == 3
@@ -125,12 +125,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(evaluate, tmp_path, monkeyp
             evaluate("--json", result)
     assert stop.value.code == 130
     part = tmp_path / "r.json.part.jsonl"
-    assert f"2 of 3 turns are done; {part} keeps them" in capsys.readouterr().err
+    assert f"2 of 9 turns are done; {part} keeps them" in capsys.readouterr().err
     assert not result.exists()
     with pytest.raises(SystemExit, match=r"decode.num_speculative_tokens 4 there and 2 here"):
         evaluate("--json", result, "-k", 2)
     kept = [json.loads(line) for line in part.read_text().splitlines()[1:]]
-    stop_after(monkeypatch, 1 + 1)
+    stop_after(monkeypatch, 3 + 7)  # the warm-up and what is left
     evaluate("--json", result)
     document, expected = (json.loads(path.read_text()) for path in (result, whole))
     assert document["rows"] == expected["rows"]
@@ -143,7 +143,7 @@ def test_an_interrupted_run_without_a_file_says_so(evaluate, monkeypatch, capsys
     stop_after(monkeypatch, 4)
     with pytest.raises(SystemExit):
         evaluate()
-    assert "1 of 3 turns are done; they are not kept" in capsys.readouterr().err
+    assert "1 of 9 turns are done; they are not kept" in capsys.readouterr().err
 
 
 def test_a_finished_result_is_not_overwritten_silently(evaluate, tmp_path, capsys):
@@ -254,3 +254,22 @@ def test_other_weights_in_the_same_folder_do_not_resume(evaluate, tiny, tmp_path
     config = json.loads(result.read_text())["config"]
     assert len(config["arbiters"][str(folder)]["sha256"]) == 64
     assert config["models"]["fingerprint"]
+
+
+def test_an_arm_with_one_turn_shows_a_dash_for_its_speed_up(capsys):
+    """Found: a ratio of one turn was printed without an interval and without a word."""
+    from cospec.cli.views.arms import COLUMNS, print_table
+
+    arm = {
+        "name": "lossless", "accuracy": 0.5, "accuracy_ci95": (0.4, 0.6), "wins": 0, "losses": 0,
+        "mcnemar_p": 1.0, "tokens_per_s": 9.0, "speedup_vs_target": 2.0, "speedup_vs_lossless": 1.0,
+        "mean_acceptance_length": 3.0, "num_overrides": 0, "target_forwards_per_token": 0.3,
+        "num_texts_unlike_target": 0, "num_problems": 9,
+    }  # fmt: skip
+    over = COLUMNS["over\ntarget"]
+    assert (over(arm), over(arm | {"num_turns": 2}), over(arm | {"num_turns": 1})) == (
+        "2.00x", "2.00x", "-",
+    )  # fmt: skip
+    for turns, is_told in ((1, True), (2, False)):
+        print_table([arm | {"num_turns": turns}])
+        assert ("one turn" in capsys.readouterr().out) == is_told

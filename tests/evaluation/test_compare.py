@@ -189,3 +189,22 @@ def test_an_arm_is_worse_only_if_chance_over_all_arms_does_not_explain_it():
     assert worse_arms([cell(bad, good, same)], 0.05) == ["bad (batch 1, temperature 0)"]
     assert worse_arms([cell(bad, good), cell(same, same)], 0.05) == []
     assert worse_arms([cell(good, same)], 0.05) == []
+
+
+def test_an_arm_that_one_file_timed_once_shows_no_speed_and_a_median_is_taken_of_both(capsys):
+    """Found: ratios of one turn were printed as if they were known to two digits."""
+    from cospec.cli.views.compare import print_comparison
+
+    a, b = bench(), bench()
+    turns = [{"arm": name, "chunk": 0} for name in ("target", "gap")]
+    a["cells"][0]["chunks"], b["cells"][0]["chunks"] = turns, turns * 3
+    b["cells"][0]["arms"][1]["repeats"] = {"speedup_vs_target": [1.0, 5.0, 6.0]}
+    cells = compare(a, b)
+    _, gap = cells[0]["arms"]
+    assert gap["num_turns"] == [1, 3]
+    assert gap["speedup_vs_target"] == [4.0, 5.0], "an older file has the ratio of means"
+    print_comparison(cells)
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("gap"))
+    assert "- 5.00" in line and "1.00x" not in line.split("- 5.00")[0]
+    (gap,) = (arm for arm in compare(bench(), b)[0]["arms"] if arm["name"] == "gap")
+    assert gap["num_turns"] == [None, 3]

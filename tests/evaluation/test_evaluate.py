@@ -12,9 +12,9 @@ from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, PromptError
 from cospec.evaluation import stats
 from cospec.evaluation.arms import EngineDecoders, make_arms
-from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.evaluate import Evaluation, default_chunk_size
 from cospec.evaluation.problems import encode_problems
-from cospec.evaluation.summary import summarize
+from cospec.evaluation.summary import is_timed_once, speeds_alike, summarize
 from cospec.tasks import Score
 from cospec.tasks.mixture import mixture
 from cospec.types import Stats
@@ -219,6 +219,11 @@ def test_a_stricter_score_is_reported_where_the_task_has_one(pair, task, played)
         assert arm["accuracy"] == 1.0
         assert arm["accuracy_strict"] == sum(strict) / len(WORDS)
         assert arm["speedup_vs_target_ci95"] is None, "one chunk"
+        assert arm["num_turns"] == 1 and is_timed_once(arm)
+        old = {key: value for key, value in arm.items() if key != "num_turns"}
+        assert not is_timed_once(old), "which is not known of a file that tells no turns"
+        assert is_timed_once(speeds_alike(old, result))
+    assert not any(is_timed_once(speeds_alike(arm, played[2])) for arm in played[2]["arms"])
     assert "accuracy_strict" not in played[2]["arms"][0]
 
 
@@ -245,8 +250,25 @@ def test_every_arm_gets_what_the_engine_with_the_shortest_context_takes(pair, ta
 def test_chunks_are_equal_and_at_least_as_large_as_asked_for(pair, task):
     sizes = [len(c) for c in evaluation(pair, task, chunk_size=4).chunks]
     assert sizes == [4, 5]
-    assert evaluation(pair, task, chunk_size=None).chunks == [range(9)], "at least 32"
     assert evaluation(pair, task, chunk_size=10).chunks == [range(9)]
+
+
+def test_chunks_are_no_larger_than_five_of_them_allow(pair, task):
+    """Found: 600 problems at batch 128 were one chunk, so that each arm had one turn."""
+    sizes = {(3000, 16): 64, (200, 8): 32, (150, 8): 30, (600, 32): 120, (800, 128): 160}
+    for (num_problems, batch_size), size in sizes.items():
+        assert default_chunk_size(num_problems, batch_size) == size
+    assert default_chunk_size(600, 128) == 128, "not less than a batch"
+    assert len(evaluation(pair, task, chunk_size=None).chunks) == 4, "of two at least"
+
+
+def test_the_seed_picks_the_arm_that_is_decoded_first(pair, task):
+    """Found: it was always the target, whatever a machine does in its first seconds."""
+    for seed in (0, 2, 5):
+        it = evaluation(pair, task, seed=seed)
+        assert it.first_arm == seed % 5
+        assert it._order()[0] == (0, it.arms[seed % 5])
+        assert it._order()[5] == (1, it.arms[(seed + 1) % 5])
 
 
 def test_bad_input_is_refused_before_anything_is_decoded(pair, task, llama_pair):

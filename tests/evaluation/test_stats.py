@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import multinomial, t
 
 from cospec.evaluation.stats import (
     accuracy_delta_interval,
     cluster_interval,
     mcnemar_p,
+    share_interval,
     speedup,
     speedup_interval,
+    tango_interval,
     wilson_interval,
 )
 from cospec.evaluation.summary import paired
@@ -62,7 +66,52 @@ def test_the_interval_of_a_difference_is_no_point_where_none_was_seen():
     low, high = accuracy_delta_interval(0, 0, 20)
     assert -low == high == pytest.approx(1 - 0.025 ** (1 / 20))
     assert high == pytest.approx(0.1684, abs=5e-5)
-    assert accuracy_delta_interval(20, 0, 20) == (1.0, 1.0)
+
+
+def test_the_score_interval_of_pairs_is_that_of_the_literature():
+    """Fagerland, Lydersen and Laake (2014), table IV: airway reactivity of 21 children."""
+    assert tango_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    assert tango_interval(7, 1, 21) == pytest.approx((0.026, 0.517), abs=5e-4)
+
+
+def test_each_end_of_the_score_interval_has_a_score_of_z():
+    """By the constrained law of largest likelihood, found on a grid rather than by its formula."""
+    wins, losses, n = 9, 4, 60
+    for end in tango_interval(wins, losses, n):
+        q = np.linspace(max(0.0, -end) + 1e-9, (1 - end) / 2 - 1e-9, 400_001)  # losses' share
+        ties = n - wins - losses
+        best = q[
+            np.argmax(losses * np.log(q) + wins * np.log(q + end) + ties * np.log(1 - 2 * q - end))
+        ]
+        score = (wins - losses - n * end) / math.sqrt(n * (2 * best + end - end**2))
+        assert abs(score) == pytest.approx(1.959964, abs=1e-3)
+
+
+def test_few_differences_exclude_nothing_that_the_exact_test_does_not():
+    """Found: 1 win and no loss among 300 gave 0.0 to +1.0, and 4 to 0 of 200 excluded 0."""
+    low, high = accuracy_delta_interval(1, 0, 300)
+    assert low < 0 and high > 2 / 300
+    for wins in range(30):
+        for losses in range(30):
+            low, high = accuracy_delta_interval(wins, losses, 200)
+            assert low <= (wins - losses) / 200 <= high
+            assert low <= 0 <= high or mcnemar_p(wins, losses) < 0.05
+    assert accuracy_delta_interval(20, 0, 20)[1] == 1.0
+
+
+@pytest.mark.parametrize("won", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("lost", [0.0, 0.01, 0.1])
+def test_the_interval_of_a_difference_covers_it_in_95_per_cent_of_samples(won, lost):
+    """Summed over all outcomes of 60 problems, so that nothing is left to chance."""
+    n = 60
+    cells = [(w, x, n - w - x) for w in range(n + 1) for x in range(n + 1 - w)]
+    law = multinomial.pmf(np.array(cells), n, [won, lost, 1 - won - lost])
+    likely = [i for i in np.argsort(-law) if law[i] > 1e-7]
+    covered = 0.0
+    for i in likely:
+        low, high = accuracy_delta_interval(*cells[i][:2], n)
+        covered += law[i] * (low <= won - lost <= high)
+    assert covered / sum(law[i] for i in likely) >= 0.95
 
 
 def test_an_arm_that_is_compared_with_itself_differs_by_nothing():
@@ -74,14 +123,39 @@ def test_an_arm_that_is_compared_with_itself_differs_by_nothing():
 
 def test_the_interval_over_clusters_is_as_wide_as_clusters_differ():
     """400 items in 100 clusters whose means are 0 or 1: as 100 items, not as 400."""
-    low, high = cluster_interval([(4.0 * (i % 2), 4) for i in range(100)])
-    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.01)
-    assert cluster_interval([(1.0, 4)] * 100) == (0.25, 0.25)
+    for interval in (cluster_interval, share_interval):
+        low, high = interval([(4.0 * (i % 2), 4) for i in range(100)])
+        assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.01)
+
+
+def test_an_interval_over_few_clusters_is_about_that_of_student():
+    """Found: the percentiles of 6 clusters were called 95 %, and covered 85."""
+    changes = [0.1, -0.2, 0.3, 0.0, 0.2, -0.1]
+    mean, spread = np.mean(changes), np.std(changes, ddof=1) / math.sqrt(6)
+    half = t.ppf(0.975, 5) * spread
+    low, high = cluster_interval([(10 * each, 10) for each in changes])
+    assert (low, high) == pytest.approx((mean - half, mean + half), rel=0.06)
+
+
+def test_an_interval_stays_where_its_number_can_be():
+    low, high = share_interval([(0, 4), (0, 4), (3, 4)])
+    assert (low, high) == (0.0, 1.0)
+    assert cluster_interval([(-4, 4), (4, 4), (4, 4)]) == (-1.0, 1.0)
+
+
+def test_where_no_cluster_differs_the_interval_is_that_of_items():
+    """Found: points such as +0.0 (0.0 to 0.0) after 0 wins and 0 losses."""
+    assert cluster_interval([(0.0, 4)] * 5) == accuracy_delta_interval(0, 0, 20)
+    assert cluster_interval([(1.0, 4)] * 5) == accuracy_delta_interval(5, 0, 20)
+    assert cluster_interval([(-2.0, 9)]) == accuracy_delta_interval(0, 2, 9)
+    assert share_interval([(0, 3)] * 5) == wilson_interval(0, 5)
+    assert share_interval([(3.0, 3.0)] * 5) == wilson_interval(5, 5)
 
 
 def test_clusters_without_items_have_no_part_in_their_interval():
-    """Eight of 27 resamples draw none that has any."""
-    assert cluster_interval([(1.0, 1), (0.0, 0), (0.0, 0)]) == (1.0, 1.0)
+    filled = [(1.0, 1), (0.0, 3), (1.0, 2)]
+    for interval in (cluster_interval, share_interval):
+        assert interval([*filled, (0.0, 0), (0.0, 0)]) == interval(filled)
 
 
 def test_a_speedup_is_a_ratio_of_tokens_a_second():
@@ -104,6 +178,13 @@ def test_four_chunks_say_too_little_of_the_spread():
     ours, theirs = [(1.0, 10)] * 4, [(2.0, 10)] * 4
     assert speedup_interval(theirs, ours) is None
     assert speedup_interval(theirs + theirs, ours + ours) is not None
+
+
+def test_the_interval_of_a_speedup_over_five_chunks_is_about_that_of_student():
+    ratios = [2.0, 2.1, 1.9, 2.2, 1.8]
+    low, high = speedup_interval([(1.0, 10)] * 5, [(1 / r, 10) for r in ratios])
+    half = t.ppf(0.975, 4) * np.std(np.log(ratios), ddof=1) / math.sqrt(5)
+    assert high / low == pytest.approx(math.exp(2 * half), rel=0.03)
 
 
 def test_bootstraps_give_the_same_interval_for_the_same_data():

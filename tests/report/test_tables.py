@@ -9,7 +9,7 @@ from cospec.report.markdown import to_markdown
 from cospec.report.read import read_all
 from cospec.report.tables import audit_rows, columns, entries, frontier, verdict
 
-from .conftest import ARMS, arm, audit_document
+from .conftest import ARMS, arm, audit_document, bench_document, eval_document
 
 KINDS = ["exact", "reference", "exact", "learned", "rule", "random"]
 WITH_KINDS = [each | {"kind": kind} for each, kind in zip(ARMS, KINDS, strict=True)]
@@ -119,3 +119,29 @@ def test_a_name_cannot_break_a_markdown_table():
     hostile = arm("a|b*<c>\nd[e](f)\x1b\u202e", 0.5, 1.0, kind="rule")
     text = to_markdown(Inputs(cells=[Cell("t|u", "", [hostile], "f")]))
     assert r"| a\|b\*&lt;c> d\[e\](f)\\x1b\\u202e | **50.0%" in text
+
+
+def test_an_arm_with_one_turn_has_no_speed_up_and_the_verdict_says_so(tmp_path):
+    """Found: the ratio of one turn stood there without an interval, and as the best."""
+    document = eval_document()
+    document["chunks"] = [{"arm": each["name"], "chunk": 0} for each in ARMS]
+    (tmp_path / "once.json").write_text(json.dumps(document))
+    (cell,) = read_all([tmp_path]).cells
+    found = best(cell.arms)
+    assert found["over target"] == found["over lossless"] == []
+    heads = [column.head for column in columns(cell.arms)]
+    for row in entries(cell.arms):
+        assert {row[heads.index(f"over {name}")].text for name in ("target", "lossless")} == {"-"}
+    assert verdict(cell)[0].startswith("On the frontier: not told. Arms had one turn each")
+    document["chunks"] *= 2
+    (tmp_path / "once.json").write_text(json.dumps(document))
+    (cell,) = read_all([tmp_path]).cells
+    assert best(cell.arms)["over target"] == ["gap:max_gap=1"]
+
+
+def test_a_speed_up_of_repeats_is_their_median_also_in_older_files(tmp_path):
+    document = bench_document()
+    for cell in document["cells"]:
+        cell["arms"][4]["repeats"]["speedup_vs_target"] = [1.0, 3.0, 2.25]
+    (tmp_path / "bench.json").write_text(json.dumps(document))
+    assert read_all([tmp_path]).cells[0].arms[4]["speedup_vs_target"] == 2.25

@@ -228,3 +228,17 @@ def test_a_folder_that_cannot_be_written_to_is_refused(folder, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(CheckpointError, match="copy it"):
         write_point(folder, "mine", {"threshold": 0.7}, overwrite=False)
+
+
+def test_mismatches_that_stand_for_others_count_as_often():
+    """Found: of sampled audits those of short texts counted as much as those of long ones."""
+    scores = np.array([0.52, 0.54, 0.56])
+    draft, target = np.array([True, False, False]), np.array([False, True, True])
+    result = reliability(scores, draft, target, np.array([4.0, 1.0, 1.0]))
+    (row,) = result["bins"]
+    assert row["share_draft_right"] == pytest.approx(4 / 6)
+    assert row["mean_score"] == pytest.approx((4 * 0.52 + 0.54 + 0.56) / 6)
+    assert row["num_mismatches"] == 3
+    assert row["ci95"] == wilson_interval(1, 2), "36 / 18 are two mismatches' worth"
+    assert result["expected_calibration_error"] == pytest.approx(4 / 6 - row["mean_score"])
+    json.dumps(result)

@@ -258,3 +258,13 @@ def test_a_log_improves_a_policy_on_a_bundled_pair(tmp_path) -> None:
         for who, seed in ((served, 10), (trained, 11))
     )
     assert after >= before + 6, (before, after, len(test), metrics)
+
+
+@pytest.mark.parametrize("groups", [["x", "x", "x"], ["a", "b", "c"]])
+def test_rewards_that_tell_nothing_are_refused(tmp_path, groups) -> None:
+    """Found: Adam followed the entropy bonus alone, and the arbiter became a coin."""
+    names = ["r0", "r1", "r2"]
+    given = rewards(tmp_path, *[(n, 0.1, g) for n, g in zip(names, groups, strict=True)])
+    data = read_log(write(tmp_path, "log", [HEAD, *map(row, names)]), given, NAMES)
+    with pytest.raises(ConfigError, match=r"rewards of the 3 requests .* do not differ within any"):
+        train_on_log(arbiter(coin(0.0), explore=0.0), data, train_config())

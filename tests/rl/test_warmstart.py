@@ -24,6 +24,8 @@ from cospec.rl.card import write_card
 from tests.rl.helpers import assert_same_state, audit_file, solving, stop, trainer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cospec import ModelPair
     from cospec.tasks import Task
 
@@ -206,3 +208,35 @@ def test_a_cache_of_the_solutions_of_other_problems_is_refused(pair, task, tmp_p
     other = solving(pair, task, solutions=path, num_rounds=0)
     other.run()
     assert torch.equal(one.state.policy.mean, other.state.policy.mean)
+
+
+def sampled(folder: Path, **more: Any) -> Path:
+    """Mismatches alike, of two problems: the draft is right at one and wrong at three."""
+    made = {"position": 0, "draft_id": 1, "target_id": 2, "features": [0.0] * len(SCALAR_NAMES)}
+    kept, lost = ({"draft_correct": b, "target_correct": not b} for b in (True, False))
+    records = [
+        {"id": "a", "mismatches": [made | kept]} | more,
+        {"id": "b", "num_mismatches": 3, "mismatches": [made | lost] * 3},
+    ]
+    write_dataset(folder / "sampled.safetensors", records, SCALAR_NAMES, {})
+    return folder / "sampled.safetensors"
+
+
+def test_a_branch_that_stands_for_others_counts_as_often(pair, task, tmp_path) -> None:
+    """Found: the weights of a sampled audit were in its summary alone."""
+    path = sampled(tmp_path, num_mismatches=9)
+    assert read_dataset(path, SCALAR_NAMES)["weight"].tolist() == [9, 1, 1, 1]
+    for method in ("rl", "gold", "policy_iteration"):
+        it = trainer(pair, task, warm_start=path, method=method, num_epochs=60, num_rounds=0)
+        it.warm_up()
+        assert it.state.policy(torch.zeros(1, len(SCALAR_NAMES))) > 0
+        (branches,) = it.state.replay
+        assert branches.delta_reward.tolist() == pytest.approx([3.0, *[-1 / 3] * 3])
+
+
+def test_an_older_data_set_has_no_weights(tmp_path) -> None:
+    path = sampled(tmp_path)
+    tensors, about = read_tensors(path, "a data set")
+    assert tensors.pop("weight").tolist() == [1.0] * 4, "all were played"
+    write_tensors(path, tensors, about)
+    assert read_dataset(path, SCALAR_NAMES)["weight"].tolist() == [1.0] * 4

@@ -51,7 +51,8 @@ class CalibrateOptions(DecodeConfig):
     epsilon: float = 0.02
     """Largest risk allowed by aim guarantee."""
     delta: float = 0.1
-    """Probability, over the draw of the problems, that the guarantee fails."""
+    """Probability, over the draw of independent problems, that the guarantee fails; of the first
+    run on them, not of the best of several."""
     cost_weight: float = 0.0
     """Price of time with aim accuracy: accuracy lost per target forward, as a share of lossless
     decoding's."""
@@ -172,8 +173,10 @@ class Calibrate:
         the arbiter looks better than it is.
 
         Raises:
-            ConfigError: There are too few for the guarantee.
+            ConfigError: There are too few for the guarantee, or they depend on each other.
         """
+        from collections import Counter
+
         from cospec.rl.calibrate import least_num_problems
         from cospec.settings import flat
         from cospec.tasks.trained_on import unseen
@@ -182,6 +185,14 @@ class Calibrate:
         task, examples = self.task.load()
         if options.aim != "guarantee":
             return task, examples
+        databases = Counter(e.metadata["db_id"] for e in examples if "db_id" in e.metadata)
+        if len(databases) < databases.total():
+            raise ConfigError(
+                f"aim is 'guarantee', and {databases.total()} problems are of {len(databases)} "
+                "databases (db_id): the bound holds for independent problems, and those of one "
+                "database succeed and fail together. Choose --aim accuracy or speed, or pass "
+                "problems with one question a database."
+            )
         training = about.get("training", {})
         trained_on, ours = training.get("task", {}).get("task", ""), self.task.task
         if trained_on == ours or (trained_on and "mix:" in (trained_on[:4], ours[:4])):
@@ -264,7 +275,9 @@ def _verdict(point: Json) -> str:
     return (
         f"Threshold {threshold:g} is certified on {problems}: {_RISKS[point['risk']]} is at most "
         f"{point['epsilon']:g} on problems drawn like these. The claim fails with probability at "
-        f"most {point['delta']:g} over the draw, provided that nothing was fitted to them."
+        f"most {point['delta']:g} over the draw, provided that the problems are independent and "
+        "that nothing was fitted to them. To repeat the command with other settings on the same "
+        "problems, and keep the best, voids this level."
     )
 
 
@@ -307,5 +320,5 @@ def _reliability(arbiter: LearnedArbiter, path: Path, fingerprint: str) -> Json:
         tell([f"{arbiter.label} was trained on {number} of the {size} problems of {path}"])
     with torch.no_grad():
         scores = torch.sigmoid(arbiter.policy(data["features"]))
-    correct = (data[f"{role}_correct"].numpy() for role in ("draft", "target"))
-    return reliability(scores.numpy(), *correct)
+    columns = (data[name].numpy() for name in ("draft_correct", "target_correct", "weight"))
+    return reliability(scores.numpy(), *columns)

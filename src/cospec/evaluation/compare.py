@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cospec.errors import ConfigError, unknown_name
-from cospec.evaluation.summary import TARGET, paired
+from cospec.evaluation.summary import TARGET, paired, speeds_alike
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -112,7 +112,8 @@ def compare(a: Json, b: Json) -> list[Json]:
     Returns:
         For each cell that both have: ``task``, ``batch_size``, ``temperature``, and for each common
         arm that is no ceiling its ``name``, ``num_problems``, ``num_right``, ``settings``,
-        ``tokens_per_s`` and ``speedup_vs_target`` in both, the paired comparison
+        ``num_turns`` (None where a file has no times of turns), ``tokens_per_s`` and
+        ``speedup_vs_target`` in both, the paired comparison
         (see `paired`; wins are those of b), ``speed_ratio`` (seconds a problem in a over those in
         b), ``forwards_ratio`` (the same of target forwards) and ``num_texts_unlike`` (None if one
         of them keeps no texts); and ``only_in_a`` and ``only_in_b``, names of other arms.
@@ -179,7 +180,11 @@ def _compare_cells(a: Json, b: Json) -> Json:
     """The comparison of two cells."""
     rows_a, rows_b = full_rows(a), full_rows(b)
     arms_a, arms_b = (
-        {arm["name"]: arm for arm in cell["arms"] if arm.get("kind") != "ceiling"}
+        {
+            arm["name"]: speeds_alike(arm, cell)
+            for arm in cell["arms"]
+            if arm.get("kind") != "ceiling"
+        }
         for cell in (a, b)
     )
     entries = []
@@ -210,6 +215,7 @@ def _entry(a: Json, b: Json, rows_a: Sequence[Json], rows_b: Sequence[Json]) -> 
         "num_right": [sum(row["correct"] for row in rows) for rows in (rows_a, rows_b)],
         **paired(rows_b, rows_a),
         "settings": [{key: arm.get(key) for key in ("k", "knob")} for arm in (a, b)],
+        "num_turns": [arm["num_turns"] for arm in (a, b)],
         "tokens_per_s": [arm["tokens_per_s"] for arm in (a, b)],
         "speedup_vs_target": [arm["speedup_vs_target"] for arm in (a, b)],
         "speed_ratio": seconds[0] / seconds[1],

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
     from cospec.types import Completion
 
-_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
+_CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
+_NUM_CHUNKS = 5
+"""Fewer tell nothing of the spread of a speed-up (`cospec.evaluation.stats.speedup_interval`)."""
 _NUM_WARM_UP_PROMPTS, _NUM_WARM_UP_TOKENS = 2, 8
 
 
@@ -43,12 +45,13 @@ class Evaluation:
             leaves fewer in the pair's context gets those, in every arm.
         seed: For arbiters that rule by chance, and for sampling.
         temperature: Of sampling; 0 is greedy.
-        chunk_size: Problems of a chunk, a few more where the last chunk would be small; 4 batches
-            and at least 32 if None.
+        chunk_size: Problems of a chunk, a few more where the last chunk would be small. If None, it
+            is 4 batches and at least 32; or less, down to one batch, so that there are 5 chunks.
         exact_prefix_tokens: No arbiter keeps a draft's token among so many first ones of an answer.
 
     Attributes:
-        first_arm: Place of the arm that begins.
+        first_arm: Place of the arm that begins; the seed picks it, so that it is not always the
+            target that is decoded first.
         arms: As given.
         task: As given.
         examples: As given.
@@ -79,8 +82,9 @@ class Evaluation:
     ) -> None:
         engine = arms[-1].engine
         if chunk_size is None:
-            chunk_size = max(_MIN_CHUNK_SIZE, _BATCHES_PER_CHUNK * engine.batch_size)
-        self.arms, self.task, self.examples, self.first_arm = arms, task, examples, 0
+            chunk_size = default_chunk_size(len(examples), engine.batch_size)
+        self.arms, self.task, self.examples = arms, task, examples
+        self.first_arm = seed % len(arms)
         self.chunks = _chunks(len(examples), chunk_size)
         self._seed, self.temperature = seed, temperature
         self.exact_prefix_tokens = exact_prefix_tokens
@@ -201,6 +205,12 @@ class Evaluation:
             "num_accepted_tokens_per_pos": stats.num_accepted_tokens_per_pos,
             "text": completion.text,
         }
+
+
+def default_chunk_size(num_problems: int, batch_size: int) -> int:
+    """Return the size of chunks of several batches, or of one batch where they would be too few."""
+    most = max(_CHUNK_SIZE, _BATCHES_PER_CHUNK * batch_size)
+    return max(batch_size, min(most, num_problems // _NUM_CHUNKS))
 
 
 def _chunks(num_problems: int, chunk_size: int) -> list[range]:

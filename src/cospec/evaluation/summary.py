@@ -7,6 +7,7 @@ target forwards of a solved problem.
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 from cospec.evaluation.stats import (
@@ -138,6 +139,7 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
     num_tokens = sum(turn.num_tokens for turn in ours)
     num_right = sum(_total(turn.rows, "correct") for turn in ours)
     speed: Json = {
+        "num_turns": len(ours),
         "num_tokens": num_tokens,
         "seconds": sum(seconds),
         "tokens_per_s": num_tokens / sum(seconds),
@@ -149,6 +151,27 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
         speed[f"speedup_vs_{name}"] = speedup(theirs, own)
         speed[f"speedup_vs_{name}_ci95"] = speedup_interval(theirs, own)
     return speed
+
+
+def speeds_alike(arm: Json, part: Json) -> Json:
+    """Return an arm of a document with its speed as this version has it, whatever wrote the file.
+
+    A speed-up of several repeats is the median of theirs; older files have a ratio of means.
+
+    Args:
+        arm: An entry.
+        part: The document or the cell that it is from, whose ``chunks`` tell the number of turns.
+    """
+    repeats = arm.get("repeats") or {}
+    names = [f"speedup_vs_{name}" for name in (TARGET, LOSSLESS)]
+    found = {name: median(repeats[name]) for name in names if repeats.get(name)}
+    turns = sum(chunk["arm"] == arm["name"] for chunk in part.get("chunks", []))
+    return {"num_turns": turns or None} | arm | found
+
+
+def is_timed_once(arm: Json) -> bool:
+    """Return true for an arm with one timed turn, whose speed-up could be anything."""
+    return arm.get("num_turns") == 1
 
 
 def counts(rows: Sequence[Json]) -> Json:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.compare import full_rows
+from cospec.evaluation.summary import speeds_alike
 from cospec.report.inputs import (
     KINDS,
     Acceptance,
@@ -187,7 +188,7 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
         cell: With the arms as they are in the file.
         part: Of the document, with the rows.
     """
-    arms = [{"kind": _kind(arm), **arm} for arm in cell.arms]
+    arms = [{"kind": _kind(arm), **speeds_alike(arm, part)} for arm in cell.arms]
     if all(arm["kind"] == "ceiling" for arm in arms):
         raise ValueError("no arms besides ceilings")
     for arm in arms:

@@ -35,7 +35,9 @@ ARM = {
 }
 """Arm of `cospec eval`, `demo` and `bench`, as far as every view needs it."""
 _OPTIONAL = {
-    **dict.fromkeys(("num_overrides", "num_problems", "num_texts_unlike_target", "k"), int),
+    **dict.fromkeys(
+        ("num_overrides", "num_problems", "num_texts_unlike_target", "num_turns", "k"), int
+    ),
     **dict.fromkeys(
         (
             "speedup_vs_lossless",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cospec.evaluation.summary import is_timed_once
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -45,6 +47,22 @@ def _optional(name: str, form: str) -> Callable[[Json], str]:
     return show
 
 
+def _over(name: str) -> Callable[[Json], str]:
+    """A speed-up with its interval; a dash for an arm with one timed turn."""
+
+    def show(arm: Json) -> str:
+        value = arm.get(f"speedup_vs_{name}")
+        if value is None or is_timed_once(arm):
+            return "-"
+        return f"{value:.2f}x" + _interval(arm, f"speedup_vs_{name}")
+
+    return show
+
+
+def _fastest(name: str) -> Callable[[Json], float | None]:
+    return lambda arm: None if is_timed_once(arm) else arm.get(f"speedup_vs_{name}")
+
+
 def _rate(arm: Json) -> str:
     """Tokens per second; with repeats, their spread."""
     shown = f"{arm['tokens_per_s']:.0f}"
@@ -71,20 +89,8 @@ _COLUMNS = (
     Column("won / lost", lambda arm: f"{arm['wins']} / {arm['losses']}"),
     Column("McNemar p", _optional("mcnemar_p", ".2g")),
     Column("tokens/s", _rate, lambda arm: float(arm["tokens_per_s"])),
-    Column(
-        "over target",
-        lambda arm: f"{arm['speedup_vs_target']:.2f}x" + _interval(arm, "speedup_vs_target"),
-        lambda arm: float(arm["speedup_vs_target"]),
-    ),
-    Column(
-        "over lossless",
-        lambda arm: (
-            _optional("speedup_vs_lossless", ".2f")(arm)
-            + ("x" if arm.get("speedup_vs_lossless") else "")
-            + _interval(arm, "speedup_vs_lossless")
-        ),
-        lambda arm: arm.get("speedup_vs_lossless"),
-    ),
+    Column("over target", _over("target"), _fastest("target")),
+    Column("over lossless", _over("lossless"), _fastest("lossless")),
     Column(
         "acceptance length",
         _optional("mean_acceptance_length", ".2f"),
@@ -167,6 +173,11 @@ def verdict(cell: Cell) -> list[str]:
     if not any(a.get("speedup_vs_lossless_ci95") for a in rivals):
         speed = ": not told, since there were too few chunks for an interval."
     sentences = [f"On the frontier: {_listed(names)}."]
+    if any(map(is_timed_once, arms)):
+        sentences = [
+            "On the frontier: not told. Arms had one turn each, which tells no speed-up (-); their "
+            "places in the picture are rough."
+        ]
     if rivals:
         sentences += [
             f"More right than the target (p < 0.05): {_listed([a['name'] for a in better])}.",

@@ -6,7 +6,8 @@ problems. They are tested in an order fixed beforehand, from the safest threshol
 bolder ones, each at the full level delta, up to the first that is not rejected. A threshold that is
 too risky is certified only if the first such one in the order is rejected, which happens with
 probability delta at most, however the risk runs along the order and however the tests depend on
-each other. It takes problems drawn as the later ones are, and an arbiter fixed without them.
+each other. It takes problems drawn as the later ones are and independently of each other, and an
+arbiter and settings fixed without them.
 
 Two risks, both against the target alone on the same problem:
 
@@ -87,7 +88,8 @@ def fastest(candidates: Sequence[Candidate]) -> Candidate:
 def harm_p_values(losses: Counts, num_problems: int, epsilon: float) -> Floats:
     """P-values of the hypotheses that the harm exceeds epsilon.
 
-    The exact lower tail of the binomial law at epsilon, which no larger risk can exceed.
+    The exact lower tail of the binomial law at epsilon, which no larger risk can exceed. It is that
+    of independent problems: many questions on few databases are less than they seem.
 
     Args:
         losses: Problems that only the target got right, any shape.
@@ -180,7 +182,9 @@ def certify(
     return candidates[max(number, 1) - 1], tests
 
 
-def reliability(scores: Floats, draft_correct: Flags, target_correct: Flags) -> Json:
+def reliability(
+    scores: Floats, draft_correct: Flags, target_correct: Flags, weight: Floats | None = None
+) -> Json:
     """Return how often the draft's branch is the better one, by the arbiter's score.
 
     Mismatches of one problem depend on each other, so that the intervals are on the narrow side.
@@ -189,6 +193,8 @@ def reliability(scores: Floats, draft_correct: Flags, target_correct: Flags) -> 
         scores: Probability of keeping the draft's token, (N,).
         draft_correct: Whether the draft's branch is right, (N,).
         target_correct: Whether the target's branch is right, (N,).
+        weight: How many mismatches each stands for, (N,); 1 each if None. Intervals are then those
+            of as many mismatches as weigh as much (Kish 1965, "Survey Sampling", section 11.7).
 
     Returns:
         ``bins`` of width 0.1, without empty ones, over the mismatches whose branches differ, and
@@ -196,21 +202,23 @@ def reliability(scores: Floats, draft_correct: Flags, target_correct: Flags) -> 
         mismatches (Guo et al., 1706.04599); None if there are none.
     """
     differ = draft_correct != target_correct
+    weight = (np.ones(len(scores)) if weight is None else weight)[differ]
     scores, is_right = scores[differ], draft_correct[differ]
     places = np.minimum((scores * 10).astype(int), 9)
     bins, error = [], 0.0
     for place in np.unique(places).tolist():
         here = places == place
-        size, num_right = int(here.sum()), int(is_right[here].sum())
+        total, share = weight[here].sum(), float(np.average(is_right[here], weights=weight[here]))
+        size = round(total**2 / (weight[here] ** 2).sum())
         row = {
             "from": place / 10,
             "to": (place + 1) / 10,
-            "num_mismatches": size,
-            "mean_score": float(scores[here].mean()),
-            "share_draft_right": num_right / size,
-            "ci95": wilson_interval(num_right, size),
+            "num_mismatches": int(here.sum()),
+            "mean_score": float(np.average(scores[here], weights=weight[here])),
+            "share_draft_right": share,
+            "ci95": wilson_interval(round(share * size), size),
         }
-        error += abs(row["mean_score"] - row["share_draft_right"]) * size / len(scores)
+        error += abs(row["mean_score"] - share) * float(total / weight.sum())
         bins.append(row)
     return {
         "num_mismatches": len(differ),

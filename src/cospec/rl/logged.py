@@ -171,7 +171,16 @@ def train_on_log(
     Returns:
         The arbiter, and metrics: of each ruling's weight at the end the mean, the share that is
         cut, and the effective number of decisions.
+
+    Raises:
+        ConfigError: No reward is better than another of its group, which tells nothing.
     """
+    if not data.advantage.any():  # Adam would follow the entropy bonus alone, in whole steps
+        raise ConfigError(
+            f"the rewards of the {data.counts['num_requests_used']} requests with a ruling by "
+            "chance do not differ within any group; give rewards that do, or leave out 'group' "
+            "where each request is the only one of its group."
+        )
     policy = copy.deepcopy(arbiter.policy).cpu()
     policy.requires_grad_(True)
     objective, rate = config.objective, config.optimizer.learning_rate
@@ -210,7 +219,11 @@ def _advantages(verdicts: dict[str, Verdict]) -> dict[str, float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for verdict in verdicts.values():
         groups[verdict.group].append(verdict.reward)
-    means = {group: sum(rewards) / len(rewards) for group, rewards in groups.items()}
+    # Of rewards that are all alike the mean may be another number, by rounding.
+    means = {
+        group: rewards[0] if len(set(rewards)) == 1 else sum(rewards) / len(rewards)
+        for group, rewards in groups.items()
+    }
     return {name: verdict.reward - means[verdict.group] for name, verdict in verdicts.items()}
 
 

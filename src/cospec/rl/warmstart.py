@@ -89,11 +89,13 @@ def warm_start(
 def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) -> WarmStart:
     """Train a copy of a policy on the branches of an audit.
 
-    Their costs are not known and count as 0.
+    Their costs are not known and count as 0. Where only some mismatches of a problem were played, a
+    branch counts as often as it stands for one, over the mean; so it does when rounds replay it.
     """
     assert config.warmup.warm_start is not None
     data = read_dataset(config.warmup.warm_start, features.names)
     x, delta = data["features"], data["draft_correct"].float() - data["target_correct"].float()
+    delta = delta * data["weight"] / data["weight"].mean()
     none = torch.zeros_like(delta)
     branches = BranchData(x, delta, none, delta == 0)
     learnt = copy.deepcopy(policy)

@@ -160,3 +160,17 @@ def test_a_pair_that_never_disagrees_has_nothing_to_rule_on() -> None:
 def test_the_verdict_tells_the_shares_with_their_intervals() -> None:
     verdict = summarize(RECORDS, BINNED, [COSTS], 2)["verdict"]
     assert "solves 50.0 %" in verdict and "at 16.7 % (" in verdict and "6 mismatches" in verdict
+
+
+def test_the_change_of_the_oracle_has_the_interval_of_pairs() -> None:
+    """Found: a bootstrap, which tells of one win among four that none can be lost."""
+    ends = [True, True, True, False]
+    records = [
+        r | {"oracle_accepted": "1111", "oracle_correct": end, "oracle_overrides": 0}
+        for r, end in zip(RECORDS, ends, strict=True)
+    ]
+    change = summarize(records, BINNED, [COSTS], 2)["oracle_path"]["accuracy_delta"]
+    assert change == {
+        "share": 0.25, "ci95": list(accuracy_delta_interval(1, 0, 4)), "count": 1, "of": 4,
+    }  # fmt: skip
+    assert change["ci95"][0] < 0

@@ -10,12 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from cospec.cli.views.tables import FILE_WIDTH, table_console
-from cospec.evaluation.summary import DRAFT, LOSSLESS
+from cospec.evaluation.summary import DRAFT, LOSSLESS, is_timed_once
 from cospec.results import Json
 from cospec.text import visible
 
 Columns: TypeAlias = Mapping[str, Callable[[Json], str]]
 """By head of a column, what it shows of an arm."""
+
+
+def _over(name: str) -> Callable[[Json], str]:
+    """A speed-up; a dash for an arm with one turn, of which nobody knows how it would scatter."""
+    return lambda arm: "-" if is_timed_once(arm) else f"{arm[f'speedup_vs_{name}']:.2f}x"
+
 
 COLUMNS: Columns = {
     "\nright": lambda arm: f"{arm['accuracy']:.1%}",
@@ -23,8 +29,8 @@ COLUMNS: Columns = {
     "won/\nlost": lambda arm: f"{arm['wins']}/{arm['losses']}",
     "\np": lambda arm: f"{arm['mcnemar_p']:.2g}",
     "tokens\nper s": lambda arm: f"{arm['tokens_per_s']:.0f}",
-    "over\ntarget": lambda arm: f"{arm['speedup_vs_target']:.2f}x",
-    "over\nlossless": lambda arm: f"{arm['speedup_vs_lossless']:.2f}x",
+    "over\ntarget": _over("target"),
+    "over\nlossless": _over("lossless"),
     "accept.\nlength": lambda arm: f"{arm['mean_acceptance_length']:.2f}",
     "over-\nrides": lambda arm: str(arm["num_overrides"]),
     "forw.\na token": lambda arm: f"{arm['target_forwards_per_token']:.3f}",
@@ -47,6 +53,8 @@ def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = F
                 f"lossless wrote {arm['num_texts_unlike_target']} of {arm['num_problems']} texts "
                 "unlike target, the noise floor."
             )
+            if is_timed_once(arm):
+                table.caption += " -: one turn, which tells no speed-up; give more problems."
     console.print(table, markup=False)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import stdev
+from statistics import median, stdev
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from cospec.cli.play import play, print_notes
 from cospec.cli.views.arms import COLUMNS, Columns, print_table
-from cospec.evaluation.summary import LOSSLESS
+from cospec.evaluation.summary import LOSSLESS, is_timed_once
 from cospec.results import Json
 
 if TYPE_CHECKING:
@@ -60,15 +60,15 @@ def run_benchmark(benchmark: Benchmark, specs: Sequence[ArmSpec], log: TurnLog |
 
 
 def _spread(arm: Json) -> str:
-    """Standard deviation over repeats, in per cent of the mean."""
-    values = arm["repeats"]["tokens_per_s"]
-    return f"{stdev(values) / arm['tokens_per_s']:.0%}" if len(values) > 1 else ""
+    """Standard deviation of the repeats' speed-ups over the target, in per cent of their median."""
+    values = arm["repeats"]["speedup_vs_target"]
+    return f"{stdev(values) / median(values):.0%}" if len(values) > 1 else ""
 
 
 def _of_bound(arm: Json) -> str:
     """Speed-up over the target as a share of what the forwards of both models allow."""
     bound = arm["speedup_bound"]
-    return "" if bound is None else f"{arm['speedup_vs_target'] / bound:.0%}"
+    return "" if bound is None or is_timed_once(arm) else f"{arm['speedup_vs_target'] / bound:.0%}"
 
 
 def _against_rival(arm: Json) -> str:

@@ -33,8 +33,11 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
     "\np": lambda arm: f"{arm['mcnemar_p']:.2g}",
     "texts\nunlike": lambda arm: _known(arm["num_texts_unlike"]),
     "tokens/s\nA B": lambda arm: _pair(arm["tokens_per_s"], ".0f"),
-    "speed\nB/A": lambda arm: f"{arm['speed_ratio']:.2f}x",
-    "over target\nA B": lambda arm: _pair(arm["speedup_vs_target"], ".2f"),
+    "speed\nB/A": lambda arm: "-" if 1 in arm["num_turns"] else f"{arm['speed_ratio']:.2f}x",
+    "over target\nA B": lambda arm: " ".join(
+        "-" if turns == 1 else f"{over:.2f}"
+        for turns, over in zip(arm["num_turns"], arm["speedup_vs_target"], strict=True)
+    ),
     "forw.\nA/B": lambda arm: f"{arm['forwards_ratio']:.2f}x" if arm["forwards_ratio"] else "",
 }
 
@@ -58,7 +61,8 @@ def print_comparison(cells: Sequence[Json]) -> None:
                 console.print(f"only in {side.upper()}: {names}", markup=False, soft_wrap=True)
     console.print(
         "won/lost: only B or only A is right; p: exact McNemar test. speed, forw.: how many times "
-        "less time and fewer target forwards B takes for a problem.",
+        "less time and fewer target forwards B takes for a problem; -: one timed turn, which tells "
+        "no speed.",
         soft_wrap=True,
     )
 

@@ -27,8 +27,9 @@ def write_dataset(
     """Write the mismatches of all records, whole or not at all.
 
     Tensors: ``features`` (N, F) float32; ``problem``, ``position``, ``draft_id`` and ``target_id``
-    (N,) int64; ``draft_correct`` and ``target_correct`` (N,) bool. The file's metadata hold the
-    names of the features, the ids of the problems (which ``problem`` indexes) and `about`.
+    (N,) int64; ``draft_correct`` and ``target_correct`` (N,) bool; ``weight`` (N,) float32, the
+    mismatches of its problem that each stands for, 1 if all were played. The file's metadata hold
+    the names of the features, the ids of the problems (which ``problem`` indexes) and `about`.
     """
     places = [(i, m) for i, record in enumerate(records) for m in record["mismatches"]]
     tensors = {"problem": torch.tensor([i for i, _ in places], dtype=torch.int64)}
@@ -36,6 +37,9 @@ def write_dataset(
         tensors[name] = torch.tensor([m[name] for _, m in places], dtype=torch.int64)
     for name in ("draft_correct", "target_correct"):
         tensors[name] = torch.tensor([m[name] for _, m in places], dtype=torch.bool)
+    numbers = [(record.get("num_mismatches"), len(record["mismatches"])) for record in records]
+    weights = [(numbers[i][0] or numbers[i][1]) / numbers[i][1] for i, _ in places]
+    tensors["weight"] = torch.tensor(weights, dtype=torch.float32)
     rows = [m["features"] for _, m in places]
     tensors["features"] = torch.tensor(rows).view(len(rows), len(feature_names))
     metadata = {
@@ -130,6 +134,8 @@ def read_origin(path: Path, fingerprint: str) -> dict[str, list[str]]:
 def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
     """The tensors of a data set, by the names that `write_dataset` lists.
 
+    Older files have no weights: there each counts once.
+
     Args:
         path: The file.
         feature_names: Of the features that it must hold, in order.
@@ -145,5 +151,6 @@ def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
             f"{path} must hold the {len(feature_names)} features that the policy sees, and holds "
             f"{found}; make it with cospec audit --dataset FILE --features ... of this version."
         )
+    tensors.setdefault("weight", torch.ones(len(tensors["features"])))
     is_finite = tensors["features"].isfinite().all(dim=1)  # else the whole policy would not be
     return {name: tensor[is_finite] for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
 """The numbers of an audit and what they mean, from the records of an `Auditor`.
 
 Intervals are 95 % bootstrap intervals over problems, since the mismatches of one problem are not
-independent; a share of none or of all has Wilson's interval over problems. Where only some
+independent; where no problem differs from another they are Wilson's over problems. Where only some
 mismatches of a problem were played, they stand for all of them.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cospec.evaluation.audit.costs import num_blocks, predicted_speedups
-from cospec.evaluation.stats import accuracy_delta_interval, cluster_interval, wilson_interval
+from cospec.evaluation.stats import accuracy_delta_interval, share_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,20 +95,11 @@ def summarize(
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Json:
-    """A ratio of sums over problems, with its interval.
-
-    Where no problem has a part above, or each has all of it, resamples are all alike: there the
-    problems are counted.
-    """
+    """A ratio of sums over problems, with its interval."""
     total = below.sum()
     ci = None
     if total:
-        ci = list(cluster_interval(list(zip(above, below, strict=True)), NUM_RESAMPLES))
-        num_problems = int((below > 0).sum())
-        if not above.any():
-            ci = list(wilson_interval(0, num_problems))
-        elif np.allclose(above, below):
-            ci = list(wilson_interval(num_problems, num_problems))
+        ci = list(share_interval(list(zip(above, below, strict=True)), NUM_RESAMPLES))
     share = float(above.sum() / total) if total else None
     return {"share": share, "ci95": ci, "count": round(above.sum()), "of": round(total)}
 
@@ -119,11 +110,15 @@ def _share(values: NDArray[np.float64]) -> Json:
 
 
 def _change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Json:
-    """A mean difference over problems, which may be negative."""
-    found = _share(after - before)
-    if np.array_equal(before, after):
-        found["ci95"] = list(accuracy_delta_interval(0, 0, len(before)))
-    return found
+    """A mean difference over problems, each right (1) or not (0), which may be negative."""
+    change = after - before
+    wins, losses = int((change > 0).sum()), int((change < 0).sum())
+    return {
+        "share": float(change.mean()),
+        "ci95": list(accuracy_delta_interval(wins, losses, len(change))),
+        "count": wins - losses,
+        "of": len(change),
+    }
 
 
 def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> NDArray[np.float64]:

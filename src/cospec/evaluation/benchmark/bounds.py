@@ -47,8 +47,9 @@ def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -
         num_trials=_NUM_TRIALS,
     )
     for entry, block in zip(entries, blocks, strict=True):
-        length = entry["mean_acceptance_length"]
         if block and not benchmark.config.cascade:
+            # Not the acceptance length: a block in which the text ends has no token of the target.
+            length = entry["num_tokens"] / entry["num_target_forwards"]
             entry["speedup_bound"] = costs.bound(length, *block)
     return asdict(costs)
 

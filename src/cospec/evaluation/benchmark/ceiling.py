@@ -93,24 +93,24 @@ def add(cell: Json, rows: Sequence[Json], k: int) -> Json:
     )
     num_tokens = sum(row["num_tokens"] for row in rows)
     found = counts(rows)
-    exact, slow = (
-        next(arm for arm in cell["arms"] if arm["name"] == name) for name in (LOSSLESS, TARGET)
-    )
+    exact = next(arm for arm in cell["arms"] if arm["name"] == LOSSLESS)
     share = found["num_target_forwards"] / exact["num_target_forwards"]
+    speedup = num_tokens / (share * exact["num_tokens"])
     seconds, num_right = share * exact["seconds"], sum(row["correct"] for row in rows)
     entry = {
         "name": ORACLE,
         "arbiter": None,
         "num_problems": len(rows),
         **quality(rows, target),
+        "num_turns": exact["num_turns"],
         "num_tokens": num_tokens,
         "seconds": seconds,
         "tokens_per_s": num_tokens / seconds,
         "seconds_per_token": seconds / num_tokens,
         "seconds_per_solved": seconds / num_right if num_right else None,
-        "speedup_vs_target": num_tokens / seconds / slow["tokens_per_s"],
+        "speedup_vs_target": speedup * exact["speedup_vs_target"],
         "speedup_vs_target_ci95": None,
-        "speedup_vs_lossless": num_tokens / seconds / exact["tokens_per_s"],
+        "speedup_vs_lossless": speedup,
         "speedup_vs_lossless_ci95": None,
         "speedup_bound": None,
         **found,

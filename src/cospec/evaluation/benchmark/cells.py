@@ -2,13 +2,14 @@
 
 In a cell all arms take turns, chunk by chunk, and the whole is played again for each repeat. The
 repeats decode the same texts (the same seeds), so that quality is that of the first, whatever the
-temperature; where one differs it is counted. Speed is the mean, with its spread.
+temperature; where one differs it is counted. Seconds are the mean; a speed-up is the median of
+those of the repeats, each of which compares arms that were played side by side.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from cospec.evaluation.arms import Arm, Decoder, EngineDecoders
@@ -71,7 +72,7 @@ def measure(
     head = f"test, batch {batch_size}, temperature {temperature:g}"
     repeats = []
     for i in range(benchmark.config.repeats):
-        evaluation.first_arm = i
+        evaluation.first_arm = benchmark.seed + i
         repeats.append(play(evaluation, f"{head}, repeat {i + 1}", warm_up=True))
     parts = result(repeats, {arm.name: arm.arbiter for arm in arms}, rival)
     for entry, spec, arm in zip(parts["arms"], present, arms, strict=True):
@@ -131,6 +132,9 @@ def result(
             key: [numbers[name][key] for numbers in alone]
             for key in ("tokens_per_s", "speedup_vs_target", "speedup_vs_lossless")
         }
+        for key in ("speedup_vs_target", "speedup_vs_lossless"):
+            entry[key] = median(entry["repeats"][key])
+        entry["num_turns"] = sum(numbers[name]["num_turns"] for numbers in alone)
         entry["num_rows_unlike_first_repeat"] = sum(
             a != b for later in rows[1:] for a, b in zip(later[name], rows[0][name], strict=True)
         )
