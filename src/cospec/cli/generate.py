@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,6 @@ from cospec.results import Json, parse_json, write_text
 from cospec.text import visible
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from cospec.models import ModelPair
     from cospec.types import Completion, Delta
 
@@ -35,18 +33,6 @@ _SHOWN = (
     "num_mismatches",
     "num_target_forwards",
 )
-
-
-def given(options: DataclassInstance, default: DataclassInstance) -> dict[str, object]:
-    """Return the options that differ from others, by the names that they have when written."""
-    found: dict[str, object] = {}
-    for f in fields(options):
-        ours, theirs = getattr(options, f.name), getattr(default, f.name)
-        if is_dataclass(ours) and not isinstance(ours, type):
-            found |= given(ours, theirs)
-        elif ours != theirs:
-            found[f"--{f.name.replace('_', '-')}"] = ours
-    return found
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -13,6 +14,9 @@ from cospec.errors import ConfigError
 from cospec.models.bundled import bundled_arbiter
 from cospec.models.source import PairSource
 from cospec.tasks import Example, Split, Task, load_task
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,18 @@ class PairOptions(PairSource):
         if isinstance(arbiter, CSD) and not has_tune:
             arbiter.pairs  # noqa: B018  # raises where there is no memory
         return spec
+
+
+def given(options: DataclassInstance, default: DataclassInstance) -> dict[str, object]:
+    """Return the options that differ from others, by the names that they have when written."""
+    found: dict[str, object] = {}
+    for f in fields(options):
+        ours, theirs = getattr(options, f.name), getattr(default, f.name)
+        if is_dataclass(ours) and not isinstance(ours, type):
+            found |= given(ours, theirs)
+        elif ours != theirs:
+            found[f"--{f.name.replace('_', '-')}"] = ours
+    return found
 
 
 def check_answers(max_new_tokens: int | None, temperature: float) -> None:

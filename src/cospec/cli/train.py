@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import tyro
 
 from cospec.cli.backends import BackendOptions
-from cospec.cli.generate import given
 from cospec.cli.logged import LogOptions, train_from_log
-from cospec.cli.options import PairOptions, set_threads
+from cospec.cli.options import PairOptions, given, set_threads
 from cospec.cli.progress import Progress
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.results import Json, Provenance, parse_json, write_text
