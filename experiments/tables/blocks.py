@@ -10,12 +10,17 @@ from examples.safety import summary as safety
 
 from cospec.evaluation.audit.costs import predicted_speedups
 from cospec.evaluation.audit.summary import if_free_stood, outcome
-from cospec.evaluation.stats import cluster_interval, mcnemar_p, share_interval
+from cospec.evaluation.stats import (
+    cluster_interval,
+    mcnemar_p,
+    share_interval,
+    sign_flip_p,
+)
 from cospec.models.costs import Costs
 from cospec.rl.calibrate import harm_p_values, num_rejected
 from experiments.heldout_templates import summarise as heldout
 from experiments.tables import twins
-from experiments.tables.rows import Arm, Json, arms, parts, read
+from experiments.tables.rows import Arm, Json, arms, database_changes, parts, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -124,29 +129,27 @@ def speeds(name: str) -> str:
 
 def over_databases(name: str) -> str:
     """Arms on text-to-SQL against the target, whose gains have intervals over databases."""
-    of, databases = arms(name), read(name)["databases"]
+    of = arms(name)
     target = of["lossless"]  # in float32 the target's own texts
 
-    def gain(arm: Arm) -> str:
+    def gain(arm: Arm) -> tuple[str, str]:
         if arm is target:
-            return "+0.0"
-        clusters = {database: [0, 0] for database in databases}
-        for database, ours, theirs in zip(databases, arm.bits, target.bits, strict=True):
-            clusters[database][0] += int(ours) - int(theirs)
-            clusters[database][1] += 1
-        low, high = cluster_interval([(total, size) for total, size in clusters.values()])
-        return f"{100 * arm.gain(target):+.1f} ({100 * low:.1f} to {100 * high:.1f})"
+            return "+0.0", "1"
+        clusters = database_changes(name, arm, target)
+        low, high = cluster_interval(clusters)
+        p = sign_flip_p([change for change, _ in clusters])
+        return f"{100 * arm.gain(target):+.1f} ({100 * low:.1f} to {100 * high:.1f})", f"{p:.2g}"
 
     def per_forward(arm: Arm) -> str:
         return f"{1 / arm.forwards_per_token:.2f}" if arm.num_target_forwards else ""
 
-    header = "arm,right,won / lost,McNemar p,gain (interval over databases)"
+    header = "arm,right,won / lost,McNemar p,gain (interval over databases),p over databases"
     return _table(
         [*header.split(","), "tokens a target forward", "overrides"],
         [
             [
                 "target" if arm is target else arm.name, _right(arm), _against(arm, target),
-                f"{arm.p(target):.2g}", gain(arm), per_forward(arm), str(arm.num_overrides),
+                f"{arm.p(target):.2g}", *gain(arm), per_forward(arm), str(arm.num_overrides),
             ]
             for arm in of.values()
         ],

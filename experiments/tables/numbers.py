@@ -5,7 +5,7 @@ result file without its ending (``FILE#2`` is its third cell), ARM the beginning
 MEASURE a key of `MEASURES`, and OTHER the arm that it is compared with: by default the target, or
 lossless where the measure is about forwards or tokens. ``gain@twins``, ``won@others``,
 ``templates@all`` and the like are those of a group of problems (`twins.GROUPS`), ``of_oracle`` is
-a share of the oracle's gain. FILE may be
+a share of the oracle's gain, ``p_databases`` the sign-flip test over databases. FILE may be
 ``twins``: then ARM is a pair or a model, and MEASURE a key of `TWINS`.
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from cospec.evaluation.stats import sign_flip_p
 from experiments.tables import twins
-from experiments.tables.rows import Arm, arms, read
+from experiments.tables.rows import Arm, arms, database_changes, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +92,8 @@ def value(spec: str) -> str:
     if measure == "of_oracle":
         oracle = pick(name, "oracle", int(cell or 0))
         return f"{100 * ours.gain(other) / oracle.gain(other):.0f} %"
+    if measure == "p_databases":
+        return f"{sign_flip_p([change for change, _ in database_changes(name, ours, other)]):.2g}"
     measure, _, group = measure.partition("@")
     if group:
         gain, won, lost, interval = twins.group_gain(name, ours, other, group)

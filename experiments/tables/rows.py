@@ -135,6 +135,16 @@ def _rate(chunks: list[Chunk]) -> float:
     return sum(tokens for _, tokens in chunks) / sum(seconds for seconds, _ in chunks)
 
 
+def database_changes(name: str, ours: Arm, theirs: Arm) -> list[tuple[int, int]]:
+    """Wins minus losses of an arm against another, and problems, of each database of a file."""
+    clusters: dict[str, list[int]] = {}
+    for database, own, other in zip(read(name)["databases"], ours.bits, theirs.bits, strict=True):
+        cluster = clusters.setdefault(database, [0, 0])
+        cluster[0] += int(own) - int(other)
+        cluster[1] += 1
+    return [(change, size) for change, size in clusters.values()]
+
+
 def parts(name: str) -> list[Json]:
     """The cells of a benchmark, or the file itself."""
     document = read(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,14 @@ from cospec.evaluation import stats
 from cospec.evaluation.arms import EngineDecoders, make_arms
 from cospec.evaluation.evaluate import Evaluation, default_chunk_size
 from cospec.evaluation.problems import encode_problems
-from cospec.evaluation.summary import is_timed_once, speeds_alike, summarize
-from cospec.tasks import Score
+from cospec.evaluation.summary import (
+    is_timed_once,
+    paired,
+    rows_by_arm,
+    speeds_alike,
+    summarize,
+)
+from cospec.tasks import Score, load_task
 from cospec.tasks.mixture import mixture
 from cospec.types import Stats
 from tests.evaluation.conftest import WORDS
@@ -324,3 +331,32 @@ def test_a_result_may_be_made_of_turns_as_they_are_played(pair, task, played):
     """Found: the turns were iterated several times, and all but the first found none."""
     it, turns, whole = played
     assert it.result(turn for turn in turns) == whole and whole["rows"]
+
+
+def test_problems_in_groups_are_compared_over_groups_too(pair, tmp_path):
+    path = tmp_path / "letters.jsonl"
+    rows = [{"question": w, "answer": "y", "group": len(w) % 3} for w in WORDS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    it = evaluation(pair, load_task(f"jsonl:{path},scorer=regex,split=test"))
+    turns = list(it.turns(warm_up=False))
+    result = it.result(turns)
+    groups = [example.group for example in it.examples]
+    right = {name: [row["correct"] for row in ours] for name, ours in rows_by_arm(turns).items()}
+    target, _, _, random, always = result["arms"]
+    for arm in (random, always):
+        changes = dict.fromkeys(groups, 0)
+        for group, ours, theirs in zip(groups, right[arm["name"]], right["target"], strict=True):
+            changes[group] += ours - theirs
+        assert arm["num_groups"] == 3
+        assert arm["group_p"] == stats.sign_flip_p(list(changes.values()))
+        low, high = arm["accuracy_delta_groups_ci95"]
+        assert low < arm["accuracy_delta"] < high
+        assert arm["vs_draft"]["num_groups"] == 3
+    assert target["accuracy_delta_groups_ci95"] == (0, 0)
+    assert {row["group"] for row in result["rows"]} == set(groups) == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("groups", [[None] * 9, ["a"] * 9, list("abcdefghi")])
+def test_groups_that_tell_nothing_more_are_left_out(groups):
+    rows = [{"correct": i % 2 == 0} | ({"group": g} if g else {}) for i, g in enumerate(groups)]
+    assert "group_p" not in paired(rows, rows[::-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from cospec.evaluation.stats import (
     cluster_interval,
     mcnemar_p,
     share_interval,
+    sign_flip_p,
     speedup,
     speedup_interval,
     tango_interval,
@@ -50,6 +52,22 @@ def test_a_wilson_interval_is_what_its_formula_says():
 )
 def test_mcnemar_is_the_two_sided_tail_of_a_fair_coin(wins, losses, p):
     assert mcnemar_p(wins, losses) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 3), (1, 9), (54, 22), (280, 24)])
+def test_the_sign_flip_test_of_clusters_of_one_is_mcnemars(wins, losses):
+    changes = [1] * wins + [0] * 5 + [-1] * losses
+    assert sign_flip_p(changes) == pytest.approx(mcnemar_p(wins, losses), rel=1e-9)
+
+
+@pytest.mark.parametrize("changes", [[3, -1, 2, 0, 1], [5, -4], [-2, -2, -2], [7], [0, 0]])
+def test_the_sign_flip_test_counts_all_signs(changes):
+    sums = [
+        sum(sign * change for sign, change in zip(signs, changes, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(changes))
+    ]
+    expected = sum(abs(found) >= abs(sum(changes)) for found in sums) / len(sums)
+    assert sign_flip_p(changes) == pytest.approx(expected)
 
 
 def test_the_interval_of_a_difference_is_the_normal_one_for_many_problems():

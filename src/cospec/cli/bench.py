@@ -40,9 +40,9 @@ class Bench:
     engine: EngineOptions = field(default_factory=EngineOptions)
     arms: tuple[str, ...] = ("all",)
     """Arms to compare: arbiters as in eval; assisted (transformers' assisted generation, greedy and
-    batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a ceiling: it knows
-    the answers); rules (every cited rule); all (rules, gap, agreement, assisted, the pair's trained
-    arbiter and chance at its rate)."""
+    batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a reference that
+    knows the answers, and no upper bound); rules (every cited rule); all (rules, gap, agreement,
+    assisted, the pair's trained arbiter and chance at its rate)."""
     strict: bool = False
     """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
     list_arms: bool = False

@@ -188,6 +188,7 @@ class Evaluation:
 
     def _row(self, arm: Arm, i: int, completion: Completion) -> Json:
         stats, score = completion.stats, self.task.score(self.examples[i], completion.text)
+        group = self.examples[i].group
         return {
             "id": self.examples[i].id,
             "arm": arm.name,
@@ -204,7 +205,7 @@ class Evaluation:
             "num_mismatches": stats.num_mismatches,
             "num_accepted_tokens_per_pos": stats.num_accepted_tokens_per_pos,
             "text": completion.text,
-        }
+        } | ({} if group is None else {"group": group})
 
 
 def default_chunk_size(num_problems: int, batch_size: int) -> int:

@@ -54,6 +54,27 @@ def mcnemar_p(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
+def sign_flip_p(changes: Sequence[int]) -> float:
+    """Exact two-sided test over clusters: does swapping two arms in any of them change nothing?
+
+    It is Fisher's randomisation test (1935, The Design of Experiments, section 21) with clusters as
+    units, so that problems of one cluster may depend on each other. The sums of the changes, each
+    with either sign, are counted by convolution. With clusters of one problem it is McNemar's.
+
+    Args:
+        changes: Wins minus losses of each cluster.
+    """
+    import numpy as np  # noqa: PLC0415  # so that the command line starts without it
+
+    most = sum(map(abs, changes))
+    law = np.zeros(2 * most + 1)  # of the sum, from -most to most
+    law[most] = 1.0
+    for change in filter(None, changes):
+        law = (np.roll(law, change) + np.roll(law, -change)) / 2
+    is_as_far = abs(np.arange(-most, most + 1)) >= abs(sum(changes))
+    return min(1.0, float(law[is_as_far].sum()))
+
+
 def accuracy_delta_interval(wins: int, losses: int, num_problems: int) -> Interval:
     """Score interval of (wins - losses) / num_problems, of pairs.
 

@@ -7,12 +7,15 @@ target forwards of a solved problem.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from statistics import median
 from typing import TYPE_CHECKING
 
 from cospec.evaluation.stats import (
     accuracy_delta_interval,
+    cluster_interval,
     mcnemar_p,
+    sign_flip_p,
     speedup,
     speedup_interval,
     wilson_interval,
@@ -103,7 +106,8 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
 
     Returns:
         Wins (only ours is right), losses, McNemar's exact p, and the difference in accuracy with
-        its interval, a point for an arm that is compared with itself.
+        its interval, a point for an arm that is compared with itself. Where rows tell their
+        ``group``, the test and the interval as well in which groups are drawn, not problems.
     """
     pairs = [(a["correct"], b["correct"]) for a, b in zip(ours, theirs, strict=True)]
     wins, losses = pairs.count((True, False)), pairs.count((False, True))
@@ -114,6 +118,24 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
         "mcnemar_p": mcnemar_p(wins, losses),
         "accuracy_delta": (wins - losses) / len(pairs),
         "accuracy_delta_ci95": (0.0, 0.0) if ours is theirs else interval,
+    } | _over_groups(ours, theirs)
+
+
+def _over_groups(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
+    """Compare two arms with groups as units; empty for rows without groups, or with one alone."""
+    changes: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems
+    for a, b in zip(ours, theirs, strict=True):
+        if "group" not in a:
+            return {}
+        changes[a["group"]][0] += a["correct"] - b["correct"]
+        changes[a["group"]][1] += 1
+    if not 1 < len(changes) < len(ours):
+        return {}
+    interval = cluster_interval([(change, size) for change, size in changes.values()])
+    return {
+        "num_groups": len(changes),
+        "group_p": sign_flip_p([change for change, _ in changes.values()]),
+        "accuracy_delta_groups_ci95": (0.0, 0.0) if ours is theirs else interval,
     }
 
 

@@ -36,10 +36,19 @@ ARM = {
 """Arm of `cospec eval`, `demo` and `bench`, as far as every view needs it."""
 _OPTIONAL = {
     **dict.fromkeys(
-        ("num_overrides", "num_problems", "num_texts_unlike_target", "num_turns", "k"), int
+        (
+            "num_overrides",
+            "num_problems",
+            "num_groups",
+            "num_texts_unlike_target",
+            "num_turns",
+            "k",
+        ),
+        int,
     ),
     **dict.fromkeys(
         (
+            "group_p",
             "speedup_vs_lossless",
             "mean_acceptance_length",
             "target_forwards_per_token",

@@ -88,6 +88,7 @@ _COLUMNS = (
     ),
     Column("won / lost", lambda arm: f"{arm['wins']} / {arm['losses']}"),
     Column("McNemar p", _optional("mcnemar_p", ".2g")),
+    Column("p over groups", _optional("group_p", ".2g"), needs="num_groups"),
     Column("tokens/s", _rate, lambda arm: float(arm["tokens_per_s"])),
     Column("over target", _over("target"), _fastest("target")),
     Column("over lossless", _over("lossless"), _fastest("lossless")),

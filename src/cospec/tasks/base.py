@@ -36,7 +36,8 @@ class Example:
     answer: str
     """The right answer, as the scorer wants it."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Whatever else the origin tells, of any type; ``solution`` is a worked answer."""
+    """Whatever else the origin tells, of any type; ``solution`` is a worked answer, ``group`` what
+    problems share that succeed and fail together, such as a database."""
 
     def __post_init__(self) -> None:
         for name in ("id", "question", "answer"):
@@ -45,6 +46,12 @@ class Example:
                 raise TaskError(
                     f"the {name} of example {self.id!r} is {value!r}; it must be a string."
                 )
+
+    @property
+    def group(self) -> str | None:
+        """Name of the group that it is from, None if there are none."""
+        found = self.metadata.get("group")
+        return None if found is None else str(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ Options follow after commas: ``jsonl:FILE,scorer=numeric,question=prompt,answer=
 ``split``
     The split that the whole file is; without it, a hash of the question parts it (`split_of`).
 
-The example's metadata is the row.
+The example's metadata is the row. A field ``group`` names what problems share that succeed and fail
+together, such as a document: comparisons then also say what holds over groups.
 """
 
 from __future__ import annotations

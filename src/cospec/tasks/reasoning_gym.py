@@ -247,6 +247,7 @@ def _example(name: str, generator_seed: int, item: dict[str, Any]) -> Example:
     if name == GSM_SYMBOLIC:
         question = question.removesuffix(SUFFIX)
         metadata["solution"] = metadata["answer_cot"].strip()
+        metadata["group"] = f"template {metadata['template']}"
     return Example(f"{name}/{generator_seed}", question, item["answer"] or "", metadata)
 
 

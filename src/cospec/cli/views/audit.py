@@ -28,7 +28,7 @@ def show(summary: Json) -> None:
     console = table_console()
     console.print(_outcomes(summary))
     if "oracle_path" in summary:
-        console.print(_ceilings(summary))
+        console.print(_references(summary))
     for speed, free in zip(summary["speed"], summary["speed_if_free_stood"], strict=True):
         console.print(_speeds(speed, free))
     for warning in summary["warnings"]:
@@ -62,8 +62,9 @@ def _outcomes(summary: Json) -> Table:
     return table
 
 
-def _ceilings(summary: Json) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="ceilings (95 %)", title_justify="left")
+def _references(summary: Json) -> Table:
+    title = "references that know the answers, and no upper bounds (95 %)"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for name in ("", "right", "tokens a target forward"):
         table.add_column(name, justify="right" if name else "left")
     oracle = summary["oracle_path"]

@@ -128,5 +128,5 @@ def print_cells(cells: Sequence[Json]) -> None:
 
 def _label(arm: Json) -> str:
     """The name of an arm, with the settings that were chosen for it."""
-    knob = "a ceiling; speed estimated" if arm["kind"] == "ceiling" else arm["knob"]
+    knob = "knows the answers; speed estimated" if arm["kind"] == "ceiling" else arm["knob"]
     return arm["name"] if knob is None or knob in arm["name"] else f"{arm['name']} ({knob})"

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from cospec.display import GrowingText
-from cospec.text import visible
+from cospec.text import GrowingText, visible
 from cospec.types import Delta, Origin
 
 if TYPE_CHECKING:

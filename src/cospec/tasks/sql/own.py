@@ -129,5 +129,5 @@ def _example(identity: str, row: Row, judge: Judge) -> Example | None:
         raise TaskError(f"{identity}: the gold query has no result ({error}).") from error
     if is_empty(gold) or not gold.is_one_answer:
         return None
-    metadata = {**row, "solution": solution(row["query"], schema.names)}
+    metadata = {"group": row["db_id"], **row, "solution": solution(row["query"], schema.names)}
     return Example(identity, question_text(schema, row["question"]), row["query"], metadata)

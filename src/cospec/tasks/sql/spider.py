@@ -115,6 +115,7 @@ def _example(identity: str, row: Row, schemas: dict[str, Schema]) -> Example:
     schema, query = schemas[row["db_id"]], row["query"]
     metadata = {
         "db_id": row["db_id"],
+        "group": row["db_id"],
         "query": query,
         "question": row["question"],
         "solution": solution(query, schema.names),
