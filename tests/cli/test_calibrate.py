@@ -290,6 +290,35 @@ def test_a_point_of_that_name_is_not_replaced_silently(calibrate, folder):
     assert points(folder)["default"]["aim"] == "accuracy"
 
 
+def test_a_copy_gets_the_point_and_the_arbiter_stays_as_it_is(
+    calibrate, folder, tmp_path, monkeypatch, refusal
+):
+    """Found: the points of bundled arbiters were written into the installed package."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    copy = tmp_path / "copy"
+    monkeypatch.setattr("os.access", lambda path, _: path != folder)  # as for root nothing is
+    assert "cannot be written to; pass --out FOLDER" in refusal(calibrate)
+    calibrate("--out", copy)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert points(copy).keys() == {"accuracy", "default"}
+    threshold = points(copy)["accuracy"]["threshold"]
+    assert load_arbiter(f"{copy}:point=accuracy").threshold == threshold
+    assert "exists; pass another --out" in refusal(calibrate, "--out", copy, "--name", "b")
+    assert "the arbiter itself" in refusal(calibrate, "--out", folder, "--overwrite")
+    calibrate("--out", tmp_path / "second", "--name", "default")  # the arbiter's own has that name
+    assert points(tmp_path / "second")["default"]["aim"] == "accuracy"
+    calibrate("--out", copy, "--name", "b", "--overwrite")
+    assert points(copy).keys() == {"b", "default"}, "the copy was replaced"
+    assert "cannot be written to; pass another --out" in refusal(
+        calibrate, "--out", folder / "config.json" / "copy"
+    )
+
+
+def test_a_bundled_arbiter_needs_a_copy(calibrate, folder, monkeypatch, refusal):
+    monkeypatch.setattr("cospec.cli.options.bundled_arbiter", lambda *_: str(folder))
+    assert "whose folder belongs to the package" in refusal(calibrate, "--arbiter", "bundled")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -319,23 +348,23 @@ def test_a_folder_that_is_no_arbiter_is_refused(tiny, calibrate, folder, refusal
     assert "is no trained arbiter" in refusal(calibrate)
 
 
-def test_questions_on_the_same_databases_give_no_guarantee(
-    tiny, calibrate, folder, letters, refusal
-):
+def test_questions_of_the_same_groups_give_no_guarantee(tiny, calibrate, folder, letters, refusal):
     """Found: 12 questions on 3 databases counted as 12 independent ones."""
     path = letters.removeprefix("jsonl:").partition(",")[0]
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
 
-    def ask(number):
+    def ask(number, **more):
         with open(path, "w", encoding="utf-8") as file:
             for i, row in enumerate(rows):
-                file.write(json.dumps(row | {"db_id": f"d{i % number}", "template": 0}) + "\n")
+                file.write(json.dumps(row | {"group": f"d{i % number}"} | more) + "\n")
 
     ask(3)
     message = refusal(calibrate, "--aim", "guarantee", "--epsilon", 0.9)
-    assert "12 problems are of 3 databases (db_id)" in message and "independent" in message
+    assert "12 problems are of 3 groups, such as databases" in message and "independent" in message
     assert tiny.asked_for == [], "before any model is loaded"
     calibrate("--aim", "accuracy")
-    ask(len(rows))  # one question each, and templates are drawn with the problems
+    ask(len(rows))
     calibrate("--aim", "guarantee", "--epsilon", 0.9)
+    ask(3, template=0)  # templates are drawn with the problems
+    calibrate("--aim", "guarantee", "--epsilon", 0.9, "--overwrite")

@@ -58,6 +58,15 @@ def test_a_number_of_prompts_of_no_file_is_refused(generate):
         generate("--prompt", "a", "--prompt", "b", "--prompt", "c", "--num-prompts", 2)
 
 
+def test_a_field_of_no_jsonl_file_is_refused(generate, tmp_path):
+    """Found: it was ignored."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\n")
+    for file in ([], ["--file", prompts]):
+        with pytest.raises(ConfigError, match=r"--field is 'text', and there is no \.jsonl file"):
+            generate("--prompt", "a", "--field", "text", *file)
+
+
 def test_a_file_system_without_locks_is_named(generate, tmp_path, monkeypatch):
     """Found: an OSError from inside."""
 

@@ -226,7 +226,7 @@ def test_a_name_that_no_spec_could_hold_is_refused(folder, name):
 
 def test_a_folder_that_cannot_be_written_to_is_refused(folder, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(CheckpointError, match="copy it"):
+    with pytest.raises(CheckpointError, match="pass --out FOLDER"):
         write_point(folder, "mine", {"threshold": 0.7}, overwrite=False)
 
 

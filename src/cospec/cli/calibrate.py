@@ -56,6 +56,9 @@ class CalibrateOptions(DecodeConfig):
     cost_weight: float = 0.0
     """Price of time with aim accuracy: accuracy lost per target forward, as a share of lossless
     decoding's."""
+    out: Path | None = None
+    """Folder that becomes a copy of the arbiter with the operating point. By default the point goes
+    into the arbiter's own folder; those of the bundled arbiters belong to the package."""
     name: str | None = None
     """Name of the operating point; by default the aim. --overwrite replaces one that exists."""
     dataset: Path | None = None
@@ -112,7 +115,6 @@ class Calibrate:
 
     def run(self) -> None:
         """Decode, choose, show and write."""
-        from cospec.arbiters import is_folder
         from cospec.arbiters.learned import LearnedArbiter
         from cospec.cli.play import play, print_notes
         from cospec.cli.views.arms import print_table
@@ -123,14 +125,8 @@ class Calibrate:
         options, overwrite = self.calibrate, self.output.overwrite
         name = options.name or options.aim
         run = Run("calibrate", self.output, threads=options.threads)
-        is_bundled = options.arbiter in BUNDLED_ARBITERS
-        if not is_bundled and not is_folder(options.arbiter):
-            raise ConfigError(
-                f"arbiter is {options.arbiter!r}; it must be the folder of a trained arbiter, "
-                f"where the operating point is written, or {' or '.join(BUNDLED_ARBITERS)}."
-            )
-        folder = Path(self.pair.find_arbiter(options.arbiter)).expanduser()
-        check_point(folder, name, overwrite or run.is_resumed)
+        folder = self._folder()
+        check_point(folder, name, overwrite or run.is_resumed, options.out)
         arbiter = LearnedArbiter.load(folder)
         options = options.for_arbiters([arbiter])
         settled = replace(self, calibrate=options)
@@ -155,16 +151,40 @@ class Calibrate:
         with run.log(settled, pair, {options.arbiter: arbiter.with_threshold(0)}, **about) as log:
             # A run that was killed at its end has written the point.
             overwrite = overwrite or bool(log and log.done)
-            check_point(folder, name, overwrite)
+            check_point(folder, name, overwrite, options.out)
             parts = evaluation.result(play(evaluation, log))
             sampling = SamplingConfig(evaluation.max_new_tokens, evaluation.temperature)
             calibration = settled._choose(parts["arms"], sampling)
             calibration |= {"name": name, "reliability": scores}
-            write_point(folder, name, calibration["point"], overwrite)
+            write_point(folder, name, calibration["point"], overwrite, options.out)
             run.write(**parts, calibration=calibration)
         print_table(parts["arms"])
         _show(calibration)
-        print(f"wrote the operating point: use it with --arbiter {folder}:point={name}")
+        print(
+            f"wrote the operating point: use it with --arbiter {options.out or folder}:point={name}"
+        )
+
+    def _folder(self) -> Path:
+        """The folder of the arbiter.
+
+        Raises:
+            ConfigError: It is no folder, or belongs to the package and there is no other to write.
+        """
+        from cospec.arbiters import is_folder
+
+        arbiter = self.calibrate.arbiter
+        if arbiter not in BUNDLED_ARBITERS and not is_folder(arbiter):
+            raise ConfigError(
+                f"arbiter is {arbiter!r}; it must be the folder of a trained arbiter, where the "
+                f"operating point is written, or {' or '.join(BUNDLED_ARBITERS)}."
+            )
+        folder = Path(self.pair.find_arbiter(arbiter)).expanduser()
+        if arbiter in BUNDLED_ARBITERS and self.calibrate.out is None:
+            raise ConfigError(
+                f"arbiter is {arbiter!r}, whose folder belongs to the package; pass --out FOLDER "
+                "for a copy that gets the operating point."
+            )
+        return folder
 
     def _problems(self, folder: Path, about: Json) -> tuple[Task, list[Example]]:
         """The task and its problems; for a guarantee without those that chose the arbiter.
@@ -185,13 +205,14 @@ class Calibrate:
         task, examples = self.task.load()
         if options.aim != "guarantee":
             return task, examples
-        databases = Counter(e.metadata["db_id"] for e in examples if "db_id" in e.metadata)
-        if len(databases) < databases.total():
+        # Templates are drawn for each problem: there the bound is for problems of the same ones.
+        groups = Counter(e.group for e in examples if e.group and "template" not in e.metadata)
+        if len(groups) < groups.total():
             raise ConfigError(
-                f"aim is 'guarantee', and {databases.total()} problems are of {len(databases)} "
-                "databases (db_id): the bound holds for independent problems, and those of one "
-                "database succeed and fail together. Choose --aim accuracy or speed, or pass "
-                "problems with one question a database."
+                f"aim is 'guarantee', and {groups.total()} problems are of {len(groups)} groups, "
+                "such as databases: the bound holds for independent problems, and those of one "
+                "group succeed and fail together. Choose --aim accuracy or speed, or pass problems "
+                "with one question a group."
             )
         training = about.get("training", {})
         trained_on, ours = training.get("task", {}).get("task", ""), self.task.task

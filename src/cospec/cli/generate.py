@@ -58,8 +58,9 @@ class PromptOptions:
         """The prompts, templates filled in.
 
         Raises:
-            ConfigError: There is no prompt, a number is below 1 or counts prompts of no file, the
-                file does not fit, or there is a system message for no chat.
+            ConfigError: There is no prompt, a number is below 1 or counts prompts of no file, a
+                field is of no file, the file does not fit, or there is a system message for no
+                chat.
         """
         if self.system is not None and self.chat is False:
             raise self._no_chat("--chat is False")
@@ -70,6 +71,11 @@ class PromptOptions:
             raise ConfigError(
                 f"--num-prompts is {self.num_prompts}, and there is no file to take them from; "
                 "pass --file FILE, or leave it out."
+            )
+        if self.field != "prompt" and (self.file is None or self.file.suffix != ".jsonl"):
+            raise ConfigError(
+                f"--field is {self.field!r}, and there is no .jsonl file to take it from; pass "
+                "--file FILE.jsonl, or leave it out."
             )
         if self.file is not None:
             prompts += _read_file(self.file, self.field)[: self.num_prompts]

@@ -87,12 +87,18 @@ class Info:
         """Load the pair, which refuses what cannot work, and measure it."""
         from cospec.evaluation.checkup import check_up
 
+        prompts = self.prompts
+        if not prompts.prompt and prompts.file is None:
+            if prompts.template != PromptOptions.template:
+                raise ConfigError(
+                    f"template is {prompts.template!r}, and there is no prompt for it; pass "
+                    "--prompt TEXT or --file FILE, or leave it out."
+                )
+            prompts = _word_problems(prompts)
+        prompts.read()  # refused before the models load
         pair = self.pair.load()
         for note in pair.notes:
             print(f"note: {note}", file=sys.stderr)
-        prompts = self.prompts
-        if not prompts.prompt and prompts.file is None:
-            prompts = _word_problems(prompts)
         found = check_up(
             pair, prompts.encode(pair), num_tokens=self.num_tokens, batch_size=self.batch_size
         )

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -28,6 +29,7 @@ import numpy as np
 from scipy.stats import binom
 
 from cospec.arbiters.checkpoint import read_config
+from cospec.arbiters.hub import FILES
 from cospec.errors import CheckpointError, ConfigError
 from cospec.evaluation.stats import wilson_interval
 from cospec.results import Json, write_text
@@ -228,19 +230,36 @@ def reliability(
     }
 
 
-def check_point(folder: Path, name: str, overwrite: bool) -> Json:
+def check_point(folder: Path, name: str, overwrite: bool, out: Path | None = None) -> Json:
     """Return the config of a checkpoint that can take an operating point of this name.
 
+    Args:
+        folder: The checkpoint.
+        name: Of the point.
+        overwrite: Whether a point of this name, or a copy, may be replaced.
+        out: Folder that becomes a copy with the point, so that the checkpoint stays as it is.
+
     Raises:
-        ConfigError: The name cannot be part of an arbiter's spec, or is taken.
-        CheckpointError: The folder cannot be written to.
+        ConfigError: The name cannot be part of an arbiter's spec, or is taken; or the copy exists.
+        CheckpointError: The point cannot be written there.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"name is {name!r}; it must be letters, digits, '.', '_' and '-'.")
-    if not os.access(folder, os.W_OK):
-        raise CheckpointError(f"{folder} cannot be written to; copy it, and name the copy.")
+    if out is None and not os.access(folder, os.W_OK):
+        raise CheckpointError(f"{folder} cannot be written to; pass --out FOLDER for a copy.")
+    if out is not None and out.resolve() == folder.resolve():
+        raise ConfigError(f"out is {out}, the arbiter itself; leave it out to add a point to it.")
+    if out is not None and out.exists() and not overwrite:
+        raise ConfigError(
+            f"{out} exists; pass another --out, --overwrite to replace it, or --arbiter {out} "
+            "without --out to add a point to it."
+        )
+    if out is not None:
+        place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise CheckpointError(f"{place} cannot be written to; pass another --out than {out}.")
     config = read_config(folder)
-    if name in config["operating_points"] and not overwrite:
+    if out is None and name in config["operating_points"] and not overwrite:
         raise ConfigError(
             f"{folder} has an operating point {name!r}; pass another --name, or --overwrite to "
             "replace it."
@@ -248,12 +267,20 @@ def check_point(folder: Path, name: str, overwrite: bool) -> Json:
     return config
 
 
-def write_point(folder: Path, name: str, point: Json, overwrite: bool) -> None:
-    """Add an operating point to a checkpoint and leave the rest as it is, whole or not at all.
+def write_point(
+    folder: Path, name: str, point: Json, overwrite: bool, out: Path | None = None
+) -> None:
+    """Add an operating point to a checkpoint, or to a copy, and leave the rest as it is.
 
     Raises:
         CospecError: As `check_point` does.
     """
-    config = check_point(folder, name, overwrite)
+    config = check_point(folder, name, overwrite, out)
     config["operating_points"][name] = point
-    write_text(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            (out / file).unlink(missing_ok=True)
+            if (folder / file).exists():
+                shutil.copyfile(folder / file, out / file)
+    write_text((out or folder) / "config.json", json.dumps(config, indent=1) + "\n")
