@@ -117,7 +117,7 @@ def collect(chunk, task, paths, ends, out) -> str:
     examples = [example for some in chunk.values() for example in some]
     prompts = [task.prompt(example, paths.pair.tokenizer) for example in examples]
     texts = paths.rollouts(prompts, SamplingConfig(max_new_tokens=task.max_new_tokens))
-    places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion) if m.is_open]
+    places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion)]
     places = places if ends else []
     by_draft = ends is not None and ends.pair.draft is None
     branches = ends.branches([other(texts[i], m, by_draft) for i, m in places]) if ends else []

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cospec.evaluation.audit.auditor import Auditor
+from cospec.evaluation.audit.dataset import read_metadata
 from cospec.features import SCALAR_NAMES
 
 
@@ -38,6 +39,17 @@ def test_the_data_set_can_hold_the_states_of_the_models(tiny, problems, tmp_path
     tiny(*command, "--features", "hidden", "--dataset", data)
     states = load_file(data)["features"][:, len(SCALAR_NAMES) :]
     assert states.shape[0] > 0 and states.shape[1] == 5 * 32, "the tiny models are 32 wide"
+
+
+def test_the_data_set_tells_how_it_was_decoded(tiny, problems, tmp_path) -> None:
+    """Found: it did not, so that a policy was trained on the mismatches of other blocks unseen."""
+    data = tmp_path / "mismatches.safetensors"
+    command = ["audit", "--task", f"jsonl:{problems},scorer=numeric,split=test", "--split", "test"]
+    command += ["--max-new-tokens", 8, "--max-k", 1, "--cost-batch-sizes", 1, "--no-oracle"]
+    tiny(*command, "--num-problems", 2, "--end-blocks-at-stop", "--dataset", data)
+    told = read_metadata(data, tiny.pair.fingerprint)
+    names = ("num_speculative_tokens", "temperature", "end_blocks_at_stop")
+    assert [told[name] for name in names] == ["4", "0.0", "true"]
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch) -> None:

@@ -69,6 +69,20 @@ def test_an_option_that_a_log_has_no_use_for_is_refused_by_name(
     assert not out.exists()
 
 
+def test_a_config_file_of_rollouts_is_taken_and_what_a_log_has_no_use_for_is_not_recorded(
+    tiny, served, tmp_path
+):
+    """Found: all weights of the objective were recorded as if they had been used."""
+    log, rewards = log_of(tmp_path, "log")
+    file, out = tmp_path / "settings.json", tmp_path / "out"
+    weights = {"cost_weight": 0.3, "clip": 0.1, "kl_weight": 0.1}
+    file.write_text(json.dumps({"objective": weights, "rollouts": {"group_size": 2}}))
+    command = ["train", "--from-log", log, "--rewards", rewards, "--arbiter", served, "--out", out]
+    tiny(*command, "--config", file)
+    told = json.loads((out / "config.json").read_text())["further_training"]
+    assert told["objective"] == {"entropy_bonus": 0.05, "kl_weight": 0.1}
+
+
 @pytest.mark.parametrize("option", [("--rewards", "r.jsonl"), ("--arbiter", "served")])
 def test_an_option_of_a_log_is_refused_without_one(tiny, tmp_path, refusal, option):
     """Found: it was ignored, and an arbiter was trained by rollouts from nothing."""

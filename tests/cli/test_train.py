@@ -19,6 +19,7 @@ from cospec.evaluation.turns import lock
 from cospec.rl.card import write_card
 from cospec.rl.config import TrainConfig
 from cospec.rl.trainer import Trainer
+from tests.rl.helpers import audit_file
 
 
 @pytest.fixture
@@ -172,6 +173,27 @@ def test_an_interrupted_training_goes_on_in_the_same_run_of_wandb(
     assert told.logs == [(row["round"], row) for row in rows] and len(rows) == 2
 
 
+def test_metrics_have_the_last_round_though_the_run_died_before_it_was_told(
+    tiny, command, tmp_path, monkeypatch
+) -> None:
+    """Found: its state was saved, so that it was neither played nor told again."""
+    report = Train._report
+
+    def until_the_second(self, trainer, *args):
+        if trainer.state.round == 2:
+            raise KeyboardInterrupt
+        report(self, trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Train, "_report", until_the_second)
+        with pytest.raises(SystemExit):
+            tiny(*command)
+    path = tmp_path / "arbiter" / "metrics.jsonl"
+    assert len(path.read_text().splitlines()) == 1
+    tiny(*command)
+    assert [json.loads(line)["round"] for line in path.read_text().splitlines()] == [1, 2]
+
+
 def test_a_project_without_wandb_is_refused_with_the_line_that_installs_it(
     tiny, command, monkeypatch
 ) -> None:
@@ -266,6 +288,29 @@ def test_a_run_writes_its_settings_as_a_config_file_that_options_override(
     assert again.train == replace(TrainConfig.from_dict(written), num_rounds=5)
 
 
+def test_adaptive_blocks_need_a_cost_from_the_config_file(command, tiny, tmp_path, refusal) -> None:
+    """Found: each process measured one, so that a resumed run was another one."""
+    said = refusal(tiny, *command, "--adaptive")
+    assert "adaptive is on and adaptive_cost is None" in said
+    (tmp_path / "few.json").write_text('{"rollouts": {"adaptive_cost": 0.3}}')
+    it = parse([*map(str, command), "--adaptive"])
+    assert it.train.rollouts.adaptive and it.train.rollouts.adaptive_cost == 0.3
+
+
+def test_no_problems_at_all_are_refused(tiny, command, refusal) -> None:
+    """Found: 0 was taken for the default."""
+    said = refusal(tiny, *command, "--num-problems", 0)
+    assert "num_problems is 0; it must be at least 1" in said and tiny.asked_for == []
+
+
+def test_an_audit_that_was_decoded_otherwise_is_noted(tiny, command, tmp_path, capsys) -> None:
+    audit = audit_file(tmp_path, num_speculative_tokens="9", temperature="0.0")
+    tiny(*command, "--warm-start", audit, "--num-rounds", 0)
+    said = capsys.readouterr().err
+    assert "audit.safetensors was decoded with num_speculative_tokens 9 (here 4): its" in said
+    assert (tmp_path / "arbiter" / "config.json").exists()
+
+
 def test_a_config_file_with_an_unknown_setting_is_refused(tiny, command, tmp_path) -> None:
     (tmp_path / "few.json").write_text('{"optimizer": {"lerning_rate": 1}}')
     with pytest.raises(SystemExit, match="did you mean 'learning_rate'"):
@@ -321,7 +366,13 @@ def test_the_card_says_whose_answers_were_read_before_the_first_round(origin, na
 
 @pytest.mark.parametrize(
     "option",
-    [("--target", "t"), ("--num-problems", 8), ("--backend", "vllm"), ("--num-rounds", 3)],
+    [
+        ("--target", "t"),
+        ("--num-problems", 8),
+        ("--backend", "vllm"),
+        ("--num-rounds", 3),
+        ("--cost-weight", 0.3),
+    ],
 )
 def test_an_option_of_rollouts_is_refused_with_a_log(tiny, tmp_path, refusal, option) -> None:
     """Found: it was ignored."""

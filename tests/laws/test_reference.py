@@ -10,7 +10,6 @@ import pytest
 from cospec import Engine, load_arbiter
 from cospec.engine import Branch
 from cospec.engine.reference import reference_decode
-from cospec.evaluation.audit.auditor import reached
 from cospec.types import Needs, Origin, Ruling
 from tests.conftest import family_pair
 from tests.laws.decoding import ARBITERS, BOTH, PROMPTS, UNSURE, assert_it_rules, covering, decode
@@ -179,10 +178,10 @@ def test_an_arbiter_is_told_how_many_mismatches_a_text_has_had(llama_pair, k, sa
     engine = Engine(llama_pair, Counting(), num_speculative_tokens=k, batch_size=3)
     done = engine.generate(PROMPTS, sampling)
     for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
-        scores = [m.score for m in reached(done[i])]
+        scores = [m.score for m in done[i].reached]
         assert scores == list(range(len(scores)))
         expected = reference_decode(
             llama_pair, Counting(), prompt, config, num_speculative_tokens=k, index=i
         )
         assert (done[i].token_ids, done[i].origins) == expected
-    assert sum(len(reached(c)) for c in done) > 20
+    assert sum(len(c.reached) for c in done) > 20

@@ -73,7 +73,7 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
         torch.testing.assert_close(x.columns, y.columns, rtol=0, atol=0)
 
 
-def audit_file(folder: Path, names: tuple[str, ...] = SCALAR_NAMES) -> Path:
+def audit_file(folder: Path, names: tuple[str, ...] = SCALAR_NAMES, **about: str) -> Path:
     """Forty mismatches at which the draft is right if, and only if, the target doubts itself."""
     features = torch.randn(40, len(names), generator=torch.Generator().manual_seed(0))
     is_unsure = (features[:, 0] > 0).tolist()
@@ -82,8 +82,9 @@ def audit_file(folder: Path, names: tuple[str, ...] = SCALAR_NAMES) -> Path:
         | {"draft_correct": unsure, "target_correct": not unsure}
         for i, (row, unsure) in enumerate(zip(features, is_unsure, strict=True))
     ]
-    write_dataset(folder / "audit.safetensors", [{"id": "a", "mismatches": mismatches}], names, {})
-    return folder / "audit.safetensors"
+    path = folder / "audit.safetensors"
+    write_dataset(path, [{"id": "a", "mismatches": mismatches}], names, about)
+    return path
 
 
 def solved(task: Task) -> list[Example]:

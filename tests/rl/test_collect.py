@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,21 +12,23 @@ import torch
 
 from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.observed import Observed
+from cospec.backends.base import Rollout
 from cospec.backends.engine import EngineBackend
 from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine
 from cospec.features import SCALAR_NAMES
 from cospec.rl.collect import Collector
 from cospec.rl.credit import assign_credit
+from cospec.rl.types import Played
 from cospec.tasks.base import Score
-from cospec.types import Origin, Ruling
+from cospec.types import Completion, FinishReason, Origin, Ruling, Stats, StepTrace
 from tests.rl.conftest import GAP, arbiter, coin, gap_policy, train_config
 
 if TYPE_CHECKING:
     from cospec import ModelPair
     from cospec.arbiters.learned import LearnedArbiter
     from cospec.arbiters.policy import Policy
-    from cospec.rl.types import Baseline, BranchData, Played
+    from cospec.rl.types import Baseline, BranchData
     from cospec.tasks import Example, Task
     from cospec.types import MismatchBatch, MismatchTrace
 
@@ -385,6 +388,56 @@ def test_a_branch_that_ends_with_the_drafts_token_costs_what_was_spent_until_the
         pytest.fail("no branch ends at once: this test says nothing")
     for features, cost in ended.items():
         assert found[features] == pytest.approx(cost, abs=1e-6)
+
+
+def text_of_blocks(num_tokens: int, starts: list[int], k: int = 3) -> Rollout:
+    """A text with blocks that begin at these places, each a counted target forward."""
+    trace = [StepTrace(start, k, k, 0, ()) for start in starts]
+    stats = Stats(num_tokens=num_tokens, num_drafts=len(starts))
+    ids, origins = [1] * num_tokens, [Origin.MATCH] * num_tokens
+    return Rollout(Completion(0, [1], ids, "", origins, FinishReason.LENGTH, stats, trace))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "starts", "cost"),
+    [
+        (12, [6, 10], 2 + 2),  # our engine: a block begins behind the branch's token
+        (6, [], 2),  # the branch's token ends the text
+        (12, [7, 11], 2 + 2 + 0.25),  # vLLM: a token of the target's own comes first
+        (7, [], 2 + 0.25),  # and ends the text
+    ],
+)
+def test_a_token_that_came_without_a_forward_costs_what_those_of_the_rollout_do(
+    num_tokens, starts, cost
+) -> None:
+    """Found: in vLLM the first token after a branch was free, so that branches were too cheap."""
+    one = Played(0, text_of_blocks(12, [0, 4, 8]), Score(1.0), 1.0, [])
+    m = SimpleNamespace(position=5, block_position=1, keep_draft=True)
+    end = text_of_blocks(num_tokens, starts)
+    assert Collector._cost(one, m, end) == cost
+    in_block = (3 - 1) / (3 + 1) if starts else 0.0
+    assert Collector._cost(one, SimpleNamespace(**vars(m) | {"keep_draft": False}), end) == (
+        cost - in_block
+    )
+
+
+def test_no_token_of_a_branch_is_free_on_our_engine(sure, monkeypatch) -> None:
+    """Its first block begins behind the branch's token, unless that ends the text."""
+    seen = []
+    real = EngineBackend.branch
+
+    def branch(self, points, arbiter, **options):
+        ends = real(self, points, arbiter, **options)
+        seen.extend(zip(points, ends, strict=True))
+        return ends
+
+    monkeypatch.setattr(EngineBackend, "branch", branch)
+    sure.branch()
+    for point, end in seen:
+        trace = end.completion.trace
+        first = trace[0].position if trace else len(end.completion.token_ids)
+        assert first == point.position + 1
+    assert len(seen) > 50 and not all(end.completion.trace for _, end in seen)
 
 
 class ButFor:

@@ -28,6 +28,7 @@ from tests.rl.conftest import train_config
         ({"num_epochs": -1}, "num_epochs is -1"),
         ({"num_speculative_tokens": 0}, "num_speculative_tokens is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"adaptive": True}, "adaptive is on and adaptive_cost is None: each process would"),
         ({"tune_every": 0}, "tune_every is 0"),
         ({"num_tune": 0}, "num_tune is 0"),
         ({"patience": 0}, "patience is 0"),
@@ -106,6 +107,15 @@ def test_no_rounds_are_allowed_only_behind_solutions() -> None:
     assert train_config(num_rounds=0, num_solutions=5).num_rounds == 0
     with pytest.raises(ConfigError, match="num_rounds is 0"):
         train_config(num_rounds=0)
+
+
+def test_blocks_end_by_a_cost_that_is_the_same_in_all_processes() -> None:
+    """Found: it was measured by the clock, so that a resumed run and replicas ended elsewhere."""
+    values = {"rollouts": {"adaptive": True, "adaptive_cost": 0.3}}
+    assert TrainConfig.from_dict(values).rollouts.adaptive_cost == 0.3
+    with pytest.raises(ConfigError, match=r'"adaptive_cost": 0\.3'):
+        TrainConfig.from_dict({"rollouts": {"adaptive": True}})
+    assert TrainConfig.from_dict({"rollouts": {"adaptive_cost": 0.3}}).rollouts.adaptive is False
 
 
 # --- as JSON -----------------------------------------------------------------------------------

@@ -148,6 +148,14 @@ def test_a_problem_without_a_solution_is_refused(pair, task) -> None:
         encode_solutions(pair, task, [replace(examples()[0], metadata={})])
 
 
+def test_a_solution_that_is_no_text_is_refused(pair, task) -> None:
+    """Found: an error of Python's own."""
+    with pytest.raises(TaskError, match="the solution of x/1 is 7; it must be a string"):
+        encode_solutions(
+            pair, task, [examples()[0], replace(examples()[1], metadata={"solution": 7})]
+        )
+
+
 def test_a_policy_learns_whose_token_was_right() -> None:
     features = torch.randn(8000, 5, generator=torch.Generator().manual_seed(0))
     delta = torch.where(features[:, 0].abs() > 0.7, 1.0, -1.0)  # no linear rule

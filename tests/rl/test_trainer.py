@@ -361,6 +361,26 @@ def test_a_prompt_that_fills_the_context_is_refused_before_the_first_round(
         rebuilt(it, solved=[long])
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [({}, "has no worked solution to train on"), ({"solution": 7}, "is 7; it must be a string")],
+)
+def test_problems_without_a_worked_solution_are_refused_before_any_is_read(
+    pair, task, tmp_path, metadata, message
+) -> None:
+    """Found: the run ended when it came to that problem, after hours of reading others."""
+    it = trainer(pair, task, num_solutions=2)
+    solved = [
+        replace(example, metadata=told)
+        for example, told in zip(it.train, [{"solution": "ten hens"}, metadata], strict=False)
+    ]
+    with pytest.raises(TaskError, match=message):
+        rebuilt(it, folder=tmp_path / "run", solved=solved)
+    assert not (tmp_path / "run").exists()
+    rebuilt(trainer(pair, task, num_solutions=2, solutions_from="samples"), solved=solved)
+    rebuilt(trainer(pair, task), solved=solved)  # nothing is read of them
+
+
 @pytest.mark.parametrize("change", [{"question": "red hens"}, {"answer": "x"}])
 def test_two_problems_with_one_id_are_refused(pair, task, change) -> None:
     """Found: the second one had the lossless baseline of the first."""

@@ -12,6 +12,7 @@ import torch
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ConfigError
 from cospec.evaluation.audit.dataset import (
+    describe_decoding,
     read_dataset,
     read_origin,
     read_tensors,
@@ -72,6 +73,45 @@ def test_an_audit_of_another_pair_or_of_test_problems_is_refused(tmp_path) -> No
     write_dataset(path, [], SCALAR_NAMES, about | {"split": "test"})
     with pytest.raises(ConfigError, match="is of test problems"):
         read_origin(path, "ours")
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [({"fingerprint": "x"}, "is of another pair"), ({"split": "test"}, "is of test problems")],
+)
+def test_a_trainer_refuses_such_an_audit_before_anything_is_played(
+    pair, task, tmp_path, about, message
+) -> None:
+    """Found: from Python it was trained on; only the command line looked."""
+    audit = audit_file(tmp_path, **about)
+    with pytest.raises(ConfigError, match=message):
+        trainer(pair, task, tmp_path / "run", warm_start=audit)
+    assert not (tmp_path / "run").exists()
+    trainer(pair, task, warm_start=audit_file(tmp_path, fingerprint=pair.fingerprint))
+
+
+def test_an_audit_that_was_decoded_otherwise_than_the_rollouts_is_noted(
+    pair, task, tmp_path
+) -> None:
+    """Found: its data set did not say, and its mismatches were taken for those of the rounds."""
+    config = trainer(pair, task).config.rollouts
+    alike, other = (
+        describe_decoding(one) for one in (config, replace(config, temperature=0.7, batch_size=2))
+    )
+    assert alike == {
+        "num_speculative_tokens": "3", "temperature": "0.0", "end_blocks_at_stop": "false",
+        "adaptive": "false", "draft_confidence_threshold": "0.0", "max_corrections": "null",
+        "drafter": '"model"',
+    }  # fmt: skip
+    for about in ({}, alike, alike | {"temperature": "0"}):
+        assert trainer(pair, task, warm_start=audit_file(tmp_path, **about)).notes == ()
+    other |= {"num_speculative_tokens": "6"}
+    (note,) = trainer(pair, task, warm_start=audit_file(tmp_path, **other)).notes
+    assert "with num_speculative_tokens 6 (here 3) and temperature 0.7 (here 0.0): its" in note
+    (note,) = trainer(
+        pair, task, warm_start=audit_file(tmp_path, **alike), end_blocks_at_stop=True
+    ).notes
+    assert "with end_blocks_at_stop false (here true): its" in note
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:

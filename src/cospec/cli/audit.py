@@ -126,7 +126,7 @@ class Audit:
                 path = f"{path or 'the target'} at temperature {options.temperature:g}"
             summary = summarize(records, names, costs, options.k, path)
             if options.dataset is not None:
-                origin = self._origin(task, examples, pair)
+                origin = settled._origin(task, examples, pair)
                 write_dataset(options.dataset, records, names, origin)
             run.write(
                 summary=summary,
@@ -138,9 +138,11 @@ class Audit:
 
     def _origin(self, task: Task, examples: Sequence[Example], pair: ModelPair) -> dict[str, str]:
         """Return what a data set says of where it is from."""
+        from cospec.evaluation.audit.dataset import describe_decoding
         from cospec.tasks.trained_on import hashes_of
 
         return {
+            **describe_decoding(self.audit),
             "task": task.name,
             "split": self.task.split,
             "pair": json.dumps(to_json(self.pair)),

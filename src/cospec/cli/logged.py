@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cospec.rl.config import TrainConfig
 
 _MEASURED = ("operating_points", "best", "history")
+OBJECTIVE = ("entropy_bonus", "kl_weight")
+"""Settings of the objective that training from a log uses."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def train_from_log(options: LogOptions, config: TrainConfig, out: Path, name: st
         "rewards": sha256(options.rewards.read_bytes()).hexdigest(),
         "start": arbiter.name,
         "optimizer": asdict(config.optimizer),
-        "objective": asdict(config.objective),
+        "objective": {name: getattr(config.objective, name) for name in OBJECTIVE},
     }
     # What was measured of the arbiter that was served does not hold of this one.
     kept = {key: value for key, value in arbiter.about.items() if key not in _MEASURED}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import tyro
 
 from cospec.cli.backends import BackendOptions
-from cospec.cli.logged import LogOptions, train_from_log
+from cospec.cli.logged import OBJECTIVE, LogOptions, train_from_log
 from cospec.cli.options import PairOptions, given, set_threads
 from cospec.cli.progress import Progress
 from cospec.errors import ConfigError, MissingExtraError
@@ -69,6 +69,13 @@ class TrainTaskOptions:
     """Folder of the data sets; by default $COSPEC_DATA, or data."""
     allow_code_execution: bool = False
     """Run programs that the models write, in a sandbox."""
+
+    def __post_init__(self) -> None:
+        if self.num_problems is not None and self.num_problems < 1:
+            raise ConfigError(
+                f"num_problems is {self.num_problems}; it must be at least 1. Leave it out to "
+                "draw as many as the rounds take."
+            )
 
 
 @dataclass(frozen=True)
@@ -157,15 +164,21 @@ class Train:
         used = {name: getattr(self, name) for name in ("out", "log", "config", "name", "threads")}
         file = None if self.config is None else defaults(["--config", str(self.config)])
         config, ours = TrainConfig() if file is None else file.train, self.train
-        config = replace(config, seed=ours.seed, objective=ours.objective, optimizer=ours.optimizer)
+        weights = {name: getattr(ours.objective, name) for name in OBJECTIVE}
+        objective = replace(config.objective, **weights)
+        config = replace(config, seed=ours.seed, objective=objective, optimizer=ours.optimizer)
         return Train(TrainTaskOptions(), train=config, **used)
 
     def _trainer(self, pair: ModelPair, problems: Problems) -> Trainer:
         """Make the trainer, which resumes from its folder."""
+        from cospec.cli.play import tell
         from cospec.rl.trainer import Trainer
 
         task, train, tune, solved = problems
-        return Trainer(pair, self._backend(pair), task, self.train, train, tune, self.out, solved)
+        backend = self._backend(pair)
+        trainer = Trainer(pair, backend, task, self.train, train, tune, self.out, solved)
+        tell(trainer.notes)
+        return trainer
 
     def _train(
         self, trainer: Trainer, provenance: Provenance, audited: dict[str, list[str]] | None
@@ -188,6 +201,7 @@ class Train:
             "training": self._settings(),
             "provenance": provenance.to_dict(str(target.device), str(target.dtype)),
         }
+        self._write_metrics(trainer.state.history)  # if the last round was saved and not reported
         about = told | {key: value for key, value in arbiter.about.items() if key not in told}
         arbiter = replace(arbiter, about=about)
         write_trained_on(self.out, [*trainer.train, *trainer.tune, *trainer.solved], audited)
@@ -243,7 +257,9 @@ class Train:
             data_dir=options.data_dir,
             allow_code_execution=options.allow_code_execution,
         )
-        number = options.num_problems or config.num_rounds * config.rollouts.prompts_per_round
+        number = options.num_problems
+        if number is None:
+            number = config.num_rounds * config.rollouts.prompts_per_round
         train = task.examples("train", number, config.seed) if number else []
         tune = task.examples("tune", config.evaluation.num_tune, config.seed)
         num_solved = config.warmup.num_solutions
@@ -268,13 +284,20 @@ class Train:
         shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in metrics)
         number = f"{metrics['round']}/{self.train.num_rounds}"
         print(f"round {number}  {metrics['seconds']:.0f} s  {shown}", flush=True)
-        lines = "".join(json.dumps(row) + "\n" for row in trainer.state.history)
-        write_text(self.out / "metrics.jsonl", lines)
+        self._write_metrics(trainer.state.history)
         for tracker in trackers:
             tracker(metrics)
 
+    def _write_metrics(self, history: Sequence[Json]) -> None:
+        """Write the metrics of all rounds, unless they are there."""
+        path = self.out / "metrics.jsonl"
+        lines = "".join(json.dumps(row) + "\n" for row in history)
+        if not path.exists() or path.read_bytes() != lines.encode():
+            write_text(path, lines)
+
     def _plan(self, pair: ModelPair, problems: Problems) -> None:
         """Print what would be done, and how long it would take, from a small round."""
+        from cospec.cli.play import tell
         from cospec.rl.trainer import Trainer
 
         task, train, tune, solved = problems
@@ -288,6 +311,7 @@ class Train:
         first = train[:size] or solved[:size] or tune[:size]
         backend = self._backend(pair)
         small = Trainer(pair, backend, task, few, first, tune, solved=solved[:64])
+        tell(small.notes)
         if solved:
             started = time.perf_counter()
             small.warm_up()

@@ -47,14 +47,14 @@ def write_card(about: Json) -> str:
             f"- Pair: {models}, fingerprint {pair['fingerprint']}.",
             f"- Task: {training['task']['task']}, train split; watched on "
             f"{train['num_tune']} problems of the tune split.",
-            f"- Price of time (lambda): {train['cost_weight']}; seed "
-            f"{train['seed']}; {len(rounds)} rounds; commit "
-            f"{about['provenance']['git']}.",
+            f"- Price of time (lambda): {train['cost_weight']}; seed {train['seed']}; "
+            f"{len(rounds)} rounds; commit {about['provenance']['git']}.",
             *_solutions(train, about["history"][0]),
             f"- Best round: {best['round']}. On the tune problems, which chose the round: "
             f"{best['tune_accuracy']:.3f} right against {best['tune_accuracy_target']:.3f} of the "
             f"target alone ({best['tune_wins']} won, {best['tune_losses']} lost), with "
-            f"{best['tune_relative_cost']:.3f} of the target forwards of lossless decoding.",
+            f"{best['tune_relative_cost']:.3f} of the target forwards of lossless decoding. The "
+            "guards, which were set afterwards, were off.",
             *_guard(about["best"].get("max_mismatch_rate")),
             *_prompts(about.get("min_prompt_likeness")),
             "",

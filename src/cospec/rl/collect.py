@@ -3,6 +3,8 @@
 Costs are counted in target forwards relative to those of the lossless rollout on the same problem.
 A branch that keeps the draft's token starts a block of its own here, where the engine would have
 continued in the block that was already verified; the share of that block is taken off its cost.
+vLLM takes the first token after a branch from the forward that reads its prompt, which is not
+counted. Such a token costs what one of the rollout's does on average.
 """
 
 from __future__ import annotations
@@ -204,9 +206,13 @@ class Collector:
     @staticmethod
     def _cost(one: Played, m: MismatchTrace, end: Rollout) -> float:
         """Count the target forwards of a text that leaves a rollout at a mismatch."""
-        steps = [s for s in one.rollout.completion.trace if s.position <= m.position]
-        cost = float(len(steps) + end.completion.stats.num_target_forwards)
-        if not m.keep_draft and end.completion.stats.num_drafts:  # see the top of this file
+        ours, theirs = one.rollout.completion, end.completion
+        steps = [s for s in ours.trace if s.position <= m.position]
+        cost = float(len(steps) + theirs.stats.num_target_forwards)
+        first = theirs.trace[0].position if theirs.trace else len(theirs.token_ids)
+        num_free = first - (m.position + 1)  # see the top of this file; 0 on our engine
+        cost += num_free * ours.stats.num_target_forwards / len(ours.token_ids)
+        if not m.keep_draft and theirs.stats.num_drafts:  # likewise
             k = steps[-1].num_draft_tokens
             cost -= (k - m.block_position) / (k + 1)
         return cost

@@ -38,7 +38,8 @@ class RolloutConfig(DecodeConfig):
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     adaptive_cost: tyro.conf.Suppress[float | None] = None
-    """As in `DecodeConfig`; set in a config file, like the four below."""
+    """As in `DecodeConfig`, and needed by adaptive blocks; set in a config file, like the four
+    below."""
     max_corrections: tyro.conf.Suppress[int | None] = None
     """As in `DecodeConfig`."""
     cascade: tyro.conf.Suppress[bool] = False
@@ -55,6 +56,12 @@ class RolloutConfig(DecodeConfig):
             raise ConfigError("training needs a block length (-k) and keep_trace.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        if self.adaptive and self.adaptive_cost is None:
+            raise ConfigError(
+                "adaptive is on and adaptive_cost is None: each process would measure its own, and "
+                "a run that is resumed, or replicas, would end blocks elsewhere; give a number, "
+                'such as {"rollouts": {"adaptive_cost": 0.3}} in the file of --config.'
+            )
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class ObjectiveConfig:
     """Reward, and the terms of the loss."""
 
     cost_weight: float = 0.05
-    """Price of time (lambda): reward lost per target forward, as a share of lossless decoding's."""
+    """Price of time (lambda): reward lost per target forward, as a share of lossless decoding's.
+    Methods other than rl and reinforce only choose the round by it."""
     partial_reward: tyro.conf.Suppress[float] = 0.0
     """Weight of the scorer's reward for answers that are not right; 0 counts right answers alone.
     Evaluations always do."""

@@ -86,18 +86,14 @@ def encode_solutions(
         start: Index of the first of them among all that are read.
 
     Raises:
-        TaskError: A problem has no worked solution.
+        TaskError: A problem has no worked solution, or one that is no text.
     """
+    check_solutions(examples)
     tokenizer = pair.tokenizer
     assert tokenizer is not None, "whoever trains has checked that"
     found = []
     for place, example in enumerate(examples, start):
-        text = example.metadata.get("solution")
-        if text is None:
-            raise TaskError(
-                f"{example.id} has no worked solution to train on; set num_solutions to 0, or "
-                "take a task whose problems have one (jsonl: a field named solution)."
-            )
+        text = example.metadata["solution"]
         prompt = task.part_of(example).prompt(example, tokenizer)
         if isinstance(prompt, str):
             ids = pair.encode(prompt)
@@ -112,6 +108,26 @@ def encode_solutions(
         if len(whole) <= pair.context_length:
             found.append(Solution(whole, len(ids), place))
     return found
+
+
+def check_solutions(examples: Sequence[Example]) -> None:
+    """Refuse problems without a worked solution, which is a text.
+
+    Raises:
+        TaskError: There is one.
+    """
+    for example in examples:
+        text = example.metadata.get("solution")
+        if text is None:
+            raise TaskError(
+                f"{example.id} has no worked solution to train on; set num_solutions to 0, or "
+                "take a task whose problems have one (jsonl: a field named solution)."
+            )
+        if not isinstance(text, str):
+            raise TaskError(
+                f"the solution of {example.id} is {text!r:.60}; it must be a string (jsonl: put it "
+                "in quotes)."
+            )
 
 
 def solution_decisions(

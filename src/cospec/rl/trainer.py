@@ -17,6 +17,7 @@ from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy
 from cospec.errors import ConfigError, TaskError
+from cospec.evaluation.audit.dataset import notes_on_decoding, read_origin
 from cospec.evaluation.problems import encode_problems, prompt_ids
 from cospec.features import make_features
 from cospec.rl.checkpoint import TrainState, hash_data
@@ -24,6 +25,7 @@ from cospec.rl.collect import Collector
 from cospec.rl.credit import assign_credit
 from cospec.rl.methods import METHODS
 from cospec.rl.metrics import branch_gain, guard, round_metrics, tune_metrics
+from cospec.rl.solutions import check_solutions
 from cospec.rl.updates import known_branches, normalise_first, refit, round_seed, update
 from cospec.rl.warmstart import warm_start
 
@@ -56,10 +58,16 @@ class Trainer:
         solved: Problems of the train split whose worked solutions are trained on first.
         on_read: Called with the number of worked solutions that were read.
 
+    Attributes:
+        notes: Differences between an audit that training starts from and the rollouts, which do no
+            great harm.
+
     Raises:
-        ConfigError: The folder holds a run with other settings, or on another pair or other data.
+        ConfigError: The folder holds a run with other settings, or on another pair or other data;
+            or the audit to start from is of another pair, or of test problems.
         PromptError: A prompt fills the context.
-        TaskError: Two problems with other questions or answers have one id.
+        TaskError: Two problems with other questions or answers have one id, or one whose worked
+            solution is to be read has none.
     """
 
     pair: ModelPair
@@ -78,6 +86,10 @@ class Trainer:
         self.method = METHODS[self.config.method]
         self.collector = Collector(self.backend, self.pair, self.task, self.config, shape[0])
         self._check_problems()
+        self.notes: tuple[str, ...] = ()
+        if (audit := self.config.warmup.warm_start) is not None:
+            read_origin(audit, self.pair.fingerprint)
+            self.notes = notes_on_decoding(audit, self.config.rollouts)
         about = self._about()
         hashes = hash_data(self.train, self.tune, self.solved)
         self.state = TrainState(Policy(*shape), Policy(*shape), made_from=about | hashes)
@@ -104,6 +116,8 @@ class Trainer:
         warmup = self.config.warmup
         if warmup.play_forks or warmup.solutions_from == "samples":  # else long ones are cut
             encode_problems(self.pair, self.task, self.solved)
+        if warmup.num_solutions and warmup.solutions_from == "task":
+            check_solutions(self.solved)
 
     def _about(self) -> Json:
         """Return what is trained, and for which pair."""

@@ -138,6 +138,9 @@ def update(
 ) -> Json:
     """Update a policy on decisions and branches, for `num_epochs` steps.
 
+    Entropy bonus and divergence are over all decisions of the round, also for the supervised
+    controls (gold, autojudge, r2r).
+
     Args:
         policy: What is updated.
         start: Policy that the divergence is measured from.

@@ -59,7 +59,7 @@ def test_the_outcome_of_each_branch_is_that_of_decoding_it_afresh(pair, task, ex
     texts, outcomes = [], []
     for example, record, path in zip(examples, records, paths, strict=True):
         assert record["correct"] == task.score(example, path.text).correct
-        assert record["num_mismatches"] == len(record["mismatches"]) > 0
+        assert record["num_mismatches"] == len(record["mismatches"])
         for mismatch in record["mismatches"]:
             position = mismatch["position"]
             assert path.token_ids[position] == mismatch["target_id"] != mismatch["draft_id"]
@@ -168,14 +168,36 @@ def test_the_data_set_holds_every_mismatch_with_its_features(pair, task, example
         assert data["features"][i].tolist() == pytest.approx(mismatch["features"])
 
 
-def test_only_mismatches_that_were_reached_are_played(pair, task, examples) -> None:
+def test_only_mismatches_that_were_reached_and_may_be_overridden_are_played(
+    pair, task, examples
+) -> None:
     auditor = Auditor(pair, task, config())
     engine = Engine(pair, auditor._arbiter, auditor._decode)
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     completions = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
     every = [m for c in completions for step in c.trace for m in step.mismatches]
-    assert (
-        sum(len(reached(c)) for c in completions) == sum(m.is_reached for m in every) < len(every)
+    played = [m for m in every if m.is_reached and m.is_open]
+    assert [m for c in completions for m in reached(c)] == played
+    assert 0 < len(played) <= sum(m.is_reached for m in every) < len(every)
+
+
+def test_mismatches_after_the_last_correction_are_not_played(pair, task, examples) -> None:
+    """Found: they were branched from, counted and taught, and no arbiter may override them."""
+
+    def seen(record):
+        return [(m["position"], m["draft_id"], m["draft_correct"]) for m in record["mismatches"]]
+
+    whole = Auditor(pair, task, config(oracle=False)).audit(examples)
+    some = Auditor(pair, task, config(max_corrections=2)).audit(examples)
+    for one, other in zip(whole, some, strict=True):
+        assert other["num_mismatches"] == len(other["mismatches"]) <= 2
+        assert seen(other) == seen(one)[: len(other["mismatches"])]
+        assert other["oracle_correct"] >= other["correct"]
+        positions = {position for position, *_ in seen(one)}
+        assert positions <= {m["position"] for m in other["mismatches"]} | {*other["settled"]}
+    assert any(
+        other["num_mismatches"] < one["num_mismatches"]
+        for one, other in zip(whole, some, strict=True)
     )
 
 

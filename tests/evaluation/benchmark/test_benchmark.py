@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from cospec import Engine
+from cospec.arbiters import AlwaysTarget
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.evaluation import stats
@@ -23,6 +24,7 @@ from cospec.evaluation.benchmark.config import BenchConfig, Benchmark, describe
 from cospec.evaluation.benchmark.grids import GRIDS
 from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
 from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.problems import encode_problems
 from cospec.evaluation.summary import summarize
 from cospec.evaluation.turns import Turn
 from cospec.models.costs import Costs
@@ -408,10 +410,11 @@ def test_within_the_exact_prefix_every_arm_that_has_an_arbiter_is_the_target(pai
 def test_csd_remembers_the_mismatches_of_the_tune_problems(pair, task):
     bench = benchmark(pair, task)
     arbiter = bench.arbiter("csd:frequency=0,ratio=0")
-    auditor = Auditor(pair, task, AuditConfig(3, oracle=False, max_new_tokens=16))
-    audited = [m for record in auditor.audit(bench.tune) for m in record["mismatches"]]
-    assert arbiter.pairs.tolist() == [[m["draft_id"], m["target_id"]] for m in audited]
-    assert len(audited) > 3
+    prompts, samplings = encode_problems(pair, task, bench.tune, 16)
+    done = Engine(pair, AlwaysTarget(), num_speculative_tokens=3).generate(prompts, samplings)
+    met = [[m.draft_id, m.target_id] for completion in done for m in completion.reached]
+    assert arbiter.pairs.tolist() == met
+    assert len(met) > 3
     assert bench.arbiter("csd").pairs is arbiter.pairs, "counted once"
 
 

@@ -1,9 +1,9 @@
 """The audit of a pair: at each mismatch on the target's path, whose token leads to a right answer?
 
 A problem is solved by the lossless engine, whose output is the target's alone. At every mismatch
-that an arbiter would have been asked about, the draft's token is put down instead and the target
-alone goes on, from the caches of the path. The other branch is the path itself. Under another
-arbiter (policy iteration) both branches are played.
+that an arbiter may override, the draft's token is put down instead and the target alone goes on,
+from the caches of the path. The other branch is the path itself. Under another arbiter (policy
+iteration) both branches are played.
 
 The **oracle path** then takes, from left to right, a branch that is right if one is, and the
 draft's if both are; after an override it goes on along the branch, which has mismatches of its own.
@@ -95,7 +95,8 @@ class Auditor:
         Returns:
             A record each: whether the path and the draft alone are right, lengths, ``accepted``
             (one digit a token of the path: whether the draft alone would have chosen it),
-            ``mismatches`` (position, both tokens, whether each branch is right, features), and
+            ``mismatches`` (position, both tokens, whether each branch is right, features),
+            ``settled`` (positions of those that no arbiter may override, which are not played), and
             with the oracle the same of its path.
         """
         prompts, sampling = self.encode(examples)
@@ -253,6 +254,7 @@ class Auditor:
             "finish_reason": str(path.finish_reason),
             "accepted": accepted(self.pair, path),
             "num_mismatches": len(reached(path)),
+            "settled": [m.position for m in path.reached if not m.is_open],
             "mismatches": mismatches,
         }
 
@@ -325,8 +327,12 @@ class Auditor:
 
 
 def reached(completion: Completion) -> list[MismatchTrace]:
-    """The mismatches that an arbiter was asked about and that counted, in order."""
-    return [m for m in completion.reached if m.veto != "no_draft"]
+    """The mismatches that counted and that an arbiter may override, in order.
+
+    Not those that a safety rule settles whatever the ruling: at a token that ends the text, after
+    the last of ``max_corrections``, in a prompt that the arbiter stands back from.
+    """
+    return [m for m in completion.reached if m.is_open]
 
 
 def _mismatch(mismatch: MismatchTrace, draft_correct: bool, target_correct: bool) -> Json:

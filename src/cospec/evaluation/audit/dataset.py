@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cospec.config import DecodeConfig
     from cospec.results import Json
+
+_DECODING = (
+    "num_speculative_tokens",
+    "temperature",
+    "end_blocks_at_stop",
+    "adaptive",
+    "draft_confidence_threshold",
+    "max_corrections",
+    "drafter",
+)
+"""Settings on which it depends what a policy sees of a mismatch, and which mismatches there are."""
 
 
 def write_dataset(
@@ -85,12 +97,49 @@ def read_metadata(path: Path, fingerprint: str | None) -> dict[str, str]:
     Raises:
         ConfigError: It is no such file, or says that it is of another pair.
     """
-    _, metadata = read_tensors(path, "a data set of cospec audit")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} is not a data set of cospec audit: {error}.") from error
     if fingerprint is not None and metadata.get("fingerprint", fingerprint) != fingerprint:
         raise ConfigError(
             f"{path} is of another pair ({metadata.get('pair')}); audit this one with --dataset."
         )
     return metadata
+
+
+def describe_decoding(config: DecodeConfig) -> dict[str, str]:
+    """Return how mismatches were decoded, for the metadata of their data set.
+
+    Args:
+        config: Of an audit or of rollouts, with a ``temperature``.
+    """
+    return {name: json.dumps(getattr(config, name), default=float) for name in _DECODING}
+
+
+def notes_on_decoding(path: Path, config: DecodeConfig) -> tuple[str, ...]:
+    """Return a warning if a data set was decoded otherwise than the rollouts that follow it.
+
+    Args:
+        path: The file; one of an older version does not say, and gets none.
+        config: Of the rollouts, with a ``temperature``.
+
+    Raises:
+        ConfigError: It is no such file.
+    """
+    metadata, ours = read_metadata(path, None), describe_decoding(config)
+    unlike = [
+        f"{name} {metadata[name]} (here {value})"
+        for name, value in ours.items()
+        if json.loads(metadata.get(name, value)) != json.loads(value)
+    ]
+    if not unlike:
+        return ()
+    return (
+        f"{path} was decoded with {' and '.join(unlike)}: its mismatches are not quite those that "
+        "the rounds will meet; audit with the settings of the rollouts to have the same ones",
+    )
 
 
 def count_met(metadata: Mapping[str, str], folder: Path) -> tuple[int, int]:

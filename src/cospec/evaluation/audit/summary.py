@@ -201,7 +201,8 @@ def if_free_stood(records: Sequence[Json]) -> list[str]:
     """``accepted`` of each path if all drafted tokens stood whose choice is free.
 
     It is free where both branches are right or both wrong. Mismatches that were not played are
-    drawn, at the share of those that were. An estimate: after an override the text is another one.
+    drawn, at the share of those that were; those that no arbiter may override never stand. An
+    estimate: after an override the text is another one.
     """
     shares = _shares(_counts(records, lambda _: True))
     share = sum(shares[name]["share"] or 0.0 for name in ("both", "neither"))
@@ -209,6 +210,7 @@ def if_free_stood(records: Sequence[Json]) -> list[str]:
     paths = []
     for record in records:
         played = {m["position"]: outcome(m) in ("both", "neither") for m in record["mismatches"]}
+        played |= dict.fromkeys(record.get("settled", ()), False)  # older records do not say
         stands = [
             digit == "1" or played.get(i, draws.random() < share)
             for i, digit in enumerate(record["accepted"])
@@ -258,7 +260,10 @@ def verdict(summary: Json) -> str:
     outcomes = summary["outcomes"]
     draft, target = outcomes["only_draft"], outcomes["only_target"]
     if not summary["num_branches"]:
-        return "The two models never disagreed: there is nothing for an arbiter to rule on."
+        return (
+            "The two models never disagreed where an arbiter may override: there is nothing for "
+            "an arbiter to rule on."
+        )
     whose = summary["path"] or "The target"
     text = (
         f"{whose} solves {_percent(summary['target_accuracy'])} of {summary['num_problems']} "
