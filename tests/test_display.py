@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.display import GrowingText, pieces
+from cospec.display import pieces
+from cospec.text import GrowingText
 from cospec.types import Origin
 
 

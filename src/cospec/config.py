@@ -223,11 +223,12 @@ class DecodeConfig:
             raise ConfigError(
                 f"cascade is for the draft model's blocks, and not by cost; leave out {other}."
             )
-        if not 1 <= self.prompt_lookup_min <= self.prompt_lookup_max:
+        fewest, most = self.prompt_lookup_min, self.prompt_lookup_max
+        has_most = "suffix" not in self.drafter  # a suffix is as long as it gets
+        if min(fewest, most) < 1 or (has_most and fewest > most):
             raise ConfigError(
-                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max "
-                f"{self.prompt_lookup_max}; both must be at least 1, and the first not above the "
-                "second."
+                f"prompt_lookup_min is {fewest} and prompt_lookup_max {most}; both must be at "
+                "least 1, and the first not above the second, which the suffix drafters do not use."
             )
 
     @property

@@ -9,15 +9,13 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from cospec.text import visible
+from cospec.text import BROKEN, GrowingText, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cospec.types import Completion, MismatchTrace
 
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""Shown by a decoder for the first bytes of an unfinished character."""
 _STYLES = {
     "match": "",
     "override": "background:rgba(213,94,0,.3);font-weight:700",
@@ -30,46 +28,6 @@ _LEGEND = {
     "correction": "the target's correction",
     "bonus": "bonus token of the target",
 }
-
-
-class GrowingText:
-    """The text of tokens that come one by one, each decoded with a few before it and not with all.
-
-    Args:
-        tokenizer: Of the tokens.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
-        self._text = ""
-        # Places where the text ended with a whole character: of each the place before, itself, the
-        # characters up to it, and the text of the tokens between the two.
-        self._places: list[tuple[int, int, int, str]] = [(0, 0, 0, "")]
-
-    def add(self, token_id: int) -> str:
-        """Return the text of all tokens so far."""
-        self._token_ids.append(token_id)
-        start, place, length, between = self._places[-1]
-        tail = self._decode(start)
-        while not tail.startswith(between):  # a byte may break the characters of those before it
-            self._places.pop()
-            start, place, length, between = self._places[-1]
-            tail = self._decode(start)
-        self._text = self._text[:length] + tail[len(between) :]
-        if len(self._text) > length and not self._text.endswith(_BROKEN):
-            between = self._decode(place)
-            if between:  # some tokenizers drop the first space, and then it tells nothing
-                self._places.append((place, len(self._token_ids), len(self._text), between))
-        return self._text
-
-    def _decode(self, start: int) -> str:
-        """The text of the tokens from a place on."""
-        text = self._tokenizer.decode(
-            self._token_ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        assert isinstance(text, str)
-        return text
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) -> list[str]:
@@ -85,7 +43,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) 
     found, num_told, growing = [], 0, GrowingText(tokenizer)
     for i, token_id in enumerate(token_ids, 1):
         decoded = growing.add(token_id)
-        is_whole = i == len(token_ids) or not decoded.endswith(_BROKEN)
+        is_whole = i == len(token_ids) or not decoded.endswith(BROKEN)
         end = min(len(decoded), len(text)) if is_whole else num_told
         found.append(text[num_told:end])
         num_told = max(num_told, end)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""Shown by a decoder for the first bytes of an unfinished character."""
 
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, except tab and line break
@@ -25,3 +31,46 @@ def visible(text: str) -> str:
 def finite(value: Any) -> Any:  # Any: what JSON can hold, or nearly
     """Return None for NaN and infinity, which JSON does not have, and anything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class GrowingText:
+    """The text of tokens that come one by one, each decoded with a few before it and not with all.
+
+    Args:
+        tokenizer: Of the tokens.
+
+    Attributes:
+        text: Of all tokens so far.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self.text = ""
+        # Places where the text ended with a whole character: of each the place before, itself, the
+        # characters up to it, and the text of the tokens between the two.
+        self._places: list[tuple[int, int, int, str]] = [(0, 0, 0, "")]
+
+    def add(self, token_id: int) -> str:
+        """Return the text of all tokens so far."""
+        self._token_ids.append(token_id)
+        start, place, length, between = self._places[-1]
+        tail = self._decode(start)
+        while not tail.startswith(between):  # a byte may break the characters of those before it
+            self._places.pop()
+            start, place, length, between = self._places[-1]
+            tail = self._decode(start)
+        self.text = self.text[:length] + tail[len(between) :]
+        if len(self.text) > length and not self.text.endswith(BROKEN):
+            between = self._decode(place)
+            if between:  # some tokenizers drop the first space, and then it tells nothing
+                self._places.append((place, len(self._token_ids), len(self.text), between))
+        return self.text
+
+    def _decode(self, start: int) -> str:
+        """The text of the tokens from a place on."""
+        text = self._tokenizer.decode(
+            self._token_ids[start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text

@@ -23,7 +23,7 @@ from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
-from cospec.features import SCALAR_NAMES
+from cospec.features import SCALAR_NAMES, ScalarFeatures, token_kinds
 from tests.arbiters.trained import (
     change_config,
     hidden,
@@ -107,6 +107,19 @@ def test_the_prompt_guard_is_saved_and_can_be_switched_off(folder, tmp_path) -> 
     assert not off.is_foreign([8, 9])
     with pytest.raises(ArbiterError, match="does not know the prompts of its training"):
         load_arbiter(f"{folder}:min_prompt_likeness=0.5")
+
+
+def test_another_tokenizer_of_the_same_size_has_other_prompts(tmp_path) -> None:
+    """Found: only the number of tokens was compared."""
+    pair = ModelPair.from_pretrained("bundled:family")
+    kinds = token_kinds(pair.tokenizer, pair.target.config.vocab_size)
+    guard = PromptGuard.of([[1, 2, 3]], [[1, 2, 4]])
+    for name, own in (("same", kinds), ("other", kinds.roll(1))):
+        features = ScalarFeatures(own)
+        policy = Policy(len(features.names), PolicyConfig())
+        LearnedArbiter(policy, features, prompt_guard=guard).save(tmp_path / name)
+    assert load_arbiter(str(tmp_path / "same"), pair).prompt_guard is not None
+    assert load_arbiter(str(tmp_path / "other"), pair).prompt_guard is None
 
 
 def test_ids_of_another_vocabulary_say_nothing_of_a_prompt(tmp_path) -> None:

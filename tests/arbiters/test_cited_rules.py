@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from cospec.arbiters import (
     ChowCascade,
     CoSD,
     DiffCascade,
+    FLy,
     FuzzyJS,
     FuzzyKL,
     JuDi,
@@ -26,6 +28,7 @@ from cospec.arbiters import (
     TypicalAcceptance,
 )
 from cospec.arbiters.mentored import least_log_alpha
+from cospec.errors import ConfigError
 from cospec.types import Arbiter, MismatchBatch, Needs
 from tests.arbiters.test_rules import logits_of, mismatches
 
@@ -46,6 +49,14 @@ def expect(arbiter: Arbiter, batch: MismatchBatch, scores: list[float]) -> None:
     ruling = arbiter.rule(batch)
     assert ruling.score.tolist() == pytest.approx(scores, abs=1e-6)
     assert ruling.keep_draft.tolist() == [score > 0 for score in scores]
+
+
+@pytest.mark.parametrize("window", [6.0, 2.5, np.float64(6)])
+def test_a_window_that_is_no_whole_number_is_refused(window):
+    """Found: it passed, and the first mismatch raised a TypeError."""
+    with pytest.raises(ConfigError, match=r"window is .*; it must be a whole number of tokens"):
+        FLy(window=window)
+    assert FLy(window=np.int64(6)) == FLy(window=6)
 
 
 def test_typical_acceptance_wants_the_threshold_or_less_where_the_target_is_unsure():

@@ -107,7 +107,8 @@ def test_mismatches_are_those_that_were_reached(pair):
 def test_a_file_of_mismatches_is_a_memory(tmp_path):
     path = tmp_path / "memory.safetensors"
     write_memory(path, ALL_PAIRS)
-    assert torch.equal(read_memory(path), ALL_PAIRS)
+    pairs, weights = read_memory(path)
+    assert torch.equal(pairs, ALL_PAIRS) and weights.tolist() == [1] * len(ALL_PAIRS)
     arbiter = load_arbiter(f"csd:frequency=3,memory={path}")
     assert arbiter == CSD(3, 0.01, str(path))
     assert arbiter.name == f"csd:frequency=3,ratio=0.01,memory={path}"
@@ -121,6 +122,46 @@ def test_a_data_set_of_an_audit_is_a_memory(tmp_path):
     records = [{"id": str(i), "mismatches": each} for i, each in enumerate(found)]
     write_dataset(path, records, ["some"], {})
     assert CSD(memory=str(path)).pairs.tolist() == [[7, 9], [7, 9], [5, 7]]
+
+
+def test_a_mismatch_counts_as_often_as_the_number_that_it_stands_for(tmp_path):
+    """Found: an audit of some branches counted each of them once, whatever it stood for.
+
+    By hand: 3 of the 8 mismatches of the first problem were played, 1 of the 3 of the second, and
+    all of the third. (1, 0) counts 8, (1, 2) counts 3 and (1, 3) once.
+    """
+    path = tmp_path / "audit.safetensors"
+    told = dict(position=0, draft_correct=True, target_correct=False, features=[0.5], draft_id=1)
+    found = [(8, [0, 0, 0]), (3, [2]), (1, [3])]
+    records = [
+        {"id": str(number), "num_mismatches": number,
+         "mismatches": [told | dict(target_id=token) for token in tokens]}
+        for number, tokens in found
+    ]  # fmt: skip
+    write_dataset(path, records, ["some"], {})
+    p = [[0.6, 0.3, 0.1, 0], [0.1, 0.3, 0.6, 0], [0.1, 0.3, 0.2, 0.4]]
+    batch = mismatches(3, target_logits=logits_of(p))
+    kept = {
+        0: [True, True, True],
+        1: [True, True, False],
+        2: [True, True, False],
+        3: [True, False, False],
+        7: [True, False, False],
+        8: [False, False, False],
+    }
+    for frequency, expected in kept.items():
+        rule = CSD(frequency, 0.1, str(path))
+        assert rule.rule(batch).keep_draft.tolist() == expected
+    assert len(CSD(memory=str(path)).pairs) == 5
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, float("nan")], [1.0, 0.0]])
+def test_weights_that_are_none_are_refused(tmp_path, weights):
+    path, ids = tmp_path / "memory.safetensors", torch.tensor([1, 2])
+    tensors = {"draft_id": ids, "target_id": ids.flip(0), "weight": torch.tensor(weights)}
+    save_file(tensors, path)
+    with pytest.raises(ArbiterError, match="a positive number for each of its 2 mismatches"):
+        load_arbiter(f"csd:memory={path}")
 
 
 def test_a_memory_that_is_none_is_refused_at_once(tmp_path):

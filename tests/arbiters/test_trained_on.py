@@ -155,6 +155,8 @@ def test_a_spec_names_the_folder_and_how_boldly_it_is_used(folder) -> None:
         assert isinstance(it, LearnedArbiter) and it.threshold == threshold
         assert it.name == f"arbiter:threshold={threshold:g}"
     assert load_arbiter(f"{folder}:point=bold,threshold=0.3").threshold == 0.3
+    with pytest.raises(ArbiterError, match="operating point"):  # found: never looked up
+        load_arbiter(f"{folder}:point=bald,threshold=0.3")
 
 
 def test_a_folder_beside_us_needs_no_slash(folder, monkeypatch) -> None:

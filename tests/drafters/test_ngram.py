@@ -11,7 +11,7 @@ from cospec.config import DecodeConfig
 from cospec.drafters.ngram import look_up
 from cospec.errors import ArbiterError, ConfigError, PairError
 from cospec.features import make_features
-from tests.engine.helpers import table_pair
+from tests.engine.helpers import GREEDY, table_pair
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,15 @@ def test_settings_that_it_does_not_take_are_refused():
         DecodeConfig(drafter="ngrams")
     with pytest.raises(ConfigError, match="prompt_lookup_min is 5"):
         DecodeConfig(prompt_lookup_min=5)
+    with pytest.raises(ConfigError, match="prompt_lookup_min is 5"):
+        DecodeConfig(drafter="ngram+model", prompt_lookup_min=5)
+
+
+@pytest.mark.parametrize("drafter", ["suffix", "suffix+model"])
+def test_a_suffix_may_have_to_be_longer_than_the_longest_ngram(drafter):
+    """Found: it was refused because of prompt_lookup_max, which the drafter does not use."""
+    assert DecodeConfig(drafter=drafter, prompt_lookup_min=5).prompt_lookup_min == 5
+    with pytest.raises(ConfigError, match="prompt_lookup_min is 0"):
+        DecodeConfig(drafter=drafter, prompt_lookup_min=0)
+    found = Engine(table_pair(), AlwaysTarget(), drafter=drafter, prompt_lookup_min=5)
+    assert found.generate([[0, 1, 2, 3] * 3], GREEDY)[0].token_ids

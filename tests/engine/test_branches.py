@@ -131,6 +131,21 @@ def test_a_branch_behind_the_longest_text_ends_with_its_token() -> None:
     assert end.completion.finish_reason == "length"
 
 
+def test_texts_of_the_draft_alone_keep_no_caches_for_branches() -> None:
+    """Found: branches loaded the draft's cache as the target's, and went on with garbage."""
+    pair = family_pair("llama")
+    (rollout,) = Engine.draft_only(pair).rollouts(some_prompts(1), CONFIG)
+    assert rollout.caches is None and len(rollout.completion.token_ids) > 1
+    lossless = load_arbiter("lossless")
+    others = Engine(pair, lossless), Engine(pair, lossless, drafter="ngram")
+    for engine in (Engine.target_only(pair), *others):
+        with pytest.raises(ConfigError, match="has not kept both models' caches"):
+            engine.branches([Branch(rollout, 0, 7)])
+    (kept,) = Engine.target_only(pair).rollouts(some_prompts(1), CONFIG)
+    (branch,) = Engine.target_only(pair).branches([Branch(kept, 0, 7)])
+    assert kept.caches is not None and branch.completion.token_ids[0] == 7
+
+
 def test_what_cannot_be_branched_from_is_refused() -> None:
     pair = family_pair("llama")
     engine = Engine(pair, load_arbiter("lossless"))

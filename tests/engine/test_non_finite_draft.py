@@ -180,7 +180,7 @@ def test_a_rejected_token_that_the_draft_cannot_read_is_forgotten(options):
 
 
 def test_what_the_model_drafted_beside_a_searched_block_is_forgotten():
-    """The model drafts for all rows, and a row whose text was searched grows by another block."""
+    """A row whose text was searched grows by another block than the model's last one."""
     target = random_model("llama")
     draft = disturbed(target, 0.12)
     prompts = [prompt * 3 for i, prompt in enumerate(some_prompts(12)) if i != 3]

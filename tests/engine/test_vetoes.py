@@ -7,14 +7,18 @@ import itertools
 import pytest
 import torch
 
-from cospec import SamplingConfig
+from cospec import SamplingConfig, load_arbiter
 from cospec.arbiters import AlwaysDraft
+from cospec.rulings import Veto, find_vetoes
 from tests.engine.helpers import (
     GREEDY,
+    INF,
+    NAN,
     NUM_NEW,
     SAMPLED,
     decode,
     table_pair,
+    total,
 )
 from tests.laws.known_law import TARGET as TARGET_TABLE
 from tests.laws.known_law import (
@@ -42,6 +46,34 @@ def test_a_token_of_target_probability_zero_is_never_emitted(sampling):
     assert forbidden and all(m.veto == "forbidden" for m in forbidden)
     allowed = [m for m in found if m.p_draft_id > 0]
     assert allowed and all(m.veto is None and m.keep_draft for m in allowed)
+
+
+@pytest.mark.parametrize("rule", ["gap", "mars", "mentored"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_token_of_target_probability_zero_is_no_broken_score(sampling, rule):
+    """Found: the score of a forbidden token is infinite, and was counted as a non-finite one."""
+    prompts = [[i % 4] for i in range(32)]
+    done = decode(table_pair(GAPPY, WANTING), load_arbiter(rule), prompts, sampling)
+    found = [m for c in done for m in c.reached if m.p_draft_id == 0]
+    assert any(m.score == -INF for m in found)
+    assert all(m.veto is None and not m.keep_draft and not m.is_open for m in found)
+    assert total(done).num_non_finite_scores == 0
+
+
+def test_of_several_reasons_the_first_is_told():
+    flags = list(itertools.product([False, True], repeat=4))
+    is_forbidden, is_broken, is_exact, is_stop = map(torch.tensor, zip(*flags, strict=True))
+    vetoes = find_vetoes(
+        torch.where(is_broken, NAN, 1.0),
+        draft_logit=torch.where(is_forbidden, -INF, 1.0),
+        is_cut=None,
+        is_exact=is_exact,
+        is_stop=is_stop,
+    )
+    reasons = [Veto.FORBIDDEN, Veto.NON_FINITE, Veto.EXACT_PREFIX, Veto.STOP_TOKEN]
+    assert sorted(reasons) == reasons
+    told = [next(itertools.compress(reasons, given), Veto.NONE) for given in flags]
+    assert vetoes.tolist() == told
 
 
 @pytest.mark.parametrize(

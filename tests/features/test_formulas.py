@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import AlwaysTarget
@@ -21,6 +23,7 @@ from cospec.features import (
     kind_of,
     make_features,
     spec_hash,
+    token_kinds,
 )
 from cospec.types import (
     Completion,
@@ -229,3 +232,16 @@ def test_a_trace_writes_its_features_as_numbers() -> None:
     done = Completion(0, [1], [1], "x", [Origin.OVERRIDE], FinishReason.LENGTH, Stats(), steps)
     (step,) = json.loads(json.dumps(done.to_dict()))["trace"]
     assert step["mismatches"][0]["features"] == [0.5, -1.5]
+
+
+def test_a_leading_space_of_sentencepiece_makes_a_word() -> None:
+    """Found: its decoder drops the space of a single token, so that nothing was a word."""
+    vocab = {"<unk>": 0, "\u2581the": 1, "the": 2, "\u25817": 3, "\u2581": 4}
+    core = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    assert tokenizer.decode([1]) == "the"
+    found = [KINDS[kind] for kind in token_kinds(tokenizer, 6)]
+    assert found[1:] == ["word", "piece", "digit", "space", "piece"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, ConfigError
-from cospec.features import ScalarFeatures
+from cospec.features import ScalarFeatures, token_kinds
 from cospec.vllm_plugin.adapter import check_engine, check_threshold, load, place
 from cospec.vllm_plugin.requests import MAX_STOP_IDS, RequestTable, is_plain
 from cospec.vllm_plugin.settings import RequestSettings
@@ -167,6 +168,10 @@ def test_a_guard_of_another_tokenizers_ids_is_dropped():
     arbiter = LearnedArbiter(policy, features, prompt_guard=guard)
     assert place(arbiter, CPU, 8, lambda: None).prompt_guard is guard
     assert place(arbiter, CPU, 7, lambda: None).prompt_guard is None
+    other = replace(arbiter, features=ScalarFeatures(torch.arange(8) % 3))
+    assert place(other, CPU, 8, Letters).prompt_guard is None, "of the same size"
+    same = replace(arbiter, features=ScalarFeatures(token_kinds(Letters(), 8)))
+    assert place(same, CPU, 10, Letters).prompt_guard is guard, "with other padding"
 
 
 def test_a_request_with_a_whole_vocabulary_of_stop_tokens_does_not_widen_the_table(caplog):
@@ -216,6 +221,9 @@ class Letters:
 
     def decode(self, ids):
         return str(ids[0])
+
+    def convert_ids_to_tokens(self, ids):
+        return [str(i) for i in ids]  # as in vLLM, whose tokenizers take no single id
 
 
 def test_a_trained_arbiter_learns_the_kinds_of_the_engines_tokens():

@@ -237,14 +237,15 @@ class LearnedArbiter:
         folder = Path(os.path.expanduser(folder))
         config, features, policy, profile = read_checkpoint(folder)
         chosen_for: Json | None = None
-        if threshold is None:
-            threshold, chosen_for = _point(folder, config["operating_points"], point)
+        if threshold is None or point != DEFAULT_POINT:
+            saved, found = _point(folder, config["operating_points"], point)
+            if threshold is None:
+                threshold, chosen_for = saved, found
         notes: tuple[str, ...] = ()
         if pair is not None:
-            width = pair.target.config.get_text_config().vocab_size
-            is_other = len(features.kinds) != width
+            kinds = features.kinds
             features, notes = _fit(folder, features, config.get("pair", {}), pair)
-            if is_other and profile is not None:  # its token ids are another tokenizer's
+            if profile is not None and are_other(kinds, features.kinds, pair.tokenizer):
                 profile = None
                 notes += (f"the prompt guard of {folder.name} is off: this pair has other tokens",)
             policy.to(pair.target.device)
@@ -270,6 +271,14 @@ class LearnedArbiter:
     def with_threshold(self, threshold: float) -> LearnedArbiter:
         """Return the same arbiter with another threshold."""
         return replace(self, threshold=threshold, chosen_for=None)
+
+
+def are_other(trained: Tensor, ours: Tensor, tokenizer: object) -> bool:
+    """Return whether kinds of tokens are another tokenizer's; rows of padding do not count."""
+    if tokenizer is None:
+        return len(trained) != len(ours)
+    size = min(len(trained), len(ours))
+    return not torch.equal(trained[:size].cpu(), ours[:size].cpu())
 
 
 def _point(folder: Path, points: Json, name: str) -> tuple[float, Json | None]:

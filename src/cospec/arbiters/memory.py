@@ -33,6 +33,10 @@ TUNE = "tune"
 """In place of a file: whoever runs the rule counts, and calls `CSD.remembering`."""
 _COLUMNS = ("draft_id", "target_id")
 """Tensors of a file of mismatches, which a data set of ``cospec audit`` has among others."""
+_WEIGHT = "weight"
+"""Tensor of a data set: the mismatches that each row stands for. Without it each counts once."""
+_DECIMALS = 3
+"""Of sums of weights: float32 thirds do not add up to whole numbers."""
 _BASE = 2**31
 """Above any token id: a pair of ids is one int64."""
 
@@ -48,6 +52,7 @@ class CSD(Rule):
     The paper goes on counting while it decodes. Here the memory is what calibration found and stays
     so: with counts that grow, a text would depend on those before it and beside it in its batch.
     Calibration there reads 2,000 to 8,000 prompts; counts of fewer ask for a smaller `frequency`.
+    Where an audit played only some mismatches of a problem, each counts for all it stands for.
     Assumed, since the summaries do not tell: mismatches are counted on the target's own path, and a
     bound that is met exactly does not suffice. The paper decodes greedily; here it rules at sampled
     mismatches too. Lossless with ``ratio=1``.
@@ -77,16 +82,21 @@ class CSD(Rule):
             pairs: From `mismatch_pairs`.
         """
         rule = replace(self)
-        rule.__dict__["pairs"] = pairs  # fills the cached property
+        rule.__dict__["_counted"] = pairs, torch.ones(len(pairs))  # fills the cached property
         return rule
 
-    @cached_property
+    @property
     def pairs(self) -> Tensor:
         """The mismatches of the memory, as `mismatch_pairs` gives them.
 
         Raises:
             ArbiterError: There is no memory.
         """
+        return self._counted[0]
+
+    @cached_property
+    def _counted(self) -> tuple[Tensor, Tensor]:
+        """The mismatches of the memory, and how often each counts, as `read_memory` gives them."""
         if self.memory == TUNE:
             raise ArbiterError(
                 "memory of arbiter csd is 'tune', which only cospec bench fills, from its tune "
@@ -97,9 +107,12 @@ class CSD(Rule):
     @cached_property
     def _recurring(self) -> Tensor:
         """Pairs that recur, each as one number, (N,) int64."""
-        found: tuple[Tensor, Tensor] = torch.unique(_keys(self.pairs), return_counts=True)
-        keys, counts = found
-        return keys[counts > self.frequency]
+        pairs, weights = self._counted
+        found: tuple[Tensor, Tensor] = torch.unique(_keys(pairs), return_inverse=True)
+        keys, index = found
+        counts = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
+        counts.scatter_add_(0, index, weights.to(counts))
+        return keys[counts.round(decimals=_DECIMALS) > self.frequency]
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by memory and gate; the score is the probability above the gate."""
@@ -134,8 +147,11 @@ def write_memory(path: Path, pairs: Tensor) -> None:
     save_file({name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, path)
 
 
-def read_memory(path: Path) -> Tensor:
-    """The mismatches of a file, as `mismatch_pairs` gives them.
+def read_memory(path: Path) -> tuple[Tensor, Tensor]:
+    """The mismatches of a file, as `mismatch_pairs` gives them, and how often each counts.
+
+    Returns:
+        (N, 2) int64, and (N,) float: 1 each, but for audits that played only some branches.
 
     Raises:
         ArbiterError: There is no such file, or it holds no mismatches.
@@ -146,6 +162,8 @@ def read_memory(path: Path) -> Tensor:
     try:
         with safe_open(path, "pt") as file:
             columns = [file.get_tensor(name) for name in _COLUMNS]
+            has_weights = _WEIGHT in file.keys()  # noqa: SIM118
+            weights = file.get_tensor(_WEIGHT) if has_weights else torch.ones(columns[0].shape)
     except (OSError, SafetensorError) as error:
         raise ArbiterError(f"memory of arbiter csd is {str(path)!r}: {error}; {hint}") from error
     first, second = columns
@@ -156,7 +174,13 @@ def read_memory(path: Path) -> Tensor:
             f"memory of arbiter csd is {str(path)!r}, whose ids are {shown} rather than two lists "
             f"of whole numbers of one length; {hint}"
         )
-    return torch.stack(columns, dim=1)
+    if weights.shape != first.shape or not (weights.isfinite() & (weights > 0)).all():
+        raise ArbiterError(
+            f"memory of arbiter csd is {str(path)!r}, whose weights are {weights.dtype} "
+            f"{tuple(weights.shape)} rather than a positive number for each of its "
+            f"{len(first)} mismatches; {hint}"
+        )
+    return torch.stack(columns, dim=1), weights
 
 
 def _keys(pairs: Tensor) -> Tensor:

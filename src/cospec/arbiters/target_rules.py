@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cospec.arbiters.rules import Limits, Rule, ScoreRule, gathered
+from cospec.errors import ConfigError
 from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FLy(Rule):
-    """Training-free loosely speculative decoding (2511.22972), as its released code has it.
+    """Training-free loosely speculative decoding (2511.22972), greedy as its released code has it.
+
+    When sampling, that code drafts greedily and takes two samples of the target, either of which
+    may match. Here drafts are sampled, and a match is what the accept test accepts.
 
     A mismatch stands if the target is unsure and the drafted tokens that follow all match. One in
     the last `window` places of a block is never kept, so that a block has to be longer than that.
@@ -34,6 +38,13 @@ class FLy(Rule):
     proposal counts the matches alone)."""
     min_entropy: float = 0.3
     """Least entropy of the target, in nats: the top 3 terms of the full softmax."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.window, int):  # it cuts the look-ahead
+            raise ConfigError(
+                f"window is {self.window!r}; it must be a whole number of tokens, such as 6."
+            )
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by entropy and look-ahead; the score is the entropy above its least value."""
@@ -178,9 +189,10 @@ class SGLangThresholds(ScoreRule):
 
     SGLang (``speculative_sampling.cuh``: ``--speculative-accept-threshold-single`` and ``-acc``)
     draws u and accepts if u <= p(x) / threshold_acc. That u failed at 1 is all that is known of it
-    here, so it is drawn again above p(x). The law is SGLang's where the draft proposes its best
-    token for certain; it does not relax greedy decoding, while this does. Lossless with both at 1,
-    which is the default there and here.
+    here, so it is drawn again above p(x). The law is SGLang's at temperature 1 without truncation,
+    where the draft proposes its best token for certain. SGLang's p is that after temperature and
+    truncation; here p is raw. It does not relax greedy decoding, while this does.
+    Lossless with both at 1, which is the default there and here.
     """
 
     kind = "sglang"

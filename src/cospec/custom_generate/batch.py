@@ -10,7 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
+from transformers import (
+    ForcedEOSTokenLogitsProcessor,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 from cospec.engine import Engine
 from cospec.engine.speculative import SpeculativeBatch
@@ -24,6 +36,20 @@ if TYPE_CHECKING:
     from cospec.engine.rows import Row
     from cospec.models.cache import Output
     from cospec.types import Proposal
+
+_OF_ROWS = (
+    ForcedEOSTokenLogitsProcessor,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+"""Processors that change each row by its own tokens and scores, one by one, and hold nothing of any
+row: alone it comes out as in a batch. A subclass may do otherwise."""
 
 
 class TransformersEngine(Engine):
@@ -49,15 +75,17 @@ class TransformersEngine(Engine):
         """Call a processor or a criterion on a row that `new_ids` follow.
 
         Some of them hold something for each row of the batch that `generate` was given: they get
-        the one row in all places, and what they say of its own place counts. All is on the device
-        of the prompt, as in `generate`; the model may be on another.
+        the one row in all places, and what they say of its own place counts. Where none does, they
+        get it once. All is on the device of the prompt, as in `generate`; the model may be on
+        another.
         """
         prompt = self.input_ids[row.index]
         ids = torch.cat([prompt, torch.tensor(new_ids, dtype=prompt.dtype, device=prompt.device)])
-        num_rows = len(self.input_ids)
+        num_rows = 1 if _is_of_rows(what) else len(self.input_ids)
         wide = [s if s is None else s.to(ids.device).expand(num_rows, -1).clone() for s in scores]
         found = what(ids.expand(num_rows, -1), *wide)
-        return found[row.index] if torch.is_tensor(found) else found
+        place = row.index if num_rows > 1 else 0
+        return found[place] if torch.is_tensor(found) else found
 
     def is_stopped(self, row: Row) -> bool:
         """Return whether a criterion ends the row after its last token."""
@@ -91,6 +119,14 @@ class _Batch(SpeculativeBatch):
                 ids = row.generated + drafted[:j]
                 logits[r, j] = self.engine.ask(row, ids, processors, logits[r, j])
         return output._replace(logits=logits)
+
+
+def _is_of_rows(what: Callable[..., Any]) -> bool:
+    """Return whether these are processors that hold nothing of any row."""
+    return isinstance(what, LogitsProcessorList) and all(
+        type(p) in _OF_ROWS and not torch.is_tensor(getattr(p, "prompt_ignore_length", None))
+        for p in what
+    )
 
 
 def _alone(processor: Any, index: int) -> Any:  # Any: a processor of whatever type

@@ -92,7 +92,7 @@ def draft_guessing(
 
     Args:
         model: The draft.
-        writers: One a row.
+        writers: One a row, one of them open at least; of those that are not, nothing is read.
         chance: How the rows draw.
         vocab_size: Width of the proposal's logits.
         min_confidence: Probability below which a token is a block's last; 0 for none.
@@ -100,7 +100,7 @@ def draft_guessing(
     steps: dict[str, list[Tensor]] = {  # K of (B, ...) each
         name: [] for name in ("is_finite", "logits", "hidden", "probs")
     }
-    behind = [w.unread[:-1] if len(w.unread) > _MOST_READ else [] for w in writers]
+    behind = [w.unread[:-1] if w.is_open and len(w.unread) > _MOST_READ else [] for w in writers]
     if any(behind):  # where searches drafted for long; no logits are wanted there
         _read(model, writers, behind, 1)
         for writer, ids in zip(writers, behind, strict=True):
@@ -163,9 +163,9 @@ def _read(
 ) -> Output:
     """Read tokens of each row from where its writer stands; none of some rows."""
     width = max(map(len, given))
-    # A row's padding is its own token, which the model can read.
+    # A row's padding is a token that the model reads or has read.
     padded = [
-        ids + [(ids or writer.unread)[-1]] * (width - len(ids))
+        ids + [ids[-1] if ids else writer.last_read] * (width - len(ids))
         for ids, writer in zip(given, writers, strict=True)
     ]
     starts = [writer.start for writer in writers]
@@ -233,6 +233,11 @@ class Writer:
     def unread(self) -> list[int]:
         """The tokens from `start` on."""
         return (self._text + self.drafted)[self.start :]
+
+    @property
+    def last_read(self) -> int:
+        """The last token that the model has read; the first one if it has read none."""
+        return (self._text + self.drafted)[max(0, self.start - 1)]
 
     @property
     def first_place(self) -> int:

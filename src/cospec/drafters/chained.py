@@ -3,7 +3,7 @@
 Which of the two drafts a row's block depends on the text before the block alone, never on the
 random numbers of the block, so that sampled lossless decoding stays exact. Looked-up tokens have no
 distribution of a draft (`Proposal.num_forwards` is 0): an arbiter that needs one is not asked about
-them.
+them. The model reads them when it next drafts for the row.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from cospec.sampling import Chance
     from cospec.types import Needs
 
+_MOST_UNREAD = 32
+"""Tokens that a row reads with the first one of its block; more are read beforehand, and apart."""
+
 
 class ChainedDrafter(ModelDrafter):
     """Looks the end of each row up, and runs the draft model for rows where it is new."""
@@ -54,14 +57,35 @@ class ChainedDrafter(ModelDrafter):
         is_new = by_model.tolist()
         if not any(is_new):
             return replace(found, num_forwards=torch.zeros_like(found.lengths))
-        chosen = super().propose(rows, chance)
+        num_before = torch.tensor(self._catch_up(rows, is_new), device=self.device)
+        chosen = self._draft(rows, chance, is_new)
         are_sound = chosen.is_finite.all(dim=1).tolist()
-        for r, row in enumerate(rows):
-            if not is_new[r]:
-                self.forget_drafted(r, len(row))
-                if not are_sound[r]:  # its own block says nothing of what the model stored
-                    self.clear(r, len(row))
-        return _merged(chosen, found, by_model)
+        for r in range(len(rows)):
+            if not is_new[r] and not are_sound[r]:  # read as the padding of a model that needs one
+                self.clear(r, self._num_read[r])
+        return _merged(chosen, found, by_model, num_before)
+
+    def _catch_up(self, rows: Sequence[DraftRow], is_wanted: Sequence[bool]) -> list[int]:
+        """Read what the model has missed of rows that were searched for long, but the last token.
+
+        Beside the tokens that the other rows read, so many would be mostly padding.
+
+        Returns:
+            Forwards that it took of each row.
+        """
+        missed = [
+            (r, self._num_read[r], len(row) - 1)
+            for r, row in enumerate(rows)
+            if is_wanted[r] and len(row) - self._num_read[r] > _MOST_UNREAD
+        ]
+        if missed:
+            self.reserve(len(rows), max(map(len, rows)) + self._k)
+            texts = [row.prompt_ids + row.generated for row in rows]
+            self._read_spans(texts, 0, missed)
+        num_forwards = [0] * len(rows)
+        for r, _, end in missed:
+            self._num_read[r], num_forwards[r] = end, 1
+        return num_forwards
 
 
 class NgramFirst(ChainedDrafter):
@@ -76,8 +100,15 @@ class SuffixFirst(ChainedDrafter):
     first = SuffixDrafter
 
 
-def _merged(chosen: Proposal, found: Proposal, by_model: Tensor) -> Proposal:
-    """Return what the model chose for some rows, and what was found for the others."""
+def _merged(chosen: Proposal, found: Proposal, by_model: Tensor, num_before: Tensor) -> Proposal:
+    """Return what the model chose for some rows, and what was found for the others.
+
+    Args:
+        chosen: By the model.
+        found: By the search.
+        by_model: Which rows are the model's, (B,) bool.
+        num_before: Forwards of each row before its block, (B,) int64.
+    """
     k = max(chosen.token_ids.shape[1], found.token_ids.shape[1])
 
     def merged(ours: Tensor, theirs: Tensor) -> Tensor:  # (B, K) or (B, K, V) each
@@ -103,5 +134,5 @@ def _merged(chosen: Proposal, found: Proposal, by_model: Tensor) -> Proposal:
         logits=steps(chosen.logits),
         probs=probs,
         hidden=steps(chosen.hidden),
-        num_forwards=torch.where(by_model, forwards, 0),
+        num_forwards=torch.where(by_model, forwards + num_before, 0),
     )

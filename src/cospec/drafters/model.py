@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cospec.config import DecodeConfig
     from cospec.drafters.base import DraftRow
+    from cospec.models.cache import Window
     from cospec.models.pair import ModelPair
     from cospec.sampling import Chance, Warper
 
@@ -60,28 +61,32 @@ class ModelDrafter(CachedModel, Drafter):
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
+        return self._draft(rows, chance, [True] * len(rows))
+
+    def _draft(
+        self, rows: Sequence[DraftRow], chance: Chance, is_wanted: Sequence[bool]
+    ) -> Proposal:
+        """Choose tokens for the rows that are wanted; of the others nothing is read or drafted."""
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
         if (most := self._most_read(rows, chance)) > 1:
-            return self._guessing(rows, chance, most)
-        lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
-        # Where the whole block stood, its last token was never read, and the bonus token neither.
-        num_read = [min(self._num_read.get(r, 0), len(row) - 1) for r, row in enumerate(rows)]
-        num_unread = max(len(row) - number for row, number in zip(rows, num_read, strict=True))
-        starts = torch.tensor([len(row) - num_unread for row in rows], device=self.device)
-        window = self.window(starts, num_unread + self._k - 1, end)
-        ids = torch.tensor([row.last_tokens(num_unread) for row in rows], device=self.device)
+            return self._guessing(rows, chance, is_wanted, most)
+        window, ids, is_unread = self._begin(rows, end, is_wanted)
         ends, may_end = self._ends(rows), self._config.ends_blocks_early
+        if is_unread is not None:  # the other blocks end before they begin
+            ends.is_open, may_end = ends.is_open & is_unread[:, -1], True
         if may_end and not ends.is_open.any():
-            self._num_read |= dict(enumerate(num_read))
             nothing: list[list[int]] = [[] for _ in rows]
             return found_proposal(nothing, self._target_vocab_size, chance, self.device)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
+        lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         column = 0
         for j in range(self._k):
             step = window.columns(column, column + ids.shape[1])
             column += ids.shape[1]
             if j and may_end:  # blocks that have ended are not read on
                 step = step.only(ends.is_open[:, None])
+            elif is_unread is not None:
+                step = step.only(is_unread)
             output = self.read(ids, step)
             step_logits = in_width(output.logits[:, -1], self._target_vocab_size)  # (B, V)
             top, ids = step_logits.max(dim=-1, keepdim=True)  # NaN if any entry is
@@ -103,10 +108,8 @@ class ModelDrafter(CachedModel, Drafter):
                 ends.after(j, ids, step_logits, chance.warper)
                 if not ends.is_open.any():
                     break
-        # The last token of a block is not read, nor what follows the end of one.
         known = lengths.tolist() if may_end else [len(drafted)] * len(rows)
-        for r, row in enumerate(rows):
-            self._num_read[r] = len(row) + max(known[r], 1) - 1
+        self._note_read(rows, known, is_wanted)
         token_ids = torch.cat(drafted, dim=1)
         if chance.warper is None:
             self._remember(rows, token_ids, known)
@@ -119,13 +122,51 @@ class ModelDrafter(CachedModel, Drafter):
             hidden=hidden or None,
         )
 
+    def _begin(
+        self, rows: Sequence[DraftRow], end: int, is_wanted: Sequence[bool]
+    ) -> tuple[Window, Tensor, Tensor | None]:
+        """Return a block's window, and the tokens that are read first.
+
+        Args:
+            rows: As before the block.
+            end: Length of the longest of them after it.
+            is_wanted: Whether the model drafts for them; it does for one at least.
+
+        Returns:
+            The window; N tokens a row, its last one at the end, (B, N); and which of these the rows
+            that are wanted have not read, (B, N) bool: None if all rows are wanted, where some read
+            again what they have read.
+        """
+        # Where the whole block stood, its last token was never read, and the bonus token neither.
+        for r, row in enumerate(rows):
+            self.forget_drafted(r, len(row) - 1)
+        unread = [(len(row) - self._num_read[r]) * is_wanted[r] for r, row in enumerate(rows)]
+        width = max(unread)
+        starts = torch.tensor([len(row) - width for row in rows], device=self.device)
+        window = self.window(starts, width + self._k - 1, end)
+        ids = torch.tensor([row.last_tokens(width) for row in rows], device=self.device)
+        if all(is_wanted):
+            return window, ids, None
+        number = torch.tensor(unread, device=self.device)[:, None]
+        return window, ids, torch.arange(width, device=self.device) >= width - number
+
+    def _note_read(
+        self, rows: Sequence[DraftRow], lengths: list[int], is_wanted: Sequence[bool]
+    ) -> None:
+        """Note what is read after a block: not its last token, nor what follows its end."""
+        for r, row in enumerate(rows):
+            if is_wanted[r]:
+                self._num_read[r] = len(row) + max(lengths[r], 1) - 1
+
     def _most_read(self, rows: Sequence[DraftRow], chance: Chance) -> int:
         """Return how many tokens of a row to read in a forward; 1 where nothing is guessed."""
         writes_again = chance.warper is None and any(r in self._answers for r in range(len(rows)))
         is_guessing = writes_again or self._ngrams is not None
         return most_read(len(rows), self.device) if is_guessing else 1
 
-    def _guessing(self, rows: Sequence[DraftRow], chance: Chance, most: int) -> Proposal:
+    def _guessing(
+        self, rows: Sequence[DraftRow], chance: Chance, is_wanted: Sequence[bool], most: int
+    ) -> Proposal:
         """Propose what the model chooses; rows guess from their last answers or earlier drafts."""
         writers = [
             Writer(
@@ -139,9 +180,11 @@ class ModelDrafter(CachedModel, Drafter):
             )
             for r, (row, limit) in enumerate(zip(rows, self._limits(rows), strict=True))
         ]
+        for writer, is_open in zip(writers, is_wanted, strict=True):
+            writer.is_open = is_open
         found = draft_guessing(self, writers, chance, self._target_vocab_size, self._min_confidence)
         for r, (row, writer) in enumerate(zip(rows, writers, strict=True)):
-            self._num_read[r] = len(row) + len(writer.drafted) - 1
+            self._num_read[r] = writer.start
             if self._ngrams is not None:
                 self._ngrams.add(row.prompt_ids + row.generated, writer.drafted)
         if chance.warper is None:
@@ -153,7 +196,8 @@ class ModelDrafter(CachedModel, Drafter):
         if not self._config.drafts_answers:
             return
         for r, (row, ids) in enumerate(zip(rows, token_ids.tolist(), strict=True)):
-            if self._config.max_corrections is None or not row.is_lossless:  # a whole answer
+            is_whole = self._config.max_corrections is None or not row.is_lossless
+            if is_whole and lengths[r]:
                 self._answers[r] = row.generated + ids[: lengths[r]]
 
     def _limits(self, rows: Sequence[DraftRow]) -> list[int]:
@@ -183,7 +227,7 @@ class ModelDrafter(CachedModel, Drafter):
     def forget_drafted(self, row: int, length: int) -> None:
         """Take what was drafted after the `length` tokens of a row as unread: others stand there.
 
-        Needed where the row's block was not the one that was returned.
+        Needed before the row has grown on, also where the model does not run.
         """
         self._num_read[row] = min(self._num_read.get(row, 0), length)
 

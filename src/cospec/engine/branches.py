@@ -64,8 +64,9 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
     parent, caches = branch.rollout.completion, branch.rollout.caches
     if caches is None or (needs_draft and (len(caches) < 2 or caches[1] is None)):
         raise ConfigError(
-            "the rollout of a branch has not kept both models' caches; make it with "
-            "Engine.rollouts, or pass keep_caches=True to the engine's branches."
+            "the rollout of a branch has not kept both models' caches; make it with the rollouts "
+            "of an engine that has both (draft-only decoding keeps none), or pass keep_caches=True "
+            "to the engine's branches."
         )
     if not 0 <= branch.position < len(parent.token_ids):
         raise ConfigError(

@@ -313,5 +313,9 @@ class PlainEngine(Engine):
             raise ConfigError("draft-only decoding has no branches; use an engine with a target.")
         return super().branches(branches, keep_caches=keep_caches)
 
+    def _run(self, rows: deque[Row], keep_caches: bool) -> list[Rollout]:
+        # A branch would load the draft's as the target's.
+        return super()._run(rows, keep_caches and self._role == "target")
+
     def _new_batch(self) -> Batch:
         return PlainBatch(self._model, is_target=self._role == "target")

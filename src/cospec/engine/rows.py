@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cospec.sampling import row_generator
+from cospec.text import BROKEN, GrowingText
 from cospec.types import Completion, Delta, FinishReason, Origin, Stats, StepTrace
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from cospec.config import SamplingConfig
-
-_BROKEN = "\ufffd"  # what a decoder shows for the first bytes of an unfinished character
 
 
 @dataclass(slots=True)
@@ -58,6 +57,7 @@ class Row:
     finish_reason: FinishReason | None = None
     num_sent_tokens: int = 0
     num_sent_chars: int = 0
+    _growing: GrowingText | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.draw_from(self.index)
@@ -111,13 +111,25 @@ class Row:
 
     def text(self) -> str:
         """The generated text, cut before a stop string."""
-        text = self._decode(self.generated)
+        return self._cut(self._decode(self.generated))
+
+    def _cut(self, text: str) -> str:
         cut = self._find_stop(text)
         return text if cut < 0 else text[:cut]
 
+    def _text_so_far(self) -> str:
+        """The same as `text`, where only what came since the last delta is decoded."""
+        if self.tokenizer is None or self.finish_reason:
+            return self.text()
+        if self._growing is None:
+            self._growing = GrowingText(self.tokenizer)
+        for token_id in self.generated[self.num_sent_tokens :]:
+            self._growing.add(token_id)
+        return self._cut(self._growing.text)
+
     def delta(self) -> Delta:
         """Return what came since the last call, with the completion if the row is finished."""
-        text = self.text()
+        text = self._text_so_far()
         end = len(text) if self.finish_reason else self._num_final_chars(text)
         sent_tokens, sent_chars = self.num_sent_tokens, self.num_sent_chars
         self.num_sent_tokens = len(self.generated)
@@ -132,7 +144,7 @@ class Row:
 
     def _num_final_chars(self, text: str) -> int:
         """Count the characters that no later token can change."""
-        end = len(text.rstrip(_BROKEN))
+        end = len(text.rstrip(BROKEN))
         for stop in self.config.stop:
             for size in range(min(len(stop) - 1, end), 0, -1):
                 if text.startswith(stop[:size], end - size):

@@ -1,8 +1,10 @@
 """One step of speculative decoding: propose, verify, arbitrate, walk.
 
-The host waits for the device twice a block, after the forwards and after the arbiter (where it
-shows its features to the trace, they are copied there as well). Where blocks may end early it waits
-after each drafted token and before the target's forward too, to read no further than they go.
+The host waits for the device about ten times a block. After the forwards and after the arbiter it
+fetches what came out (where the arbiter shows its features to the trace, these as well). The other
+waits are for small things: lists that it sends, such as last tokens, and choices of rows whose
+number it has to know. Where blocks may end early it waits after each drafted token and before the
+target's forward too, to read no further than they go.
 """
 
 from __future__ import annotations

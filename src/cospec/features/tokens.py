@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 KINDS = ("digit", "punctuation", "space", "word", "piece")
 """Kinds of tokens; a token that is none of the first three is a word if a space leads it."""
 
+_BLANK = "\u2581"
+"""How SentencePiece spells a leading space, which the decoder of a single token may drop."""
+
 
 def kind_of(text: str) -> str:
     """Return the kind of a token by its text, one of `KINDS`."""
@@ -32,5 +35,8 @@ def token_kinds(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> T
     kinds = torch.full((vocab_size,), KINDS.index("piece"))
     if tokenizer is not None:
         for i in range(min(len(tokenizer), vocab_size)):
-            kinds[i] = KINDS.index(kind_of(str(tokenizer.decode([i]))))
+            text, piece = str(tokenizer.decode([i])), tokenizer.convert_ids_to_tokens([i])[0]
+            if str(piece).startswith(_BLANK) and not text[:1].isspace():
+                text = f" {text}"
+            kinds[i] = KINDS.index(kind_of(text))
     return kinds

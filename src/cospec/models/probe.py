@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -13,16 +14,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_PASSED: WeakKeyDictionary[PreTrainedModel, tuple[str, int]] = WeakKeyDictionary()
+"""Models that passed, each with the attention and the forward that it had."""
+
+
 @torch.inference_mode()
 def probe(model: PreTrainedModel) -> None:
     """Check on a few tokens that ragged reading and rolling back change nothing.
 
     Two rows of different length are read, rolled back, and read on, one further than the other;
-    their last logits have to be those of a forward without a cache.
+    their last logits have to be those of a forward without a cache. A model that passed is not read
+    again: `custom_generate` makes a pair in each call.
 
     Raises:
         UnsupportedModelError: They are not, so that output would silently be wrong.
     """
+    forward = getattr(model.forward, "__func__", model.forward)
+    state = str(model.config._attn_implementation), id(forward)
+    if _PASSED.get(model) == state:
+        return
     cached = CachedModel(model)
     ids = (torch.arange(12, device=model.device).view(2, 6) * 7 + 3) % cached.vocab_size
     is_read = torch.tensor([[True, True, False], [True, True, True]], device=model.device)
@@ -48,3 +58,4 @@ def probe(model: PreTrainedModel) -> None:
             f"{distance:.2g}, allowed {tolerance}); its attention does not honour position ids or "
             "masks. Use another architecture."
         )
+    _PASSED[model] = state

@@ -20,10 +20,10 @@ class Veto(enum.IntEnum):
     """Why a ruling for the draft does not count; of several reasons the first."""
 
     NONE = 0
-    NON_FINITE = 1
+    FORBIDDEN = 1
+    """The target gives the drafted token probability 0, of which a sound score may be infinite."""
+    NON_FINITE = 2
     """The arbiter's score is NaN or infinite."""
-    FORBIDDEN = 2
-    """The target gives the drafted token probability 0."""
     EXACT_PREFIX = 3
     """Nothing is overridden there: the first ``exact_prefix_tokens``, a text after its last
     correction, or a prompt that the arbiter stands back from."""
@@ -55,5 +55,6 @@ def find_vetoes(
         is_impossible = is_impossible | is_cut
     veto = torch.where(is_stop, Veto.STOP_TOKEN, Veto.NONE)
     veto = veto.masked_fill(is_exact, Veto.EXACT_PREFIX)
-    veto = veto.masked_fill(is_impossible, Veto.FORBIDDEN)
-    return veto if score is None else veto.masked_fill(~score.isfinite(), Veto.NON_FINITE)
+    if score is not None:
+        veto = veto.masked_fill(~score.isfinite(), Veto.NON_FINITE)
+    return veto.masked_fill(is_impossible, Veto.FORBIDDEN)

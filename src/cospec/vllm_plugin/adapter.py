@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cospec.arbiters import load_arbiter
-from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.learned import LearnedArbiter, are_other
 from cospec.arbiters.observed import Observed
 from cospec.errors import ConfigError
 from cospec.features import HiddenFeatures, ScalarFeatures, token_kinds
@@ -290,8 +290,8 @@ def place(
             f"arbiter {arbiter.name} knows {len(kinds)} tokens and the target has {vocab_size}; "
             "start the engine with its tokenizer."
         )
-    if len(arbiter.features.kinds) != vocab_size:  # the profile is of another tokenizer's ids
-        arbiter = replace(arbiter, prompt_guard=None)
+    if are_other(arbiter.features.kinds, kinds[:vocab_size], tokenizer):
+        arbiter = replace(arbiter, prompt_guard=None)  # its profile is of another tokenizer's ids
     features = place_features(replace(arbiter.features, kinds=kinds), device)
     return replace(arbiter, policy=arbiter.policy.to(device), features=features)
 
