@@ -1,4 +1,4 @@
-"""Draw the README's picture, accuracy against speed, from the rows of one evaluation.
+"""Draw the README's picture, accuracy against speed of two pairs, from result files.
 
 python experiments/picture.py
 """
@@ -6,84 +6,142 @@ python experiments/picture.py
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from experiments.tables.rows import Arm, arms  # noqa: E402  # a script of the repository
+from experiments.tables.rows import arms, read  # noqa: E402  # a script of the repository
 
-EVALUATION = "eval_family_batch16"
-LABELS = {
-    "target": "target alone",
-    "draft": "draft alone",
-    "lossless": "exact speculation",
-    "cascade_diff:alpha=-0.2": "best rule (cascade_diff)",
-    "family-corrected-seed2:threshold=0.5": "trained arbiter",
+TARGET, EXACT, RULE, OURS, DRAFT = (
+    "target", "exact speculation", "best rule", "trained arbiter", "draft",
+)  # fmt: skip
+FAMILY = {
+    "target": TARGET,
+    "draft": DRAFT,
+    "lossless": EXACT,
+    "cascade_diff:alpha=-0.2": RULE,
+    "family-corrected-seed2:threshold=0.5": OURS,
 }
-BELOW = {"lossless": 18, "draft": -12}
-"""Pixels from a point down to its label, where the default would collide."""
+SQL = {
+    "target": ("lossless", TARGET),  # in float32 the target's own texts
+    "int8, cascade, threshold": ("lossless", EXACT),
+    "int8, cascade, known_arbiter, then lossless": ("then_lossless", OURS),
+}
+"""By arm of the timed questions, that of all questions."""
+PLACES = {TARGET: (8, 18), EXACT: (8, 18), RULE: (8, 18), OURS: (8, -8), DRAFT: (-44, -10)}
+"""Pixels from a point to its label, right and down."""
 THEMES = {
     "light": {"ink": "#1f2328", "grid": "#d1d9e0", "ours": "#0969da"},
     "dark": {"ink": "#f0f6fc", "grid": "#3d444d", "ours": "#4493f8"},
 }
-WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 56, 20, 16, 44
-X, Y = (0.5, 5.5), (0.44, 0.66)
+WIDTH, HEIGHT = 440, 340
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 34, 44
 
 
-def x(speed: float) -> float:
-    """Place of a speed-up."""
-    return LEFT + (speed - X[0]) / (X[1] - X[0]) * (WIDTH - LEFT - RIGHT)
+@dataclass(frozen=True)
+class Point:
+    """An arm: accuracy and tokens a second over the target's, each with its interval."""
+
+    label: str
+    accuracy: float
+    accuracies: tuple[float, float]
+    speed: float
+    speeds: tuple[float, float]
 
 
-def y(share: float) -> float:
-    """Place of an accuracy."""
-    return HEIGHT - BOTTOM - (share - Y[0]) / (Y[1] - Y[0]) * (HEIGHT - TOP - BOTTOM)
+@dataclass(frozen=True)
+class Panel:
+    """One pair: its points, and the ends and steps of both axes."""
+
+    title: str
+    points: list[Point]
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def across(self, speed: float) -> float:
+        """Place of a speed."""
+        low, high = self.x
+        return LEFT + (speed - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def down(self, share: float) -> float:
+        """Place of an accuracy."""
+        low, high = self.y
+        return HEIGHT - BOTTOM - (share - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def mark(arm: Arm, target: Arm, theme: dict[str, str]) -> list[str]:
-    """A point with its two intervals and its label."""
-    speed, (low, high) = arm.over(target), arm.interval
-    colour = theme["ours"] if "corrected" in arm.name else theme["ink"]
-    slow, fast = arm.over_interval(target) or (speed, speed)
-    across, up = x(speed), y(arm.accuracy)
-    label = escape(LABELS[arm.name])
-    drop = BELOW.get(arm.name, -8)
-    return [
-        f'<path d="M{across:.1f} {y(low):.1f}V{y(high):.1f}M{x(slow):.1f} {up:.1f}H{x(fast):.1f}" '
-        f'stroke="{colour}" stroke-width="1.5"/>',
-        f'<circle cx="{across:.1f}" cy="{up:.1f}" r="5" fill="{colour}"/>',
-        f'<text x="{across + (9 if arm.name != "draft" else -100):.1f}" y="{up + drop:.1f}" '
-        f'fill="{colour}">{label}</text>',
+def family() -> Panel:
+    """The bundled pair."""
+    of = arms("eval_family_batch16")
+    target = of["target"]
+    points = [
+        Point(label, arm.accuracy, arm.interval, speed, arm.over_interval(target) or (speed, speed))
+        for name, label in FAMILY.items()
+        for arm in [of[name]]
+        for speed in [arm.over(target)]
     ]
+    title = f"bundled pair, {len(target.bits):,} word problems"
+    return Panel(title, points, (0.5, 5.5), (0.44, 0.69))
+
+
+def sql() -> Panel:
+    """The pretrained pair: accuracy on all questions, speed on those that were timed."""
+    of, timed = arms("test_known"), {arm["arm"]: arm for arm in read("sql_cascade")["arms"]}
+    points = []
+    for name, (known, label) in SQL.items():
+        low, high = timed[name]["speedup_vs_target_ci95"]
+        arm, speed = of[known], timed[name]["speedup_vs_target"]
+        points.append(Point(label, arm.accuracy, arm.interval, speed, (low, high)))
+    title = f"Qwen2.5-Coder 1.5B / tuned 0.5B, {len(of['lossless'].bits)} SQL questions"
+    return Panel(title, points, (0.5, 3.9), (0.51, 0.69))
+
+
+def drawn(panel: Panel, theme: dict[str, str]) -> list[str]:
+    """The lines of a panel."""
+    ink, grid = theme["ink"], theme["grid"]
+    lines = [f'<text x="{LEFT}" y="16" fill="{ink}" font-weight="600">{escape(panel.title)}</text>']
+    for percent in range(0, 100, 5):
+        if panel.y[0] <= percent / 100 <= panel.y[1]:
+            place = panel.down(percent / 100)
+            lines += [
+                f'<path d="M{LEFT} {place:.1f}H{WIDTH - RIGHT}" stroke="{grid}"/>',
+                f'<text x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end" '
+                f'fill="{ink}">{percent} %</text>',
+            ]
+    for speed in range(1, int(panel.x[1]) + 1):
+        lines.append(
+            f'<text x="{panel.across(speed):.1f}" y="{HEIGHT - BOTTOM + 18}" '
+            f'text-anchor="middle" fill="{ink}">{speed}x</text>'
+        )
+    lines.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle" '
+        f'fill="{ink}">right answers, by tokens a second over the target</text>'
+    )
+    for point in panel.points:
+        colour = theme["ours"] if point.label == OURS else ink
+        (low, high), (slow, fast) = point.accuracies, point.speeds
+        x, y = panel.across(point.speed), panel.down(point.accuracy)
+        right, down = PLACES[point.label]
+        lines += [
+            f'<path d="M{x:.1f} {panel.down(low):.1f}V{panel.down(high):.1f}'
+            f'M{panel.across(slow):.1f} {y:.1f}H{panel.across(fast):.1f}" '
+            f'stroke="{colour}" stroke-width="1.5"/>',
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
+            f'<text x="{x + right:.1f}" y="{y + down:.1f}" fill="{colour}">{point.label}</text>',
+        ]
+    return lines
 
 
 def picture(theme: dict[str, str]) -> str:
     """The whole picture as SVG."""
-    of = arms(EVALUATION)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="system-ui, sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}" '
+        'font-family="system-ui, sans-serif" font-size="12.5">',
     ]
-    for share in (0.45, 0.50, 0.55, 0.60, 0.65):
-        lines += [
-            f'<path d="M{LEFT} {y(share):.1f}H{WIDTH - RIGHT}" stroke="{theme["grid"]}"/>',
-            f'<text x="{LEFT - 8}" y="{y(share) + 4:.1f}" text-anchor="end" '
-            f'fill="{theme["ink"]}">{share:.0%}</text>',
-        ]
-    for speed in (1, 2, 3, 4, 5):
-        lines.append(
-            f'<text x="{x(speed):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" '
-            f'fill="{theme["ink"]}">{speed}x</text>'
-        )
-    lines.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle" '
-        f'fill="{theme["ink"]}">right answers, by tokens a second over the target alone</text>'
-    )
-    for name in LABELS:
-        lines += mark(of[name], of["target"], theme)
+    for i, panel in enumerate((sql(), family())):
+        lines += [f'<g transform="translate({i * WIDTH} 0)">', *drawn(panel, theme), "</g>"]
     return "\n".join([*lines, "</svg>", ""])
 
 

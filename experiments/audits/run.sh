@@ -16,5 +16,5 @@ cospec audit --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-p
 # audit_real_gsm8k.json: commit 1155fb7, 87 min, Intel Xeon, 1 thread.
 cospec audit --target real/target --draft real/draft --task gsm8k --data-dir data \
     --num-problems 150 --branches-per-problem 4 --no-oracle --max-new-tokens 512 -k 4 \
-    --batch-size 64 --problems-per-chunk 75 --threads 1 --dataset runs/audit_real.safetensors \
+    --batch-size 64 --problems-per-chunk 75 --threads 1 --dataset runs/audit_real_gsm8k.safetensors \
     --json runs/audit_real_gsm8k.json

@@ -5,10 +5,10 @@ set -euo pipefail
 mkdir -p runs
 
 # engine_speed_small.json: commit 8ee2313, 2 min, Intel Xeon, 1 thread.
-python experiments/engine_speed/engine_speed.py small '-k 4'
+python experiments/engine_speed/engine_speed.py small -k 4 --json runs/engine_speed_small.json
 
 # engine_speed_real.json: commit 032d2ff, 14 min, AMD EPYC, 2 cores, 2 threads.
-python experiments/engine_speed/engine_speed.py real/target '-k 4'
+python experiments/engine_speed/engine_speed.py real/target real/draft -k 4 --json runs/engine_speed_real.json
 
 # strided_head.json: commit d08f3fd, 1 min, AMD EPYC, 2 cores, 2 threads.
 python experiments/engine_speed/strided_head.py

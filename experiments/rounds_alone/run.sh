@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Rounds of RL alone, on scalar features: the commands of the published run, from the root of the repository.
 # Options as of the commits named; see the README beside this file.
+# family-pooled* and family-hidden-seed2 were trained by commands that were not kept: leave them out.
 set -euo pipefail
 mkdir -p runs
 

@@ -126,14 +126,14 @@ def main() -> None:
     table = []
     for name in options.tasks:
         played = [row for row in rows if row["task"] == name]
-        entries = summary(played, list(runs), costs, options.longest)
+        entries = summary(played, list(runs), costs, options.longest, options.base)
         table += [entry | {"task": name} for entry in entries]
     where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
     result = document("speed_real", config, where, arms=table, rows=[lean(row) for row in rows])
     result["costs"] = {kind: asdict(cost) for kind, cost in costs.items()}
     write_json(options.json, result)
     kept.unlink()
-    show(table)
+    show(table, options.base)
 
 
 def resumed(kept: Path, settings: str) -> list[dict[str, Any]]:
@@ -165,7 +165,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arbiters", nargs="+", default=[], help="that draft whole answers")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
     parser.add_argument("--max-corrections", type=int, help="decode them so as well, in other arms")
-    parser.add_argument("--arms", nargs="+", help="only these, and the target; by default all")
+    parser.add_argument("--arms", nargs="+", help="only these, and the base; by default all")
+    parser.add_argument("--base", default=TARGET, help="arm that the others are compared with")
     parser.add_argument("--count", type=int, default=20, help="prompts of each task")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seed", type=int, default=73)
@@ -244,7 +245,7 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
         found["llama.cpp"] = llama_cpp(pair, options)
     else:
         print("llama.cpp is left out: --target-gguf names no file.", flush=True)
-    wanted = [TARGET, *(options.arms or found)]
+    wanted = [options.base, *(options.arms or found)]
     return {name: found[name] for name in dict.fromkeys(wanted)}
 
 
@@ -321,19 +322,20 @@ def play(run: Generate, problems: Sequence[tuple[Any, Any, SamplingConfig]]) -> 
 
 
 def summary(
-    rows: list[dict[str, Any]], names: list[str], costs: Any, longest: int
+    rows: list[dict[str, Any]], names: list[str], costs: Any, longest: int, base: str
 ) -> list[dict[str, Any]]:
     """Return one entry an arm, from the rows of one task; a bound where blocks are not longer."""
     by_arm = {name: [row for row in rows if row["arm"] == name] for name in names}
-    order = {row["id"]: i for i, row in enumerate(by_arm[TARGET])}
+    order = {row["id"]: i for i, row in enumerate(by_arm[base])}
     entries = []
     for name, ours in by_arm.items():
         ours.sort(key=lambda row: order[row["id"]])
-        theirs, own = turns(by_arm[TARGET]), turns(ours)
+        theirs, own = turns(by_arm[base]), turns(ours)
         total = sum((row["stats"] for row in ours), Stats())
         bound, blocks = None, total.num_drafts
         is_short = 0 < total.num_draft_tokens <= longest * blocks
-        if is_short and "cascade" not in name:  # where draft forwards read several tokens
+        reads_one = "cascade" not in name  # token a draft forward
+        if is_short and reads_one and base == TARGET:
             cost = costs["int8" if name.startswith("int8") else "none"]
             per_block = total.num_draft_tokens / blocks, total.num_draft_forwards / blocks
             bound = cost.bound(total.mean_acceptance_length, *per_block)
@@ -345,16 +347,16 @@ def summary(
                 "num_correct": sum(row["correct"] for row in ours),
                 "num_tokens": sum(tokens for _, tokens in own),
                 "tokens_per_s": sum(tokens for _, tokens in own) / sum(s for s, _ in own),
-                "speedup_vs_target": speedup(theirs, own),
-                "speedup_vs_target_ci95": speedup_interval(theirs, own),
+                f"speedup_vs_{base}": speedup(theirs, own),
+                f"speedup_vs_{base}_ci95": speedup_interval(theirs, own),
                 "speedup_bound": bound,
                 "mean_acceptance_length": total.mean_acceptance_length,
                 "draft_acceptance_rate": total.draft_acceptance_rate,
                 "num_draft_forwards": total.num_draft_forwards,
                 "num_target_forwards": total.num_target_forwards,
-                "num_texts_unlike_target": sum(
+                f"num_texts_unlike_{base}": sum(
                     a["token_ids"] != b["token_ids"]
-                    for a, b in zip(ours, by_arm[TARGET], strict=True)
+                    for a, b in zip(ours, by_arm[base], strict=True)
                 ),
             }
         )
@@ -376,14 +378,14 @@ def lean(row: dict[str, Any]) -> dict[str, Any]:
     return kept | {"num_tokens": len(row["token_ids"]), "num_blocks": row["stats"].num_drafts}
 
 
-def show(table: list[dict[str, Any]]) -> None:
+def show(table: list[dict[str, Any]], base: str) -> None:
     """Print a Markdown table."""
     print(
-        "| task | arm | right | seconds | tokens/s | over target | interval | of bound | unlike |"
+        f"| task | arm | right | seconds | tokens/s | over {base} | interval | of bound | unlike |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for one in table:
-        low, high = one["speedup_vs_target_ci95"] or (float("nan"),) * 2
+        low, high = one[f"speedup_vs_{base}_ci95"] or (float("nan"),) * 2
         bound = one["speedup_bound"]
         cells = [
             one["task"],
@@ -391,10 +393,10 @@ def show(table: list[dict[str, Any]]) -> None:
             f"{one['num_correct']}/{one['num_prompts']}",
             f"{one['seconds_per_prompt']:.2f}",
             f"{one['tokens_per_s']:.2f}",
-            f"{one['speedup_vs_target']:.2f}x",
+            f"{one[f'speedup_vs_{base}']:.2f}x",
             f"{low:.2f}-{high:.2f}",
             "" if bound is None else f"{one['speedup_vs_target'] / bound:.0%}",
-            f"{one['num_texts_unlike_target']}/{one['num_prompts']}",
+            f"{one[f'num_texts_unlike_{base}']}/{one['num_prompts']}",
         ]
         print("| " + " | ".join(cells) + " |")
 

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The bundled arbiters with hidden states: the commands of the published run, from the root of the repository.
 # Options as of the commits named; see the README beside this file.
+# *-before-seed* and *-after-seed* are these arbiters before and after their rounds, taken from the
+# runs' states; *-hidden-autojudge are of all_rules/run.sh.
 set -euo pipefail
 mkdir -p runs
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Other tasks and the other pair: the commands of the published run, from the root of the repository.
 # Options as of the commits named; see the README beside this file.
+# Needs the arbiters of rounds_alone/run.sh.
 set -euo pipefail
 mkdir -p runs
 

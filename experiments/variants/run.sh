@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Controls, ablations and the price of time: the commands of the published run, from the root of the repository.
 # Options as of the commits named; see the README beside this file.
+# runs/offline16/* are made by offline_policies.py of branches that were not kept: leave them out.
+# specialist-k16-seed* are of rounds_alone/run.sh.
 set -euo pipefail
 mkdir -p runs
 
@@ -45,7 +47,7 @@ cospec train --task reasoning_gym:gsm_symbolic --pair bundled:specialist --dtype
 cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 1000 \
     --seed 15 -k 16 --batch-size 128 --threads 1 --arbiter runs/specialist-k16-seed0 \
     --arbiter runs/specialist-k16-seed1 --arbiter runs/specialist-k16-seed2 \
-    --arbiter runs/k16-gold --arbiter runs/k16-reinforce --arbiter runs/offline16/all \
+    --arbiter runs/specialist-k16-gold --arbiter runs/specialist-k16-reinforce --arbiter runs/offline16/all \
     --arbiter runs/offline16/linear --arbiter runs/offline16/no-lookahead \
     --arbiter runs/offline16/confidence-only --arbiter runs/offline16/branches-1000 \
     --arbiter runs/offline16/branches-4000 --arbiter runs/offline16/lambda-1 \

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Text-to-SQL on known databases: drafts, branches, arbiters and tests.
+# Usage: known.sh TARGET DRAFT DATA WORK. Float32, two threads; about a day of two cores.
+# Steps that are done are skipped, so the same command goes on after a kill.
+# The published files name arms by their part (policy, then_lossless), and take the target's texts
+# from the first test.
+set -euo pipefail
+target=$(realpath "$1") draft=$(realpath "$2") data=$(realpath "$3") work=$(realpath "$4")
+cd "$(dirname "$0")"
+known=(--known-databases --questions 9999 --threads 2)
+blocks=(-k 64 --end-blocks-at-stop)
+
+# Drafts: 38 minutes a pass, or with --bfloat16 65 minutes for three (75 beside tests). The kept adapters give the
+# same weights in half a minute: tune_draft.py DRAFT DATA OUT --adapter known_draft.
+tune() {
+    [ -e "$work/$1/config.json" ] || python tune_draft.py "$draft" "$data" "$work/$1" "${@:2}"
+}
+tune known "${known[@]}"
+tune second "${known[@]}" --seed 1
+tune mean --adapter known_draft known_draft1
+tune three "${known[@]}" --passes 3 --bfloat16
+
+# Branches: 25 to 30 minutes a draft.
+for name in known second three; do
+    python collect.py "$target" "$work/$name" "$data" "$work/branches-$name" --known-databases \
+        --questions 2000 --arbiter agreement:min_share=0.93 "${blocks[@]}" --finish draft \
+        --batch-size 32 --threads 2
+done
+
+# Arbiters: seconds each.
+fit() {
+    [ -e "$work/$3/config.json" ] || python learn.py "$work/branches-$1" --known-databases \
+        --kind few --pair "$target" "$work/$2" --prompts "$data" --out "$work/$3" "${@:4}"
+}
+fit known known known_arbiter
+fit known mean known_arbiter_both --other-draft "$work/branches-second"
+fit three three known_arbiter_three \
+    --other-draft "$work/branches-known" "$work/branches-second"
+
+# Tests: 20 minutes to an hour each.
+answers() {
+    python arms.py "$target" "$work/$1" "$data" "$work/$2.jsonl" --known-databases test \
+        --one-wording --count 2000 --threads 2 --chunk 64 --batch 32 "${blocks[@]}" \
+        --json "$work/$2.json" "${@:3}"
+}
+answers known test_known --arms "$work/known_arbiter" agreement:min_share=0.9 lossless draft_only
+answers known test_then --max-corrections 1 --arms "$work/known_arbiter"
+answers second test_second_draft --max-corrections 1 --arms "$work/known_arbiter" draft_only
+answers mean test_mean_draft --max-corrections 1 \
+    --arms "$work/known_arbiter_both" "$work/known_arbiter" draft_only
+answers three test_three_passes --max-corrections 1 --arms "$work/known_arbiter_three" draft_only
+answers three test_three_passes --max-corrections 1 \
+    --arms chow_average:min_log_q=-0.0421 agreement:min_share=0.908 "$work/known_arbiter"
