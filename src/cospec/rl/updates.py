@@ -138,13 +138,11 @@ def update(
 ) -> Json:
     """Update a policy on decisions and branches, for `num_epochs` steps.
 
-    Entropy bonus and divergence are over all decisions of the round, also for the supervised
-    controls (gold, autojudge, r2r).
-
     Args:
         policy: What is updated.
         start: Policy that the divergence is measured from.
-        decisions: Of the round's rollouts; entropy and divergence are those on them.
+        decisions: Of the round's rollouts; entropy and divergence are those on them, also for the
+            supervised controls (gold, autojudge, r2r).
         known: Branches of all rounds.
         config: Objective and optimizer.
         seed: Of the dropout.
