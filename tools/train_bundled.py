@@ -38,7 +38,7 @@ from bundled_models import (
     train_tokenizer,
     weighted_loss,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TUNE_SEED = 1_900_000_000  # tune-split problems watched during training
 
@@ -120,6 +120,18 @@ LANES = (
 )  # processes, and what each trains in turn
 
 
+def make_optimizers(model: LlamaForCausalLM, spec: TrainSpec) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    layers = model.model.layers
+    matrices = [weight for weight in layers.parameters() if weight.ndim == 2]
+    inside = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=spec.muon_lr, weight_decay=spec.weight_decay),
+        torch.optim.AdamW(others, lr=spec.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
 class Learner:
     """One model in training: weights, optimisers, place in the data, and counters."""
 
@@ -128,14 +140,7 @@ class Learner:
         self.model = spec.model.build()
         if spec.is_compiled:
             self.model.compile(dynamic=True)
-        layers = self.model.model.layers
-        matrices = [weight for weight in layers.parameters() if weight.ndim == 2]
-        inside = {id(weight) for weight in matrices}
-        others = [weight for weight in self.model.parameters() if id(weight) not in inside]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=spec.muon_lr, weight_decay=spec.weight_decay),
-            torch.optim.AdamW(others, lr=spec.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
+        self.optimizers = make_optimizers(self.model, spec)
         self.position, self.step, self.num_tokens = (0, 0), 0, 0
         self.stream = self._open_stream()
 

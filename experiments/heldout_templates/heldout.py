@@ -38,12 +38,13 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.observed import Observed
 from cospec.arbiters.policy import PolicyConfig
 from cospec.backends.engine import EngineBackend
-from cospec.cli.options import PairOptions
 from cospec.engine import Engine
 from cospec.evaluation.audit.auditor import reached
 from cospec.evaluation.audit.dataset import read_tensors, write_tensors
 from cospec.evaluation.problems import describe_problems, encode_problems
 from cospec.features import SCALAR_NAMES, make_features
+from cospec.models import ModelPair
+from cospec.models.bundled import bundled_models
 from cospec.results import Json, Provenance, write_json, write_text
 from cospec.rl.config import (
     EvaluationConfig,
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cospec.models import ModelPair
     from cospec.tasks import Example, Task
     from cospec.types import Completion
 
@@ -138,7 +138,10 @@ class Run:
         self.args = args
         self.folder = Path(args.work) / args.pair.partition(":")[2]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.pair: ModelPair = PairOptions(pair=args.pair).load()
+        target, draft = bundled_models(args.pair)
+        self.pair = ModelPair.from_pretrained(
+            args.target or target, args.draft or draft, dtype="float32"
+        )
         self.features = make_features("hidden", self.pair)
 
     def read(self) -> None:
@@ -342,6 +345,8 @@ def main() -> None:
     parser.add_argument("pair", choices=list(RULE_ALPHA))
     parser.add_argument("stage", choices=("read", "train", "scratch", "test"))
     parser.add_argument("--work", required=True, help="folder of what is made on the way")
+    parser.add_argument("--target", help="folder of a target to use in place of the pair's")
+    parser.add_argument("--draft", help="folder of a draft to use in place of the pair's")
     parser.add_argument("--tiers", type=int, default=5, help="200 solutions of each fold")
     parser.add_argument("--test-tiers", type=int, default=1, help="200 test problems of each fold")
     parser.add_argument("--num-tune", type=int, default=400)
