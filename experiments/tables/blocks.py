@@ -18,6 +18,7 @@ from cospec.evaluation.stats import (
 )
 from cospec.models.costs import Costs
 from cospec.rl.calibrate import harm_p_values, num_rejected
+from experiments.equal_teaching import summarise as teaching
 from experiments.heldout_templates import summarise as heldout
 from experiments.tables import twins
 from experiments.tables.rows import Arm, Json, arms, database_changes, parts, read
@@ -359,6 +360,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     },
     **{name: partial(over_databases, name) for name in DATABASES},
     "audits": audits,
+    "equal_teaching": teaching.table,
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
     "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),

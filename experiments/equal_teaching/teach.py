@@ -1,0 +1,172 @@
+"""Train a bundled model further on the worked solutions that an arbiter learns from.
+
+    python experiments/equal_teaching/teach.py bundled:family target OUT --tiers 10
+
+The solutions are those of `experiments/heldout_templates/heldout.py`: ``--tiers`` and ``--fold``
+mean the same, and without ``--fold`` they are of all templates. Optimisers, loss and batches are
+those that the models were made with (`tools/train_bundled.py`), at a share of the peak rates
+(``--rate``) that falls to zero in a straight line. OUT becomes a model folder, in float32, with a
+``taught.json`` beside the weights: the losses, the cost, and the accuracy on tune problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from cospec.engine import Engine
+from cospec.evaluation.problems import encode_problems
+from cospec.models import ModelPair
+from cospec.models.bundled import bundled_models
+from cospec.results import write_json
+from cospec.rl.solutions import encode_solutions
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY / "experiments" / "heldout_templates")]
+
+from bundled_models import collate, weighted_loss  # noqa: E402
+from heldout import SOLUTION_SEED, TIER, parts_of, task_of  # noqa: E402
+from train_bundled import TARGET, TrainSpec, make_optimizers  # noqa: E402
+
+Row = tuple[list[int], list[float]]
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cospec.tasks import Example
+
+SPEC = TrainSpec(TARGET, base_seed=0, mixture="", num_tokens=0)
+"""Rates, loss weights and batch sizes of the bundled models; the rest of it is not used."""
+NUM_WARMUP_STEPS = 20
+TUNE_SEED = 96
+
+
+def solved_problems(fold: int | None, num_tiers: int) -> list[Example]:
+    """The problems whose solutions the arbiters of a fold (None: of ``seen``) learn from."""
+    found = []
+    for each in sorted({each for each, _ in parts_of(fold, num_tiers)}):
+        solved = task_of(each, held_out=True).examples("train", num_tiers * TIER, SOLUTION_SEED)
+        for part, tier in parts_of(fold, num_tiers):
+            if part == each:
+                found += solved[tier * TIER : (tier + 1) * TIER]
+    return found
+
+
+def rows_of(pair: ModelPair, examples: list[Example]) -> list[Row]:
+    """Ids and loss weights of each solution after its prompt."""
+    return [
+        (s.ids, [SPEC.prompt_weight] * s.num_prompt_tokens + [1.0] * len(s.rest[1:]))
+        for s in encode_solutions(pair, task_of(None), examples)
+    ]
+
+
+def grouped(rows: list[Row]) -> list[list[Row]]:
+    """Cut rows, sorted by length, into groups of at most as many tokens as a micro-batch."""
+    groups: list[list[Row]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if groups[-1] and (len(groups[-1]) + 1) * len(row[0]) > SPEC.tokens_per_micro:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def teach(model: PreTrainedModel, rows: list[Row], args: argparse.Namespace) -> list[float]:
+    """Train on the rows; returns the mean loss of each tenth of the steps."""
+    optimizers = make_optimizers(model, SPEC)
+    model.compile(dynamic=True)
+    groups, random = grouped(rows), Random(args.seed)
+    num_epoch_steps = -(-len(groups) // SPEC.num_micro)
+    num_steps, losses = args.epochs * num_epoch_steps, []
+    for step in range(num_steps):
+        place = step % num_epoch_steps * SPEC.num_micro
+        if not place:
+            random.shuffle(groups)
+        batches = [collate(group) for group in groups[place : place + SPEC.num_micro]]
+        total = sum(float(batch.weights[:, 1:].sum()) for batch in batches)
+        loss_sum = 0.0
+        for batch in batches:
+            loss = weighted_loss(model, batch)
+            (loss / total).backward()
+            loss_sum += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scale = args.rate * min((step + 1) / NUM_WARMUP_STEPS, 1 - step / num_steps)
+        for optimizer, rate in zip(optimizers, (SPEC.muon_lr, SPEC.adam_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(loss_sum / total)
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1}/{num_steps}, loss {sum(losses[-50:]) / 50:.4f}", flush=True)
+    cuts = [num_steps * part // 10 for part in range(11)]
+    return [sum(losses[a:b]) / max(1, b - a) for a, b in pairwise(cuts)]
+
+
+def accuracy(pair: ModelPair, which: str, fold: int | None, count: int) -> float:
+    """Share of tune problems, of the templates taught, that the model solves greedily."""
+    task = task_of(fold)
+    examples = task.examples("tune", count, TUNE_SEED)
+    alone = {"target": Engine.target_only, "draft": Engine.draft_only}[which]
+    prompts, samplings = encode_problems(pair, task, examples)
+    done = alone(pair, batch_size=100).generate(prompts, samplings)
+    scores = (task.score(e, c.text).correct for e, c in zip(examples, done, strict=True))
+    return sum(scores) / count
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("pair", choices=["bundled:family", "bundled:specialist"])
+    parser.add_argument("model", choices=["target", "draft"])
+    parser.add_argument("out", type=Path, help="folder of the model; a finished one is kept")
+    parser.add_argument("--tiers", type=int, default=5, help="200 solutions of each fold")
+    parser.add_argument("--fold", type=int, help="whose templates are left out")
+    parser.add_argument("--rate", type=float, default=0.3, help="share of the peak learning rates")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the batches")
+    parser.add_argument("--num-tune", type=int, default=500)
+    args = parser.parse_args()
+    if (args.out / "taught.json").exists():
+        print(f"{args.out} is finished")
+        return
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    pair = ModelPair.from_pretrained(args.pair)
+    folders = dict(zip(("target", "draft"), bundled_models(args.pair), strict=True))
+    model = AutoModelForCausalLM.from_pretrained(
+        folders[args.model], dtype=torch.float32, attn_implementation="eager"
+    )  # eager attention is faster on short rows
+    before = accuracy(pair, args.model, args.fold, args.num_tune)
+    rows = rows_of(pair, solved_problems(args.fold, args.tiers))
+    started = time.process_time()
+    losses = teach(model, rows, args)
+    seconds = time.process_time() - started
+    model.set_attn_implementation("sdpa")
+    model.save_pretrained(args.out)
+    pair.tokenizer.save_pretrained(args.out)
+    taught = ModelPair.from_pretrained(**folders | {args.model: args.out}, dtype="float32")
+    about = {
+        **{name: getattr(args, name) for name in ("pair", "model", "fold", "rate", "epochs")},
+        "seed": args.seed,
+        "num_solutions": len(rows),
+        "num_tokens": args.epochs * sum(len(ids) for ids, _ in rows),
+        "cpu_seconds": round(seconds),
+        "losses": losses,
+        "num_tune": args.num_tune,
+        "tune_accuracy_before": before,
+        "tune_accuracy": accuracy(taught, args.model, args.fold, args.num_tune),
+    }
+    write_json(args.out / "taught.json", about)
+    print(f"{args.out}: tune {before:.1%} -> {about['tune_accuracy']:.1%}, {seconds:.0f} CPU s")
+
+
+if __name__ == "__main__":
+    main()
