@@ -145,6 +145,18 @@ def collate(rows: list[tuple[list[int], list[float]]]) -> MicroBatch:
     return MicroBatch(ids, weights, sum(len(row_ids) for row_ids, _ in rows))
 
 
+def grouped(
+    rows: list[tuple[list[int], list[float]]], tokens_per_micro: int
+) -> list[list[tuple[list[int], list[float]]]]:
+    """Cut rows, sorted by length, into groups of at most as many tokens as a micro-batch."""
+    groups: list[list[tuple[list[int], list[float]]]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if (len(groups[-1]) + 1) * len(row[0]) > tokens_per_micro and groups[-1]:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
 def batches(
     tokenizer: PreTrainedTokenizerFast,
     mixture: str,
@@ -167,12 +179,7 @@ def batches(
     chunk, skip = start
     while True:
         rows = encode(tokenizer, training_chunk(mixture, base_seed, chunk), prompt_weight)
-        rows.sort(key=lambda row: len(row[0]))
-        groups: list[list[tuple[list[int], list[float]]]] = [[]]
-        for row in rows:
-            if (len(groups[-1]) + 1) * len(row[0]) > tokens_per_micro and groups[-1]:
-                groups.append([])
-            groups[-1].append(row)
+        groups = grouped(rows, tokens_per_micro)
         Random(base_seed + chunk).shuffle(groups)
         num_batches = len(groups) // num_micro
         for index in range(skip, num_batches):

@@ -132,6 +132,29 @@ def make_optimizers(model: LlamaForCausalLM, spec: TrainSpec) -> list[torch.opti
     ]
 
 
+def train_step(
+    model: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    micro_batches: list[MicroBatch],
+    spec: TrainSpec,
+    scale: float,
+) -> float:
+    """One step at this share of the peak rates; returns the mean loss over weighted tokens."""
+    total = sum(float(batch.weights[:, 1:].sum()) for batch in micro_batches)
+    loss_sum = 0.0
+    for batch in micro_batches:
+        loss = weighted_loss(model, batch)
+        (loss / total).backward()
+        loss_sum += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, (spec.muon_lr, spec.adam_lr), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss_sum / total
+
+
 class Learner:
     """One model in training: weights, optimisers, place in the data, and counters."""
 
@@ -164,24 +187,11 @@ class Learner:
     def train_step(self) -> float:
         """One optimiser step; returns the mean loss over weighted tokens."""
         self.position, micro_batches = next(self.stream)
-        total = sum(float(batch.weights[:, 1:].sum()) for batch in micro_batches)
-        loss_sum = 0.0
-        for batch in micro_batches:
-            loss = weighted_loss(self.model, batch)
-            (loss / total).backward()
-            loss_sum += loss.item()
-            self.num_tokens += batch.num_tokens
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.num_tokens += sum(batch.num_tokens for batch in micro_batches)
         scale = self.spec.lr_scale(self.step, self.num_tokens)
-        for optimizer, rate in zip(
-            self.optimizers, (self.spec.muon_lr, self.spec.adam_lr), strict=True
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        loss = train_step(self.model, self.optimizers, micro_batches, self.spec, scale)
         self.step += 1
-        return loss_sum / total
+        return loss
 
     def state(self) -> dict[str, Any]:
         """Everything that resuming needs."""

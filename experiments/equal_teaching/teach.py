@@ -32,9 +32,9 @@ from cospec.rl.solutions import encode_solutions
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY / "experiments" / "heldout_templates")]
 
-from bundled_models import collate, weighted_loss  # noqa: E402
+from bundled_models import collate, grouped  # noqa: E402
 from heldout import SOLUTION_SEED, TIER, parts_of, task_of  # noqa: E402
-from train_bundled import TARGET, TrainSpec, make_optimizers  # noqa: E402
+from train_bundled import TARGET, TrainSpec, make_optimizers, train_step  # noqa: E402
 
 Row = tuple[list[int], list[float]]
 
@@ -68,21 +68,11 @@ def rows_of(pair: ModelPair, examples: list[Example]) -> list[Row]:
     ]
 
 
-def grouped(rows: list[Row]) -> list[list[Row]]:
-    """Cut rows, sorted by length, into groups of at most as many tokens as a micro-batch."""
-    groups: list[list[Row]] = [[]]
-    for row in sorted(rows, key=lambda row: len(row[0])):
-        if groups[-1] and (len(groups[-1]) + 1) * len(row[0]) > SPEC.tokens_per_micro:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
-
-
 def teach(model: PreTrainedModel, rows: list[Row], args: argparse.Namespace) -> list[float]:
     """Train on the rows; returns the mean loss of each tenth of the steps."""
     optimizers = make_optimizers(model, SPEC)
     model.compile(dynamic=True)
-    groups, random = grouped(rows), Random(args.seed)
+    groups, random = grouped(rows, SPEC.tokens_per_micro), Random(args.seed)
     num_epoch_steps = -(-len(groups) // SPEC.num_micro)
     num_steps, losses = args.epochs * num_epoch_steps, []
     for step in range(num_steps):
@@ -90,20 +80,8 @@ def teach(model: PreTrainedModel, rows: list[Row], args: argparse.Namespace) -> 
         if not place:
             random.shuffle(groups)
         batches = [collate(group) for group in groups[place : place + SPEC.num_micro]]
-        total = sum(float(batch.weights[:, 1:].sum()) for batch in batches)
-        loss_sum = 0.0
-        for batch in batches:
-            loss = weighted_loss(model, batch)
-            (loss / total).backward()
-            loss_sum += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scale = args.rate * min((step + 1) / NUM_WARMUP_STEPS, 1 - step / num_steps)
-        for optimizer, rate in zip(optimizers, (SPEC.muon_lr, SPEC.adam_lr), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        losses.append(loss_sum / total)
+        losses.append(train_step(model, optimizers, batches, SPEC, scale))
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}/{num_steps}, loss {sum(losses[-50:]) / 50:.4f}", flush=True)
     cuts = [num_steps * part // 10 for part in range(11)]
@@ -129,7 +107,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the model; a finished one is kept")
     parser.add_argument("--tiers", type=int, default=5, help="200 solutions of each fold")
     parser.add_argument("--fold", type=int, help="whose templates are left out")
-    parser.add_argument("--rate", type=float, default=0.3, help="share of the peak learning rates")
+    parser.add_argument("--rate", type=float, default=0.1, help="share of the peak learning rates")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the batches")
     parser.add_argument("--num-tune", type=int, default=500)
