@@ -51,6 +51,12 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=128, help="questions")
     parser.add_argument("--one-wording", action="store_true", help="one question a gold query")
+    parser.add_argument(
+        "--shots",
+        type=int,
+        default=0,
+        help="known databases: show so many of the draft's questions and answers in the prompt",
+    )
     parser.add_argument("--chunk", type=int, default=64, help="questions between two savings")
     parser.add_argument("--batch", type=int, help="questions decoded together (default: a chunk)")
     parser.add_argument("--threads", type=int, default=1)
@@ -84,6 +90,7 @@ def decode(options, rows):
     # Databases by a hash of their names, so that a run which is stopped early has a fair sample.
     examples = sorted(examples, key=lambda e: stable_hash(f"order/{e.metadata['db_id']}"))
     examples = examples[: options.count]
+    shown = shots(task, options.shots) if options.shots else {}
     by_id = {row["id"]: row for row in rows}
     for start in range(0, len(examples), options.chunk):
         some = examples[start : start + options.chunk]
@@ -91,7 +98,8 @@ def decode(options, rows):
         missing = [arm for arm in options.arms if not all(arm in arms for arms in done)]
         if not missing:
             continue
-        for arm, column, seconds in play(pair, task, some, missing, options):
+        prompts = [prompt(task, example, pair.tokenizer, shown) for example in some]
+        for arm, column, seconds in play(pair, task, some, prompts, missing, options):
             right = sum(entry["correct"] for entry in column)
             print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
             for example, entry in zip(some, column, strict=True):
@@ -104,9 +112,39 @@ def decode(options, rows):
     return list(by_id.values())
 
 
-def play(pair, task, examples, arms, options):
+def shots(task, count):
+    """The first questions of each database, by a hash, that drafts are tuned on."""
+    found = one_wording(known(task.examples("train"), "draft"))
+    found.sort(key=lambda example: stable_hash(f"shot/{example.id}"))
+    by_database: dict[str, list] = {}
+    for example in found:
+        some = by_database.setdefault(example.metadata["db_id"], [])
+        if len(some) < count:
+            some.append(example)
+    return by_database
+
+
+def prompt(task, example, tokenizer, shown):
+    """The prompt of a question, after turns with those of its database that are shown."""
+    some = shown.get(example.metadata["db_id"], [])
+    if not some:
+        return task.prompt(example, tokenizer)
+    beginning = example.question.partition("Question: ")[0]
+    messages = []
+    for one in some:
+        asked = {"role": "user", "content": f"{beginning}Question: {one.metadata['question']}"}
+        messages += [asked, {"role": "assistant", "content": one.metadata["solution"]}]
+        beginning = ""
+    messages.append({"role": "user", "content": f"Question: {example.metadata['question']}"})
+    return list(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    )
+
+
+def play(pair, task, examples, prompts, arms, options):
     """Yield each arm with one entry a question, and the seconds that it took."""
-    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens)
     settings = {
         "num_speculative_tokens": options.k,
