@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import product
+from random import Random
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cospec.config import DecodeConfig
 from cospec.drafters import ModelDrafter
 from cospec.engine.rows import Row
 from cospec.engine.speculative import SpeculativeBatch
+from cospec.models import prefill
 from cospec.models.cache import CachedModel
 from cospec.models.prefill import num_shared_tokens, plan_prefill
 from cospec.types import Origin
@@ -63,8 +65,7 @@ def test_prompts_that_begin_alike_are_read_once_and_lossless_stays_exact(llama_p
         assert [len(positions) for positions in read[:2]] == [24, sum(rests)], "twins are copied"
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("arbiter", ["lossless", "always_draft"])
+@pytest.mark.parametrize(("batch", "arbiter"), [(1, "lossless"), (2, "always_draft")])
 def test_what_a_finished_row_has_left_is_taken_for_its_own_prompt_alone(llama_pair, batch, arbiter):
     """Prompts in this order: one that goes on from the text before, and one like the first."""
     first, second = SHARING[0], [9] * 3 + SHARING[1]
@@ -82,8 +83,9 @@ def test_what_a_finished_row_has_left_is_taken_for_its_own_prompt_alone(llama_pa
         assert found[i] == alone.token_ids
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("drafter", [None, "model", "ngram+model"])
+@pytest.mark.parametrize(
+    ("batch", "drafter"), [(1, "model"), (3, "ngram+model"), (1, None), (3, None)]
+)
 def test_lossless_stays_exact_where_caches_are_kept_between_calls(llama_pair, batch, drafter):
     """Prompts in an order in which rows are taken from one another's strips."""
     options = {"batch_size": batch, "enable_prefix_caching": True}
@@ -170,6 +172,23 @@ def test_a_plan_reads_the_fewest_tokens():
     assert plan[0, 3, 5][1:] == (40, 0, 0)
     assert plan[1, 4][1:] == (40, 1, 30)
     assert plan[2,][1:] == (40, 0, 0)
+
+
+def test_a_plan_compares_a_prompt_with_its_neighbours_alone(monkeypatch):
+    """Found: with each row of the batch, which took most of the time at batch 512."""
+    compared, count = [], prefill.num_shared_tokens
+    monkeypatch.setattr(
+        prefill, "num_shared_tokens", lambda a, b: compared.append(1) or count(a, b)
+    )
+    random = Random(0)
+    held = [[*range(20), *random.choices(range(9), k=30)] for _ in range(300)]
+    prompts = [[*row[:40], 7] for row in held[::3]]
+    plan = plan_prefill(prompts, held)
+    assert len(compared) <= 3 * len(prompts)
+    for group in plan:
+        shared = [count(prompts[group.places[0]], row) for row in held]
+        assert group.num_held == min(max(shared), group.num_shared)
+        assert shared[group.donor] >= group.num_held
 
 
 def assert_strip_equals_prefill(cached, r, tokens):

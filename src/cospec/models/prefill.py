@@ -6,6 +6,7 @@ Knows token ids and rows, nothing of models or caches.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[Prefil
         held: What each row has read, in use or not.
     """
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
-    donors = [_donor(prompts[i], held) for i in order]
+    rows = sorted(range(len(held)), key=held.__getitem__)
+    sorted_held = [held[row] for row in rows]
+    donors = [_donor(prompts[i], sorted_held, rows) for i in order]
     pairs = itertools.pairwise(order)
     alike = [num_shared_tokens(prompts[a], prompts[b]) for a, b in pairs]
     best: list[tuple[int, int, PrefillGroup | None]] = [(0, 0, None)]  # tokens read, start of group
@@ -86,11 +89,18 @@ def cheapest_order(prompts: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
 
 
-def _donor(prompt: list[int], held: list[list[int]]) -> tuple[int, int]:
-    """The row that has read most of what a prompt begins with, and how many tokens of it."""
-    shared = [num_shared_tokens(prompt, ids) for ids in held]
-    row = max(range(len(shared)), key=shared.__getitem__, default=0)
-    return (row, shared[row]) if shared and shared[row] >= _LEAST_SHARED else (0, 0)
+def _donor(prompt: list[int], held: list[list[int]], rows: list[int]) -> tuple[int, int]:
+    """Return the row that has read most of what a prompt begins with, and how many tokens of it.
+
+    Args:
+        prompt: Token ids.
+        held: What rows have read, sorted: the prompt would stand beside the one that it needs.
+        rows: The row of each of them.
+    """
+    place = bisect_left(held, prompt)
+    near = range(max(0, place - 1), min(place + 1, len(held)))
+    shared, row = max(((num_shared_tokens(prompt, held[i]), rows[i]) for i in near), default=(0, 0))
+    return (row, shared) if shared >= _LEAST_SHARED else (0, 0)
 
 
 def num_shared_tokens(a: Sequence[object], b: Sequence[object]) -> int:
