@@ -187,7 +187,8 @@ class DecodeConfig:
     these begin with is not read again. Within one call it never is. Cached tokens were read beside
     other prompts, which can change the last bits of what is computed from them."""
     keep_trace: tyro.conf.Suppress[bool] = True
-    """Record every mismatch in `Completion.trace`."""
+    """Record every mismatch in `Completion.trace`, with what a trained arbiter saw: thousands of
+    numbers each if it sees hidden states."""
 
     def __post_init__(self) -> None:
         _check_flags(self)

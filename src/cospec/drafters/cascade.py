@@ -87,6 +87,8 @@ def draft_guessing(
     chance: Chance,
     vocab_size: int,
     min_confidence: float,
+    *,
+    keep_logits: bool = True,
 ) -> Proposal:
     """Propose what the model chooses or draws, until each writer's block ends.
 
@@ -96,6 +98,7 @@ def draft_guessing(
         chance: How the rows draw.
         vocab_size: Width of the proposal's logits.
         min_confidence: Probability below which a token is a block's last; 0 for none.
+        keep_logits: Whether the proposal has logits.
     """
     steps: dict[str, list[Tensor]] = {  # K of (B, ...) each
         name: [] for name in ("is_finite", "logits", "hidden", "probs")
@@ -115,7 +118,8 @@ def draft_guessing(
         if min_confidence:
             is_unsure = ~(token_log_p(logits, chosen).exp() >= min_confidence)  # NaN is unsure
         are_sound = [one[: len(ids)] for one, ids in zip(is_finite.tolist(), given, strict=True)]
-        found = {"is_finite": is_finite, "logits": logits, "hidden": output.hidden, "probs": probs}
+        found = {"is_finite": is_finite, "hidden": output.hidden, "probs": probs}
+        found["logits"] = logits if keep_logits else None
         tokens, ends = chosen.tolist(), is_unsure.tolist()
         for r, writer in enumerate(writers):
             if writer.has_guessed and not all(are_sound[r]):
@@ -131,7 +135,7 @@ def draft_guessing(
         token_ids=_table([writer.drafted for writer in writers], model.device),
         lengths=torch.tensor([len(writer.drafted) for writer in writers], device=model.device),
         is_finite=torch.stack(steps["is_finite"], dim=1),
-        logits=steps["logits"],
+        logits=steps["logits"] or None,
         probs=torch.stack(steps["probs"], dim=1) if steps["probs"] else None,
         hidden=steps["hidden"] or None,
         num_forwards=torch.tensor([one.num_forwards for one in writers], device=model.device),
@@ -221,8 +225,8 @@ class Writer:
         ngrams: Ngrams | None,
         most_read: int,
     ) -> None:
-        self._text = row.prompt_ids + row.generated
-        self._num_generated, self._length = len(row.generated), len(row)
+        self._text = row.prompt_ids + row.generated  # and then what is drafted
+        self._num_prompt, self._length = len(row.prompt_ids), len(row)
         self._k, self._stop_ids = k, row.stop_ids if ends_at_stop else ()
         self._answer, self._ngrams, self._most_read = answer, ngrams, most_read
         self.start = min(num_read, self._length - 1)
@@ -232,12 +236,12 @@ class Writer:
     @property
     def unread(self) -> list[int]:
         """The tokens from `start` on."""
-        return (self._text + self.drafted)[self.start :]
+        return self._text[self.start :]
 
     @property
     def last_read(self) -> int:
         """The last token that the model has read; the first one if it has read none."""
-        return (self._text + self.drafted)[max(0, self.start - 1)]
+        return self._text[max(0, self.start - 1)]
 
     @property
     def first_place(self) -> int:
@@ -247,13 +251,13 @@ class Writer:
     def guess(self) -> list[int]:
         """Tokens that may follow; none where nothing like the end of the text is known."""
         most = min(self._most_read - len(self.unread), self._k - len(self.drafted) - 1)
-        text = self._text + self.drafted
-        found: list[int] = []
+        text, found = self._text, list[int]()
         self.has_guessed = False
         if most < 1:
             return found
-        if self._answer and (own := text[self._length - self._num_generated :]):
-            found = look_up(self._answer + own[-_LONGEST_MATCH:], most, _LONGEST_MATCH, 1)
+        own = text[max(self._num_prompt, len(text) - _LONGEST_MATCH) :]
+        if self._answer and own:
+            found = look_up(self._answer + own, most, _LONGEST_MATCH, 1)
         if not found and self._ngrams is not None:
             found = self._ngrams.guess(text, most) or look_up(text, most, _LONGEST_MATCH, 1)
         self.has_guessed = bool(found)
@@ -290,6 +294,7 @@ class Writer:
             token = chosen[place]
             taken.append((len(self.drafted), place))
             self.drafted.append(token)
+            self._text.append(token)
             ends = is_last[place] or token in self._stop_ids
             self.is_open = not ends and len(self.drafted) < self._k
             place += 1

@@ -52,6 +52,9 @@ class ModelDrafter(CachedModel, Drafter):
         self._k, self._min_confidence = config.k, config.draft_confidence_threshold
         self._pair, self._config = pair, config
         self.ends_early = config.ends_blocks_early
+        # Of a long block they take as much memory as the target's: kept only for who looks at them.
+        wants = needs & (Needs.DRAFT_LOGITS | Needs.BLOCK_LOG_Q)
+        self._keep_logits = config.keep_trace or bool(wants)
         self._target_vocab_size: int = pair.target.config.get_text_config().vocab_size
         self._num_read: dict[int, int] = {}
         """By row, tokens at its beginning that are in the cache, if so many stand."""
@@ -99,7 +102,7 @@ class ModelDrafter(CachedModel, Drafter):
                 # 0 after the end of a row's block: there the residual is p itself.
                 probs.append(q * ends.is_open[:, None, None] if may_end else q)
             drafted.append(ids)
-            logits.append(step_logits)
+            logits += [step_logits] * self._keep_logits
             are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
@@ -117,7 +120,7 @@ class ModelDrafter(CachedModel, Drafter):
             token_ids=token_ids,
             lengths=lengths,
             is_finite=torch.cat(are_sound, dim=1),
-            logits=logits,
+            logits=logits or None,
             probs=torch.cat(probs, dim=1) if probs else None,
             hidden=hidden or None,
         )
@@ -182,7 +185,14 @@ class ModelDrafter(CachedModel, Drafter):
         ]
         for writer, is_open in zip(writers, is_wanted, strict=True):
             writer.is_open = is_open
-        found = draft_guessing(self, writers, chance, self._target_vocab_size, self._min_confidence)
+        found = draft_guessing(
+            self,
+            writers,
+            chance,
+            self._target_vocab_size,
+            self._min_confidence,
+            keep_logits=self._keep_logits,
+        )
         for r, (row, writer) in enumerate(zip(rows, writers, strict=True)):
             self._num_read[r] = writer.start
             if self._ngrams is not None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cospec.drafters.lookup import LookupDrafter
+from cospec.drafters.lookup import LookupDrafter, longest_end
 from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
     from cospec.config import DecodeConfig
+    from cospec.drafters.lookup import Ids
     from cospec.models.pair import ModelPair
     from cospec.types import Needs
 
@@ -38,12 +39,12 @@ class NgramDrafter(LookupDrafter):
             )
         self._longest, self._shortest = config.prompt_lookup_max, config.prompt_lookup_min
 
-    def find(self, token_ids: list[int]) -> list[int]:
+    def find(self, token_ids: Ids) -> list[int]:
         """Return what followed the last tokens where they occurred before."""
         return look_up(token_ids, self._k, self._longest, self._shortest)
 
 
-def look_up(token_ids: list[int], k: int, longest: int, shortest: int) -> list[int]:
+def look_up(token_ids: list[int] | Ids, k: int, longest: int, shortest: int) -> list[int]:
     """Return up to k tokens that followed the last ones where they occurred before.
 
     The longest match wins; of several the latest one that k tokens follow, or else the earliest.
@@ -55,11 +56,10 @@ def look_up(token_ids: list[int], k: int, longest: int, shortest: int) -> list[i
         shortest: Fewest of them.
     """
     ids = np.asarray(token_ids)
-    for n in range(min(longest, len(ids) - 1), shortest - 1, -1):
-        windows = np.lib.stride_tricks.sliding_window_view(ids[:-1], n)
-        starts = np.flatnonzero((windows == ids[-n:]).all(axis=1))
-        if len(starts):
-            followed = starts[starts + n + k <= len(ids)]
-            begin = int(followed[-1] if len(followed) else starts[0]) + n
-            return token_ids[begin : begin + k]
-    return []
+    places, length = longest_end(ids, longest)
+    if not len(places) or length < shortest:
+        return []
+    followed = places[places + 1 + k <= len(ids)]
+    begin = int(followed[-1] if len(followed) else places[0]) + 1
+    found: list[int] = ids[begin : begin + k].tolist()
+    return found

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cospec.drafters.lookup import LookupDrafter
+from cospec.drafters.lookup import LookupDrafter, longest_end
 
 if TYPE_CHECKING:
     from cospec.config import DecodeConfig
+    from cospec.drafters.lookup import Ids
     from cospec.models.pair import ModelPair
     from cospec.types import Needs
 
@@ -34,12 +35,14 @@ class SuffixDrafter(LookupDrafter):
         super().__init__(pair, config, needs)
         self._shortest, self._least = config.prompt_lookup_min, config.draft_confidence_threshold
 
-    def find(self, token_ids: list[int]) -> list[int]:
+    def find(self, token_ids: Ids) -> list[int]:
         """Return what most often followed the longest end that occurred before."""
         return continue_suffix(token_ids, self._k, self._shortest, self._least)
 
 
-def continue_suffix(token_ids: list[int], k: int, shortest: int, least: float = 0.0) -> list[int]:
+def continue_suffix(
+    token_ids: list[int] | Ids, k: int, shortest: int, least: float = 0.0
+) -> list[int]:
     """Return up to k tokens that most often followed the longest end of a text.
 
     Args:
@@ -49,14 +52,7 @@ def continue_suffix(token_ids: list[int], k: int, shortest: int, least: float = 
         least: Least product of the tokens' shares among what followed there.
     """
     ids = np.asarray(token_ids)
-    places = np.flatnonzero(ids[:-1] == ids[-1])  # where an occurrence ends
-    length = 1
-    while length < _LONGEST and len(places):
-        longer = places[places >= length]
-        longer = longer[ids[longer - length] == ids[-1 - length]]
-        if not len(longer):
-            break
-        places, length = longer, length + 1
+    places, length = longest_end(ids, _LONGEST)
     if not len(places) or length < shortest:
         return []
     found: list[int] = []

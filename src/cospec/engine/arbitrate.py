@@ -79,7 +79,7 @@ def arbitrate(
     device = proposal.token_ids.device
     r, places, is_stop, is_exact = torch.tensor(where, device=device).unbind(dim=1)
     ruled = Origin.OVERRIDE, Origin.CORRECTION
-    counts = [[len(row.generated), *map(row.origins.count, ruled)] for row in rows]
+    counts = [[len(row.generated), *map(row.count, ruled)] for row in rows]
     history = torch.tensor(counts, device=device)  # (B, 3)
     batch = collect_mismatches(verified, proposal, r, places, history, arbiter.needs, chance)
     ruling = arbiter.rule(batch)

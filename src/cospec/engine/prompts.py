@@ -75,10 +75,10 @@ def make_row(pair: ModelPair, index: int, ids: list[int], config: SamplingConfig
     """Return the row of a prompt of token ids."""
     stops = set() if config.ignore_eos else set(pair.eos_token_ids)
     stops |= set(config.stop_token_ids)
-    if config.stop:  # special tokens among them, which decoded text leaves out
-        specials = pair.special_token_ids
-        stops |= {specials[text] for text in config.stop if text in specials}
-    return Row(index, ids, config, frozenset(stops), pair.tokenizer)
+    specials = pair.special_token_ids if config.stop else {}  # decoded text leaves them out
+    stops |= {specials[text] for text in config.stop if text in specials}
+    special_ids = frozenset(specials.values())
+    return Row(index, ids, config, frozenset(stops), pair.tokenizer, special_ids)
 
 
 def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ Knows tokens and text, nothing of models, caches or arbiters.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class Row:
         config: Its settings.
         stop_ids: Token ids that end it.
         tokenizer: For text and stop strings; None if the pair has none.
+        special_ids: Tokens that decoded text leaves out; empty without stop strings.
         keep_caches: Whether to save what is stored of it when it finishes.
         caches: What target and drafter have read already, when a branch waits to be admitted or
             `keep_caches` has saved it.
@@ -44,6 +46,7 @@ class Row:
     config: SamplingConfig
     stop_ids: frozenset[int]
     tokenizer: PreTrainedTokenizerBase | None
+    special_ids: frozenset[int] = frozenset()
     keep_caches: bool = False
     caches: list[Any] | None = None  # Any: only their stores look into them
     is_foreign: bool = False
@@ -58,6 +61,8 @@ class Row:
     num_sent_tokens: int = 0
     num_sent_chars: int = 0
     _growing: GrowingText | None = field(default=None, init=False)
+    _counts: Counter[Origin] = field(default_factory=Counter, init=False)
+    _num_counted: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.draw_from(self.index)
@@ -77,6 +82,12 @@ class Row:
             ids = self.prompt_ids[len(ids) - num_tokens :] + ids
         return [ids[0]] * (num_tokens - len(ids)) + ids
 
+    def count(self, origin: Origin) -> int:
+        """Count the tokens of an origin, where only what came since the last call is looked at."""
+        self._counts.update(self.origins[self._num_counted :])
+        self._num_counted = len(self.origins)
+        return self._counts[origin]
+
     def emit(self, token_id: int, origin: Origin) -> None:
         """Append a token and see whether it ends the completion."""
         self.generated.append(token_id)
@@ -91,10 +102,14 @@ class Row:
         """Return whether a stop string ends within the last token."""
         if not self.config.stop:
             return False
-        # A token adds at least a byte, so that a stop string spans at most this many of them
-        # (special tokens add none: where `ignore_eos` lets them stand, one may hide its beginning).
-        num_tokens = max(len(s.encode()) for s in self.config.stop) + 1
-        return self._find_stop(self._decode(self.generated[-num_tokens:])) >= 0
+        # A token adds at least a byte, so that a stop string spans at most this many of them, and
+        # special tokens, which add none.
+        left = max(len(s.encode()) for s in self.config.stop) + 1
+        start = len(self.generated)
+        while start and left:
+            start -= 1
+            left -= self.generated[start] not in self.special_ids
+        return self._find_stop(self._decode(self.generated[start:])) >= 0
 
     def _find_stop(self, text: str) -> int:
         """Return the start of the first stop string in `text`; -1 if there is none."""

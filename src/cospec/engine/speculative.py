@@ -63,7 +63,7 @@ class SpeculativeBatch(Batch):
         """Decode one block of every row."""
         chance = self._chance()
         for row in self.rows:
-            num_corrections = row.origins.count(Origin.CORRECTION)
+            num_corrections = row.count(Origin.CORRECTION)
             row.is_lossless = row.is_foreign or num_corrections >= self._max_corrections
         proposal = self._drafter.propose(self.rows, chance)
         verified = verify(self._read(proposal), proposal, chance)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from cospec.rulings import LookAhead
 
 
+_MOST_LOGITS = 1 << 26
+"""Logits that float32 copies are made of at once: a whole block may have some hundred million."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verification:
     """The target's view of a block.
@@ -35,7 +39,8 @@ class Verification:
             no meaning after a row's length.
         is_finite: Whether the logits of a place hold neither NaN nor +inf, (B, K + 1).
         logits: Raw, (B, K + 1, V).
-        probs: Distributions sampled from, (B, K + 1, V); None if every row is greedy.
+        draft_probs: The drafted tokens' probabilities in what is sampled from, after temperature
+            and truncation, (B, K); None if every row is greedy.
         hidden: Last hidden states, (B, K + 1, H), if asked for.
     """
 
@@ -43,7 +48,7 @@ class Verification:
     is_match: Tensor
     is_finite: Tensor
     logits: Tensor
-    probs: Tensor | None
+    draft_probs: Tensor | None
     hidden: Tensor | None
 
 
@@ -62,20 +67,38 @@ def verify(output: Output, proposal: Proposal, chance: Chance) -> Verification:
         is_match = target_ids[:, :-1] == drafted
         return Verification(target_ids, is_match, is_finite, logits, None, output.hidden)
     assert proposal.probs is not None, "a drafter must say what sampled rows draw from"
-    p, q, k = chance.warper.probs(logits), proposal.probs, drafted.shape[1]
-    is_match = accepts(p[:, :-1], q, drafted, chance.numbers.accept[:, :k])
-    # What stands in the place of a token is drawn for every place beforehand, from numbers of its
-    # own: the residual where one was drafted, p where the block has ended (q is 0 there).
-    instead = torch.cat([residual(p[:, :-1], q), p[:, -1:]], dim=1)  # (B, K + 1, V)
-    target_ids = draw(instead, chance.numbers.target[:, : k + 1])
-    return Verification(target_ids, is_match, is_finite, logits, p, output.hidden)
+    k, numbers = drafted.shape[1], chance.numbers
+    found = []
+    for part in _parts(k + 1, logits[:, 0].numel()):
+        p, q, ids = chance.warper.probs(logits[:, part]), proposal.probs[:, part], drafted[:, part]
+        p_drafted = p[:, : ids.shape[1]]  # the bonus token's place has none
+        # What stands in the place of a token is drawn for every place beforehand, from numbers of
+        # its own: the residual where one was drafted, p where the block has ended (q is 0 there).
+        instead = torch.cat([residual(p_drafted, q), p[:, ids.shape[1] :]], dim=1)
+        found.append(
+            (
+                draw(instead, numbers.target[:, part]),
+                accepts(p_drafted, q, ids, numbers.accept[:, :k][:, part]),
+                p_drafted.gather(-1, ids[..., None])[..., 0],
+            )
+        )
+    target_ids, is_match, draft_probs = (
+        torch.cat(each, dim=1) for each in zip(*found, strict=True)
+    )
+    return Verification(target_ids, is_match, is_finite, logits, draft_probs, output.hidden)
+
+
+def _parts(number: int, num_logits: int) -> list[slice]:
+    """Cut so many places or mismatches, of so many logits each, into parts that fit in memory."""
+    size = max(1, _MOST_LOGITS // num_logits)
+    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 
 
 def is_cut(verified: Verification, batch: MismatchBatch, warper: Warper | None) -> Tensor | None:
     """Return whether truncation took the drafted token from p, (M,) bool; None if all is greedy."""
-    if warper is None or verified.probs is None:
+    if warper is None or verified.draft_probs is None:
         return None
-    p = verified.probs[batch.rows, batch.block_positions, batch.draft_ids]
+    p = verified.draft_probs[batch.rows, batch.block_positions]
     return (p == 0) & ~warper.is_greedy[batch.rows, 0, 0]
 
 
@@ -135,10 +158,10 @@ def _target_states(verified: Verification, rows: Tensor, places: Tensor) -> tupl
 
 
 def _at(steps: list[Tensor] | None, rows: Tensor, places: Tensor) -> Tensor:
-    """Pick the mismatches' entries, (M, X), from K tensors of (B, X), copying only those rows."""
+    """Pick the mismatches' entries, (M, X), from K tensors of (B, X), copying nothing else."""
     assert steps is not None, "the engine refuses a drafter that lacks what is needed"
-    used, inverse = torch.unique_consecutive(rows, return_inverse=True)
-    return torch.stack([step[used] for step in steps], dim=1)[inverse, places]
+    where = torch.stack([places, rows], dim=1).tolist()
+    return torch.stack([steps[place][row] for place, row in where])
 
 
 def _block_log_q(proposal: Proposal, rows: Tensor) -> Tensor:
@@ -159,13 +182,17 @@ def _look_ahead(
     drafted = proposal.token_ids[used]  # (R, K)
     num_rows, k = drafted.shape
     place = torch.arange(k, device=drafted.device).expand(num_rows, k)
+    log_p = [
+        token_log_p(verified.logits[used, part], drafted[:, part])
+        for part in _parts(k, num_rows * verified.logits.shape[-1])
+    ]
     return look_ahead(
         inverse * k + places,
         k - 1,
         blocks=torch.arange(num_rows, device=drafted.device).repeat_interleave(k),
         is_drafted=(place < proposal.lengths[used, None]).flatten(),
         is_match=verified.is_match[used].flatten(),
-        log_p=token_log_p(verified.logits[used, :-1], drafted).flatten(),
+        log_p=torch.cat(log_p, dim=1).flatten(),
     )
 
 
@@ -182,10 +209,12 @@ def trace_probs(verified: Verification, proposal: Proposal, batch: MismatchBatch
     """
     rows, places = batch.rows, batch.block_positions
     ids = torch.stack([batch.draft_ids, batch.target_ids], dim=1)  # (M, 2)
-    p = token_probs(verified.logits[rows, places], ids).T
+    parts = _parts(len(batch), verified.logits.shape[-1])
+    p = torch.cat([token_probs(verified.logits[rows[i], places[i]], ids[i]) for i in parts]).T
     if proposal.logits is None:
         return torch.cat([p, torch.full_like(p, torch.nan)])
-    q = token_probs(_at(proposal.logits, rows, places), ids).T
+    steps = proposal.logits
+    q = torch.cat([token_probs(_at(steps, rows[i], places[i]), ids[i]) for i in parts]).T
     if proposal.num_forwards is not None:
         q = q.masked_fill(proposal.num_forwards[rows] == 0, torch.nan)
     return torch.cat([p, q])
