@@ -169,6 +169,79 @@ def test_the_order_is_that_of_what_an_alias_names(query: str, keys: str, folder:
     assert [row[:width] for row in rows] and len(rows[0]) == width + 1
 
 
+NAMES = "WITH w AS (SELECT name, maker FROM item GROUP BY name, maker) "
+CUT = [
+    "SELECT price FROM item ORDER BY 1 = 1 LIMIT 1 OFFSET 1",
+    "SELECT price FROM item ORDER BY 1 = 1 LIMIT 1, 1",
+    "SELECT price FROM item ORDER BY name LIMIT 2 OFFSET 1",
+    f"{NAMES} SELECT maker FROM w ORDER BY name LIMIT 1",
+    "SELECT DISTINCT name, maker FROM item GROUP BY name, maker ORDER BY name LIMIT 1",
+    "SELECT maker, name AS n FROM item GROUP BY maker, name ORDER BY 2 LIMIT 1",
+]
+
+
+@pytest.mark.parametrize("query", CUT)
+def test_a_limit_that_cuts_a_tie_is_found_in_any_query(query: str, folder: Path) -> None:
+    """Found: with OFFSET, WITH, DISTINCT or the number of an alias the ties were not looked at."""
+    write_rows(folder, [ROWS[0], {"db_id": "shop", "question": "?", "query": query}])
+    (example,) = load_task(f"sql:{folder},split=test").examples("test")
+    assert example.metadata["question"] == ROWS[0]["question"]
+
+
+@pytest.mark.parametrize(
+    ("query", "right", "wrong"),
+    [
+        (
+            "SELECT DISTINCT name, maker FROM item ORDER BY name",
+            "SELECT name, maker FROM item ORDER BY name, maker DESC",
+            "SELECT name, maker FROM item ORDER BY maker, name DESC",
+        ),
+        (
+            "SELECT DISTINCT Name AS n, maker FROM item ORDER BY 1 LIMIT 2",
+            "SELECT name, maker FROM item WHERE name = 'ink' ORDER BY maker DESC",
+            "SELECT name, maker FROM item WHERE maker = 1",
+        ),
+        (
+            f"{NAMES} SELECT name, maker FROM w ORDER BY name",
+            "SELECT name, maker FROM item ORDER BY name, maker DESC",
+            "SELECT name, maker FROM item ORDER BY maker, name DESC",
+        ),
+        (
+            "SELECT name FROM item ORDER BY price LIMIT 1 OFFSET 1",
+            "SELECT name FROM item WHERE price = 2.5",
+            "SELECT name FROM item WHERE price = 1",
+        ),
+        (
+            "SELECT name, maker FROM item ORDER BY name DESC LIMIT 1, 2",
+            "SELECT name, maker FROM item WHERE name = 'ink' ORDER BY price DESC",
+            "SELECT name, maker FROM item WHERE maker = 1",
+        ),
+    ],
+)
+def test_ties_in_the_order_of_any_query_may_come_in_any_order(
+    query: str, right: str, wrong: str, folder: Path
+) -> None:
+    """Found: another order of tied rows was wrong, or the question was left out."""
+    write_rows(folder, [{"db_id": "shop", "question": "?", "query": query}])
+    task = load_task(f"sql:{folder},split=test")
+    (example,) = task.examples("test")
+    assert task.score(example, query).correct and task.score(example, right).correct
+    assert not task.score(example, wrong).correct
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT DISTINCT name FROM item ORDER BY price",
+        "SELECT name FROM item UNION SELECT town FROM maker ORDER BY name",
+        "SELECT name FROM item ORDER BY price LIMIT 1 OFFSET 1 + 1",
+        "SELECT name IS DISTINCT FROM 'pen' FROM item ORDER BY name",
+    ],
+)
+def test_keys_that_would_change_the_rows_are_not_shown(query: str) -> None:
+    assert keyed(query) is None
+
+
 def test_a_question_whose_gold_result_is_not_one_answer_is_left_out(folder: Path) -> None:
     """Found: whatever row SQLite came upon first was the one right answer."""
     queries = {
@@ -182,19 +255,65 @@ def test_a_question_whose_gold_result_is_not_one_answer_is_left_out(folder: Path
     assert example.metadata["question"] == "The cheapest item?"
 
 
-def test_views_and_generated_columns_are_not_shown(folder: Path) -> None:
+@pytest.fixture
+def club(folder: Path) -> Path:
+    """The folder with views, one of which nobody can read, and generated columns in the club."""
     with closing(sqlite3.connect(folder / "club" / "club.sqlite")) as connection, connection:
         connection.executescript(
-            "CREATE VIEW bernese AS SELECT name FROM member WHERE town = 'Bern';"
-            "CREATE TABLE fee (amount INTEGER, half INTEGER AS (amount / 2));"
+            'CREATE TABLE fee (amount INTEGER, half INTEGER AS (amount / 2), "Whole Fee" AS '
+            "(amount) STORED);"
+            "INSERT INTO fee VALUES (4), (6);"
+            'CREATE VIEW bernese (name, "Old Town") AS SELECT name, town -- all\n'
+            " FROM member WHERE town = 'Bern';"
+            "CREATE VIEW today AS SELECT date('now') AS day;"
+            "CREATE VIEW tomorrow AS SELECT date(day, '+1 day') AS day FROM today;"
+            "CREATE TABLE gone (x); CREATE VIEW broken AS SELECT x FROM gone; DROP TABLE gone;"
         )
-    (example,) = (
-        e
-        for e in load_task(f"sql:{folder},split=test").examples("test")
-        if e.metadata["db_id"] == "club"
-    )
-    assert "CREATE TABLE fee (amount integer);" in example.question
-    assert "bernese" not in example.question
+    return folder
+
+
+def test_views_and_generated_columns_are_shown(club: Path) -> None:
+    """Found: models were asked for what they could not know of."""
+    examples = load_task(f"sql:{club},split=test").examples("test")
+    (example,) = (e for e in examples if e.metadata["db_id"] == "club")
+    assert 'CREATE TABLE fee (amount integer, half integer, "Whole Fee");\n' in example.question
+    view = 'CREATE VIEW bernese(name, "Old Town") AS SELECT name, town FROM member WHERE town = '
+    assert f"{view}'Bern';\n" in example.question
+    assert "broken" not in example.question
+
+
+@pytest.mark.parametrize(
+    ("query", "other"),
+    [
+        ('SELECT "Old Town" FROM bernese', "SELECT town FROM member WHERE town = 'Bern'"),
+        ('SELECT "Whole Fee", half FROM fee', "SELECT amount, amount / 2 FROM fee"),
+        ("SELECT name FROM Bernese", "SELECT name FROM bernese"),
+    ],
+)
+def test_a_query_may_read_views_and_generated_columns(query: str, other: str, club: Path) -> None:
+    """Found: their names in double quotes became strings."""
+    write_rows(club, [{"db_id": "club", "question": "?", "query": query}])
+    task = load_task(f"sql:{club},split=test")
+    (example,) = task.examples("test")
+    assert task.score(example, query).correct
+    assert task.score(example, example.metadata["solution"]).correct
+    assert task.score(example, other).correct
+    assert not task.score(example, "SELECT name FROM member").correct
+
+
+@pytest.mark.parametrize("view", ["today", "Tomorrow"])
+def test_a_gold_query_on_a_view_that_asks_the_clock_is_refused(view: str, club: Path) -> None:
+    write_rows(club, [{"db_id": "club", "question": "?", "query": f"SELECT day FROM {view}"}])
+    with pytest.raises(TaskError, match="a view that it reads, asks the clock"):
+        load_task(f"sql:{club}")
+
+
+def test_a_query_on_a_view_that_asks_the_clock_is_wrong(club: Path) -> None:
+    write_rows(club, [{"db_id": "club", "question": "?", "query": "SELECT count(*) FROM fee"}])
+    task = load_task(f"sql:{club},split=test")
+    (example,) = task.examples("test")
+    assert task.score(example, "SELECT 2 FROM bernese").correct
+    assert not task.score(example, "SELECT 2 FROM tomorrow").correct
 
 
 def test_a_database_with_unfinished_changes_is_refused(folder: Path) -> None:

@@ -1,10 +1,18 @@
-"""Fillings as SQLite files in a temporary folder, made when a schema is first asked for."""
+"""Fillings as SQLite files in a temporary folder, made when a schema is first asked for.
+
+The folder is locked as long as it is used, and removed afterwards. A process that is killed cannot
+do so: the kernel takes its lock away, and whoever makes the next folder removes that one as well.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
 import sqlite3
 import tempfile
+import time
 import weakref
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +28,9 @@ if TYPE_CHECKING:
     from cospec.tasks.sql.schema import Schema
 
 NUM_FILLINGS = 8
+_PREFIX = "cospec-fillings-"
+_UNLOCKED_S = 60.0
+"""Age of a folder in seconds up to which its process may not have locked it yet."""
 
 
 class Fillings:
@@ -28,8 +39,13 @@ class Fillings:
     def __init__(self, schemas: Mapping[str, Schema], queries: Mapping[str, Sequence[str]]) -> None:
         self.schemas = schemas
         self.queries = queries
-        self._folder = Path(tempfile.mkdtemp(prefix="cospec-sql-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            _remove_if_left(path)
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        held = os.open(self._folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # no locks on this file system: nobody can take one
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        weakref.finalize(self, _remove, self._folder, held)
         self._paths: dict[str, list[str]] = {}
 
     def schema(self, db_id: str) -> Schema:
@@ -48,6 +64,29 @@ class Fillings:
                 paths.append(str(path))
             self._paths[db_id] = paths
         return self._paths[db_id]
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a folder of a process that was killed: it is old enough, ours, and not locked."""
+    try:
+        about = folder.lstat()
+        if about.st_uid != os.getuid() or time.time() - about.st_mtime < _UNLOCKED_S:
+            return
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # another process has removed it
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # its process lives, or nobody can tell
+        os.close(held)
+    else:
+        _remove(folder, held)
+
+
+def _remove(folder: Path, held: int) -> None:
+    """Remove a folder, and then its lock."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
 
 
 def write(path: Path, schema: Schema, contents: Contents) -> None:

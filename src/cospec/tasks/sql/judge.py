@@ -88,7 +88,7 @@ class Judge:
                 f"the gold query {gold_query!r} has no result on the database {db_id!r}: {error}. "
                 "Correct the query, or leave its question out."
             ) from error
-        if asks_the_clock(query):
+        if self.asks_the_clock(db_id, query):
             return False
         found = []
         for path, groups in zip(gold.paths, gold.results, strict=True):
@@ -101,6 +101,10 @@ class Judge:
                 return False
             found.append(rows)
         return same_results(gold.results, found)
+
+    def asks_the_clock(self, db_id: str, query: str) -> bool:
+        """Whether the answer of a query, with the views it reads, depends on when it is asked."""
+        return asks_the_clock(self.databases.schema(db_id).with_views(query))
 
     def _gold(self, db_id: str, query: str) -> Gold:
         """The gold results; those on all databases if on none of them there is one answer."""
@@ -119,7 +123,7 @@ class Judge:
         return groups, not is_cut and same_results([groups], [reverse])
 
     def _ties(self, path: str, query: str, rows: list[Row]) -> tuple[Groups, bool]:
-        """Rows in runs whose order does not count, and whether LIMIT cuts through one."""
+        """Rows in runs whose order does not count, and whether LIMIT or OFFSET cuts one."""
         form = keyed(query)
         full = rows
         if form is not None:
@@ -128,17 +132,23 @@ class Judge:
             except QueryError:
                 form = None
         width = len(full[0]) - form.num_keys if form and full else 0
-        if form is None or [row[:width] for row in full[: len(rows)]] != rows:
+        kept = full[form.num_skipped :][: len(rows)] if form else []
+        if form is None or [row[:width] for row in kept] != rows:
             return ([[row] for row in rows] if is_ordered(query) else [rows]), False
         groups: Groups = []
         for i, row in enumerate(rows):
-            if i and full[i][width:] == full[i - 1][width:]:
+            if i and kept[i][width:] == kept[i - 1][width:]:
                 groups[-1].append(row)
             else:
                 groups.append([row])
-        run = [row[:width] for row in full if rows and row[width:] == full[len(rows) - 1][width:]]
-        is_cut = bool(run) and len(run) > len(groups[-1]) and len(set(run)) > 1
-        return groups, is_cut
+
+        def is_cut(group: list[Row], end: Row) -> bool:
+            """Whether rows that are tied with the first or last one were left out."""
+            run = [row[:width] for row in full if row[width:] == end[width:]]
+            return len(run) > len(group) and len(set(run)) > 1
+
+        ends = [(groups[0], kept[0]), (groups[-1], kept[-1])] if rows else []
+        return groups, any(is_cut(group, end) for group, end in ends)
 
 
 def asks_the_clock(query: str) -> bool:

@@ -2,7 +2,12 @@
 
 ``SELECT a FROM t ORDER BY b`` says nothing of rows with the same ``b``. So the gold query is run
 once more with ``b`` among its columns and without its LIMIT, which shows the ties; a result whose
-end cuts through a tie is no one answer.
+beginning or end cuts through a tie is no one answer.
+
+With ``b`` among its columns ``SELECT DISTINCT a`` would have other rows. So its ties are shown only
+if each sort key is a column that it selects; those of UNION, INTERSECT and EXCEPT are not. Where
+they are not shown each row has its place, and only reading tables from their end tells a tie
+(`judge`).
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from cospec.tasks.sql.scan import KEYWORDS, ends_operand
 from cospec.tasks.sql.tokens import Token, depths, tokenize
 
 _HIDES_KEYS = {"UNION", "INTERSECT", "EXCEPT", "DISTINCT"}
-"""With these, another column could change the rows."""
+"""With these, another column could change the rows; DISTINCT right after SELECT is looked into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,8 @@ class Keyed:
     sql: str
     """The query with its sort keys as last columns and without LIMIT."""
     num_keys: int
+    num_skipped: int = 0
+    """First rows that OFFSET leaves out."""
 
 
 def is_ordered(sql: str) -> bool:
@@ -43,30 +50,74 @@ def keyed(sql: str) -> Keyed | None:
     levels = depths(tokens)
     words = [token.upper if level == 0 else "" for token, level in zip(tokens, levels, strict=True)]
     end = words.index("LIMIT") if "LIMIT" in words else len(tokens)
+    skipped = _num_skipped([token.text for token in tokens], words, end)
+    if skipped is None:
+        return None
     if "ORDER" not in words:
-        shorter = " ".join(token.text for token in tokens[:end])
-        return Keyed(shorter, 0) if end < len(tokens) else None
-    order, start = words.index("ORDER"), words.index("FROM") if "FROM" in words else 0
+        return Keyed(_text(tokens[:end]), 0, skipped) if end < len(tokens) else None
+    if "FROM" not in words or words[0] not in ("SELECT", "WITH") or "SELECT" not in words:
+        return None
+    first, start = words.index("SELECT") + 1, words.index("FROM")
+    is_distinct = words[first : first + 1] == ["DISTINCT"]
+    if is_distinct:
+        words[first], first = "", first + 1
     if _HIDES_KEYS & set(words):
         return None
-    if not start or words[0] != "SELECT":
+    selected = _parts(tokens[first:start], levels[first:start])
+    order = words.index("ORDER") + 2
+    keys = _keys(_parts(tokens[order:end], levels[order:end]), selected)
+    shown = [_sense(_named(part) or part) for part in selected]
+    if keys is None or (is_distinct and any(_sense(key) not in shown for key in keys)):
         return None
-    selected = _parts(tokens[1:start], levels[1:start])
+    texts = " , ".join(f"({_text(key)})" for key in keys)
+    sql = f"{_text(tokens[:start])} , {texts} {_text(tokens[start:end])}"
+    return Keyed(sql, len(keys), skipped)
+
+
+def _num_skipped(texts: list[str], words: list[str], limit: int) -> int | None:
+    """Count the rows that OFFSET leaves out; None if it is no plain number.
+
+    Args:
+        texts: Of all tokens.
+        words: Those outside of parentheses in upper case, "" for the others.
+        limit: Place of LIMIT.
+    """
+    rest = words[limit:]
+    if "OFFSET" in rest:
+        count = texts[limit + rest.index("OFFSET") + 1 :]
+    elif "," in rest:  # LIMIT 2, 3 skips two rows
+        count = texts[limit + 1 : limit + rest.index(",")]
+    else:
+        return 0
+    return int(count[0]) if len(count) == 1 and count[0].isdecimal() else None
+
+
+def _keys(parts: list[list[Token]], selected: list[list[Token]]) -> list[list[Token]] | None:
+    """Return the expressions that a query is ordered by; None if a number names no column."""
     has_star = any(part[-1].text == "*" for part in selected)  # then columns cannot be counted
     aliases = {part[-1].value.lower(): named for part in selected if (named := _named(part))}
     keys = []
-    for part in _parts(tokens[order + 2 : end], levels[order + 2 : end]):
+    for part in parts:
         key = part[:-2] if len(part) > 2 and part[-2].upper == "NULLS" else part
         key = key[:-1] if key[-1].upper in ("ASC", "DESC") else key
         if len(key) == 1 and key[0].text.isdecimal():
             place = int(key[0].text)
             if has_star or not 1 <= place <= len(selected):
                 return None
-            key = selected[place - 1]
-        keys.append(aliases.get(key[0].value.lower(), key) if len(key) == 1 else key)
-    texts = ["(" + " ".join(token.text for token in key) + ")" for key in keys]
-    head, tail = (" ".join(t.text for t in part) for part in (tokens[:start], tokens[start:end]))
-    return Keyed(f"{head} , {' , '.join(texts)} {tail}", len(keys))
+            key = _named(selected[place - 1]) or selected[place - 1]
+        elif len(key) == 1:
+            key = aliases.get(key[0].value.lower(), key)
+        keys.append(key)
+    return keys
+
+
+def _text(tokens: list[Token]) -> str:
+    return " ".join(token.text for token in tokens)
+
+
+def _sense(tokens: list[Token]) -> list[str]:
+    """Return what tokens say, with words in one case."""
+    return [token.upper or token.text for token in tokens]
 
 
 def _named(part: list[Token]) -> list[Token]:

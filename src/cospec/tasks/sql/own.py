@@ -20,7 +20,7 @@ from cospec.errors import TaskError, unknown_name
 from cospec.tasks.base import SPLITS, Example
 from cospec.tasks.files import FileSource, by_hash, named, read_rows
 from cospec.tasks.sql.executor import QueryError
-from cospec.tasks.sql.judge import Judge, asks_the_clock
+from cospec.tasks.sql.judge import Judge
 from cospec.tasks.sql.prompt import database_of, question_text, sql_task
 from cospec.tasks.sql.schema import from_sqlite
 from cospec.tasks.sql.solution import solution
@@ -117,10 +117,10 @@ def _example(identity: str, row: Row, judge: Judge) -> Example | None:
             )
     if "split" in row and row["split"] not in SPLITS:
         raise TaskError(f"{identity}: {unknown_name('split', str(row['split']), SPLITS)}")
-    if asks_the_clock(row["query"]):
+    if judge.asks_the_clock(row["db_id"], row["query"]):
         raise TaskError(
-            f"{identity}: the gold query asks the clock, so that its result changes from day to "
-            f"day ({row['query'][:60]!r}); write the date."
+            f"{identity}: the gold query, or a view that it reads, asks the clock, so that its "
+            f"result changes from day to day ({row['query'][:60]!r}); write the date."
         )
     schema = judge.databases.schema(row["db_id"])
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from cospec.tasks.sql.solution import rewrite
+from cospec.tasks.sql.tokens import tokenize
+
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Mapping
 
 AFFINITY = {"number": "NUMERIC", "text": "TEXT", "time": "DATETIME", "boolean": "BOOLEAN"}
@@ -44,13 +47,24 @@ class ForeignKey:
     to_column: str
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """A query with a name, which is read as a table is and holds no rows of its own."""
+
+    name: str
+    columns: tuple[str, ...]
+    sql: str
+    """The statement that makes it."""
+
+
 @dataclass(frozen=True)
 class Schema:
-    """All tables of one database."""
+    """All tables and views of one database."""
 
     name: str
     tables: tuple[Table, ...]
     foreign_keys: tuple[ForeignKey, ...] = ()
+    views: tuple[View, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Table]:
@@ -59,13 +73,32 @@ class Schema:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The schema's writing of each table and column, by name in lower case; tables win."""
-        columns = {c.name.lower(): c.name for table in self.tables for c in table.columns}
-        return columns | {name: table.name for name, table in self.by_name.items()}
+        """The schema's writing of each name (table, view, column), by it in lower case.
+
+        Where two are alike, tables win before views, and these before columns.
+        """
+        columns = {name.lower(): name for view in self.views for name in view.columns}
+        columns |= {c.name.lower(): c.name for table in self.tables for c in table.columns}
+        views = {view.name.lower(): view.name for view in self.views}
+        return columns | views | {name: table.name for name, table in self.by_name.items()}
 
     def prompt_text(self) -> str:
-        """One ``CREATE TABLE`` a line, with types and keys, as models have read schemas."""
-        return "\n".join(map(self._create_statement, self.tables))
+        """One ``CREATE TABLE`` a line, with types and keys, as models have read schemas, and views.
+
+        A generated column is shown like any other.
+        """
+        views = [f"{rewrite(view.sql, self.names)};" for view in self.views]
+        return "\n".join([*map(self._create_statement, self.tables), *views])
+
+    def with_views(self, query: str) -> str:
+        """The query, and after it the statements of all views that it reads, and that they read."""
+        if not self.views:
+            return query
+        texts = [query]
+        for text in texts:  # which grow meanwhile
+            words = {token.value.lower() for token in tokenize(text)}
+            texts += [v.sql for v in self.views if v.name.lower() in words and v.sql not in texts]
+        return "\n;\n".join(texts)
 
     def _create_statement(self, table: Table) -> str:
         alone = table.primary_key if len(table.primary_key) == 1 else ()
@@ -84,10 +117,10 @@ class Schema:
         return f"CREATE TABLE {quote(table.name)} ({', '.join(parts)});"
 
     def create_statements(self) -> list[str]:
-        """One CREATE TABLE a table.
+        """One CREATE TABLE a table, for a filling, which has no views.
 
         Keys are not declared: the rows respect them, and without an index SQLite reads rows in
-        the order in which they were inserted.
+        the order in which they were inserted. Nor is a column generated: all of them are filled.
         """
         return [
             f"CREATE TABLE {force_quote(table.name)} ("
@@ -151,8 +184,10 @@ def from_sqlite(name: str, connection: sqlite3.Connection) -> Schema:
     )
     tables, foreign = [], []
     for (table,) in connection.execute(sql).fetchall():
-        info = connection.execute("SELECT name, type, pk FROM pragma_table_info(?)", (table,))
-        rows = info.fetchall()
+        info = connection.execute(
+            "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden <> 1", (table,)
+        )
+        rows = info.fetchall()  # generated columns too, and no inner ones of virtual tables
         key = tuple(name for name, _, pk in sorted(rows, key=lambda r: r[2]) if pk)
         tables.append(Table(table, tuple(Column(n, t.lower()) for n, t, _ in rows), key))
         links = connection.execute(
@@ -168,4 +203,19 @@ def from_sqlite(name: str, connection: sqlite3.Connection) -> Schema:
             ForeignKey(a, b, c, d or next(iter(keys.get(c.lower(), ())), "rowid"))
             for a, b, c, d in foreign
         ),
+        _views(connection),
     )
+
+
+def _views(connection: sqlite3.Connection) -> tuple[View, ...]:
+    """The views of a database, without those that cannot be read, as where their table is gone."""
+    sql = "SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid"
+    views = []
+    for name, statement in connection.execute(sql).fetchall():
+        info = "SELECT name FROM pragma_table_info(?)"
+        try:
+            columns = tuple(column for (column,) in connection.execute(info, (name,)))
+        except sqlite3.OperationalError:
+            continue
+        views.append(View(name, columns, statement))
+    return tuple(views)
