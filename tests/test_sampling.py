@@ -123,6 +123,22 @@ def test_a_tiny_temperature_tends_to_greedy_and_never_to_nan(temperature):
     assert probs.tolist() == [[[0.0, 1.0, 0.0, 0.0]]]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.05, 0.02, 1e-3, 1e-6, 1e-38])
+def test_a_small_temperature_keeps_its_law_for_logits_in_half_precision(dtype, temperature):
+    """Divided before they are float32, large logits would be infinite, and the rows NaN."""
+    logits = (3 * random_logits(2, 3, 200)).to(dtype)
+    logits[1] *= 1500
+    config = SamplingConfig(temperature=temperature)
+    probs = Warper([config] * 2, CPU).probs(logits)
+    exact = logits.double()
+    exact = ((exact - exact.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+    torch.testing.assert_close(probs.double(), exact, rtol=1e-4, atol=1e-9)
+    cut = SamplingConfig(temperature=temperature, top_k=5, top_p=0.9, min_p=0.05)
+    probs = Warper([cut] * 2, CPU).probs(logits)
+    torch.testing.assert_close(probs.sum(dim=-1), torch.ones(2, 3))
+
+
 GAPPY = torch.tensor(
     [
         [0.0, 0.0, 0.5, 0.0, 0.25, 0.25, 0.0, 0.0],

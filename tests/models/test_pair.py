@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cospec import Engine, SamplingConfig
@@ -126,6 +126,17 @@ def test_comparing_reads_each_vocabulary_a_few_times_only(tokenizer, monkeypatch
     monkeypatch.setattr(draft, "get_vocab", lambda: calls.append(1) or dict(vocabulary))
     compare_tokenizers(tokenizer, draft)
     assert 1 <= len(calls) <= 4
+
+
+def test_special_tokens_without_a_role_are_special_too(llama_pair, tokenizer):
+    """Found: as a stop string such a token (`<|eom_id|>`) was sought in a text that hides it."""
+    wider = rebuilt(tokenizer)
+    wider.backend_tokenizer.add_special_tokens([AddedToken("<eom>", special=True)])
+    wider.add_tokens(["<tool>"])
+    assert wider.decode([VOCAB, VOCAB + 1], skip_special_tokens=True) == "<tool>"
+    found = ModelPair(llama_pair.target, llama_pair.draft, wider).special_token_ids
+    assert found["<eom>"] == VOCAB and found["<eos>"] == EOS
+    assert "<tool>" not in found and "<eom>" not in wider.all_special_tokens
 
 
 # --- checkpoints -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from cospec.errors import (
     UnsupportedModelError,
 )
 from cospec.models import ModelPair
-from cospec.models.support import context_length
+from cospec.models.support import context_length, warn_of_mixed_rows
 from tests.conftest import (
     VOCAB,
 )
@@ -124,3 +125,21 @@ def test_a_prompt_beyond_the_switch_of_a_rotary_scaling_is_refused():
         decode(pair, prompts=[[7] * (65 - NUM_NEW)])
     (done,) = decode(pair, prompts=[[7] * (64 - NUM_NEW)], sampling=GREEDY)
     assert len(done.token_ids) <= NUM_NEW
+
+
+def test_a_target_in_8_bits_of_bitsandbytes_is_warned_of_once(caplog):
+    """Found: lossless texts differed from the target's, and nothing said why."""
+    target: Any = SimpleNamespace(name_or_path="me/8-bit", is_loaded_in_8bit=True)
+    for model in (SimpleNamespace(name_or_path="me/plain"), target, target):
+        warn_of_mixed_rows(model)
+    assert caplog.text.count("note: the target me/8-bit has 8-bit weights of bitsandbytes") == 1
+    assert "me/plain" not in caplog.text
+
+
+def test_a_pair_warns_of_its_target_and_not_of_its_draft(llama_pair, caplog):
+    marked = copy.copy(llama_pair.target)
+    marked.is_loaded_in_8bit, marked.name_or_path = True, "me/marked"
+    ModelPair(llama_pair.target, marked)
+    assert "me/marked" not in caplog.text
+    ModelPair(marked, llama_pair.draft)
+    assert "the target me/marked has 8-bit weights" in caplog.text

@@ -24,11 +24,11 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.utils.generic import ModelOutput
 
-from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.custom_generate.batch import TransformersEngine
 from cospec.custom_generate.keys import refuse_unsupported
+from cospec.custom_generate.loaded import arbiter_for
 from cospec.errors import ConfigError
 from cospec.models import ModelPair
 from cospec.types import Needs
@@ -176,7 +176,7 @@ class Collaborative:
             pair = ModelPair(model, self._draft, self._tokenizer)
             arbiter = self._arbiter
             if isinstance(arbiter, str):
-                arbiter = load_arbiter(arbiter, pair)
+                arbiter = arbiter_for(arbiter, pair)
             engine = TransformersEngine(
                 pair, arbiter, _decode_config(generation_config, self._draft, len(prompts))
             )

@@ -22,7 +22,7 @@ from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.compare import compare_tokenizers, ids_of, settle
 from cospec.models.load import load_model, load_tokenizer
 from cospec.models.probe import probe
-from cospec.models.support import check_supported, context_length
+from cospec.models.support import check_supported, context_length, warn_of_mixed_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,6 +65,7 @@ class ModelPair:
                 f"the target is on {self.target.device} and the draft on {self.draft.device}; load "
                 "both on one device."
             )
+        warn_of_mixed_rows(self.target)
         for model in self.models:
             check_supported(model)
             model.train(False)
@@ -168,11 +169,16 @@ class ModelPair:
 
     @cached_property
     def special_token_ids(self) -> dict[str, int]:
-        """The special tokens of the tokenizer, by their text."""
+        """The special tokens of the tokenizer, by their text: all that decoded text leaves out."""
         if self.tokenizer is None:
             return {}
+        try:
+            added = self.tokenizer.added_tokens_decoder
+        except NotImplementedError:  # some tokenizers of other libraries tell only the named ones
+            added = {}
         names, ids = self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids
-        return dict(zip(names, ids, strict=True))
+        found = {one.content: i for i, one in added.items() if one.special}
+        return found | dict(zip(names, ids, strict=True))
 
     @cached_property
     def fingerprint(self) -> str:

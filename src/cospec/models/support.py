@@ -1,13 +1,17 @@
-"""Checks that an architecture can be decoded, and its positions as the configuration has them."""
+"""Checks that a model can be decoded, and exactly; its positions as the configuration has them."""
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import TYPE_CHECKING
 
 from cospec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+_log = logging.getLogger(__name__)
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _SWITCHING_ROPES = {"dynamic", "longrope"}
@@ -39,6 +43,26 @@ def check_supported(model: PreTrainedModel) -> None:
             f"{name} has layers of type {', '.join(sorted(unknown))}; "
             f"allowed are {', '.join(sorted(_LAYER_TYPES))}: {advice}."
         )
+
+
+def warn_of_mixed_rows(target: PreTrainedModel) -> None:
+    """Warn, once a name, of a target whose logits for a token depend on those beside it.
+
+    bitsandbytes multiplies in 16 bits those inputs that are large for any token of a forward, and
+    all others in 8.
+    """
+    if getattr(target, "is_loaded_in_8bit", False):
+        _warn(
+            f"the target {target.name_or_path} has 8-bit weights of bitsandbytes, with which what "
+            "it says of a token depends on the tokens that are read with it: lossless output need "
+            "not be that of the target alone; load it without load_in_8bit for that"
+        )
+
+
+@cache
+def _warn(text: str) -> None:
+    """Say something once."""
+    _log.warning("note: %s", text)
 
 
 def context_length(config: PretrainedConfig) -> int:
