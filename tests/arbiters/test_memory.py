@@ -115,6 +115,28 @@ def test_a_file_of_mismatches_is_a_memory(tmp_path):
     assert load_arbiter(arbiter.name) == arbiter
 
 
+def test_a_memory_of_another_pair_is_refused_and_one_that_does_not_say_is_not(pair, tmp_path):
+    """Found: token ids that meant something else were looked up without a word."""
+    path = tmp_path / "memory.safetensors"
+    spec, other = f"csd:memory={path}", ModelPair(pair.draft, pair.target)
+    write_memory(path, ALL_PAIRS, pair.fingerprint)
+    assert load_arbiter(spec, pair) == load_arbiter(spec)
+    with pytest.raises(ArbiterError, match=r"are of another pair .* count those of this pair"):
+        load_arbiter(spec, other)
+    write_memory(path, ALL_PAIRS, f"{pair.fingerprint}-int8")
+    assert load_arbiter(spec, pair).pairs.tolist() == ALL_PAIRS.tolist(), "the same models"
+    write_dataset(path, [], ["some"], {"fingerprint": pair.fingerprint})
+    with pytest.raises(ArbiterError, match="are of another pair"):
+        load_arbiter(spec, other)
+    for older in (
+        lambda: write_memory(path, ALL_PAIRS),
+        lambda: write_dataset(path, [], ["x"], {}),
+    ):
+        older()
+        assert load_arbiter(spec, other) == load_arbiter(spec)
+    assert load_arbiter("csd", other) == CSD()
+
+
 def test_a_data_set_of_an_audit_is_a_memory(tmp_path):
     path = tmp_path / "audit.safetensors"
     told = dict(position=0, draft_correct=True, target_correct=False, features=[0.5])
@@ -153,6 +175,7 @@ def test_a_mismatch_counts_as_often_as_the_number_that_it_stands_for(tmp_path):
         rule = CSD(frequency, 0.1, str(path))
         assert rule.rule(batch).keep_draft.tolist() == expected
     assert len(CSD(memory=str(path)).pairs) == 5
+    assert CSD(memory=str(path)).weights.tolist() == pytest.approx([8 / 3] * 3 + [3, 1])
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, float("nan")], [1.0, 0.0]])

@@ -104,6 +104,19 @@ def test_half_a_line_of_a_killed_server_is_passed_over(tmp_path) -> None:
     assert data.counts["num_torn_lines"] == 3
 
 
+def test_decisions_whose_features_are_not_finite_are_left_out_and_counted(tmp_path) -> None:
+    """Found: one null ended the training, and NaN or 1e300 made every weight NaN."""
+    given = rewards(tmp_path, ("a", 1.0), ("b", 0.0))
+    bad = [row("a") | {"features": [None, *[0.0] * (len(NAMES) - 1)]}]
+    bad += [row("b", feature=value) for value in (float("nan"), float("-inf"), 1e300)]
+    data = read_log(write(tmp_path, "log", [HEAD, row("a"), *bad, row("b")]), given, NAMES)
+    assert data.features.isfinite().all() and len(data.keep) == 2
+    assert data.counts["num_decisions"] == 6 and data.counts["num_decisions_used"] == 2
+    assert data.counts["num_non_finite_decisions"] == 4
+    with pytest.raises(ConfigError, match=r"all 4 decisions of .* are NaN or infinite"):
+        read_log(write(tmp_path, "log", [HEAD, *bad]), given, NAMES)
+
+
 def test_requests_are_compared_within_their_group(tmp_path) -> None:
     given = rewards(tmp_path, ("a", 1.0, "x"), ("b", 0.0, "x"), ("c", 9.0, "y"))
     rows = [row("a"), row("b"), row("c")]

@@ -48,8 +48,34 @@ def test_an_answer_of_one_token_counts_as_one_forward() -> None:
     assert Baseline.of(ending) == Baseline(True, 1)
 
 
-def test_without_an_override_there_is_no_guard() -> None:
-    assert guard(*won(text((3, False)))) is None
+def same(*texts: Any) -> tuple[list[Baseline], list[Ending]]:
+    """Evaluations in which these texts are as right as the target's."""
+    score = SimpleNamespace(correct=True)
+    return [Baseline(True, 1) for _ in texts], [Ending(one, score) for one in texts]
+
+
+def lost(*texts: Any) -> tuple[list[Baseline], list[Ending]]:
+    """Evaluations in which the target is right, and these texts are not."""
+    score = SimpleNamespace(correct=False)
+    return [Baseline(True, 1) for _ in texts], [Ending(one, score) for one in texts]
+
+
+def test_an_arbiter_that_won_no_answer_is_guarded_by_the_texts_that_it_did_not_lose() -> None:
+    """Found: it had no guard, and an arbiter that only saves time ruled on foreign texts."""
+    (base, done), (worse, spoilt) = same(text((5, True), (55, True))), lost(text((0, True)))
+    assert guard(base + worse, done + spoilt) == pytest.approx(0.1)  # 1/10 and 2/60
+    (better, gained) = won(text((35, False), (75, True)))  # 1/40 (not kept) and 2/80
+    assert guard(base + worse + better, done + spoilt + gained) == pytest.approx(0.025)
+
+
+def test_an_arbiter_that_kept_nothing_is_guarded_by_the_mismatches_of_its_texts() -> None:
+    assert guard(*same(text((3, False), (15, False)))) == pytest.approx(1 / 8)
+    assert guard(*won(text((3, False)))) == pytest.approx(1 / 8)
+    assert guard(*lost(text((0, True)), text((35, False)))) == pytest.approx(1 / 5)
+
+
+def test_without_a_mismatch_there_is_no_guard() -> None:
+    assert guard(*same(text())) is None
     assert guard([], []) is None
 
 

@@ -101,7 +101,7 @@ def test_an_audit_that_was_decoded_otherwise_than_the_rollouts_is_noted(
     assert alike == {
         "num_speculative_tokens": "3", "temperature": "0.0", "end_blocks_at_stop": "false",
         "adaptive": "false", "draft_confidence_threshold": "0.0", "max_corrections": "null",
-        "drafter": '"model"',
+        "drafter": '"model"', "cascade": "false",
     }  # fmt: skip
     for about in ({}, alike, alike | {"temperature": "0"}):
         assert trainer(pair, task, warm_start=audit_file(tmp_path, **about)).notes == ()

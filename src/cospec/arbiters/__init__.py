@@ -117,7 +117,7 @@ def load_arbiter(spec: str | Path, pair: ModelPair | None = None) -> Arbiter:
         pair: What it will rule on; a trained arbiter is fitted to its tokenizer and device.
 
     Raises:
-        ArbiterError: The name or a knob is unknown.
+        ArbiterError: The name or a knob is unknown, or what it names is of another pair.
         CheckpointError: A folder holds no trained arbiter.
         ConfigError: A value is not allowed.
     """
@@ -127,7 +127,10 @@ def load_arbiter(spec: str | Path, pair: ModelPair | None = None) -> Arbiter:
         return LearnedArbiter.load(spec, pair)
     kind, _, rest = spec.partition(":")
     if kind in RULES:
-        return _from_factory(kind, RULES[kind], rest)
+        rule = _from_factory(kind, RULES[kind], rest)
+        if pair is not None and isinstance(rule, CSD):
+            rule.check_pair(pair)
+        return rule
     if kind in BUNDLED_ARBITERS:
         folders = [model.name_or_path for model in pair.models] if pair else []
         spec = bundled_arbiter(spec, bundled_name(folders))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
 
 DEFAULT_POINT = "default"
-_DECODING = (
+DECODING = (
     "num_speculative_tokens",
     "max_corrections",
     "end_blocks_at_stop",
@@ -38,8 +38,10 @@ _DECODING = (
     "drafter",
     "cascade",
 )
+"""Settings on which it depends which mismatches there are, and what a policy sees of them: those
+that an operating point holds for, and that a data set of mismatches was decoded with."""
 _SAMPLING = ("temperature", "max_new_tokens", "top_k", "top_p", "min_p")
-"""What an operating point holds for, beside the problems that it was chosen on."""
+"""What else an operating point holds for, beside the problems that it was chosen on."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class LearnedArbiter:
                 "measure it so (cospec eval) before you trust it",
             )
         ours, theirs = decoding_of(config, sampling), self.chosen_for
-        names = _DECODING if sampling is None else _DECODING + _SAMPLING
+        names = DECODING if sampling is None else DECODING + _SAMPLING
         unlike: list[str] = []
         if theirs is not None:
             unlike = [n for n in names if ours.get(n) != theirs.get(n)]
@@ -339,7 +341,7 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
 def decoding_of(config: DecodeConfig, sampling: SamplingConfig | None = None) -> Json:
     """Return the settings that an operating point holds for, without those left at the default."""
     plain = DecodeConfig()
-    found = {name: getattr(config, name) for name in _DECODING}
+    found = {name: getattr(config, name) for name in DECODING}
     found = {name: value for name, value in found.items() if value != getattr(plain, name)}
     if sampling is None:
         return found

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from cospec.models import ModelPair
     from cospec.types import Completion
 
 TUNE = "tune"
@@ -35,6 +36,8 @@ _COLUMNS = ("draft_id", "target_id")
 """Tensors of a file of mismatches, which a data set of ``cospec audit`` has among others."""
 _WEIGHT = "weight"
 """Tensor of a data set: the mismatches that each row stands for. Without it each counts once."""
+_FINGERPRINT = "fingerprint"
+"""Metadata of a file: the pair whose mismatches it holds. Older memories do not say."""
 _DECIMALS = 3
 """Of sums of weights: float32 thirds do not add up to whole numbers."""
 _BASE = 2**31
@@ -75,6 +78,26 @@ class CSD(Rule):
         if self.memory != TUNE:
             self.pairs  # noqa: B018  # a bad file is an error now, not at the first mismatch
 
+    def check_pair(self, pair: ModelPair) -> None:
+        """Refuse a file of another pair; a draft in another quantization is the same one here.
+
+        Args:
+            pair: What the rule will rule on.
+
+        Raises:
+            ArbiterError: The file says that it is of another pair. One that does not say passes.
+        """
+        if self.memory == TUNE:
+            return
+        counted_on = read_fingerprint(Path(os.path.expanduser(self.memory)))
+        if counted_on is None or _models(counted_on) == _models(pair.fingerprint):
+            return
+        raise ArbiterError(
+            f"memory of arbiter csd is {self.memory!r}, whose mismatches are of another pair (its "
+            f"fingerprint is {counted_on!r}, and that of this one {pair.fingerprint!r}); count "
+            "those of this pair (docs/arbiters.md tells how)."
+        )
+
     def remembering(self, pairs: Tensor) -> CSD:
         """The same rule with these mismatches in place of a file's.
 
@@ -94,6 +117,15 @@ class CSD(Rule):
         """
         return self._counted[0]
 
+    @property
+    def weights(self) -> Tensor:
+        """How often each of `pairs` counts, (N,) float.
+
+        Raises:
+            ArbiterError: There is no memory.
+        """
+        return self._counted[1]
+
     @cached_property
     def _counted(self) -> tuple[Tensor, Tensor]:
         """The mismatches of the memory, and how often each counts, as `read_memory` gives them."""
@@ -108,7 +140,8 @@ class CSD(Rule):
     def _recurring(self) -> Tensor:
         """Pairs that recur, each as one number, (N,) int64."""
         pairs, weights = self._counted
-        found: tuple[Tensor, Tensor] = torch.unique(_keys(pairs), return_inverse=True)
+        # On the CPU: others have no float64, or add in an order that changes.
+        found: tuple[Tensor, Tensor] = torch.unique(_keys(pairs.cpu()), return_inverse=True)
         keys, index = found
         counts = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
         counts.scatter_add_(0, index, weights.to(counts))
@@ -137,14 +170,27 @@ def mismatch_pairs(completions: Iterable[Completion]) -> Tensor:
     return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
 
 
-def write_memory(path: Path, pairs: Tensor) -> None:
+def write_memory(path: Path, pairs: Tensor, fingerprint: str | None = None) -> None:
     """Write mismatches to a file that `CSD` takes.
 
     Args:
         path: A safetensors file.
         pairs: From `mismatch_pairs`.
+        fingerprint: Of the pair (`ModelPair.fingerprint`), so that no other pair takes the file.
     """
-    save_file({name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, path)
+    about = None if fingerprint is None else {_FINGERPRINT: fingerprint}
+    save_file({name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, path, about)
+
+
+def read_fingerprint(path: Path) -> str | None:
+    """Return the fingerprint of the pair that a memory was counted on; None if it does not say.
+
+    Args:
+        path: A file that `read_memory` takes.
+    """
+    with safe_open(path, "pt") as file:
+        about: dict[str, str] = file.metadata() or {}
+    return about.get(_FINGERPRINT)
 
 
 def read_memory(path: Path) -> tuple[Tensor, Tensor]:
@@ -181,6 +227,11 @@ def read_memory(path: Path) -> tuple[Tensor, Tensor]:
             f"{len(first)} mismatches; {hint}"
         )
     return torch.stack(columns, dim=1), weights
+
+
+def _models(fingerprint: str) -> str:
+    """The part of a fingerprint that is the models' own, without the draft's quantization."""
+    return fingerprint.partition("-")[0]
 
 
 def _keys(pairs: Tensor) -> Tensor:

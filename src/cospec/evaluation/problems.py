@@ -34,6 +34,8 @@ def describe_arbiter(arbiter: Arbiter) -> Json:
     """Return a hash of a trained arbiter and its revision on the hub, or of a memory's file."""
     if isinstance(arbiter, CSD) and arbiter.memory != TUNE:
         digest = hashlib.sha256(arbiter.pairs.contiguous().numpy().tobytes())
+        if (arbiter.weights != 1).any():  # of an audit that played some branches
+            digest.update(arbiter.weights.contiguous().numpy().tobytes())
         return {"num_mismatches": len(arbiter.pairs), "sha256": digest.hexdigest()}
     if not isinstance(arbiter, LearnedArbiter):
         return {}

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MAX_WEIGHT = 10.0
 """Importance weights are cut here."""
 _HEAD = "cospec_decisions"
+_MOST = torch.finfo(torch.float32).max
 
 
 class LoggedData(NamedTuple):
@@ -138,6 +139,31 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
             f"none of the {len(requests)} requests in {path} has a reward and a ruling by chance; "
             f"the rewards are of {len(rewards)} requests, such as {next(iter(rewards), 'none')!r}."
         )
+    kept = [one for one in used if _is_finite(one[0]["features"])]
+    if not kept:
+        raise ConfigError(
+            f"all {len(used)} decisions of {path} have features that are NaN or infinite; serve "
+            "the pair in another dtype (float16 overflows where bfloat16 does not)."
+        )
+    counts = {
+        "num_requests": len(requests),
+        "num_decisions": num_decisions,
+        "num_non_finite_decisions": len(used) - len(kept),
+        "num_torn_lines": len(torn),
+    }
+    return _data(kept, answered, counts)
+
+
+def _data(
+    used: Sequence[tuple[Json, str, Verdict]], answered: dict[str, Verdict], counts: Json
+) -> LoggedData:
+    """Return decisions with what they are worth.
+
+    Args:
+        used: Decisions, each with its request and the request's reward.
+        answered: Requests in the log that have a reward.
+        counts: Of all that the log has.
+    """
     keep = torch.tensor([row["keep_draft"] for row, _, _ in used])
     p_keep = torch.tensor([row["probability"] for row, _, _ in used], dtype=torch.float32)
     advantages = _advantages(answered)  # a group's mean is that of all its answers
@@ -148,11 +174,9 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
         torch.where(keep, p_keep, 1 - p_keep),
         torch.tensor([advantages[name] for _, name, _ in used]),
         {
-            "num_requests": len(requests),
+            **counts,
             "num_requests_used": num_used,
-            "num_decisions": num_decisions,
             "num_decisions_used": len(used),
-            "num_torn_lines": len(torn),
             "mean_reward": sum(v.reward for v in {n: v for _, n, v in used}.values()) / num_used,
         },
     )
@@ -295,8 +319,10 @@ def _check_row(path: Path, number: int, row: Json, num_features: int) -> None:
         )
     features = row.get("features")
     is_whole = isinstance(features, list) and len(features) == num_features
-    is_known = is_whole and not any(x is None for x in features)  # type: ignore[union-attr]
-    if not isinstance(keep, bool) or (0 < p < 1 and not is_known):
-        raise ConfigError(
-            f"{where} is damaged: it needs keep_draft and {num_features} finite features."
-        )
+    if not isinstance(keep, bool) or (0 < p < 1 and not is_whole):
+        raise ConfigError(f"{where} is damaged: it needs keep_draft and {num_features} features.")
+
+
+def _is_finite(features: list[float | None]) -> bool:
+    """Return whether all are numbers that float32 holds; a log has null for those that were not."""
+    return all(x is not None and abs(x) <= _MOST for x in features)

@@ -78,22 +78,41 @@ def guard(base: Sequence[Baseline], done: Sequence[Ending]) -> float | None:
     """Return the `max_mismatch_rate` under which an arbiter wins nearly all that it wins.
 
     One win in twenty is given up, and none of fewer: among foreign texts, where the draft
-    disagrees all the time, one can come out right by chance.
+    disagrees all the time, one can come out right by chance. An arbiter that wins no text by an
+    override, such as one that only saves time, is held to the overrides in the texts that it did
+    not lose; one without any, to the mismatches of all texts. Foreign texts have more of them.
 
     Args:
         base: Lossless decoding of the problems.
         done: Their answers under the policy.
 
     Returns:
-        The rate; None if no text that it won has an override.
+        The rate; None if no text has a mismatch.
     """
-    rates = []
-    for completion in _differences(base, done)[0]:
-        kept = [(i, m.position) for i, m in enumerate(completion.reached) if m.keep_draft]
-        if kept:
-            rates.append(mismatch_rate(*torch.tensor(kept).T).max())
+    won, lost = _differences(base, done)
+    is_lost = {id(completion) for completion in lost}
+    texts = [completion for completion, _ in done]
+    rates = (
+        _highest_rates(won)
+        or _highest_rates([one for one in texts if id(one) not in is_lost])
+        or _highest_rates(texts, of_overrides=False)
+    )
     # "higher": between two rates, the most that was needed would always be given up.
     return float(torch.stack(rates).quantile(_WON, interpolation="higher")) if rates else None
+
+
+def _highest_rates(texts: Sequence[Completion], *, of_overrides: bool = True) -> list[Tensor]:
+    """Return the highest rate at an override, or at any mismatch, of each text that has one."""
+    rates = []
+    for completion in texts:
+        found = [
+            (i, m.position)
+            for i, m in enumerate(completion.reached)
+            if m.keep_draft or not of_overrides
+        ]
+        if found:
+            rates.append(mismatch_rate(*torch.tensor(found).T).max())
+    return rates
 
 
 def _differences(

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from cospec.arbiters.learned import DECODING
 from cospec.errors import ConfigError
 from cospec.tasks.trained_on import FILE
 
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
 
     from cospec.config import DecodeConfig
     from cospec.results import Json
-
-_DECODING = (
-    "num_speculative_tokens",
-    "temperature",
-    "end_blocks_at_stop",
-    "adaptive",
-    "draft_confidence_threshold",
-    "max_corrections",
-    "drafter",
-)
-"""Settings on which it depends what a policy sees of a mismatch, and which mismatches there are."""
 
 
 def write_dataset(
@@ -115,14 +105,15 @@ def describe_decoding(config: DecodeConfig) -> dict[str, str]:
     Args:
         config: Of an audit or of rollouts, with a ``temperature``.
     """
-    return {name: json.dumps(getattr(config, name), default=float) for name in _DECODING}
+    names = (*DECODING, "temperature")
+    return {name: json.dumps(getattr(config, name), default=float) for name in names}
 
 
 def notes_on_decoding(path: Path, config: DecodeConfig) -> tuple[str, ...]:
     """Return a warning if a data set was decoded otherwise than the rollouts that follow it.
 
     Args:
-        path: The file; one of an older version does not say, and gets none.
+        path: The file; an older one gets none for the settings that it does not tell.
         config: Of the rollouts, with a ``temperature``.
 
     Raises:

@@ -275,9 +275,9 @@ def verdict(summary: Json) -> str:
     if "oracle_path" in summary:
         oracle = summary["oracle_path"]
         text += (
-            f"; an arbiter that knew every outcome would solve {_percent(oracle['accuracy'])} with "
-            f"{oracle['mean_acceptance_length']:.2f} tokens a target forward in place of "
-            f"{oracle['mean_acceptance_length_lossless']:.2f}"
+            "; the greedy one-override oracle, which is no upper bound, solves "
+            f"{_percent(oracle['accuracy'])} with {oracle['mean_acceptance_length']:.2f} tokens a "
+            f"target forward in place of {oracle['mean_acceptance_length_lossless']:.2f}"
         )
     return text + "."
 
