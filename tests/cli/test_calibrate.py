@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -52,13 +53,19 @@ def letters(tmp_path):
 
 @pytest.fixture
 def calibrate(tiny, letters, folder):
-    def run(*arguments: object) -> None:
+    def run(*arguments: object, thresholds=THRESHOLDS, length=24) -> None:
         tiny(
             "calibrate", "--pair", "bundled:tiny", "--task", letters, "--arbiter", folder,
-            "--thresholds", *THRESHOLDS, "--max-new-tokens", 24, "--batch-size", 4, *arguments,
+            "--thresholds", *thresholds, "--max-new-tokens", length, "--batch-size", 12, *arguments,
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def quick(calibrate):
+    """The same with one threshold and short answers, where neither matters."""
+    return partial(calibrate, thresholds=(0.5,), length=8)
 
 
 def points(folder):
@@ -179,26 +186,26 @@ def test_the_fastest_threshold_is_stored_under_its_aim(calibrate, folder, tmp_pa
 
 @pytest.mark.parametrize("trained_on", ["{}", "mix:{}@3"])
 def test_problems_that_training_was_watched_on_give_no_guarantee(
-    calibrate, folder, letters, tmp_path, trained_on
+    quick, folder, letters, tmp_path, trained_on
 ):
     training = {"task": {"task": trained_on.format(letters)}, "train": {"num_tune": 5, "seed": 0}}
     replace(LearnedArbiter.load(folder), about={"training": training}).save(folder)
-    calibrate("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
+    quick("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
     ids = {row["id"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
     assert len(ids) == points(folder)["guarantee"]["num_problems"] == 7
     with pytest.raises(SystemExit, match="there are 2 problems"):
-        calibrate("--aim", "guarantee", "--epsilon", 0.5, "--num-problems", 7, "--name", "few")
-    calibrate("--aim", "accuracy")
+        quick("--aim", "guarantee", "--epsilon", 0.5, "--num-problems", 7, "--name", "few")
+    quick("--aim", "accuracy")
     assert points(folder)["accuracy"]["num_problems"] == 12
 
 
 def test_problems_that_the_arbiter_met_under_another_name_give_no_guarantee(
-    calibrate, folder, letters, tmp_path
+    quick, folder, letters, tmp_path
 ):
     """Found: tasks were told apart by their names alone."""
     seen = load_task(letters).examples("tune", 5)
     write_trained_on(folder, seen)
-    calibrate("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
+    quick("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
     ids = {row["id"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
     assert len(ids) == 7 and not ids & {example.id for example in seen}
 
@@ -225,18 +232,18 @@ def test_the_scores_are_held_against_an_audit(tiny, calibrate, folder, letters, 
 
 
 def test_problems_of_an_audit_that_the_arbiter_was_trained_on_are_noted(
-    tiny, calibrate, folder, letters, tmp_path, capsys
+    tiny, quick, folder, letters, tmp_path, capsys
 ):
     """Found: scores on questions of its training passed for reliable."""
     data = tmp_path / "m.safetensors"
     audit(tiny, letters, data)
     write_trained_on(folder, load_task(letters).examples("tune", 5))
-    calibrate("--dataset", data)
+    quick("--dataset", data)
     assert f"note: arbiter was trained on 5 of the 12 problems of {data}" in capsys.readouterr().err
 
 
 def test_an_audit_of_another_pair_says_nothing_of_the_scores(
-    tiny, calibrate, folder, letters, tmp_path, refusal
+    tiny, quick, folder, letters, tmp_path, refusal
 ):
     """Found: only the names of the features were compared; then the pair of the training."""
     data, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors"
@@ -244,31 +251,29 @@ def test_an_audit_of_another_pair_says_nothing_of_the_scores(
     with safe_open(data, "pt") as file:
         metadata = file.metadata() | {"fingerprint": "other"}
     save_file(load_file(data), other, metadata)
-    assert f"{other} is of another pair" in refusal(calibrate, "--dataset", other)
+    assert f"{other} is of another pair" in refusal(quick, "--dataset", other)
     about = {"pair": {"fingerprint": "of a pair that it was trained on"}}
     replace(LearnedArbiter.load(folder), about=about).save(folder)
-    calibrate("--dataset", data)
+    quick("--dataset", data)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(calibrate, folder, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_where_it_stopped(quick, folder, tmp_path, monkeypatch):
     whole, result = tmp_path / "whole.json", tmp_path / "r.json"
-    calibrate("--json", whole)
+    quick("--json", whole)
     before = points(folder)
     with monkeypatch.context() as patch:
-        stop_after(patch, 6 + 2)  # the warm-up and two turns
+        stop_after(patch, 4 + 2)  # the warm-up and two turns
         with pytest.raises(SystemExit):
-            calibrate("--json", result, "--overwrite")
+            quick("--json", result, "--overwrite")
     assert points(folder) == before and not result.exists()
-    calibrate("--json", result, "--overwrite")
+    quick("--json", result, "--overwrite")
     document, expected = (json.loads(path.read_text()) for path in (result, whole))
     assert document["num_resumed_turns"] == 2
     assert document["rows"] == expected["rows"]
     assert document["calibration"] == expected["calibration"]
 
 
-def test_a_run_that_failed_after_its_point_was_stored_goes_on(
-    calibrate, folder, tmp_path, monkeypatch
-):
+def test_a_run_that_failed_after_its_point_was_stored_goes_on(quick, folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -276,41 +281,41 @@ def test_a_run_that_failed_after_its_point_was_stored_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("cospec.cli.run.write_json", full)
         with pytest.raises(SystemExit):
-            calibrate("--json", result)
+            quick("--json", result)
     point = points(folder)["accuracy"]
-    calibrate("--json", result)
+    quick("--json", result)
     stored = json.loads(result.read_text())["calibration"]["point"]
     assert points(folder)["accuracy"] == point == stored
 
 
-def test_a_point_of_that_name_is_not_replaced_silently(calibrate, folder):
+def test_a_point_of_that_name_is_not_replaced_silently(quick, folder):
     with pytest.raises(SystemExit, match="has an operating point 'default'"):
-        calibrate("--name", "default")
-    calibrate("--name", "default", "--overwrite")
+        quick("--name", "default")
+    quick("--name", "default", "--overwrite")
     assert points(folder)["default"]["aim"] == "accuracy"
 
 
 def test_a_copy_gets_the_point_and_the_arbiter_stays_as_it_is(
-    calibrate, folder, tmp_path, monkeypatch, refusal
+    quick, folder, tmp_path, monkeypatch, refusal
 ):
     """Found: the points of bundled arbiters were written into the installed package."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     copy = tmp_path / "copy"
     monkeypatch.setattr("os.access", lambda path, _: path != folder)  # as for root nothing is
-    assert "cannot be written to; pass --out FOLDER" in refusal(calibrate)
-    calibrate("--out", copy)
+    assert "cannot be written to; pass --out FOLDER" in refusal(quick)
+    quick("--out", copy)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert points(copy).keys() == {"accuracy", "default"}
     threshold = points(copy)["accuracy"]["threshold"]
     assert load_arbiter(f"{copy}:point=accuracy").threshold == threshold
-    assert "exists; pass another --out" in refusal(calibrate, "--out", copy, "--name", "b")
-    assert "the arbiter itself" in refusal(calibrate, "--out", folder, "--overwrite")
-    calibrate("--out", tmp_path / "second", "--name", "default")  # the arbiter's own has that name
+    assert "exists; pass another --out" in refusal(quick, "--out", copy, "--name", "b")
+    assert "the arbiter itself" in refusal(quick, "--out", folder, "--overwrite")
+    quick("--out", tmp_path / "second", "--name", "default")  # the arbiter's own has that name
     assert points(tmp_path / "second")["default"]["aim"] == "accuracy"
-    calibrate("--out", copy, "--name", "b", "--overwrite")
+    quick("--out", copy, "--name", "b", "--overwrite")
     assert points(copy).keys() == {"b", "default"}, "the copy was replaced"
     assert "cannot be written to; pass another --out" in refusal(
-        calibrate, "--out", folder / "config.json" / "copy"
+        quick, "--out", folder / "config.json" / "copy"
     )
 
 
@@ -348,7 +353,7 @@ def test_a_folder_that_is_no_arbiter_is_refused(tiny, calibrate, folder, refusal
     assert "is no trained arbiter" in refusal(calibrate)
 
 
-def test_questions_of_the_same_groups_give_no_guarantee(tiny, calibrate, folder, letters, refusal):
+def test_questions_of_the_same_groups_give_no_guarantee(tiny, quick, folder, letters, refusal):
     """Found: 12 questions on 3 databases counted as 12 independent ones."""
     path = letters.removeprefix("jsonl:").partition(",")[0]
     with open(path, encoding="utf-8") as file:
@@ -360,11 +365,11 @@ def test_questions_of_the_same_groups_give_no_guarantee(tiny, calibrate, folder,
                 file.write(json.dumps(row | {"group": f"d{i % number}"} | more) + "\n")
 
     ask(3)
-    message = refusal(calibrate, "--aim", "guarantee", "--epsilon", 0.9)
+    message = refusal(quick, "--aim", "guarantee", "--epsilon", 0.9)
     assert "12 problems are of 3 groups, such as databases" in message and "independent" in message
     assert tiny.asked_for == [], "before any model is loaded"
-    calibrate("--aim", "accuracy")
+    quick("--aim", "accuracy")
     ask(len(rows))
-    calibrate("--aim", "guarantee", "--epsilon", 0.9)
+    quick("--aim", "guarantee", "--epsilon", 0.9)
     ask(3, template=0)  # templates are drawn with the problems
-    calibrate("--aim", "guarantee", "--epsilon", 0.9, "--overwrite")
+    quick("--aim", "guarantee", "--epsilon", 0.9, "--overwrite")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
     from cospec.types import Completion
 
-NUM_NEW = 30
+NUM_NEW = 24
+"""Enough that the longest texts cross the first 64 places of a cache."""
 PROMPTS = some_prompts(6)
 SHARING = [[*range(6, 30), *prompt] for prompt in PROMPTS]
 """Prompts with the same beginning, as a system prompt makes them."""

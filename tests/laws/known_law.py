@@ -97,7 +97,7 @@ def sample(
         ModelPair(target, draft),
         load_arbiter(arbiter),
         num_speculative_tokens=k,
-        batch_size=256,
+        batch_size=1024,
         keep_trace=False,
         draft_confidence_threshold=threshold,
     )
