@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--json", type=Path, help="write the rows without texts")
     options = parser.parse_args()
+    if options.shots and not options.known_databases:
+        parser.error("--shots needs --known-databases: no other question is of a shown database")
     rows = [json.loads(line) for line in options.out.open()] if options.out.exists() else []
     if not options.summary:
         rows = decode(options, rows)

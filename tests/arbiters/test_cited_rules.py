@@ -28,7 +28,6 @@ from cospec.arbiters import (
     TypicalAcceptance,
 )
 from cospec.arbiters.mentored import least_log_alpha
-from cospec.arbiters.rules import back_on, float64_device, in_float64
 from cospec.errors import ConfigError
 from cospec.types import Arbiter, MismatchBatch, Needs
 from tests.arbiters.test_rules import logits_of, mismatches
@@ -238,39 +237,6 @@ def test_mentored_decoding_spares_the_tokens_between():
     for budget, alpha in {0.0: 1.0, 0.1167834: 0.5, 0.2749: 0.4, 9.0: 0.4}.items():
         found = least_log_alpha(p.double().log(), q.double().log(), budget).exp()
         assert found.item() == pytest.approx(alpha, abs=1e-5)
-
-
-@pytest.mark.parametrize("is_deterministic", [False, True])
-def test_float64_is_computed_on_the_cpu_where_the_device_refuses_it(monkeypatch, is_deterministic):
-    """Found: MPS has no float64, and CUDA no deterministic sums along a row."""
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: is_deterministic)
-    places = [torch.device(name) for name in ("cpu", "cuda:1", "mps")]
-    found = [float64_device(place).type for place in places]
-    assert found == ["cpu", "cpu" if is_deterministic else "cuda", "cpu"]
-    numbers = torch.tensor([0.1])
-    assert torch.equal(in_float64(numbers), numbers.double())
-    assert back_on(places[0], numbers.double()).dtype == torch.float64
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("is_deterministic", [False, True])
-@pytest.mark.parametrize("rule", [Mentored(0.1), SGLangThresholds(0.9, 0.5)])
-def test_rules_in_float64_rule_on_a_gpu_as_on_a_cpu(rule, is_deterministic):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 40, 50, generator=generator)
-    uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
-    here = mismatches(40, target_logits=logits[0], draft_logits=logits[1], uniforms=uniforms)
-    fields = {name: getattr(here, name) for name in here.__dataclass_fields__}
-    there = MismatchBatch(**{k: None if v is None else v.cuda() for k, v in fields.items()})
-    torch.use_deterministic_algorithms(is_deterministic)
-    try:
-        found = rule.rule(there)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert found.keep_draft.is_cuda and found.score.is_cuda
-    expected = rule.rule(here)
-    torch.testing.assert_close(found.score.cpu(), expected.score, rtol=1e-4, atol=1e-4)
-    assert (found.keep_draft.cpu() != expected.keep_draft).sum() <= 1
 
 
 def test_mentored_decoding_keeps_a_greedy_mismatch_that_the_target_finds_more_probable():

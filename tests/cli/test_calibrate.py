@@ -259,14 +259,15 @@ def test_an_audit_of_another_pair_says_nothing_of_the_scores(
 
 def test_an_interrupted_run_goes_on_where_it_stopped(quick, folder, tmp_path, monkeypatch):
     whole, result = tmp_path / "whole.json", tmp_path / "r.json"
-    quick("--json", whole)
+    chunks = ("--batch-size", 4)
+    quick("--json", whole, *chunks)
     before = points(folder)
     with monkeypatch.context() as patch:
         stop_after(patch, 4 + 2)  # the warm-up and two turns
         with pytest.raises(SystemExit):
-            quick("--json", result, "--overwrite")
+            quick("--json", result, "--overwrite", *chunks)
     assert points(folder) == before and not result.exists()
-    quick("--json", result, "--overwrite")
+    quick("--json", result, "--overwrite", *chunks)
     document, expected = (json.loads(path.read_text()) for path in (result, whole))
     assert document["num_resumed_turns"] == 2
     assert document["rows"] == expected["rows"]

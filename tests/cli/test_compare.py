@@ -33,7 +33,7 @@ def results(evaluate, tmp_path):
     if not _MADE:
         for path in paths:
             evaluate(path)
-            _MADE.append(path.read_text().replace(str(tmp_path), "FOLDER"))
+        _MADE.extend(path.read_text().replace(str(tmp_path), "FOLDER") for path in paths)
     for path, text in zip(paths, _MADE, strict=True):
         path.write_text(text.replace("FOLDER", str(tmp_path)))
     return paths

@@ -84,7 +84,7 @@ def test_what_a_finished_row_has_left_is_taken_for_its_own_prompt_alone(llama_pa
 
 
 @pytest.mark.parametrize(
-    ("batch", "drafter"), [(1, "model"), (3, "ngram+model"), (1, None), (3, None)]
+    ("batch", "drafter"), [(1, "model"), (3, "model"), (3, "ngram+model"), (1, None), (3, None)]
 )
 def test_lossless_stays_exact_where_caches_are_kept_between_calls(llama_pair, batch, drafter):
     """Prompts in an order in which rows are taken from one another's strips."""

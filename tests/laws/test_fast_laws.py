@@ -35,7 +35,7 @@ from tests.laws.known_law import (
 
 COPYING = [prompt + prompt for prompt in PROMPTS[:4]]
 """Prompts whose end occurred before."""
-FEW = ("llama", "qwen2", "gemma2", "gpt2")
+FEW = ("llama", "gemma2", "qwen2", "gpt2")
 START = [0, 2, 3, 1, 0, 2]
 """Ends in two tokens that others follow."""
 FRESH = [3, 0, 1, 2]

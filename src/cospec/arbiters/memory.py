@@ -93,9 +93,9 @@ class CSD(Rule):
         if counted_on is None or _models(counted_on) == _models(pair.fingerprint):
             return
         raise ArbiterError(
-            f"memory of arbiter csd is {self.memory!r}, whose mismatches are of another pair (its "
-            f"fingerprint is {counted_on!r}, and that of this one {pair.fingerprint!r}); count "
-            "those of this pair (docs/arbiters.md tells how)."
+            f"memory of arbiter csd is {self.memory!r}, whose mismatches are of another pair, or "
+            f"of this one in another dtype (its fingerprint is {counted_on!r}, and this one's "
+            f"{pair.fingerprint!r}); count those of this pair (docs/arbiters.md tells how)."
         )
 
     def remembering(self, pairs: Tensor) -> CSD:
@@ -176,7 +176,7 @@ def write_memory(path: Path, pairs: Tensor, fingerprint: str | None = None) -> N
     Args:
         path: A safetensors file.
         pairs: From `mismatch_pairs`.
-        fingerprint: Of the pair (`ModelPair.fingerprint`), so that no other pair takes the file.
+        fingerprint: Of the pair (`ModelPair.fingerprint`), so that it is not loaded for another.
     """
     about = None if fingerprint is None else {_FINGERPRINT: fingerprint}
     save_file({name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, path, about)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from cospec.arbiters.rules import Limits, Rule, back_on, gathered, in_float64
+from cospec.arbiters.rules import Limits, Rule, gathered
 from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
@@ -47,15 +47,13 @@ class Mentored(Rule):
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by the number of the accept test, drawn again from where that test fails."""
         assert batch.uniforms is not None
-        log_p, log_q = in_float64(batch.log_p), in_float64(batch.log_q)
-        draft_ids, device = batch.draft_ids.to(log_p.device), batch.draft_ids.device
-        log_ratio = gathered(log_p, draft_ids) - gathered(log_q, draft_ids)
+        log_p, log_q = batch.log_p.double(), batch.log_q.double()
+        log_ratio = gathered(log_p, batch.draft_ids) - gathered(log_q, batch.draft_ids)
         strict = log_ratio.exp().clamp(max=1)
-        coin = strict + (1 - strict) * batch.uniforms.to(strict)
+        coin = strict + (1 - strict) * batch.uniforms
         score = log_ratio - least_log_alpha(log_p, log_q, self.max_kl) - coin.log()
         # A greedy mismatch may have p(x) >= q(x).
-        keep_draft = (score > 0) & (self.max_kl > 0)
-        return Ruling(keep_draft.to(device), back_on(device, score))
+        return Ruling((score > 0) & (self.max_kl > 0), score)
 
 
 def least_log_alpha(log_p: Tensor, log_q: Tensor, max_kl: float) -> Tensor:

@@ -141,26 +141,6 @@ def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else repr(value).removesuffix(".0")
 
 
-def float64_device(device: torch.device) -> torch.device:
-    """Return where float64 is computed: on the models' device if it can be, else on the CPU.
-
-    MPS has no float64. On CUDA, torch refuses the sums along a row (cumsum) that follow where
-    `torch.use_deterministic_algorithms` is on.
-    """
-    is_refused = device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
-    return torch.device("cpu") if device.type == "mps" or is_refused else device
-
-
-def in_float64(values: Tensor) -> Tensor:
-    """Return values in float64, on their `float64_device`."""
-    return values.to(float64_device(values.device)).double()
-
-
-def back_on(device: torch.device, values: Tensor) -> Tensor:
-    """Return float64 values on the models' device, in float32 where it has no float64."""
-    return (values.float() if device.type == "mps" else values).to(device)
-
-
 def gathered(values: Tensor, token_ids: Tensor) -> Tensor:
     """Each row's value at its token: (M, V) and (M,) to (M,)."""
     return values.gather(1, token_ids[:, None])[:, 0]

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cospec.arbiters.rules import Limits, Rule, ScoreRule, back_on, gathered, in_float64
+from cospec.arbiters.rules import Limits, Rule, ScoreRule, gathered
 from cospec.errors import ConfigError
 from cospec.types import MismatchBatch, Needs, Ruling
 
@@ -207,10 +207,9 @@ class SGLangThresholds(ScoreRule):
     def score(self, batch: MismatchBatch) -> Tensor:
         """Probability above the lower of the two bounds, (M,)."""
         assert batch.uniforms is not None
-        p = in_float64(gathered(batch.log_p, batch.draft_ids)).exp()
-        coin = p + (1 - p) * batch.uniforms.to(p)
-        score = p - (self.threshold_acc * coin).clamp(max=self.threshold_single)
-        return back_on(batch.draft_ids.device, score)
+        p = gathered(batch.log_p, batch.draft_ids).double().exp()
+        coin = p + (1 - p) * batch.uniforms
+        return p - (self.threshold_acc * coin).clamp(max=self.threshold_single)
 
 
 def is_in_top(values: Tensor, token_ids: Tensor, k: int) -> Tensor:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from cospec.arbiters.rules import float64_device
 from cospec.config import SamplingConfig
 from cospec.errors import TaskError
 from cospec.models.cache import CachedModel
@@ -276,10 +275,8 @@ def _tokens(
     """
     if not temperature:
         return target_logits.argmax(dim=-1), draft_logits.argmax(dim=-1)
-    device, place = target_logits.device, float64_device(target_logits.device)
-    target_logits, draft_logits = target_logits.to(place), draft_logits.to(place)
     found = []
-    warper = Warper([SamplingConfig(temperature=temperature)], place)
+    warper = Warper([SamplingConfig(temperature=temperature)], target_logits.device)
     for one, *logits in zip(part, target_logits, draft_logits, strict=True):
         p, q = (warper.probs(each[None]) for each in logits)  # (1, R, V)
         coins = row_generator(SamplingConfig(seed=0), one.place)
@@ -291,7 +288,7 @@ def _tokens(
         is_accepted = accepts(p, q, draft_ids, acceptance)
         target_ids = torch.where(is_accepted, draft_ids, draw(residual(p, q), correction))
         found.append(torch.cat([target_ids, draft_ids]))
-    return tuple(torch.stack(found, dim=1).to(device))
+    return tuple(torch.stack(found, dim=1))
 
 
 def _states(output: Output) -> Tensor:

@@ -104,7 +104,7 @@ class Judge:
 
     def asks_the_clock(self, db_id: str, query: str) -> bool:
         """Whether the answer of a query, with the views it reads, depends on when it is asked."""
-        return asks_the_clock(self.databases.schema(db_id).with_views(query))
+        return any(map(asks_the_clock, self.databases.schema(db_id).with_views(query)))
 
     def _gold(self, db_id: str, query: str) -> Gold:
         """The gold results; those on all databases if on none of them there is one answer."""

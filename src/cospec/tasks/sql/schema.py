@@ -6,6 +6,7 @@ import re
 import sqlite3
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cospec.tasks.sql.solution import rewrite
@@ -14,6 +15,8 @@ from cospec.tasks.sql.tokens import tokenize
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_BEFORE_NAME = {"FROM", "JOIN", ",", "."}
+"""Tokens after which a query names what it reads."""
 AFFINITY = {"number": "NUMERIC", "text": "TEXT", "time": "DATETIME", "boolean": "BOOLEAN"}
 """The type of a column, by Spider's word for it."""
 
@@ -90,15 +93,13 @@ class Schema:
         views = [f"{rewrite(view.sql, self.names)};" for view in self.views]
         return "\n".join([*map(self._create_statement, self.tables), *views])
 
-    def with_views(self, query: str) -> str:
-        """The query, and after it the statements of all views that it reads, and that they read."""
-        if not self.views:
-            return query
+    def with_views(self, query: str) -> list[str]:
+        """The query, and the statements of all views that it reads, and that they read."""
         texts = [query]
-        for text in texts:  # which grow meanwhile
-            words = {token.value.lower() for token in tokenize(text)}
-            texts += [v.sql for v in self.views if v.name.lower() in words and v.sql not in texts]
-        return "\n;\n".join(texts)
+        for text in texts if self.views else []:  # which grow meanwhile
+            read = {b.value.lower() for a, b in pairwise(tokenize(text)) if a.upper in _BEFORE_NAME}
+            texts += [v.sql for v in self.views if v.name.lower() in read and v.sql not in texts]
+        return texts
 
     def _create_statement(self, table: Table) -> str:
         alone = table.primary_key if len(table.primary_key) == 1 else ()
