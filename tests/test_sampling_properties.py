@@ -48,7 +48,8 @@ def test_any_settings_give_a_distribution_that_keeps_the_most_probable_token(con
     assert p[is_best].max() == p.max()
     if config.is_greedy or config.top_k == 1:
         assert p[raw[0, 0] == raw.max()].sum() == pytest.approx(1)
-    if config.top_k and len(set(row)) == len(row):  # tied tokens are kept together
+    distances = (raw.max() - raw[0, 0]).tolist()  # in float32, in which near tokens can be tied
+    if config.top_k and len(set(distances)) == len(row):  # tied tokens are kept together
         assert int((p > 0).sum()) <= config.top_k
 
 

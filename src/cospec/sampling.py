@@ -54,7 +54,7 @@ class Warper:
         def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None, None]  # (B, 1, 1)
 
-        self.has_top_k = any(c.top_k for c in configs)
+        self.most_top_k = min(max((c.top_k for c in configs), default=0), _ALL_TOKENS)
         self.has_top_p = any(c.top_p < 1 for c in configs)
         self.has_min_p = any(c.min_p for c in configs)
         self.is_greedy = column([c.is_greedy for c in configs], torch.bool)
@@ -77,11 +77,12 @@ class Warper:
         """
         warped = logits.float()
         warped = (warped - warped.amax(dim=-1, keepdim=True)) / self.temperature
-        if self.has_top_k:
-            k = self.top_k.clamp(max=warped.shape[-1])
-            ordered = warped.sort(dim=-1, descending=True).values
-            kth = ordered.gather(-1, (k - 1).expand(*warped.shape[:-1], 1))
-            warped = warped.masked_fill(warped < kth, float("-inf"))
+        if self.most_top_k:
+            most = min(self.most_top_k, warped.shape[-1])
+            best = warped.topk(most, dim=-1).values  # sorted
+            kth = best.gather(-1, (self.top_k.clamp(max=most) - 1).expand(*warped.shape[:-1], 1))
+            is_cut = (warped < kth) & (self.top_k <= most)
+            warped = warped.masked_fill(is_cut, float("-inf"))
         if self.has_top_p:
             warped = self._cut_top_p(warped)
         probs = warped.softmax(dim=-1)

@@ -66,8 +66,7 @@ def test_rounds_take_the_next_problems_over_and_over_and_decode_each_losslessly_
     it.run()
     ids = [example.id for example in it.train]
     assert played == [ids[:3], ids[3:6], [ids[6], *ids[:2]]]
-    prompts = [task.prompt(example, pair.tokenizer) for example in [*it.train, *it.tune]]
-    assert sorted(lossless) == sorted(prompts)
+    assert sorted(lossless) == sorted(prompt_ids(pair, task, [*it.train, *it.tune]))
     assert len(set(seeds)) == 3, "each round tosses coins of its own"
 
 

@@ -40,15 +40,12 @@ class EngineOptions:
             raise ConfigError(
                 f"tensor_parallel_size is {self.tensor_parallel_size}; it must be at least 1."
             )
-        if self.backend != "vllm" and self._asks_for_vllm:
+        asks_for_vllm = self.tensor_parallel_size > 1 or self.vllm_options != "{}"
+        if self.backend != "vllm" and asks_for_vllm:
             raise ConfigError(
                 "tensor_parallel_size and vllm_options are vLLM's; add --backend vllm."
             )
         self._arguments()
-
-    @property
-    def _asks_for_vllm(self) -> bool:
-        return self.tensor_parallel_size > 1 or self.vllm_options != "{}"
 
     def load(self, source: PairSource) -> ModelPair:
         """Load the pair; with vLLM on the CPU, for its tokenizer, token kinds and fingerprint."""
@@ -116,16 +113,11 @@ class BackendOptions(EngineOptions):
     def open(
         self, source: PairSource, pair: ModelPair, config: DecodeConfig, records: Records
     ) -> RolloutBackend:
-        """Start the backend of a run.
-
-        Args:
-            source: Of the pair.
-            pair: The same, loaded.
-            config: How to draft and batch.
-            records: What arbiters may see.
-        """
+        """Start the backend of a run."""
         if self.num_replicas == 1 and self.ray_address is None:
             return make_backend(self, source, config, records, pair)
+        import torch
+
         from cospec.backends.ray import RayBackend
 
         return RayBackend(
@@ -133,14 +125,8 @@ class BackendOptions(EngineOptions):
             self.num_replicas,
             address=self.ray_address,
             chunk_size=config.batch_size,
-            gpus_per_replica=self._gpus_per_replica(),
+            gpus_per_replica=self.tensor_parallel_size if torch.cuda.is_available() else 0,
         )
-
-    def _gpus_per_replica(self) -> int:
-        """Count the GPUs that a replica takes; none where there are none."""
-        import torch
-
-        return self.tensor_parallel_size if torch.cuda.is_available() else 0
 
 
 def records_for(arbiters: Iterable[Arbiter]) -> Records:

@@ -34,7 +34,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
     from cospec.arbiters.guard import SelectiveArbiter
     from cospec.arbiters.learned import notes_on
 
-    prompts = [pair.encode(one) if isinstance(one, str) else one for one in evaluation.prompts]
+    prompts = evaluation.prompts
     told = set() if told is None else told
     notes = list(pair.notes)
     sampling = SamplingConfig(evaluation.max_new_tokens, evaluation.temperature)

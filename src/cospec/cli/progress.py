@@ -9,15 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich import progress as rich_progress
 from rich.console import Console
 
 from cospec.text import visible
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _EVERY_S = 60.0
 """Seconds between two lines at most."""
@@ -71,12 +68,7 @@ class Progress:
             self._lines.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._lines.is_alive():
             self._lines.join()

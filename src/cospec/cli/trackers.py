@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from cospec.errors import MissingExtraError
 from cospec.results import Json, write_text
+from cospec.tasks.extras import import_extra
 
 Tracker: TypeAlias = Callable[[Json], None]
 """Takes the metrics of a round."""
@@ -15,11 +15,6 @@ Tracker: TypeAlias = Callable[[Json], None]
 
 def open_trackers(folder: Path, settings: Json, wandb_project: str | None) -> list[Tracker]:
     """TensorBoard where it is installed, and W&B where a project is named.
-
-    Args:
-        folder: Of the run.
-        settings: What W&B shows of it.
-        wandb_project: None for no W&B.
 
     Raises:
         MissingExtraError: A project is named, and wandb is not installed.
@@ -40,10 +35,7 @@ def open_trackers(folder: Path, settings: Json, wandb_project: str | None) -> li
 
 def _wandb(folder: Path, settings: Json, project: str) -> Tracker:
     """A run of W&B; a training that goes on goes on in the same one."""
-    try:
-        import wandb
-    except ImportError:
-        raise MissingExtraError("wandb", "wandb") from None
+    wandb = import_extra("wandb", "wandb", "wandb")
     path = folder / "wandb_id"
     run = wandb.init(
         project=project,

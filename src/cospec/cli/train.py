@@ -16,9 +16,11 @@ from cospec.cli.backends import BackendOptions
 from cospec.cli.logged import OBJECTIVE, LogOptions, train_from_log
 from cospec.cli.options import PairOptions, given, set_threads
 from cospec.cli.progress import Progress
-from cospec.errors import ConfigError, MissingExtraError
+from cospec.cli.run import to_json
+from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, parse_json, write_text
 from cospec.rl.config import TrainConfig
+from cospec.tasks.extras import import_extra
 
 if TYPE_CHECKING:
     from cospec.backends.base import RolloutBackend
@@ -154,10 +156,7 @@ class Train:
         for name, value in wrong.items():
             raise ConfigError(f"{name} is {value}, which {told}.")
         if self.wandb_project is not None:
-            try:
-                import wandb  # noqa: F401
-            except ImportError:
-                raise MissingExtraError("wandb", "wandb") from None
+            import_extra("wandb", "wandb", "wandb")
 
     def _options_of_a_log(self) -> Train:
         """Return the options that training from a log takes, with defaults for all others."""
@@ -220,21 +219,10 @@ class Train:
 
     def _settings(self) -> Json:
         """Return all options that the result depends on, as JSON."""
-        options = asdict(self)
-        for key in (
-            "out",
-            "dry_run",
-            "threads",
-            "name",
-            "wandb_project",
-            "config",
-            "engine",
-            "log",
-        ):
-            del options[key]
+        left_out = ("out", "dry_run", "threads", "name", "wandb_project", "config", "engine", "log")
+        settings = {key: value for key, value in to_json(self).items() if key not in left_out}
         if self.engine.backend != "transformers":  # its first tokens differ; replicas do not
-            options["backend"] = self.engine.backend
-        settings: Json = json.loads(json.dumps(options, default=str))
+            settings["backend"] = self.engine.backend
         return settings
 
     def _backend(self, pair: ModelPair) -> RolloutBackend:

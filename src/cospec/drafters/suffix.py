@@ -11,6 +11,7 @@ searched, so that no text depends on the others of its batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,18 +59,15 @@ def continue_suffix(
     found: list[int] = []
     share = 1.0
     while len(found) < k:
-        following = places + len(found) + 1
-        places = places[following < len(ids)]
+        places = places[places + len(found) + 1 < len(ids)]
         if not len(places):
             break
-        tokens, counts = np.unique(ids[places + len(found) + 1], return_counts=True)
-        # Of equally frequent tokens the one that came last in the text.
-        most = [int(token) for token in tokens[counts == counts.max()]]
-        is_best = np.isin(ids[places + len(found) + 1], most)
-        token = int(ids[places[is_best][-1] + len(found) + 1])
-        share *= counts.max() / len(places)
+        following = ids[places + len(found) + 1]
+        votes = Counter(following[::-1].tolist())
+        token = max(votes, key=votes.__getitem__)  # of equally frequent ones the last in the text
+        share *= votes[token] / len(places)
         if share < least:
             break
-        places = places[ids[places + len(found) + 1] == token]
+        places = places[following == token]
         found.append(token)
     return found

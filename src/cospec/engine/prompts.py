@@ -51,17 +51,20 @@ def make_rows(
             f"got {len(sampling)} sampling configs for {len(prompts)} prompts; pass one for "
             "all, or one for each."
         )
-    each = zip(prompts, sampling, strict=True)
-    return deque(_checked_row(pair, i, prompt, config) for i, (prompt, config) in enumerate(each))
+    limit = pair.context_length  # read once: a configuration takes its time
+    vocab_size = pair.target.config.get_text_config().vocab_size
+    rows: deque[Row] = deque()
+    for i, (prompt, config) in enumerate(zip(prompts, sampling, strict=True)):
+        ids = _encode(pair, i, prompt, vocab_size)
+        rows.append(_checked_row(pair, i, ids, config, limit))
+    return rows
 
 
 def _checked_row(
-    pair: ModelPair, index: int, prompt: str | Sequence[int], config: SamplingConfig
+    pair: ModelPair, index: int, ids: list[int], config: SamplingConfig, limit: int
 ) -> Row:
-    ids = _encode(pair, index, prompt)
     if config.stop and pair.tokenizer is None:
         raise ConfigError("stop strings need a tokenizer, and this pair has none.")
-    limit = pair.context_length
     if len(ids) + config.max_new_tokens > limit:
         raise PromptError(
             f"prompt {index} has {len(ids)} tokens and max_new_tokens is "
@@ -81,7 +84,7 @@ def make_row(pair: ModelPair, index: int, ids: list[int], config: SamplingConfig
     return Row(index, ids, config, frozenset(stops), pair.tokenizer, special_ids)
 
 
-def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[int]:
+def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int], vocab_size: int) -> list[int]:
     """Token ids of one prompt."""
     if isinstance(prompt, str):
         if pair.tokenizer is None:
@@ -97,7 +100,6 @@ def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int]) -> list[in
                 f"prompt {index} is {prompt!r}; pass a list of prompts, each a text or a list "
                 "of token ids."
             ) from None
-    vocab_size = pair.target.config.get_text_config().vocab_size
     wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
     if not ids:
         raise PromptError(f"prompt {index} is empty; pass at least one token.")

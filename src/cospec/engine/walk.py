@@ -125,11 +125,10 @@ def _trace(
 
 def _count(stats: Stats, block: Block, kept: list[Origin], num_mismatches: int) -> None:
     """Add a block to a row's statistics."""
-    num_accepted = 0
-    for origin in kept:
-        stats.num_strict_accepts += origin is Origin.MATCH
-        stats.num_overrides += origin is Origin.OVERRIDE
-        num_accepted += origin in (Origin.MATCH, Origin.OVERRIDE)
+    num_matches, num_overrides = kept.count(Origin.MATCH), kept.count(Origin.OVERRIDE)
+    num_accepted = num_matches + num_overrides
+    stats.num_strict_accepts += num_matches
+    stats.num_overrides += num_overrides
     stats.num_drafts += 1
     stats.num_draft_tokens += block.length
     stats.num_draft_forwards += block.num_forwards

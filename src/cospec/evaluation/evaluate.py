@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cospec.evaluation.arms import Arm
     from cospec.results import Json
     from cospec.tasks import Example, Task
+    from cospec.tasks.base import Score
     from cospec.types import Completion
 
 _CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
@@ -110,6 +111,7 @@ class Evaluation:
             replace(s, seed=seed + i, exact_prefix_tokens=exact_prefix_tokens)
             for i, s in enumerate(samplings)
         ]
+        self._scored: dict[tuple[int, str], Score] = {}
         self._warm_up = [
             replace(s, max_new_tokens=min(_NUM_WARM_UP_TOKENS, s.max_new_tokens))
             for s in self.samplings[:_NUM_WARM_UP_PROMPTS]
@@ -187,7 +189,10 @@ class Evaluation:
         return Turn(chunk, arm.name, seconds, rows)
 
     def _row(self, arm: Arm, i: int, completion: Completion) -> Json:
-        stats, score = completion.stats, self.task.score(self.examples[i], completion.text)
+        stats, key = completion.stats, (i, completion.text)
+        if key not in self._scored:  # most arms and all repeats write texts that others wrote
+            self._scored[key] = self.task.score(self.examples[i], completion.text)
+        score = self._scored[key]
         group = self.examples[i].group
         return {
             "id": self.examples[i].id,

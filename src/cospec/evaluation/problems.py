@@ -64,7 +64,7 @@ def describe_problems(examples: Sequence[Example]) -> Json:
 def prompt_ids(pair: ModelPair, task: Task, examples: Sequence[Example]) -> list[list[int]]:
     """Return the prompts of problems as token ids; the pair has a tokenizer."""
     assert pair.tokenizer is not None
-    prompts = (task.prompt(example, pair.tokenizer) for example in examples)
+    prompts = (task.part_of(example).prompt(example, pair.tokenizer) for example in examples)
     return [pair.encode(one) if isinstance(one, str) else one for one in prompts]
 
 
@@ -76,7 +76,7 @@ def encode_problems(
     seed: int = 0,
     temperature: float = 0.0,
     context_length: int | None = None,
-) -> tuple[list[str | list[int]], list[SamplingConfig]]:
+) -> tuple[list[list[int]], list[SamplingConfig]]:
     """Prompts and settings of problems, one of each a problem.
 
     Args:
@@ -96,21 +96,18 @@ def encode_problems(
     if pair.tokenizer is None:
         raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
     context_length = pair.context_length if context_length is None else context_length
-    prompts, samplings = [], []
-    for example in examples:
+    prompts, samplings = prompt_ids(pair, task, examples), []
+    for example, ids in zip(examples, prompts, strict=True):
         part = task.part_of(example)
-        prompt = part.prompt(example, pair.tokenizer)
         limit = part.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limit = min(limit, _room(pair, example, prompt, context_length))
+        limit = min(limit, _room(example, ids, context_length))
         stop = part.stop_strings(pair.tokenizer)
-        prompts.append(prompt)
         samplings.append(SamplingConfig(limit, temperature, stop=stop, seed=seed))
     return prompts, samplings
 
 
-def _room(pair: ModelPair, example: Example, prompt: str | list[int], context_length: int) -> int:
+def _room(example: Example, ids: list[int], context_length: int) -> int:
     """Tokens that the prompt leaves in the context."""
-    ids = pair.encode(prompt) if isinstance(prompt, str) else prompt
     num_left = context_length - len(ids)
     if num_left < 1:
         raise PromptError(

@@ -126,9 +126,7 @@ def tango_interval(
     return ends[0], ends[1]
 
 
-def cluster_interval(
-    clusters: Sequence[tuple[float, float]], num_resamples: int = _NUM_RESAMPLES
-) -> Interval:
+def cluster_interval(clusters: Sequence[tuple[float, float]]) -> Interval:
     """Bootstrap interval of a mean change over items that come in clusters, such as templates.
 
     Where no cluster differs from another, resamples are all alike. There it is the interval over
@@ -137,9 +135,8 @@ def cluster_interval(
     Args:
         clusters: Sum of the changes (-1, 0 or 1 each) and number of items of each cluster; there is
             at least one item.
-        num_resamples: N, how often the clusters are drawn.
     """
-    found = _over_clusters(clusters, num_resamples, -1.0)
+    found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0)
     if found is not None:
         return found
     sums = [change for change, _ in clusters]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from cospec.errors import ConfigError
@@ -91,7 +91,7 @@ class TurnLog:
 
     def append(self, turn: Turn) -> None:
         """Store a turn that has just finished."""
-        self._write(asdict(turn))
+        self._write({field.name: getattr(turn, field.name) for field in fields(turn)})
 
     def remove(self) -> None:
         """Delete the file, once the result is written."""

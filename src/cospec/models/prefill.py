@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _LEAST_SHARED = 16
 """Tokens that prompts must begin with in common to be read once for all of them."""
+_COMPARED = 64
+"""Tokens that are compared at once."""
 _MOST_ALIKE = 128
 """Prompts of a group at most."""
 
@@ -105,5 +107,9 @@ def _donor(prompt: list[int], held: list[list[int]], rows: list[int]) -> tuple[i
 
 def num_shared_tokens(a: Sequence[object], b: Sequence[object]) -> int:
     """Count the first tokens that two lists have in common, or characters of two texts."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+    size = min(len(a), len(b))
+    for start in range(0, size, _COMPARED):
+        if a[start : start + _COMPARED] != b[start : start + _COMPARED]:
+            pairs = enumerate(zip(a[start:], b[start:], strict=False), start)
+            return next((i for i, (x, y) in pairs if x != y), size)
+    return size

@@ -128,13 +128,7 @@ class Pictures:
 
 
 def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
-    """The page.
-
-    Args:
-        inputs: What was read.
-        pictures: Of the same inputs.
-        title: Its heading.
-    """
+    """The page."""
     home = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(home),

@@ -181,13 +181,7 @@ def _bench(path: Path, document: Json, inputs: Inputs) -> None:
 
 
 def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
-    """Add a cell, once its arms have what every view needs.
-
-    Args:
-        inputs: Takes it.
-        cell: With the arms as they are in the file.
-        part: Of the document, with the rows.
-    """
+    """Add a cell, once its arms have what every view needs."""
     arms = [{"kind": _kind(arm), **speeds_alike(arm, part)} for arm in cell.arms]
     if all(arm["kind"] == "ceiling" for arm in arms):
         raise ValueError("no arms besides ceilings")

@@ -35,27 +35,11 @@ ARM = {
 }
 """Arm of `cospec eval`, `demo` and `bench`, as far as every view needs it."""
 _OPTIONAL = {
+    **dict.fromkeys(("num_overrides", "num_problems", "num_groups"), int),
+    **dict.fromkeys(("num_texts_unlike_target", "num_turns", "k"), int),
+    **dict.fromkeys(("group_p", "speedup_vs_lossless", "mean_acceptance_length"), _NUMBER),
     **dict.fromkeys(
-        (
-            "num_overrides",
-            "num_problems",
-            "num_groups",
-            "num_texts_unlike_target",
-            "num_turns",
-            "k",
-        ),
-        int,
-    ),
-    **dict.fromkeys(
-        (
-            "group_p",
-            "speedup_vs_lossless",
-            "mean_acceptance_length",
-            "target_forwards_per_token",
-            "target_forwards_per_solved",
-            "seconds_per_solved",
-        ),
-        _NUMBER,
+        ("target_forwards_per_token", "target_forwards_per_solved", "seconds_per_solved"), _NUMBER
     ),
     "speedup_vs_target_ci95": [_NUMBER],
     "speedup_vs_lossless_ci95": [_NUMBER],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -58,12 +57,6 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self.best_policy = self.best_policy or self.policy.state_dict()
-
-    @property
-    def max_mismatch_rate(self) -> float:
-        """Guard of the best policy."""
-        rate = self.best.get("max_mismatch_rate")
-        return math.inf if rate is None else rate
 
     def take(self, learnt: WarmStart) -> None:
         """Start the rounds from what was learnt before them."""

@@ -38,15 +38,7 @@ _SEEDS_PER_ROUND = 10_000
 
 
 class Collector:
-    """Plays problems under an arbiter.
-
-    Args:
-        backend: Decodes.
-        pair: The models, whose tokenizer and stop tokens the prompts need.
-        task: Makes the prompts and scores the answers.
-        config: Settings of the training run.
-        num_features: F.
-    """
+    """Plays problems under an arbiter."""
 
     def __init__(
         self,
@@ -96,12 +88,6 @@ class Collector:
         """Roll all examples out and play branches off them, some problems at a time.
 
         So only the handles of these are held; the rollouts that are returned have none.
-
-        Args:
-            arbiter: As in `play`.
-            examples: Problems of the round.
-            known: As in `play`.
-            seed: Of the round.
         """
         seed *= _SEEDS_PER_ROUND
         played: list[Played] = []

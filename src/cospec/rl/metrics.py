@@ -22,13 +22,7 @@ _WON = 0.95
 
 
 def round_metrics(played: Sequence[Played], branches: BranchData, base: Sequence[Baseline]) -> Json:
-    """Return accuracy, cost and overrides of rollouts, and what their branches found.
-
-    Args:
-        played: All rollouts of a round.
-        branches: The decisions of it that were played both ways.
-        base: Lossless decoding of its problems.
-    """
+    """Return accuracy, cost and overrides of rollouts, and what their branches found."""
     decisions = [m for one in played for m in one.decisions]
     stats = [one.rollout.completion.stats for one in played]
     num_accepted = sum(s.num_accepted_tokens for s in stats)
@@ -53,13 +47,7 @@ def branch_gain(policy: Policy, branches: BranchData) -> float:
 
 
 def tune_metrics(base: Sequence[Baseline], done: Sequence[Ending], cost_weight: float) -> Json:
-    """Return accuracy, cost and reward of an evaluation.
-
-    Args:
-        base: Lossless decoding of the problems.
-        done: Their answers under the policy.
-        cost_weight: Price of a target forward, as a share of lossless decoding's.
-    """
+    """Return accuracy, cost relative to lossless decoding, and reward of an evaluation."""
     won, lost = _differences(base, done)
     accuracy = sum(score.correct for _, score in done) / len(done)
     num_forwards = sum(completion.stats.num_target_forwards for completion, _ in done)

@@ -161,14 +161,14 @@ class Trainer:
                 metrics |= self.evaluate()
             self.keep(metrics, report)
         state.policy.load_state_dict(state.best_policy)
-        prompt_guard = self._prompt_guard()
+        prompt_guard, rate = self._prompt_guard(), state.best.get("max_mismatch_rate")
         about = self._about() | {
             "best": state.best,
             "history": [*state.history],
-            "max_mismatch_rate": state.best.get("max_mismatch_rate"),
+            "max_mismatch_rate": rate,
             "min_prompt_likeness": prompt_guard.min_likeness,
         }
-        rate = state.max_mismatch_rate
+        rate = math.inf if rate is None else rate
         return replace(self.arbiter, max_mismatch_rate=rate, prompt_guard=prompt_guard, about=about)
 
     def _prompt_guard(self) -> PromptGuard:

@@ -36,14 +36,8 @@ def normalise_first(
 ) -> None:
     """Normalise a policy by the decisions of the first round, unless a warm start did.
 
-    Args:
-        policy: Not trained on anything, or on worked solutions.
-        played: Rollouts of the round.
-        features: Input of the policy.
-        config: Settings of the run.
-
     Raises:
-        ConfigError: They have no decisions.
+        ConfigError: The rollouts have no decisions.
     """
     seen = [m.features for one in played for m in one.decisions]
     if config.warmup.num_solutions:
@@ -115,14 +109,7 @@ def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:
 def refit(
     policy: Policy, features: ScalarFeatures, known: KnownBranches, config: TrainConfig
 ) -> float:
-    """Fit a linear policy to the branches of all rounds; return the mean loss in nats.
-
-    Args:
-        policy: What is replaced.
-        features: Its input.
-        known: Branches of all rounds.
-        config: The method's labels, and penalties.
-    """
+    """Fit a linear policy to the branches of all rounds; return the mean loss in nats."""
     labels = METHODS[config.method].labels
     assert labels is not None
     return fit(policy, known.features, labels(known), penalties(features, config.ridge))

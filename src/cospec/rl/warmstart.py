@@ -63,18 +63,7 @@ def warm_start(
     folder: Path | None,
     on_read: Callable[[int], None],
 ) -> WarmStart:
-    """Train a copy of a policy on what the settings name, if anything.
-
-    Args:
-        policy: Untrained.
-        features: Its input.
-        pair: The models.
-        task: Makes prompts and scores answers.
-        solved: Problems whose worked solutions are read.
-        config: Settings of the run.
-        folder: Of the run, for the cache of solutions; None for none.
-        on_read: Called with the number of solutions that were read.
-    """
+    """Train a copy of a policy on what the settings name, if anything."""
     if config.warmup.warm_start is not None:
         return from_audit(policy, features, config)
     if not config.warmup.num_solutions:
@@ -143,15 +132,6 @@ def read_solutions(
 
     A larger number of solutions begins with those of a smaller one, so that a later run can extend
     the same file.
-
-    Args:
-        pair: Models on transformers, whatever plays the rollouts.
-        task: Makes the prompts.
-        features: Input of the policy.
-        solved: Problems with solutions.
-        config: Settings of the run.
-        path: Cache; None for none.
-        on_read: Called with the number of solutions that were read.
 
     Raises:
         ConfigError: The cache does not fit the run.

@@ -50,16 +50,6 @@ class _NamedRow(dict[str, Any]):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One file of a named set."""
-
-    files: tuple[str, ...]
-    """The names that it may have; the first that exists is read."""
-    hub_split: str
-    """What the hub calls it."""
-
-
-@dataclass(frozen=True, slots=True)
 class DataSet:
     """Where the rows of a named set are."""
 
@@ -68,8 +58,15 @@ class DataSet:
     """The data set of the hub; None if there is none that can be read without running code."""
     hub_config: str | None = None
 
-    def rows(self, part: Part, data_dir: Path | None) -> list[tuple[str, Row]]:
+    def rows(
+        self, files: tuple[str, ...], hub_split: str, data_dir: Path | None
+    ) -> list[tuple[str, Row]]:
         """The rows of one file, each with its id.
+
+        Args:
+            files: The names that it may have; the first that exists is read.
+            hub_split: What the hub calls it.
+            data_dir: The data folder, if one is given.
 
         Raises:
             TaskError: The folder that was given does not hold it.
@@ -77,28 +74,28 @@ class DataSet:
         """
         given = data_dir or os.environ.get("COSPEC_DATA") or None
         folder = Path(os.path.expanduser(given or "data")) / self.name
-        for file in part.files:
+        for file in files:
             if (path := folder / file).is_file():
                 stem = file.partition(".")[0]
                 return [
                     (f"{self.name}/{stem}/{i}", _NamedRow(f"row {i} of {path}", row))
                     for i, row in enumerate(read_rows(path))
                 ]
-        missing = f"no data for {self.name!r}: {folder} holds no {' or '.join(part.files)}"
+        missing = f"no data for {self.name!r}: {folder} holds no {' or '.join(files)}"
         if given is not None or self.hub_id is None:
             raise TaskError(
                 f"{missing}. Give a folder that does by data_dir or the environment variable "
                 f"COSPEC_DATA."
             )
-        return self._hub_rows(part, missing)
+        return self._hub_rows(hub_split, missing)
 
-    def _hub_rows(self, part: Part, missing: str) -> list[tuple[str, Row]]:
+    def _hub_rows(self, hub_split: str, missing: str) -> list[tuple[str, Row]]:
         what = f"{missing} (COSPEC_DATA is not set), and the package that fetches {self.hub_id}"
         datasets = import_extra("datasets", what, "hub")
-        rows = datasets.load_dataset(self.hub_id, self.hub_config, split=part.hub_split)
-        where = f"{self.hub_id}, split {part.hub_split}"
+        rows = datasets.load_dataset(self.hub_id, self.hub_config, split=hub_split)
+        where = f"{self.hub_id}, split {hub_split}"
         return [
-            (f"{self.name}/{part.hub_split}/{i}", _NamedRow(f"row {i} of {where}", dict(row)))
+            (f"{self.name}/{hub_split}/{i}", _NamedRow(f"row {i} of {where}", dict(row)))
             for i, row in enumerate(rows)
         ]
 

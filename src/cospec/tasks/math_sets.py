@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cospec.tasks.base import BOXED, Example, Score, Task
 from cospec.tasks.extract import boxed, choice, final_number, same_number, strict_gsm8k
 from cospec.tasks.extras import import_extra
-from cospec.tasks.files import DataSet, FileSource, Part, by_file, by_hash, named
+from cospec.tasks.files import DataSet, FileSource, by_file, by_hash, named
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import ModuleType
 
+    from cospec.tasks.base import Scorer
     from cospec.tasks.files import Row
 
 NUM_SHOTS = 5
@@ -74,8 +77,8 @@ def _math_verify() -> ModuleType:
 def gsm8k(data_dir: Path | None = None) -> Task:
     """Grade school word problems (Cobbe et al., 2110.14168)."""
     data = DataSet("gsm8k", "openai/gsm8k", "main")
-    train = data.rows(Part(("train.jsonl",), "train"), data_dir)
-    test = data.rows(Part(("test.jsonl", "test_even.jsonl"), "test"), data_dir)
+    train = data.rows(("train.jsonl",), "train", data_dir)
+    test = data.rows(("test.jsonl", "test_even.jsonl"), "test", data_dir)
     pools = by_file(map(_gsm8k_example, train), list(map(_gsm8k_example, test)))
     return Task("gsm8k", FileSource("gsm8k", pools), score_gsm8k, num_shots=NUM_SHOTS)
 
@@ -87,19 +90,18 @@ def _gsm8k_example(item: tuple[str, Row]) -> Example:
     return Example(identity, row["question"], answer, {"solution": solution})
 
 
-def _shots(whole: str | None) -> int:
-    """Worked examples come from the train split, which a set taken whole does not have."""
-    return 0 if whole else NUM_SHOTS
+def _of_one_file(name: str, examples: Iterable[Example], whole: str | None, scorer: Scorer) -> Task:
+    """The task of a set that has one file."""
+    source = FileSource(name, by_hash(examples, whole))
+    # Worked examples come from the train split, which a set taken whole does not have.
+    return Task(named(name, whole), source, scorer, num_shots=0 if whole else NUM_SHOTS)
 
 
 def svamp(data_dir: Path | None = None, whole: str | None = None) -> Task:
     """Variations of simple word problems (Patel et al., 2103.07191)."""
-    part = Part(("SVAMP.json",), "train+test")
-    rows = DataSet("svamp", "ChilledCow/SVAMP").rows(part, data_dir)
-    pools = by_hash(map(_svamp_example, rows), whole)
-    return Task(
-        named("svamp", whole), FileSource("svamp", pools), score_number, num_shots=_shots(whole)
-    )
+    data = DataSet("svamp", "ChilledCow/SVAMP")
+    rows = data.rows(("SVAMP.json",), "train+test", data_dir)
+    return _of_one_file("svamp", map(_svamp_example, rows), whole, score_number)
 
 
 def _svamp_example(item: tuple[str, Row]) -> Example:
@@ -112,12 +114,9 @@ def _svamp_example(item: tuple[str, Row]) -> Example:
 
 def asdiv(data_dir: Path | None = None, whole: str | None = None) -> Task:
     """Diverse word problems (Miao et al., 2106.15772), those with one number as the answer."""
-    rows = DataSet("asdiv", None).rows(Part(("ASDiv.xml",), ""), data_dir)
-    examples = [_asdiv_example(identity, row) for identity, row in rows]
-    pools = by_hash((example for example in examples if example is not None), whole)
-    return Task(
-        named("asdiv", whole), FileSource("asdiv", pools), score_number, num_shots=_shots(whole)
-    )
+    rows = DataSet("asdiv", None).rows(("ASDiv.xml",), "", data_dir)
+    examples = [example for item in rows if (example := _asdiv_example(*item)) is not None]
+    return _of_one_file("asdiv", examples, whole, score_number)
 
 
 def _asdiv_example(identity: str, row: Row) -> Example | None:
@@ -131,29 +130,22 @@ def _asdiv_example(identity: str, row: Row) -> Example | None:
 
 def math500(data_dir: Path | None = None, whole: str | None = None) -> Task:
     """500 problems of MATH (Hendrycks et al., 2103.03874; Lightman et al., 2305.20050)."""
-    rows = DataSet("math500", "HuggingFaceH4/MATH-500").rows(
-        Part(("test.jsonl",), "test"), data_dir
-    )
+    data = DataSet("math500", "HuggingFaceH4/MATH-500")
+    rows = data.rows(("test.jsonl",), "test", data_dir)
     examples = [
         Example(identity, row["problem"], row["answer"], {"solution": row["solution"]})
         for identity, row in rows
     ]
     _math_verify()
-    source = FileSource("math500", by_hash(examples, whole))
-    return Task(
-        named("math500", whole),
-        source,
-        score_mathematics,
-        num_shots=_shots(whole),
-        max_new_tokens=1024,
-    )
+    task = _of_one_file("math500", examples, whole, score_mathematics)
+    return replace(task, max_new_tokens=1024)
 
 
 def aqua(data_dir: Path | None = None) -> Task:
     """Algebra with five options (Ling et al., 1705.04146)."""
     data = DataSet("aqua", "deepmind/aqua_rat", "raw")
-    train = data.rows(Part(("dev.jsonl",), "validation"), data_dir)
-    test = data.rows(Part(("test.jsonl",), "test"), data_dir)
+    train = data.rows(("dev.jsonl",), "validation", data_dir)
+    test = data.rows(("test.jsonl",), "test", data_dir)
     pools = by_file(map(_aqua_example, train), list(map(_aqua_example, test)))
     chat = BOXED.replace("your final answer", "the letter of the right option")
     return Task("aqua", FileSource("aqua", pools), score_choice, chat=chat, num_shots=NUM_SHOTS)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cospec.errors import CodeExecutionRefusedError
 from cospec.tasks.base import Example, Score, Task
-from cospec.tasks.files import DataSet, FileSource, Part, by_hash, named
+from cospec.tasks.files import DataSet, FileSource, by_hash, named
 from cospec.tasks.sandbox import check_sandbox, run_program
 from cospec.tasks.splits import normalize
 
@@ -56,7 +56,7 @@ def _defines(code: str, function: str) -> bool:
 def humaneval(data_dir: Path | None = None, whole: str | None = None) -> Task:
     """Functions to complete from their docstrings (Chen et al., 2107.03374)."""
     data = DataSet("humaneval", "openai/openai_humaneval")
-    rows = data.rows(Part(("HumanEval.jsonl.gz", "HumanEval.jsonl"), "test"), data_dir)
+    rows = data.rows(("HumanEval.jsonl.gz", "HumanEval.jsonl"), "test", data_dir)
     pools = by_hash((_humaneval_example(row) for _, row in rows), whole)
     return Task(
         named("humaneval", whole),
@@ -95,7 +95,7 @@ def mbpp(data_dir: Path | None = None) -> Task:
     Problems of the other splits that ask for the same as one of the test split are left out.
     """
     data = DataSet("mbpp", "google-research-datasets/mbpp", "full")
-    rows = data.rows(Part(("mbpp.jsonl",), "train+test+validation+prompt"), data_dir)
+    rows = data.rows(("mbpp.jsonl",), "train+test+validation+prompt", data_dir)
     pools: dict[Split, list[Example]] = {"train": [], "tune": [], "test": []}
     tested = {normalize(row["text"]) for _, row in rows if _mbpp_split(row) == "test"}
     for _, row in rows:

@@ -40,13 +40,7 @@ class Overlap:
 def write_trained_on(
     folder: Path, examples: Iterable[Example], more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Write the hashes of the questions that an arbiter was trained or tuned on.
-
-    Args:
-        folder: Of the arbiter.
-        examples: With these questions.
-        more: Further hashes, of `hashes_of`.
-    """
+    """Write hashes of what an arbiter was trained or tuned on, and `more` from `hashes_of`."""
     from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
 
     names = ("questions", "twins")

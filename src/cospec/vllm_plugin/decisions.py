@@ -104,7 +104,8 @@ class DecisionLog:
             features: (T, F) float, if the arbiter tells.
             probability: With which the draft's token was kept, (T,) float, if chance decided.
         """
-        wanted = [self.wants(request_id) for request_id in request_ids]
+        is_wanted = {request_id: self.wants(request_id) for request_id in set(request_ids)}
+        wanted = [is_wanted[request_id] for request_id in request_ids]
         if not any(wanted):
             return
         columns = {
@@ -163,12 +164,15 @@ class DecisionLog:
             size = os.fstat(self._fd).st_size
             # A process that was killed may have left half a line, which readers pass over.
             is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
-            data, num_written = b"\n" * is_torn, 0
+            parts, end, num_written = [b"\n" * is_torn], size + is_torn, 0
             for line in lines:
-                more = line.encode() + b"\n"
-                if size + len(data) + len(more) > self.settings.max_bytes:
+                parts.append(line.encode() + b"\n")
+                end += len(parts[-1])
+                if end > self.settings.max_bytes:
+                    parts.pop()
                     break
-                data, num_written = data + more, num_written + 1
+                num_written += 1
+            data = b"".join(parts)
             if data and os.write(self._fd, data) < len(data):
                 os.ftruncate(self._fd, size)
                 raise OSError("the disk took only a part of a line")

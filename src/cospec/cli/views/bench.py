@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 def run_benchmark(benchmark: Benchmark, specs: Sequence[ArmSpec], log: TurnLog | None) -> Json:
     """Tune on the tune split for every temperature, then measure every cell on the test split.
 
-    Args:
-        benchmark: The models, the problems, and how.
-        specs: The arms, as asked for.
-        log: Has the turns that are done already, and gets those that are played.
-
     Returns:
         The parts ``cells`` and ``tuning`` of a result document.
     """
@@ -71,14 +66,8 @@ def _of_bound(arm: Json) -> str:
     return "" if bound is None or is_timed_once(arm) else f"{arm['speedup_vs_target'] / bound:.0%}"
 
 
-def _against_rival(arm: Json) -> str:
-    found = arm["vs_rival"]
-    return "" if found is None else f"{found['wins']}/{found['losses']}"
-
-
-def _p_against_rival(arm: Json) -> str:
-    found = arm["vs_rival"]
-    return "" if found is None else f"{found['mcnemar_p']:.2g}"
+def _against_rival(form: str) -> Callable[[Json], str]:
+    return lambda arm: "" if arm["vs_rival"] is None else form.format(**arm["vs_rival"])
 
 
 def _solved(key: str, form: str) -> Callable[[Json], str]:
@@ -99,8 +88,8 @@ _COLUMNS: Columns = {
     "over-\nride": lambda arm: f"{arm['override_share']:.0%}",
     "+-\nspeed": _spread,
     "of\nbound": _of_bound,
-    "rival\nw/l": _against_rival,
-    "rival\np": _p_against_rival,
+    "rival\nw/l": _against_rival("{wins}/{losses}"),
+    "rival\np": _against_rival("{mcnemar_p:.2g}"),
 }
 
 

@@ -43,11 +43,6 @@ class Shown:
 def pick(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> Shown | None:
     """Pick a problem that an override saved, or if there is none, one with an override.
 
-    Args:
-        evaluation: Has the problems.
-        engine: With the arbiter, and with traces.
-        rows: Of the evaluation's result, the arbiter's arm among them.
-
     Returns:
         One with the fewest overrides; None if there was no override at all.
     """

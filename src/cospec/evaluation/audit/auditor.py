@@ -71,6 +71,7 @@ class Auditor:
     draft: Decoder | None = None
     features: ScalarFeatures = field(init=False)
     _costs: Costs | None = field(init=False, default=None)
+    _scored: dict[tuple[str, str], bool] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.features = make_features(self.config.features, self.pair)
@@ -153,9 +154,7 @@ class Auditor:
         ends = self._oracle(examples, paths, records, exact_prefix_tokens)
         return [self._counted(end.completion) for end in ends]
 
-    def encode(
-        self, examples: Sequence[Example]
-    ) -> tuple[list[str | list[int]], list[SamplingConfig]]:
+    def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[SamplingConfig]]:
         """Return the prompts of some problems, and how each is sampled.
 
         Raises:
@@ -170,9 +169,7 @@ class Auditor:
         )
         return encode_problems(self.pair, self.task, examples, *limits)
 
-    def _paths(
-        self, prompts: list[str | list[int]], sampling: list[SamplingConfig]
-    ) -> list[Rollout]:
+    def _paths(self, prompts: list[list[int]], sampling: list[SamplingConfig]) -> list[Rollout]:
         """Play the paths, which branches can leave."""
         pairs = zip(prompts, sampling, strict=True)
         items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs)]
@@ -259,7 +256,11 @@ class Auditor:
         }
 
     def _is_right(self, example: Example, completion: Completion) -> bool:
-        return self.task.score(example, completion.text).correct
+        """Score a text once: the path is also the target's branch of each of its mismatches."""
+        key = example.id, completion.text
+        if key not in self._scored:
+            self._scored[key] = self.task.score(example, completion.text).correct
+        return self._scored[key]
 
     def _choose(self, example: Example, completion: Completion) -> list[MismatchTrace]:
         """The mismatches of a path that are played, in order."""

@@ -57,7 +57,7 @@ class AssistedEngine:
             sampling: Greedy settings, one a prompt.
 
         Raises:
-            ConfigError: The settings are not greedy, or a text has no tokenizer.
+            ConfigError: The settings are not greedy.
         """
         if not all(config.is_greedy for config in sampling):
             raise ConfigError("assisted generation is a reference for greedy decoding only.")
@@ -90,10 +90,8 @@ class AssistedEngine:
         self, index: int, prompt: str | list[int], config: SamplingConfig, num_forwards: list[int]
     ) -> Row:
         """One prompt; `num_forwards` counts those of the draft."""
-        tokenizer, target = self.pair.tokenizer, self.pair.target
+        target = self.pair.target
         if isinstance(prompt, str):
-            if tokenizer is None:
-                raise ConfigError("the pair has no tokenizer, which a text needs; pass token ids.")
             prompt = self.pair.encode(prompt)
         row = make_row(self.pair, index, prompt, config)
         before = num_forwards[0]

@@ -65,5 +65,4 @@ def _block(entry: Json) -> tuple[float, float] | None:
 def _prompt_length(benchmark: Benchmark) -> float:
     """Mean tokens of some of the prompts."""
     prompts, _ = encode_problems(benchmark.pair, benchmark.task, benchmark.test[:16])
-    ids = [benchmark.pair.encode(p) if isinstance(p, str) else p for p in prompts]
-    return fmean(map(len, ids))
+    return fmean(map(len, prompts))

@@ -15,6 +15,7 @@ from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.benchmark.arms import ORACLE
 from cospec.evaluation.benchmark.cells import lean
 from cospec.evaluation.evaluate import Evaluation
+from cospec.evaluation.problems import prompt_ids
 from cospec.evaluation.summary import LOSSLESS, TARGET, counts, paired, quality, rows_by_arm
 
 if TYPE_CHECKING:
@@ -40,10 +41,9 @@ class OracleEngine:
         self.context_length = self.pair.context_length
         self.num_speculative_tokens = k
         self.batch_size = batch_size
-        assert self.pair.tokenizer is not None, "an Evaluation has checked it"
+        prompts = prompt_ids(self.pair, benchmark.task, benchmark.test)
         self._examples = {
-            str(benchmark.task.prompt(example, self.pair.tokenizer)): example
-            for example in benchmark.test
+            str(ids): example for ids, example in zip(prompts, benchmark.test, strict=True)
         }
         config = AuditConfig(
             num_speculative_tokens=k,

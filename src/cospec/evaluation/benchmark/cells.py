@@ -51,15 +51,6 @@ def measure(
 ) -> Json:
     """Play a cell.
 
-    Args:
-        benchmark: The models, the problems, and how.
-        specs: The arms, as asked for.
-        settings: By arm, what it decodes with.
-        rival: The arm that all others are compared with besides the target, if there is one.
-        batch_size: Most prompts decoded together.
-        temperature: Of sampling.
-        play: Plays the turns.
-
     Returns:
         The cell of a result document (see ``docs/result_files.md``).
     """
@@ -159,12 +150,7 @@ def _mean(repeats: Sequence[Sequence[Turn]]) -> list[Turn]:
 
 
 def lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
-    """Rows of an arm as they are stored: many arms make large files.
-
-    Args:
-        ours: Its rows.
-        target: Those of the target on the same problems, whose text is not stored once more.
-    """
+    """Rows of an arm as they are stored: many arms make large files."""
     return [
         {name: row[name] for name in _STORED}
         | {"text": row["text"] if row["arm"] == TARGET or row["text"] != exact["text"] else None}

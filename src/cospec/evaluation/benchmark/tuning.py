@@ -26,12 +26,6 @@ def tune(
 ) -> list[Json]:
     """Try every arm with each of its settings, then the setting that it takes with each k.
 
-    Args:
-        benchmark: The models, the problems, and how.
-        specs: The arms, as asked for.
-        temperature: Of sampling.
-        play: Plays the turns.
-
     Returns:
         An entry each that was tried or follows from one that was: ``arm``, ``kind``,
         ``temperature``, ``tries`` with their counts and ``cost``, and ``chosen``, the place of the

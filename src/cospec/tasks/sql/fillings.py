@@ -12,7 +12,6 @@ import os
 import shutil
 import sqlite3
 import tempfile
-import time
 import weakref
 from contextlib import closing
 from pathlib import Path
@@ -39,9 +38,10 @@ class Fillings:
     def __init__(self, schemas: Mapping[str, Schema], queries: Mapping[str, Sequence[str]]) -> None:
         self.schemas = schemas
         self.queries = queries
-        for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-            _remove_if_left(path)
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        now = self._folder.stat().st_mtime
+        for path in self._folder.parent.glob(f"{_PREFIX}*"):
+            _remove_if_left(path, now)
         held = os.open(self._folder, os.O_RDONLY)
         with contextlib.suppress(OSError):  # no locks on this file system: nobody can take one
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,11 +66,11 @@ class Fillings:
         return self._paths[db_id]
 
 
-def _remove_if_left(folder: Path) -> None:
+def _remove_if_left(folder: Path, now: float) -> None:
     """Remove a folder of a process that was killed: it is old enough, ours, and not locked."""
     try:
         about = folder.lstat()
-        if about.st_uid != os.getuid() or time.time() - about.st_mtime < _UNLOCKED_S:
+        if about.st_uid != os.getuid() or now - about.st_mtime < _UNLOCKED_S:
             return
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # another process has removed it

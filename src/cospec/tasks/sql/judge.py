@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from cospec.tasks.base import Example
     from cospec.tasks.sql.compare import Groups, Row
-    from cospec.tasks.sql.executor import Limits
     from cospec.tasks.sql.schema import Schema
 
 _CLOCK_WORDS = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
@@ -62,9 +61,9 @@ class Gold:
 class Judge:
     """Judges queries on the databases of many schemas."""
 
-    def __init__(self, databases: Databases, limits: Limits | None = None) -> None:
+    def __init__(self, databases: Databases) -> None:
         self.databases = databases
-        self.executor = Executor(limits)
+        self.executor = Executor()
         self.gold = lru_cache(maxsize=None)(self._gold)
 
     def score(self, example: Example, text: str) -> Score:

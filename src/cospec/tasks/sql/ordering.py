@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cospec.tasks.sql.scan import KEYWORDS, ends_operand
-from cospec.tasks.sql.tokens import Token, depths, tokenize
+from cospec.tasks.sql.tokens import Token, depths, joined, tokenize
 
 _HIDES_KEYS = {"UNION", "INTERSECT", "EXCEPT", "DISTINCT"}
 """With these, another column could change the rows; DISTINCT right after SELECT is looked into."""
@@ -54,7 +54,7 @@ def keyed(sql: str) -> Keyed | None:
     if skipped is None:
         return None
     if "ORDER" not in words:
-        return Keyed(_text(tokens[:end]), 0, skipped) if end < len(tokens) else None
+        return Keyed(joined(tokens[:end]), 0, skipped) if end < len(tokens) else None
     if "FROM" not in words or words[0] not in ("SELECT", "WITH") or "SELECT" not in words:
         return None
     first, start = words.index("SELECT") + 1, words.index("FROM")
@@ -69,8 +69,8 @@ def keyed(sql: str) -> Keyed | None:
     shown = [_sense(_named(part) or part) for part in selected]
     if keys is None or (is_distinct and any(_sense(key) not in shown for key in keys)):
         return None
-    texts = " , ".join(f"({_text(key)})" for key in keys)
-    sql = f"{_text(tokens[:start])} , {texts} {_text(tokens[start:end])}"
+    texts = " , ".join(f"({joined(key)})" for key in keys)
+    sql = f"{joined(tokens[:start])} , {texts} {joined(tokens[start:end])}"
     return Keyed(sql, len(keys), skipped)
 
 
@@ -109,10 +109,6 @@ def _keys(parts: list[list[Token]], selected: list[list[Token]]) -> list[list[To
             key = aliases.get(key[0].value.lower(), key)
         keys.append(key)
     return keys
-
-
-def _text(tokens: list[Token]) -> str:
-    return " ".join(token.text for token in tokens)
 
 
 def _sense(tokens: list[Token]) -> list[str]:

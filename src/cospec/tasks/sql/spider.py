@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
 from cospec.tasks.base import Example, Task
-from cospec.tasks.files import DataSet, FileSource, Part
+from cospec.tasks.files import DataSet, FileSource
 from cospec.tasks.sql.dice import stable_hash
 from cospec.tasks.sql.fillings import Fillings
 from cospec.tasks.sql.judge import Judge
@@ -49,9 +49,9 @@ def spider(data_dir: Path | None = None, part: str = "all") -> Task:
     if part not in PARTS:
         raise TaskError(unknown_name("part of spider", part, PARTS))
     data = DataSet("spider", None)
-    train = data.rows(Part(("train.jsonl",), "train"), data_dir)
-    dev = data.rows(Part(("dev_even.jsonl", "dev.jsonl"), "validation"), data_dir)
-    tables = data.rows(Part(("tables.jsonl",), "tables"), data_dir)
+    train = data.rows(("train.jsonl",), "train", data_dir)
+    dev = data.rows(("dev_even.jsonl", "dev.jsonl"), "validation", data_dir)
+    tables = data.rows(("tables.jsonl",), "tables", data_dir)
     schemas = {row["db_id"]: from_spider(row) for _, row in tables}
     queries: dict[str, list[str]] = {}
     for identity, row in (*train, *dev):

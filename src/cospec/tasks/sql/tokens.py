@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Kind: TypeAlias = Literal["word", "quoted", "string", "number", "sign"]
 
@@ -61,6 +64,11 @@ def tokenize(sql: str) -> list[Token]:
         for match in _TOKEN.finditer(sql)
         if match.lastgroup != "space"
     ]
+
+
+def joined(tokens: Iterable[Token]) -> str:
+    """SQL text of some tokens."""
+    return " ".join(token.text for token in tokens)
 
 
 def first_statement(sql: str) -> str:

@@ -16,11 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cospec.tasks.sql.executor import QueryError
-from cospec.tasks.sql.tokens import Token, depths, tokenize
+from cospec.tasks.sql.tokens import Token, depths, joined, tokenize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cospec.tasks.sql.judge import Gold, Judge
 
 _SET_OPERATORS = {"UNION", "INTERSECT", "EXCEPT"}
@@ -79,9 +77,5 @@ def without_clauses(query: str) -> list[tuple[str, str]]:
             rest = [*tokens[:start], *tokens[end:]]
             if token.upper in _SET_OPERATORS:  # which drop doubles
                 rest += [Token("word", "UNION"), *rest]
-            found.append((token.upper, _text(rest)))
+            found.append((token.upper, joined(rest)))
     return found
-
-
-def _text(tokens: Sequence[Token]) -> str:
-    return " ".join(token.text for token in tokens)

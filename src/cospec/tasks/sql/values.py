@@ -47,11 +47,12 @@ class Domain:
 def domains(schema: Schema, facts: Iterable[Facts]) -> dict[Key, Domain]:
     """The domain of each column."""
     facts = list(facts)
-    parent = {
-        (table.name.lower(), column.name): (table.name.lower(), column.name)
+    kinds = {
+        (table.name.lower(), column.name): column.kind
         for table in schema.tables
         for column in table.columns
     }
+    parent = {key: key for key in kinds}
 
     def root(key: Key) -> Key:
         while parent[key] != key:
@@ -63,11 +64,6 @@ def domains(schema: Schema, facts: Iterable[Facts]) -> dict[Key, Domain]:
     for each in facts:
         for a, b in (*each.equalities, *each.exclusions):
             parent[root((a.table, a.column))] = root((b.table, b.column))
-    kinds = {
-        (table.name.lower(), column.name): column.kind
-        for table in schema.tables
-        for column in table.columns
-    }
     by_root: dict[Key, Domain] = {}
     for key in parent:
         top = root(key)

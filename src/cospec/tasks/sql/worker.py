@@ -86,22 +86,6 @@ def connect(path: str, is_reversed: bool) -> sqlite3.Connection:
     return connection
 
 
-class Clock:
-    """Says when a query has had its time."""
-
-    def __init__(self, time_s: float) -> None:
-        self.time_s = time_s
-        self.end = 0.0
-
-    def start(self) -> None:
-        """Begins a query."""
-        self.end = time.monotonic() + self.time_s
-
-    def is_over(self) -> bool:
-        """Whether SQLite is to stop; it asks now and then."""
-        return time.monotonic() > self.end
-
-
 def run(connection: sqlite3.Connection, sql: str, max_rows: int) -> dict[str, Any]:
     """The rows of one query, or the reason why there are none."""
     rows: list[list[Any]] = []
@@ -137,8 +121,13 @@ def limit_resources(memory_bytes: int) -> None:
 def main(time_s: float, memory_bytes: int) -> None:
     """Answers requests until there are no more."""
     limit_resources(memory_bytes)
-    clock = Clock(time_s)
+    end = 0.0
     connections: dict[tuple[str, bool], sqlite3.Connection] = {}
+
+    def is_over() -> bool:
+        """Whether the query has had its time; SQLite asks now and then."""
+        return time.monotonic() > end
+
     for line in sys.stdin:
         request = json.loads(line)
         key = request["path"], request["reverse"]
@@ -147,8 +136,8 @@ def main(time_s: float, memory_bytes: int) -> None:
                 if len(connections) == MAX_CONNECTIONS:
                     connections.pop(next(iter(connections))).close()
                 connections[key] = connect(*key)
-                connections[key].set_progress_handler(clock.is_over, STEPS_BETWEEN_CHECKS)
-            clock.start()
+                connections[key].set_progress_handler(is_over, STEPS_BETWEEN_CHECKS)
+            end = time.monotonic() + time_s
             answer = run(connections[key], request["sql"], request["max_rows"])
         except sqlite3.Error as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
