@@ -84,8 +84,9 @@ class Row:
 
     def count(self, origin: Origin) -> int:
         """Count the tokens of an origin, where only what came since the last call is looked at."""
-        self._counts.update(self.origins[self._num_counted :])
-        self._num_counted = len(self.origins)
+        if self._num_counted < len(self.origins):
+            self._counts.update(self.origins[self._num_counted :])
+            self._num_counted = len(self.origins)
         return self._counts[origin]
 
     def emit(self, token_id: int, origin: Origin) -> None:
