@@ -34,6 +34,7 @@ from cospec.tasks.sql.dice import stable_hash
 from cospec.types import Arbiter, Completion, Origin
 
 BASE = "lossless"
+ALONE = ("draft_only", "target_only")
 
 
 def main() -> None:
@@ -157,12 +158,14 @@ def play(pair, task, examples, prompts, arms, options):
     drafts = FirstBlocks.answers = {}
     is_whole = options.end_blocks_at_stop and options.k <= task.max_new_tokens
     drafter = FirstBlocks if is_whole else ModelDrafter
-    arbiters = {arm: load_arbiter(arm, pair) for arm in arms if arm != "draft_only"}
+    arbiters = {arm: load_arbiter(arm, pair) for arm in arms if arm not in ALONE}
     first: list[Completion] = []
     for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":
             column = draft_only(pair, prompts, sampling, settings, drafts)
+        elif arm == "target_only":
+            column = Engine.target_only(pair, **settings).generate(prompts, sampling)
         elif not first:
             observed = Observed(arbiters[arm], Rulings(tuple(arbiters.values())))
             engine = Engine(pair, observed, drafter=drafter, **settings)
