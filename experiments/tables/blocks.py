@@ -345,6 +345,7 @@ SPEEDS = (
 DATABASES = (
     *("sql_test", "test_agreement", "test_kept_draft"),
     *("test_known", "test_second_draft", "test_mean_draft", "test_three_passes"),
+    "test_tuned_target",
 )
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(comparison, name) for name in COMPARISONS},
