@@ -358,3 +358,18 @@ def test_problems_in_groups_are_compared_over_groups_too(pair, tmp_path):
 def test_groups_that_tell_nothing_more_are_left_out(groups):
     rows = [{"correct": i % 2 == 0} | ({"group": g} if g else {}) for i, g in enumerate(groups)]
     assert "group_p" not in paired(rows, rows[::-1])
+
+
+def test_a_text_that_several_arms_write_is_scored_once(pair, task, monkeypatch):
+    """Found: a scorer that runs a program ran it again for each arm and each repeat."""
+    scored, score = [], type(task).score
+
+    def counted(it, example, text):
+        scored.append((example.id, text))
+        return score(it, example, text)
+
+    monkeypatch.setattr(type(task), "score", counted)
+    it = evaluation(pair, task)
+    rows = [row for turn in it.turns() for row in turn.rows]
+    assert len(scored) == len(set(scored)) < len(rows)
+    assert set(scored) == {(row["id"], row["text"]) for row in rows}

@@ -34,7 +34,6 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
     from cospec.arbiters.guard import SelectiveArbiter
     from cospec.arbiters.learned import notes_on
 
-    prompts = evaluation.prompts
     told = set() if told is None else told
     notes = list(pair.notes)
     sampling = SamplingConfig(evaluation.max_new_tokens, evaluation.temperature)
@@ -45,12 +44,12 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         config: DecodeConfig = arm.engine.config  # type: ignore[attr-defined]
         notes += notes_on(arbiter, config, sampling)
         if isinstance(arbiter, SelectiveArbiter) and (
-            number := sum(map(arbiter.is_foreign, prompts))
+            number := sum(map(arbiter.is_foreign, evaluation.prompts))
         ):
             name = getattr(arbiter, "label", arm.name)  # the same at every threshold
             notes.append(
-                f"{name} stands back from {number} of these {len(prompts)} prompts, which are "
-                "unlike those it was trained on: they are decoded losslessly"
+                f"{name} stands back from {number} of these {len(evaluation.prompts)} prompts, "
+                "which are unlike those it was trained on: they are decoded losslessly"
             )
     if evaluation.num_short_of_room:
         notes.append(

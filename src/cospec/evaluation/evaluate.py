@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cospec.errors import ConfigError
-from cospec.evaluation.problems import describe_problems, encode_problems
+from cospec.evaluation.problems import describe_problems, encode_problems, score_once
 from cospec.evaluation.summary import against_both, by_part, summarize
 from cospec.evaluation.turns import Turn
 from cospec.models.costs import synchronise
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from cospec.evaluation.arms import Arm
     from cospec.results import Json
     from cospec.tasks import Example, Task
-    from cospec.tasks.base import Score
     from cospec.types import Completion
 
 _CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
@@ -85,6 +84,7 @@ class Evaluation:
         if chunk_size is None:
             chunk_size = default_chunk_size(len(examples), engine.batch_size)
         self.arms, self.task, self.examples = arms, task, examples
+        self._score = score_once(task)
         self.first_arm = seed % len(arms)
         self.chunks = _chunks(len(examples), chunk_size)
         self._seed, self.temperature = seed, temperature
@@ -111,7 +111,6 @@ class Evaluation:
             replace(s, seed=seed + i, exact_prefix_tokens=exact_prefix_tokens)
             for i, s in enumerate(samplings)
         ]
-        self._scored: dict[tuple[int, str], Score] = {}
         self._warm_up = [
             replace(s, max_new_tokens=min(_NUM_WARM_UP_TOKENS, s.max_new_tokens))
             for s in self.samplings[:_NUM_WARM_UP_PROMPTS]
@@ -189,10 +188,7 @@ class Evaluation:
         return Turn(chunk, arm.name, seconds, rows)
 
     def _row(self, arm: Arm, i: int, completion: Completion) -> Json:
-        stats, key = completion.stats, (i, completion.text)
-        if key not in self._scored:  # most arms and all repeats write texts that others wrote
-            self._scored[key] = self.task.score(self.examples[i], completion.text)
-        score = self._scored[key]
+        stats, score = completion.stats, self._score(self.examples[i], completion.text)
         group = self.examples[i].group
         return {
             "id": self.examples[i].id,

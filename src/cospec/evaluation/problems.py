@@ -13,11 +13,12 @@ from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cospec.models import ModelPair
     from cospec.results import Json
     from cospec.tasks import Example, Task
+    from cospec.tasks.base import Score
     from cospec.types import Arbiter
 
 
@@ -59,6 +60,22 @@ def describe_problems(examples: Sequence[Example]) -> Json:
     problems = [[e.id, e.question, e.answer] for e in examples]
     digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()
     return {"num_problems": len(examples), "problems_sha256": digest}
+
+
+def score_once(task: Task) -> Callable[[Example, str], Score]:
+    """Return the scorer of a task, which looks at each text of a problem once.
+
+    Most arms, all repeats and many branches write a text that another wrote, and a scorer may run
+    a program. Problems are told apart by their ids.
+    """
+    known: dict[tuple[str, str], Score] = {}
+
+    def score(example: Example, text: str) -> Score:
+        if (key := (example.id, text)) not in known:
+            known[key] = task.score(example, text)
+        return known[key]
+
+    return score
 
 
 def prompt_ids(pair: ModelPair, task: Task, examples: Sequence[Example]) -> list[list[int]]:

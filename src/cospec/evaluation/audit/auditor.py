@@ -24,7 +24,7 @@ from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
 from cospec.engine import Engine
 from cospec.evaluation.audit.costs import accepted, num_blocks, predicted_speedups
-from cospec.evaluation.problems import encode_problems
+from cospec.evaluation.problems import encode_problems, score_once
 from cospec.features import ScalarFeatures, make_features
 from cospec.models.costs import Costs, measure_costs
 from cospec.types import Origin, Stats
@@ -71,10 +71,10 @@ class Auditor:
     draft: Decoder | None = None
     features: ScalarFeatures = field(init=False)
     _costs: Costs | None = field(init=False, default=None)
-    _scored: dict[tuple[str, str], bool] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.features = make_features(self.config.features, self.pair)
+        self._score = score_once(self.task)
         arbiter = load_arbiter(self.config.arbiter, self.pair)
         self._is_lossless = arbiter.name == "lossless"
         self._arbiter = Observed(arbiter, self.features)
@@ -256,11 +256,7 @@ class Auditor:
         }
 
     def _is_right(self, example: Example, completion: Completion) -> bool:
-        """Score a text once: the path is also the target's branch of each of its mismatches."""
-        key = example.id, completion.text
-        if key not in self._scored:
-            self._scored[key] = self.task.score(example, completion.text).correct
-        return self._scored[key]
+        return self._score(example, completion.text).correct
 
     def _choose(self, example: Example, completion: Completion) -> list[MismatchTrace]:
         """The mismatches of a path that are played, in order."""

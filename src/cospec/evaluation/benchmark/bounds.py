@@ -11,7 +11,7 @@ from math import ceil
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from cospec.evaluation.problems import encode_problems
+from cospec.evaluation.problems import prompt_ids
 from cospec.models.costs import measure_costs
 
 if TYPE_CHECKING:
@@ -64,5 +64,4 @@ def _block(entry: Json) -> tuple[float, float] | None:
 
 def _prompt_length(benchmark: Benchmark) -> float:
     """Mean tokens of some of the prompts."""
-    prompts, _ = encode_problems(benchmark.pair, benchmark.task, benchmark.test[:16])
-    return fmean(map(len, prompts))
+    return fmean(map(len, prompt_ids(benchmark.pair, benchmark.task, benchmark.test[:16])))
