@@ -130,11 +130,12 @@ def plan(
     read_s = 2 * (pair.target_params + pair.draft_params) * read / flops
     # The last texts of a round run in batches that are no longer full.
     tail_s = 2 * work.output_tokens / work.tokens_per_block * step_s / 4
-    texts = work.num_problems + work.num_branches
-    shipped = texts * (
-        work.mismatches_per_text * measured["bytes_per_decision"] + measured["bytes_per_text"]
-    )
-    host_s = shipped / measured["bytes_per_decision"] * measured["pickle_s_per_decision"]
+    # The trace of a branch begins at the branch; its text is sent whole.
+    texts = work.num_problems + work.branch_share * work.num_branches
+    num_decisions = texts * work.mismatches_per_text
+    shipped = num_decisions * measured["bytes_per_decision"]
+    shipped += (work.num_problems + work.num_branches) * measured["bytes_per_text"]
+    host_s = num_decisions * measured["pickle_s_per_decision"]
     learner_s = measured["learner_s_per_branch_epoch"] * work.num_branches * NUM_EPOCHS
     play_s = (rollout_tokens + branch_tokens) / tokens_per_s + read_s + tail_s
     seconds = play_s + host_s + learner_s

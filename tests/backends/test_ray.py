@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from dataclasses import replace
@@ -38,6 +39,7 @@ def cluster():
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     ray.init(
         num_cpus=8,
+        num_gpus=1,  # said, not there: it is reserved like any other
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=100_000_000,
@@ -152,6 +154,15 @@ def test_what_cannot_be_done_as_it_was_asked_for_is_said_at_once(many) -> None:
         many.branch([BranchPoint(one, 0, 7, Origin.OVERRIDE, seed=0, stream=0)], COIN)
 
 
+def test_what_a_failed_call_has_decoded_is_forgotten(many) -> None:
+    first = next(many._keys)
+    with pytest.raises(PromptError, match="is empty"):
+        many.complete([*items(), *items(prompt=[])[:1]], COIN, keep_handles=True)
+    gc.collect()  # the error knew the rollouts that had ended
+    dead = {key for keys_of_home in many._dead for key in keys_of_home}
+    assert set(range(first + 1, first + 10)) <= dead, "all but those of the chunk that failed"
+
+
 def test_a_replica_forgets_the_rollouts_that_nobody_holds(many) -> None:
     rollouts = many.complete(items(), COIN, keep_handles=True)
     keys = {one.handle.key for one in rollouts}
@@ -176,6 +187,26 @@ def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:
         patch.setattr(module, "PATIENCE_S", 2.0)
         with pytest.raises(ConfigError, match=r"Ray has no room for a replica with .*GPU"):
             module.RayBackend(tiny_backend, 1, gpus_per_replica=2)
+
+
+def test_few_items_are_shared_by_all_replicas(many, alone) -> None:
+    from cospec.backends.ray import RayBackend
+
+    backend = RayBackend(tiny_backend, 2, gpus_per_replica=0)
+    done = backend.complete(items(), COIN, keep_handles=True)
+    assert {one.handle.home for one in done} == {0, 1}, "though a chunk could hold them all"
+    backend.close()
+
+
+def test_a_replica_reserves_its_gpus() -> None:
+    from ray.util.placement_group import placement_group_table
+
+    from cospec.backends.ray import RayBackend
+
+    backend = RayBackend(tiny_backend, 1, gpus_per_replica=1)
+    (group,) = backend._groups
+    assert placement_group_table(group)["bundles"] == {0: {"CPU": 1.0, "GPU": 1.0}}
+    backend.close()
 
 
 def test_training_on_replicas_ends_with_the_weights_of_one_process(pair, task) -> None:

@@ -225,10 +225,10 @@ def test_the_same_seed_plays_the_same_and_another_one_does_not(pair, task, examp
 
 
 def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
-    sure, sure_branches, monkeypatch
+    pair, task, sure, sure_branches
 ) -> None:
-    monkeypatch.setattr("cospec.rl.collect._CHUNK_SIZE", 2)
-    played, data = sure.collector.round(arbiter(sure.policy), sure.examples, sure.known, 0)
+    it = collector(pair, task, prompts_per_chunk=2)
+    played, data = it.round(arbiter(sure.policy), sure.examples, sure.known, 0)
     for one, expected in zip(played, sure.played, strict=True):
         assert (one.place, one.is_right, one.cost) == (
             expected.place,
@@ -245,10 +245,9 @@ def test_a_round_played_two_problems_at_a_time_is_the_round_played_at_once(
 
 
 def test_problems_that_are_not_played_together_toss_coins_of_their_own(
-    pair, task, examples, monkeypatch
+    pair, task, examples
 ) -> None:
-    monkeypatch.setattr("cospec.rl.collect._CHUNK_SIZE", 1)
-    it = collector(pair, task, group_size=1, branches_per_rollout=1.0)
+    it = collector(pair, task, group_size=1, branches_per_rollout=1.0, prompts_per_chunk=1)
     twice = [examples[0]] * 2
     (first, second), _ = it.round(arbiter(coin(0.0)), twice, {}, 0)
     assert first.rollout.completion.token_ids != second.rollout.completion.token_ids

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
+import os
 import weakref
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -32,21 +34,18 @@ if TYPE_CHECKING:
 MAX_TRIES = 3
 """Times that an item is tried."""
 PATIENCE_S = 60.0
-"""For a place in the cluster."""
+"""Seconds to wait for a place in the cluster."""
 
 
+@dataclass(eq=False)
 class Handle:
     """A rollout that a replica holds; with all that it takes to make it again."""
 
-    def __init__(
-        self,
-        owner: str,
-        home: int,
-        key: int,
-        work: Work,
-        arbiter: Any,  # Any: an ObjectRef
-    ) -> None:
-        self.owner, self.home, self.key, self.work, self.arbiter = owner, home, key, work, arbiter
+    owner: str
+    home: int
+    key: int
+    work: Work
+    arbiter: Any  # Any: an ObjectRef
 
 
 class Left(NamedTuple):
@@ -73,7 +72,7 @@ class Left(NamedTuple):
 
 
 Work = Item | Left
-"""What a replica makes one rollout of."""
+"""Input from which a replica makes one rollout."""
 
 
 @dataclass
@@ -144,10 +143,13 @@ class RayBackend:
         factory: Makes a replica's backend; it is pickled.
         num_replicas: How many.
         address: Of a Ray cluster; by default one is started here.
-        chunk_size: Work that a replica gets at a time.
-        gpus_per_replica: Each replica gets so many GPUs of one machine, reserved by a placement
-            group of its own; with tensor parallelism as many as a model is spread over.
-        on_finished: Called with the number of completions that have ended.
+        chunk_size: Most work that a replica gets at a time.
+        gpus_per_replica: GPUs of one machine that each replica gets, reserved by a placement group
+            of its own; with tensor parallelism as many as a model is spread over. A cluster without
+            GPUs decodes on CPUs.
+
+    Attributes:
+        on_finished: Called with the number of completions that have ended, if it is set.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -161,11 +163,12 @@ class RayBackend:
         address: str | None = None,
         chunk_size: int = 64,
         gpus_per_replica: int = 0,
-        on_finished: Callable[[int], None] | None = None,
     ) -> None:
         self._ray = _connect(address, num_replicas)
-        self._factory, self._gpus = factory, gpus_per_replica
-        self._chunk_size, self.on_finished = chunk_size, on_finished
+        has_gpus = bool(self._ray.cluster_resources().get("GPU"))
+        self._factory, self._gpus = factory, gpus_per_replica if has_gpus else 0
+        self._chunk_size = chunk_size
+        self.on_finished: Callable[[int], None] | None = None
         self._keys, self._name = itertools.count(), uuid4().hex
         self._dead: list[deque[int]] = [deque() for _ in range(num_replicas)]
         self._groups: list[Any] = []  # Any: placement groups
@@ -186,7 +189,7 @@ class RayBackend:
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False
     ) -> list[Rollout]:
         """Complete items, as `RolloutBackend.complete` says."""
-        size = self._chunk_size
+        size = max(1, min(self._chunk_size, math.ceil(len(items) / len(self.replicas))))
         chunks = [range(i, min(i + size, len(items))) for i in range(0, len(items), size)]
         return self._run(list(items), [_Task(list(c)) for c in chunks], arbiter, keep_handles)
 
@@ -215,8 +218,23 @@ class RayBackend:
         self, works: list[Work], tasks: list[_Task], arbiter: Arbiter, keep_handles: bool
     ) -> list[Rollout]:
         """Play all tasks, in any order; return the rollouts in the order of the work."""
-        shared = self._ray.put(arbiter)
         waiting, running = deque(tasks), dict[Any, tuple[_Task, int, list[int] | None]]()
+        try:
+            return self._drain(works, waiting, running, arbiter, keep_handles)
+        finally:  # after an error these go on, and nobody will ask for what they hold
+            for _, n, keys in running.values():
+                self._dead[n].extend(keys or ())
+
+    def _drain(
+        self,
+        works: list[Work],
+        waiting: deque[_Task],
+        running: dict[Any, tuple[_Task, int, list[int] | None]],  # Any: ObjectRefs
+        arbiter: Arbiter,
+        keep_handles: bool,
+    ) -> list[Rollout]:
+        """Play waiting tasks until none waits or runs."""
+        shared = self._ray.put(arbiter)
         num_tries, done = [0] * len(works), dict[int, Rollout]()
         while waiting or running:
             idle = set(range(len(self.replicas))) - {n for _, n, _ in running.values()}
@@ -313,7 +331,8 @@ def _connect(address: str | None, num_replicas: int) -> Any:  # Any: the module
     except ImportError:
         raise MissingExtraError("Ray", "ray") from None
     if not ray.is_initialized():
-        here = {"num_cpus": num_replicas, "include_dashboard": False} if address is None else {}
+        is_ours = address is None and not os.environ.get("RAY_ADDRESS")  # Ray's, in its own jobs
+        here = {"num_cpus": num_replicas, "include_dashboard": False} if is_ours else {}
         ray.init(address, log_to_driver=False, logging_level="warning", **here)
     return ray
 

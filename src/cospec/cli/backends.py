@@ -48,14 +48,22 @@ class EngineOptions:
         self._arguments()
 
     def load(self, source: PairSource) -> ModelPair:
-        """Load the pair; with vLLM on the CPU, for its tokenizer, token kinds and fingerprint."""
+        """Load the pair.
+
+        Under vLLM this copy is on the CPU: for tokenizer, token kinds and fingerprint, and in an
+        audit for the draft's choices and costs.
+
+        Raises:
+            ConfigError: The pair has a setting that vLLM does not know.
+        """
         if self.backend == "transformers":
             return source.load()
-        if source.draft_quantization != "none":
-            raise ConfigError(
-                f"draft_quantization is {source.draft_quantization}, which vLLM does not know; "
-                "leave it out, or decode with --backend transformers."
-            )
+        for name, plain in (("draft_quantization", "none"), ("allow_different_tokenizers", False)):
+            if (value := getattr(source, name)) != plain:
+                raise ConfigError(
+                    f"{name} is {value}, which vLLM does not know; leave it out, or decode with "
+                    "--backend transformers."
+                )
         return replace(source, device="cpu").load(pack_weights=False)
 
     def decoders(self, source: PairSource, pair: ModelPair, records: Records) -> Decoders:
@@ -114,23 +122,44 @@ class BackendOptions(EngineOptions):
         self, source: PairSource, pair: ModelPair, config: DecodeConfig, records: Records
     ) -> RolloutBackend:
         """Start the backend of a run."""
-        if self.num_replicas == 1 and self.ray_address is None:
+        if not self._uses_ray:
             return make_backend(self, source, config, records, pair)
-        import torch
-
         from cospec.backends.ray import RayBackend
+
+        if source.device in ("balanced", "sequential"):
+            raise ConfigError(
+                f"device is {source.device}, and a replica on transformers has one GPU; leave "
+                "--num-replicas out, or take --backend vllm with --tensor-parallel-size."
+            )
 
         return RayBackend(
             partial(make_backend, self, source, config, records),
             self.num_replicas,
             address=self.ray_address,
             chunk_size=config.batch_size,
-            gpus_per_replica=self.tensor_parallel_size if torch.cuda.is_available() else 0,
+            gpus_per_replica=0 if source.device == "cpu" else self._num_gpus,
         )
+
+    @property
+    def _uses_ray(self) -> bool:
+        return self.num_replicas > 1 or self.ray_address is not None
+
+    @property
+    def _num_gpus(self) -> int:
+        """GPUs of an engine."""
+        given = super()._arguments()
+        return int(given["tensor_parallel_size"]) * int(given.get("pipeline_parallel_size", 1))
+
+    def _arguments(self) -> Json:
+        given = super()._arguments()
+        # In an actor vLLM would ask Ray for the GPUs that the actor itself holds.
+        if self._uses_ray and self._num_gpus > 1:
+            return {"distributed_executor_backend": "mp", **given}
+        return given
 
 
 def records_for(arbiters: Iterable[Arbiter]) -> Records:
-    """What a rollout engine has to record for arbiters."""
+    """Return what a rollout engine has to record for arbiters."""
     from cospec.types import Needs
 
     return "hidden" if any(arbiter.needs & Needs.HIDDEN for arbiter in arbiters) else "scalar"

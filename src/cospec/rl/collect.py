@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter, MismatchTrace
 
 
-_CHUNK_SIZE = 128
-"""Problems whose handles (caches) are held together."""
 _SEEDS_PER_ROUND = 10_000
 """Seeds of a round's draws: up to three a chunk."""
 
@@ -92,8 +90,9 @@ class Collector:
         seed *= _SEEDS_PER_ROUND
         played: list[Played] = []
         parts: list[BranchData] = []
-        for start in range(0, len(examples), _CHUNK_SIZE):
-            chunk = examples[start : start + _CHUNK_SIZE]
+        size = self._config.rollouts.prompts_per_chunk
+        for start in range(0, len(examples), size):
+            chunk = examples[start : start + size]
             new = self.play(arbiter, chunk, known, seed)
             base = self.baseline(chunk, known)
             parts.append(self.branch(arbiter, chunk, base, new, seed + 1))

@@ -26,6 +26,9 @@ class RolloutConfig(DecodeConfig):
 
     prompts_per_round: int = 640
     """Problems of a round."""
+    prompts_per_chunk: tyro.conf.Suppress[int] = 128
+    """Problems of a round that are played together, and whose caches are held until their branches
+    are played. Raise it to fill many replicas. Another number draws other branches."""
     group_size: tyro.conf.Suppress[int] = 1
     """Rollouts of a problem (G); group advantages take at least 2."""
     num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = 4
@@ -51,7 +54,10 @@ class RolloutConfig(DecodeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, {"prompts_per_round": 1, "group_size": 1, "temperature": 0})
+        _check(
+            self,
+            {"prompts_per_round": 1, "prompts_per_chunk": 1, "group_size": 1, "temperature": 0},
+        )
         if self.num_speculative_tokens is None or not self.keep_trace:
             raise ConfigError("training needs a block length (-k) and keep_trace.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -123,17 +129,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RidgeConfig:
-    """What the method policy_iteration fits, and penalties of squared weights."""
+    """Settings of policy_iteration: what it fits, and penalties of squared weights."""
 
     scalars: tuple[str, ...] = ()
     """Names of the scalars that the policy sees: with few decisions it overfits many. By default
     all, or beside hidden states log_p_draft alone."""
     scalar_penalty: float = 300.0
-    """Of each scalar, for a policy on scalars alone."""
+    """Penalty of each scalar's squared weight in a policy on scalars alone."""
     trusted_penalty: float = 10.0
-    """Of each scalar that a policy on hidden states sees."""
+    """Penalty of each scalar's squared weight in a policy on hidden states."""
     state_penalty: float = 10_000.0
-    """Of each number of a hidden state."""
+    """Penalty of the squared weight of each number of a hidden state."""
 
     def __post_init__(self) -> None:
         for name in self.scalars:
