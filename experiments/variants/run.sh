@@ -56,14 +56,14 @@ cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-pr
     --arbiter runs/offline16/all:threshold=0.1 --arbiter runs/offline16/all:threshold=0.3 \
     --arbiter runs/offline16/all:threshold=0.8 --json runs/eval_specialist_variants.json
 
-# eval_specialist_more.json: commit 42271c8, 9 min, AMD EPYC, 2 cores, 1 thread.
+# eval_specialist_more.json.gz: commit 42271c8, 9 min, AMD EPYC, 2 cores, 1 thread.
 cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 1000 \
     --seed 15 -k 16 --batch-size 128 --threads 1 --arbiter runs/specialist-k16-seed0 \
     --arbiter runs/specialist-k16-seed1 --arbiter runs/specialist-k16-hidden0 \
     --arbiter runs/specialist-k16-hidden1 --arbiter runs/specialist-k16-autojudge \
     --json runs/eval_specialist_more.json
 
-# eval_specialist_group.json: commit 42271c8, 5 min, AMD EPYC, 2 cores, 1 thread.
+# eval_specialist_group.json.gz: commit 42271c8, 5 min, AMD EPYC, 2 cores, 1 thread.
 cospec eval --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-problems 1000 \
     --seed 15 -k 16 --batch-size 128 --threads 1 --arbiter runs/specialist-k16-group \
     --json runs/eval_specialist_group.json
