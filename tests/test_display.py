@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.display import pieces
+from cospec.display import VETOES, pieces
+from cospec.rulings import Veto
 from cospec.text import GrowingText
 from cospec.types import Origin
 
@@ -44,6 +45,22 @@ def test_hovering_over_a_mismatch_tells_both_tokens_and_probabilities(completion
             ("target's", m.target_id, m.p_target_id, m.q_target_id),
         ):
             assert f"{who} {tokenizer.decode([i])!r}: p {p:.3g}, q {q:.3g}" in told
+
+
+def test_hovering_tells_no_probability_of_a_looked_up_token_and_vetoes_in_words(
+    llama_pair, tokenizer
+):
+    """Found: ``q nan`` and ``exact_prefix``."""
+    pair = ModelPair(llama_pair.target, None, tokenizer)
+    engine = Engine(pair, load_arbiter("always_draft"), drafter="ngram")
+    sampling = SamplingConfig(max_new_tokens=20, exact_prefix_tokens=2)
+    shown = engine.generate([[9, 8, 7] * 4], sampling)[0]._repr_html_()
+    assert "q -" in shown and "nan" not in shown
+    assert "turned down: nothing is overridden at this place or in this text" in shown
+
+
+def test_every_veto_has_its_words():
+    assert VETOES.keys() == {veto.name.lower() for veto in Veto} - {"none"}
 
 
 def test_text_of_a_model_is_no_html(completion):

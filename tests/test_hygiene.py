@@ -22,6 +22,8 @@ LONG_FUNCTIONS = {
     "engine/reference.py:reference_decode": "one loop, to be read from top to bottom and trusted",
 }
 """By path and qualified name: the reason."""
+RIDDLES = ("What", "How", "Of", "Who", "Which")
+"""First words that a docstring or the string under a field may not have."""
 
 
 def tree(name: str) -> ast.Module:
@@ -103,3 +105,17 @@ def test_the_exceptions_are_still_needed():
 
 def test_every_module_says_what_it_knows():
     assert [name for name in FILES if not ast.get_docstring(tree(name))] == []
+
+
+def test_no_docstring_begins_as_a_riddle():
+    found = []
+    for name in FILES:
+        for body in [getattr(node, "body", None) for node in ast.walk(tree(name))]:
+            for place, statement in enumerate(body if isinstance(body, list) else []):
+                match statement:
+                    case ast.Expr(ast.Constant(str(text))):
+                        first = text.split(maxsplit=1)[0].rstrip(",:;")
+                        # Under a field, where it is not the first statement, it marks a boolean.
+                        if first in RIDDLES or (first == "Whether" and place == 0):
+                            found.append(f"{name}:{statement.lineno}: {text}")
+    assert not found, "begin with a verb or a noun"

@@ -12,7 +12,7 @@ from cospec.tasks import load_task
 from cospec.types import Arbiter
 
 MODULE = """
-    from dataclasses import dataclass
+    from dataclasses import dataclass, field
 
     from cospec.arbiters.rules import LogProbGap
     from cospec.tasks import Example, Score, Task
@@ -22,6 +22,16 @@ MODULE = """
     class Patient(LogProbGap):
         kind = "patient"
         patience: int = 3
+
+
+    @dataclass(frozen=True)
+    class Coin(LogProbGap):
+        kind = "coin"
+        rate: float = field(kw_only=True)
+
+
+    def named(path):
+        return counting()
 
 
     def counting(step="1"):
@@ -44,6 +54,7 @@ MODULE = """
 ENTRY_POINTS = """
     [cospec.arbiters]
     patient = outsider:Patient
+    coin = outsider:Coin
     lossless = outsider:Patient
     broken = outsider:missing
     absent = no_such_module:Arbiter
@@ -52,6 +63,7 @@ ENTRY_POINTS = """
 
     [cospec.tasks]
     counting = outsider:counting
+    named = outsider:named
     gsm8k = outsider:counting
     broken = outsider:missing
     text = outsider:text
@@ -80,6 +92,7 @@ def test_a_registered_arbiter_is_loaded_by_its_name_and_settings():
     assert arbiter.name == "patient:max_gap=2,patience=5"
     assert isinstance(arbiter.patience, int)
     assert load_arbiter("patient").patience == 3
+    assert load_arbiter("coin:rate=0.5").rate == 0.5
 
 
 def test_a_name_of_the_project_cannot_be_taken_over():
@@ -92,6 +105,8 @@ def test_a_name_of_the_project_cannot_be_taken_over():
         ("patien", ArbiterError, "did you mean 'patient'"),
         ("patient:patienc=2", ArbiterError, "did you mean 'patience'"),
         ("patient:patience=x", ArbiterError, r"it must be a number \(int\)"),
+        ("coin", ArbiterError, "setting 'rate' of arbiter coin is missing.*coin:rate=VALUE"),
+        ("coin:rate=abc", ArbiterError, r"a number \(float\), as in coin:rate=1"),
         ("patient:max_gap=inf", ConfigError, "max_gap is inf; it must be a finite number"),
         ("broken", ArbiterError, r"outsider: outsider:missing\) cannot be imported"),
         ("absent", ArbiterError, "No module named 'no_such_module'"),
@@ -114,6 +129,7 @@ def test_a_registered_task_is_loaded_with_its_options():
     [
         ("countin", "did you mean 'counting'"),
         ("counting,stepp=2", "did you mean 'step'"),
+        ("named", "option 'path' of named is missing.*named,path=VALUE"),
         ("broken", "cannot be imported"),
         ("text", "task text is a str; what is registered in cospec.tasks must"),
         ("gsm8k,step=2", "unknown option of gsm8k 'step'"),

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from cospec.arbiters import AlwaysTarget, load_arbiter
 from cospec.cli.demo import _load_problems
 from cospec.cli.serve import Serve, speculative_config
 from cospec.evaluation.summary import quality
@@ -73,9 +74,10 @@ def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -
     if settings is not None:
         given = {name: value for name, value in settings.to_dict().items() if value is not None}
         options["additional_config"] = {KEY: given}
-        options["speculative_config"] = speculative_config(draft, args.k, settings)
+        arbiter = load_arbiter(settings.arbiter_spec)
+        options["speculative_config"] = speculative_config(draft, args.k, arbiter)
     elif arm == "stock":
-        options["speculative_config"] = speculative_config(draft, args.k, Settings("lossless"))
+        options["speculative_config"] = speculative_config(draft, args.k, AlwaysTarget())
     return LLM(
         target,
         dtype="float32" if args.pair and args.dtype == "auto" else args.dtype,

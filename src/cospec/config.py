@@ -165,19 +165,19 @@ class DecodeConfig:
     it, and arbiters look no further. If -k is as long as an answer, an arbiter sees what the target
     thinks of the whole rest of the draft's answer. Lossless decoding stays exact."""
     max_corrections: int | None = None
-    """Go on lossless, in blocks of at most 4 tokens of the draft model, after the target has put so
-    many tokens of its own into a text. It saves time where blocks are as long as an answer: a draft
-    that was corrected once often will be again, and each time it writes the rest anew."""
+    """Decode the rest of a text losslessly, in blocks of at most 4 tokens of the draft model, after
+    this many corrections by the target. It saves time where blocks are as long as an answer: a
+    draft that was corrected once often will be again, and each time it writes the rest anew."""
     cascade: bool = False
     """Let the draft model read up to three guessed tokens with its last one and keep those that it
     would have chosen. It guesses from its earlier drafts, of any row, and from the row's text. Its
     drafts are the same, up to rounding, in fewer forwards: best at small batches and for texts that
     are alike. (Cascade Speculative Drafting, 2312.11462)"""
     drafter: DrafterName = "model"
-    """Who drafts: model (the pair's draft), ngram (prompt lookup: what followed the last tokens
-    where they occurred before), suffix (what most often followed the longest end of the text), or
-    one of these before the model: ngram+model, suffix+model. Arbiters that ask for the draft's
-    logits rule on the model's tokens only."""
+    """Source of drafted tokens: model (the pair's draft), ngram (prompt lookup: what followed the
+    last tokens where they occurred before), suffix (what most often followed the longest end of the
+    text), or one of these before the model: ngram+model, suffix+model. Arbiters that ask for the
+    draft's logits rule on the model's tokens only."""
     prompt_lookup_max: int = 4
     """Most last tokens that the ngram drafter searches for."""
     prompt_lookup_min: int = 2
@@ -240,13 +240,13 @@ class DecodeConfig:
 
     @property
     def ends_blocks_early(self) -> bool:
-        """Whether the draft model may end a block before its k tokens."""
+        """Return whether the draft model may end a block before its k tokens."""
         by_text = self.end_blocks_at_stop or self.max_corrections is not None
         return bool(by_text or self.adaptive or self.draft_confidence_threshold)
 
     @property
     def drafts_answers(self) -> bool:
-        """Whether blocks end with the text and nowhere before, at k tokens at most."""
+        """Return whether a block ends only where the text does, or after k tokens."""
         return self.end_blocks_at_stop and not (self.adaptive or self.draft_confidence_threshold)
 
     def for_arbiters(self, arbiters: Iterable[object]) -> Self:

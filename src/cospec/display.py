@@ -6,6 +6,7 @@ notebooks drop style sheets.
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,14 @@ _LEGEND = {
     "correction": "the target's correction",
     "bonus": "bonus token of the target",
 }
+VETOES = {
+    "exact_prefix": "nothing is overridden at this place or in this text",
+    "stop_token": "it would end the text or keep it from ending",
+    "forbidden": "the target gives it probability 0",
+    "non_finite": "the score is not finite",
+    "no_draft": "the drafter tells no probabilities here",
+}
+"""Reasons for which the engine turns an override down, by `MismatchTrace.veto`."""
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) -> list[str]:
@@ -81,7 +90,14 @@ def _ruling(mismatch: MismatchTrace, tokenizer: PreTrainedTokenizerBase) -> str:
         ("draft's", mismatch.draft_id, mismatch.p_draft_id, mismatch.q_draft_id),
         ("target's", mismatch.target_id, mismatch.p_target_id, mismatch.q_target_id),
     )
-    lines = [f"{who} {tokenizer.decode([i])!r}: p {p:.3g}, q {q:.3g}" for who, i, p, q in rows]
+    lines = [
+        f"{who} {tokenizer.decode([i])!r}: p {_number(p)}, q {_number(q)}" for who, i, p, q in rows
+    ]
     score = [] if mismatch.score is None else [f"score {mismatch.score:.3g}"]
-    veto = [] if mismatch.veto is None else [f"turned down: {mismatch.veto}"]
+    veto = [] if mismatch.veto is None else [f"turned down: {VETOES[mismatch.veto]}"]
     return "\n".join([*lines, *score, *veto])
+
+
+def _number(value: float) -> str:
+    """Return a probability; a dash for one that nobody told, as where a token was looked up."""
+    return "-" if math.isnan(value) else f"{value:.3g}"

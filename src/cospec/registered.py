@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from cospec.errors import CospecError
 
@@ -66,6 +66,13 @@ def settings_of(factory: Callable[..., Any]) -> dict[str, str]:
             kind = parameter.annotation
             found[name] = kind if isinstance(kind, str) else getattr(kind, "__name__", "str")
     return found
+
+
+def missing_settings(factory: Callable[..., Any], given: Collection[str]) -> list[str]:
+    """Return the settings without a default that are not among those given."""
+    parameters = inspect.signature(factory).parameters
+    is_required = {name: each.default is each.empty for name, each in parameters.items()}
+    return [name for name in settings_of(factory) if is_required[name] and name not in given]
 
 
 def _owner(entry: Any) -> str:  # Any: its class differs between Python versions

@@ -16,9 +16,12 @@ import time
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cospec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA = 1
 
@@ -55,6 +58,17 @@ def write_text(path: Path, text: str) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all."""
+    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
+
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata)
     part.replace(path)
 
 

@@ -39,7 +39,7 @@ class Needs(enum.Flag):
     DRAFT_LOGITS = enum.auto()
     """`MismatchBatch.draft_logits`, and with them ``log_q``."""
     LOOKAHEAD = enum.auto()
-    """What the target thinks of the drafted tokens after the mismatch."""
+    """The target's view of the drafted tokens after the mismatch."""
     TARGET_HIDDEN = enum.auto()
     """The target's last hidden states before and after the drafted token."""
     DRAFT_HIDDEN = enum.auto()
@@ -51,7 +51,7 @@ class Needs(enum.Flag):
     LOGITS = TARGET_LOGITS | DRAFT_LOGITS
     HIDDEN = TARGET_HIDDEN | DRAFT_HIDDEN
     DRAFT = DRAFT_LOGITS | DRAFT_HIDDEN
-    """What not every drafter has."""
+    """Inputs that only a drafter with a model supplies."""
 
 
 class Origin(enum.StrEnum):
@@ -80,10 +80,10 @@ class Proposal:
         logits: Raw logits that each was drawn from, K tensors of (B, V); None if it has none.
         probs: The distributions drawn from, after temperature and truncation, (B, K, V); 0 after a
             row's length, so that the residual there is p itself; None when every row is greedy.
-        hidden: The draft's last hidden states, K tensors of (B, H); None if it has none, or if
-            they were not asked for.
+        hidden: The draft's last hidden states, K tensors of (B, H); None if absent or not wanted.
         num_forwards: Draft forwards of each row, (B,) int64, 0 where no model drafted: logits and
-            states of such rows are of no meaning. None for one a token, or none at all.
+            states of such rows are of no meaning. None stands for one forward a drafted token, or
+            for none if the drafter has no model.
     """
 
     token_ids: Tensor
@@ -196,7 +196,7 @@ class Arbiter(Protocol):
 
 
 NO_FEATURES = torch.empty(0)
-"""Of an arbiter that does not tell what it saw."""
+"""Features where the arbiter does not tell what it saw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class MismatchTrace:
     """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
     ``forbidden`` or ``non_finite``; or ``no_draft``, where the arbiter was not asked."""
     features: Tensor = field(default=NO_FEATURES, compare=False)
-    """What the arbiter saw, (F,) float32 on the CPU, if it tells: `Ruling.features`."""
+    """Features that the arbiter saw, (F,) float32 on the CPU, if it tells: `Ruling.features`."""
 
     @property
     def other(self) -> tuple[int, Origin]:

@@ -133,6 +133,32 @@ def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path) -> None:
     assert ModelCard(again).data.eval_results is None
 
 
+@pytest.mark.parametrize(
+    ("model", "is_one"),
+    [
+        ("Qwen/Qwen2.5-1.5B", True),
+        ("someone/there", True),
+        ("gpt2", True),
+        ("folder", False),
+        ("/home/me/gone", False),
+        ("./gone", False),
+        ("~/gone", False),
+        ("runs/of/mine", False),
+        ("runs/gone.gguf", False),
+    ],
+)
+def test_base_models_are_told_by_their_names(model, is_one, tmp_path, monkeypatch) -> None:
+    """Found: a folder that was gone was taken for a model of the hub, and its path was shown.
+
+    A model of the hub was left out where a folder had its name.
+    """
+    monkeypatch.chdir(tmp_path)
+    for name in ("someone/there", "folder"):
+        (tmp_path / name).mkdir(parents=True)
+    card = ModelCard(with_metadata(tmp_path, {"name": "x", "pair": {"target": model}}))
+    assert card.data.base_model == ([model] if is_one else None)
+
+
 def test_the_metadata_of_a_card_that_was_pushed_before_are_replaced(tmp_path) -> None:
     (tmp_path / "README.md").write_text("# mine\n\n---\n\nA line.\n")
     once = with_metadata(tmp_path, {"name": "first"})
@@ -190,6 +216,26 @@ def test_arbiters_at_hand_are_listed_with_their_numbers(
     assert str(run_folder) in out
     with pytest.raises(SystemExit, match="is no trained arbiter"):
         cospec("arbiters", run_folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"cospec_arbiter": 1', '"cospec_arbiter": 99', "was written by a newer version of cospec"),
+        ('"operating_points"', '"other"', "is damaged: operating_points is missing"),
+        ("}", "", "is no trained arbiter"),
+    ],
+)
+def test_a_cached_arbiter_that_cannot_be_used_is_listed_with_the_reason(
+    cache, cospec, capsys, old, new, reason
+) -> None:
+    """Found: it was not listed."""
+    (config,) = cache.glob("models--someone--arbiter/snapshots/*/config.json")
+    config.write_text(config.read_text().replace(old, new))
+    cospec("arbiters")
+    out = capsys.readouterr().out
+    assert f"someone/arbiter@{'a' * 40} cannot be used: {config.parent}" in out and reason in out
+    assert "someone/model" not in out
 
 
 def test_without_a_cache_the_shipped_arbiters_are_listed(monkeypatch, cospec, tmp_path, capsys):

@@ -402,8 +402,8 @@ def test_a_knob_of_numpys_is_a_number(rule, name):
     assert load_arbiter(rule.name) == rule
 
 
-@pytest.mark.parametrize("value", ["0.5", None, [1]])
+@pytest.mark.parametrize("value", ["0.5", None, [1], pytest.param(10**400, id="large")])
 def test_a_knob_that_is_no_number_is_refused(value):
-    """Found: a string passed, and ended the first generation."""
+    """Found: a string passed, and ended the first generation; 400 digits were an OverflowError."""
     with pytest.raises(ConfigError, match=r"max_gap is .*; it must be a finite number"):
         LogProbGap(value)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from cospec.evaluation.audit.auditor import Auditor
 from cospec.evaluation.audit.dataset import read_metadata
 from cospec.features import SCALAR_NAMES
+from tests.rl.conftest import arbiter, coin
 
 
 def test_an_audit_prints_a_verdict_and_writes_the_result(tiny, problems, tmp_path, capsys) -> None:
@@ -39,6 +40,15 @@ def test_the_data_set_can_hold_the_states_of_the_models(tiny, problems, tmp_path
     tiny(*command, "--features", "hidden", "--dataset", data)
     states = load_file(data)["features"][:, len(SCALAR_NAMES) :]
     assert states.shape[0] > 0 and states.shape[1] == 5 * 32, "the tiny models are 32 wide"
+
+
+def test_an_arbiter_of_another_pair_is_noted(tiny, problems, tmp_path, capsys) -> None:
+    """Found: the notes were those of an arbiter that no pair was known of."""
+    arbiter(coin(0.0), explore=0.0).save(tmp_path / "other")
+    command = ["audit", "--task", f"jsonl:{problems},scorer=numeric,split=test", "--split", "test"]
+    command += ["--max-new-tokens", 8, "--max-k", 1, "--cost-batch-sizes", 1, "--no-oracle"]
+    tiny(*command, "--num-problems", 2, "--arbiter", tmp_path / "other")
+    assert "the arbiter other was not trained on this pair" in capsys.readouterr().err
 
 
 def test_the_data_set_tells_how_it_was_decoded(tiny, problems, tmp_path) -> None:

@@ -184,6 +184,7 @@ def test_without_tuning_there_is_no_rival(bench, capsys):
         (["--num-tune-problems", 9], "4 tune problems, 9 asked for"),
         (["--arms", "gap", "random:match=gap", "--num-tune-problems", 0], "takes its rate from"),
         (["--arms", "oracle", "--draft-confidence-threshold", 0.5], "path is one of whole blocks"),
+        (["--arms", "oracle", "--max-corrections", 1], "end_blocks_at_stop, max_corrections and"),
         (["--json", "no/such/folder.json"], "does not exist"),
         (["--repeats", 0], "repeats has 0"),
         (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),

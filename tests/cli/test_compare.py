@@ -125,6 +125,22 @@ def test_a_result_is_reproduced_into_a_new_file(results, tiny, capsys, monkeypat
         tiny("reproduce", "a.json.gz")
 
 
+def test_text_of_a_strangers_file_cannot_move_the_cursor(results, tiny, capfd, tmp_path):
+    """Found: the line that tells what is run could be written over."""
+    a, b = results
+    for path in (a, b):
+        change(path, lambda d: d["config"]["evaluation"].update(task="\x1b[2Ktask"))
+    change(a, lambda d: [row.update(correct=True) for row in d["rows"]])
+    tiny("compare", a, b, "--alpha", 0.9)
+    out = capfd.readouterr().out
+    assert r"\x1b[2Ktask, batch 2" in out and "\x1b" not in out
+    change(a, lambda d: d["argv"].append("\x1b[2Kword"))
+    with pytest.raises(SystemExit):
+        tiny("reproduce", a, "--out", tmp_path / "out.json")
+    (line,) = (each for each in capfd.readouterr().err.split("\n") if "running:" in each)
+    assert line.startswith("running: cospec eval") and r"\x1b[2Kword" in line
+
+
 @pytest.mark.parametrize(
     "more",
     [

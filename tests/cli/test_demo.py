@@ -85,3 +85,13 @@ def test_the_problems_of_the_package_are_the_default(tiny, monkeypatch, tmp_path
     (tmp_path / "bundled" / "problems.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit, match="3 test problems, 120 asked for"):
         tiny("demo", "--arbiter", "gap")
+
+
+def test_problems_that_share_an_id_are_refused(tiny, tmp_path):
+    """Found: they shared scores, which are kept by id."""
+    path = tmp_path / "twice.jsonl"
+    rows = [{"id": i, "question": "hens", "answer": "1"} for i in (1, 2, 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit, match="has 2 problems with the id '1'; give each an id of its"):
+        tiny("demo", "--problems", path, "--num-problems", 3, "--arbiter", "gap")
+    assert tiny.asked_for == []

@@ -90,8 +90,18 @@ def test_problems_that_an_arbiter_was_trained_on_are_noted_and_refused_if_strict
         tiny(*measure, "--strict")
 
 
-def test_the_progress_bar_counts_every_completion(tiny, command, monkeypatch) -> None:
-    """Its total is what is decoded at most: a rollout may have fewer decisions to leave it at."""
+@pytest.mark.parametrize(("num_solved", "num_first"), [(0, 0), (3, 3 * 2 * 2 * 2 + 2)])
+def test_the_progress_bar_counts_every_completion(
+    tiny, command, tmp_path, monkeypatch, num_solved, num_first
+) -> None:
+    """Its total is what is decoded at most: a rollout may have fewer decisions to leave it at.
+
+    Found: answers of both models, their reading and the tune split after it counted as one text
+    a problem.
+    """
+    warmup = {"solutions_from": "samples", "num_solutions": num_solved, "num_samples": 2}
+    path = write_config(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warmup": warmup}))
     totals, finished = [], []
 
     class Counted(Progress):
@@ -104,8 +114,8 @@ def test_the_progress_bar_counts_every_completion(tiny, command, monkeypatch) ->
 
     monkeypatch.setattr(train, "Progress", Counted)
     tiny(*command, "--branches-per-rollout", 1)
-    assert totals == [2 * (4 + 4 + 4) + 2 * (1 + 2)]
-    assert 2 * (4 + 4) + 2 * (1 + 2) < sum(finished) <= totals[0]
+    assert totals == [num_first + 2 * (4 + 4 + 4) + 2 * (1 + 2)]
+    assert num_first // 2 + 2 * (4 + 4) + 2 * (1 + 2) < sum(finished) <= totals[0]
 
 
 def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_path, capsys) -> None:
@@ -265,6 +275,20 @@ def test_an_arbiter_in_the_working_folder_has_the_name_of_that(
     command[command.index("--out") + 1] = "."
     tiny(*command, "--num-rounds", 1)
     assert json.loads((tmp_path / "here" / "config.json").read_text())["name"] == "here"
+
+
+def test_a_tilde_in_out_is_the_home_folder(tmp_path, monkeypatch, capsys) -> None:
+    """Found: half of a run went to ./~, as bash leaves the one in --out=~/x as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train_by = ["train", "--task", "gsm8k"]
+    with_config = [*train_by, "--config", str(write_config(tmp_path))]
+    for args in (train_by, with_config):
+        assert parse([*args, "--out=~/x"]).out == tmp_path / "x"
+    calibrate = parse(["calibrate", "--task", "gsm8k", "--out=~/x"]).calibrate
+    assert calibrate.out == tmp_path / "x"
+    with pytest.raises(SystemExit):
+        parse(with_config)
+    assert "--out" in capsys.readouterr().err
 
 
 def test_two_trainings_do_not_share_a_folder(tiny, command, tmp_path) -> None:

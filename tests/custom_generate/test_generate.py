@@ -26,6 +26,7 @@ from cospec.errors import ConfigError
 from cospec.types import Origin
 from tests.arbiters.trained import learned
 from tests.conftest import EOS, VOCAB, disturbed, random_model, some_prompts
+from tests.laws.known_law import FALSE_ALARM_RATE, p_value
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "examples" / "hub_repository"
@@ -164,7 +165,7 @@ def test_a_sampling_key_that_leaves_no_choice_gives_what_generate_gives(models, 
     assert plain.tolist() == ours.tolist()
 
 
-def test_sampling_follows_the_seed_of_torch_and_its_own_law(models, inputs):
+def test_sampling_follows_the_seed_of_torch(models, inputs):
     target, draft = models
     calls = []
     for seed in (0, 0, 1):
@@ -175,6 +176,21 @@ def test_sampling_follows_the_seed_of_torch_and_its_own_law(models, inputs):
             ).tolist()
         )
     assert calls[0] == calls[1] != calls[2]
+
+
+@pytest.mark.parametrize("arbiter", ["lossless", "always_draft"])
+def test_only_lossless_sampling_follows_the_targets_law(models, arbiter):
+    """False alarms: one in a million."""
+    target, draft = models
+    prompt = torch.tensor([[7, 8, 9]])
+    torch.manual_seed(0)
+    found = target.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=0.2, top_k=0,
+        num_return_sequences=2048, max_new_tokens=2, custom_generate=Collaborative(draft, arbiter),
+    )  # fmt: skip
+    law = (target(prompt).logits[0, -1].detach().double() / 0.2).softmax(-1)  # (V,)
+    probability = p_value(found[:, 3].bincount(minlength=len(law)), law)
+    assert (probability > FALSE_ALARM_RATE) is (arbiter == "lossless")
 
 
 def test_a_cutoff_by_entropy_leaves_the_tokens_that_it_allows(models, inputs):
@@ -427,6 +443,8 @@ def test_models_are_tried_once(models, inputs, monkeypatch):
     [
         ({"custom_generate": Collaborative(None)}, "there is no draft; pass assistant_model"),
         ({"inputs_embeds": torch.zeros(3, 2, 32)}, "inputs_embeds is given"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens is 3, and a draft is given"),
+        ({"max_matching_ngram_size": 2}, "max_matching_ngram_size is 2, and a draft is given"),
     ],
 )
 def test_what_it_cannot_take_is_named(models, inputs, arguments, sentence):
@@ -434,6 +452,13 @@ def test_what_it_cannot_take_is_named(models, inputs, arguments, sentence):
     arguments = {"custom_generate": Collaborative(draft)} | arguments
     with pytest.raises(ConfigError, match=sentence):
         target.generate(**inputs, max_new_tokens=2, **arguments)
+
+
+def test_a_tokenizer_of_the_draft_is_refused_with_what_to_do(models, inputs, tokenizer):
+    """Found: the advice was to leave it out, with which two tokenizers went on unchecked."""
+    target, draft = models
+    with pytest.raises(ConfigError, match="pass a draft that shares the target's, and leave"):
+        generate(target, assistant_model=draft, assistant_tokenizer=tokenizer, **inputs)
 
 
 def test_tokens_past_the_vocabulary_never_come(models, inputs):
@@ -525,3 +550,11 @@ def test_notes_on_an_arbiter_are_logged_once(models, inputs, caplog):
     for _ in range(2):
         target.generate(**inputs, custom_generate=custom, num_assistant_tokens=3, max_new_tokens=2)
     assert caplog.text.count("note: the arbiter mine was trained at 9 drafted tokens a block") == 1
+
+
+def test_notes_on_a_pair_are_logged_once(models, inputs, caplog):
+    """Found: the models were not compared."""
+    custom = Collaborative(random_model("llama", vocab_size=VOCAB + 5))
+    for _ in range(2):
+        models[0].generate(**inputs, custom_generate=custom, max_new_tokens=2)
+    assert caplog.text.count(f"note: the draft's logits are {VOCAB + 5} wide") == 1

@@ -90,6 +90,10 @@ def test_settings_of_a_task_are_read_as_the_harness_reads_them(given, expected) 
         ({"do_sample": True}, "do_sample=True and no temperature above 0"),
         ({"do_sample": True, "temperature": 0.0}, "do_sample=True and no temperature above 0"),
         ({"temperature": 1.0, "top_p": 1.5}, r"top_p is 1\.5"),
+        ({"temperature": "abc"}, "temperature is 'abc'; it must be a number"),
+        ({"max_gen_toks": "abc"}, "max_gen_toks is 'abc'; it must be a number"),
+        ({"max_gen_toks": float("inf")}, "max_gen_toks is inf"),
+        ({"until": 3}, "until is 3; it must be a text or a list of texts"),
     ],
 )
 def test_settings_of_a_task_that_would_be_passed_over_are_refused(given, message) -> None:

@@ -294,6 +294,30 @@ def test_a_gguf_file_of_garbage_is_refused(folders, tmp_path):
         load(folders[0], tmp_path / "junk.gguf")
 
 
+@pytest.mark.parametrize("loader", ["AutoModelForCausalLM", "AutoTokenizer"])
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError("full"), MemoryError, "^full"),
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "^full"),
+        (RuntimeError("can't allocate memory"), RuntimeError, "^can't allocate"),
+        (ImportError("run pip install gptq"), CheckpointError, "package .*gptq -- install it, or"),
+        (RuntimeError("bad header"), CheckpointError, "cannot load .*bad header"),
+    ],
+)
+def test_only_a_broken_checkpoint_is_called_broken(
+    saved, monkeypatch, loader, error, kind, message
+):
+    """Found: out of memory was told as damage, and a missing package ended in a traceback."""
+
+    def from_pretrained(**_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(f"cospec.models.load.{loader}.from_pretrained", from_pretrained)
+    with pytest.raises(kind, match=message):
+        load(saved / "target", saved / "draft")
+
+
 def halve(raw: bytes) -> bytes:
     return raw[: len(raw) // 2]
 
@@ -403,6 +427,19 @@ def test_what_is_no_list_of_messages_is_refused(llama_pair, tokenizer, messages)
     pair = ModelPair(llama_pair.target, llama_pair.draft, chatty)
     with pytest.raises(PromptError, match=r"pass a list of messages: \[{\"role\": \"user\""):
         pair.encode_chat(messages)
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [("{{ raise_exception('no system role') }}", "no system role"), ("{{ a.b.c }}", "undefined")],
+)
+def test_what_the_template_refuses_is_told_in_its_words(llama_pair, tokenizer, template, why):
+    """Found: a traceback, such as for a system prompt with Gemma 2."""
+    chatty = rebuilt(tokenizer)
+    chatty.chat_template = template
+    pair = ModelPair(llama_pair.target, llama_pair.draft, chatty)
+    with pytest.raises(PromptError, match=f"refuses the messages: .*{why}.*; pass roles and an"):
+        pair.encode_chat([{"role": "system", "content": "the"}])
 
 
 # --- the probe ---------------------------------------------------------------------------------

@@ -149,7 +149,11 @@ def test_a_ruling_of_a_cut_weight_still_teaches() -> None:
         ([HEAD | {"features": NAMES[1:]}, row()], "features, and the arbiter sees"),
         ([HEAD, row(probability=1.5)], "must have been possible"),
         ([HEAD, row(probability=0.0)], "must have been possible"),
+        ([HEAD | {"features": None}, row()], "with 0 features, and the arbiter sees"),
+        ([HEAD | {"features": 3}, row()], "with no features, and the arbiter sees"),
         ([HEAD, row() | {"features": [0.0]}], "is damaged"),
+        ([HEAD, row(feature="0.0")], "is damaged"),
+        ([HEAD, {k: v for k, v in row().items() if k != "request_id"}], "needs a request_id"),
         ([HEAD, row("other")], "none of the 1 requests"),
     ],
 )

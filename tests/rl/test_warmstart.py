@@ -17,9 +17,9 @@ from cospec.evaluation.audit.dataset import (
     read_origin,
     read_tensors,
     write_dataset,
-    write_tensors,
 )
 from cospec.features import SCALAR_NAMES
+from cospec.results import write_tensors
 from cospec.rl import warmstart
 from cospec.rl.card import write_card
 from tests.rl.helpers import assert_same_state, audit_file, solving, stop, trainer
@@ -125,6 +125,19 @@ def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) ->
     path = audit_file(tmp_path, SCALAR_NAMES[:-1])
     with pytest.raises(ConfigError, match=r"must hold the 37 features .* holds 36 others"):
         trainer(pair, task, warm_start=path).run()
+
+
+@pytest.mark.parametrize("method", ["rl", "policy_iteration"])
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_an_audit_without_a_usable_mismatch_is_refused(pair, task, tmp_path, method, value) -> None:
+    """Found: the policy was never normalised, and nothing said so."""
+    path, size = tmp_path / "few.safetensors", len(SCALAR_NAMES)
+    mismatch = {"position": 0, "draft_id": 1, "target_id": 2, "features": [value] * size}
+    mismatch |= {"draft_correct": True, "target_correct": False}
+    mismatches = [] if value is None else [mismatch]
+    write_dataset(path, [{"id": "a", "mismatches": mismatches}], SCALAR_NAMES, {})
+    with pytest.raises(ConfigError, match=r"few\.safetensors has no mismatches to train on"):
+        trainer(pair, task, warm_start=path, method=method, num_rounds=1).run()
 
 
 def test_what_solutions_teach_is_where_the_rounds_start(pair, task) -> None:

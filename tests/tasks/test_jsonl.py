@@ -106,11 +106,18 @@ def test_a_users_own_function_scores(file: Path) -> None:
         ("question=prompt,answer=gold,scorer=number", "did you mean 'numeric'"),
         ("question=prompt,answer=gold,scorer=no.such:thing", "cannot be imported"),
         ("question=prompt,answer=gold,scorer=json:thing", "cannot be imported"),
+        ("question=prompt,answer=gold,scorer=:f", "cannot be imported: ValueError"),
+        ("question=prompt,answer=gold,scorer=.m:f", "cannot be imported: TypeError"),
+        ("question=prompt,answer=gold,scorer=half_written:f", "cannot be imported: SyntaxError"),
         ("question=prompt,answer=gold,scorer=json:dumps", "does not take them .*def dumps"),
         ("questions=prompt", "did you mean 'question'"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options: str, message: str, file: Path) -> None:
+def test_options_that_do_not_fit_are_refused(
+    options: str, message: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file.parent / "half_written.py").write_text("def f(example, text:\n")
+    monkeypatch.syspath_prepend(file.parent)
     with pytest.raises(TaskError, match=message):
         load_task(",".join(filter(None, [f"jsonl:{file}", options])))
 

@@ -97,6 +97,29 @@ def test_without_a_folder_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ConnectionError("no route"), TaskError, "no data .*Error: no route -- set COSPEC_DATA"),
+        (RuntimeError("client closed"), TaskError, "openai/gsm8k cannot be fetched: RuntimeError"),
+        (MemoryError("full"), MemoryError, "^full"),
+    ],
+)
+def test_a_hub_that_fails_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type, message: str
+) -> None:
+    """Found: a traceback where there was neither a data folder nor a network."""
+
+    def load_dataset(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.delenv("COSPEC_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(kind, match=message):
+        load_task("gsm8k")
+
+
+@pytest.mark.parametrize(
     ("file", "content"),
     [
         ("gsm8k/train.jsonl", b'{"question": "a"\n'),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cospec.errors import TaskError
 from cospec.tasks import load_task
+from cospec.tasks.mixture import _Parts
 
 from .conftest import write_lines
 
@@ -49,6 +51,13 @@ def test_all_problems_are_those_of_every_part(data_dir: Path) -> None:
         load_task(SPEC, data_dir=data_dir).examples("tune")
 
 
+def test_a_weight_costs_no_memory() -> None:
+    """Found: a list as long as the weights, 13 GB of it."""
+    parts = _Parts({}, {"a": 1, "b": 10**30})
+    assert list(islice(parts.turns(), 4)) == ["a", "b", "b", "b"]
+    assert list(islice(_Parts({}, {"a": 2, "b": 1}).turns(), 5)) == ["a", "a", "b", "a", "a"]
+
+
 def test_a_mixture_can_be_sent_to_other_processes(data_dir: Path) -> None:
     task = pickle.loads(pickle.dumps(load_task(SPEC, data_dir=data_dir)))
     assert len(task.examples("train", 4)) == 4
@@ -62,6 +71,8 @@ def test_a_mixture_can_be_sent_to_other_processes(data_dir: Path) -> None:
         ("mix:gsm8k@2+gsm8k@1", "names each task once"),
         ("mix:gsm8k@0+svamp", "a weight of 1 or more"),
         ("mix:gsm8k@two+svamp", "unknown task 'gsm8k@two'"),
+        ("mix:mix:gsm8k@1+svamp@1", "a part of a mixture cannot be a mixture"),
+        ("mix:svamp@1+mix:gsm8k@1", "a part of a mixture cannot be a mixture"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_refused(spec: str, message: str, data_dir: Path) -> None:

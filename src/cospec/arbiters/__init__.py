@@ -33,7 +33,7 @@ from cospec.arbiters.target_rules import (
 )
 from cospec.errors import ArbiterError, ConfigError, unknown_name
 from cospec.models.bundled import BUNDLED_ARBITERS, bundled_arbiter, bundled_name
-from cospec.registered import load_registered, registered_names, settings_of
+from cospec.registered import load_registered, missing_settings, registered_names, settings_of
 from cospec.types import Arbiter
 
 if TYPE_CHECKING:
@@ -196,8 +196,13 @@ def _from_factory(kind: str, factory: Callable[..., Any], rest: str) -> Arbiter:
         except ValueError:
             raise ArbiterError(
                 f"{key} of arbiter {kind} is {text!r}; it must be a number "
-                f"({knobs[key]}), as in {factory().name!r}."
+                f"({knobs[key]}), as in {kind}:{key}=1."
             ) from None
+    if missing := missing_settings(factory, values):
+        raise ArbiterError(
+            f"the setting {missing[0]!r} of arbiter {kind} is missing and has no default; write "
+            f"{kind}:{missing[0]}=VALUE."
+        )
     arbiter = factory(**values)
     if not isinstance(arbiter, Arbiter):
         raise ArbiterError(

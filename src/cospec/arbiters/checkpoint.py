@@ -50,7 +50,7 @@ class Checkpoint(NamedTuple):
     features: ScalarFeatures
     policy: Policy
     prompt_profile: Tensor | None
-    """Of `PromptGuard`; None if it has none."""
+    """Profile of `PromptGuard`; None if the checkpoint has none."""
 
 
 def write_checkpoint(
@@ -74,7 +74,8 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     weights, part = folder / WEIGHTS, folder / f"{WEIGHTS}.part"
     part.write_bytes(data)
-    # Without a config, what is there is of this arbiter: training writes its problems before it.
+    # A folder without a config holds files of this very arbiter: training writes its list of
+    # problems first.
     if (folder / CONFIG).exists() and not _has_policy(weights, policy):
         for name in set(FILES) - {CONFIG, WEIGHTS}:
             (folder / name).unlink(missing_ok=True)

@@ -13,10 +13,11 @@ from cospec.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from cospec.results import Json
 
+_HUB_ID = re.compile(r"(?!.*\.gguf$)(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _METADATA = re.compile(r"\A---\n.*?\n---\n\s*", re.DOTALL)
 CARD = "README.md"
 FILES = ("config.json", "model.safetensors", CARD, "trained_on.safetensors")
-"""What an arbiter is; a folder of a training run holds its state and metrics as well."""
+"""Files of an arbiter; a folder of a training run holds its state and metrics as well."""
 
 
 def download(repo_id: str) -> Path:
@@ -136,7 +137,7 @@ def with_metadata(folder: Path, about: Json) -> str:
     data = ModelCardData(
         library_name="cospec",
         tags=["cospec-arbiter", "speculative-decoding"],
-        base_model=[model for model in models if model and not Path(model).exists()] or None,
+        base_model=[model for model in models if model and _is_hub_id(model)] or None,
         model_name=name,
         eval_results=results or None,
     )
@@ -144,3 +145,9 @@ def with_metadata(folder: Path, about: Json) -> str:
     text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
     text = _METADATA.sub("", text)  # of a card that was pushed before
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _is_hub_id(model: str) -> bool:
+    """Return whether this names a model of the hub: by its form, and a bare name by no folder."""
+    is_one = _HUB_ID.fullmatch(model) is not None
+    return is_one and ("/" in model or not Path(model).exists())

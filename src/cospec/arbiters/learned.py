@@ -41,7 +41,7 @@ DECODING = (
 """Settings on which it depends which mismatches there are, and what a policy sees of them: those
 that an operating point holds for, and that a data set of mismatches was decoded with."""
 _SAMPLING = ("temperature", "max_new_tokens", "top_k", "top_p", "min_p")
-"""What else an operating point holds for, beside the problems that it was chosen on."""
+"""Settings of sampling that an operating point holds for, besides `DECODING`."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class LearnedArbiter:
     notes: tuple[str, ...] = ()
     """Warnings to a user on the pair that it was loaded for."""
     folder: Path | None = None
-    """Where it was loaded from."""
+    """Folder that it was loaded from."""
     chosen_for: dict[str, Any] | None = None  # Any: a JSON object
-    """What its operating point was chosen for (`decoding_of`); None if that is not recorded."""
+    """Settings that its operating point was chosen for (`decoding_of`); None if not recorded."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:

@@ -39,7 +39,8 @@ _WEIGHT = "weight"
 _FINGERPRINT = "fingerprint"
 """Metadata of a file: the pair whose mismatches it holds. Older memories do not say."""
 _DECIMALS = 3
-"""Of sums of weights: float32 thirds do not add up to whole numbers."""
+"""Decimals that sums of weights are rounded to: thirds in float32 do not add up to whole
+numbers."""
 _BASE = 2**31
 """Above any token id: a pair of ids is one int64."""
 
@@ -119,7 +120,7 @@ class CSD(Rule):
 
     @property
     def weights(self) -> Tensor:
-        """How often each of `pairs` counts, (N,) float.
+        """Return how often each of `pairs` counts, (N,) float.
 
         Raises:
             ArbiterError: There is no memory.

@@ -58,7 +58,7 @@ class ChowCascade(ScoreRule):
     limits: ClassVar[Limits] = {"alpha": (0, 1)}
 
     alpha: float = 0.2
-    """How unsure the draft may be."""
+    """Uncertainty of the draft, 1 - max q, below which its token stands."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Confidence above the bound, (M,)."""
@@ -99,7 +99,7 @@ class DiffCascade(ScoreRule):
     limits: ClassVar[Limits] = {"alpha": (-1, 1)}
 
     alpha: float = 0.2
-    """How much surer than the draft the target may be."""
+    """Lead of the target in confidence, max p - max q, below which the draft's token stands."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Confidence above the bound, (M,)."""
@@ -215,7 +215,7 @@ class CoSD(ScoreRule):
     alpha: float = 0.5
     """Confidence of the draft that always suffices."""
     beta: float = 0.5
-    """How much surer of its own token the target may be, in units of the draft's confidence."""
+    """Bound on the target's confidence in its own token, in units of the draft's confidence."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Probability above the lower of the two bounds, (M,)."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a config tells of an arbiter; "" or None where it does not."""
+    """The record of an arbiter in its config; "" or None for what it does not tell."""
 
     name: str
     pair: str
@@ -22,9 +22,9 @@ class Record:
     k: int | None
     """Drafted tokens a block in training."""
     tune_accuracy: float | None
-    """On the tune problems, which chose the round."""
+    """Accuracy on the tune problems, by which the round was chosen."""
     tune_accuracy_target: float | None
-    """Of the target alone on the same problems."""
+    """Accuracy of the target alone on the same problems."""
 
     @classmethod
     def of(cls, config: Json) -> Record:

@@ -7,6 +7,7 @@ The rules of the literature are in `target_rules`, `pair_rules` and `mentored`.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -28,7 +29,7 @@ _NUMBERS = ("int", "float", int, float)
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """What all rules share: a name with its settings, and the check of these."""
+    """Base of all rules: a name with its settings, and the check of these."""
 
     kind: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING
@@ -48,9 +49,11 @@ class Rule(ABC):
             if isinstance(value, str) and not is_number:  # a file, which the rule checks itself
                 continue
             low, high = self.limits.get(f.name, (-math.inf, math.inf))
-            if not isinstance(value, Real) or not math.isfinite(value):
+            number = math.nan
+            if isinstance(value, Real):
+                number = int(value) if isinstance(value, Integral) else float(value)
+            if not abs(number) <= sys.float_info.max:  # no isfinite: it takes no such large int
                 raise ConfigError(f"{f.name} is {value!r}; it must be a finite number.")
-            number: float = int(value) if isinstance(value, Integral) else float(value)
             if is_number:  # numpy's are shown in a way that is no spec
                 object.__setattr__(self, f.name, number)
             if not low <= number <= high:
@@ -68,7 +71,7 @@ class ScoreRule(Rule):
 
     @abstractmethod
     def score(self, batch: MismatchBatch) -> Tensor:
-        """How far each mismatch is inside the rule's bound, (M,)."""
+        """Return how far each mismatch is inside the rule's bound, (M,)."""
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by the score."""

@@ -147,7 +147,7 @@ class TopK(Rule):
     limits: ClassVar[Limits] = {"k": (1, math.inf), "delta": (0, 1)}
 
     k: int = 10
-    """How many of the target's tokens are candidates."""
+    """Number of the target's best tokens that are candidates."""
     delta: float = 0.6
     """Largest difference in probability to the target's best token."""
 
@@ -172,7 +172,7 @@ class TopKRatio(Rule):
     limits: ClassVar[Limits] = {"k": (1, math.inf), "ratio": (0, 1)}
 
     k: int = 3
-    """How many of the target's tokens are candidates."""
+    """Number of the target's best tokens that are candidates."""
     ratio: float = 0.5
     """Least probability in units of that of the target's best token."""
 
@@ -202,7 +202,7 @@ class SGLangThresholds(ScoreRule):
     threshold_single: float = 1.0
     """Probability that always suffices."""
     threshold_acc: float = 1.0
-    """What the chance of acceptance is divided by."""
+    """Divisor of p(x) in the acceptance by chance."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Probability above the lower of the two bounds, (M,)."""
@@ -213,5 +213,5 @@ class SGLangThresholds(ScoreRule):
 
 
 def is_in_top(values: Tensor, token_ids: Tensor, k: int) -> Tensor:
-    """Whether fewer than k values of a row exceed that of its token: (M, V) and (M,) to (M,)."""
+    """Return whether fewer than k values of a row exceed its token's: (M, V) and (M,) to (M,)."""
     return (values > gathered(values, token_ids)[:, None]).sum(dim=1) < k

@@ -28,7 +28,7 @@ class Packed:
 
     rollouts: list[Rollout]
     features: Tensor
-    """Of all mismatches in order, those of no features left out, (N, F)."""
+    """Features of all mismatches that have some, in order, (N, F)."""
     has_features: list[bool]
     """Whether each mismatch has some."""
 

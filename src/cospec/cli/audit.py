@@ -105,7 +105,7 @@ class Audit:
         auditor.encode(examples)  # refuses a prompt that is too long before anything is played
         limit = options.max_new_tokens or task.max_new_tokens
         sampling = SamplingConfig(limit, options.temperature)
-        tell([*pair.notes, *notes_on(arbiter, options, sampling)])
+        tell([*pair.notes, *notes_on(load_arbiter(spec, pair), options, sampling)])
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:

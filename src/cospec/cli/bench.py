@@ -10,7 +10,7 @@ from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.config import BenchConfig
-from cospec.models.bundled import BUNDLED_ARBITERS, bundled_home
+from cospec.models.bundled import BUNDLED_ARBITERS, bundled_arbiter_folder
 
 if TYPE_CHECKING:
     from cospec.evaluation.benchmark.arms import ArmSpec
@@ -118,11 +118,11 @@ class Bench:
         from cospec.arbiters import RULES
         from cospec.evaluation.benchmark.arms import ASSISTED, MATCH, ORACLE
 
-        pair, home = str(self.pair.pair).partition(":")[2], bundled_home() / "arbiters"
+        pair = self.pair.pair
         trained = [
             name
             for name in BUNDLED_ARBITERS
-            if self.pair.pair is None or (home / f"{pair}{name.removeprefix('bundled')}").is_dir()
+            if pair is None or bundled_arbiter_folder(pair, name).is_dir()
         ]
         matched = [MATCH + name for name in trained]
         return [*RULES, *trained, *matched, ASSISTED, ORACLE]
@@ -138,8 +138,8 @@ class Bench:
         """Return the arms to measure, checked before any model is loaded."""
         from cospec.evaluation.benchmark.arms import ORACLE, expand_sets, make_specs
 
-        folder = bundled_home() / "arbiters" / str(self.pair.pair).partition(":")[2]
-        has_bundled = self.pair.pair is not None and folder.is_dir()
+        pair = self.pair.pair
+        has_bundled = pair is not None and bundled_arbiter_folder(pair, "bundled").is_dir()
         names = expand_sets(self.arms, has_bundled, self.bench.num_tune_problems > 0)
         specs = make_specs(names, self._find, tune_knobs=self.bench.tune_knobs)
         bench = self.bench
@@ -147,8 +147,8 @@ class Bench:
         if ends_early and ORACLE in [each.name for each in specs]:
             raise ConfigError(
                 "the oracle's path is one of whole blocks of the draft model; leave out "
-                "draft_confidence_threshold, adaptive, end_blocks_at_stop and drafter, or the "
-                "oracle."
+                "draft_confidence_threshold, adaptive, end_blocks_at_stop, max_corrections and "
+                "drafter, or the oracle."
             )
         matched = next((spec.name for spec in specs if spec.match), None)
         if matched is not None and not self.bench.num_tune_problems:

@@ -12,6 +12,7 @@ import tyro
 from cospec.cli.views.compare import print_comparison
 from cospec.errors import ConfigError
 from cospec.results import Json, read_document
+from cospec.text import visible
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Compare:
         print_comparison(cells)
         worse = worse_arms(cells, self.alpha)
         for name in worse:
-            print(f"worse in B: {name}")
+            print(f"worse in B: {visible(name)}")
         if worse and self.fail_if_worse:
             sys.exit(1)
 

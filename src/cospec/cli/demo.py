@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import cospec
 from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
 from cospec.cli.run import Run
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, TaskError
 
 if TYPE_CHECKING:
     from cospec.tasks import Example, Task
@@ -88,4 +89,11 @@ def _load_problems(path: Path | None, num_problems: int) -> tuple[Task, list[Exa
     task = jsonl(str(path), {"scorer": "numeric", "split": "test"})
     examples = task.examples("test", num_problems)
     task = replace(task, name=f"jsonl:{path.name},scorer=numeric,split=test")  # as anywhere else
-    return task, [replace(e, id=str(e.metadata.get("id", e.id))) for e in examples]
+    examples = [replace(e, id=str(e.metadata.get("id", e.id))) for e in examples]
+    ((twice, number),) = Counter(example.id for example in examples).most_common(1)
+    if number > 1:
+        raise TaskError(
+            f"{path} has {number} problems with the id {twice!r}; give each an id of its own, or "
+            "leave the ids out."
+        )
+    return task, examples

@@ -46,9 +46,10 @@ class Eval:
 
         run = Run("eval", self.output, threads=self.threads)
         specs = [(spec, self.pair.find_arbiter(spec)) for spec in self.decode.arbiter]
-        check_names((load_arbiter(found).name, spec) for spec, found in specs)
+        loaded = [load_arbiter(found) for _, found in specs]
+        check_names((one.name, spec) for one, (spec, _) in zip(loaded, specs, strict=True))
         task, examples = self.task.load()
-        check_trained_on([load_arbiter(found) for _, found in specs], examples, self.strict)
+        check_trained_on(loaded, examples, self.strict)
         pair = self.engine.load(self.pair)
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Report:
     """Make one self-contained HTML page of result files; it needs the extra report.
 
-    It reads documents of eval, demo, bench, audit, calibrate, trace and generate, .metrics.jsonl of
+    It reads documents of eval, demo, bench, audit, calibrate, trace and generate, metrics.jsonl of
     trainings and data sets of audits; what is not there leaves out its section.
     """
 

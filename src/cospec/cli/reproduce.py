@@ -12,6 +12,7 @@ import tyro
 
 from cospec.errors import ConfigError
 from cospec.results import Json, check_writable
+from cospec.text import visible
 
 _VERBS = ("bench", "demo", "eval")
 _RUN_CODE = ("--allow-pickle", "--allow-code-execution", "--vllm-options")
@@ -50,14 +51,14 @@ class Reproduce:
             _check_code(argv)
         _check_paths(argv)
         command = [*argv, "--json", str(out)]
-        print(f"running: {' '.join(command)}", file=sys.stderr, flush=True)
+        print(f"running: {visible(' '.join(command))}", file=sys.stderr, flush=True)
         _run(command)
         new = read_comparable(out)
         cells = compare(old, new)
         print_comparison(cells)
         unlike = differences(old, new)
         for key, (before, now) in unlike.items():
-            print(f"not the same: {key} was {before!r}, is {now!r}")
+            print(visible(f"not the same: {key} was {before!r}, is {now!r}"))
         if not _judge(cells, is_alike=not unlike):
             sys.exit(1)
 
@@ -140,6 +141,7 @@ def _judge(cells: Sequence[Json], *, is_alike: bool) -> bool:
     is_sound = True
     for cell in cells:
         place = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"
+        place = visible(place)
         arms = cell["arms"]
         size, missing = sum(arm["num_problems"] for arm in arms), cell["only_in_a"]
         num_unlike, what = _unlike(arms)
@@ -148,8 +150,8 @@ def _judge(cells: Sequence[Json], *, is_alike: bool) -> bool:
             continue
         changed = [arm["name"] for arm in arms if arm["wins"] or arm["losses"]]
         print(f"{place}: {num_unlike} of {size} {what} differ; right answers differ in", end=" ")
-        print(f"{', '.join(changed) or 'no arm'}.", end=" ")
-        print(f"Missing: {', '.join(missing)}." if missing else "")
+        print(f"{visible(', '.join(changed)) or 'no arm'}.", end=" ")
+        print(f"Missing: {visible(', '.join(missing))}." if missing else "")
         is_sound = is_sound and not (is_alike and cell["temperature"] == 0)
     if not is_sound:
         print("Nothing that they depend on is known to differ: the result is not reproduced.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cospec.arbiters import RULES, is_folder, split_spec
+from cospec.arbiters import RULES, is_folder, load_arbiter, split_spec
 from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
@@ -85,15 +85,16 @@ class Serve:
             CospecError: The pair and the arbiter cannot work together, or vLLM is not usable.
         """
         settings = self.settings()
-        command = self.command(settings)  # what is wrong with it is said first
-        for note in self.check(settings):
+        arbiter = load_arbiter(settings.arbiter_spec)
+        command = self.command(settings, arbiter)  # what is wrong with it is said first
+        for note in self.check(settings, arbiter):
             print(f"cospec: note: {visible(note)}", file=sys.stderr)
         if self.dry_run:
             print(shlex.join(command))
             return
         check_vllm()
         with tempfile.TemporaryDirectory(prefix="cospec-serve-") as folder:
-            status = supervise(self.command(replace(settings, counts_dir=folder)))
+            status = supervise(self.command(replace(settings, counts_dir=folder), arbiter))
         sys.exit(status)
 
     def models(self) -> tuple[str, str]:
@@ -139,7 +140,7 @@ class Serve:
             explore=self.explore,
         )
 
-    def command(self, settings: Settings) -> list[str]:
+    def command(self, settings: Settings, arbiter: Arbiter) -> list[str]:
         """The command that starts vLLM's server.
 
         Raises:
@@ -154,7 +155,7 @@ class Serve:
                     "(docs/vllm.md)."
                 )
         target, draft = self.models()
-        speculation = speculative_config(draft, self.num_speculative_tokens, settings)
+        speculation = speculative_config(draft, self.num_speculative_tokens, arbiter)
         speculation |= self._more_options(set(speculation) - {"draft_sample_method"})
         given = {key: value for key, value in settings.to_dict().items() if value is not None}
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", target]
@@ -189,13 +190,12 @@ class Serve:
             )
         return options
 
-    def check(self, settings: Settings) -> list[str]:
+    def check(self, settings: Settings, arbiter: Arbiter) -> list[str]:
         """Return notes on this arbiter on this pair.
 
         Raises:
             CospecError: They cannot work together.
         """
-        from cospec.arbiters import load_arbiter
         from cospec.arbiters.learned import notes_on
         from cospec.models.compare import compare_tokenizers
         from cospec.models.load import load_tokenizer
@@ -210,7 +210,6 @@ class Serve:
                 "speculates only with models of one width, even if the rest is padding. Pad the "
                 "smaller one's embeddings, or pass another draft."
             )
-        arbiter = load_arbiter(settings.arbiter_spec)
         check_threshold(arbiter, settings.min_threshold)
         decode = DecodeConfig(
             num_speculative_tokens=self.num_speculative_tokens,
@@ -222,7 +221,6 @@ class Serve:
 
     def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:
         """Return a note if a trained arbiter was trained on another pair, by weights or by name."""
-        from cospec.arbiters import load_arbiter
         from cospec.arbiters.learned import LearnedArbiter
 
         if not isinstance(arbiter, LearnedArbiter):
@@ -242,17 +240,15 @@ class Serve:
 
 
 def speculative_config(
-    draft: str, num_speculative_tokens: int | None, settings: Settings
+    draft: str, num_speculative_tokens: int | None, arbiter: Arbiter
 ) -> dict[str, Any]:  # Any: a JSON object
     """Return vLLM's speculative configuration.
 
     An arbiter that looks at the draft's logits needs drafts to be sampled when the target samples:
     vLLM's model runner for CUDA keeps the logits in that mode only. Greedy requests draft alike.
     """
-    from cospec.arbiters import load_arbiter
     from cospec.types import Needs
 
-    arbiter = load_arbiter(settings.arbiter_spec)
     found: dict[str, Any] = {"method": "draft_model", "model": draft}
     decode = DecodeConfig(num_speculative_tokens=num_speculative_tokens)
     found["num_speculative_tokens"] = decode.for_arbiters([arbiter]).k

@@ -34,7 +34,7 @@ def open_trackers(folder: Path, settings: Json, wandb_project: str | None) -> li
 
 
 def _wandb(folder: Path, settings: Json, project: str) -> Tracker:
-    """A run of W&B; a training that goes on goes on in the same one."""
+    """Open a run of W&B; a resumed training logs to the same one."""
     wandb = import_extra("wandb", "wandb", "wandb")
     path = folder / "wandb_id"
     run = wandb.init(

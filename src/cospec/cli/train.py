@@ -52,10 +52,10 @@ class Problems(NamedTuple):
 
     task: Task
     train: list[Example]
-    """Of the rounds."""
+    """Problems of the rounds."""
     tune: list[Example]
     solved: list[Example]
-    """Whose worked solutions are trained on first."""
+    """Problems whose worked solutions are trained on first."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ class Train:
     """CPU threads; by default as many as torch takes."""
     dry_run: bool = False
     """Print the plan and the expected time from a few problems, and stop."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.out, Path):  # beside a config file it is missing at first
+            # bash leaves the ~ of --out=~/x to us.
+            object.__setattr__(self, "out", self.out.expanduser())
 
     def run(self) -> None:
         """Train, show and write."""
@@ -260,12 +265,13 @@ class Train:
         round_size = config.rollouts.prompts_per_round * (
             1 + round(config.rollouts.group_size * (1 + config.branches_per_rollout))
         )
-        num_read = 0 if trainer.state.best else config.warmup.num_solutions
-        return (
-            num_read
-            + left * round_size
-            + config.evaluation.num_tune * (1 + left // config.evaluation.tune_every)
-        )
+        warmup, num_tune = config.warmup, config.evaluation.num_tune
+        num_first = 0
+        if not trainer.state.best and (warmup.num_solutions or warmup.warm_start is not None):
+            # Both models write each sample, and then all are read.
+            each = 4 * warmup.num_samples if warmup.solutions_from == "samples" else 1
+            num_first = warmup.num_solutions * each + num_tune
+        return num_first + left * round_size + num_tune * (1 + left // config.evaluation.tune_every)
 
     def _report(self, trainer: Trainer, metrics: Json, trackers: list[Tracker]) -> None:
         """One line on the terminal, one in metrics.jsonl, and what the trackers make of it."""

@@ -31,6 +31,7 @@ from cospec.custom_generate.keys import refuse_unsupported
 from cospec.custom_generate.loaded import arbiter_for
 from cospec.errors import ConfigError
 from cospec.models import ModelPair
+from cospec.models.compare import settle
 from cospec.types import Needs
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ _WARPERS: dict[type, str] = {
     TopPLogitsWarper: "top_p",
     MinPLogitsWarper: "min_p",
 }
-"""What the engine can do itself, for both models, in its order."""
+"""Logits processors that the engine can apply itself, to both models, in its order."""
 _DONE_BY_THE_ENGINE = (MaxLengthCriteria, EosTokenCriteria)
 _DEFAULT_NUM_ASSISTANT_TOKENS, _DEFAULT_CONFIDENCE = 20, 0.4  # of transformers
 _PREPARED = {"attention_mask", "position_ids", "logits_to_keep", "use_cache", "cache_position"}
@@ -92,8 +93,8 @@ def generate(
     """
     if arguments.pop("assistant_tokenizer", None) is not None:
         raise ConfigError(
-            "assistant_tokenizer is given, but draft and target must share a tokenizer here; "
-            "pass such a pair without it."
+            "assistant_tokenizer is given, and draft and target have to share a tokenizer here; "
+            "pass a draft that shares the target's, and leave assistant_tokenizer out."
         )
     decode = Collaborative(assistant_model, arbiter, tokenizer=tokenizer, streamer=streamer)
     target: Any = model  # whose `generate` is not typed
@@ -174,6 +175,7 @@ class Collaborative:
         prompts = _prompts(input_ids, model_kwargs)
         with _as_before(model, self._draft):
             pair = ModelPair(model, self._draft, self._tokenizer)
+            notes = [] if self._draft is None else settle([model, self._draft], None)
             arbiter = self._arbiter
             if isinstance(arbiter, str):
                 arbiter = arbiter_for(arbiter, pair)
@@ -188,7 +190,7 @@ class Collaborative:
             sampling = _sampling(generation_config, warpers, input_ids.shape[1], stopping_criteria)
             if generation_config.do_sample or Needs.UNIFORMS in arbiter.needs:
                 sampling = replace(sampling, seed=int(torch.randint(2**62, ()).item()))
-            for note in notes_on(arbiter, engine.config, sampling):
+            for note in (*notes, *notes_on(arbiter, engine.config, sampling)):
                 _note(note)
             completions = self._run(engine, prompts, sampling)
         sequences = _padded(input_ids, completions, generation_config)
@@ -279,6 +281,12 @@ def _decode_config(config: GenerationConfig, draft: object, num_rows: int) -> De
         if (longest := config.max_matching_ngram_size) is not None:
             options |= {"prompt_lookup_max": longest, "prompt_lookup_min": min(2, longest)}
         return DecodeConfig(**options)
+    for key in ("prompt_lookup_num_tokens", "max_matching_ngram_size"):
+        if (value := getattr(config, key)) is not None:
+            raise ConfigError(
+                f"{key} is {value}, and a draft is given; pass one or the other: leave {key} out, "
+                "or leave the draft out to draft by prompt lookup."
+            )
     if confidence not in (None, _DEFAULT_CONFIDENCE):
         options["draft_confidence_threshold"] = confidence
     if k != _DEFAULT_NUM_ASSISTANT_TOKENS:

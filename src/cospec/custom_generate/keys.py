@@ -52,8 +52,8 @@ HONOURED = {
     "return_dict_in_generate": "an output with `sequences` and CoSpec's `completions`",
     "num_assistant_tokens": "drafted tokens a block, unless it is transformers' default of 20",
     "assistant_confidence_threshold": "ends a block early, unless it is transformers' default, 0.4",
-    "prompt_lookup_num_tokens": "drafts by prompt lookup, so many tokens a block, with no draft",
-    "max_matching_ngram_size": "longest n-gram of prompt lookup",
+    "prompt_lookup_num_tokens": "looks up so many tokens a block; refused beside a draft",
+    "max_matching_ngram_size": "longest n-gram of prompt lookup; refused beside a draft",
 }
 """By key, how it is honoured."""
 

@@ -58,7 +58,7 @@ class Pace:
 
     @property
     def is_open(self) -> Tensor:
-        """Whether one more token pays, (B,) bool."""
+        """Return whether one more token pays, (B,) bool."""
         return self._reach > self._least
 
     def goes_on(self, confidence: Tensor, warper: Warper | None) -> Tensor:

@@ -48,7 +48,7 @@ def most_read(num_rows: int, device: torch.device) -> int:
 
 
 class Ngrams:
-    """What followed the last one to three tokens in earlier drafts, counted."""
+    """Counts of the tokens that followed one to three others in earlier drafts."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[int, ...], dict[int, int]] = {}

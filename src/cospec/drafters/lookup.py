@@ -31,7 +31,7 @@ class LookupDrafter(Drafter):
         self._device = pair.target.device
         self._vocab_size: int = pair.target.config.get_text_config().vocab_size
         self._texts: dict[int, _Text] = {}
-        """Of the rows of the last block, by the identity of the list that grows."""
+        """Texts of the last block's rows, by the `id` of each row's list of generated tokens."""
 
     def find(self, token_ids: Ids) -> list[int]:
         """Return up to k tokens that may follow a text; none where nothing is found."""
@@ -50,7 +50,7 @@ class _Text:
     """The tokens of a row as an array: made once, and then only what is new is copied.
 
     Args:
-        row: Whose text only ever grows.
+        row: The row, whose text only ever grows.
 
     Attributes:
         generated: The row's list.

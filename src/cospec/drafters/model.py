@@ -57,7 +57,7 @@ class ModelDrafter(CachedModel, Drafter):
         self._keep_logits = config.keep_trace or bool(wants)
         self._target_vocab_size: int = pair.target.config.get_text_config().vocab_size
         self._num_read: dict[int, int] = {}
-        """By row, tokens at its beginning that are in the cache, if so many stand."""
+        """By row, the number of its first tokens that are in the cache, if so many stand."""
         self._answers: dict[int, list[int]] = {}
         """By row, its text as it was proposed last, where blocks are as long as an answer."""
         self._ngrams = Ngrams() if config.cascade else None
@@ -218,7 +218,7 @@ class ModelDrafter(CachedModel, Drafter):
         return [short if row.is_lossless else self._k for row in rows]
 
     def _ends(self, rows: Sequence[DraftRow]) -> _Ends:
-        """What ends the blocks of some rows."""
+        """Return what ends the blocks of some rows."""
         stops, pace, limits, config = None, None, None, self._config
         if config.end_blocks_at_stop:
             width = max(1, *(len(row.stop_ids) for row in rows))
@@ -276,10 +276,10 @@ class ModelDrafter(CachedModel, Drafter):
 
 
 class _Ends:
-    """Which rows of a batch draft on.
+    """The rows of a batch that draft on.
 
     Args:
-        is_open: All of them, (B,) bool.
+        is_open: Rows that draft on, at first all of them, (B,) bool.
         stops: Tokens that end each row's text, (B, S) padded by -1; None if they end no block.
         min_confidence: Probability below which a token is a block's last; 0 for none.
         pace: Ends blocks by cost; None if nothing does.

@@ -36,7 +36,7 @@ class Decision(NamedTuple):
     probs: tuple[float, ...] = (math.nan,) * 4
     """p(draft's), p(target's), q(draft's), q(target's); NaN without a trace, or without a q."""
     features: Tensor = NO_FEATURES
-    """What the arbiter saw, (F,); empty if it does not tell, or no trace is kept."""
+    """Features that the arbiter saw, (F,); empty if it does not tell, or no trace is kept."""
 
 
 def arbitrate(
@@ -131,13 +131,13 @@ def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[D
 
 
 def _is_stop(row: Row, block: Block, place: int) -> bool:
-    """Whether one of the tokens at a mismatch ends the text and may not be overridden."""
+    """Return whether either token at a mismatch ends the text and may not be overridden."""
     ids = {block.drafted[place], block.target_ids[place]}
     return not row.config.override_stop_tokens and not ids.isdisjoint(row.stop_ids)
 
 
 def _is_exact(row: Row, place: int) -> bool:
-    """Whether nothing is overridden at a place of the row's block."""
+    """Return whether no override is allowed at a place of the row's block."""
     return row.is_lossless or len(row.generated) + place < row.config.exact_prefix_tokens
 
 

@@ -25,14 +25,14 @@ class Batch:
     """Rows 0, 1, ... of the stores, decoded in step; a subclass says how.
 
     Args:
-        stores: What stores something of each row.
+        stores: Models and drafters that store something of each row.
         num_ahead: Most tokens that a row grows by in one step.
     """
 
     def __init__(self, stores: Sequence[Store], num_ahead: int) -> None:
         self.rows: list[Row] = []
         self._stored: list[list[int]] = []
-        """By cache row, in use or not, the prompt that what it has stored begins with."""
+        """Prompt that each cache row begins with, in use or not."""
         self._stores = stores
         self._num_ahead = num_ahead
         self._may_hold_nan = False

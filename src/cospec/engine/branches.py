@@ -35,10 +35,10 @@ class Branch:
     """Another token at one place of a rollout.
 
     Attributes:
-        rollout: What it leaves.
+        rollout: The rollout that it leaves.
         position: Index of the token in the generated text; the tokens before it are shared.
-        token_id: What stands there instead.
-        origin: Where that comes from: the draft's token at a mismatch is an override.
+        token_id: The token that stands there instead.
+        origin: Where that token comes from: the draft's token at a mismatch is an override.
         stream: Stream of the rollout's seed that it draws from; by default its place in the list.
     """
 

@@ -282,7 +282,7 @@ class PlainEngine(Engine):
 
     Args:
         pair: The models.
-        role: Which of them.
+        role: The one that decodes.
         config: How to batch.
         **options: Fields of `DecodeConfig` that replace those of `config`.
 

@@ -24,11 +24,11 @@ class Block(NamedTuple):
     """One row of a verified block, on the host; flags are 0 or 1."""
 
     length: int
-    """How many tokens were drafted for the row; what the lists hold after them is padding."""
+    """Number of tokens drafted for the row; what the lists hold after them is padding."""
     drafted: list[int]
     """K drafted tokens."""
     target_ids: list[int]
-    """What stands at each place if the drafted token does not, then the bonus token: K + 1."""
+    """Token that stands at each place if the drafted one does not, then the bonus token: K + 1."""
     is_match: list[int]
     """Whether the target accepts each drafted token: K."""
     is_finite: list[int]
@@ -55,7 +55,7 @@ def walk(
     Args:
         row: The row, as before the block.
         block: What the models said.
-        decisions: What counts at each mismatch, by place.
+        decisions: The decision that counts at each mismatch, by place.
         keep_trace: Whether to record the block in the row's trace.
 
     Raises:

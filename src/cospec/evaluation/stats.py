@@ -33,7 +33,7 @@ def wilson_interval(num_right: int, num_total: int) -> Interval:
     """Wilson's score interval (1927) of a share; it stays in [0, 1] and never has width 0.
 
     Args:
-        num_right: How many of them.
+        num_right: Those of `num_total` that are right.
         num_total: At least 1.
     """
     from scipy.stats import binomtest  # noqa: PLC0415  # takes a second
@@ -206,7 +206,7 @@ def speedup_interval(theirs: Sequence[Chunk], ours: Sequence[Chunk]) -> Interval
 
     Args:
         theirs: Seconds and tokens of each chunk.
-        ours: Of the same chunks.
+        ours: Seconds and tokens of the same chunks.
 
     Returns:
         None for fewer than five chunks, whose bootstrap interval would be far too narrow.

@@ -102,7 +102,7 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
 
     Args:
         ours: Rows with ``correct``.
-        theirs: Of the same problems in the same order.
+        theirs: Rows of the same problems in the same order.
 
     Returns:
         Wins (only ours is right), losses, McNemar's exact p, and the difference in accuracy with

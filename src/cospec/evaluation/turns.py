@@ -17,7 +17,6 @@ from cospec.results import parse_json
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from cospec.results import Json
 
@@ -42,7 +41,7 @@ class Turn:
 
     @property
     def timing(self) -> Json:
-        """What result files keep of it beside the rows."""
+        """Return what result files keep of it beside the rows."""
         return {
             "arm": self.arm,
             "chunk": self.chunk,
@@ -105,12 +104,7 @@ class TurnLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, value: Json) -> None:

@@ -2,7 +2,7 @@
 
 A version is for ever: checkpoints name theirs. To add a feature or to change a formula, add a new
 version to `SCALARS` (a list that extends or replaces rows of the last one), and with it to
-`HIDDEN`, and pin its values (tests/features/test_pinned.py tells how).
+`HIDDEN`, and pin its values (tests/features/test_versions.py tells how).
 
 Where the ideas come from: the gap and rank of relaxed acceptance rules, entropies and divergences
 of cascades (2405.19261) and fuzzy decoding (2502.20704), the look-ahead of FLy (2511.22972), the

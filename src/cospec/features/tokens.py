@@ -15,7 +15,7 @@ KINDS = ("digit", "punctuation", "space", "word", "piece")
 """Kinds of tokens; a token that is none of the first three is a word if a space leads it."""
 
 _BLANK = "\u2581"
-"""How SentencePiece spells a leading space, which the decoder of a single token may drop."""
+"""SentencePiece's sign for a leading space, which the decoder of a single token may drop."""
 
 
 def kind_of(text: str) -> str:

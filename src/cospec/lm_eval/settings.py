@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError, unknown_name
@@ -11,7 +12,9 @@ from cospec.models.bundled import bundled_arbiter
 from cospec.models.source import PairSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T", int, float)
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """The harness's names for one setting; the first that is given counts."""
@@ -27,12 +30,12 @@ class ModelArgs(PairSource, DecodeConfig):
     """The keys of ``--model_args``."""
 
     arbiter: str = "lossless"
-    """Who rules at mismatches, as --arbiter of the project's own commands."""
+    """Arbiter that rules at mismatches, as --arbiter of the project's own commands."""
     threshold: float | None = None
     """The arbiter's threshold, in place of its own."""
     keep_trace: bool = False
     seed: int = 0
-    """Of sampling, mixed with the place of the request."""
+    """Seed of sampling, mixed with the place of the request."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +90,7 @@ def sampling_config(
 
     Raises:
         ConfigError: A setting is unknown, and has another value than the one without effect; or
-            sampling is asked for without a temperature.
+            its value is not allowed; or sampling is asked for without a temperature.
     """
     given = {k: v for k, v in generation_kwargs.items() if v is not None and k not in _IGNORED}
     for key, value in given.items():
@@ -97,9 +100,11 @@ def sampling_config(
                 f"{', '.join(_TAKEN)}. Leave the task out, or change it with --gen_kwargs."
             )
     until = given.get("until", ())
+    if not isinstance(until, Iterable):
+        raise ConfigError(f"until is {until!r}; it must be a text or a list of texts.")
     stop = (until,) if isinstance(until, str) else tuple(until)
-    limits = [given[name] for name in _LENGTHS if name in given]
-    temperature = float(given.get("temperature", 0.0))
+    limits = [_number(int, name, given[name]) for name in _LENGTHS if name in given]
+    temperature = _number(float, "temperature", given.get("temperature", 0.0))
     do_sample = given.get("do_sample", temperature > 0)
     if do_sample and not temperature > 0:
         raise ConfigError(
@@ -108,9 +113,23 @@ def sampling_config(
         )
     chosen = {name: given[name] for name in _SAMPLING if name in given} if do_sample else {}
     return SamplingConfig(
-        max_new_tokens=int(limits[0]) if limits else default_max_new_tokens,
+        max_new_tokens=limits[0] if limits else default_max_new_tokens,
         stop=tuple(filter(None, stop)),
         stop_token_ids=stop_token_ids,
         seed=seed,
         **chosen,
     )
+
+
+def _number(kind: Callable[[Any], T], name: str, value: object) -> T:  # Any: what YAML holds
+    """Return a value as a number of a kind.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"{name} is {value!r}; it must be a number, as in --gen_kwargs {name}=1."
+        ) from None

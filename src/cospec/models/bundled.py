@@ -56,6 +56,17 @@ def bundled_name(folders: Sequence[str | None]) -> str | None:
     return None
 
 
+def bundled_arbiter_folder(pair: str, name: str) -> Path:
+    """Folder of a trained arbiter that ships with a pair; it need not exist.
+
+    Args:
+        pair: ``bundled:`` and a pair, or the pair alone.
+        name: One of `BUNDLED_ARBITERS`.
+    """
+    suffix = name.removeprefix("bundled")
+    return bundled_home() / "arbiters" / f"{pair.removeprefix(BUNDLED)}{suffix}"
+
+
 def bundled_arbiter(spec: str, pair: str | None) -> str:
     """Return the spec of an arbiter with its folder in place of a bundled name.
 
@@ -70,7 +81,7 @@ def bundled_arbiter(spec: str, pair: str | None) -> str:
     name, colon, knobs = spec.partition(":")
     if name not in BUNDLED_ARBITERS:
         return spec
-    folder = bundled_home() / "arbiters" / f"{str(pair)[len(BUNDLED) :]}{name[len('bundled') :]}"
+    folder = bundled_arbiter_folder(str(pair), name)
     if pair is None or not folder.is_dir():
         raise ConfigError(
             f"arbiter {name} needs a bundled pair that ships with a trained arbiter, and got "

@@ -35,7 +35,7 @@ _MOST_PADDING = 48
 """Tokens by which ranges that are read together may differ in length."""
 
 SavedRow: TypeAlias = "list[tuple[Tensor, Tensor]]"
-"""What one row has stored, by layer: keys and values, (slots, heads, head size) each."""
+"""Stored keys and values of one row, by layer, (slots, heads, head size) each."""
 
 
 class Window(NamedTuple):
@@ -75,7 +75,7 @@ class Output(NamedTuple):
     logits: Tensor
     """(B, N, V) of the last N tokens of the window; of no meaning for those that were not read."""
     hidden: Tensor | None
-    """What the output matrix was applied to, (B, N, H), if asked for."""
+    """Hidden states that the output matrix was applied to, (B, N, H), if asked for."""
 
 
 def _rounded_up(num_slots: int) -> int:

@@ -1,4 +1,4 @@
-"""What two models of a pair have to share, and how they may differ.
+"""Checks of what two models of a pair have to share, and notes on how they may differ.
 
 Tokenizers are compared by what each id stands for, not by size: Qwen2.5 0.5B and 72B have
 vocabularies of different width that differ in padding rows only.
@@ -15,6 +15,7 @@ from cospec.models.translate import translate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_OWN = "CoSpec's own engine can also draft what both spell alike (allow_different_tokenizers)."
 _SAMPLE_TEXTS = (
     "Janet's ducks lay 16 eggs per day; she sells 3.5 of them for $1,234.50.",
     "def f(x):\n    return x**2  # naïve — 東京 🙂\n\n",
@@ -41,8 +42,7 @@ def compare_tokenizers(
         if strings.get(i, token) != token:
             raise TokenizerMismatchError(
                 f"draft and target tokenize differently: id {i} is {token!r} in the draft and "
-                f"{strings[i]!r} in the target; pass a pair that shares a tokenizer, or "
-                "--allow-different-tokenizers to draft the tokens that both spell alike."
+                f"{strings[i]!r} in the target; pass a pair that shares a tokenizer; {_OWN}"
             )
     only_draft = [token for token in theirs if token not in ours]
     only_target = [token for token in ours if token not in theirs]
@@ -55,8 +55,7 @@ def compare_tokenizers(
         if ids[0] != ids[1]:
             raise TokenizerMismatchError(
                 f"draft and target split {text!r} differently though their ids stand for the same "
-                "strings; pass a pair that shares its merges and normalization, or "
-                "--allow-different-tokenizers to draft with it all the same."
+                f"strings; pass a pair that shares its merges and normalization; {_OWN}"
             )
     for name in ("bos_token", "eos_token", "chat_template"):
         values = getattr(draft, name, None), getattr(target, name, None)

@@ -94,7 +94,7 @@ def measure_costs(
         max_tokens: Longest target forward.
         context: Tokens in the cache; cut to what the pair's context holds.
         batch_size: Rows of every forward.
-        num_trials: Of each; the first two warm up and are left out.
+        num_trials: Trials of each forward; the first two warm up and are left out.
     """
     context = max(1, min(context, pair.context_length - max_tokens))
     target = _filled(pair.target, context, batch_size, max_tokens)

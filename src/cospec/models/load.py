@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cospec.errors import CheckpointError, ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"float32", "bfloat16", "float16"}
@@ -47,7 +50,8 @@ def load_model(
     """Load a causal language model; arguments as in `ModelPair.from_pretrained`.
 
     Raises:
-        CheckpointError: The checkpoint is missing, corrupt or pickled.
+        CheckpointError: The checkpoint is missing, corrupt or pickled, or it needs a package that
+            is not installed.
         ConfigError: There is no such device here.
         MissingExtraError: The model is to be spread over devices, and accelerate is missing.
     """
@@ -69,12 +73,8 @@ def load_model(
     if "gguf_file" not in arguments:
         # None would fall back to pickle where there are no safetensors.
         arguments["use_safetensors"] = None if allow_pickle else True
-    try:
+    with _explained(source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, **kwargs)  # a pair
-    except ImportError:
-        raise
-    except Exception as error:  # the parsers of damaged files raise all kinds
-        raise _unreadable(source, error) from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     if info["missing_keys"]:
@@ -95,17 +95,12 @@ def load_tokenizer(
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: There is none, or it is damaged.
+        CheckpointError: There is none, it is damaged, or it needs a package that is not installed.
     """
     kept = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZERS}
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            **_locate(source), **kept
-        )
-    except (ImportError, CheckpointError):
-        raise
-    except Exception as error:  # the parsers of damaged files raise all kinds
-        raise _unreadable(source, error) from error
+    arguments = _locate(source)
+    with _explained(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**arguments, **kept)
     return tokenizer
 
 
@@ -165,6 +160,24 @@ def _require_gguf() -> None:
         import gguf  # noqa: F401, PLC0415
     except ImportError as error:
         raise MissingExtraError("what reads GGUF files", "gguf") from error
+
+
+@contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    """Turn what the readers of a checkpoint raise into a sentence; out of memory stays as it is."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except ImportError as error:
+        raise CheckpointError(
+            f"{source} needs a package that is not installed: {error} -- install it, or pass a "
+            "checkpoint that needs none, such as one that is not quantized."
+        ) from error
+    except Exception as error:  # the parsers of damaged files raise all kinds
+        if "can't allocate memory" in str(error):  # as torch says it on a CPU
+            raise
+        raise _unreadable(source, error) from error
 
 
 def _unreadable(source: str | Path, error: Exception) -> CheckpointError:

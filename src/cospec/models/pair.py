@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Quantization: TypeAlias = Literal["none", "int8"]
-"""Of a draft's weights."""
+"""Quantization of a draft's weights."""
 _PLACES = ("device_map", "max_memory", "offload_folder")
 """Arguments of ``from_pretrained`` that say where the layers of a target go."""
 
@@ -236,7 +236,7 @@ class ModelPair:
             messages: ``{"role": …, "content": …}`` each.
 
         Raises:
-            PromptError: This is no such list.
+            PromptError: This is no such list, or the template refuses it.
             TokenizerMismatchError: The pair has no tokenizer, or it has no chat template.
         """
         is_list = isinstance(messages, Sequence) and len(messages) > 0
@@ -249,9 +249,17 @@ class ModelPair:
             raise TokenizerMismatchError(
                 "the target's tokenizer has no chat template; pass the prompt as plain text."
             )
-        text = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=False
-        )
+        from jinja2 import TemplateError  # noqa: PLC0415  # not loaded without a chat
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise PromptError(
+                f"the target's chat template refuses the messages: {error}; pass roles and an "
+                "order that it takes, or the prompt as plain text."
+            ) from error
         assert isinstance(text, str), "not tokenized"
         return self.encode(text, add_special_tokens=False)
 

@@ -30,7 +30,7 @@ class PrefillGroup(NamedTuple):
     donor: int
     """Row that has read some of these already; meaningless if `num_held` is 0."""
     num_held: int
-    """How many of them it has read."""
+    """Number of these tokens that the donor has read."""
 
 
 def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[PrefillGroup]:
@@ -96,7 +96,7 @@ def _donor(prompt: list[int], held: list[list[int]], rows: list[int]) -> tuple[i
 
     Args:
         prompt: Token ids.
-        held: What rows have read, sorted: the prompt would stand beside the one that it needs.
+        held: What rows have read, sorted, so that the best row is next to the place of the prompt.
         rows: The row of each of them.
     """
     place = bisect_left(held, prompt)

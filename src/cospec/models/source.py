@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairSource:
-    """Which models."""
+    """Models to load."""
 
     pair: str | None = None
     """A pair that ships with the package, such as bundled:family."""
@@ -23,7 +23,7 @@ class PairSource:
     draft: str | None = None
     """Hub id, folder or .gguf file of the draft."""
     dtype: str = "auto"
-    """Of the weights: auto (as in the checkpoint), float32, bfloat16 or float16."""
+    """Data type of the weights: auto (as in the checkpoint), float32, bfloat16 or float16."""
     device: str = "auto"
     """Where the models run: auto, cpu, cuda, cuda:1; or balanced or sequential, to spread the
     layers of the target over all GPUs."""

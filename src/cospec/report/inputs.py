@@ -50,7 +50,7 @@ class Acceptance:
     rates: dict[str, list[float]]
     """Entry i: share of the blocks in which more than i drafted tokens stood."""
     setting: str = ""
-    """What runs of `cospec generate` must have in common to be shown together."""
+    """Settings that runs of `cospec generate` must share to be shown together."""
 
 
 @dataclass(frozen=True, slots=True)

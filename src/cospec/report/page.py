@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cospec.display import VETOES
 from cospec.errors import MissingExtraError
 from cospec.report.diffs import find_diffs
 from cospec.report.figures import NARROW, WIDE, inline_svg, save
 from cospec.report.frontier import MARKS, draw_frontier, has_close_up
 from cospec.report.plots import draw_acceptance, draw_map, draw_reliability, draw_training, panels
 from cospec.report.tables import audit_rows, columns, entries, frontier, tuning_rows, verdict
-from cospec.report.traces import VETOES, tell
+from cospec.report.traces import tell
 from cospec.text import visible
 
 try:

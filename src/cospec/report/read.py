@@ -1,8 +1,8 @@
 """Reading of result files into the few shapes that the report shows.
 
 A file is told by the ``command`` of its document, a data set of an audit by the names of its
-features, the progress of a training by its rounds. Files in a folder that are none of these are
-passed over and named; a file that is named by hand has to be one.
+features, the ``metrics.jsonl`` of a training by its rounds. Files in a folder that are none of
+these are passed over and named; a file that is named by hand has to be one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DAMAGE = (
 )  # fmt: skip
 """Exceptions that a file of another shape can cause while it is read."""
 _ENDS = (".json", ".json.gz", ".jsonl", ".safetensors")
-"""Of the files that are read in a folder; logs of unfinished runs are not."""
+"""Endings of the files that are read in a folder; logs of unfinished runs are not."""
 _SAID_ELSEWHERE = ("num_speculative_tokens", "batch_size", "enable_prefix_caching", "keep_trace")
 """Options of decoding that are told by themselves, or that change no draft."""
 
@@ -68,7 +68,7 @@ def read_all(paths: Sequence[Path | str]) -> Inputs:
         elif not _read(path, inputs):
             raise ConfigError(
                 f"{path} holds nothing for a report; pass documents of cospec "
-                f"{', '.join(_READERS)}, .metrics.jsonl of a training or a data set of an audit."
+                f"{', '.join(_READERS)}, metrics.jsonl of a training or a data set of an audit."
             )
     if not inputs.sources:
         raise ConfigError(

@@ -10,15 +10,6 @@ if TYPE_CHECKING:
 
     from cospec.results import Json
 
-VETOES = {
-    "exact_prefix": "nothing is overridden at this place or in this text",
-    "stop_token": "it would end the text or keep it from ending",
-    "forbidden": "the target gives it probability 0",
-    "non_finite": "the score is not finite",
-    "no_draft": "the drafter tells no probabilities here",
-}
-"""Why the engine turned an override down."""
-
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -168,7 +168,7 @@ def certify(
         candidates: From the safest to the boldest; the first one is lossless, and is the answer
             where nothing is certified.
         num_problems: N.
-        risk: What is bounded.
+        risk: The risk that is bounded.
         epsilon: The risk that is allowed.
         delta: The probability that a candidate with more risk is certified.
     """

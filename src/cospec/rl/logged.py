@@ -49,14 +49,14 @@ class LoggedData(NamedTuple):
     probability: Tensor
     """Probability of the ruling when it was made, (N,)."""
     advantage: Tensor
-    """Of its request, (N,)."""
+    """Advantage of the decision's request, (N,)."""
     counts: Json
     """Requests and decisions in the log, and how many of them are used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a request was worth."""
+    """Reward of a request, and its group."""
 
     reward: float
     group: str
@@ -301,11 +301,13 @@ def _check_head(path: Path, head: Json, names: Sequence[str]) -> None:
             f"{path} does not begin with the head of a log of decisions; pass what cospec serve "
             "--decisions wrote."
         )
-    if list(head.get("features", [])) != list(names):
+    features = head.get("features") or []
+    if features != list(names):
+        found = len(features) if isinstance(features, list) else "no"
         raise ConfigError(
-            f"{path} has the decisions of {head.get('arbiter')!r} with "
-            f"{len(head.get('features', []))} features, and the arbiter sees {len(names)} others; "
-            "pass the arbiter that was served, or one with its features."
+            f"{path} has the decisions of {head.get('arbiter')!r} with {found} features, and the "
+            f"arbiter sees {len(names)} others; pass the arbiter that was served, or one with its "
+            "features."
         )
 
 
@@ -318,9 +320,16 @@ def _check_row(path: Path, number: int, row: Json, num_features: int) -> None:
             "possible."
         )
     features = row.get("features")
-    is_whole = isinstance(features, list) and len(features) == num_features
-    if not isinstance(keep, bool) or (0 < p < 1 and not is_whole):
-        raise ConfigError(f"{where} is damaged: it needs keep_draft and {num_features} features.")
+    is_whole = (
+        isinstance(features, list)
+        and len(features) == num_features
+        and all(isinstance(x, float | int | None) for x in features)
+    )
+    is_named = isinstance(row.get("request_id"), str)
+    if not is_named or not isinstance(keep, bool) or (0 < p < 1 and not is_whole):
+        raise ConfigError(
+            f"{where} is damaged: it needs a request_id, keep_draft and {num_features} features."
+        )
 
 
 def _is_finite(features: list[float | None]) -> bool:

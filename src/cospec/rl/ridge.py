@@ -48,7 +48,7 @@ def fit(policy: Policy, features: Tensor, labels: Labels, penalty: Tensor) -> fl
     Args:
         policy: Linear, with a hidden projection of width 1; whatever it knew is replaced.
         features: (N, F). Decisions without weight do not count, not even for the normalisation.
-        labels: Of each decision.
+        labels: Label of each decision.
         penalty: As `penalties` returns it, (F,).
 
     Returns:

@@ -71,7 +71,7 @@ class Fork(NamedTuple):
     token_id: int
     """The token that is not the solution's."""
     cache: SavedRow
-    """What the target has stored of the whole solution."""
+    """The target's cache of the whole solution."""
 
 
 def encode_solutions(

@@ -13,8 +13,9 @@ import torch
 
 from cospec.engine import Engine
 from cospec.errors import ConfigError
-from cospec.evaluation.audit.dataset import read_dataset, read_tensors, write_tensors
+from cospec.evaluation.audit.dataset import read_dataset, read_tensors
 from cospec.evaluation.problems import encode_problems
+from cospec.results import write_tensors
 from cospec.rl.forks import ForkPlayer
 from cospec.rl.methods import METHODS
 from cospec.rl.samples import sample_solutions
@@ -80,9 +81,18 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
 
     Their costs are not known and count as 0. Where only some mismatches of a problem were played, a
     branch counts as often as it stands for one, over the mean; so it does when rounds replay it.
+
+    Raises:
+        ConfigError: The data set cannot be used, or has no mismatches.
     """
-    assert config.warmup.warm_start is not None
-    data = read_dataset(config.warmup.warm_start, features.names)
+    path = config.warmup.warm_start
+    assert path is not None
+    data = read_dataset(path, features.names)
+    if not len(data["features"]):
+        raise ConfigError(
+            f"{path} has no mismatches to train on: it is of models that agree, or its features "
+            "are not finite; audit more problems, or leave the warm start out."
+        )
     x, delta = data["features"], data["draft_correct"].float() - data["target_correct"].float()
     delta = delta * data["weight"] / data["weight"].mean()
     none = torch.zeros_like(delta)

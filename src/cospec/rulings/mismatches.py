@@ -1,4 +1,4 @@
-"""What an arbiter sees: the batch of mismatches, and how its columns come about.
+"""The batch of mismatches that an arbiter sees, and how its columns are computed.
 
 Axes: T drafted tokens in the order of their rows, those of a block adjacent; M mismatches, each one
 of them.

@@ -1,4 +1,4 @@
-"""What a task is: problems by split, a prompt for each, and a score for what a model wrote.
+"""A task: problems by split, a prompt for each, and a score for what a model wrote.
 
 This file knows nothing of data sets. A `Task` is put together from a source of examples and a
 scorer; `cospec.tasks.load` does so for the tasks that have a name.
@@ -32,7 +32,7 @@ class Example:
     id: str
     """Unique in its task, and the same in every run."""
     question: str
-    """What the model is shown."""
+    """Text that the model is shown."""
     answer: str
     """The right answer, as the scorer wants it."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -56,7 +56,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one answer is worth."""
+    """The score of one answer."""
 
     reward: float
     """In [0, 1]."""
@@ -99,7 +99,7 @@ class Task:
     source: Source
     """Where its examples come from."""
     scorer: Scorer
-    """What an answer is worth."""
+    """Function that scores an answer."""
     chat: str = BOXED
     """The user message for a chat model; ``{question}`` stands for the question."""
     plain: str = "Question: {question}\nAnswer:"
@@ -109,7 +109,7 @@ class Task:
     max_new_tokens: int = 512
     """Room for an answer with its reasoning."""
     stop: tuple[str, ...] = ("\nQuestion:",)
-    """What ends the answer to a plain prompt, besides the end-of-sequence token."""
+    """Strings that end the answer to a plain prompt, besides the end-of-sequence token."""
 
     def examples(
         self, split: Split, num_problems: int | None = None, seed: int = 0
@@ -168,7 +168,7 @@ class Task:
         return self
 
     def score(self, example: Example, text: str) -> Score:
-        """What ``text``, generated for ``example``, is worth.
+        """Score ``text``, which was generated for ``example``.
 
         Raises:
             TaskError: The scorer gave neither a `Score` nor a number in [0, 1].

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_CHARS = 20_000
 """The end of a text that is searched."""
 LETTERS = "ABCDE"
-"""Of the options of a question."""
+"""Letters of the options of a question."""
 _MAX_DIGITS = 1000
 """Longer numbers are compared as they were written."""
 _NUMBER = re.compile(
@@ -53,7 +53,7 @@ _ORNAMENTS = " \t*_$\\([{~≈"
 
 
 def boxed(text: str) -> list[str]:
-    r"""What each ``\boxed{...}`` holds, in order; one that is cut off is left out."""
+    r"""Return what each ``\boxed{...}`` holds, in order; one that is cut off is left out."""
     contents: list[str] = []
     open_braces: list[int | None] = []  # where the content of a box begins; None for other braces
     for match in re.finditer(r"\\boxed\s*\{|\\[{}]|[{}]", text):
@@ -100,13 +100,13 @@ def final_number(text: str) -> str | None:
 
 
 def strict_gsm8k(text: str) -> str | None:
-    """What lm-evaluation-harness's ``strict-match`` filter finds: the first ``#### N``, cleaned."""
+    """Return the first ``#### N``, cleaned, as lm-evaluation-harness's ``strict-match`` does."""
     match = re.search(r"#### (-?[0-9.,]+)", text)
     return re.sub(r",|\$|\.$", "", match[1]) if match else None
 
 
 def same_number(left: str | None, right: str | None) -> bool:
-    """Whether two numbers, as this module returns them, have exactly one value."""
+    """Return whether two numbers, as this module returns them, are exactly equal."""
     if left is None or right is None:
         return False
     if max(len(left), len(right)) > _MAX_DIGITS:
@@ -131,14 +131,14 @@ def gold_number(text: str) -> str | None:
     return text
 
 
-def choice(text: str, letters: str = LETTERS) -> str | None:
+def choice(text: str) -> str | None:
     r"""The letter of the option that the text settles on.
 
     The last ``\boxed{C}``, else the last "answer is C" or "option C", else the last "(C)", else the
     last line that is a letter or begins with "C)".
     """
     text = text[-MAX_CHARS:]
-    letter = rf"(?:\(?([{letters}])\b(?!['\u2019])|\(([{letters.lower()}])\))"
+    letter = rf"(?:\(?([{LETTERS}])\b(?!['\u2019])|\(([{LETTERS.lower()}])\))"
     phrase = (  # possessive, or the runs of ornaments would share a long one in cubically many ways
         r"\b(?i:answer|option|choice)\b[\s*_]*+(?i:is|:|would be)?+[\s:*_]*+(?i:option|choice)?+"
     )
@@ -147,8 +147,8 @@ def choice(text: str, letters: str = LETTERS) -> str | None:
             return (match[1] or match[2]).upper()
     for pattern in (
         rf"{phrase}[\s*$_]*+(?:\\text\w*\{{)?{letter}",
-        rf"\(([{letters}])\)()",
-        rf"(?m)^[ \t\r*$]*([{letters}])(?:\)|[ \t\r*$.]*$)()",
+        rf"\(([{LETTERS}])\)()",
+        rf"(?m)^[ \t\r*$]*([{LETTERS}])(?:\)|[ \t\r*$.]*$)()",
     ):
         if found := re.findall(pattern, text):
             return "".join(found[-1]).upper()
@@ -170,7 +170,7 @@ def final_answer(text: str) -> str | None:
 
 
 def _tagged(text: str) -> list[str]:
-    """What the last ``<answer>`` that is closed holds, if there is one."""
+    """Return what the last ``<answer>`` that is closed holds, if there is one."""
     end = text.rfind("</answer>")
     while end >= 0:
         before = text.rfind("</answer>", 0, end)

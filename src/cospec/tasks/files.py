@@ -65,11 +65,11 @@ class DataSet:
 
         Args:
             files: The names that it may have; the first that exists is read.
-            hub_split: What the hub calls it.
+            hub_split: Name of the split on the hub.
             data_dir: The data folder, if one is given.
 
         Raises:
-            TaskError: The folder that was given does not hold it.
+            TaskError: The folder that was given does not hold it, or the hub fails.
             MissingExtraError: There is no folder, and no ``datasets`` to ask the hub.
         """
         given = data_dir or os.environ.get("COSPEC_DATA") or None
@@ -92,7 +92,15 @@ class DataSet:
     def _hub_rows(self, hub_split: str, missing: str) -> list[tuple[str, Row]]:
         what = f"{missing} (COSPEC_DATA is not set), and the package that fetches {self.hub_id}"
         datasets = import_extra("datasets", what, "hub")
-        rows = datasets.load_dataset(self.hub_id, self.hub_config, split=hub_split)
+        try:
+            rows = datasets.load_dataset(self.hub_id, self.hub_config, split=hub_split)
+        except MemoryError:
+            raise
+        except Exception as error:  # of the hub's client, of its HTTP library, of parsers
+            raise TaskError(
+                f"{missing}, and {self.hub_id} cannot be fetched: {type(error).__name__}: {error} "
+                "-- set COSPEC_DATA, or check the connection."
+            ) from error
         where = f"{self.hub_id}, split {hub_split}"
         return [
             (f"{self.name}/{hub_split}/{i}", _NamedRow(f"row {i} of {where}", dict(row)))

@@ -57,7 +57,7 @@ def parse_templates(text: str, *, excluded: bool = False) -> frozenset[int]:
 
 
 def twin_key(template: int, question: str) -> str:
-    """What two problems share if they differ in names alone: the template and all numbers."""
+    """Return what problems share that differ in names alone: the template and all numbers."""
     return f"{template} {' '.join(_NUMBER.findall(question))}"
 
 

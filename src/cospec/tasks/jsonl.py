@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("scorer", "question", "answer", "split")
 _MARKS = "*_` "
-"""What Markdown puts around an answer."""
+"""Characters that Markdown puts around an answer."""
 
 
 def score_exact(example: Example, text: str) -> Score:
@@ -150,8 +150,8 @@ def _scorer(spec: str) -> Scorer:
         raise TaskError(unknown_name("scorer", spec, [*SCORERS, "package.module:function"]))
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise TaskError(f"the scorer {spec!r} cannot be imported: {error}.") from error
+    except Exception as error:  # whatever the user's file raises when it is imported
+        raise TaskError(f"the scorer {spec!r} cannot be imported: {error!r}.") from error
     try:
         inspect.signature(function).bind(None, "")
     except ValueError:

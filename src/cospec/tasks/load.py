@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
-from cospec.registered import load_registered, registered_names, settings_of
+from cospec.registered import load_registered, missing_settings, registered_names, settings_of
 from cospec.tasks import jsonl, math_sets, programs
 from cospec.tasks.base import Task
 from cospec.tasks.mixture import mixture
@@ -70,13 +70,16 @@ def load_task(
         MissingExtraError: An optional package is missing.
     """
     if spec.startswith("mix:"):
+        parts = [_weighed(part) for part in spec.removeprefix("mix:").split("+")]
+        if any(part.startswith("mix:") for part, _ in parts):
+            raise TaskError(f"{spec}: a part of a mixture cannot be a mixture; name its tasks.")
         return mixture(
             [
                 (
                     load_task(part, data_dir=data_dir, allow_code_execution=allow_code_execution),
                     weight,
                 )
-                for part, weight in map(_weighed, spec.removeprefix("mix:").split("+"))
+                for part, weight in parts
             ]
         )
     head, *pairs = spec.split(",")
@@ -109,7 +112,13 @@ def _named(head: str, pairs: list[str], data_dir: Path | None) -> Task:
 
 def _from_factory(name: str, factory: Callable[..., object], pairs: list[str]) -> Task:
     """Build a task that another package registered; its options are strings."""
-    task = factory(**_options(name, pairs, tuple(settings_of(factory))))
+    options = _options(name, pairs, tuple(settings_of(factory)))
+    if missing := missing_settings(factory, options):
+        raise TaskError(
+            f"the option {missing[0]!r} of {name} is missing and has no default; write "
+            f"{name},{missing[0]}=VALUE."
+        )
+    task = factory(**options)
     if not isinstance(task, Task):
         raise TaskError(
             f"task {name} is a {type(task).__name__}; what is registered in cospec.tasks must "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError
 from cospec.tasks.base import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -67,8 +67,7 @@ class _Parts:
             drawn = [self._draw(name, split, None, seed) for name in self.tasks]
             found = [example for examples in drawn for example in examples]
         else:
-            names = [name for name, weight in self.weights.items() for _ in range(weight)]
-            turns = list(islice(cycle(names), num_problems))
+            turns = list(islice(self.turns(), num_problems))
             counts = Counter(turns).items()
             left = {name: iter(self._draw(name, split, number, seed)) for name, number in counts}
             found = [next(left[name]) for name in turns]
@@ -79,6 +78,13 @@ class _Parts:
             )
         return found
 
+    def turns(self) -> Iterator[str]:
+        """Yield the names of the parts without end, in each cycle as often as they weigh."""
+        while True:  # not `cycle`, which keeps what it has read: a weight may be huge
+            for name, weight in self.weights.items():
+                for _ in range(weight):
+                    yield name
+
     def _draw(self, name: str, split: Split, number: int | None, seed: int) -> list[Example]:
         return [
             replace(example, metadata={**example.metadata, _PART: name})
@@ -86,5 +92,5 @@ class _Parts:
         ]
 
     def score(self, example: Example, text: str) -> Score:
-        """What a text is worth in the task that the example is from."""
+        """Score a text by the task that the example is from."""
         return self.tasks[example.metadata[_PART]].score(example, text)

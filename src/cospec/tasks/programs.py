@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _ASK = "\nReply with the complete function, and what it imports, in one ```python code block."
 _BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 COMPLETION_STOPS = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n@", "\n```")
-"""What ends a completed function: the next line without indentation."""
+"""Strings that end a completed function: the next line without indentation."""
 
 
 def require_permission(is_allowed: bool, name: str) -> None:

@@ -67,7 +67,7 @@ _SIZES: dict[str, Callable[[str], object]] = {
     "letter_jumble": lambda words: len(words.split()),
     "word_sorting": lambda words: words.count(","),
 }
-"""How long an answer is, of generators whose scorers overlook what follows the right answer."""
+"""Size of an answer, for generators whose scorers overlook what follows the right answer."""
 _CHUNK = 1000
 """Items made by one data set object, whose size the generator wants to know beforehand."""
 _STRIDE = 1_000_003
@@ -132,7 +132,7 @@ def _templates(spec: str, options: Mapping[str, str]) -> frozenset[int] | None:
 
 
 def _keeps_twins_apart(spec: str, options: Mapping[str, str]) -> bool:
-    """Whether problems that differ by names alone are kept in one split."""
+    """Return whether problems that differ by names alone are kept in one split."""
     value = options.get("twins")
     if value is not None and spec != f"reasoning_gym:{GSM_SYMBOLIC}":
         raise TaskError(f"{spec} has no twins; leave twins out.")
@@ -163,7 +163,7 @@ def score_generated(name: str, example: Example, text: str) -> Score:
 
 
 def _can_be_right(name: str, answer: str, gold: str) -> bool:
-    """Whether an answer may be shown to the generator's own scorer."""
+    """Return whether an answer may be shown to the generator's own scorer."""
     if name == "rubiks_cube":  # its scorer writes the move R222222222 out as so many moves
         return re.search(r"\d{4}", answer) is None
     size = _SIZES.get(name)

@@ -46,6 +46,8 @@ _SYSTEM_TREES = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")
 _MOUNT_POINT = "/dev"
 """Where the sandbox builds its root, in a mount namespace of its own: a folder that every Linux has
 and that holds no Python."""
+_TAIL_BYTES = 4000
+"""Bytes of a program's output that are kept, its last ones."""
 _STARTUP_S = 60.0
 """Time to build the sandbox on a busy machine, before the host gives up on it."""
 
@@ -78,7 +80,7 @@ os.mkdir("/tmp/writable")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a generated program may use."""
+    """Limits of a generated program."""
 
     cpu_s: int = 5
     """CPU seconds of each of its processes."""
@@ -96,7 +98,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a program ended."""
+    """Outcome of a program."""
 
     passed: bool
     """It reached its end: no exception, no early exit, no limit."""
@@ -168,10 +170,10 @@ def _supervise(request: str, output: IO[bytes], wall_s: float) -> dict[str, str]
         return {"refused": f"the sandbox process died: {_tail(output)[-500:]}"}
 
 
-def _tail(output: IO[bytes], num_bytes: int = 4000) -> str:
+def _tail(output: IO[bytes]) -> str:
     size = output.seek(0, 2)
-    output.seek(max(0, size - num_bytes))
-    return output.read(num_bytes).decode(errors="replace").strip()
+    output.seek(max(0, size - _TAIL_BYTES))
+    return output.read(_TAIL_BYTES).decode(errors="replace").strip()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Which split a problem belongs to: a rule on its text, so that no two splits can overlap.
+"""The split that a problem belongs to: a rule on its text, so that no two splits can overlap.
 
 The rule is shared with the script that trains the bundled models. Changing it mixes their training
 problems into the test split.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cospec.errors import CheckpointError
+from cospec.results import write_tensors
 from cospec.tasks.gsm_symbolic import twin_key
 from cospec.tasks.splits import normalize
 
@@ -41,17 +42,13 @@ def write_trained_on(
     folder: Path, examples: Iterable[Example], more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
     """Write hashes of what an arbiter was trained or tuned on, and `more` from `hashes_of`."""
-    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
-
     names = ("questions", "twins")
     found = {
         name: set(hashes) - {b""} for name, hashes in zip(names, _hashes(examples), strict=True)
     }
     for name, hashes in (more or {}).items():
         found[name] |= set(map(bytes.fromhex, hashes))
-    part = folder / f"{FILE}.part"
-    save_file({name: _packed(hashes) for name, hashes in found.items()}, part)
-    part.replace(folder / FILE)
+    write_tensors(folder / FILE, {name: _packed(hashes) for name, hashes in found.items()})
 
 
 def hashes_of(examples: Iterable[Example]) -> dict[str, list[str]]:
@@ -72,7 +69,7 @@ def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:
     Raises:
         CheckpointError: The file is damaged.
     """
-    known = _read(folder)
+    known = read_hashes(folder)
     if known is None:
         return None
     same = [
@@ -91,13 +88,17 @@ def unseen(folder: Path, examples: Sequence[Example]) -> list[Example]:
     Raises:
         CheckpointError: The file is damaged.
     """
-    known = _read(folder) or {"questions": set()}
+    known = read_hashes(folder) or {"questions": set()}
     hashes, _ = _hashes(examples)
     return [e for e, one in zip(examples, hashes, strict=True) if one not in known["questions"]]
 
 
-def _read(folder: Path) -> dict[str, set[bytes]] | None:
-    """The hashes of a folder, by kind."""
+def read_hashes(folder: Path) -> dict[str, set[bytes]] | None:
+    """Return the hashes in an arbiter's folder, by kind; None if it does not tell.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     from safetensors import SafetensorError  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415  # brings torch
 
@@ -114,7 +115,7 @@ def _read(folder: Path) -> dict[str, set[bytes]] | None:
 
 
 def _hashes(examples: Iterable[Example]) -> tuple[list[bytes], list[bytes]]:
-    """Of the text of each question, and of what its twins share; empty if its task has no twins."""
+    """Hash the text of each question, and what its twins share (empty if its task has none)."""
     questions, twins = [], []
     for example in examples:
         questions.append(_hash(normalize(example.question)))

@@ -6,8 +6,9 @@ settings, ``additional_config={"cospec": {"arbiter": ...}}``: how to use it is i
 
 `settings` reads what the user asks for, `bridge` and `verdicts` are the mathematics, `requests` and
 `adapter` are what both of vLLM's model runners need, `v1` and `v2` know one runner each. `known`
-checks that the installed vLLM is the one whose names they know, `hooks` enters it, and
-`cpu_repairs` repairs it.
+checks that the installed vLLM is the one whose names they know, `hooks` enters it by `wrap`, and
+`cpu_repairs` repairs it. Rollouts: `backend`, `rollouts`, `replay`, `parcels`, `decoders`. Server:
+`frontend`, `stat_logger`, `metrics`, `decisions`, `supervise`.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Adapter:
 
     @property
     def needs(self) -> Needs:
-        """What the engine has to keep: the arbiter's needs, or those of any that may come."""
+        """Return what the engine has to keep: the needs of the arbiter, or of any that may come."""
         return self.row_arbiter.arbiter.needs if self.recorder is None else self.recorder.needs
 
     def admit(

@@ -42,7 +42,7 @@ _WORKER = "cospec.vllm_plugin.rollouts.RolloutWorker"
 
 @dataclass(frozen=True)
 class VllmSource:
-    """What vLLM loads, and how."""
+    """Models that vLLM loads, and its arguments."""
 
     target: str
     """Folder or hub id."""
@@ -55,7 +55,7 @@ class VllmSource:
 
 @dataclass(frozen=True)
 class _Handle:
-    """What a branch needs of a rollout."""
+    """The parts of a rollout that a branch needs."""
 
     backend: VllmBackend
     sampling: SamplingConfig
@@ -70,7 +70,9 @@ class VllmBackend:
         source: What vLLM loads.
         config: How to draft and batch.
         records: What arbiters may see.
-        on_finished: Called with the number of completions that have ended.
+
+    Attributes:
+        on_finished: Called with the number of completions that have ended, if it is set.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -84,10 +86,10 @@ class VllmBackend:
         config: DecodeConfig,
         *,
         records: Records = "scalar",
-        on_finished: Callable[[int], None] | None = None,
     ) -> None:
         check_config(config)
-        self.pair, self.config, self.on_finished = pair, config, on_finished
+        self.pair, self.config = pair, config
+        self.on_finished: Callable[[int], None] | None = None
         self._keys = itertools.count()
         self._sender = Sender()
         self._llm = start(

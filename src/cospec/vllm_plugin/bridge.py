@@ -65,7 +65,7 @@ class VerifiedRows:
             has none, or no arbiter asks.
         target_hidden_after: The same of the row that has read the drafted token, (T, H).
         draft_hidden: What the draft's output matrix was applied to, (T, H'); None likewise.
-        thresholds: Of the request in place of the arbiter's own, NaN where it has none,
+        thresholds: The request's own in place of the arbiter's own, NaN where it has none,
             (T,) float; None if no request has one.
         is_sampled: Whether the request samples, (T,) bool; None if all are greedy.
         is_cut: Whether truncation, or a logits processor of the engine, took the drafted token from
@@ -104,19 +104,19 @@ class VerifiedRows:
 
     @cached_property
     def is_before_end(self) -> Tensor:
-        """Whether a token was drafted there, and none before it that ends the text, (T,) bool."""
+        """Return whether a token was drafted there and none before it ends the text, (T,) bool."""
         return self.is_drafted & (_count_before(self.is_stop, self.block_positions) == 0)
 
     @cached_property
     def is_stop(self) -> Tensor:
-        """Whether a token was drafted there that ends the text, (T,) bool."""
+        """Return whether a token was drafted there that ends the text, (T,) bool."""
         return self.is_drafted & (self.draft_ids[:, None] == self.stop_ids).any(dim=1)
 
     @cached_property
     def is_in_text(self) -> Tensor:
-        """Whether a token was drafted there that is in the text if all before it stand, (T,) bool.
+        """Return whether a drafted token is in the text if all before it stand, (T,) bool.
 
-        What comes after a stop token or beyond the request's last token is not.
+        Tokens after a stop token or beyond the request's last token are not.
         """
         is_in_text = self.is_before_end & (self.positions < self.max_tokens)
         return is_in_text if self.is_ended is None else is_in_text & ~self.is_ended

@@ -1,9 +1,10 @@
 """A log of decisions: what the arbiter saw and ruled, as training data for the next one.
 
 Off by default: it holds token ids of users' texts. One JSON object a line; the first line of a file
-says what the features are. Whole lines are appended in one call each, so that a crash leaves no
-half of one and several engines may share a file. The file never grows over its limit: what comes
-later is dropped and counted. A disk that fails ends the log and never the server.
+says what the features are. Lines are appended under a lock, so that several engines may share a
+file. A server that is killed may leave half a line, which readers pass over. The file never grows
+over its limit: what comes later is dropped and counted. A disk that fails ends the log and never
+the server.
 """
 
 from __future__ import annotations

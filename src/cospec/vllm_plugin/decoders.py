@@ -32,7 +32,7 @@ class PlainDecoder:
     Args:
         pair: The models: their tokenizer and stop tokens are used.
         source: What vLLM loads.
-        role: Which of them.
+        role: The one that decodes.
         batch_size: Most prompts decoded together.
     """
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SUPPORTED = "0.32"
-"""Of vLLM: this version with any patch level."""
+"""Version of vLLM that is supported, with any patch level."""
 
 _SAMPLER = "vllm.v1.sample.rejection_sampler:"
 _PROPOSER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
@@ -41,7 +41,7 @@ V1_NAMES: dict[str, str] = {
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }
-"""What `v1` calls or overrides, and its parameters."""
+"""Functions that `v1` calls or overrides, and their parameters."""
 
 V2_NAMES: dict[str, str] = {
     f"{_GPU}spec_decode.rejection_sampler:RejectionSampler._verify": (
@@ -65,7 +65,7 @@ V2_NAMES: dict[str, str] = {
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }
-"""What `v2` calls or overrides, and its parameters."""
+"""Functions that `v2` calls or overrides, and their parameters."""
 
 
 def check_version(version: str) -> None:

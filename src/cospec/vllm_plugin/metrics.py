@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _Use: TypeAlias = Callable[[list[Tensor]], None]
 
 COUNTS = ("num_strict_accepts", "num_overrides", "num_mismatches", "num_non_finite_scores")
-"""What is counted, in the order of the columns of `StepCounts.add`."""
+"""Names of the counts, in the order of the columns of `StepCounts.add`."""
 
 HELP = {
     "num_strict_accepts": "Drafted tokens that the target agreed with.",
@@ -261,7 +261,7 @@ class StepCounts:
         Args:
             counts: (len(COUNTS),) integers, on any device.
             request_ids: Of rows or requests, to tell their overrides apart; may repeat.
-            num_overrides: Of each one's request in this step, integers.
+            num_overrides: Overrides of the request of each id in this step, integers.
         """
         tensors = [counts] if num_overrides is None else [counts, num_overrides]
         ids = list(request_ids)

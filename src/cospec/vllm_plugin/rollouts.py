@@ -37,14 +37,14 @@ class RecordedStep(NamedTuple):
     num_rows: list[int]
     """Rows of each request, R of them."""
     sampled: Tensor
-    """What the engine emitted, (R, K + 1), -1 after its end."""
+    """Tokens that the engine emitted, (R, K + 1), -1 after the last."""
     integers: Tensor
     """Position, drafted token (-1 for padding), target's token, veto, and whether it is a mismatch,
     is finite, is kept and is open, (T, 8) int64."""
     reals: Tensor
     """Score (NaN if there is none), p and q of both tokens: (T, 5) float64."""
     features: Tensor | None
-    """What the arbiter saw, (T, F) float32; None if it does not tell."""
+    """Features that the arbiter saw, (T, F) float32; None if it does not tell."""
 
 
 @dataclass

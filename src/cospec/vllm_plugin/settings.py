@@ -25,7 +25,7 @@ KEY = "cospec"
 WHERE = f'additional_config["{KEY}"]'
 
 Records = Literal["scalar", "hidden"]
-"""What a rollout engine's arbiters may see: the models' logits, or their hidden states as well."""
+"""Inputs of a rollout engine's arbiters: the models' logits, or their hidden states as well."""
 
 FORMS = "'on', 'off', 'threshold=0.7', or {'enabled': bool, 'threshold': number} (offline only)"
 
@@ -169,7 +169,7 @@ class RolloutRequest:
     """Name under which its decisions are recorded."""
     seed: int
     stream: int
-    """Of the seed: rulings by chance draw from it, as in `cospec.sampling.row_generator`."""
+    """Stream of the seed: rulings by chance draw from it, as in `cospec.sampling.row_generator`."""
     num_before: int = 0
     """Tokens at the end of its prompt that count as generated."""
     num_overrides: int = 0

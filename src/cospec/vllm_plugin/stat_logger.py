@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX = "cospec:"
 _FILES: list[CountsFile] = []
-"""Of the engines of this process."""
+"""Files of counts of the engines of this process."""
 _COUNTERS: dict[str, Counter] = {}
 """By name; the registry of a process takes each name once."""
 

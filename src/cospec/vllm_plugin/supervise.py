@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PATIENCE_S = 30.0
-"""For a server that was asked to stop."""
+"""Seconds that a server has to stop once it was asked to."""
 _GUARDIAN = """
 import os, signal, sys, time
 server, patience = int(sys.argv[1]), float(sys.argv[2])

@@ -132,8 +132,8 @@ class Step:
         draft_logits: Of the drafted rows, (T, V), if there are any.
         draft_hidden: The states that they were drawn from, (T, H'), if the arbiter asks for them.
         unedited: The target's rows before the arbiter's edit, (T, V).
-        rows: What was ruled on; None before, and in a step without.
-        rulings: And how.
+        rows: The rows that were ruled on; None before, and in a step without.
+        rulings: The rulings on them.
         slots: Of the requests, (R,) int64.
     """
 
@@ -151,7 +151,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     Args:
         stock: The runner's own; all its settings are taken over.
         adapter: The arbiter.
-        runner: Whose requests they are.
+        runner: The runner of the requests.
 
     Attributes:
         hidden: What the target's output matrix was applied to in this step, (T + R, H), if the

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cospec.vllm_plugin.settings import Settings
 
 WARM_UP = "_warmup_"
-"""What vLLM's names of the requests of its warm-up begin with."""
+"""Beginning of the names that vLLM gives to the requests of its warm-up."""
 RUNNER_NAMES = (
     "sampler.sampling_states.temperature.gpu",
     "sampler.sampling_states.temperature.np",

@@ -149,6 +149,21 @@ def test_problems_of_another_chunk_draw_other_random_numbers(pair, task, example
     assert again == first != later
 
 
+def test_scored_texts_are_kept_for_the_problems_of_one_call(pair, task, examples) -> None:
+    """Found: every text of an audit stayed in memory to its end."""
+    texts = []
+
+    def score(example, text):
+        texts.append(text)
+        return task.score(example, text)
+
+    auditor = Auditor(pair, replace(task, scorer=score), config(oracle=False))
+    auditor.audit(examples[:2])
+    num_texts = len(texts)
+    auditor.audit(examples[:2])
+    assert len(texts) == 2 * num_texts
+
+
 def test_the_data_set_holds_every_mismatch_with_its_features(pair, task, examples, tmp_path):
     auditor = Auditor(pair, task, config(oracle=False))
     records = auditor.audit(examples[:4])

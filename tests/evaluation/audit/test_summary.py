@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cospec.cli.views.audit import show
 from cospec.evaluation.audit.summary import BINNED, if_free_stood, outcome, summarize
 from cospec.evaluation.stats import accuracy_delta_interval, wilson_interval
 from cospec.models.costs import Costs
@@ -148,6 +149,16 @@ def test_the_path_of_another_arbiter_is_named_and_predicts_no_exact_speed() -> N
     summary = summarize(RECORDS, BINNED, [SLOW], 2, "always_draft")
     assert summary["verdict"].startswith("always_draft solves 50.0 %")
     assert summary["speed"] == [] and not any("exact" in each for each in summary["warnings"])
+
+
+def test_names_of_arbiters_are_shown_as_they_are(capsys) -> None:
+    """Found: rich took a part of a folder's name for markup, and raised."""
+    ends = {"oracle_accepted": "1", "oracle_correct": True, "oracle_overrides": 0}
+    records = [record(False, [mismatch(True, False)], **ends)]
+    show(summarize(records, BINNED, [COSTS], 2, "runs[/v2]\x1b[2K"))
+    shown = capsys.readouterr().out
+    assert shown.count(r"runs[/v2]\x1b[2K") == 3, "path, warning and verdict"
+    assert "\x1b" not in shown
 
 
 def test_a_path_that_solves_nothing_is_warned_of_by_its_name() -> None:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from cospec.cli.views.tables import table_console
+from cospec.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,12 +30,13 @@ def show(summary: Json) -> None:
     console = table_console()
     console.print(_outcomes(summary))
     if "oracle_path" in summary:
-        console.print(_references(summary))
+        console.print(_references(summary), markup=False)
     for speed, free in zip(summary["speed"], summary["speed_if_free_stood"], strict=True):
         console.print(_speeds(speed, free))
     for warning in summary["warnings"]:
-        console.print(f"[bold yellow]warning:[/] {warning}", soft_wrap=True)
-    console.print(summary["verdict"], soft_wrap=True)
+        told = Text.assemble(("warning:", "bold yellow"), " ", visible(warning))
+        console.print(told, soft_wrap=True)
+    console.print(visible(summary["verdict"]), markup=False, soft_wrap=True)
 
 
 def percent(share: Json) -> str:
@@ -69,7 +72,7 @@ def _references(summary: Json) -> Table:
         table.add_column(name, justify="right" if name else "left")
     oracle = summary["oracle_path"]
     lossless = f"{oracle['mean_acceptance_length_lossless']:.2f}"
-    path = summary["path"] or "target alone"
+    path = visible(summary["path"] or "target alone")
     table.add_row(path, percent(summary["target_accuracy"]), lossless)
     table.add_row("draft alone", percent(summary["draft_accuracy"]), "")
     one = summary["one_step_oracle"]["problems_right_or_one_override_away"]

@@ -47,7 +47,7 @@ def print_comparison(cells: Sequence[Json]) -> None:
     console = table_console(FILE_WIDTH + 8)  # names have settings beside them
     for cell in cells:
         title = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"
-        console.print(f"\n{title}", markup=False, soft_wrap=True)
+        console.print(f"\n{visible(title)}", markup=False, soft_wrap=True)
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         table.add_column("\narm", overflow="fold")
         for name in _COLUMNS:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _PATHS_SHARE = 0.05
 """Rough share of the paths in the work on some problems: there are many more branches."""
 _STREAMS_PER_PROBLEM = 1 << 20
-"""Of random numbers: more than a problem has branches."""
+"""Streams of random numbers for a problem: more than it has branches."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Auditor:
     Args:
         pair: The models.
         task: Where the problems come from, and what an answer is worth.
-        config: How.
+        config: Settings of the audit.
         seed: Draws the mismatches if not all are played, and the samples.
         on_progress: Called with the share of the problems of one `audit` call that is done.
         backend: Plays paths and branches; by default the engine of this package.
@@ -74,7 +74,6 @@ class Auditor:
 
     def __post_init__(self) -> None:
         self.features = make_features(self.config.features, self.pair)
-        self._score = score_once(self.task)
         arbiter = load_arbiter(self.config.arbiter, self.pair)
         self._is_lossless = arbiter.name == "lossless"
         self._arbiter = Observed(arbiter, self.features)
@@ -171,6 +170,7 @@ class Auditor:
 
     def _paths(self, prompts: list[list[int]], sampling: list[SamplingConfig]) -> list[Rollout]:
         """Play the paths, which branches can leave."""
+        self._score = score_once(self.task)  # what earlier problems wrote is not asked for again
         pairs = zip(prompts, sampling, strict=True)
         items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs)]
         return self._backend.complete(items, self._arbiter, keep_handles=True)

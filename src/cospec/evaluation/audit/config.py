@@ -10,7 +10,7 @@ from cospec.features import FeatureSpec  # noqa: TC001  # the command line resol
 
 @dataclass(frozen=True)
 class AuditConfig(DecodeConfig):
-    """How paths and branches are played, and what is recorded of them."""
+    """Settings of an audit: how paths and branches are played, and what is recorded of them."""
 
     arbiter: str = "lossless"
     """Arbiter that rules on the path and after the branches; lossless audits the target's path."""

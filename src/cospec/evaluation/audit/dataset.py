@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from cospec.arbiters.learned import DECODING
 from cospec.errors import ConfigError
-from cospec.tasks.trained_on import FILE
+from cospec.results import write_tensors
+from cospec.tasks.trained_on import read_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,13 +50,6 @@ def write_dataset(
         "problem_ids": json.dumps([record["id"] for record in records]),
     }
     write_tensors(path, tensors, metadata)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata)
-    part.replace(path)
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -141,13 +134,11 @@ def count_met(metadata: Mapping[str, str], folder: Path) -> tuple[int, int]:
         folder: Of the arbiter, which may not tell what it was trained on.
 
     Raises:
-        ConfigError: What the folder tells is damaged.
+        CheckpointError: What the folder tells is damaged.
     """
     ours = json.loads(metadata.get("trained_on", "{}")).get("questions", [])
-    if not (folder / FILE).exists():
-        return 0, len(ours)
-    theirs, _ = read_tensors(folder / FILE, "a list of questions that an arbiter was trained on")
-    known = {bytes(row).hex() for row in theirs.get("questions", torch.empty(0, 0)).tolist()}
+    theirs = read_hashes(folder) or {"questions": set()}
+    known = {one.hex() for one in theirs["questions"]}
     return sum(one in known for one in ours), len(ours)
 
 

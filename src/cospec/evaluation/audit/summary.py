@@ -56,7 +56,7 @@ def summarize(
         feature_names: Of the features in them.
         costs: Measured, for the predicted speed-up.
         k: Drafted tokens a block of the audited engine.
-        path: Whose texts the paths are; None for the target's own, decoded greedily. Of others no
+        path: Author of the paths' texts; None for the target's own, decoded greedily. For others no
             speed is predicted.
     """
     counts = _counts(records, lambda _: True)  # (problems, outcomes)
@@ -75,7 +75,7 @@ def summarize(
         "one_step_oracle": _one_step(records),
         "always_target_agreement": _agreement(counts),
         "bins": {name: _bins(records, feature_names, name) for name in BINNED},
-        "accepted_share": _share_of_tokens(records, "accepted"),
+        "accepted_share": _share_of_tokens(records),
         "speed": [_speed([r["accepted"] for r in records], cost) for cost in costs],
         "speed_if_free_stood": [_speed(if_free_stood(records), cost) for cost in costs],
     }
@@ -131,7 +131,7 @@ def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> NDArray[n
 
 
 def _weight(record: Json) -> float:
-    """How many mismatches of a problem each one that was played stands for."""
+    """Return how many mismatches of a problem each one that was played stands for."""
     return float(record["num_mismatches"] / len(record["mismatches"]))
 
 
@@ -186,9 +186,9 @@ def _bins(records: Sequence[Json], feature_names: Sequence[str], name: str) -> l
     return rows
 
 
-def _share_of_tokens(records: Sequence[Json], key: str) -> Json:
-    accepted = np.array([r[key].count("1") for r in records], dtype=float)
-    return _ratio(accepted, np.array([len(r[key]) for r in records], dtype=float))
+def _share_of_tokens(records: Sequence[Json]) -> Json:
+    accepted = np.array([r["accepted"].count("1") for r in records], dtype=float)
+    return _ratio(accepted, np.array([len(r["accepted"]) for r in records], dtype=float))
 
 
 def _acceptance_length(records: Sequence[Json], key: str, k: int) -> float:

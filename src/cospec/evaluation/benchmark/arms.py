@@ -52,7 +52,7 @@ class ArmSpec:
 
     @property
     def is_rival(self) -> bool:
-        """A trained arbiter has to beat it: it is played on the tune split, and is not trained."""
+        """True if a trained arm has to beat it: untrained, and played on the tune split."""
         return self.kind != "learned" and (self.name == DRAFT or bool(self.tries))
 
 

@@ -126,7 +126,7 @@ class Benchmark:
         task: Where the problems come from.
         tune: Problems of the tune split; none if nothing is tuned.
         test: Problems of the test split.
-        config: How.
+        config: Settings of the benchmark.
         seed: For sampling, and for arbiters that rule by chance.
         decoders: Makes what decodes an arm.
         find: Turns the spec of an arbiter into one that `load_arbiter` takes; documents hold the

@@ -1,6 +1,7 @@
-"""Chooses k and settings of every arm on the tune split, by counts alone (see `protocol`).
+"""Choice of k and settings of every arm on the tune split, by counts alone.
 
-All arms are tried on the same problems; what was tried and what it gave is kept in the result.
+All arms are tried on the same problems (the protocol is in `cospec.evaluation.benchmark.config`).
+What was tried and what it gave is kept in the result.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def _cell(value: object) -> object:
 
 
 def same_results(gold: Sequence[Groups], found: Sequence[list[Row]]) -> bool:
-    """Whether the results of two queries agree on every filling, under one order of columns.
+    """Return whether two queries have the same results on every filling, in one order of columns.
 
     Args:
         gold: The gold query's result on each filling.
@@ -64,7 +64,7 @@ def same_results(gold: Sequence[Groups], found: Sequence[list[Row]]) -> bool:
 
 
 def _fits(pairs: Sequence[tuple[list[Row], list[Row]]], order: Sequence[int]) -> bool:
-    """Whether columns ``order`` of the second results are the first columns of the first."""
+    """Return whether columns ``order`` of the second results are the first ones of the first."""
     width = len(order)
     return all(
         Counter(row[:width] for row in a) == Counter(tuple(row[i] for i in order) for row in b)

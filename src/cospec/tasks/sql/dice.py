@@ -42,9 +42,9 @@ class Dice:
         """One of the values."""
         return values[self.below(len(values))]
 
-    def skewed(self, values: Sequence[T], power: float) -> T:
-        """One of the values, the first ones more often: 1 is even, 3 is steep."""
-        return values[int(self._random.random() ** power * len(values))]
+    def skewed(self, values: Sequence[T]) -> T:
+        """One of the values, the first ones more often."""
+        return values[int(self._random.random() ** 2.0 * len(values))]
 
     def shuffled(self, values: Sequence[T]) -> list[T]:
         """All values in a random order."""

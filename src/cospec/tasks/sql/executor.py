@@ -27,7 +27,7 @@ Rows: TypeAlias = "list[list[Any]]"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one query may use."""
+    """Limits of one query."""
 
     time_s: float = 2.0
     """Seconds until SQLite is told to stop; the worker is killed a second later."""

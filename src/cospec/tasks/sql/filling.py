@@ -128,7 +128,7 @@ class _Filling:
             used = parents[: max(1, round(len(parents) * 0.8))]
             if self.is_stepped:
                 return self._steps(list(dict.fromkeys(used)), num_rows)
-            return [self.dice.skewed(used, 2.0) for _ in range(num_rows)]
+            return [self.dice.skewed(used) for _ in range(num_rows)]
         if is_key:
             found: list[Cell] = []
             for _ in range(num_rows):

@@ -48,7 +48,7 @@ class Databases(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """What a gold query returns."""
+    """The results of a gold query."""
 
     paths: tuple[str, ...]
     """The databases on which its result is one answer."""
@@ -75,7 +75,7 @@ class Judge:
         return Score(float(self.is_right(db_id, example.metadata["query"], query)), query)
 
     def is_right(self, db_id: str, gold_query: str, query: str) -> bool:
-        """Whether a query returns what the gold query does, on all databases that count.
+        """Return whether a query returns what the gold query does, on all databases that count.
 
         Raises:
             TaskError: The gold query itself fails.
@@ -102,7 +102,7 @@ class Judge:
         return same_results(gold.results, found)
 
     def asks_the_clock(self, db_id: str, query: str) -> bool:
-        """Whether the answer of a query, with the views it reads, depends on when it is asked."""
+        """Return whether the answer of a query, or of a view it reads, depends on the time."""
         return any(map(asks_the_clock, self.databases.schema(db_id).with_views(query)))
 
     def _gold(self, db_id: str, query: str) -> Gold:
@@ -142,7 +142,7 @@ class Judge:
                 groups.append([row])
 
         def is_cut(group: list[Row], end: Row) -> bool:
-            """Whether rows that are tied with the first or last one were left out."""
+            """Return whether rows that are tied with the first or last one were left out."""
             run = [row[:width] for row in full if row[width:] == end[width:]]
             return len(run) > len(group) and len(set(run)) > 1
 
@@ -151,7 +151,7 @@ class Judge:
 
 
 def asks_the_clock(query: str) -> bool:
-    """Whether the answer of a query depends on when it is asked."""
+    """Return whether the answer of a query depends on the time at which it is asked."""
     tokens = tokenize(query)
     levels = depths(tokens)
     is_call = [a.upper in _DATES and b.text == "(" for a, b in itertools.pairwise(tokens)]

@@ -33,7 +33,7 @@ class Keyed:
 
 
 def is_ordered(sql: str) -> bool:
-    """Whether the outermost query has ORDER BY."""
+    """Return whether the outermost query has ORDER BY."""
     tokens = tokenize(sql)
     return any(
         token.upper == "ORDER" and level == 0
@@ -117,7 +117,7 @@ def _sense(tokens: list[Token]) -> list[str]:
 
 
 def _named(part: list[Token]) -> list[Token]:
-    """What the last token of a selected part is the name of; nothing where that is no name."""
+    """Return the tokens before an alias: `a + b` of `a + b AS c`; none without an alias."""
     if len(part) > 2 and part[-2].upper == "AS":
         return part[:-2]
     *named, name = part
@@ -126,7 +126,7 @@ def _named(part: list[Token]) -> list[Token]:
 
 
 def _parts(tokens: list[Token], levels: list[int]) -> list[list[Token]]:
-    """What the outermost commas separate."""
+    """Split tokens at the outermost commas."""
     parts: list[list[Token]] = [[]]
     for token, level in zip(tokens, levels, strict=True):
         if token.text == "," and level == 0:

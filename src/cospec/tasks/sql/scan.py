@@ -1,4 +1,4 @@
-"""What a query says of the data: which columns it compares with which literals and columns.
+"""The facts in a query: which columns it compares with which literals and columns.
 
 This reads the SQL of gold queries, token by token, just far enough to fill tables with rows on
 which the query has something to find. It is no parser: what it does not understand it leaves out.
@@ -45,7 +45,7 @@ class Condition:
 
     place: Place
     operator: str
-    """Of ``COMPARISONS``, in upper case; ``IS NULL`` and ``IS NOT NULL`` too."""
+    """One of ``COMPARISONS``, in upper case, or ``IS NULL`` or ``IS NOT NULL``."""
     values: tuple[Value, ...]
     is_negated: bool
     """NOT stands before the operator."""
@@ -297,7 +297,7 @@ class _Scanner:
 
 
 def ends_operand(token: Token) -> bool:
-    """Whether a name after this token names what the token ends."""
+    """Return true if the token can end an expression, so that a name after it is an alias."""
     is_name = token.kind != "sign" and token.upper not in KEYWORDS
     return is_name or token.text == ")" or token.upper == "END"
 

@@ -76,7 +76,7 @@ def _plain(tokens: list[Token], names: Container[str]) -> list[Token]:
 
 
 def _is_tight(tokens: list[Token], i: int) -> bool:
-    """Whether no blank stands before token ``i``."""
+    """Return whether no blank stands before token ``i``."""
     before, token = tokens[i - 1], tokens[i]
     if token.text in _TIGHT_BEFORE or before.text in _TIGHT_AFTER:
         return True

@@ -37,7 +37,7 @@ NUM_TEST, NUM_TUNE = 20, 10
 """Databases of the train file that are test and tune."""
 _LEFT_OUT = Path(__file__).with_name("left_out.json")
 PARTS = ("all", "dev", "train")
-"""Which test questions: all of them, those of the development file, or of the train file."""
+"""Parts of the test questions: all, those of the development file, or of the train file."""
 
 
 def spider(data_dir: Path | None = None, part: str = "all") -> Task:

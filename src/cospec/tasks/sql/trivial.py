@@ -52,7 +52,7 @@ def why_trivial(judge: Judge, db_id: str, query: str) -> str | None:
 
 
 def is_empty(gold: Gold) -> bool:
-    """Whether a gold result says nothing on all databases."""
+    """Return whether a gold result is empty, or one row of 0 and NULL, on every database."""
     rows = ([row for group in groups for row in group] for groups in gold.results)
     return all(
         not each or (len(each) == 1 and all(cell in (0, None) for cell in each[0])) for each in rows

@@ -37,7 +37,7 @@ class Domain:
     name: str
     kind: str = "number"
     literals: list[Value] = field(default_factory=list)
-    """What gold queries compare these columns with; patterns are filled out."""
+    """Values that gold queries compare these columns with; patterns are filled out."""
     has_null: bool = False
     """Some gold query asks for NULL."""
     is_summed: bool = False

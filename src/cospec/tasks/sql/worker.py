@@ -55,11 +55,11 @@ ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE)
 MAX_CONNECTIONS = 64
 STEPS_BETWEEN_CHECKS = 10_000
 MAX_BYTES = 4_000_000
-"""Of all text in one result."""
+"""Most bytes of text in one result."""
 
 
 def authorize(action: int, _first: str | None, second: str | None, *_rest: str | None) -> int:
-    """SQLite's question about each thing that a statement wants to do."""
+    """Answer SQLite's question about each thing that a statement wants to do."""
     is_allowed = action in ALLOWED or (
         action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in FUNCTIONS
     )
@@ -125,7 +125,7 @@ def main(time_s: float, memory_bytes: int) -> None:
     connections: dict[tuple[str, bool], sqlite3.Connection] = {}
 
     def is_over() -> bool:
-        """Whether the query has had its time; SQLite asks now and then."""
+        """Return whether the query's time is over; SQLite asks now and then."""
         return time.monotonic() > end
 
     for line in sys.stdin:
