@@ -16,8 +16,10 @@ from cospec.cli.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.models.bundled import BUNDLED_ARBITERS, bundled_models
+from cospec.tasks import load_task
 from cospec.tasks.reasoning_gym import SUFFIX
 from cospec.tasks.splits import split_of
+from cospec.tasks.trained_on import overlap
 from tests.conftest import family_pair
 
 HOME = Path(cospec.__file__).parent / "bundled"
@@ -71,6 +73,15 @@ def test_the_checksums_are_right_and_cover_every_file():
 def test_the_weights_are_small():
     weights = [path.stat().st_size for path in HOME.glob("*/*.safetensors")]
     assert sum(weights) <= MAX_WEIGHT_BYTES
+
+
+@requires_weights
+@pytest.mark.parametrize("folder", sorted((HOME / "arbiters").glob("*")), ids=lambda f: f.name)
+def test_each_arbiter_tells_the_problems_that_it_was_trained_on(folder):
+    task = load_task("reasoning_gym:gsm_symbolic")
+    seed = json.loads((folder / "config.json").read_text())["training"]["train"]["seed"]
+    assert overlap(folder, task.examples("train", 3, seed)).num_same == 3
+    assert overlap(folder, task.examples("train", 3, 99)).num_same == 0
 
 
 @requires_weights

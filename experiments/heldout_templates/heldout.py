@@ -238,8 +238,9 @@ class Run:
             "best": trainer.state.best,
             "history": trainer.state.history,
         }
-        # No guard: nothing but the templates differs between what is learnt from and the tests.
-        replace(arbiter, about=about, max_mismatch_rate=math.inf).save(folder)
+        # No guards: nothing but the templates differs between what is learnt from and the tests.
+        bare = replace(arbiter, about=about, max_mismatch_rate=math.inf, prompt_guard=None)
+        bare.save(folder)
         lines = "".join(json.dumps(row) + "\n" for row in trainer.state.history)
         write_text(folder.with_name(folder.name + ".metrics.jsonl"), lines)
         print(f"wrote {folder.name}", flush=True)

@@ -2,6 +2,8 @@
 
 ``python experiments/scaling/scaling.py measure --out FILE`` plays rollouts and branches and times
 its parts in CPU seconds of one thread, which another job on the machine does not change much.
+``python experiments/scaling/scaling.py replicas --out FILE`` times the same work in one process, on
+one replica and on two, by the clock: nothing may run beside it.
 ``python experiments/scaling/scaling.py plan`` fills the table of ``docs/scaling.md`` from that file
 and from the sizes of a cluster; with ``--check`` it fails where the page differs.
 """
@@ -21,9 +23,10 @@ import tyro
 
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.backends.base import BranchPoint, Item
+from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
 from cospec.backends.packing import pack, unpack
+from cospec.backends.ray import RayBackend
 from cospec.config import DecodeConfig
 from cospec.evaluation.problems import encode_problems
 from cospec.features import make_features
@@ -39,6 +42,8 @@ HERE = Path(__file__).parent
 MEASURED = HERE / "measured.json"
 PAGE = HERE.parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- scaling -->", "<!-- end -->"
+NUM_TURNS = 3
+"""Times that each backend plays the same work."""
 NUM_EPOCHS = 60
 """Updates of a round, as `cospec train` makes by default."""
 
@@ -203,6 +208,52 @@ def measure(out: Path = MEASURED, num_problems: int = 32) -> None:
     print(json.dumps(found, indent=1))
 
 
+def engine() -> EngineBackend:
+    """Return the backend that is measured, in one thread."""
+    torch.set_num_threads(1)
+    pair = ModelPair.from_pretrained("bundled:specialist")
+    return EngineBackend(pair, DecodeConfig(num_speculative_tokens=6, batch_size=24))
+
+
+def compare_replicas(out: Path = HERE / "replicas.json", num_problems: int = 96) -> None:
+    """Play problems and their branches in this process, on one replica and on two, in turns."""
+    provenance = Provenance()
+    alone = engine()
+    features = make_features("scalar", alone.pair)
+    arbiter = LearnedArbiter(Policy(len(features.names), PolicyConfig()), features, explore=1.0)
+    backends = {"one process": alone} | {
+        f"{n} replicas": RayBackend(engine, n, chunk_size=24) for n in (1, 2)
+    }
+    task = jsonl(str(bundled_home() / "problems.jsonl"), {"scorer": "numeric", "split": "test"})
+    encoded = encode_problems(alone.pair, task, task.examples("test", num_problems))
+    items = [Item(*pair, i) for i, pair in enumerate(zip(*encoded, strict=True))]
+    rows: list[dict[str, object]] = []
+    for turn in range(-1, NUM_TURNS):  # the first one warms up
+        for name, backend in backends.items():
+            start = time.perf_counter()
+            rollouts = backend.complete(items, arbiter, keep_handles=True)
+            middle = time.perf_counter()
+            points = points_of(rollouts)
+            backend.branch(points, arbiter)
+            seconds = {"rollouts_s": middle - start, "branches_s": time.perf_counter() - middle}
+            if turn >= 0:
+                rows.append({"backend": name, "turn": turn, "num_branches": len(points), **seconds})
+            print(name, turn, seconds, flush=True)
+    where = provenance.to_dict(str(alone.pair.target.device), str(alone.pair.target.dtype))
+    config = {"num_problems": num_problems, "batch_size": 24, "pair": "bundled:specialist"}
+    write_json(out, document("scaling", config, where, rows=rows))
+
+
+def points_of(rollouts: list[Rollout]) -> list[BranchPoint]:
+    """Return a branch at each ruling for the target."""
+    return [
+        BranchPoint(one, m.position, m.draft_id, Origin.OVERRIDE, 0, i)
+        for i, one in enumerate(rollouts)
+        for m in one.completion.reached
+        if m.is_open and not m.keep_draft
+    ]
+
+
 def measure_rollouts(
     pair: ModelPair, arbiter: LearnedArbiter, num_problems: int
 ) -> dict[str, float]:
@@ -215,12 +266,7 @@ def measure_rollouts(
     times = [clock()]
     rollouts = backend.complete(items, arbiter, keep_handles=True)
     times.append(clock())
-    points = [
-        BranchPoint(one, m.position, m.draft_id, Origin.OVERRIDE, 0, i)
-        for i, one in enumerate(rollouts)
-        for m in one.completion.reached
-        if m.is_open and not m.keep_draft
-    ]
+    points = points_of(rollouts)
     ends = backend.branch(points, arbiter)
     times.append(clock())
     parcel = pickle.dumps(pack([*rollouts, *ends]))
@@ -273,12 +319,23 @@ class Measure:
     num_problems: int = 32
 
 
+@dataclass(frozen=True)
+class Replicas:
+    """Compare one process, one replica and two."""
+
+    out: Path = HERE / "replicas.json"
+    num_problems: int = 96
+
+
 if __name__ == "__main__":
     chosen = tyro.cli(
         Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Measure, tyro.conf.subcommand("measure")]
+        | Annotated[Replicas, tyro.conf.subcommand("replicas")]
     )
     if isinstance(chosen, Plan):
         show_plan(chosen.check)
-    else:
+    elif isinstance(chosen, Measure):
         measure(**asdict(chosen))
+    else:
+        compare_replicas(**asdict(chosen))

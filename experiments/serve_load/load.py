@@ -104,7 +104,7 @@ def client(port: int, number: int, end: float, seen: Seen) -> None:
             seen.add(f"whole, cospec {switch}", status, 200, time.monotonic() - start)
         elif share < 0.85:
             hang_up(port, body(question))
-            seen.add("hung up", 0, 0)
+            seen.add("hung up", 0, 0)  # has no status; it is counted
         else:
             name, changes, wanted = rng.choice(WRONG)
             seen.add(name, send(port, body(question, **changes)), wanted)

@@ -1,4 +1,4 @@
-"""Seconds a question of the last arm of `speed.py` against the others, with intervals.
+"""Seconds a question, and a token, of the last arm of `speed.py` against the others.
 
 Usage: python experiments/speed_real/seconds.py experiments/speed_real/sql_cascade.json \
            experiments/text_to_sql/test_known.json
@@ -9,6 +9,7 @@ The second file tells the database of each question. Intervals are those of
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -28,15 +29,24 @@ def main() -> None:
         databases.setdefault(place[one], []).append(one)
     units = {"questions": [[one] for one in ids], "databases": list(databases.values())}
 
-    def seconds(arm: str, groups: list[list[str]]) -> list[tuple[float, int]]:
-        return [(sum(rows[one, arm]["seconds"] for one in some), len(some)) for some in groups]
+    def seconds(
+        arm: str, groups: list[list[str]], unit: str = "question"
+    ) -> list[tuple[float, int]]:
+        def number(one: str) -> int:
+            return 1 if unit == "question" else rows[one, arm]["num_tokens"]
+
+        return [
+            (sum(rows[one, arm]["seconds"] for one in some), sum(map(number, some)))
+            for some in groups
+        ]
 
     print(f"against {ours}:")
-    for arm in others:
-        ratio = speedup(seconds(arm, [ids]), seconds(ours, [ids]))
-        shown = [f"{arm} takes {ratio:.2f} times as long"]
+    for arm, unit in itertools.product(others, ("question", "token")):
+        ratio = speedup(seconds(arm, [ids], unit), seconds(ours, [ids], unit))
+        shown = [f"{arm} takes {ratio:.2f} times as long a {unit}"]
         for name, groups in units.items():
-            low, high = speedup_interval(seconds(arm, groups), seconds(ours, groups)) or (0, 0)
+            both = seconds(arm, groups, unit), seconds(ours, groups, unit)
+            low, high = speedup_interval(*both) or (0, 0)
             shown.append(f"{low:.2f} to {high:.2f} over {len(groups)} {name}")
         print(", ".join(shown))
     whole = [one for one in ids if rows[one, ours]["num_blocks"] == 1]

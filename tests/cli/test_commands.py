@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 
@@ -181,9 +182,12 @@ def test_alone_it_says_what_to_do_next(monkeypatch, capsys):
         assert line in out
 
 
-def test_it_tells_its_version(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "main", [cli.main, lambda: runpy.run_module("cospec", run_name="__main__")]
+)
+def test_it_tells_its_version_as_a_command_and_as_a_module(monkeypatch, capsys, main):
     monkeypatch.setattr(sys, "argv", ["cospec", "--version"])
-    cli.main()
+    main()
     assert capsys.readouterr().out == f"cospec {importlib.metadata.version('cospec')}\n"
 
 

@@ -88,6 +88,9 @@ def test_problems_that_an_arbiter_was_trained_on_are_noted_and_refused_if_strict
         measure[measure.index("train")] = "test"
         measure[measure.index("--num-problems") + 1] = 2
         tiny(*measure, "--strict")
+    (folder / "trained_on.safetensors").unlink()
+    with pytest.raises(SystemExit, match="arbiter does not tell what it was trained on"):
+        tiny(*measure, "--strict")
 
 
 @pytest.mark.parametrize(("num_solved", "num_first"), [(0, 0), (3, 3 * 2 * 2 * 2 + 2)])

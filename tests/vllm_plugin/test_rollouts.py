@@ -66,17 +66,21 @@ def test_drafts_that_wait_a_step_keep_their_logits() -> None:
 
 
 def a_step(keep: bool) -> RecordedStep:
-    """Four drafted tokens, the second one a mismatch; a second request is not recorded."""
-    rows = [[6, 11, 11, 0, 0, 1, 0, 0], [7, 12, 22, 0, 1, 1, int(keep), 1]]
-    rows += [[8, 13, 13, 0, 0, 1, 0, 0], [9, 14, 14, 0, 0, 1, 0, 0], [0, 1, 1, 0, 0, 1, 0, 0]]
+    """Four drafted tokens, the second one a mismatch; another request before is not recorded."""
+    rows = [
+        [0, 1, 2, 0, 1, 1, 0, 0],
+        [6, 11, 11, 0, 0, 1, 0, 0],
+        [7, 12, 22, 0, 1, 1, int(keep), 1],
+    ]
+    rows += [[8, 13, 13, 0, 0, 1, 0, 0], [9, 14, 14, 0, 0, 1, 0, 0]]
     emitted = [11, 12, 13, 14, 15] if keep else [11, 22, -1, -1, -1]
     return RecordedStep(
-        keys=["7", ""],
-        num_rows=[4, 1],
-        sampled=torch.tensor([emitted, [1, 2, -1, -1, -1]]),
+        keys=["", "7"],
+        num_rows=[1, 4],
+        sampled=torch.tensor([[1, 2, -1, -1, -1], emitted]),
         integers=torch.tensor(rows),
         reals=torch.full((5, 5), 0.25, dtype=torch.float64),
-        features=torch.arange(10.0).view(5, 2),
+        features=torch.tensor([[0.0, 1.0], [2.0, 3.0]]),  # of both mismatches
     )
 
 
@@ -106,8 +110,8 @@ def test_a_block_is_walked_as_in_our_engine(keep) -> None:
 @pytest.mark.parametrize("length", [0, 2])
 def test_placeholders_in_place_of_drafts_are_no_tokens(length) -> None:
     step = a_step(True)
-    step.integers[length:4, 1] = -1
-    step.sampled[0] = torch.tensor([*[11, 12][:length], 30, *[-1] * (4 - length)])
+    step.integers[1 + length :, 1] = -1
+    step.sampled[1] = torch.tensor([*[11, 12][:length], 30, *[-1] * (4 - length)])
     row = a_row(max_new_tokens=7 + length)
     replay(row, by_request([step])["7"], [9, *[11, 12][:length], 30])
     assert row.generated[5:] == [9, *[11, 12][:length], 30]

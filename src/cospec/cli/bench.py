@@ -44,7 +44,8 @@ class Bench:
     knows the answers, and no upper bound); rules (every cited rule); all (rules, gap, agreement,
     assisted, the pair's trained arbiter and chance at its rate)."""
     strict: bool = False
-    """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
+    """Refuse problems that an arbiter was trained on, and an arbiter that does not tell; by default
+    such problems are counted and noted."""
     list_arms: bool = False
     """Print the arms that can be asked for, one a line, and stop."""
     threads: int | None = None

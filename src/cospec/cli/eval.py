@@ -29,7 +29,8 @@ class Eval:
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of every answer lossless: no override there."""
     strict: bool = False
-    """Refuse problems that an arbiter was trained on; by default they are counted and noted."""
+    """Refuse problems that an arbiter was trained on, and an arbiter that does not tell; by default
+    such problems are counted and noted."""
     threads: int | None = None
     """CPU threads; by default as many as torch takes."""
 

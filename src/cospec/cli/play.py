@@ -77,7 +77,7 @@ def check_trained_on(
     Args:
         arbiters: Who will rule; those that do not tell what they were trained on are passed over.
         examples: The problems that will be measured on.
-        is_strict: Refuse problems that an arbiter was trained on.
+        is_strict: Refuse problems that an arbiter was trained on, and arbiters that do not tell.
 
     Raises:
         ConfigError: It is strict, and there are some.
@@ -87,8 +87,13 @@ def check_trained_on(
 
     told = {arbiter.folder: arbiter for arbiter in arbiters if isinstance(arbiter, LearnedArbiter)}
     for folder, arbiter in told.items():
-        found = folder and overlap(folder, examples)
-        if not found or not found.num_same + found.num_twins:
+        found = None if folder is None else overlap(folder, examples)
+        if found is None and is_strict:
+            raise ConfigError(
+                f"{arbiter.label} does not tell what it was trained on (an older version made it), "
+                "so that --strict has nothing to compare; leave it out."
+            )
+        if found is None or not found.num_same + found.num_twins:
             continue
         note = f"{arbiter.label} was trained on {found.num_same} of these {len(examples)} problems"
         if found.num_same and is_strict:

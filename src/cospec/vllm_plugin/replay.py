@@ -18,6 +18,8 @@ from cospec.types import NO_FEATURES, FinishReason, Origin
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from torch import Tensor
+
     from cospec.engine.rows import Row
     from cospec.vllm_plugin.rollouts import RecordedStep
 
@@ -36,21 +38,30 @@ def by_request(steps: Iterable[RecordedStep]) -> dict[str, list[RuledBlock]]:
     found: dict[str, list[RuledBlock]] = {}
     for step in steps:
         emitted, first = step.sampled.tolist(), 0
-        rows, reals = step.integers.tolist(), step.reals.tolist()
+        rows, reals, features = step.integers.tolist(), step.reals.tolist(), _by_row(step)
         for r, (key, n) in enumerate(zip(step.keys, step.num_rows, strict=True)):
             here = range(first, first + n)
             first += n
             if key and n:
-                ruled = _block(step, [rows[i] for i in here], reals, here, emitted[r])
+                mine = [rows[i] for i in here], reals[here.start : here.stop]
+                ruled = _block(*mine, features[here.start : here.stop], emitted[r])
                 found.setdefault(key, []).append(ruled)
     return found
 
 
+def _by_row(step: RecordedStep) -> list[Tensor]:
+    """Return the features of each row, T of (F,); of none where there is no mismatch."""
+    is_mismatch = step.integers[:, 4].tolist()
+    if step.features is None:
+        return [NO_FEATURES] * len(is_mismatch)
+    known = iter(step.features)
+    return [next(known) if flag else NO_FEATURES for flag in is_mismatch]
+
+
 def _block(
-    step: RecordedStep,
     rows: list[list[int]],
     reals: list[list[float]],
-    here: range,
+    features: list[Tensor],
     emitted: list[int],
 ) -> RuledBlock:
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -71,11 +82,12 @@ def _block(
     )
     decisions = {}
     for j in block.mismatches():
-        score, *probs = reals[here[j]]
-        shown = NO_FEATURES if step.features is None else step.features[here[j]]
+        score, *probs = reals[j]
         veto = Veto(vetoes[j])
         known = None if math.isnan(score) and veto is not Veto.NON_FINITE else score
-        decisions[j] = Decision(bool(keep[j]), bool(is_open[j]), veto, known, tuple(probs), shown)
+        decisions[j] = Decision(
+            bool(keep[j]), bool(is_open[j]), veto, known, tuple(probs), features[j]
+        )
     return RuledBlock(positions[0], block, decisions)
 
 

@@ -44,7 +44,8 @@ class RecordedStep(NamedTuple):
     reals: Tensor
     """Score (NaN if there is none), p and q of both tokens: (T, 5) float64."""
     features: Tensor | None
-    """Features that the arbiter saw, (T, F) float32; None if it does not tell."""
+    """Features that the arbiter saw at the M mismatches, in the order of their rows, (M, F)
+    float32; None if it does not tell."""
 
 
 @dataclass
@@ -100,7 +101,9 @@ class Recorder:
         score = nan[:, 0] if rulings.score is None else rulings.score.double()
         p = token_probs(rows.target_logits, ids)
         reals = torch.cat([score[:, None], p, q], dim=1)
-        shown = [] if rulings.features is None else [rulings.features.float()]
+        shown = []  # of mismatches alone: with hidden states a row has tens of thousands of numbers
+        if rulings.features is not None:
+            shown = [rulings.features.float()[rulings.is_mismatch]]
         counts = list(num_rows)
 
         def use(hosts: list[Tensor]) -> None:

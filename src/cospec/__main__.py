@@ -1,0 +1,6 @@
+"""The command line, as ``python -m cospec``."""
+
+from cospec.cli import main
+
+if __name__ == "__main__":
+    main()
