@@ -5,7 +5,8 @@ result file without its ending (``FILE#2`` is its third cell), ARM the beginning
 MEASURE a key of `MEASURES`, and OTHER the arm that it is compared with: by default the target, or
 lossless where the measure is about forwards or tokens. ``gain@twins``, ``won@others``,
 ``templates@all`` and the like are those of a group of problems (`twins.GROUPS`), ``of_oracle`` is
-a share of the oracle's gain, ``p_databases`` the sign-flip test over databases. FILE may be
+a share of the oracle's gain, ``of_either`` one of the gain of who always takes the right one of
+both models' own answers, ``p_databases`` the sign-flip test over databases. FILE may be
 ``twins``: then ARM is a pair or a model, and MEASURE a key of `TWINS`.
 """
 
@@ -92,6 +93,9 @@ def value(spec: str) -> str:
     if measure == "of_oracle":
         oracle = pick(name, "oracle", int(cell or 0))
         return f"{100 * ours.gain(other) / oracle.gain(other):.0f} %"
+    if measure == "of_either":
+        most, _ = pick(name, "draft").against(other)  # answers that only the draft has
+        return f"{100 * ours.gain(other) * len(ours.bits) / most:.0f} %"
     if measure == "p_databases":
         return f"{sign_flip_p([change for change, _ in database_changes(name, ours, other)]):.2g}"
     measure, _, group = measure.partition("@")
