@@ -188,7 +188,7 @@ class Run:
             started = time.process_time()
             trainer = self._trainer(fold, seed, None)
             features, delta = self._decisions(fold)
-            trainer.state.policy.normalise_by(features, math.inf)
+            trainer.state.policy.normalize_by(features, math.inf)
             data = SolutionData(features, delta)
             loss = imitate(trainer.state.policy, data, trainer.config)
             seconds = time.process_time() - started

@@ -294,7 +294,7 @@ def measure_rollouts(
 def learner_s(policy: Policy) -> float:
     """Return the CPU seconds of one update, per branch."""
     x = torch.randn(2048, len(policy.mean))
-    policy.normalise_by(x)
+    policy.normalize_by(x)
     optimizer = torch.optim.AdamW(policy.parameters())
     start = time.process_time()
     for _ in range(NUM_EPOCHS):

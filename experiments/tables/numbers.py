@@ -90,12 +90,12 @@ def value(spec: str) -> str:
     is_target = measure not in _OVER_LOSSLESS and "target" in arms(name, int(cell or 0))
     default = "target" if is_target else "lossless"  # which in float32 has the target's texts
     other = pick(name, rest[0] if rest else default, int(cell or 0))
-    if measure == "of_oracle":
-        oracle = pick(name, "oracle", int(cell or 0))
-        return f"{100 * ours.gain(other) / oracle.gain(other):.0f} %"
-    if measure == "of_either":
-        most, _ = pick(name, "draft").against(other)  # answers that only the draft has
-        return f"{100 * ours.gain(other) * len(ours.bits) / most:.0f} %"
+    if measure in ("of_oracle", "of_either"):
+        if measure == "of_oracle":
+            most = pick(name, "oracle", int(cell or 0)).gain(other)
+        else:  # answers that only the draft has
+            most = pick(name, "draft").against(other)[0] / len(ours.bits)
+        return f"{100 * ours.gain(other) / most:.0f} %"
     if measure == "p_databases":
         return f"{sign_flip_p([change for change, _ in database_changes(name, ours, other)]):.2g}"
     measure, _, group = measure.partition("@")

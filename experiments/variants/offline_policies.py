@@ -75,7 +75,7 @@ def learn(variant: Variant, features: Tensor, delta_reward: Tensor, delta_cost: 
     )
     policy = Policy(x.shape[1], config.policy)
     used = [n in variant.only and not n.startswith(variant.without or "-") for n in SCALAR_NAMES]
-    policy.normalise_by(x, is_used=torch.tensor(used))
+    policy.normalize_by(x, is_used=torch.tensor(used))
     known = known_branches([BranchData(x, right, cost, right == 0)], config)
     none = torch.zeros_like(right)
     update(policy, policy, Decisions(x, none.bool(), none), known, config, seed=0)

@@ -33,10 +33,10 @@ def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alon
     assert not torch.equal(first.layers[0].weight, other.layers[0].weight)
 
 
-def test_features_are_normalised_and_outliers_cut_at_ten_spreads() -> None:
+def test_features_are_normalized_and_outliers_cut_at_ten_spreads() -> None:
     network = Policy(3, PolicyConfig(kind="linear", init_logit=0.0))
     seen = torch.tensor([[1.0, 5.0, 7.0], [3.0, -5.0, 7.0], [2.0, 0.0, 7.0]])
-    network.normalise_by(seen)
+    network.normalize_by(seen)
     assert network.mean.tolist() == [2, 0, 7] and network.std.tolist() == [1, 5, 1]
     with torch.no_grad():
         network.layers[-1].weight.copy_(torch.tensor([[1.0, 10.0, 100.0]]))
@@ -46,7 +46,7 @@ def test_features_are_normalised_and_outliers_cut_at_ten_spreads() -> None:
 
 def test_a_feature_that_never_changes_can_be_left_out() -> None:
     network = Policy(2, PolicyConfig(kind="linear", init_logit=0.0))
-    network.normalise_by(torch.tensor([[1.0, 7.0], [3.0, 7.0]]), constant_spread=math.inf)
+    network.normalize_by(torch.tensor([[1.0, 7.0], [3.0, 7.0]]), constant_spread=math.inf)
     with torch.no_grad():
         network.layers[-1].weight.fill_(1.0)
     low, high = network(torch.tensor([[3.0, -50.0], [3.0, 50.0]])).tolist()
@@ -54,9 +54,9 @@ def test_a_feature_that_never_changes_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("num_rows", [0, 1])
-def test_normalising_by_next_to_nothing_leaves_the_scale_alone(num_rows: int) -> None:
+def test_normalizing_by_next_to_nothing_leaves_the_scale_alone(num_rows: int) -> None:
     network = Policy(3, PolicyConfig(kind="linear"))
-    network.normalise_by(torch.full((num_rows, 3), 4.0))
+    network.normalize_by(torch.full((num_rows, 3), 4.0))
     assert network.mean.tolist() == [4.0 * num_rows] * 3 and network.std.tolist() == [1.0] * 3
 
 

@@ -105,7 +105,7 @@ def fly_batch(probs: list[list[float]], **fields: object) -> MismatchBatch:
 
 def test_flys_entropy_is_the_top_three_terms_of_the_full_softmax():
     """By hand, in units of ln 2: 1/2 * 1 + 1/4 * 2 + 1/8 * 3, without the fourth term, and not
-    renormalised over the three.
+    renormalized over the three.
     """
     batch = fly_batch([[0.125, 0.5, 0.125, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.0, 0.5, 0.0]])
     ruling = FLy(window=2, min_entropy=0.0).rule(batch)

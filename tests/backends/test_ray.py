@@ -177,7 +177,7 @@ def test_a_replica_whose_place_is_gone_is_named_and_not_waited_for(many, monkeyp
     lost = SimpleNamespace(wait=lambda timeout_seconds: False)
     monkeypatch.setattr(many, "_groups", [many._groups[0], lost])
     with pytest.raises(BackendError, match="replica 1 died, and within 60 seconds Ray found no"):
-        many._settle(ray.exceptions.RayActorError(), 1)
+        many._recover(ray.exceptions.RayActorError(), 1)
 
 
 def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:

@@ -129,7 +129,7 @@ def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_pat
     assert config["features"]["spec"] == "hidden" and config["policy"]["hidden_projection"] == 3
     it = LearnedArbiter.load(folder)
     assert it.policy.projection.weight.shape == (3, it.features.num_hidden)
-    assert it.policy.mean[-1] != 0, "what it was normalised by is kept"
+    assert it.policy.mean[-1] != 0, "what it was normalized by is kept"
     tiny("eval", "--task", letters, "--split", "test", "--arbiter", folder, "--max-new-tokens", 8)
     assert "arbiter:threshold=0.5" in capsys.readouterr().out
 

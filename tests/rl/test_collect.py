@@ -14,7 +14,7 @@ from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.observed import Observed
 from cospec.backends.base import Rollout
 from cospec.backends.engine import EngineBackend
-from cospec.config import SamplingConfig
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.engine import Branch, Engine
 from cospec.features import SCALAR_NAMES
 from cospec.rl.collect import Collector
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 NUM_TOKENS, K = 20, 4
+DECODE = DecodeConfig(K, batch_size=64)
 
 
 def collector(pair: ModelPair, task: Task, **changes: object) -> Collector:
@@ -41,7 +42,7 @@ def collector(pair: ModelPair, task: Task, **changes: object) -> Collector:
         group_size=2,
         branches_per_rollout=100.0,
         num_speculative_tokens=K,
-        batch_size=16,
+        batch_size=64,
         max_new_tokens=NUM_TOKENS,
     )
     config = train_config(**settings | changes)
@@ -123,8 +124,8 @@ def test_the_lossless_baseline_is_the_targets_own_answer_at_the_cost_of_speculat
 ) -> None:
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     sampling = SamplingConfig(max_new_tokens=NUM_TOKENS)
-    alone = Engine.target_only(pair).generate(prompts, sampling)
-    speculative = Engine(pair, AlwaysTarget(), num_speculative_tokens=K).generate(prompts, sampling)
+    alone = Engine.target_only(pair, DECODE).generate(prompts, sampling)
+    speculative = Engine(pair, AlwaysTarget(), DECODE).generate(prompts, sampling)
     for example, a, b, found in zip(examples, alone, speculative, tossed.lossless, strict=True):
         assert found == (task.score(example, a.text).correct, b.stats.num_target_forwards)
 
@@ -132,9 +133,9 @@ def test_the_lossless_baseline_is_the_targets_own_answer_at_the_cost_of_speculat
 def test_rewards_and_costs_are_those_of_decoding(tossed, pair, task, examples) -> None:
     repeated = [example for example in examples for _ in range(3)]
     prompts = [task.prompt(example, pair.tokenizer) for example in repeated]
-    engine = Engine(pair, arbiter(tossed.policy), num_speculative_tokens=K)
+    engine = Engine(pair, arbiter(tossed.policy), DECODE)
     done = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS, seed=8))
-    base = Engine(pair, AlwaysTarget(), num_speculative_tokens=K).generate(
+    base = Engine(pair, AlwaysTarget(), DECODE).generate(
         prompts, SamplingConfig(max_new_tokens=NUM_TOKENS)
     )
     assert [one.place for one in tossed.played] == sorted(list(range(len(examples))) * 3)
@@ -148,7 +149,7 @@ def test_rewards_and_costs_are_those_of_decoding(tossed, pair, task, examples) -
 
 
 def test_a_sure_policy_plays_as_its_threshold_does(sure, pair, task, examples) -> None:
-    engine = Engine(pair, arbiter(sure.policy, explore=0.0), num_speculative_tokens=K)
+    engine = Engine(pair, arbiter(sure.policy, explore=0.0), DECODE)
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     done = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
     for one in sure.played:
@@ -162,7 +163,7 @@ def test_at_a_temperature_rollouts_are_sampled_and_so_are_their_branches(
 ) -> None:
     never = Session(collector(pair, task, temperature=1.0), coin(-1e5), examples, seed=8)
     prompts = [task.prompt(example, pair.tokenizer) for example in examples for _ in range(2)]
-    engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=K)
+    engine = Engine(pair, AlwaysTarget(), DECODE)
     sampling = SamplingConfig(max_new_tokens=NUM_TOKENS, temperature=1.0, seed=8)
     done = engine.generate(prompts, sampling)
     texts = [one.rollout.completion.token_ids for one in never.played]

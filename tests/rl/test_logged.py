@@ -266,7 +266,7 @@ def test_a_log_improves_a_policy_on_a_bundled_pair(tmp_path) -> None:
     path.write_text("\n".join(lines) + "\n")
     given = read_rewards(write(tmp_path, "rewards.jsonl", verdicts))
     data = read_log(path, given, features.names)
-    policy.normalise_by(data.features)
+    policy.normalize_by(data.features)
     config = train_config(num_epochs=150, learning_rate=0.05, entropy_bonus=0.0)
     trained, metrics = train_on_log(served, data, config)
     assert metrics["num_decisions_used"] > 200

@@ -161,7 +161,7 @@ def test_a_policy_learns_whose_token_was_right() -> None:
     delta = torch.where(features[:, 0].abs() > 0.7, 1.0, -1.0)  # no linear rule
     config = train_config(num_solutions=1, num_solution_epochs=30)
     policy = Policy(5, PolicyConfig(init_logit=0.0))
-    policy.normalise_by(features)
+    policy.normalize_by(features)
     loss = imitate(policy, SolutionData(features, delta), config)
     is_right = (policy(features) > 0) == (delta > 0)
     assert loss < 0.15

@@ -83,7 +83,7 @@ def test_the_policy_plays_by_chance_and_is_tuned_by_threshold(pair, task, monkey
     assert seen == [None, 1.0, 1.0, None, 0.0]  # lossless, play, branch, lossless, tune
 
 
-def test_features_are_normalised_by_the_first_round_and_never_again(whole, pair, task) -> None:
+def test_features_are_normalized_by_the_first_round_and_never_again(whole, pair, task) -> None:
     it = trainer(pair, task, num_rounds=1)
     it.run()
     assert it.state.policy.mean.any() and (it.state.policy.std != 1).any()

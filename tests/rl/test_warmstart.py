@@ -130,7 +130,7 @@ def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) ->
 @pytest.mark.parametrize("method", ["rl", "policy_iteration"])
 @pytest.mark.parametrize("value", [None, float("nan")])
 def test_an_audit_without_a_usable_mismatch_is_refused(pair, task, tmp_path, method, value) -> None:
-    """Found: the policy was never normalised, and nothing said so."""
+    """Found: the policy was never normalized, and nothing said so."""
     path, size = tmp_path / "few.safetensors", len(SCALAR_NAMES)
     mismatch = {"position": 0, "draft_id": 1, "target_id": 2, "features": [value] * size}
     mismatch |= {"draft_correct": True, "target_correct": False}

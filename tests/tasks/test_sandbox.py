@@ -16,7 +16,7 @@ import pytest
 import cospec.errors
 from cospec.errors import CodeExecutionRefusedError
 from cospec.tasks import sandbox
-from cospec.tasks.sandbox import Limits, Verdict, check_sandbox, run_program
+from cospec.tasks.sandbox import Limits, ProgramResult, check_sandbox, run_program
 
 SMALL = Limits(cpu_s=1, wall_s=3, memory_bytes=128 * 2**20, disk_bytes=2**20)
 TRY = """
@@ -29,7 +29,7 @@ def is_refused(action, *arguments, **settings):
 """
 
 
-def run(program: str, limits: Limits = SMALL) -> Verdict:
+def run(program: str, limits: Limits = SMALL) -> ProgramResult:
     return run_program(TRY + program, limits)
 
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("sandbox")
 
 
 def test_a_program_that_reaches_its_end_passes_and_its_output_is_kept() -> None:
-    assert run("print(6 * 7, '\u00fc')") == Verdict(
+    assert run("print(6 * 7, '\u00fc')") == ProgramResult(
         passed=True, reason="passed", output="42 \u00fc"
     )
 

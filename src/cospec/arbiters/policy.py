@@ -54,12 +54,12 @@ class Correction(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, _: torch.Generator | None = None) -> Tensor:
-        """Return logits, (N,), from normalised scalars with a logit after them, (N, S + 1)."""
+        """Return logits, (N,), from normalized scalars with a logit after them, (N, S + 1)."""
         return x[:, -1] + super().forward(x[:, :-1])[:, 0]
 
 
 class Policy(nn.Module):
-    """Logit of keeping the draft's token from normalised features.
+    """Logit of keeping the draft's token from normalized features.
 
     Args:
         num_features: F.
@@ -121,7 +121,7 @@ class Policy(nn.Module):
             width = after
         return found
 
-    def normalise_by(
+    def normalize_by(
         self, features: Tensor, constant_spread: float = 1.0, is_used: Tensor | None = None
     ) -> None:
         """Freeze the mean and spread of the training data.
@@ -141,7 +141,7 @@ class Policy(nn.Module):
             self.std[~is_used] = torch.inf
 
     def take_up(self, features: Tensor) -> None:
-        """Normalise scalars that were left out, by new data.
+        """Normalize scalars that were left out, by new data.
 
         The logit stays as it is: they get weights of 0, and later ones from the correction alone.
 
@@ -162,7 +162,7 @@ class Policy(nn.Module):
         """Set the weights of a linear policy whose hidden projection has width 1.
 
         Args:
-            weights: Of the normalised features, (F,).
+            weights: Of the normalized features, (F,).
             bias: Of the logit, a scalar.
         """
         head = self.layers[0]
@@ -187,14 +187,14 @@ class Policy(nn.Module):
         x = self.corrigible(features, generator)
         return self.correction(x) if self.config.correction else x[:, -1]
 
-    def normalised(self, features: Tensor) -> Tensor:
+    def normalized(self, features: Tensor) -> Tensor:
         """Return features in spreads from their mean, (N, F), cut at 10; NaN if not finite."""
         x = (features.float() - self.mean) / self.std
         return torch.where(x.isfinite(), x.clamp(-10, 10), torch.nan)
 
     def corrigible(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the input of a correction: normalised scalars and the logit, (N, S + 1)."""
-        x = self.normalised(features)
+        """Return the input of a correction: normalized scalars and the logit, (N, S + 1)."""
+        x = self.normalized(features)
         scalars = x[:, : x.shape[1] - self.num_hidden]
         if generator is not None and self.config.dropout:
             is_kept = torch.rand(x.shape, generator=generator) >= self.config.dropout

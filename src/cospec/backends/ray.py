@@ -247,7 +247,7 @@ class RayBackend:
             try:
                 found = unpack(self._ray.get(ready))
             except self._ray.exceptions.RayError as error:
-                self._settle(error, n)
+                self._recover(error, n)
                 waiting.extend(_apart(task, works, num_tries, error))
                 continue
             for i, (place, one) in enumerate(zip(task.places, found, strict=True)):
@@ -277,7 +277,7 @@ class RayBackend:
         weakref.finalize(handle, self._dead[home].append, key)
         return handle
 
-    def _settle(self, error: Exception, n: int) -> None:
+    def _recover(self, error: Exception, n: int) -> None:
         """Replace a replica that died; raise what trying again cannot help.
 
         Raises:

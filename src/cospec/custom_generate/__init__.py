@@ -31,7 +31,7 @@ from cospec.custom_generate.keys import refuse_unsupported
 from cospec.custom_generate.loaded import arbiter_for
 from cospec.errors import ConfigError
 from cospec.models import ModelPair
-from cospec.models.compare import settle
+from cospec.models.compare import match_models
 from cospec.types import Needs
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Collaborative:
         prompts = _prompts(input_ids, model_kwargs)
         with _as_before(model, self._draft):
             pair = ModelPair(model, self._draft, self._tokenizer)
-            notes = [] if self._draft is None else settle([model, self._draft], None)
+            notes = [] if self._draft is None else match_models([model, self._draft], None)
             arbiter = self._arbiter
             if isinstance(arbiter, str):
                 arbiter = arbiter_for(arbiter, pair)

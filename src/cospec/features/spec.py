@@ -1,6 +1,6 @@
 """Feature specs: which features an arbiter sees, fitted to a pair, and how a checkpoint names them.
 
-Features are raw; whoever learns from them normalises and freezes what it normalised with.
+Features are raw; whoever learns from them normalizes and freezes what it normalized with.
 """
 
 from __future__ import annotations

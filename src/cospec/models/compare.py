@@ -65,7 +65,7 @@ def compare_tokenizers(
     return notes
 
 
-def settle(
+def match_models(
     models: list[PreTrainedModel], tokenizers: list[PreTrainedTokenizerBase] | None
 ) -> list[str]:
     """Compare two loaded models, let the draft learn the target's ids if it has to; return notes.

@@ -19,7 +19,7 @@ from cospec.errors import (
 from cospec.models import packed, quantized
 from cospec.models.attention import keep_padding, use_grouped_attention
 from cospec.models.bundled import BUNDLED, bundled_models
-from cospec.models.compare import compare_tokenizers, ids_of, settle
+from cospec.models.compare import compare_tokenizers, ids_of, match_models
 from cospec.models.load import load_model, load_tokenizer
 from cospec.models.probe import probe
 from cospec.models.support import check_supported, context_length, warn_of_mixed_rows
@@ -134,7 +134,7 @@ class ModelPair:
             notes += compare_tokenizers(*tokenizers)  # before anything large is loaded
         models = _load(sources, device, dtype=dtype, allow_pickle=allow_pickle, **kwargs)
         if draft is not None:
-            notes += settle(models, tokenizers if allow_different_tokenizers else None)
+            notes += match_models(models, tokenizers if allow_different_tokenizers else None)
         own = None if draft is None else models[1]
         pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
         pair._change_weights(pack_weights)

@@ -55,7 +55,7 @@ class LoggedData(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Rewarded:
     """Reward of a request, and its group."""
 
     reward: float
@@ -63,7 +63,7 @@ class Verdict:
     """Requests are compared within their group."""
 
 
-def read_rewards(path: Path) -> dict[str, Verdict]:
+def read_rewards(path: Path) -> dict[str, Rewarded]:
     """Read rewards: a JSON object a line, with ``request_id``, ``reward``, and maybe ``group``.
 
     A request with several answers (``n``) has a line for each, with its ``index`` in the response.
@@ -72,7 +72,7 @@ def read_rewards(path: Path) -> dict[str, Verdict]:
         ConfigError: The file cannot be read, a line is no such object, or two lines tell a request
             different things.
     """
-    found: dict[str, Verdict] = {}
+    found: dict[str, Rewarded] = {}
     for number, row in _rows(path):
         reward, name = row.get("reward"), row.get("request_id")
         is_number = isinstance(reward, int | float) and abs(reward) < float("inf")
@@ -88,8 +88,8 @@ def read_rewards(path: Path) -> dict[str, Verdict]:
                     "the response, from 0 on."
                 )
             name = f"{index}_{name}"  # as vLLM calls them
-        verdict = Verdict(float(reward), str(row.get("group", "")))
-        if found.setdefault(name, verdict) != verdict:
+        rewarded = Rewarded(float(reward), str(row.get("group", "")))
+        if found.setdefault(name, rewarded) != rewarded:
             raise ConfigError(
                 f"{path}, line {number}: {row!r}, and an earlier line gives that request the "
                 f"reward {found[name].reward} and the group {found[name].group!r}; keep one line."
@@ -97,7 +97,7 @@ def read_rewards(path: Path) -> dict[str, Verdict]:
     return found
 
 
-def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> LoggedData:
+def read_log(path: Path, rewards: dict[str, Rewarded], names: Sequence[str]) -> LoggedData:
     """Read the decisions of requests that have a reward.
 
     Args:
@@ -111,8 +111,8 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
     torn: list[int] = []
     rows = _rows(path, torn)
     _check_head(path, next(rows, (1, {}))[1], names)
-    used: list[tuple[Json, str, Verdict]] = []
-    requests, answered = set[str](), dict[str, Verdict]()
+    used: list[tuple[Json, str, Rewarded]] = []
+    requests, answered = set[str](), dict[str, Rewarded]()
     num_decisions = num_without = 0
     for number, row in rows:
         if _HEAD in row:  # of another server that shares the file
@@ -155,7 +155,7 @@ def read_log(path: Path, rewards: dict[str, Verdict], names: Sequence[str]) -> L
 
 
 def _data(
-    used: Sequence[tuple[Json, str, Verdict]], answered: dict[str, Verdict], counts: Json
+    used: Sequence[tuple[Json, str, Rewarded]], answered: dict[str, Rewarded], counts: Json
 ) -> LoggedData:
     """Return decisions with what they are worth.
 
@@ -238,20 +238,20 @@ def train_on_log(
     return replace(arbiter, policy=policy), metrics
 
 
-def _advantages(verdicts: dict[str, Verdict]) -> dict[str, float]:
+def _advantages(answered: dict[str, Rewarded]) -> dict[str, float]:
     """Rewards minus the mean of their group, by request."""
     groups: dict[str, list[float]] = defaultdict(list)
-    for verdict in verdicts.values():
-        groups[verdict.group].append(verdict.reward)
+    for rewarded in answered.values():
+        groups[rewarded.group].append(rewarded.reward)
     # Of rewards that are all alike the mean may be another number, by rounding.
     means = {
         group: rewards[0] if len(set(rewards)) == 1 else sum(rewards) / len(rewards)
         for group, rewards in groups.items()
     }
-    return {name: verdict.reward - means[verdict.group] for name, verdict in verdicts.items()}
+    return {name: rewarded.reward - means[rewarded.group] for name, rewarded in answered.items()}
 
 
-def _find(rewards: dict[str, Verdict], logged: str) -> tuple[str, Verdict] | None:
+def _find(rewards: dict[str, Rewarded], logged: str) -> tuple[str, Rewarded] | None:
     """Find the reward of an answer by its logged id, which vLLM made longer: -PROMPT, -RANDOM.
 
     Only ids of completions have the number of a prompt. Of several answers to a prompt (``n``) each

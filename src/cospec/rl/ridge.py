@@ -43,11 +43,11 @@ def penalties(features: ScalarFeatures, config: RidgeConfig) -> Tensor:
 
 
 def fit(policy: Policy, features: Tensor, labels: Labels, penalty: Tensor) -> float:
-    """Fit a linear policy, and its normalisation, to labelled decisions.
+    """Fit a linear policy, and its normalization, to labelled decisions.
 
     Args:
         policy: Linear, with a hidden projection of width 1; whatever it knew is replaced.
-        features: (N, F). Decisions without weight do not count, not even for the normalisation.
+        features: (N, F). Decisions without weight do not count, not even for the normalization.
         labels: Label of each decision.
         penalty: As `penalties` returns it, (F,).
 
@@ -58,10 +58,10 @@ def fit(policy: Policy, features: Tensor, labels: Labels, penalty: Tensor) -> fl
     if not matters.any():
         return 0.0
     x, keep, weight = features[matters], labels.keep[matters].float(), labels.weight[matters]
-    policy.normalise_by(x, torch.inf, penalty < torch.inf)
+    policy.normalize_by(x, torch.inf, penalty < torch.inf)
     # The penalty is the same for all weights after scaling, so that L-BFGS converges sooner.
     scale = penalty.rsqrt()
-    x = policy.normalised(x) * scale
+    x = policy.normalized(x) * scale
     found = torch.zeros(x.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
 

@@ -9,7 +9,7 @@ thousands of such places. It cannot tell whether other words would have been rig
 left to the rounds, or to a `Fork` at each place, where the target goes on from the other token.
 
 The rest of a block is not known here: the features of the block and of what follows are 0, and a
-policy that is normalised by these decisions leaves them out.
+policy that is normalized by these decisions leaves them out.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from cospec.rl.credit import assign_credit
 from cospec.rl.methods import METHODS
 from cospec.rl.metrics import branch_gain, guard, round_metrics, tune_metrics
 from cospec.rl.solutions import check_solutions
-from cospec.rl.updates import known_branches, normalise_first, refit, round_seed, update
+from cospec.rl.updates import known_branches, normalize_first, refit, round_seed, update
 from cospec.rl.warmstart import warm_start
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Trainer:
         player, seed = self.method.player(self.arbiter), round_seed(self.config, state.round)
         played, branches = self.collector.round(player, examples, state.baselines, seed)
         if not state.replay:
-            normalise_first(state.policy, played, self.arbiter.features, self.config)
+            normalize_first(state.policy, played, self.arbiter.features, self.config)
             state.start.load_state_dict(state.policy.state_dict())
         gain = branch_gain(state.policy, branches) / size
         state.replay.append(branches)

@@ -31,10 +31,10 @@ def round_seed(config: TrainConfig, number: int) -> int:
     return config.seed * 10_007 + number
 
 
-def normalise_first(
+def normalize_first(
     policy: Policy, played: Sequence[Played], features: ScalarFeatures, config: TrainConfig
 ) -> None:
-    """Normalise a policy by the decisions of the first round, unless a warm start did.
+    """Normalize a policy by the decisions of the first round, unless a warm start did.
 
     Raises:
         ConfigError: The rollouts have no decisions.
@@ -52,7 +52,7 @@ def normalise_first(
     method = METHODS[config.method]
     # No override precedes what the target's path shows; once the policy rules, some do.
     spread = math.inf if method.on_target_path else 1.0
-    policy.normalise_by(torch.stack(seen), spread, method.features(features))
+    policy.normalize_by(torch.stack(seen), spread, method.features(features))
 
 
 def known_branches(replay: Sequence[BranchData], config: TrainConfig) -> KnownBranches:
@@ -77,7 +77,7 @@ def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:
     """Train a policy on right tokens, in small batches and at a learning rate that falls to zero.
 
     Args:
-        policy: Already normalised; its correction is left as it is.
+        policy: Already normalized; its correction is left as it is.
         data: Decisions, and whose token was right.
         config: Weight decay, dropout, seed, and number of passes.
 

@@ -103,7 +103,7 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
         loss = refit(learnt, features, known, config)
         metrics = {"loss": loss, "num_branches": len(branches)}
         return WarmStart(learnt, copy.deepcopy(learnt), branches, metrics)
-    learnt.normalise_by(x, math.inf)
+    learnt.normalize_by(x, math.inf)
     start = copy.deepcopy(learnt)
     update(learnt, start, Decisions(x, none.bool(), none), known, config, round_seed(config, 0))
     return WarmStart(learnt, start, branches, {"num_branches": len(branches)})
@@ -123,7 +123,7 @@ def from_solutions(policy: Policy, data: SolutionData, config: TrainConfig) -> W
             "them, or neither predicts it, or the context holds none; set num_solutions to 0."
         )
     learnt = copy.deepcopy(policy)
-    learnt.normalise_by(data.features, math.inf)
+    learnt.normalize_by(data.features, math.inf)
     loss = imitate(learnt, data, config)
     metrics = {"loss": loss, "num_solution_decisions": len(data.delta)}
     return WarmStart(learnt, copy.deepcopy(learnt), metrics=metrics)

@@ -97,7 +97,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProgramResult:
     """Outcome of a program."""
 
     passed: bool
@@ -110,7 +110,7 @@ class Verdict:
 
 def run_program(
     program: str, limits: Limits | None = None, *, extra_trees: Iterable[Path] = ()
-) -> Verdict:
+) -> ProgramResult:
     """Runs a Python program in a sandbox.
 
     Args:
@@ -141,7 +141,7 @@ def run_program(
     reason = report["reason"]
     if reason == "failed":
         reason = text.rpartition("\n")[2][:200] or reason
-    return Verdict(report["reason"] == "passed", reason, text)
+    return ProgramResult(report["reason"] == "passed", reason, text)
 
 
 def _supervise(request: str, output: IO[bytes], wall_s: float) -> dict[str, str]:

@@ -33,7 +33,13 @@ def examples(task: Task):
 
 
 def config(**changes: object) -> AuditConfig:
-    return AuditConfig(max_new_tokens=NUM_TOKENS, **changes)
+    return AuditConfig(batch_size=64, max_new_tokens=NUM_TOKENS, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(pair, task, examples):
+    """The audit of all problems: under the lossless arbiter, every branch, and no oracle."""
+    return Auditor(pair, task, config(oracle=False)).audit(examples)
 
 
 def are_right(pair: ModelPair, task: Task, texts: list[tuple[Example, list[int]]], engine: Engine):
@@ -51,13 +57,14 @@ def are_right(pair: ModelPair, task: Task, texts: list[tuple[Example, list[int]]
     return found
 
 
-def test_the_outcome_of_each_branch_is_that_of_decoding_it_afresh(pair, task, examples) -> None:
-    records = Auditor(pair, task, config(oracle=False)).audit(examples)
-    target = Engine.target_only(pair)
+def test_the_outcome_of_each_branch_is_that_of_decoding_it_afresh(
+    pair, task, examples, whole
+) -> None:
+    target = Engine.target_only(pair, batch_size=64)
     prompts = [task.prompt(example, pair.tokenizer) for example in examples]
     paths = target.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
     texts, outcomes = [], []
-    for example, record, path in zip(examples, records, paths, strict=True):
+    for example, record, path in zip(examples, whole, paths, strict=True):
         assert record["correct"] == task.score(example, path.text).correct
         assert record["num_mismatches"] == len(record["mismatches"])
         for mismatch in record["mismatches"]:
@@ -128,16 +135,15 @@ def test_the_oracle_path_ends_right_if_the_path_or_one_of_its_branches_does(
 
 
 def test_with_a_limit_each_problem_plays_some_of_its_mismatches_and_always_the_same(
-    pair, task, examples
+    pair, task, examples, whole
 ) -> None:
-    full = Auditor(pair, task, config(oracle=False)).audit(examples)
     some = Auditor(pair, task, config(oracle=False, branches_per_problem=2)).audit(examples)
     again = Auditor(pair, task, config(oracle=False, branches_per_problem=2)).audit(examples[3:5])
     places = [[m["position"] for m in record["mismatches"]] for record in some]
-    for whole, part in zip(full, some, strict=True):
-        assert part["num_mismatches"] == whole["num_mismatches"]
-        assert len(part["mismatches"]) == min(2, whole["num_mismatches"])
-        found = {m["position"]: m["draft_correct"] for m in whole["mismatches"]}
+    for full, part in zip(whole, some, strict=True):
+        assert part["num_mismatches"] == full["num_mismatches"]
+        assert len(part["mismatches"]) == min(2, full["num_mismatches"])
+        found = {m["position"]: m["draft_correct"] for m in full["mismatches"]}
         for mismatch in part["mismatches"]:
             assert found[mismatch["position"]] == mismatch["draft_correct"]
     assert [[m["position"] for m in record["mismatches"]] for record in again] == places[3:5]
@@ -196,13 +202,12 @@ def test_only_mismatches_that_were_reached_and_may_be_overridden_are_played(
     assert 0 < len(played) <= sum(m.is_reached for m in every) < len(every)
 
 
-def test_mismatches_after_the_last_correction_are_not_played(pair, task, examples) -> None:
+def test_mismatches_after_the_last_correction_are_not_played(pair, task, examples, whole) -> None:
     """Found: they were branched from, counted and taught, and no arbiter may override them."""
 
     def seen(record):
         return [(m["position"], m["draft_id"], m["draft_correct"]) for m in record["mismatches"]]
 
-    whole = Auditor(pair, task, config(oracle=False)).audit(examples)
     some = Auditor(pair, task, config(max_corrections=2)).audit(examples)
     for one, other in zip(whole, some, strict=True):
         assert other["num_mismatches"] == len(other["mismatches"]) <= 2

@@ -1,4 +1,4 @@
-"""The oracle path as an entry of a benchmark: a ceiling in quality and speed.
+"""The oracle path as an entry of a benchmark: a reference whose rulings know the answers.
 
 It has to know how every branch ends (see `Auditor`), so it is not an arbiter, and the time of its
 search says nothing about decoding. Its times are estimates: those of lossless decoding, scaled by
