@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ settings.register_profile("fixed", derandomize=True)  # the same examples in eve
 settings.load_profile("fixed")
 
 torch.set_num_threads(1)  # tiny models; more threads only get in each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for the processes that tests start
 
 VOCAB = 61
 EOS = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -84,10 +85,15 @@ def test_each_arbiter_tells_the_problems_that_it_was_trained_on(folder):
     assert overlap(folder, task.examples("train", 3, 99)).num_same == 0
 
 
+@functools.cache
+def bundled_pair(name):
+    return PairOptions(pair=name, device="cpu").load()
+
+
 @requires_weights
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_bundled_pair_loads_by_its_name(name):
-    pair = PairOptions(pair=name, device="cpu").load()
+    pair = bundled_pair(name)
     assert pair.target.dtype == pair.draft.dtype == torch.float32
     assert pair.target.num_parameters() > pair.draft.num_parameters()
     assert not pair.tokenizer.chat_template, "the models were trained on the plain prompt"
@@ -98,7 +104,7 @@ def test_a_bundled_pair_loads_by_its_name(name):
 @pytest.mark.parametrize("spec", BUNDLED_ARBITERS)
 def test_the_trained_arbiter_is_that_of_its_pair(name, spec):
     options = PairOptions(pair=name, device="cpu")
-    pair = options.load()
+    pair = bundled_pair(name)
     arbiter = load_arbiter(options.find_arbiter(spec), pair)
     found = load_arbiter(f"{spec}:threshold=0.25", pair)  # found: an unknown arbiter
     assert found.folder == arbiter.folder and found.threshold == 0.25

@@ -13,7 +13,7 @@ for seed in 0 1; do
         --seed "$seed" --out "runs/specialist-mix-seed$seed"
 done
 
-# guard_tasks.json: commit dff2a3f, 12 min, AMD EPYC, 2 cores, 1 thread.
+# guard_tasks.json.gz: commit dff2a3f, 12 min, AMD EPYC, 2 cores, 1 thread.
 python experiments/transfer/transfer.py --arbiter bundled-scalar:max_mismatch_rate=inf bundled-scalar \
     runs/specialist-mix-seed0:max_mismatch_rate=inf \
     runs/specialist-mix-seed1:max_mismatch_rate=inf --pair bundled:specialist --task chain_sum \

@@ -39,7 +39,7 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
     result = tmp_path / "r.json"
     bench(
         "--arms", "gap", "random:match=gap", "assisted", "oracle", "--tune-k", 2, 3,
-        "--batch-sizes", 1, 4, "--temperatures", 0, 1, "--json", result,
+        "--batch-sizes", 1, 4, "--temperatures", 0, 1, "--max-new-tokens", 3, "--json", result,
     )  # fmt: skip
     out, err = capsys.readouterr()
     for batch in (1, 4):
@@ -79,19 +79,20 @@ NUM_ARMS = 5
 def test_an_interrupted_run_goes_on_in_any_part(bench, tmp_path, monkeypatch, capsys):
     """Once in tuning, once in the second repeat (each has a warm-up)."""
     whole = tmp_path / "whole.json"
-    bench(*TUNED, "--json", whole)
+    command = (*TUNED, "--num-tune-problems", 1, "--json")
+    bench(*command, whole)
     expected = json.loads(whole.read_text())
     for num_calls in (4, NUM_TRIES + 3 * NUM_ARMS - 2):
         result = tmp_path / f"{num_calls}.json"
         with monkeypatch.context() as patch:
             stop_after(patch, num_calls)
             with pytest.raises(SystemExit) as stop:
-                bench(*TUNED, "--json", result)
+                bench(*command, result)
         assert stop.value.code == 130
         part = tmp_path / f"{num_calls}.json.part.jsonl"
         assert f"{part} keeps them" in capsys.readouterr().err
         kept = [json.loads(line) for line in part.read_text().splitlines()[1:]]
-        bench(*TUNED, "--json", result)
+        bench(*command, result)
         document = json.loads(result.read_text())
         assert document["num_resumed_turns"] == len(kept) > 0
         assert document["tuning"] == expected["tuning"]
@@ -134,7 +135,7 @@ EXACT = ("lossless", "assisted")
 
 def test_every_arm_has_a_draft_that_stops_early(bench, tmp_path):
     result = tmp_path / "r.json"
-    arguments = ("--arms", "always_draft", "assisted", "--batch-sizes", 1, "-k", 6)
+    arguments = ("--arms", "always_draft", "assisted", "--batch-sizes", 1, "-k", 6, "--repeats", 1)
     rows = {}
     for threshold in (0.0, 0.25):
         bench(

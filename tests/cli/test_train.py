@@ -80,7 +80,7 @@ def test_problems_that_an_arbiter_was_trained_on_are_noted_and_refused_if_strict
         measure = [verb, "--task", letters, "--split", "train", "--max-new-tokens", 4]
         measure += ["--num-problems", 10, "--arms" if verb == "bench" else "--arbiter", folder]
         if verb == "bench":
-            measure += ["--num-tune-problems", 0]
+            measure += ["--num-tune-problems", 0, "--repeats", 1]
         tiny(*measure)
         assert "note: arbiter was trained on 8 of these 10 problems" in capsys.readouterr().err
         with pytest.raises(SystemExit, match=r"trained on 8 of these 10 problems; draw others"):

@@ -62,6 +62,14 @@ def both(models, inputs, **settings):
     return found
 
 
+@pytest.fixture(scope="module")
+def usual(models, inputs):
+    """What generate gives with default settings, the same without and with CoSpec."""
+    plain, ours = both(models, inputs)
+    assert plain.tolist() == ours.tolist()
+    return plain
+
+
 SETTINGS = {
     "max_length": 40,
     "max_new_tokens": 9,
@@ -118,11 +126,11 @@ def test_every_key_of_the_config_has_a_place_and_every_honoured_one_a_test():
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-def test_an_honoured_key_gives_what_generate_gives(models, inputs, key):
+def test_an_honoured_key_gives_what_generate_gives(models, inputs, usual, key):
     plain, ours = both(models, inputs, **{key: SETTINGS[key]})
     assert plain.tolist() == ours.tolist()
     if key in CHANGES:
-        assert both(models, inputs)[0].tolist() != plain.tolist()
+        assert usual.tolist() != plain.tolist()
 
 
 def drafted(models, inputs, **settings):
@@ -383,14 +391,14 @@ def test_the_folder_takes_an_arbiter_and_returns_completions(models, inputs, mod
     assert row[width:][: len(found.completions[0].token_ids)] == found.completions[0].token_ids
 
 
-def test_prompt_lookup_needs_no_draft(models, inputs):
+def test_prompt_lookup_needs_no_draft(models, inputs, usual):
     target, _ = models
     lookup = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}
     found = target.generate(
         **inputs, **lookup, custom_generate=Collaborative(None), max_new_tokens=16,
         return_dict_in_generate=True,
     )  # fmt: skip
-    assert found.sequences.tolist() == both(models, inputs)[0].tolist()
+    assert found.sequences.tolist() == usual.tolist()
     assert any(c.stats.num_draft_tokens for c in found.completions)
 
 
@@ -431,11 +439,10 @@ def test_models_are_given_back_as_they_were(models, inputs):
         target.train(False)
 
 
-def test_models_are_tried_once(models, inputs, monkeypatch):
+def test_models_are_tried_once(models, inputs, usual, monkeypatch):
     """Found: each call read both models three times before it decoded."""
-    before = both(models, inputs)
     monkeypatch.setattr("cospec.models.probe.CachedModel", None)  # fails where it is used
-    assert all(map(torch.equal, both(models, inputs), before))
+    assert all(torch.equal(each, usual) for each in both(models, inputs))
 
 
 @pytest.mark.parametrize(
@@ -465,7 +472,7 @@ def test_tokens_past_the_vocabulary_never_come(models, inputs):
     assert int(both(models, inputs, max_new_tokens=40)[1].max()) < VOCAB
 
 
-def test_an_empty_table_beside_the_tokens_is_no_input(models, inputs):
+def test_an_empty_table_beside_the_tokens_is_no_input(models, inputs, usual):
     """Found: transformers gives classes of vision models one, and it was refused."""
     target, draft = models
 
@@ -473,16 +480,15 @@ def test_an_empty_table_beside_the_tokens_is_no_input(models, inputs):
         return Collaborative(draft)(*prepared, mm_encoder_outputs={}, **more)
 
     found = target.generate(**inputs, custom_generate=decode, max_new_tokens=16)
-    assert found.tolist() == both(models, inputs)[0].tolist()
+    assert found.tolist() == usual.tolist()
 
 
-def test_a_model_whose_own_repository_has_the_folder_is_decoded(models, inputs, monkeypatch):
+def test_a_model_whose_own_repository_has_the_folder_is_decoded(models, inputs, usual, monkeypatch):
     """Found: its ``generate`` is this function, which called itself."""
     target, draft = models
-    plain = both(models, inputs)[0]
     monkeypatch.setitem(vars(target), "generate", functools.partial(generate, model=target))
     ours = target.generate(**inputs, assistant_model=draft, max_new_tokens=16)
-    assert ours.tolist() == plain.tolist()
+    assert ours.tolist() == usual.tolist()
 
 
 class LengthOrSum(MaxLengthCriteria):
@@ -530,14 +536,14 @@ def test_a_processor_beside_a_warper_that_leaves_no_choice_gives_what_generate_g
     assert plain.tolist() == ours.tolist()
 
 
-def test_positions_are_those_of_the_mask_or_refused(models, inputs):
+def test_positions_are_those_of_the_mask_or_refused(models, inputs, usual):
     """Found: others were ignored."""
     target, draft = models
     custom = {"custom_generate": Collaborative(draft), "max_new_tokens": 16}
-    usual = inputs["attention_mask"].cumsum(-1) - 1
-    found = target.generate(**inputs, position_ids=usual.clamp(min=0), **custom)
-    assert found.tolist() == both(models, inputs)[0].tolist()
-    for positions in (usual + 3, usual[:, 1:]):
+    places = inputs["attention_mask"].cumsum(-1) - 1
+    found = target.generate(**inputs, position_ids=places.clamp(min=0), **custom)
+    assert found.tolist() == usual.tolist()
+    for positions in (places + 3, places[:, 1:]):
         with pytest.raises(ConfigError, match=r"position_ids ends in .* leave position_ids out"):
             target.generate(**inputs, position_ids=positions, **custom)
 

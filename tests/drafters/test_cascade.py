@@ -16,13 +16,13 @@ from tests.laws.decoding import covering
 
 FAMILIES = ["llama", "gemma3_text", "mistral"]
 ARBITERS = ["lossless", "gap:max_gap=1", "agreement:min_share=0.4"]
-WHOLE = {"num_speculative_tokens": 24, "end_blocks_at_stop": True}
+WHOLE = {"num_speculative_tokens": 16, "end_blocks_at_stop": True}
 
 
 def decode(pair, arbiter, batch_size, **changes):
     engine = Engine(pair, load_arbiter(arbiter), **WHOLE | {"batch_size": batch_size} | changes)
     prompts = some_prompts(3 if batch_size == 1 else 6)
-    return engine.generate(prompts, SamplingConfig(max_new_tokens=24))
+    return engine.generate(prompts, SamplingConfig(max_new_tokens=16))
 
 
 @pytest.mark.parametrize(("family", "arbiter", "batch_size"), covering(FAMILIES, ARBITERS, [1, 4]))
@@ -64,7 +64,7 @@ RULED = [("lossless", 4), ("random:rate=0.5", 1)]
 )
 def test_a_cascade_drafts_the_same_tokens(family, ruled_by, options, temperature):
     pair, (arbiter, batch_size) = family_pair(family), ruled_by
-    sampling = SamplingConfig(max_new_tokens=40, temperature=temperature, seed=0)
+    sampling = SamplingConfig(max_new_tokens=24, temperature=temperature, seed=0)
     prompts = [prompt + prompt for prompt in some_prompts(3 if batch_size == 1 else 4)]
     plain, found = (
         Engine(

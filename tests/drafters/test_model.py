@@ -12,8 +12,10 @@ from cospec.engine.rows import Row
 from cospec.sampling import Chance
 from cospec.types import Needs
 from tests.conftest import some_prompts
+from tests.laws.decoding import covering
 
 K = 4
+ARBITERS = ["lossless", "gap:max_gap=1", "chow_average:min_log_q=-2"]
 
 
 def propose(pair, needs, **options):
@@ -42,9 +44,10 @@ def test_logits_are_kept_where_a_trace_or_the_arbiter_wants_them(llama_pair, cas
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("drafter", ["model", "ngram+model"])
-@pytest.mark.parametrize("arbiter", ["lossless", "gap:max_gap=1", "chow_average:min_log_q=-2"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("drafter", "arbiter", "temperature"),
+    covering(["model", "ngram+model"], ARBITERS, [0.0, 1.0]),
+)
 def test_texts_are_the_same_without_a_trace(llama_pair, drafter, arbiter, temperature):
     sampling = SamplingConfig(max_new_tokens=24, temperature=temperature, seed=0)
     found, plain = (

@@ -54,7 +54,7 @@ def test_a_branch_continues_as_the_target_alone_would(family: str, batch_size: i
     places = [(r, *m) for r in rollouts for m in mismatches(r.completion)]
     assert len(places) > 10
     done = engine.branches([Branch(r, position, draft) for r, position, draft, _ in places])
-    afresh = read_afresh(Engine.target_only(pair), [place[:3] for place in places])
+    afresh = read_afresh(Engine.target_only(pair, batch_size=64), [place[:3] for place in places])
     for (rollout, position, *_), branch, expected in zip(places, done, afresh, strict=True):
         completion = branch.completion
         assert completion.token_ids == expected

@@ -44,11 +44,11 @@ def arbiters(*specs):
     return [(spec, load_arbiter(spec)) for spec in specs]
 
 
-def evaluation(pair, task, **changes):
+def evaluation(pair, task, batch_size=2, **changes):
     arms = make_arms(
         pair,
         arbiters("random:rate=0.5", "lossless", "always_draft"),
-        DecodeConfig(3, batch_size=2),
+        DecodeConfig(3, batch_size=batch_size),
     )
     settings = dict(max_new_tokens=MAX_NEW_TOKENS, chunk_size=2) | changes
     return Evaluation(arms, task, task.examples("test"), **settings)
@@ -116,7 +116,7 @@ def test_the_exact_prefix_is_the_targets_in_every_arm_with_an_arbiter(played, pa
     it, _, free = played
     texts = {0: {(row["arm"], row["id"]): row["text"] for row in free["rows"]}}
     for length in (9, MAX_NEW_TOKENS):
-        held = evaluation(pair, task, exact_prefix_tokens=length)
+        held = evaluation(pair, task, batch_size=9, chunk_size=9, exact_prefix_tokens=length)
         assert held.config()["exact_prefix_tokens"] == length
         rows = held.result(list(held.turns(warm_up=False)))["rows"]
         texts[length] = {(row["arm"], row["id"]): row["text"] for row in rows}

@@ -7,13 +7,28 @@ import dataclasses
 import pytest
 
 from cospec import Engine, load_arbiter
-from cospec.engine import Branch
+from cospec.engine import Branch, reference
 from cospec.engine.reference import reference_decode
 from cospec.types import Needs, Origin, Ruling
 from tests.conftest import family_pair
 from tests.laws.decoding import ARBITERS, BOTH, PROMPTS, UNSURE, assert_it_rules, covering, decode
 
 FAMILIES = ["llama", "gemma2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def texts_are_read_once():
+    """Keep what the reference decoder's forwards give: many texts come again in other tests."""
+    read, found = reference._logits, {}
+
+    def remembered(model, token_ids):
+        if (key := (id(model), tuple(token_ids))) not in found:
+            found[key] = read(model, token_ids)
+        return found[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "_logits", remembered)
+        yield
 
 
 def slowly(pair, arbiter, sampling, **settings):

@@ -42,6 +42,25 @@ def test_it_gives_what_transformers_gives(num_shared, length, scaling):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("counts", [(16, 16), (16, 4), (4, 0), (16, 5)])
+def test_tokens_without_padding_get_what_they_get_with_it(counts, monkeypatch):
+    """Rows of very different lengths are computed apart."""
+    given = module, query, key, value, mask = inputs(2, 16)
+    places = torch.tensor([16 * row + i for row, n in enumerate(counts) for i in range(n)])
+    lengths = []
+    monkeypatch.setattr(
+        attention, "_attend", lambda *a, __was=attention._attend, **k: (
+            lengths.append(a[1].shape[2]), __was(*a, **k)
+        )[1],
+    )  # fmt: skip
+    expected, _ = sdpa_attention_forward(*given)
+    tokens = query.transpose(1, 2).flatten(0, 1)[places].transpose(0, 1)[None]
+    with attention.without_padding(places, 2, 16):
+        found, _ = attention.grouped_attention(module, tokens, key, value, mask)
+    torch.testing.assert_close(found[0], expected.flatten(0, 1)[places])
+    assert lengths == ([4, 16] if counts == (16, 4) else [16])
+
+
 def test_a_mask_of_each_head_is_left_to_transformers(monkeypatch):
     given = inputs(2, 3, num_masks=4)
     asked = []

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import traceback
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +70,29 @@ def run(mode, job, folder):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return json.loads(written.read_text())
+
+
+def in_forks(*jobs):
+    """Does each job in a process of its own, all at once: one that need not import torch again."""
+    children = []
+    for job in jobs:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, for the threads
+            child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            signal.alarm(120)  # ends a job that hangs
+            job()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # whatever happens, no child goes on with the tests
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * len(jobs)
 
 
 class Later:

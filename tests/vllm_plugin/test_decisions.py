@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import stat
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ import torch
 from cospec.errors import ConfigError
 from cospec.vllm_plugin.decisions import DecisionLog
 from cospec.vllm_plugin.settings import DecisionLogSettings
+from tests.vllm_plugin.conftest import in_forks
 
 
 def add(log: DecisionLog, *request_ids: str, reached: list[bool] | None = None) -> None:
@@ -123,14 +123,14 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch, caplog
 
 def test_several_processes_may_share_a_file(tmp_path):
     path = tmp_path / "d.jsonl"
-    program = (
-        "import sys\n"
-        "from tests.vllm_plugin.test_decisions import *\n"
-        "log = DecisionLog(DecisionLogSettings(sys.argv[1], max_bytes=60_000), 'gap')\n"
-        "for i in range(200): add(log, *[f'{sys.argv[2]}-{i}'] * 3)\n"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", program, str(path), name]) for name in "ab"]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+
+    def write(name):
+        log = DecisionLog(DecisionLogSettings(str(path), max_bytes=60_000), "gap")
+        for i in range(200):
+            add(log, *[f"{name}-{i}"] * 3)
+        log.close()
+
+    in_forks(functools.partial(write, "a"), functools.partial(write, "b"))
     found = lines(path)
     assert sum("cospec_decisions" in line for line in found) == 2, "one of each"
     assert path.stat().st_size <= 60_000

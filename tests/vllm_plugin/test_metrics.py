@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -21,6 +19,7 @@ from cospec.vllm_plugin.metrics import (
     counts_path,
     read_counts,
 )
+from tests.vllm_plugin.conftest import in_forks
 
 
 def config(tmp_path, instance_id: str = "ab1", index: int = 0) -> SimpleNamespace:
@@ -96,13 +95,7 @@ def test_each_count_is_taken_once_whoever_takes(tmp_path):
 def test_counts_cross_processes(tmp_path):
     path = tmp_path / "x.counts"
     reader = CountsFile(path)
-    program = (
-        "import sys, pathlib, torch\n"
-        "from cospec.vllm_plugin.metrics import CountsFile\n"
-        "file = CountsFile(pathlib.Path(sys.argv[1]))\n"
-        "file.add(torch.tensor([7, 2, 4, 1]), {'cmpl-1': 2})\n"
-    )
-    subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=60)
+    in_forks(lambda: CountsFile(path).add(counts(7, 2, 4, 1), {"cmpl-1": 2}))
     assert list(reader.take().values()) == [7, 2, 4, 1]
     assert reader.overrides("cmpl-1") == 2
     assert reader.overrides("cmpl-2") is None

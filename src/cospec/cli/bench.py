@@ -10,6 +10,7 @@ from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.config import BenchConfig
+from cospec.evaluation.benchmark.names import ASSISTED, MATCH, ORACLE
 from cospec.models.bundled import BUNDLED_ARBITERS, bundled_arbiter_folder
 
 if TYPE_CHECKING:
@@ -53,14 +54,14 @@ class Bench:
 
     def run(self) -> None:
         """Tune, measure, show and write."""
+        if self.list_arms:
+            print("\n".join(self._known_arms()))
+            return
         from cospec.arbiters import load_arbiter
         from cospec.cli.play import check_trained_on
         from cospec.cli.views.bench import print_cells, run_benchmark
         from cospec.evaluation.benchmark.config import Benchmark, describe
 
-        if self.list_arms:
-            print("\n".join(self._known_arms()))
-            return
         if not self.task.task:
             raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
         if self.engine.backend == "vllm":
@@ -97,8 +98,6 @@ class Bench:
 
     def _check_vllm(self) -> None:
         """Refuse what takes more than one engine with the pair, or one that samples."""
-        from cospec.evaluation.benchmark.arms import ORACLE
-
         bench = self.bench
         refused = {
             "--tune-k": (bench.tune_k, len(bench.tune_k) > 1),
@@ -117,7 +116,6 @@ class Bench:
     def _known_arms(self) -> list[str]:
         """Return the arms that can be asked for with this pair; all of them without one."""
         from cospec.arbiters import RULES
-        from cospec.evaluation.benchmark.arms import ASSISTED, MATCH, ORACLE
 
         pair = self.pair.pair
         trained = [
@@ -137,7 +135,7 @@ class Bench:
 
     def _arm_specs(self) -> list[ArmSpec]:
         """Return the arms to measure, checked before any model is loaded."""
-        from cospec.evaluation.benchmark.arms import ORACLE, expand_sets, make_specs
+        from cospec.evaluation.benchmark.arms import expand_sets, make_specs
 
         pair = self.pair.pair
         has_bundled = pair is not None and bundled_arbiter_folder(pair, "bundled").is_dir()

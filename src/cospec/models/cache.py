@@ -292,7 +292,7 @@ class CachedModel:
         ids, positions = (x.flatten()[wanted][None] for x in (token_ids, window.positions))
         column = wanted % length - (length - num_logits)
         keep = (column >= 0).nonzero()[:, 0]
-        with without_padding(wanted):
+        with without_padding(wanted, num_rows, length):
             found = self._forward(ids, positions, window, keep)
         into = (wanted // length * num_logits + column)[keep].to(found.logits.device)
 

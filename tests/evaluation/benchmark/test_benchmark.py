@@ -206,13 +206,14 @@ def test_each_arm_has_the_speed_up_that_its_forwards_allow(cell):
 
 
 def test_assisted_generation_is_left_out_of_batches_and_of_sampling_with_the_reason(
-    pair, task, specs, tuning, cell
+    pair, task, tuning, cell
 ):
     assert [each["arm"] for each in cell["left_out"]] == ["assisted"]
     assert "one prompt at a time" in cell["left_out"][0]["reason"]
-    sampled = measure(benchmark(pair, task, repeats=1), specs, settings(tuning), None, 1, 1.0, play)
+    once, specs = benchmark(pair, task, repeats=1), make_specs(["assisted"], lambda spec: spec)
+    sampled = measure(once, specs, settings(tuning), None, 1, 1.0, play)
     assert "greedy" in sampled["left_out"][0]["reason"]
-    alone = measure(benchmark(pair, task, repeats=1), specs, settings(tuning), None, 1, 0.0, play)
+    alone = measure(once, specs, settings(tuning), None, 1, 0.0, play)
     assert alone["left_out"] == []
     arms = by_name(alone["arms"])
     assert arms["assisted"]["kind"] == "reference"

@@ -14,6 +14,8 @@ from cospec.tasks.sql.trivial import why_trivial
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cospec.tasks import Task
+
 DATABASES = ("concert_singer", "dog_kennels", "cinema")
 
 
@@ -24,15 +26,20 @@ def folder(real_data: Path) -> Path:
     return real_data
 
 
-def test_the_list_is_what_the_fillings_leave_out(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def everything(folder: Path) -> Task:
+    """The task without the list."""
     with mock.patch.object(spider, "read_left_out", frozenset):
-        task = spider.spider(folder)
-    judge = task.scorer.__self__  # type: ignore[union-attr]
+        return spider.spider(folder)
+
+
+def test_the_list_is_what_the_fillings_leave_out(everything: Task) -> None:
+    judge = everything.scorer.__self__  # type: ignore[union-attr]
     listed = spider.read_left_out()
     queries = {
         (e.metadata["db_id"], e.metadata["query"])
         for split in SPLITS
-        for e in task.examples(split)
+        for e in everything.examples(split)
         if e.metadata["db_id"] in DATABASES
     }
     assert len(queries) > 50
@@ -41,12 +48,12 @@ def test_the_list_is_what_the_fillings_leave_out(folder: Path) -> None:
         assert is_listed is (why_trivial(judge, db_id, query) is not None), query
 
 
-def test_the_real_splits_have_their_databases_and_most_of_their_questions(folder: Path) -> None:
+def test_the_real_splits_have_their_databases_and_most_of_their_questions(
+    folder: Path, everything: Task
+) -> None:
     task = spider.spider(folder)
     databases = [{e.metadata["db_id"] for e in task.examples(split)} for split in SPLITS]
     assert [len(names) for names in databases] == [110, 10, 40]
     assert len(set.union(*databases)) == 160
-    with mock.patch.object(spider, "read_left_out", frozenset):
-        everything = spider.spider(folder)
     for split in SPLITS:
         assert 0.97 < len(task.examples(split)) / len(everything.examples(split)) <= 1

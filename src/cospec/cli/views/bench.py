@@ -27,8 +27,8 @@ def run_benchmark(benchmark: Benchmark, specs: Sequence[ArmSpec], log: TurnLog |
         The parts ``cells`` and ``tuning`` of a result document.
     """
     from cospec.evaluation.benchmark import ceiling
-    from cospec.evaluation.benchmark.arms import ORACLE
     from cospec.evaluation.benchmark.cells import measure
+    from cospec.evaluation.benchmark.names import ORACLE
     from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
     from cospec.evaluation.problems import encode_problems
 

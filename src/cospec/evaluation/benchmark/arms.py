@@ -15,6 +15,7 @@ from cospec.arbiters.rules import Rule
 from cospec.errors import ConfigError, unknown_name
 from cospec.evaluation.arms import check_names
 from cospec.evaluation.benchmark.grids import GRIDS, THRESHOLDS
+from cospec.evaluation.benchmark.names import ASSISTED, MATCH, ORACLE
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
 
 Kind: TypeAlias = Literal["exact", "rule", "learned", "random", "reference", "ceiling"]
-ASSISTED, ORACLE = "assisted", "oracle"
 _UNRULED: dict[str, Kind] = {ASSISTED: "reference", ORACLE: "ceiling"}
-"""Arms that no arbiter of ours rules on."""
-MATCH = "random:match="
 OWN_RULES = ("lossless", "always_draft", "random", "gap", "agreement")
 """Rules that are no one's proposal: the ends of the scale, chance, and the project's own."""
 

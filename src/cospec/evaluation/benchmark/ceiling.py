@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from cospec.evaluation.arms import Arm
 from cospec.evaluation.audit.auditor import Auditor
 from cospec.evaluation.audit.config import AuditConfig
-from cospec.evaluation.benchmark.arms import ORACLE
 from cospec.evaluation.benchmark.cells import lean
+from cospec.evaluation.benchmark.names import ORACLE
 from cospec.evaluation.evaluate import Evaluation
 from cospec.evaluation.problems import prompt_ids
 from cospec.evaluation.summary import LOSSLESS, TARGET, counts, paired, quality, rows_by_arm

@@ -13,9 +13,9 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from cospec.evaluation.arms import Arm, Decoder, EngineDecoders
-from cospec.evaluation.benchmark.arms import ASSISTED, ORACLE
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.benchmark.bounds import add_bounds
+from cospec.evaluation.benchmark.names import ASSISTED, ORACLE
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, rows_by_arm, summarize
 
 if TYPE_CHECKING:
