@@ -29,14 +29,21 @@ def test_the_allowed_tokens_of_a_row_are_asked_for_with_its_own_prefix(num_each)
         asked.append((row, ids[:3].tolist()))
         return list(range(6 + 9 * row, 15 + 9 * row))
 
-    found = target.generate(
-        prompts, attention_mask=torch.ones_like(prompts), prefix_allowed_tokens_fn=allowed,
-        custom_generate=Collaborative(disturbed(target, 0.12)), max_new_tokens=8,
-        num_return_sequences=num_each, do_sample=True,
-    )  # fmt: skip
-    assert {row for row, _ in asked} == {0, 1}
-    assert all(prompt == prompts[row].tolist() for row, prompt in asked)
-    rows = torch.arange(2).repeat_interleave(num_each)[:, None]
+    def generate(**options):
+        asked.clear()
+        found = target.generate(
+            prompts, attention_mask=torch.ones_like(prompts), prefix_allowed_tokens_fn=allowed,
+            max_new_tokens=8, num_return_sequences=num_each, do_sample=True, **options,
+        )  # fmt: skip
+        return found, {row for row, _ in asked}
+
+    _, numbers = generate()  # of prompts; transformers 4 counts returned sequences
+    found, ours = generate(custom_generate=Collaborative(disturbed(target, 0.12)))
+    assert ours == numbers
+    num_repeats = 2 * num_each // len(numbers)
+    each = prompts.repeat_interleave(num_each // num_repeats, dim=0)
+    assert all(prompt == each[row].tolist() for row, prompt in asked)
+    rows = torch.arange(len(numbers)).repeat_interleave(num_repeats)[:, None]
     assert ((found[:, 3:] - 6) // 9 == rows).all()
 
 

@@ -338,7 +338,8 @@ def test_damaged_weights_are_refused_and_named(folders, harm, role):
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_damaged_description_is_refused(folders, name):
     (folders[1] / name).write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot load .*draft"):
+    # Older versions take a tokenizer that they cannot read for one of another library.
+    with pytest.raises(CheckpointError, match=r"cannot load .*draft|draft needs a package"):
         load(*folders)
 
 
