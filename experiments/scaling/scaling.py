@@ -217,12 +217,15 @@ def engine() -> EngineBackend:
 
 def compare_replicas(out: Path = HERE / "replicas.json", num_problems: int = 96) -> None:
     """Play problems and their branches in this process, on one replica and on two, in turns."""
+    import ray  # noqa: PLC0415  # only this part needs it
+
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)  # for all replicas
     provenance = Provenance()
     alone = engine()
     features = make_features("scalar", alone.pair)
     arbiter = LearnedArbiter(Policy(len(features.names), PolicyConfig()), features, explore=1.0)
     backends = {"one process": alone} | {
-        f"{n} replicas": RayBackend(engine, n, chunk_size=24) for n in (1, 2)
+        f"{n} replica{'s' * (n > 1)}": RayBackend(engine, n, chunk_size=24) for n in (1, 2)
     }
     task = jsonl(str(bundled_home() / "problems.jsonl"), {"scorer": "numeric", "split": "test"})
     encoded = encode_problems(alone.pair, task, task.examples("test", num_problems))

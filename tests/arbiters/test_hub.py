@@ -137,7 +137,7 @@ def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path) -> None:
     ("model", "is_one"),
     [
         ("Qwen/Qwen2.5-1.5B", True),
-        ("someone/there", True),
+        ("someone/there", False),
         ("gpt2", True),
         ("folder", False),
         ("/home/me/gone", False),

@@ -148,6 +148,5 @@ def with_metadata(folder: Path, about: Json) -> str:
 
 
 def _is_hub_id(model: str) -> bool:
-    """Return whether this names a model of the hub: by its form, and a bare name by no folder."""
-    is_one = _HUB_ID.fullmatch(model) is not None
-    return is_one and ("/" in model or not Path(model).exists())
+    """Return whether this names a model of the hub: it looks like one, and is nothing local."""
+    return _HUB_ID.fullmatch(model) is not None and not Path(model).exists()

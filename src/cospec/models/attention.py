@@ -117,7 +117,7 @@ def grouped_attention(
     if attention_mask is None:
         raise ValueError("the model passes on no mask")
     tokens = query[0].transpose(0, 1)  # (T, heads, D)
-    found = torch.empty_like(tokens)
+    found = tokens.new_empty(tokens.shape)  # without the gaps of the view
     for part in parts:
         places = part.padded.to(query.device)
         keys, values = key[part.rows], value[part.rows]
