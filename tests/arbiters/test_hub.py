@@ -148,10 +148,7 @@ def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path) -> None:
     ],
 )
 def test_base_models_are_told_by_their_names(model, is_one, tmp_path, monkeypatch) -> None:
-    """Found: a folder that was gone was taken for a model of the hub, and its path was shown.
-
-    A model of the hub was left out where a folder had its name.
-    """
+    """Found: a folder that was gone was taken for a model of the hub, and its path was shown."""
     monkeypatch.chdir(tmp_path)
     for name in ("someone/there", "folder"):
         (tmp_path / name).mkdir(parents=True)
