@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,30 +21,13 @@ from tests.conftest import some_prompts
 from tests.rl.conftest import arbiter, coin
 
 pytestmark = [
+    pytest.mark.usefixtures("cluster"),
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.filterwarnings("ignore"),
 ]
 COIN = arbiter(coin(0.0))
 NUM_ITEMS = 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """A cluster on this machine, whose processes find the tests."""
-    import ray
-
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        num_cpus=8,
-        num_gpus=1,  # said, not there: it is reserved like any other
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -175,18 +156,19 @@ def test_a_replica_whose_place_is_gone_is_named_and_not_waited_for(many, monkeyp
     import ray
 
     lost = SimpleNamespace(wait=lambda timeout_seconds: False)
-    monkeypatch.setattr(many, "_groups", [many._groups[0], lost])
+    monkeypatch.setattr(many.replicas, "_groups", [many.replicas._groups[0], lost])
     with pytest.raises(BackendError, match="replica 1 died, and within 60 seconds Ray found no"):
-        many._recover(ray.exceptions.RayActorError(), 1)
+        many.replicas.recover(ray.exceptions.RayActorError(), 1)
 
 
 def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:
-    from cospec.backends import ray as module
+    from cospec.backends import actors
+    from cospec.backends.ray import RayBackend
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PATIENCE_S", 2.0)
+        patch.setattr(actors, "PATIENCE_S", 2.0)
         with pytest.raises(ConfigError, match=r"Ray has no room for a replica with .*GPU"):
-            module.RayBackend(tiny_backend, 1, gpus_per_replica=2)
+            RayBackend(tiny_backend, 1, gpus_per_replica=2)
 
 
 def test_few_items_are_shared_by_all_replicas(many, alone) -> None:
@@ -204,7 +186,7 @@ def test_a_replica_reserves_its_gpus() -> None:
     from cospec.backends.ray import RayBackend
 
     backend = RayBackend(tiny_backend, 1, gpus_per_replica=1)
-    (group,) = backend._groups
+    (group,) = backend.replicas._groups
     assert placement_group_table(group)["bundles"] == {0: {"CPU": 1.0, "GPU": 1.0}}
     backend.close()
 
@@ -233,7 +215,7 @@ def test_a_closed_backend_gives_its_places_back():
     from cospec.backends.ray import RayBackend
 
     backend = RayBackend(tiny_backend, 2)
-    ids = [group.id.hex() for group in backend._groups]
+    ids = [group.id.hex() for group in backend.replicas._groups]
     assert {placement_group_table()[each]["state"] for each in ids} == {"CREATED"}
     backend.close()
     assert {placement_group_table()[each]["state"] for each in ids} == {"REMOVED"}

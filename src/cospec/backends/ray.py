@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-import os
 import weakref
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -21,20 +20,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from cospec.backends.actors import MAX_TRIES, Actors, last_line
 from cospec.backends.base import BranchPoint, Item, Rollout, foreign
 from cospec.backends.packing import Packed, pack, unpack
-from cospec.errors import BackendError, ConfigError, CospecError, MissingExtraError
+from cospec.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cospec.backends.base import RolloutBackend
     from cospec.types import Arbiter, Origin
-
-MAX_TRIES = 3
-"""Times that an item is tried."""
-PATIENCE_S = 60.0
-"""Seconds to wait for a place in the cluster."""
 
 
 @dataclass(eq=False)
@@ -81,11 +76,9 @@ class Replica:
 
     Args:
         factory: Makes the backend.
-        number: Of the replica.
     """
 
     factory: Callable[[], RolloutBackend]
-    number: int
     _held: dict[int, Rollout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,21 +157,13 @@ class RayBackend:
         chunk_size: int = 64,
         gpus_per_replica: int = 0,
     ) -> None:
-        self._ray = _connect(address, num_replicas)
-        has_gpus = bool(self._ray.cluster_resources().get("GPU"))
-        self._factory, self._gpus = factory, gpus_per_replica if has_gpus else 0
-        self._chunk_size = chunk_size
+        self.replicas = Actors(
+            Replica, factory, num_replicas, address=address, gpus=gpus_per_replica
+        )
+        self._ray, self._chunk_size = self.replicas.ray, chunk_size
         self.on_finished: Callable[[int], None] | None = None
         self._keys, self._name = itertools.count(), uuid4().hex
         self._dead: list[deque[int]] = [deque() for _ in range(num_replicas)]
-        self._groups: list[Any] = []  # Any: placement groups
-        try:
-            for _ in range(num_replicas):
-                self._reserve()
-        except BaseException:
-            self._free()
-            raise
-        self.replicas = [self._start(n) for n in range(num_replicas)]
 
     @cached_property
     def context_length(self) -> int:
@@ -210,9 +195,7 @@ class RayBackend:
 
     def close(self) -> None:
         """End the replicas; a Ray that was running before goes on."""
-        for actor in self.replicas:
-            self._ray.kill(actor)
-        self._free()
+        self.replicas.close()
 
     def _run(
         self, works: list[Work], tasks: list[_Task], arbiter: Arbiter, keep_handles: bool
@@ -247,7 +230,7 @@ class RayBackend:
             try:
                 found = unpack(self._ray.get(ready))
             except self._ray.exceptions.RayError as error:
-                self._recover(error, n)
+                self.replicas.recover(error, n)
                 waiting.extend(_apart(task, works, num_tries, error))
                 continue
             for i, (place, one) in enumerate(zip(task.places, found, strict=True)):
@@ -277,65 +260,6 @@ class RayBackend:
         weakref.finalize(handle, self._dead[home].append, key)
         return handle
 
-    def _recover(self, error: Exception, n: int) -> None:
-        """Replace a replica that died; raise what trying again cannot help.
-
-        Raises:
-            CospecError: The replica said that the work cannot be done as it was asked for.
-            BackendError: Its machine is gone, and there is no other for it.
-        """
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, CospecError):
-            raise cause
-        if isinstance(error, self._ray.exceptions.RayActorError):
-            if not self._groups[n].wait(timeout_seconds=PATIENCE_S):
-                raise BackendError(
-                    f"replica {n} died, and within {PATIENCE_S:.0f} seconds Ray found no place for "
-                    "another. Repair the cluster, or run again with fewer replicas: what was "
-                    "finished is resumed."
-                )
-            self.replicas[n] = self._start(n)
-
-    def _reserve(self) -> None:
-        """Reserve the place of a replica, on one machine."""
-        bundle = {"CPU": 1.0} | ({"GPU": float(self._gpus)} if self._gpus else {})
-        placement = importlib.import_module("ray.util.placement_group")
-        group = placement.placement_group([bundle], strategy="STRICT_PACK")
-        self._groups.append(group)
-        if not group.wait(timeout_seconds=PATIENCE_S):
-            raise ConfigError(
-                f"Ray has no room for a replica with {bundle}; its machines have "
-                f"{self._ray.cluster_resources()}. Ask for fewer replicas or GPUs."
-            )
-
-    def _free(self) -> None:
-        """Give the reserved places back."""
-        placement = importlib.import_module("ray.util.placement_group")
-        while self._groups:
-            placement.remove_placement_group(self._groups.pop())
-
-    def _start(self, n: int) -> Any:  # Any: an actor
-        """Start a replica in its place."""
-        strategies = importlib.import_module("ray.util.scheduling_strategies")
-        place = strategies.PlacementGroupSchedulingStrategy(placement_group=self._groups[n])
-        actor = self._ray.remote(Replica).options(
-            num_cpus=1, num_gpus=self._gpus, scheduling_strategy=place
-        )
-        return actor.remote(self._factory, n)
-
-
-def _connect(address: str | None, num_replicas: int) -> Any:  # Any: the module
-    """Connect to a cluster, or start one on this machine; return Ray."""
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError:
-        raise MissingExtraError("Ray", "ray") from None
-    if not ray.is_initialized():
-        is_ours = address is None and not os.environ.get("RAY_ADDRESS")  # Ray's, in its own jobs
-        here = {"num_cpus": num_replicas, "include_dashboard": False} if is_ours else {}
-        ray.init(address, log_to_driver=False, logging_level="warning", **here)
-    return ray
-
 
 def _next(waiting: deque[_Task], n: int) -> _Task | None:
     """Take the next task for a replica: one that belongs there, else one that may go anywhere."""
@@ -358,7 +282,7 @@ def _apart(task: _Task, works: list[Work], num_tries: list[int], error: Exceptio
         (place,) = task.places
         raise BackendError(
             f"{_name(works[place])} failed {num_tries[place]} times; the last time with "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            f"{last_line(error)}"
         ) from error
     return [_Task([place], task.home) for place in task.places]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -10,11 +11,11 @@ from cospec.errors import ConfigError
 from cospec.results import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from cospec.backends.base import RolloutBackend
+    from cospec.backends.jobs import Decoders, Player
     from cospec.config import DecodeConfig
-    from cospec.evaluation.arms import Decoders
     from cospec.models import ModelPair
     from cospec.models.source import PairSource
     from cospec.results import Json
@@ -126,23 +127,49 @@ class BackendOptions(EngineOptions):
             return make_backend(self, source, config, records, pair)
         from cospec.backends.ray import RayBackend
 
-        if source.device in ("balanced", "sequential"):
-            raise ConfigError(
-                f"device is {source.device}, and a replica on transformers has one GPU; leave "
-                "--num-replicas out, or take --backend vllm with --tensor-parallel-size."
-            )
-
         return RayBackend(
             partial(make_backend, self, source, config, records),
             self.num_replicas,
             address=self.ray_address,
             chunk_size=config.batch_size,
-            gpus_per_replica=0 if source.device == "cpu" else self._num_gpus,
+            gpus_per_replica=self._gpus_per_replica(source),
         )
+
+    @contextmanager
+    def arms(
+        self, source: PairSource, pair: ModelPair, records: Records
+    ) -> Iterator[tuple[Decoders, Player]]:
+        """Make what makes the arms of an evaluation, and what plays them; end it afterwards."""
+        from cospec.backends.jobs import play_here
+
+        if not self._uses_ray:
+            yield self.decoders(source, pair, records), play_here
+            return
+        from cospec.backends.ray_decoders import RayDecoders
+
+        remote = RayDecoders(
+            pair,
+            partial(make_decoders, self, source, records),
+            self.num_replicas,
+            address=self.ray_address,
+            gpus_per_replica=self._gpus_per_replica(source),
+        )
+        try:
+            yield remote, remote.play
+        finally:
+            remote.close()
 
     @property
     def _uses_ray(self) -> bool:
         return self.num_replicas > 1 or self.ray_address is not None
+
+    def _gpus_per_replica(self, source: PairSource) -> int:
+        if source.device in ("balanced", "sequential"):
+            raise ConfigError(
+                f"device is {source.device}, and a replica on transformers has one GPU; leave "
+                "--num-replicas out, or take --backend vllm with --tensor-parallel-size."
+            )
+        return 0 if source.device == "cpu" else self._num_gpus
 
     @property
     def _num_gpus(self) -> int:
@@ -181,3 +208,8 @@ def make_backend(
     from cospec.backends.engine import EngineBackend
 
     return EngineBackend(pair, config)
+
+
+def make_decoders(options: EngineOptions, source: PairSource, records: Records) -> Decoders:
+    """Make what makes the arms of an evaluation in a replica, after loading the pair."""
+    return options.decoders(source, options.load(source), records)

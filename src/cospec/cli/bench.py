@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cospec.cli.backends import EngineOptions, records_for
+from cospec.cli.backends import BackendOptions, records_for
 from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 from cospec.errors import ConfigError
@@ -38,7 +38,7 @@ class Bench:
     pair: PairOptions = field(default_factory=PairOptions)
     bench: BenchConfig = field(default_factory=BenchConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
-    engine: EngineOptions = field(default_factory=EngineOptions)
+    engine: BackendOptions = field(default_factory=BackendOptions)
     arms: tuple[str, ...] = ("all",)
     """Arms to compare: arbiters as in eval; assisted (transformers' assisted generation, greedy and
     batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a reference that
@@ -83,13 +83,13 @@ class Bench:
         loaded = [load_arbiter(each) for each in sorted(tries)]
         check_trained_on(loaded, test, self.strict)
         pair = self.engine.load(self.pair)
-        decoders = self.engine.decoders(self.pair, pair, records_for(loaded))
-        benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, decoders, self._find)
-        arbiters = {spec.name: benchmark.arbiter(spec.tries[0]) for spec in specs if spec.tries}
-        options = replace(self, bench=bench)
-        with run.log(options, pair, arbiters, evaluation=describe(benchmark)) as log:
-            parts = run_benchmark(benchmark, specs, log)
-            run.write(**parts)
+        with self.engine.arms(self.pair, pair, records_for(loaded)) as how:
+            benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, *how, self._find)
+            arbiters = {spec.name: benchmark.arbiter(spec.tries[0]) for spec in specs if spec.tries}
+            options = replace(self, bench=bench)
+            with run.log(options, pair, arbiters, evaluation=describe(benchmark)) as log:
+                parts = run_benchmark(benchmark, specs, log)
+                run.write(**parts)
         print_cells(parts["cells"])  # last: a closed pipe must not cost the result
 
     def _find(self, spec: str) -> str:

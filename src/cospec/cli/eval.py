@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from cospec.cli.backends import EngineOptions, records_for
+from cospec.cli.backends import BackendOptions, records_for
 from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions, check_answers
 from cospec.cli.run import Run
 
@@ -21,7 +21,7 @@ class Eval:
     pair: PairOptions = field(default_factory=PairOptions)
     decode: ArmOptions = field(default_factory=ArmOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
-    engine: EngineOptions = field(default_factory=EngineOptions)
+    engine: BackendOptions = field(default_factory=BackendOptions)
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     temperature: float = 0.0
@@ -43,7 +43,7 @@ class Eval:
         from cospec.cli.play import check_trained_on, play, print_notes
         from cospec.cli.views.arms import print_pairs, print_parts, print_table
         from cospec.evaluation.arms import check_names, make_arms
-        from cospec.evaluation.evaluate import Evaluation
+        from cospec.evaluation.evaluate import Evaluation, default_chunk_size
 
         run = Run("eval", self.output, threads=self.threads)
         specs = [(spec, self.pair.find_arbiter(spec)) for spec in self.decode.arbiter]
@@ -55,22 +55,24 @@ class Eval:
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)
         records = records_for(arbiter for _, arbiter in arbiters)
-        decoders = self.engine.decoders(self.pair, pair, records)
-        arms = make_arms(pair, arbiters, decode, decoders)
-        evaluation = Evaluation(
-            arms,
-            task,
-            examples,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.task.seed,
-            temperature=self.temperature,
-            exact_prefix_tokens=self.exact_prefix_tokens,
-        )
-        print_notes(pair, evaluation)
-        options = replace(self, decode=decode)
-        with run.log(options, pair, dict(arbiters), evaluation=evaluation.config()) as log:
-            parts = evaluation.result(play(evaluation, log))
-            run.write(**parts)
+        size = default_chunk_size(len(examples), decode.batch_size, self.engine.num_replicas)
+        with self.engine.arms(self.pair, pair, records) as (decoders, player):
+            evaluation = Evaluation(
+                make_arms(pair, arbiters, decode, decoders),
+                task,
+                examples,
+                max_new_tokens=self.max_new_tokens,
+                seed=self.task.seed,
+                temperature=self.temperature,
+                chunk_size=size,
+                exact_prefix_tokens=self.exact_prefix_tokens,
+                play=player,
+            )
+            print_notes(pair, evaluation)
+            options = replace(self, decode=decode)
+            with run.log(options, pair, dict(arbiters), evaluation=evaluation.config()) as log:
+                parts = evaluation.result(play(evaluation, log))
+                run.write(**parts)
         if "parts" in parts:
             print_parts(parts["parts"])
         print_table(parts["arms"])  # after writing: a closed pipe must not cost the result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from cospec.arbiters import AlwaysTarget
 from cospec.config import DecodeConfig
@@ -14,40 +14,9 @@ from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cospec.config import SamplingConfig
+    from cospec.backends.jobs import Decoder, Decoders
     from cospec.models import ModelPair
-    from cospec.types import Arbiter, Completion
-
-
-class Decoder(Protocol):
-    """The part of an engine that an arm needs; `Engine` is one."""
-
-    pair: ModelPair
-    batch_size: int
-    num_speculative_tokens: int
-
-    @property
-    def context_length(self) -> int:
-        """Most tokens of a prompt and its answer."""
-        ...
-
-    def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
-    ) -> list[Completion]:
-        """Complete all prompts, in their order."""
-        ...
-
-
-class Decoders(Protocol):
-    """Makes decoders, of one kind of engine."""
-
-    def plain(self, role: Literal["target", "draft"], config: DecodeConfig) -> Decoder:
-        """Return a decoder with one model alone."""
-        ...
-
-    def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
-        """Return a decoder with the pair under an arbiter."""
-        ...
+    from cospec.types import Arbiter
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,21 +8,19 @@ time, so that whatever slows the machine down slows all of them.
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cospec.backends.jobs import Job, play_here
 from cospec.errors import ConfigError
 from cospec.evaluation.problems import describe_problems, encode_problems, score_once
 from cospec.evaluation.summary import against_both, by_part, summarize
 from cospec.evaluation.turns import Turn
-from cospec.models.costs import synchronise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    import torch
-
+    from cospec.backends.jobs import Player
     from cospec.evaluation.arms import Arm
     from cospec.results import Json
     from cospec.tasks import Example, Task
@@ -48,6 +46,7 @@ class Evaluation:
         chunk_size: Problems of a chunk, a few more where the last chunk would be small. If None, it
             is 4 batches and at least 32; or less, down to one batch, so that there are 5 chunks.
         exact_prefix_tokens: No arbiter keeps a draft's token among so many first ones of an answer.
+        play: Decodes the chunks; by default in this process.
 
     Attributes:
         first_arm: Place of the arm that begins; the seed picks it, so that it is not always the
@@ -79,12 +78,13 @@ class Evaluation:
         temperature: float = 0.0,
         chunk_size: int | None = None,
         exact_prefix_tokens: int = 0,
+        play: Player = play_here,
     ) -> None:
         engine = arms[-1].engine
         if chunk_size is None:
             chunk_size = default_chunk_size(len(examples), engine.batch_size)
         self.arms, self.task, self.examples = arms, task, examples
-        self._score = score_once(task)
+        self._score, self._play = score_once(task), play
         self.first_arm = seed % len(arms)
         self.chunks = _chunks(len(examples), chunk_size)
         self._seed, self.temperature = seed, temperature
@@ -147,10 +147,14 @@ class Evaluation:
         yield from done
         played = {(turn.chunk, turn.arm) for turn in done}
         waiting = [turn for turn in self._order() if (turn[0], turn[1].name) not in played]
-        for arm in {arm.name: arm for _, arm in waiting}.values() if warm_up else ():
-            arm.engine.generate(self.prompts[:_NUM_WARM_UP_PROMPTS], self._warm_up)
-        for chunk, arm in waiting:
-            yield self._play(chunk, arm)
+        jobs = [self._job(arm, chunk) for chunk, arm in waiting]
+        arms = {arm.name: arm for _, arm in waiting}.values() if warm_up else ()
+        prompts = self.prompts[:_NUM_WARM_UP_PROMPTS]
+        warm = [Job(arm.name, -1, arm.engine, prompts, self._warm_up) for arm in arms]
+        for one in self._play(jobs, warm):
+            places = zip(self.chunks[one.job.group], one.completions, strict=True)
+            rows = [self._row(one.job.name, i, completion) for i, completion in places]
+            yield Turn(one.job.group, one.job.name, one.seconds, rows)
 
     def result(self, turns: Iterable[Turn]) -> Json:
         """The parts of a result document: ``arms``, ``rows`` and the times of ``chunks``.
@@ -175,24 +179,19 @@ class Evaluation:
             for i in range(num_arms)
         ]
 
-    def _play(self, chunk: int, arm: Arm) -> Turn:
-        """Decode a chunk, with the clock running, then score it."""
+    def _job(self, arm: Arm, chunk: int) -> Job:
+        """Return what an arm has to decode of a chunk."""
         members = self.chunks[chunk]
         prompts = [self.prompts[i] for i in members]
         samplings = [self.samplings[i] for i in members]
-        device = arm.engine.pair.target.device
-        start = _now(device)
-        completions = arm.engine.generate(prompts, samplings)
-        seconds = _now(device) - start
-        rows = [self._row(arm, i, c) for i, c in zip(members, completions, strict=True)]
-        return Turn(chunk, arm.name, seconds, rows)
+        return Job(arm.name, chunk, arm.engine, prompts, samplings)
 
-    def _row(self, arm: Arm, i: int, completion: Completion) -> Json:
+    def _row(self, arm: str, i: int, completion: Completion) -> Json:
         stats, score = completion.stats, self._score(self.examples[i], completion.text)
         group = self.examples[i].group
         return {
             "id": self.examples[i].id,
-            "arm": arm.name,
+            "arm": arm,
             "correct": score.correct,
             "strict": score.strict,
             "extracted": score.extracted,
@@ -209,10 +208,16 @@ class Evaluation:
         } | ({} if group is None else {"group": group})
 
 
-def default_chunk_size(num_problems: int, batch_size: int) -> int:
-    """Return the size of chunks of several batches, or of one batch where they would be too few."""
+def default_chunk_size(num_problems: int, batch_size: int, num_engines: int = 1) -> int:
+    """Return the size of chunks of several batches, or of one batch where they would be too few.
+
+    Args:
+        num_problems: To share out.
+        batch_size: Of the engines.
+        num_engines: That play chunks at the same time, each at least one if there are enough.
+    """
     most = max(_CHUNK_SIZE, _BATCHES_PER_CHUNK * batch_size)
-    return max(batch_size, min(most, num_problems // _NUM_CHUNKS))
+    return max(batch_size, min(most, num_problems // max(_NUM_CHUNKS, num_engines)))
 
 
 def _chunks(num_problems: int, chunk_size: int) -> list[range]:
@@ -222,9 +227,3 @@ def _chunks(num_problems: int, chunk_size: int) -> list[range]:
     num_chunks = max(1, num_problems // chunk_size)
     edges = [num_problems * i // num_chunks for i in range(num_chunks + 1)]
     return [range(*pair) for pair in itertools.pairwise(edges)]
-
-
-def _now(device: torch.device) -> float:
-    """The clock, once the device has done all it was given."""
-    synchronise(device)
-    return time.perf_counter()

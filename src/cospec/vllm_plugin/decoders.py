@@ -17,8 +17,8 @@ from cospec.vllm_plugin.backend import VllmBackend, check_row, generate, request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cospec.backends.jobs import Decoder
     from cospec.config import DecodeConfig, SamplingConfig
-    from cospec.evaluation.arms import Decoder
     from cospec.models import ModelPair
     from cospec.types import Arbiter, Completion
     from cospec.vllm_plugin.backend import VllmSource

@@ -8,6 +8,7 @@ import pytest
 
 from cospec import Engine
 from cospec.arbiters import AlwaysTarget
+from cospec.backends.jobs import play_here
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.evaluation import stats
@@ -53,6 +54,7 @@ def benchmark(pair, task, **changes):
         BenchConfig(**config | changes),
         seed=0,
         decoders=EngineDecoders(pair),
+        play=play_here,
     )
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cospec.backends.base import RolloutBackend
+    from cospec.backends.jobs import Decoder
     from cospec.config import SamplingConfig
-    from cospec.evaluation.arms import Decoder
     from cospec.evaluation.audit.config import AuditConfig
     from cospec.models import ModelPair
     from cospec.results import Json

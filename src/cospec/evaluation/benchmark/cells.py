@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from cospec.evaluation.arms import Arm, Decoder, EngineDecoders
+from cospec.evaluation.arms import Arm, EngineDecoders
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.benchmark.bounds import add_bounds
 from cospec.evaluation.benchmark.names import ASSISTED, ORACLE
@@ -21,6 +21,7 @@ from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, rows_by_a
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cospec.backends.jobs import Decoder
     from cospec.evaluation.benchmark.arms import ArmSpec
     from cospec.evaluation.benchmark.config import Benchmark, PlayPart, Setting
     from cospec.evaluation.turns import Turn

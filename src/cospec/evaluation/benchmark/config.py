@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cospec.evaluation.arms import Arm, Decoder, Decoders
+    from cospec.backends.jobs import Decoder, Decoders, Player
+    from cospec.evaluation.arms import Arm
     from cospec.evaluation.evaluate import Evaluation
     from cospec.evaluation.turns import Turn
     from cospec.models import ModelPair
@@ -129,6 +130,7 @@ class Benchmark:
         config: Settings of the benchmark.
         seed: For sampling, and for arbiters that rule by chance.
         decoders: Makes what decodes an arm.
+        play: Decodes with it.
         find: Turns the spec of an arbiter into one that `load_arbiter` takes; documents hold the
             former, which says nothing of where something is installed.
     """
@@ -140,6 +142,7 @@ class Benchmark:
     config: BenchConfig
     seed: int
     decoders: Decoders
+    play: Player
     find: Callable[[str], str] = str
 
     def plain(self, role: Literal["target", "draft"], batch_size: int) -> Decoder:
@@ -203,6 +206,7 @@ class Benchmark:
             seed=self.seed,
             temperature=temperature,
             exact_prefix_tokens=self.config.exact_prefix_tokens,
+            play=self.play,
         )
 
     @property
