@@ -26,6 +26,8 @@ class Margin:
     max_margin: float = 0.2
     """Largest difference of the two probabilities under the target."""
 
+    knobs_to_try: ClassVar[tuple[str, ...]] = ("max_margin=0.1", "max_margin=0.2", "max_margin=0.4")
+    """Settings for `cospec bench --tune-knobs`."""
     needs: ClassVar[Needs] = Needs.TARGET_LOGITS | Needs.LOOKAHEAD
     """Fields of the `MismatchBatch` that `rule` reads, besides ids and positions."""
 

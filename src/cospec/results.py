@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
 SCHEMA = 1
@@ -45,6 +47,18 @@ def check_writable(path: Path | None, overwrite: bool) -> None:
         raise ConfigError(f"the folder of {path} does not exist; create it first.")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"nothing can be written to {folder}; name a file in another folder.")
+
+
+def check_apart(paths: Iterable[Path | None]) -> None:
+    """Refuse two outputs of one run in the same file.
+
+    Raises:
+        ConfigError: They are.
+    """
+    named = [path for path in paths if path is not None]
+    if len({path.resolve() for path in named}) < len(named):
+        listed = ", ".join(map(str, named))
+        raise ConfigError(f"two outputs would be the same file ({listed}); name another for one.")
 
 
 def write_text(path: Path, text: str) -> None:

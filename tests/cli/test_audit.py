@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from cospec.evaluation.audit.auditor import Auditor
 from cospec.evaluation.audit.dataset import read_metadata
 from cospec.features import SCALAR_NAMES
+from cospec.models import costs
 from tests.rl.conftest import arbiter, coin
 
 
@@ -31,6 +32,36 @@ def test_an_audit_prints_a_verdict_and_writes_the_result(tiny, problems, tmp_pat
     assert data.exists() and not list(tmp_path.glob("*.part*"))
     with pytest.raises(SystemExit, match="exists"):
         tiny(*command)
+
+
+def test_costs_that_do_not_fit_into_memory_are_left_out_and_the_rest_is_written(
+    tiny, problems, tmp_path, monkeypatch, capsys
+) -> None:
+    """Found: the same command failed again each time, and another was refused."""
+    measure = costs.measure_costs
+
+    def measured(pair, *, batch_size, **more):
+        if batch_size > 1:
+            raise MemoryError
+        return measure(pair, batch_size=batch_size, **more)
+
+    monkeypatch.setattr(costs, "measure_costs", measured)
+    result = tmp_path / "audit.json"
+    command = ["audit", "--task", f"jsonl:{problems},scorer=numeric,split=test", "--split", "test"]
+    command += ["--max-new-tokens", 8, "--max-k", 1, "--no-oracle", "--json", result]
+    tiny(*command)
+    assert "costs at batch 8 are left out: the forwards do not" in capsys.readouterr().err
+    speeds = json.loads(result.read_text())["summary"]["speed"]
+    assert [speed["batch_size"] for speed in speeds] == [1]
+
+
+def test_two_outputs_in_one_file_are_refused(tiny, problems, tmp_path) -> None:
+    """Found: the last one replaced the other, after all the work."""
+    task = f"jsonl:{problems},scorer=numeric,split=test"
+    files = ["--json", tmp_path / "a", "--dataset", tmp_path / "." / "a"]
+    with pytest.raises(SystemExit, match="two outputs would be the same file"):
+        tiny("audit", "--task", task, *files)
+    assert tiny.asked_for == []
 
 
 def test_the_data_set_can_hold_the_states_of_the_models(tiny, problems, tmp_path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from cospec.cli.backends import BackendOptions
+from cospec.cli import backends
+from cospec.cli.backends import BackendOptions, make_backend, make_decoders
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.models.source import PairSource
+from tests.cli.conftest import stop_after
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,25 @@ def test_what_vllm_would_leave_out_of_a_pair_is_refused(setting, value) -> None:
     source = PairSource("target", "draft", **{setting: value})
     with pytest.raises(ConfigError, match=f"{setting} is {value}, which vLLM does not know; leave"):
         BackendOptions(backend="vllm").load(source)
+
+
+def test_another_number_of_engines_resumes_a_run(tiny, problems, tmp_path, monkeypatch) -> None:
+    """Found: a run that was advised to go on with fewer replicas was refused as another one."""
+    task = f"jsonl:{problems},scorer=numeric,split=test"
+    command = ["eval", "--task", task, "--max-new-tokens", 4, "--json", tmp_path / "r.json"]
+    stop_after(monkeypatch, 5)  # three warm-ups and two turns
+    with pytest.raises(SystemExit):
+        tiny(*command)
+    monkeypatch.undo()
+    head, *turns = (tmp_path / "r.json.part.jsonl").read_text().splitlines()
+    assert turns and "num_replicas" not in head and '"backend": "transformers"' in head
+
+
+def test_a_replica_takes_the_threads_of_the_command(monkeypatch) -> None:
+    """Found: `--threads` set those of the process that only waits."""
+    asked: list[int | None] = []
+    monkeypatch.setattr(backends, "set_threads", asked.append)
+    monkeypatch.setattr(BackendOptions, "load", lambda *_: None)
+    make_decoders(BackendOptions(num_replicas=2), PairSource(), "scalar", 3)
+    make_backend(BackendOptions(num_replicas=2), PairSource(), DecodeConfig(), "scalar", 5)
+    assert asked == [3, 5]

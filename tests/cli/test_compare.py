@@ -158,6 +158,24 @@ def test_a_command_that_can_run_code_is_run_for_those_who_trust_it(results, tiny
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_command_that_would_write_a_file_of_its_own_is_refused(results, tiny, tmp_path):
+    """Found: the completion script of a stranger's result replaced any file."""
+    a, _ = results
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    change(a, lambda d: d["argv"].extend(["--tyro-write-completion", "bash", str(victim)]))
+    with pytest.raises(SystemExit, match="which writes a file of its choice"):
+        tiny("reproduce", a, "--out", tmp_path / "out.json", "--no-trust")
+    assert victim.read_text() == "mine"
+
+
+def test_a_damaged_result_is_named(results, tiny):
+    a, b = results
+    change(b, lambda d: d["config"]["evaluation"].pop("num_problems"))
+    with pytest.raises(SystemExit, match=r"is damaged or of another version \(KeyError"):
+        tiny("compare", a, b)
+
+
 def test_a_command_that_is_trusted_runs(results, tiny, tmp_path, capsys):
     a, _ = results
     change(a, lambda d: d["argv"].append("--allow-pickle"))

@@ -91,8 +91,8 @@ def test_too_little_memory_suggests_a_smaller_batch(evaluate, monkeypatch, error
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(Evaluation, "_play", fails)
-    with pytest.raises(SystemExit, match="out of memory: pass a smaller --batch-size"):
+    monkeypatch.setattr(Evaluation, "_job", fails)
+    with pytest.raises(SystemExit, match=r"out of memory: pass a smaller .* need another"):
         evaluate()
 
 
@@ -120,7 +120,7 @@ def test_a_failure_of_ours_keeps_its_traceback(evaluate, monkeypatch):
     def fails(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Evaluation, "_play", fails)
+    monkeypatch.setattr(Evaluation, "_job", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         evaluate()
     assert sentence_for(OSError(errno.EBADF, "Bad file descriptor")) is None

@@ -191,6 +191,28 @@ def test_an_arm_is_worse_only_if_chance_over_all_arms_does_not_explain_it():
     assert worse_arms([cell(good, same)], 0.05) == []
 
 
+def test_where_problems_come_in_groups_an_arm_is_worse_by_groups():
+    """Found: twelve losses in one database counted as twelve."""
+    arm = {"name": "gap", "wins": 0, "losses": 12, "mcnemar_p": 0.0005, "group_p": 1.0}
+    cell = {"batch_size": 1, "temperature": 0.0, "arms": [arm]}
+    assert worse_arms([cell], 0.05) == []
+    assert worse_arms([cell | {"arms": [arm | {"group_p": 0.01}]}], 0.05)
+
+
+def test_runs_that_look_prompts_up_in_another_way_are_unlike():
+    a, b = bench(), bench()
+    for document, longest in ((a, 4), (b, 10)):
+        document["config"]["decode"] = {"drafter": "ngram", "prompt_lookup_max": longest}
+    assert differences(a, b) == {"prompt_lookup_max": (4, 10)}
+
+
+def test_runs_on_other_numbers_of_engines_are_unlike():
+    a, b = bench(), bench()
+    for document, number in ((a, 1), (b, 4)):
+        document["config"]["engine"] = {"backend": "transformers", "num_replicas": number}
+    assert differences(a, b) == {"num_replicas": (1, 4)}
+
+
 def test_an_arm_that_one_file_timed_once_shows_no_speed_and_a_median_is_taken_of_both(capsys):
     """Found: ratios of one turn were printed as if they were known to two digits."""
     from cospec.cli.views.compare import print_comparison

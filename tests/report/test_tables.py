@@ -70,6 +70,12 @@ def test_the_verdict_claims_what_the_tests_and_intervals_carry():
     ]
 
 
+def test_where_problems_come_in_groups_the_verdict_goes_by_them():
+    arms = [each | {"group_p": 0.5} for each in WITH_KINDS]
+    _, more, less, *_ = verdict(Cell("t", "", arms, "f"))
+    assert more.endswith(": none.") and less.endswith(": none.")
+
+
 def test_where_no_speed_has_an_interval_it_is_not_said_that_no_arm_is_faster():
     """Found: it was "none", as if all arms had been measured well enough."""
     arms = [each | {"speedup_vs_lossless_ci95": None} for each in WITH_KINDS]

@@ -78,8 +78,7 @@ class Actors:
             if not self._groups[n].wait(timeout_seconds=PATIENCE_S):
                 raise BackendError(
                     f"replica {n} died, and within {PATIENCE_S:.0f} seconds Ray found no place for "
-                    "another. Repair the cluster, or run again with fewer replicas: what was "
-                    "finished is resumed."
+                    "another. Repair the cluster and run again: what was finished is resumed."
                 )
             self._actors[n] = self._start(n)
 

@@ -54,7 +54,7 @@ class Job:
     """Prompts for one decoder."""
 
     name: str
-    """Of the arm."""
+    """Name of the arm."""
     group: int
     """Jobs of a group are compared with each other: one engine plays them, one after the other."""
     decoder: Decoder

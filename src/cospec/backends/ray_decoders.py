@@ -83,12 +83,12 @@ class RemoteDecoder:
 
     @property
     def arbiter(self) -> Arbiter | None:
-        """Who rules; None for one model alone."""
+        """The arbiter; None for one model alone."""
         return None if isinstance(self.way.who, str) else self.way.who
 
     @property
     def config(self) -> DecodeConfig:
-        """How it drafts and batches."""
+        """Options of drafting and batching."""
         return self.way.config
 
     def generate(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cospec.evaluation.audit.auditor import Auditor
     from cospec.evaluation.turns import TurnLog
     from cospec.models import ModelPair
+    from cospec.models.costs import Costs
     from cospec.tasks import Example, Task
 
 
@@ -88,7 +89,6 @@ class Audit:
         from cospec.evaluation.audit.dataset import write_dataset
         from cospec.evaluation.audit.summary import summarize
         from cospec.evaluation.problems import describe_problems
-        from cospec.models.costs import measure_costs
 
         files = [self.audit.dataset]
         run = Run("audit", self.output, threads=self.audit.threads, files=files)
@@ -97,7 +97,7 @@ class Audit:
         options = self.audit.for_arbiters([arbiter])
         task, examples = self.task.load()
         pair = self.engine.load(self.pair)
-        backend = self.engine.open(self.pair, pair, options, options.features)
+        backend = self.engine.open(self.pair, pair, options, options.features, options.threads)
         decoders = self.engine.decoders(self.pair, pair, options.features)
         draft = decoders.plain("draft", options)
         settings = replace(options, arbiter=spec)
@@ -110,16 +110,10 @@ class Audit:
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:
             records = self._play(auditor, examples, log)
-            lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]
-            costs = [
-                measure_costs(
-                    pair,
-                    max_tokens=options.max_k + 1,
-                    context=sum(lengths) // len(lengths),
-                    batch_size=size,
-                )
-                for size in options.cost_batch_sizes
-            ]
+            # What is predicted is of the target's own path, and of the engine that was measured.
+            is_told = arbiter.name == "lossless" and not options.temperature
+            is_told = is_told and self.engine.backend == "transformers"
+            costs = self._costs(pair, options, records) if is_told else []
             names = list(auditor.features.names)
             path = None if arbiter.name == "lossless" else options.arbiter
             if options.temperature:
@@ -135,6 +129,27 @@ class Audit:
                 rows=[_slim(record) for record in records],
             )
         show(summary)  # last: a closed pipe must not cost the result
+
+    def _costs(self, pair: ModelPair, options: AuditOptions, records: list[Json]) -> list[Costs]:
+        """Measure what forwards cost, at each batch size that fits into memory."""
+        from cospec.cli.play import tell
+        from cospec.cli.troubles import is_out_of_memory
+        from cospec.models.costs import measure_costs
+
+        lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]
+        context, found = sum(lengths) // len(lengths), []
+        for size in options.cost_batch_sizes:
+            try:
+                found.append(
+                    measure_costs(
+                        pair, max_tokens=options.max_k + 1, context=context, batch_size=size
+                    )
+                )
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                tell([f"costs at batch {size} are left out: the forwards do not fit into memory"])
+        return found
 
     def _origin(self, task: Task, examples: Sequence[Example], pair: ModelPair) -> dict[str, str]:
         """Return what a data set says of where it is from."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from cospec.cli.options import set_threads
 from cospec.errors import ConfigError
 from cospec.results import parse_json
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """Where texts are decoded."""
+class BackendOptions:
+    """Where texts are decoded, and on how many engines."""
 
     backend: Literal["transformers", "vllm"] = "transformers"
     """Engine: transformers (this package's own, on any causal model) or vllm, which is for large
@@ -35,24 +36,27 @@ class EngineOptions:
     """GPUs that vLLM spreads the target over."""
     vllm_options: str = "{}"
     """More arguments of vllm.LLM as JSON, such as '{"gpu_memory_utilization": 0.8}'."""
+    num_replicas: int = 1
+    """Engines to decode on, each a Ray actor (cospec[ray]); 1 is this process, without Ray."""
+    ray_address: str | None = None
+    """Ray cluster to run on, such as auto; by default one is started on this machine."""
 
     def __post_init__(self) -> None:
-        if self.tensor_parallel_size < 1:
-            raise ConfigError(
-                f"tensor_parallel_size is {self.tensor_parallel_size}; it must be at least 1."
-            )
+        for name in ("tensor_parallel_size", "num_replicas"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         asks_for_vllm = self.tensor_parallel_size > 1 or self.vllm_options != "{}"
         if self.backend != "vllm" and asks_for_vllm:
             raise ConfigError(
                 "tensor_parallel_size and vllm_options are vLLM's; add --backend vllm."
             )
-        self._arguments()
+        self._given()
 
     def load(self, source: PairSource) -> ModelPair:
         """Load the pair.
 
         Under vLLM this copy is on the CPU: for tokenizer, token kinds and fingerprint, and in an
-        audit for the draft's choices and costs.
+        audit for the draft's choices.
 
         Raises:
             ConfigError: The pair has a setting that vLLM does not know.
@@ -94,41 +98,21 @@ class EngineOptions:
             return "cuda" if torch.cuda.is_available() else "cpu"
         return str(pair.target.device)
 
-    def _arguments(self) -> Json:
-        """Arguments of ``vllm.LLM``."""
-        try:
-            given = parse_json(self.vllm_options)
-        except ValueError as error:
-            raise ConfigError(f"vllm_options is no JSON: {error}.") from None
-        if not isinstance(given, dict):
-            raise ConfigError(f"vllm_options is {given!r}; it must be an object.")
-        return {"tensor_parallel_size": self.tensor_parallel_size, **given}
-
-
-@dataclass(frozen=True)
-class BackendOptions(EngineOptions):
-    """Where texts are decoded, and on how many engines."""
-
-    num_replicas: int = 1
-    """Engines to decode on, each a Ray actor (cospec[ray]); 1 is this process, without Ray."""
-    ray_address: str | None = None
-    """Ray cluster to run on, such as auto; by default one is started on this machine."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_replicas < 1:
-            raise ConfigError(f"num_replicas is {self.num_replicas}; it must be at least 1.")
-
     def open(
-        self, source: PairSource, pair: ModelPair, config: DecodeConfig, records: Records
+        self,
+        source: PairSource,
+        pair: ModelPair,
+        config: DecodeConfig,
+        records: Records,
+        threads: int | None = None,
     ) -> RolloutBackend:
-        """Start the backend of a run."""
+        """Start the backend of a run; `threads` are those of a replica (default: as Ray has it)."""
         if not self._uses_ray:
-            return make_backend(self, source, config, records, pair)
+            return make_backend(self, source, config, records, pair=pair)
         from cospec.backends.ray import RayBackend
 
         return RayBackend(
-            partial(make_backend, self, source, config, records),
+            partial(make_backend, self, source, config, records, threads),
             self.num_replicas,
             address=self.ray_address,
             chunk_size=config.batch_size,
@@ -137,7 +121,7 @@ class BackendOptions(EngineOptions):
 
     @contextmanager
     def arms(
-        self, source: PairSource, pair: ModelPair, records: Records
+        self, source: PairSource, pair: ModelPair, records: Records, threads: int | None = None
     ) -> Iterator[tuple[Decoders, Player]]:
         """Make what makes the arms of an evaluation, and what plays them; end it afterwards."""
         from cospec.backends.jobs import play_here
@@ -149,7 +133,7 @@ class BackendOptions(EngineOptions):
 
         remote = RayDecoders(
             pair,
-            partial(make_decoders, self, source, records),
+            partial(make_decoders, self, source, records, threads),
             self.num_replicas,
             address=self.ray_address,
             gpus_per_replica=self._gpus_per_replica(source),
@@ -174,15 +158,25 @@ class BackendOptions(EngineOptions):
     @property
     def _num_gpus(self) -> int:
         """GPUs of an engine."""
-        given = super()._arguments()
+        given = self._given()
         return int(given["tensor_parallel_size"]) * int(given.get("pipeline_parallel_size", 1))
 
     def _arguments(self) -> Json:
-        given = super()._arguments()
+        """Return the arguments of ``vllm.LLM``."""
         # In an actor vLLM would ask Ray for the GPUs that the actor itself holds.
         if self._uses_ray and self._num_gpus > 1:
-            return {"distributed_executor_backend": "mp", **given}
-        return given
+            return {"distributed_executor_backend": "mp", **self._given()}
+        return self._given()
+
+    def _given(self) -> Json:
+        """Return the arguments of ``vllm.LLM`` that the options name."""
+        try:
+            given = parse_json(self.vllm_options)
+        except ValueError as error:
+            raise ConfigError(f"vllm_options is no JSON: {error}.") from None
+        if not isinstance(given, dict):
+            raise ConfigError(f"vllm_options is {given!r}; it must be an object.")
+        return {"tensor_parallel_size": self.tensor_parallel_size, **given}
 
 
 def records_for(arbiters: Iterable[Arbiter]) -> Records:
@@ -193,13 +187,15 @@ def records_for(arbiters: Iterable[Arbiter]) -> Records:
 
 
 def make_backend(
-    options: EngineOptions,
+    options: BackendOptions,
     source: PairSource,
     config: DecodeConfig,
     records: Records,
+    threads: int | None = None,
     pair: ModelPair | None = None,
 ) -> RolloutBackend:
     """Make the backend of this process, in a replica after loading the pair."""
+    set_threads(threads)
     pair = options.load(source) if pair is None else pair
     if options.backend == "vllm":
         from cospec.vllm_plugin.backend import VllmBackend
@@ -210,6 +206,9 @@ def make_backend(
     return EngineBackend(pair, config)
 
 
-def make_decoders(options: EngineOptions, source: PairSource, records: Records) -> Decoders:
+def make_decoders(
+    options: BackendOptions, source: PairSource, records: Records, threads: int | None
+) -> Decoders:
     """Make what makes the arms of an evaluation in a replica, after loading the pair."""
+    set_threads(threads)
     return options.decoders(source, options.load(source), records)

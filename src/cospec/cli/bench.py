@@ -83,7 +83,8 @@ class Bench:
         loaded = [load_arbiter(each) for each in sorted(tries)]
         check_trained_on(loaded, test, self.strict)
         pair = self.engine.load(self.pair)
-        with self.engine.arms(self.pair, pair, records_for(loaded)) as how:
+        records = records_for(loaded)
+        with self.engine.arms(self.pair, pair, records, self.threads) as how:
             benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, *how, self._find)
             arbiters = {spec.name: benchmark.arbiter(spec.tries[0]) for spec in specs if spec.tries}
             options = replace(self, bench=bench)

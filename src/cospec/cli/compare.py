@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +12,12 @@ from typing import Annotated
 import tyro
 
 from cospec.cli.views.compare import print_comparison
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, CospecError
 from cospec.results import Json, read_document
 from cospec.text import visible
+
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError)
+"""Exceptions that a document of another shape can cause."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Compare:
     allow: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
     """Conditions that may differ, as the refusal names them."""
     fail_if_worse: bool = False
-    """Exit with 1 if an arm is significantly less accurate in B (McNemar, --alpha)."""
+    """Exit with 1 if an arm is significantly less accurate in B (--alpha; McNemar, or a sign-flip
+    test over groups of problems)."""
     alpha: float = 0.05
     """Chance of a false alarm of --fail-if-worse, over all arms together (Bonferroni)."""
 
@@ -41,14 +47,33 @@ class Compare:
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha is {self.alpha}; it must be in (0, 1).")
         a, b = read_comparable(self.a), read_comparable(self.b)
-        check_alike(a, b, self.allow)
-        cells = compare(a, b)
+        with telling_damage(self.a, self.b):
+            check_alike(a, b, self.allow)
+            cells = compare(a, b)
         print_comparison(cells)
         worse = worse_arms(cells, self.alpha)
         for name in worse:
             print(f"worse in B: {visible(name)}")
         if worse and self.fail_if_worse:
             sys.exit(1)
+
+
+@contextmanager
+def telling_damage(*paths: Path) -> Iterator[None]:
+    """Say that one of the files is damaged, where comparing them fails.
+
+    Raises:
+        ConfigError: It fails.
+    """
+    try:
+        yield
+    except CospecError:
+        raise
+    except _DAMAGE as error:
+        raise ConfigError(
+            f"{' or '.join(map(str, paths))} is damaged or of another version ({error!r}); write "
+            "it again."
+        ) from None
 
 
 def read_comparable(path: Path) -> Json:

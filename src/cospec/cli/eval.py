@@ -56,7 +56,7 @@ class Eval:
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)
         records = records_for(arbiter for _, arbiter in arbiters)
         size = default_chunk_size(len(examples), decode.batch_size, self.engine.num_replicas)
-        with self.engine.arms(self.pair, pair, records) as (decoders, player):
+        with self.engine.arms(self.pair, pair, records, self.threads) as (decoders, player):
             evaluation = Evaluation(
                 make_arms(pair, arbiters, decode, decoders),
                 task,

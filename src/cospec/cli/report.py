@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from cospec.errors import ConfigError
-from cospec.results import check_writable, write_text
+from cospec.results import check_apart, check_writable, write_text
 
 if TYPE_CHECKING:
     from cospec.report.inputs import Inputs
@@ -50,6 +50,7 @@ class Report:
 
         if not (self.out or self.plots or self.markdown):
             raise ConfigError("nothing to write; pass --out FILE, --plots DIR or --markdown FILE.")
+        check_apart([self.out, self.markdown])
         for path in (self.out, self.markdown):
             check_writable(path, self.overwrite)
         inputs = read_all(self.paths)

@@ -36,7 +36,7 @@ class Reproduce:
 
     def run(self) -> None:
         """Run again, compare and judge."""
-        from cospec.cli.compare import read_comparable
+        from cospec.cli.compare import read_comparable, telling_damage
         from cospec.cli.views.compare import print_comparison
         from cospec.evaluation.compare import compare, differences
 
@@ -54,9 +54,9 @@ class Reproduce:
         print(f"running: {visible(' '.join(command))}", file=sys.stderr, flush=True)
         _run(command)
         new = read_comparable(out)
-        cells = compare(old, new)
+        with telling_damage(self.file, out):
+            cells, unlike = compare(old, new), differences(old, new)
         print_comparison(cells)
-        unlike = differences(old, new)
         for key, (before, now) in unlike.items():
             print(visible(f"not the same: {key} was {before!r}, is {now!r}"))
         if not _judge(cells, is_alike=not unlike):
@@ -92,6 +92,11 @@ def _check_code(argv: Sequence[str]) -> None:
         ConfigError: It has an option, or a scorer, that runs code.
     """
     for word in argv[2:]:
+        if word.startswith("--tyro"):
+            raise ConfigError(
+                f"the command of the result has {word}, which writes a file of its choice and "
+                "measures nothing; it cannot be reproduced."
+            )
         if word.partition("=")[0].replace("_", "-") in _RUN_CODE or _OWN_SCORER.search(word):
             raise ConfigError(
                 f"the command of the result has {word}, with which it can run any code; read it, "

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cospec.cli.options import OutputOptions, set_threads
-from cospec.results import Json, Provenance, check_writable, document, write_json
+from cospec.results import (
+    Json,
+    Provenance,
+    check_apart,
+    check_writable,
+    document,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from cospec.evaluation.turns import TurnLog
@@ -50,6 +57,7 @@ class Run:
 
         self.command, self.path, self._overwrite = command, output.json, output.overwrite
         self._files = files
+        check_apart([self.path, *files])
         check_writable(self.path, output.overwrite)
         self.is_resumed = self.path is not None and log_path(self.path).exists()
         if self.path is not None:
@@ -95,9 +103,8 @@ class Run:
         if self.path is None:
             yield None
             return
-        with TurnLog.beside(
-            self.path, self._config, self._provenance.to_dict(*self._where)
-        ) as self._log:
+        provenance = self._provenance.to_dict(*self._where)
+        with TurnLog.beside(self.path, _where_no_matter(self._config), provenance) as self._log:
             for path in (self.path, *(() if self._log.done else self._files)):
                 check_writable(path, self._overwrite)
             yield self._log
@@ -110,6 +117,13 @@ class Run:
         resumed = {"num_resumed_turns": len(self._log.done)}
         write_json(self.path, document(self.command, self._config, where, **parts, **resumed))
         self._log.remove()
+
+
+def _where_no_matter(config: Json) -> Json:
+    """Return a configuration without the number and address of its engines."""
+    engine = config.get("engine", {})
+    kept = {key: engine[key] for key in engine if key not in ("num_replicas", "ray_address")}
+    return config | ({"engine": kept} if engine else {})
 
 
 def to_json(options: Any) -> Json:  # Any: a dataclass

@@ -234,7 +234,9 @@ class Train:
         """Build the backend of the rollouts."""
         if self.engine.backend == "vllm" and self.train.warmup.num_solutions:
             print("worked solutions are read on transformers, rollouts played on vLLM", flush=True)
-        return self.engine.open(self.pair, pair, self.train.rollouts, self.train.features)
+        return self.engine.open(
+            self.pair, pair, self.train.rollouts, self.train.features, self.threads
+        )
 
     def _pair(self) -> Json:
         """Return the options of the pair that were given or have a default."""

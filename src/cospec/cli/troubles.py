@@ -13,6 +13,7 @@ _KEPT = {
     "train": "Finished rounds are kept in the folder --out, and the same command resumes there.",
 }
 """By verb, what an interruption leaves; of the other verbs nothing is resumed."""
+_OTHER = " Other settings are another run, and need another file or folder."
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -30,16 +31,16 @@ def sentence_for(error: BaseException, verb: str = "") -> str | None:
         if error.errno in _FULL:
             return f"no space is left for {where}: free some, or write to another disk.{kept}"
         return f"{where} cannot be written or read ({error.strerror}): choose another folder."
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             "out of memory: pass a smaller --batch-size, a smaller -k or fewer --max-new-tokens, "
             "or load the models with --dtype bfloat16; cospec info --target T --draft D tells what "
-            f"they take.{kept}"
+            f"they take.{kept}{kept and _OTHER}"
         )
     return None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory ran out, on a CPU or a GPU, without loading torch."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

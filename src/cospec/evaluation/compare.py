@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cospec.errors import ConfigError, unknown_name
-from cospec.evaluation.summary import TARGET, paired, speeds_alike
+from cospec.evaluation.summary import TARGET, p_value, paired, speeds_alike
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -26,6 +26,8 @@ _DECODE = (
     "cascade",
     "end_blocks_at_stop",
     "max_corrections",
+    "prompt_lookup_max",
+    "prompt_lookup_min",
 )
 _MODELS = ("pair", "target", "draft")
 
@@ -50,7 +52,8 @@ def conditions(document: Json) -> Json:
         **{name: provenance[name] for name in ("dtype", "device", "threads")},
     }
     engine = config.get("engine", {})
-    found |= {name: engine[name] for name in ("backend", "tensor_parallel_size") if name in engine}
+    names = ("backend", "tensor_parallel_size", "num_replicas")
+    found |= {name: engine[name] for name in names if name in engine}
     for part in ("decode", "bench", "calibrate"):  # a document has one of them
         decode = config.get(part, {})
         found |= {name: decode[name] for name in _DECODE if name in decode}
@@ -235,5 +238,5 @@ def worse_arms(cells: Sequence[Json], alpha: float) -> list[str]:
     return [
         f"{arm['name']} (batch {cell['batch_size']}, temperature {cell['temperature']:g})"
         for cell, arm in entries
-        if arm["losses"] > arm["wins"] and arm["mcnemar_p"] < alpha / len(entries)
+        if arm["losses"] > arm["wins"] and p_value(arm) < alpha / len(entries)
     ]

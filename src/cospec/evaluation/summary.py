@@ -121,6 +121,12 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
     } | _over_groups(ours, theirs)
 
 
+def p_value(arm: Json) -> float:
+    """Return the p of a comparison: that over groups where problems come in groups."""
+    p: float = arm["group_p"] if "group_p" in arm else arm["mcnemar_p"]
+    return p
+
+
 def _over_groups(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
     """Compare two arms with groups as units; empty for rows without groups, or with one alone."""
     changes: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems

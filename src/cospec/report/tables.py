@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cospec.evaluation.summary import is_timed_once
+from cospec.evaluation.summary import is_timed_once, p_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -167,8 +167,8 @@ def verdict(cell: Cell) -> list[str]:
     arms = cell.arms
     names = [f"{arms[i]['name']}" for i in frontier(arms)]
     rivals = [arm for arm in arms if arm["kind"] not in ("exact", "reference", "ceiling")]
-    better = [a for a in rivals if a["mcnemar_p"] < 0.05 and a["wins"] > a["losses"]]
-    worse = [a for a in rivals if a["mcnemar_p"] < 0.05 and a["wins"] < a["losses"]]
+    better = [a for a in rivals if p_value(a) < 0.05 and a["wins"] > a["losses"]]
+    worse = [a for a in rivals if p_value(a) < 0.05 and a["wins"] < a["losses"]]
     faster = [a for a in rivals if (a.get("speedup_vs_lossless_ci95") or [0])[0] > 1]
     speed = f" (whole interval above 1): {_listed([a['name'] for a in faster])}."
     if not any(a.get("speedup_vs_lossless_ci95") for a in rivals):

@@ -12,8 +12,10 @@ from cospec import load_arbiter
 from cospec.arbiters import RULES
 from cospec.arbiters.memory import write_memory
 from cospec.errors import ArbiterError, ConfigError
+from cospec.evaluation.benchmark import arms
 from cospec.evaluation.benchmark.arms import OWN_RULES, expand_sets, make_specs
 from cospec.evaluation.benchmark.grids import GRIDS, NUM_TRIES, THRESHOLDS
+from examples.my_arbiter import Margin
 
 
 def same(spec: str) -> str:
@@ -65,6 +67,19 @@ def test_an_arbiter_without_settings_is_tuned_and_one_with_settings_is_not():
     assert fixed.tries == ("fly:window=2",)
     *_, untuned = make_specs(["gap"], same)
     assert untuned.tries == ("gap",)
+
+
+def test_a_class_from_outside_is_tuned_by_the_settings_that_it_declares(monkeypatch):
+    """Found: it got the thresholds of trained arbiters, which it refused."""
+    known = {"margin": Margin(), "margin:max_margin=0.3": Margin(0.3)}
+    monkeypatch.setattr(arms, "load_arbiter", lambda spec: known[spec])
+    *_, own, fixed = make_specs(list(known), same, tune_knobs=True)
+    assert own.tries == tuple(f"margin:{one}" for one in Margin.knobs_to_try)
+    assert fixed.tries == ("margin:max_margin=0.3",)
+    assert own.kind == "rule" and own.is_rival
+    monkeypatch.delattr(Margin, "knobs_to_try")
+    *_, plain = make_specs(["margin"], same, tune_knobs=True)
+    assert plain.tries == ("margin",)
 
 
 def test_a_rule_is_tuned_in_the_settings_that_are_not_given(tmp_path):

@@ -247,7 +247,7 @@ def test_a_text_is_stored_where_it_differs_from_that_of_the_target(pair, task):
     assert any(text is not None for (arm, _), text in kept.items() if arm == "draft")
 
 
-def made_turns(seconds, right):
+def made_turns(seconds, right, num_chunks=2):
     """One turn a chunk of two problems, for the arms target, lossless and gap."""
     return [
         Turn(
@@ -266,9 +266,20 @@ def made_turns(seconds, right):
                 for i in range(2)
             ],
         )
-        for chunk in range(2)
+        for chunk in range(num_chunks)
         for arm in seconds
     ]  # fmt: skip
+
+
+def test_the_interval_of_a_speed_up_holds_its_median():
+    """Found: it was of the mean seconds, which one slow repeat moved away from the median."""
+    right = {name: [1] * 12 for name in ("target", "lossless", "gap")}
+    usual, slow = ({"target": t, "lossless": 2.0, "gap": 1.0} for t in (4.0, 40.0))
+    repeats = [made_turns(seconds, right, num_chunks=6) for seconds in (usual, slow, usual)]
+    arbiters = {"target": None, "lossless": "lossless", "gap": "gap"}
+    gap = by_name(result(repeats, arbiters, None)["arms"])["gap"]
+    low, high = gap["speedup_vs_target_ci95"]
+    assert gap["speedup_vs_target"] == pytest.approx(4) and low <= 4.0001 and high >= 3.9999
 
 
 def test_quality_is_that_of_the_first_repeat_and_a_speedup_is_the_median():
@@ -287,6 +298,7 @@ def test_quality_is_that_of_the_first_repeat_and_a_speedup_is_the_median():
     assert gap["tokens_per_s"] == pytest.approx(40 / 6)
     assert gap["speedup_vs_target"] == pytest.approx(3), "not 5 / 2, the ratio of mean seconds"
     assert gap["speedup_vs_lossless"] == pytest.approx(4 / 3)
+    assert gap["speedup_vs_target_ci95"] is None, "there are two chunks"
     assert gap["seconds_per_token"] == pytest.approx(6 / 40)
     assert gap["seconds_per_solved"] == pytest.approx(2)
     assert gap["override_share"] == 0.25

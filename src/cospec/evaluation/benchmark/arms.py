@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cospec.arbiters import RULES, RandomOverride, load_arbiter
+from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.memory import CSD
-from cospec.arbiters.rules import Rule
 from cospec.errors import ConfigError, unknown_name
 from cospec.evaluation.arms import check_names
 from cospec.evaluation.benchmark.grids import GRIDS, THRESHOLDS
@@ -114,19 +114,21 @@ def make_specs(
 def _one(spec: str, arbiter: Arbiter, tune_knobs: bool) -> ArmSpec:
     """Return the arm of an arbiter; settings that are given stay as they are.
 
-    A rule has its others tuned if the grid sets none of those: ``csd:memory=FILE``.
+    A rule has its others tuned if the grid sets none of those: ``csd:memory=FILE``. A class from
+    outside has the grid that it declares (``knobs_to_try``).
     """
     base, _, given = spec.partition(":")
     label = arbiter.name.partition(":")[0]
-    grid = GRIDS.get(base, ()) if isinstance(arbiter, Rule) else THRESHOLDS
-    is_open = not given or (isinstance(arbiter, Rule) and not _knobs(given) & _knobs(*grid))
+    is_learned = isinstance(arbiter, LearnedArbiter)
+    grid = THRESHOLDS if is_learned else GRIDS.get(base, getattr(arbiter, "knobs_to_try", ()))
+    is_open = not given or (not is_learned and not _knobs(given) & _knobs(*grid))
     added = f",{given}" if given else ""
     tries = tuple(f"{base}:{one}{added}" for one in grid) if tune_knobs and is_open else ()
     if given:
         label = spec if tries else arbiter.name
-    kind: Kind = "learned"
-    if isinstance(arbiter, Rule):
-        kind = "random" if isinstance(arbiter, RandomOverride) else "rule"
+    kind: Kind = "learned" if is_learned else "rule"
+    if isinstance(arbiter, RandomOverride):
+        kind = "random"
     return ArmSpec(label, kind, tries or (spec,))
 
 

@@ -2,8 +2,9 @@
 
 In a cell all arms take turns, chunk by chunk, and the whole is played again for each repeat. The
 repeats decode the same texts (the same seeds), so that quality is that of the first, whatever the
-temperature; where one differs it is counted. Seconds are the mean; a speed-up is the median of
-those of the repeats, each of which compares arms that were played side by side.
+temperature; where one differs it is counted. Seconds are the mean. A speed-up is the median of
+those of the repeats, each of which compares arms that were played side by side; so is each end of
+its interval.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _STORED = (
     "num_overrides",
     "num_mismatches",
     "num_accepted_tokens_per_pos",
+    "group",
 )
 
 
@@ -90,7 +92,7 @@ def _left_out(
     """Arms that cannot take part in a cell, and why."""
     reasons = {}
     if not is_own:
-        reasons[ASSISTED] = "transformers decodes it, and the other arms are not on transformers"
+        reasons[ASSISTED] = "transformers decodes it, in this process, and the others elsewhere"
     if batch_size > 1:
         reasons[ASSISTED] = "transformers decodes with a draft one prompt at a time"
     if temperature > 0:
@@ -126,6 +128,10 @@ def result(
         }
         for key in ("speedup_vs_target", "speedup_vs_lossless"):
             entry[key] = median(entry["repeats"][key])
+            ends = [numbers[name][f"{key}_ci95"] for numbers in alone]
+            entry[f"{key}_ci95"] = (
+                None if None in ends else [median(end) for end in zip(*ends, strict=True)]
+            )
         entry["num_turns"] = sum(numbers[name]["num_turns"] for numbers in alone)
         entry["num_rows_unlike_first_repeat"] = sum(
             a != b for later in rows[1:] for a, b in zip(later[name], rows[0][name], strict=True)
@@ -153,7 +159,7 @@ def _mean(repeats: Sequence[Sequence[Turn]]) -> list[Turn]:
 def lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
     """Rows of an arm as they are stored: many arms make large files."""
     return [
-        {name: row[name] for name in _STORED}
+        {name: row[name] for name in _STORED if name in row}
         | {"text": row["text"] if row["arm"] == TARGET or row["text"] != exact["text"] else None}
         for row, exact in zip(ours, target, strict=True)
     ]
