@@ -379,5 +379,8 @@ def test_questions_of_the_same_groups_give_no_guarantee(tiny, quick, folder, let
     quick("--aim", "accuracy")
     ask(len(rows))
     quick("--aim", "guarantee", "--epsilon", 0.9)
-    ask(3, template=0)  # templates are drawn with the problems
-    quick("--aim", "guarantee", "--epsilon", 0.9, "--overwrite")
+    ask(3, template=0)  # found: a field of that name in a file waived the check
+    again = ["--aim", "guarantee", "--epsilon", 0.9, "--overwrite"]
+    assert "are of 3 groups" in refusal(quick, *again)
+    ask(3, gsm_template=0)  # templates are drawn with the problems
+    quick(*again)

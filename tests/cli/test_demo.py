@@ -52,7 +52,7 @@ def test_the_demo_shows_a_problem_that_an_override_saved(tiny, problems, monkeyp
     row = Evaluation._row
 
     def first_target(self, arm, i, completion):
-        if arm.name == "target":
+        if arm == "target":
             target_texts.add(completion.text)
         return row(self, arm, i, completion)
 
@@ -85,6 +85,13 @@ def test_the_problems_of_the_package_are_the_default(tiny, monkeypatch, tmp_path
     (tmp_path / "bundled" / "problems.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit, match="3 test problems, 120 asked for"):
         tiny("demo", "--arbiter", "gap")
+
+
+def test_a_file_of_ones_own_is_solved_whole_by_default(tiny, problems, tmp_path):
+    """Found: a file of fewer than 120 problems was refused."""
+    result = tmp_path / "r.json"
+    tiny("demo", "--problems", problems, "--arbiter", "gap", "--json", result)
+    assert json.loads(result.read_text())["arms"][0]["num_problems"] == 6
 
 
 def test_problems_that_share_an_id_are_refused(tiny, tmp_path):

@@ -34,6 +34,9 @@ def humaneval(data_dir: Path) -> Task:
         ("```python\ndef f():\n    return 1", "def f():\n    return 1"),
         ("```python\ndef g(): pass\n```", "def g(): pass"),
         ("    return 1\n", None),
+        ("```python\n```\nI mean:\n```python\ndef f(): pass\n```", "def f(): pass"),
+        ("```\n\n```\nor\n```\nx = 1\n```", "x = 1"),
+        ("```python\n```", None),
     ],
 )
 def test_the_block_that_defines_the_function_is_taken(text: str, expected: str | None) -> None:
@@ -49,6 +52,8 @@ def test_the_block_that_defines_the_function_is_taken(text: str, expected: str |
         ("Sure!\n```python\ndef half(x: int) -> int:\n    return math.floor(x / 2)\n```", True),
         ("```python\n    return x // 2\n```", True),
         ("import math\n\ndef half(x):\n    return math.floor(x / 2)\n", True),
+        ("from __future__ import annotations\n\ndef half(x: Any):\n    return x // 2\n", True),
+        ("```\nfrom __future__ import nothing\n\ndef half(x):\n    return x // 2\n```", False),
         ("    return x / 2\n", False),
         ("    pass\n", False),
         ("    import sys; sys.exit(0)\n", False),

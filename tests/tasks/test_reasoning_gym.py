@@ -13,7 +13,7 @@ import pytest
 
 from cospec.errors import ConfigError, TaskError
 from cospec.tasks import BUNDLED_TRAINING_SEEDS, SPLITS, Example, load_task, split_of
-from cospec.tasks.gsm_symbolic import all_templates, parse_templates, twin_key
+from cospec.tasks.gsm_symbolic import TEMPLATE, all_templates, parse_templates, twin_key
 from cospec.tasks.reasoning_gym import EVALUATES, SUFFIX, UNUSABLE
 from cospec.tasks.splits import normalize
 
@@ -116,6 +116,7 @@ def test_some_templates_and_all_others_part_the_problems_of_a_seed(split: Split)
     )
     chosen = {3, 7, *range(20, 30)}
     assert {e.metadata["template"] for e in some} <= chosen
+    assert all(e.metadata[TEMPLATE] == e.metadata["template"] for e in some)
     assert not {e.metadata["template"] for e in others} & chosen
     for part, is_part in ((some, chosen.__contains__), (others, lambda t: t not in chosen)):
         expected = [e for e in every if is_part(e.metadata["template"])]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from cospec.errors import CheckpointError
 from cospec.tasks import Example
+from cospec.tasks.gsm_symbolic import TEMPLATE
 from cospec.tasks.trained_on import FILE, Overlap, hashes_of, overlap, unseen, write_trained_on
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def plain(text: str) -> Example:
 
 
 def word_problem(text: str, template: int) -> Example:
-    return Example(text, text, "1", {"template": template})
+    return Example(text, text, "1", {TEMPLATE: template})
 
 
 def test_questions_are_found_again_whatever_their_blanks(tmp_path: Path) -> None:
@@ -53,6 +54,7 @@ def test_twins_are_counted_apart_and_only_where_the_task_tells_templates(tmp_pat
         word_problem("Ben has 3 cups", 6),
         plain("Ben has 3 cups"),
         plain("Ben has 4 pens"),
+        Example("mine", "Ben has 3 cups", "1", {"template": 5}),  # found: taken for a twin
     ]
     assert overlap(tmp_path, [same, twin, *others]) == Overlap(1, 1)
 

@@ -201,6 +201,7 @@ class Calibrate:
 
         from cospec.rl.calibrate import least_num_problems
         from cospec.settings import flat
+        from cospec.tasks.gsm_symbolic import TEMPLATE
         from cospec.tasks.trained_on import unseen
 
         options = self.calibrate
@@ -208,7 +209,7 @@ class Calibrate:
         if options.aim != "guarantee":
             return task, examples
         # Templates are drawn for each problem: there the bound is for problems of the same ones.
-        groups = Counter(e.group for e in examples if e.group and "template" not in e.metadata)
+        groups = Counter(e.group for e in examples if e.group and TEMPLATE not in e.metadata)
         if len(groups) < groups.total():
             raise ConfigError(
                 f"aim is 'guarantee', and {groups.total()} problems are of {len(groups)} groups, "

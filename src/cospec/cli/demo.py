@@ -22,6 +22,8 @@ Try your own pair and task:
   cospec audit --target T --draft D --task gsm8k --num-problems 200   what an arbiter could win
   cospec train --target T --draft D --task gsm8k --out arbiter        an arbiter for this pair
 T and D are hub ids or folders of models that share a tokenizer; gsm8k may be jsonl:FILE."""
+_NUM_SHIPPED = 120
+"""Problems of the package that are solved by default: one to two minutes on two cores."""
 _MAX_NEW_TOKENS = 300
 """Room for the longest solution of these problems in the bundled tokenizer (291 tokens)."""
 
@@ -40,8 +42,8 @@ class Demo:
         default_factory=lambda: DecodeOptions(arbiter="bundled", batch_size=16)
     )
     output: OutputOptions = field(default_factory=OutputOptions)
-    num_problems: int = 120
-    """Number of problems, up to 200 of those that ship with the package."""
+    num_problems: int | None = None
+    """Number of problems; by default 120 of the 200 that ship with the package, or all of FILE."""
     problems: Path | None = None
     """JSON lines with id, question and answer (a number); by default those of the package."""
 
@@ -78,11 +80,12 @@ class Demo:
         print(_NEXT)
 
 
-def _load_problems(path: Path | None, num_problems: int) -> tuple[Task, list[Example]]:
+def _load_problems(path: Path | None, num_problems: int | None) -> tuple[Task, list[Example]]:
     """The problems under their own ids, as a task that is scored by the final number."""
     from cospec.tasks.jsonl import jsonl
 
     if path is None:
+        num_problems = _NUM_SHIPPED if num_problems is None else num_problems
         path = Path(cospec.__file__).parent / "bundled" / "problems.jsonl"
         if not path.is_file():
             raise ConfigError("this build ships no problems; pass some by --problems FILE.")

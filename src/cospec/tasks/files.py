@@ -184,8 +184,12 @@ class FileSource:
         pool = list(self.pools.get(split, []))
         wanted = len(pool) if num_problems is None else num_problems
         if not pool or wanted > len(pool):
+            asked = f", {num_problems} asked for" if num_problems else ""
+            fewer = "a smaller --num-problems, or " if pool else ""
+            whole = f" A file of your own can be one split: jsonl:FILE,split={split}."
             raise TaskError(
-                f"{self.name} has {len(pool)} {split} problems, {num_problems or 'some'} asked for."
+                f"{self.name} has {len(pool)} {split} problems{asked}; pass {fewer}another --split."
+                f"{'' if ',split=' in self.name else whole}"
             )
         draw = random.Random(int(seed))
         draw.shuffle(pool)

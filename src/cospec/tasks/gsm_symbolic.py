@@ -15,6 +15,8 @@ from cospec.tasks.extras import import_extra
 NAME = "gsm_symbolic"
 SUFFIX = " Give the result as your final answer. Do not include units."
 """Ends every question; hashed with it, shown without."""
+TEMPLATE = "gsm_template"
+"""Key of the template in an example's metadata. A user's row may have a ``template`` of its own."""
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 

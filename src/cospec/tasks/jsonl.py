@@ -6,7 +6,8 @@ Options follow after commas: ``jsonl:FILE,scorer=numeric,question=prompt,answer=
     ``exact`` (the default: the final answer; blanks, case, full stops at the end and ``*``, ``_``
     and backticks around it aside), ``numeric``, ``choice`` (a letter), ``regex`` (the row's answer
     is a pattern that the text must match somewhere), or ``package.module:function``. The function
-    gets the example and the text and returns a `Score`, or a number in [0, 1].
+    gets the example and the text and returns a `Score`, or a number in [0, 1]. With ``exact`` a
+    gold answer of several lines stands in ``<answer>...</answer>``, as in the models' texts.
 ``question``, ``answer``
     The names of the fields.
 ``split``
@@ -106,7 +107,27 @@ def _example(identity: str, row: Row, question: str, answer: str) -> Example:
     return Example(identity, str(row[question]), str(gold), row)
 
 
+def _final(example: Example) -> str:
+    """The answer, without ``<answer>`` around it; a model's text that is the same must be right."""
+    marked = re.fullmatch(r"\s*<answer>(.*)</answer>\s*", example.answer, re.DOTALL)
+    gold = replace(example, answer=marked[1]) if marked else example
+    score = score_exact(gold, example.answer)
+    if not (gold.answer.strip() and score.correct):
+        raise TaskError(
+            f"{example.id}: the answer is {example.answer!r}, of which scorer=exact reads "
+            f"{score.extracted!r}; give the final answer alone, or another scorer (numeric, "
+            "choice, regex). <answer>...</answer> around it keeps what models answer in these "
+            "tags, such as several lines."
+        )
+    return gold.answer
+
+
 def _pattern(example: Example) -> str:
+    if not example.answer.strip():
+        raise TaskError(
+            f"{example.id}: the answer is {example.answer!r}, a pattern that is in nearly every "
+            "text; give one, or leave the row out."
+        )
     try:
         re.compile(example.answer)
     except re.error as error:
@@ -135,6 +156,7 @@ def _letter(example: Example) -> str:
 
 
 _GOLD: dict[Scorer, Callable[[Example], str]] = {
+    score_exact: _final,
     score_regex: _pattern,
     score_number: _number,
     score_choice: _letter,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from cospec.tasks.files import Row
 
 _ASK = "\nReply with the complete function, and what it imports, in one ```python code block."
-_BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+_BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:\n?^```|\Z)", re.DOTALL | re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import [^(\n]*$", re.MULTILINE)
 COMPLETION_STOPS = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n@", "\n```")
 """Strings that end a completed function: the next line without indentation."""
 
@@ -43,8 +44,11 @@ def require_permission(is_allowed: bool, name: str) -> None:
 
 
 def extract_code(text: str, function: str | None = None) -> str | None:
-    """The first code block, preferably the first that defines ``function``; None without one."""
-    blocks: list[str] = _BLOCK.findall(text)
+    """The first code block, preferably the first that defines ``function``; None without one.
+
+    A block with nothing in it is none.
+    """
+    blocks = [block for block in _BLOCK.findall(text) if block.strip()]
     defining = [block for block in blocks if function and _defines(block, function)]
     return next(iter(defining or blocks), None)
 
@@ -77,7 +81,8 @@ def score_humaneval(example: Example, text: str) -> Score:
     """Right if the completed function passes the tests.
 
     Code that defines it follows the prompt, so that the prompt's imports and helpers are there and
-    its unfinished function is defined anew; anything else continues the prompt.
+    its unfinished function is defined anew; anything else continues the prompt. Its imports from
+    ``__future__`` go before the prompt, where alone Python takes them.
     """
     function = example.metadata["entry_point"]
     code = extract_code(text, function)
@@ -85,6 +90,7 @@ def score_humaneval(example: Example, text: str) -> Score:
         stops = "|".join(map(re.escape, COMPLETION_STOPS))
         code = text if _defines(text, function) else re.split(stops, text, maxsplit=1)[0]
     program = example.question + ("" if code.startswith((" ", "\t")) else "\n") + code
+    program = "\n".join([*_FUTURE.findall(program), _FUTURE.sub("", program)])
     verdict = run_program(f"{program}\n\n{example.metadata['test']}\n\ncheck({function})\n")
     return Score(float(verdict.passed), code)
 

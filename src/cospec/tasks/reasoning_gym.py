@@ -28,7 +28,7 @@ from cospec.tasks.base import BOXED, Example, Score, Split, Task
 from cospec.tasks.extract import final_answer
 from cospec.tasks.extras import import_extra
 from cospec.tasks.gsm_symbolic import NAME as GSM_SYMBOLIC
-from cospec.tasks.gsm_symbolic import SUFFIX, parse_templates, twin_key
+from cospec.tasks.gsm_symbolic import SUFFIX, TEMPLATE, parse_templates, twin_key
 from cospec.tasks.math_sets import score_number
 from cospec.tasks.programs import require_permission
 from cospec.tasks.sandbox import Limits, run_program
@@ -248,6 +248,7 @@ def _example(name: str, generator_seed: int, item: dict[str, Any]) -> Example:
         question = question.removesuffix(SUFFIX)
         metadata["solution"] = metadata["answer_cot"].strip()
         metadata["group"] = f"template {metadata['template']}"
+        metadata[TEMPLATE] = metadata["template"]
     return Example(f"{name}/{generator_seed}", question, item["answer"] or "", metadata)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cospec.errors import CheckpointError
 from cospec.results import write_tensors
-from cospec.tasks.gsm_symbolic import twin_key
+from cospec.tasks.gsm_symbolic import TEMPLATE, twin_key
 from cospec.tasks.splits import normalize
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _hashes(examples: Iterable[Example]) -> tuple[list[bytes], list[bytes]]:
     questions, twins = [], []
     for example in examples:
         questions.append(_hash(normalize(example.question)))
-        template = example.metadata.get("template")
+        template = example.metadata.get(TEMPLATE)
         twin = b""
         if isinstance(template, int):
             twin = _hash(twin_key(template, example.question))

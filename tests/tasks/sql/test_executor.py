@@ -89,6 +89,13 @@ def test_a_hostile_query_is_an_error_in_time(query: str, executor: Executor, dat
     assert executor.run(database, "SELECT count(*), max(x) FROM t") == [[50, "x9"]]
 
 
+def test_a_query_that_takes_too_long_is_told_its_limit(executor: Executor, database: str) -> None:
+    """Found: "OperationalError: interrupted"."""
+    for limit, time_s in ((0.5, None), (0.02, 0.02)):
+        with pytest.raises(QueryError, match=rf"^it took more than {limit} s$"):
+            executor.run(database, HOSTILE["endless count"], time_s=time_s)
+
+
 @pytest.mark.parametrize(
     "query",
     ["SELECT printf('%1000000000d', 1) IS NULL", "SELECT " + "(" * 5000 + "1" + ")" * 5000],
@@ -173,7 +180,7 @@ def test_a_worker_is_read_where_many_files_are_open() -> None:
     try:
         high = fcntl.fcntl(read_end, fcntl.F_DUPFD_CLOEXEC, 1500)
         os.write(write_end, b"{}\n")
-        assert Executor()._read_line(high) == b"{}\n"
+        assert Executor()._read_line(high, 1.0) == b"{}\n"
         os.close(high)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

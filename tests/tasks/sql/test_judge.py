@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cospec.errors import TaskError
+from cospec.tasks.sql import judge as judge_module
 from cospec.tasks.sql.fillings import Fillings
-from cospec.tasks.sql.judge import Judge, asks_the_clock
+from cospec.tasks.sql.judge import GOLD_TIME_S, Judge, asks_the_clock
 from cospec.tasks.sql.schema import from_spider
 from cospec.tasks.sql.trivial import why_trivial
 
@@ -201,6 +202,25 @@ def test_a_gold_query_that_fails_is_named_with_its_database(judge: Judge) -> Non
     """Found: the traceback of a QueryError."""
     with pytest.raises(TaskError, match=r"'SELECT nothing FROM singer' has no result .*'concerts'"):
         judge.is_right("concerts", "SELECT nothing FROM singer", "SELECT 1")
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_gold_queries_have_more_time_and_slow_ones_give_it_to_others(
+    is_slow: bool, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found: on a busy machine a task of slow gold queries could not be loaded."""
+    given: list[tuple[str, float | None]] = []
+
+    def run(path: str, sql: str, *, time_s: float | None = None, **_: object) -> list[list[int]]:
+        given.append((sql, time_s))
+        return [[1]]
+
+    monkeypatch.setattr(judge.executor, "run", run)
+    monkeypatch.setattr(judge_module, "SLOW_S", -1 if is_slow else 1000)
+    gold, query = f"SELECT 1, {int(is_slow)} FROM singer ORDER BY age", "SELECT 1"
+    assert judge.is_right("concerts", gold, query)
+    found = {(sql == query, time_s) for sql, time_s in given}
+    assert found == {(False, GOLD_TIME_S), (True, GOLD_TIME_S if is_slow else None)}
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,21 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_questions_that_are_left_out_are_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found: nothing was told, and a folder of such questions alone had no problems."""
+    load_task(f"sql:{folder}")
+    (record,) = caplog.records
+    assert "1 of 4 questions of" in record.message and "are left out" in record.message
+    write_rows(folder, ROWS[:3])
+    load_task(f"sql:{folder}")
+    assert len(caplog.records) == 1
+    write_rows(folder, [ROWS[3], {**ROWS[0], "query": "SELECT name FROM item LIMIT 1"}])
+    with pytest.raises(TaskError, match=r"2 of 2 questions of .* are left out: their gold"):
+        load_task(f"sql:{folder}")
+
+
 def test_queries_are_judged_on_the_files_as_they_are(folder: Path) -> None:
     before = (folder / "shop.sqlite").read_bytes()
     task = load_task(f"sql:{folder},split=test")

@@ -50,7 +50,13 @@ class Executor:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(
-        self, path: str, sql: str, *, max_rows: int | None = None, reverse: bool = False
+        self,
+        path: str,
+        sql: str,
+        *,
+        max_rows: int | None = None,
+        reverse: bool = False,
+        time_s: float | None = None,
     ) -> Rows:
         """The rows of a query.
 
@@ -59,18 +65,21 @@ class Executor:
             sql: One statement.
             max_rows: More rows than these are an error; the limit's if None.
             reverse: Read tables from their end, which shows a result that hangs on their order.
+            time_s: Seconds that it may take; the limit's if None.
 
         Raises:
             QueryError: There is no result.
         """
+        time_s = self.limits.time_s if time_s is None else time_s
         request = {
             "path": path,
             "sql": sql,
+            "time_s": time_s,
             "max_rows": self.limits.max_rows if max_rows is None else max_rows,
             "reverse": reverse,
         }
         with self._lock:
-            answer = self._ask(json.dumps(request).encode() + b"\n")
+            answer = self._ask(json.dumps(request).encode() + b"\n", time_s)
         if "error" in answer:
             raise QueryError(answer["error"])
         rows: Rows = answer["rows"]
@@ -82,7 +91,7 @@ class Executor:
             _end(self._process)
             self._process = None
 
-    def _ask(self, request: bytes) -> dict[str, Any]:
+    def _ask(self, request: bytes, time_s: float) -> dict[str, Any]:
         process = self._process if self._process and self._process.poll() is None else self._start()
         try:
             try:
@@ -93,7 +102,7 @@ class Executor:
                 with contextlib.suppress(BrokenPipeError):  # then there is no line to read
                     _send(process, request)
             assert process.stdout is not None, "a pipe"
-            line = self._read_line(process.stdout.fileno())
+            line = self._read_line(process.stdout.fileno(), time_s)
         except BaseException:  # else the answer to come would be taken for that of the next query
             self.close()
             raise
@@ -104,13 +113,13 @@ class Executor:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _read_line(self, descriptor: int) -> bytes | None:
+    def _read_line(self, descriptor: int, time_s: float) -> bytes | None:
         """The next line of the worker; None if it is late or the worker is gone."""
         parts = []
         poll = select.poll()  # `select.select` takes no descriptor from 1,024 on
         poll.register(descriptor, select.POLLIN)
         while True:
-            ready = poll.poll(1000 * (self.limits.time_s + 1))
+            ready = poll.poll(1000 * (time_s + 1))
             data = os.read(descriptor, 1 << 16) if ready else b""
             if not data:
                 return None
@@ -119,9 +128,8 @@ class Executor:
                 return b"".join(parts)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        arguments = [str(self.limits.time_s), str(self.limits.memory_bytes)]
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_WORKER), *arguments],
+            [sys.executable, "-I", "-S", str(_WORKER), str(self.limits.memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -10,6 +10,7 @@ which tables are read nor a tie in ORDER BY may change it.
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 _CLOCK_WORDS = {"CURRENT_DATE", "CURRENT_TIME", "CURRENT_TIMESTAMP"}
 _DATES = {"DATE", "TIME", "DATETIME", "JULIANDAY", "UNIXEPOCH", "STRFTIME", "TIMEDIFF"}
+GOLD_TIME_S = 10.0
+"""Seconds that a gold query may take, on a machine that may be busy when the task is loaded."""
+SLOW_S = 1.0
+"""Seconds of all gold results after which other queries may take `GOLD_TIME_S` as well."""
 
 
 class Databases(Protocol):
@@ -56,6 +61,8 @@ class Gold:
     """One for each of them."""
     is_one_answer: bool = True
     """Whether there are enough such databases; else these are all of them."""
+    is_slow: bool = False
+    """Whether it took so long that the usual limit could be too short for an equal query."""
 
 
 class Judge:
@@ -89,11 +96,11 @@ class Judge:
             ) from error
         if self.asks_the_clock(db_id, query):
             return False
-        found = []
+        found, time_s = [], GOLD_TIME_S if gold.is_slow else None
         for path, groups in zip(gold.paths, gold.results, strict=True):
             num_rows = sum(map(len, groups))
             try:
-                rows = canonical(self.executor.run(path, query, max_rows=num_rows))
+                rows = canonical(self.executor.run(path, query, max_rows=num_rows, time_s=time_s))
             except QueryError:
                 return False
             if len(rows) != num_rows:
@@ -109,16 +116,19 @@ class Judge:
         """The gold results; those on all databases if on none of them there is one answer."""
         query = plain_strings(query, self.databases.schema(db_id).names)
         paths = self.databases.paths(db_id)
+        start = time.monotonic()
         every = [self._gold_groups(path, query) for path in paths]
+        is_slow = time.monotonic() - start > SLOW_S
         counted = [i for i, (_, is_one_answer) in enumerate(every) if is_one_answer]
         used = counted or range(len(paths))
-        return Gold(tuple(paths[i] for i in used), tuple(every[i][0] for i in used), bool(counted))
+        results = tuple(every[i][0] for i in used)
+        return Gold(tuple(paths[i] for i in used), results, bool(counted), is_slow)
 
     def _gold_groups(self, path: str, query: str) -> tuple[Groups, bool]:
         """The gold result on one database, and whether it is one answer."""
-        rows = canonical(self.executor.run(path, query))
+        rows = canonical(self.executor.run(path, query, time_s=GOLD_TIME_S))
         groups, is_cut = self._ties(path, query, rows)
-        reverse = canonical(self.executor.run(path, query, reverse=True))
+        reverse = canonical(self.executor.run(path, query, reverse=True, time_s=GOLD_TIME_S))
         return groups, not is_cut and same_results([groups], [reverse])
 
     def _ties(self, path: str, query: str, rows: list[Row]) -> tuple[Groups, bool]:
@@ -127,7 +137,7 @@ class Judge:
         full = rows
         if form is not None:
             try:
-                full = canonical(self.executor.run(path, form.sql))
+                full = canonical(self.executor.run(path, form.sql, time_s=GOLD_TIME_S))
             except QueryError:
                 form = None
         width = len(full[0]) - form.num_keys if form and full else 0

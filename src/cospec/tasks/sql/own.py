@@ -4,11 +4,13 @@ The folder holds each database as ``NAME.sqlite`` or ``NAME/NAME.sqlite``, and t
 ``.jsonl`` file: ``{"db_id": "NAME", "question": …, "query": …}`` a line, and a ``split`` if the
 rows are to be split by hand. Without it a hash of the question parts them, or ``split=test`` after
 the folder makes all of them one split. Queries run on the files as they are, read-only. Questions
-whose gold result is empty, or not one answer (a LIMIT that cuts a tie: `judge`), are left out.
+whose gold result is empty, or not one answer (a LIMIT that cuts a tie: `judge`), are left out, and
+a note in the log counts them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from cospec.tasks.files import Row
     from cospec.tasks.sql.schema import Schema
 
+_log = logging.getLogger(__name__)
 FIELDS = ("db_id", "question", "query")
 
 
@@ -79,7 +82,7 @@ def own(folder: str, whole: str | None = None) -> Task:
     """The task of a folder; questions whose gold result is empty, or not one answer, are left out.
 
     Raises:
-        TaskError: A database, a row or a gold query cannot be used.
+        TaskError: A database, a row or a gold query cannot be used, or no question is left.
     """
     home = Path(os.path.expanduser(folder))
     files = sorted(home.glob("*.jsonl"))
@@ -89,11 +92,14 @@ def own(folder: str, whole: str | None = None) -> Task:
             f"{len(files)}."
         )
     judge = Judge(Folder(home))
+    rows = read_rows(files[0])
     examples = [
         example
-        for number, row in enumerate(read_rows(files[0]))
+        for number, row in enumerate(rows)
         if (example := _example(f"{files[0].stem}/{number}", row, judge)) is not None
     ]
+    if num_left_out := len(rows) - len(examples):
+        _tell_left_out(f"{num_left_out} of {len(rows)} questions of {files[0]}", bool(examples))
     pools = by_hash(examples, whole)
     has_split = ["split" in example.metadata for example in examples]
     if whole is None and any(has_split):
@@ -106,6 +112,14 @@ def own(folder: str, whole: str | None = None) -> Task:
     name = named(f"sql:{folder}", whole)
     num_shots = 3 if len(pools["train"]) > 3 else 0
     return sql_task(name, FileSource(name, pools, database_of), judge, num_shots)
+
+
+def _tell_left_out(counted: str, some_remain: bool) -> None:
+    """Note how many questions cannot be used, or raise if these are all."""
+    text = f"{counted} are left out: their gold results are empty, or not one answer"
+    if not some_remain:
+        raise TaskError(f"{text} (a LIMIT cuts a tie). Correct the queries.")
+    _log.warning("note: %s", text)
 
 
 def _example(identity: str, row: Row, judge: Judge) -> Example | None:
@@ -126,7 +140,10 @@ def _example(identity: str, row: Row, judge: Judge) -> Example | None:
     try:
         gold = judge.gold(row["db_id"], row["query"])
     except QueryError as error:
-        raise TaskError(f"{identity}: the gold query has no result ({error}).") from error
+        raise TaskError(
+            f"{identity}: the gold query has no result ({error}); correct it, or leave its "
+            "question out."
+        ) from error
     if is_empty(gold) or not gold.is_one_answer:
         return None
     metadata = {"group": row["db_id"], **row, "solution": solution(row["query"], schema.names)}

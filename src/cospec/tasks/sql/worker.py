@@ -1,7 +1,7 @@
 """The process that runs queries: started by path with ``python -I -S``, standard library only.
 
-It reads one JSON object a line, ``{"path", "sql", "max_rows", "reverse"}``, and answers with
-``{"rows": […]}`` or ``{"error": …}``. A query is a program that a model wrote, so:
+It reads one JSON object a line, ``{"path", "sql", "max_rows", "reverse", "time_s"}``, and answers
+with ``{"rows": […]}`` or ``{"error": …}``. A query is a program that a model wrote, so:
 
 * the file is opened read-only and immutable;
 * the authorizer allows SELECT, READ, RECURSIVE, and the functions of ``FUNCTIONS`` alone, which
@@ -56,6 +56,8 @@ MAX_CONNECTIONS = 64
 STEPS_BETWEEN_CHECKS = 10_000
 MAX_BYTES = 4_000_000
 """Most bytes of text in one result."""
+INTERRUPTED = "OperationalError: interrupted"
+"""SQLite's error for a query that the progress handler stopped."""
 
 
 def authorize(action: int, _first: str | None, second: str | None, *_rest: str | None) -> int:
@@ -118,7 +120,7 @@ def limit_resources(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(time_s: float, memory_bytes: int) -> None:
+def main(memory_bytes: int) -> None:
     """Answers requests until there are no more."""
     limit_resources(memory_bytes)
     end = 0.0
@@ -137,12 +139,14 @@ def main(time_s: float, memory_bytes: int) -> None:
                     connections.pop(next(iter(connections))).close()
                 connections[key] = connect(*key)
                 connections[key].set_progress_handler(is_over, STEPS_BETWEEN_CHECKS)
-            end = time.monotonic() + time_s
+            end = time.monotonic() + request["time_s"]
             answer = run(connections[key], request["sql"], request["max_rows"])
+            if answer.get("error") == INTERRUPTED:
+                answer = {"error": f"it took more than {request['time_s']:g} s"}
         except sqlite3.Error as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))
