@@ -269,7 +269,9 @@ def llama_cpp(pair: ModelPair, options: argparse.Namespace) -> Generate:
 
     model = Chat(str(options.target_gguf), n_ctx=8192, n_threads=torch.get_num_threads())
 
-    def generate(prompts: Sequence[Any], sampling: Sequence[SamplingConfig]) -> list[Given]:
+    def generate(
+        prompts: Sequence[Any], sampling: Sequence[SamplingConfig], **_: object
+    ) -> list[Given]:
         texts = [
             model.generate(
                 prompt if isinstance(prompt, str) else pair.tokenizer.decode(prompt),

@@ -42,7 +42,7 @@ class Fails:
     def __getattr__(self, name):
         return getattr(self.__dict__["inner"], name)
 
-    def generate(self, prompts, sampling):
+    def generate(self, prompts, sampling, **more):
         self.num_calls += 1
         if self.num_calls > 1 and not (self.once is not None and self.once.exists()):
             if self.once is not None:
@@ -50,7 +50,7 @@ class Fails:
             if self.how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("there is something wrong with this one")
-        return self.inner.generate(prompts, sampling)
+        return self.inner.generate(prompts, sampling, **more)
 
 
 @dataclass(frozen=True)

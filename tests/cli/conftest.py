@@ -56,10 +56,10 @@ def stop_after(monkeypatch, num_calls: int) -> None:
     """Interrupt the generation after so many."""
     generate, calls = Engine.generate, []
 
-    def interrupted(self, prompts, sampling):
+    def interrupted(self, prompts, sampling, **more):
         calls.append(1)
         if len(calls) > num_calls:
             raise KeyboardInterrupt
-        return generate(self, prompts, sampling)
+        return generate(self, prompts, sampling, **more)
 
     monkeypatch.setattr(Engine, "generate", interrupted)

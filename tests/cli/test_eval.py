@@ -188,12 +188,12 @@ def test_a_second_run_on_one_file_is_refused_while_the_first_one_decodes(
     """Two runs on one file, both killed and resumed, counted 64 problems as 96."""
     result, generate, refusals = tmp_path / "r.json", Engine.generate, []
 
-    def with_a_second_run(self, prompts, sampling):
+    def with_a_second_run(self, prompts, sampling, **more):
         if not refusals:
             with pytest.raises(SystemExit) as stop:
                 evaluate("--json", result)
             refusals.append(str(stop.value))
-        return generate(self, prompts, sampling)
+        return generate(self, prompts, sampling, **more)
 
     monkeypatch.setattr(Engine, "generate", with_a_second_run)
     evaluate("--json", result)

@@ -61,6 +61,17 @@ def played(pair, task):
     return it, turns, it.result(turns)
 
 
+def test_what_is_drawn_for_a_problem_depends_on_no_chunk(pair, task):
+    """Found: it depended on the place in the chunk, so on batch size and number of problems."""
+    runs = (evaluation(pair, task, temperature=1.0, chunk_size=size) for size in (1, 4))
+    small, large = (
+        {(row["arm"], row["id"]): row["text"] for turn in run.turns() for row in turn.rows}
+        for run in runs
+    )
+    assert small == large
+    assert len({text for (arm, _), text in small.items() if arm == "target"}) > 1
+
+
 def test_target_draft_and_lossless_are_always_there(pair):
     assert [arm.name for arm in make_arms(pair)] == ["target", "draft", "lossless"]
 

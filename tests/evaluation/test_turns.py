@@ -174,9 +174,9 @@ def test_a_resumed_evaluation_gives_the_same_rows_and_repeats_no_turn(pair, task
     calls = []
     generate = Engine.generate
 
-    def counted(self, prompts, sampling):
+    def counted(self, prompts, sampling, **more):
         calls.append(len(prompts))
-        return generate(self, prompts, sampling)
+        return generate(self, prompts, sampling, **more)
 
     monkeypatch.setattr(Engine, "generate", counted)
     spec = "random:rate=0.5"

@@ -31,9 +31,13 @@ class Decoder(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+        self,
+        prompts: Sequence[str | list[int]],
+        sampling: Sequence[SamplingConfig],
+        *,
+        streams: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Complete all prompts, in their order."""
+        """Complete all prompts, in their order; `streams` are those of their seeds, or places."""
         ...
 
 
@@ -97,10 +101,14 @@ def play_here(jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[Play
 def timed(
     decoder: Decoder, prompts: Sequence[list[int]], sampling: Sequence[SamplingConfig]
 ) -> tuple[list[Completion], float]:
-    """Complete prompts; return the completions and the seconds that it took."""
+    """Complete prompts; return the completions and the seconds that it took.
+
+    Each has a seed of its own, and draws from one stream of it. So what is drawn for a problem does
+    not depend on the others of its chunk.
+    """
     device = decoder.pair.target.device
     start = _now(device)
-    completions = decoder.generate(prompts, sampling)
+    completions = decoder.generate(prompts, sampling, streams=[0] * len(prompts))
     return completions, _now(device) - start
 
 

@@ -92,9 +92,14 @@ class RemoteDecoder:
         return self.way.config
 
     def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+        self,
+        prompts: Sequence[str | list[int]],
+        sampling: Sequence[SamplingConfig],
+        *,
+        streams: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Complete all prompts on the first replica, in their order."""
+        """Complete all prompts on the first replica, in their order, each from one stream."""
+        assert streams is None, "replicas draw for all from one stream"
         done = self.actors[0].decode.remote(self.shared, prompts, sampling)
         completions: list[Completion] = self.actors.ray.get(done)[0]
         return completions

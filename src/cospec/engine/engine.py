@@ -119,6 +119,8 @@ class Engine:
         self,
         prompts: Sequence[str | Sequence[int]],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+        *,
+        streams: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Complete all prompts.
 
@@ -126,6 +128,7 @@ class Engine:
             prompts: Texts or lists of token ids. A text is tokenized as it stands; for chat models
                 see `ModelPair.encode_chat`.
             sampling: Settings for all prompts, or one for each; greedy by default.
+            streams: Stream of its seed that each prompt draws from; by default its place.
 
         Returns:
             One completion a prompt, in their order.
@@ -136,7 +139,7 @@ class Engine:
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """
-        rows = make_rows(self.pair, prompts, sampling)
+        rows = make_rows(self.pair, prompts, sampling, streams)
         with _handing_over(rows):
             for _ in self._blocks(in_order(rows)):
                 pass
@@ -155,13 +158,10 @@ class Engine:
         Args:
             prompts: As in `generate`.
             sampling: As in `generate`.
-            streams: Stream of its seed that each prompt draws from; by default its place.
+            streams: As in `generate`.
             keep_caches: Whether branches can leave the results (it takes memory).
         """
-        rows = make_rows(self.pair, prompts, sampling)
-        for row, stream in zip(rows, streams or (), strict=streams is not None):
-            row.draw_from(stream)
-        return self._run(rows, keep_caches)
+        return self._run(make_rows(self.pair, prompts, sampling, streams), keep_caches)
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
         """Play branches out, each from the caches of the rollout that it leaves.

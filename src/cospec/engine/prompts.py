@@ -22,8 +22,15 @@ def make_rows(
     pair: ModelPair,
     prompts: Sequence[str | Sequence[int]],
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
+    streams: Sequence[int] | None = None,
 ) -> deque[Row]:
     """Check all prompts before anything is decoded, and return their rows.
+
+    Args:
+        pair: The models.
+        prompts: Texts or token ids.
+        sampling: As in `Engine.generate`.
+        streams: Stream of its seed that each prompt draws from; by default its place.
 
     Raises:
         PromptError: A prompt is empty, too long or of an unknown kind.
@@ -57,6 +64,8 @@ def make_rows(
     for i, (prompt, config) in enumerate(zip(prompts, sampling, strict=True)):
         ids = _encode(pair, i, prompt, vocab_size)
         rows.append(_checked_row(pair, i, ids, config, limit))
+    for row, stream in zip(rows, streams or (), strict=streams is not None):
+        row.draw_from(stream)
     return rows
 
 

@@ -106,7 +106,7 @@ class Evaluation:
         self.num_short_of_room = sum(
             s.max_new_tokens < limit for s, limit in zip(samplings, limits, strict=True)
         )
-        # The engine spawns a stream of the seed for each place in a chunk; chunks share places.
+        # Of its own, so that what is drawn for a problem depends on no other (`jobs.timed`).
         self.samplings = [
             replace(s, seed=seed + i, exact_prefix_tokens=exact_prefix_tokens)
             for i, s in enumerate(samplings)

@@ -49,7 +49,11 @@ class PlainDecoder:
         return self.pair.context_length
 
     def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+        self,
+        prompts: Sequence[str | list[int]],
+        sampling: Sequence[SamplingConfig],
+        *,
+        streams: Sequence[int] | None = None,  # greedy: nothing is drawn
     ) -> list[Completion]:
         """Complete all prompts, in their order."""
         if self._llm is None:
@@ -99,12 +103,16 @@ class RuledDecoder:
         self.batch_size, self.num_speculative_tokens = self.config.batch_size, self.config.k
 
     def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+        self,
+        prompts: Sequence[str | list[int]],
+        sampling: Sequence[SamplingConfig],
+        *,
+        streams: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Complete all prompts, in their order."""
         self.backend.forget_prompts()
-        pairs = zip(prompts, sampling, strict=True)
-        items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs)]
+        streams = range(len(prompts)) if streams is None else streams
+        items = list(map(Item, prompts, sampling, streams))
         return [one.completion for one in self.backend.complete(items, self.arbiter)]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples.my_arbiter import Margin
 
 from cospec import load_arbiter
 from cospec.arbiters import RULES
@@ -15,7 +16,6 @@ from cospec.errors import ArbiterError, ConfigError
 from cospec.evaluation.benchmark import arms
 from cospec.evaluation.benchmark.arms import OWN_RULES, expand_sets, make_specs
 from cospec.evaluation.benchmark.grids import GRIDS, NUM_TRIES, THRESHOLDS
-from examples.my_arbiter import Margin
 
 
 def same(spec: str) -> str:

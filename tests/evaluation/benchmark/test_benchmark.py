@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,7 +20,7 @@ from cospec.evaluation.audit.costs import num_blocks
 from cospec.evaluation.benchmark import ceiling
 from cospec.evaluation.benchmark.arms import make_specs
 from cospec.evaluation.benchmark.assisted import AssistedEngine
-from cospec.evaluation.benchmark.ceiling import search
+from cospec.evaluation.benchmark.ceiling import OracleEngine, search
 from cospec.evaluation.benchmark.cells import measure, result
 from cospec.evaluation.benchmark.config import BenchConfig, Benchmark, describe
 from cospec.evaluation.benchmark.grids import GRIDS
@@ -345,6 +346,18 @@ def test_assisted_generation_ends_at_a_stop_string_as_any_other_arm(pair, task):
     assert [c.token_ids for c in ours] == [c.token_ids for c in alone]
     assert [c.text for c in ours] == [c.text for c in alone]
     assert any(len(c.token_ids) < 24 for c in ours)
+
+
+def test_the_oracle_knows_problems_apart_that_share_a_prompt(pair, task):
+    """Found: both had the answer of the last one."""
+    first, second, *_ = task.examples("test")
+    twin = dataclasses.replace(first, id="twin", answer=second.answer)
+    bench = dataclasses.replace(benchmark(pair, task), test=[first, twin])
+    engine, seen = OracleEngine(bench, 3, 4), []
+    engine._auditor = SimpleNamespace(oracle_paths=lambda some, **_: seen.extend(some))
+    sampling = [SamplingConfig(seed=seed) for seed in (1, 0)]  # as an evaluation numbers them
+    engine.generate([[1], [1]], sampling)
+    assert [example.id for example in seen] == ["twin", first.id]
 
 
 def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_speed_of_its_forwards(

@@ -48,13 +48,18 @@ class AssistedEngine:
         self.batch_size = 1
 
     def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+        self,
+        prompts: Sequence[str | list[int]],
+        sampling: Sequence[SamplingConfig],
+        *,
+        streams: Sequence[int] | None = None,  # greedy: nothing is drawn
     ) -> list[Completion]:
         """Complete all prompts, one after the other.
 
         Args:
             prompts: Texts or token ids.
             sampling: Greedy settings, one a prompt.
+            streams: Not used, since nothing is drawn.
 
         Raises:
             ConfigError: The settings are not greedy.

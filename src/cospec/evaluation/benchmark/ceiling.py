@@ -15,7 +15,6 @@ from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.benchmark.cells import lean
 from cospec.evaluation.benchmark.names import ORACLE
 from cospec.evaluation.evaluate import Evaluation
-from cospec.evaluation.problems import prompt_ids
 from cospec.evaluation.summary import LOSSLESS, TARGET, counts, paired, quality, rows_by_arm
 
 if TYPE_CHECKING:
@@ -41,10 +40,7 @@ class OracleEngine:
         self.context_length = self.pair.context_length
         self.num_speculative_tokens = k
         self.batch_size = batch_size
-        prompts = prompt_ids(self.pair, benchmark.task, benchmark.test)
-        self._examples = {
-            str(ids): example for ids, example in zip(prompts, benchmark.test, strict=True)
-        }
+        self._examples, self._seed = benchmark.test, benchmark.seed
         config = AuditConfig(
             num_speculative_tokens=k,
             batch_size=batch_size,
@@ -54,10 +50,15 @@ class OracleEngine:
         self._num_exact = benchmark.config.exact_prefix_tokens
 
     def generate(
-        self, prompts: Sequence[str | list[int]], sampling: Sequence[SamplingConfig]
+        self,
+        prompts: Sequence[str | list[int]],  # two problems may share one
+        sampling: Sequence[SamplingConfig],
+        *,
+        streams: Sequence[int] | None = None,  # greedy: nothing is drawn
     ) -> list[Completion]:
         """The oracle path of each prompt; settings are those of the benchmark."""
-        examples = [self._examples[str(prompt)] for prompt in prompts]
+        # An evaluation counts its problems' seeds up from its own.
+        examples = [self._examples[(config.seed or 0) - self._seed] for config in sampling]
         return self._auditor.oracle_paths(examples, exact_prefix_tokens=self._num_exact)
 
 
