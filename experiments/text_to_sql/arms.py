@@ -12,6 +12,7 @@ prints the table of OUT and decodes nothing.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ def main() -> None:
         default=0,
         help="known databases: show so many of the draft's questions and answers in the prompt",
     )
+    parser.add_argument(
+        "--target-alone-is-shown", action="store_true", help="the draft gets the question alone"
+    )
     parser.add_argument("--chunk", type=int, default=64, help="questions between two savings")
     parser.add_argument("--batch", type=int, help="questions decoded together (default: a chunk)")
     parser.add_argument("--threads", type=int, default=1)
@@ -102,6 +106,12 @@ def decode(options, rows):
         if not missing:
             continue
         prompts = [prompt(task, example, pair.tokenizer, shown) for example in some]
+        if options.target_alone_is_shown:
+            own = [task.prompt(example, pair.tokenizer) for example in some]
+            OwnPrompts.prompts = {
+                tuple(prompt[:-1]): one[:-1] for prompt, one in zip(prompts, own, strict=True)
+            }
+            assert all(a[-1] == b[-1] for a, b in zip(prompts, own, strict=True))
         for arm, column, seconds in play(pair, task, some, prompts, missing, options):
             right = sum(entry["correct"] for entry in column)
             print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
@@ -158,6 +168,8 @@ def play(pair, task, examples, prompts, arms, options):
     drafts = FirstBlocks.answers = {}
     is_whole = options.end_blocks_at_stop and options.k <= task.max_new_tokens
     drafter = FirstBlocks if is_whole else ModelDrafter
+    if options.target_alone_is_shown:
+        drafter = OwnPrompts
     arbiters = {arm: load_arbiter(arm, pair) for arm in arms if arm not in ALONE}
     first: list[Completion] = []
     for arm in arms:
@@ -231,6 +243,28 @@ class FirstBlocks(ModelDrafter):
             if not row.generated and ids[length - 1] in row.stop_ids:
                 self.answers[tuple(row.prompt_ids)] = ids[:length]
         return proposal
+
+
+class OwnPrompts(ModelDrafter):
+    """The draft with prompts of its own: it reads them in place of the target's."""
+
+    prompts: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+    """By the target's prompt, the draft's; both without their last token, which is the same."""
+
+    def prefill(self, prompts, first_row, held=None):
+        """Read the draft's prompts."""
+        own, held = (
+            [self.prompts.get(tuple(ids), []) for ids in some] for some in (prompts, held or [])
+        )
+        super().prefill(own, first_row, held)
+
+    def propose(self, rows, chance):
+        """Propose after the draft's prompts."""
+        own = [copy.copy(row) for row in rows]
+        for row in own:
+            last = row.prompt_ids[-1:]
+            row.prompt_ids = self.prompts[tuple(row.prompt_ids[:-1])] + last
+        return super().propose(own, chance)
 
 
 def draft_only(pair, prompts, sampling, settings, known):
