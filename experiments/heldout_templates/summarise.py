@@ -64,7 +64,7 @@ def gather(folder: Path) -> Json:
 
 
 def add_twins(result: Json, num_tiers: int) -> None:
-    """Mark the problems that differ by names alone from one whose solution ``seen`` learnt from."""
+    """Mark the problems that differ by names alone from a solution that ``seen`` read."""
     sys.path.insert(0, str(HERE))
     from heldout import (  # noqa: PLC0415
         NUM_FOLDS,
@@ -137,7 +137,7 @@ def table(pair: str) -> str:
 
 
 def contest(pair: str) -> str:
-    """Arms that learnt without the tested templates against others on the same problems."""
+    """Arms that learned without the tested templates against others on the same problems."""
     result = read(pair)
     lines = ["| | points |", "| --- | --- |"]
     for arm in result["arms"]:
