@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from experiments import readme
-from experiments.tables import numbers, rows
+from experiments.tables import numbers, rows, rules
 
 ROOT = Path(__file__).parent.parent
 VLLM = "vllm_speed_specialist"
@@ -43,6 +43,14 @@ def test_tables_follow_the_bits_of_the_rows_and_no_stored_summary():
     other = dataclasses.replace(arm, bits="1" * len(arm.bits), entry={"name": "draft"})
     assert other.accuracy == 1.0 > arm.accuracy == arm.entry["accuracy"]
     assert other.against(arm) == (arm.bits.count("0"), 0)
+
+
+def test_both_tables_of_rules_have_every_rule_and_take_p_over_groups():
+    page = (ROOT / "docs/results/rules.md").read_text(encoding="utf-8")
+    assert {page.count(f"| `{name}` |") for name in rules.RULES} == {2}
+    arm, target = (rows.Arm({}, bits, [], 0, 0, 0) for bits in ("1111", "0000"))
+    found = [rules.Cell(arm, target, groups).p for groups in (None, ["a", "a", "b", "b"])]
+    assert found == [0.125, 0.5], "four problems, two groups"
 
 
 def test_the_problems_of_the_demo_are_those_of_the_comparison_inside_vllm():

@@ -128,9 +128,9 @@ neither. `problems.jsonl` holds test problems for the demo; the comparison insid
 `arbiters/family` and `arbiters/specialist`, which are `--arbiter bundled`, were trained for the
 pairs of these names by `cospec train`, at 16 drafted tokens a block (`-k 16`); their cards have the
 settings and the curves. They see both models' hidden states and the embeddings of both tokens, and
-learnt from the worked solutions of 100,000 and 130,000 train problems before their first round.
+learned from the worked solutions of 100,000 and 130,000 train problems before their first round.
 `family` is as the solutions left it: no round of reinforcement did better on the tune split.
-`arbiters/family-scalar` and `arbiters/specialist-scalar` (`--arbiter bundled-scalar`) learnt by
+`arbiters/family-scalar` and `arbiters/specialist-scalar` (`--arbiter bundled-scalar`) learned by
 reinforcement alone, and see scalars only.
 
 ## Licence

@@ -3,7 +3,7 @@ r"""Training text of the bundled pairs: reasoning-gym problems with worked solut
 Knows the tasks, how a solution is written from a generator's metadata, how problems are split, and
 which generator seeds belong to which training chunk. Knows nothing of models.
 
-A problem is learnt as ``Question: {question}\nAnswer: {solution}<eos>``; every solution ends in
+A problem is learned as ``Question: {question}\nAnswer: {solution}<eos>``; every solution ends in
 ``#### answer``. Training uses generator seeds from 1,000,000,000 upwards only. For most generators
 item i of seed s is item i-1 of seed s+1, so chunk c of a run starts at ``base + c * CHUNK_SIZE``
 and holds at most CHUNK_SIZE items of a task: no two chunks can share an item (those of the
@@ -41,7 +41,7 @@ class Problem:
     solution: str
     answer: str
     is_drill: bool = False
-    """Lines of equations, of which only the results are to be learnt."""
+    """Lines of equations, of which only the results are to be learned."""
 
     @property
     def prompt(self) -> str:

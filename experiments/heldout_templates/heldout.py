@@ -95,7 +95,7 @@ def task_of(fold: int | None, *, held_out: bool = False) -> Task:
 
 
 def parts_of(fold: int | None, num_tiers: int) -> list[tuple[int, int]]:
-    """Folds and tiers of the solutions that are learnt from.
+    """Folds and tiers of the solutions that are learned from.
 
     Args:
         fold: Which is left out; None for ``seen``, which leaves out another one in each tier and so
@@ -169,7 +169,7 @@ class Run:
         return self.folder / f"solutions-fold{fold}-tier{tier}.safetensors"
 
     def _decisions(self, fold: int | None) -> tuple[Tensor, Tensor]:
-        """What is learnt from if a fold is left out, or none."""
+        """What is learned from if a fold is left out, or none."""
         found = [
             read_tensors(self._solutions(*part), "what was read of solutions")[0]
             for part in parts_of(fold, self.args.tiers)
@@ -238,7 +238,7 @@ class Run:
             "best": trainer.state.best,
             "history": trainer.state.history,
         }
-        # No guards: nothing but the templates differs between what is learnt from and the tests.
+        # No guards: nothing but the templates differs between what is learned from and the tests.
         bare = replace(arbiter, about=about, max_mismatch_rate=math.inf, prompt_guard=None)
         bare.save(folder)
         lines = "".join(json.dumps(row) + "\n" for row in trainer.state.history)

@@ -20,7 +20,7 @@ from cospec.models.costs import Costs
 from cospec.rl.calibrate import harm_p_values, num_rejected
 from experiments.equal_teaching import summarise as teaching
 from experiments.heldout_templates import summarise as heldout
-from experiments.tables import twins
+from experiments.tables import rules, twins
 from experiments.tables.rows import Arm, Json, arms, database_changes, parts, read
 
 if TYPE_CHECKING:
@@ -360,6 +360,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
         for name in ("bench_family", "bench_specialist")
     },
     **{name: partial(over_databases, name) for name in DATABASES},
+    "rules_bundled": partial(rules.table, rules.BUNDLED, rules.SEEDS),
+    "rules_real": partial(rules.table, rules.REAL, (rules.TRAINED,)),
+    "rules_unmeasured": rules.unmeasured,
     "audits": audits,
     "equal_teaching": teaching.table,
     "calibration": partial(calibration, "calibrate_specialist"),

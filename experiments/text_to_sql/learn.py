@@ -86,7 +86,7 @@ def main() -> None:
         left_out = torch.tensor([sorted(set(names)).index(name) for name in names])
     matters = worth != 0
     if options.out:
-        save(learnt(x, worth, options.kind), set(questions), options)
+        save(learned(x, worth, options.kind), set(questions), options)
     table = {
         "num_databases": len(set(names)),
         "num_decisions": len(worth),
@@ -139,7 +139,7 @@ def scored(x, worth, test):
     """Learn from decisions that matter, and return a score of each test decision by arm."""
     found = {name: rule(test) - best_threshold(rule(x), worth) for name, rule in RULES.items()}
     for kind in KINDS:
-        policy = learnt(x, worth, kind)
+        policy = learned(x, worth, kind)
         with torch.no_grad():
             found[kind] = policy(test[:, : len(policy.mean)])
     return found
@@ -189,7 +189,7 @@ def area(score, is_draft) -> float:
     return float(((ours > theirs).float() + (ours == theirs).float() / 2).mean())
 
 
-def learnt(x, worth, kind) -> Policy:
+def learned(x, worth, kind) -> Policy:
     """Fit a linear policy, of scalars or of hidden states, to the decisions that matter."""
     features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
     policy = Policy(len(features.names), LINEAR, 0, features.num_hidden)
