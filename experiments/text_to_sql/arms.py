@@ -12,7 +12,6 @@ prints the table of OUT and decodes nothing.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from dataclasses import dataclass
@@ -106,12 +105,6 @@ def decode(options, rows):
         if not missing:
             continue
         prompts = [prompt(task, example, pair.tokenizer, shown) for example in some]
-        if options.target_alone_is_shown:
-            own = [task.prompt(example, pair.tokenizer) for example in some]
-            OwnPrompts.prompts = {
-                tuple(prompt[:-1]): one[:-1] for prompt, one in zip(prompts, own, strict=True)
-            }
-            assert all(a[-1] == b[-1] for a, b in zip(prompts, own, strict=True))
         for arm, column, seconds in play(pair, task, some, prompts, missing, options):
             right = sum(entry["correct"] for entry in column)
             print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
@@ -165,29 +158,36 @@ def play(pair, task, examples, prompts, arms, options):
         "end_blocks_at_stop": options.end_blocks_at_stop,
         "max_corrections": options.max_corrections,
     }
+    own = None
+    if options.target_alone_is_shown:
+        own = [task.prompt(example, pair.tokenizer) for example in examples]
     drafts = FirstBlocks.answers = {}
     is_whole = options.end_blocks_at_stop and options.k <= task.max_new_tokens
     drafter = FirstBlocks if is_whole else ModelDrafter
-    if options.target_alone_is_shown:
-        drafter = OwnPrompts
     arbiters = {arm: load_arbiter(arm, pair) for arm in arms if arm not in ALONE}
     first: list[Completion] = []
     for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":
-            column = draft_only(pair, prompts, sampling, settings, drafts)
+            column = draft_only(pair, own or prompts, sampling, settings, drafts)
         elif arm == "target_only":
             column = Engine.target_only(pair, **settings).generate(prompts, sampling)
         elif not first:
             observed = Observed(arbiters[arm], Rulings(tuple(arbiters.values())))
             engine = Engine(pair, observed, drafter=drafter, **settings)
-            column = first = engine.generate(prompts, sampling)
+            column = first = engine.generate(prompts, sampling, draft_prompts=own)
         else:
             place = list(arbiters).index(arm)
             column = [None if leaves(completion, place) else completion for completion in first]
-            some = [prompt for prompt, one in zip(prompts, column, strict=True) if one is None]
+            left = [i for i, one in enumerate(column) if one is None]
             engine = Engine(pair, arbiters[arm], drafter=drafter, **settings)
-            new = iter(engine.generate(some, sampling))
+            new = iter(
+                engine.generate(
+                    [prompts[i] for i in left],
+                    sampling,
+                    draft_prompts=own and [own[i] for i in left],
+                )
+            )
             column = [completion or next(new) for completion in column]
         entries = [
             entry(completion) | {"correct": task.score(example, completion.text).correct}
@@ -241,30 +241,8 @@ class FirstBlocks(ModelDrafter):
             rows, proposal.token_ids.tolist(), proposal.lengths.tolist(), strict=True
         ):
             if not row.generated and ids[length - 1] in row.stop_ids:
-                self.answers[tuple(row.prompt_ids)] = ids[:length]
+                self.answers[tuple(row.drafted.prompt_ids)] = ids[:length]
         return proposal
-
-
-class OwnPrompts(ModelDrafter):
-    """The draft with prompts of its own: it reads them in place of the target's."""
-
-    prompts: ClassVar[dict[tuple[int, ...], list[int]]] = {}
-    """By the target's prompt, the draft's; both without their last token, which is the same."""
-
-    def prefill(self, prompts, first_row, held=None):
-        """Read the draft's prompts."""
-        own, held = (
-            [self.prompts.get(tuple(ids), []) for ids in some] for some in (prompts, held or [])
-        )
-        super().prefill(own, first_row, held)
-
-    def propose(self, rows, chance):
-        """Propose after the draft's prompts."""
-        own = [copy.copy(row) for row in rows]
-        for row in own:
-            last = row.prompt_ids[-1:]
-            row.prompt_ids = self.prompts[tuple(row.prompt_ids[:-1])] + last
-        return super().propose(own, chance)
 
 
 def draft_only(pair, prompts, sampling, settings, known):

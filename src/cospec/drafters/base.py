@@ -33,6 +33,11 @@ class DraftRow(Protocol):
     stop_ids: frozenset[int]
     is_lossless: bool
 
+    @property
+    def drafted(self) -> DraftRow:
+        """The row as a draft model sees it, which may have a prompt of its own."""
+        ...
+
     def __len__(self) -> int:
         """Tokens of prompt and completion together."""
         ...

@@ -51,7 +51,7 @@ class ChainedDrafter(ModelDrafter):
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Take what was found for a row, or else what the model chooses."""
         for r, row in enumerate(rows):  # the model may not run before the row has grown on
-            self.forget_drafted(r, len(row) - 1)
+            self.forget_drafted(r, len(row.drafted) - 1)
         found = self._first.propose(rows, chance)
         by_model = found.lengths == 0
         is_new = by_model.tolist()
@@ -73,6 +73,7 @@ class ChainedDrafter(ModelDrafter):
         Returns:
             Forwards that it took of each row.
         """
+        rows = [row.drafted for row in rows]
         missed = [
             (r, self._num_read[r], len(row) - 1)
             for r, row in enumerate(rows)

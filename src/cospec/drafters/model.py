@@ -70,6 +70,7 @@ class ModelDrafter(CachedModel, Drafter):
         self, rows: Sequence[DraftRow], chance: Chance, is_wanted: Sequence[bool]
     ) -> Proposal:
         """Choose tokens for the rows that are wanted; of the others nothing is read or drafted."""
+        rows = [row.drafted for row in rows]
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
         if (most := self._most_read(rows, chance)) > 1:
             return self._guessing(rows, chance, is_wanted, most)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.drafters import Drafter
-    from cospec.engine.rows import Row
+    from cospec.engine.rows import DraftView, Row
     from cospec.models.cache import CachedModel
 
     Store: TypeAlias = CachedModel | Drafter
@@ -25,14 +25,14 @@ class Batch:
     """Rows 0, 1, ... of the stores, decoded in step; a subclass says how.
 
     Args:
-        stores: Models and drafters that store something of each row.
+        stores: Models and drafters that store something of each row, the main model first.
         num_ahead: Most tokens that a row grows by in one step.
     """
 
     def __init__(self, stores: Sequence[Store], num_ahead: int) -> None:
         self.rows: list[Row] = []
-        self._stored: list[list[int]] = []
-        """Prompt that each cache row begins with, in use or not."""
+        self._stored: list[list[list[int]]] = [[] for _ in stores]
+        """By store, the prompt that each of its rows begins with, in use or not."""
         self._stores = stores
         self._num_ahead = num_ahead
         self._may_hold_nan = False
@@ -48,20 +48,22 @@ class Batch:
         Of prompts all but the last token is read, of branches it is loaded.
         """
         first = len(self.rows)
-        prompts = [row.prompt_ids[:-1] for row in rows if row.caches is None]
-        assert len(prompts) in (0, len(rows)), "prompts and branches are not admitted together"
-        for s, store in enumerate(self._stores):
-            store.reserve(first + len(rows), max(map(len, rows)) + self._num_ahead)
-            if prompts:
-                store.prefill(prompts, first, self._stored)
-            for r, row in enumerate(rows, first):
+        num_prompts = sum(row.caches is None for row in rows)
+        assert num_prompts in (0, len(rows)), "prompts and branches are not admitted together"
+        for s, (store, stored) in enumerate(zip(self._stores, self._stored, strict=True)):
+            seen = _seen(rows, s)
+            prompts = [row.prompt_ids[:-1] for row in seen]
+            store.reserve(first + len(rows), max(map(len, seen)) + self._num_ahead)
+            if num_prompts:
+                store.prefill(prompts, first, stored)
+            for r, row in enumerate(seen, first):
                 if row.caches is not None:
                     saved: Any = row.caches[s] if s < len(row.caches) else None
                     store.load_row(r, saved, len(row) - 1)
+            stored[first : first + len(rows)] = prompts
         for row in rows:
             row.caches = None
         self.rows += rows
-        self._stored[first : first + len(rows)] = [row.prompt_ids[:-1] for row in rows]
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
@@ -75,12 +77,12 @@ class Batch:
             last = self.rows.pop()
             if i < len(self.rows):
                 self.rows[i] = last
-                self._stored[i] = self._stored[len(self.rows)]
-                for store in self._stores:
+                for store, stored in zip(self._stores, self._stored, strict=True):
+                    stored[i] = stored[len(self.rows)]
                     store.copy_row(len(self.rows), i)
             if self._may_hold_nan:
-                self._stored[len(self.rows)] = []
-                for store in self._stores:
+                for store, stored in zip(self._stores, self._stored, strict=True):
+                    stored[len(self.rows)] = []
                     store.clear(len(self.rows), 0)
 
     def _last_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -92,7 +94,10 @@ class Batch:
         """Keep what is stored of finished rows that branches may leave."""
         for r, row in enumerate(self.rows):
             if row.finish_reason and row.keep_caches:
-                row.caches = [store.save_row(r, len(row) - 1) for store in self._stores]
+                row.caches = [
+                    store.save_row(r, len(_seen([row], s)[0]) - 1)
+                    for s, store in enumerate(self._stores)
+                ]
 
     def _clear_ahead(self, stores: Sequence[Store]) -> None:
         """Forget what lies ahead of each row: it may hold NaN.
@@ -101,5 +106,10 @@ class Batch:
         """
         self._may_hold_nan = True
         for store in stores:
-            for r, row in enumerate(self.rows):
+            for r, row in enumerate(_seen(self.rows, self._stores.index(store))):
                 store.clear(r, len(row) - 1)
+
+
+def _seen(rows: Sequence[Row], store: int) -> list[Row | DraftView]:
+    """Return rows as a store sees them, whose draft may have a prompt of its own."""
+    return [row.drafted if store else row for row in rows]

@@ -23,11 +23,13 @@ class Rollout:
         completion: What was generated.
         config: Its settings.
         caches: What target and drafter stored of it; None if that was not kept.
+        draft_prompt_ids: What the draft model read in place of the prompt; None for the same.
     """
 
     completion: Completion
     config: SamplingConfig
     caches: list[Any] | None  # Any: only their stores look into them
+    draft_prompt_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,6 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
     row.draw_from(index if branch.stream is None else branch.stream)
     row.generated = parent.token_ids[: branch.position]
     row.origins = parent.origins[: branch.position]
-    row.caches = caches
+    row.caches, row.draft_prompt_ids = caches, branch.rollout.draft_prompt_ids
     row.emit(branch.token_id, branch.origin)
     return row

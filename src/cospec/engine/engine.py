@@ -121,6 +121,7 @@ class Engine:
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
         *,
         streams: Sequence[int] | None = None,
+        draft_prompts: Sequence[str | Sequence[int]] | None = None,
     ) -> list[Completion]:
         """Complete all prompts.
 
@@ -129,6 +130,8 @@ class Engine:
                 see `ModelPair.encode_chat`.
             sampling: Settings for all prompts, or one for each; greedy by default.
             streams: Stream of its seed that each prompt draws from; by default its place.
+            draft_prompts: What the draft model reads in place of each prompt: one that suits it
+                better, or is shorter. By default the prompt.
 
         Returns:
             One completion a prompt, in their order.
@@ -139,7 +142,7 @@ class Engine:
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """
-        rows = make_rows(self.pair, prompts, sampling, streams)
+        rows = self._rows(prompts, sampling, streams, draft_prompts)
         with _handing_over(rows):
             for _ in self._blocks(in_order(rows)):
                 pass
@@ -151,6 +154,7 @@ class Engine:
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
         *,
         streams: Sequence[int] | None = None,
+        draft_prompts: Sequence[str | Sequence[int]] | None = None,
         keep_caches: bool = True,
     ) -> list[Rollout]:
         """The same as `generate`, each completion with what `branches` need to leave it.
@@ -159,9 +163,10 @@ class Engine:
             prompts: As in `generate`.
             sampling: As in `generate`.
             streams: As in `generate`.
+            draft_prompts: As in `generate`.
             keep_caches: Whether branches can leave the results (it takes memory).
         """
-        return self._run(make_rows(self.pair, prompts, sampling, streams), keep_caches)
+        return self._run(self._rows(prompts, sampling, streams, draft_prompts), keep_caches)
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
         """Play branches out, each from the caches of the rollout that it leaves.
@@ -187,9 +192,40 @@ class Engine:
             for _ in self._blocks(in_order(row for row in rows if not row.finish_reason)):
                 pass
         return [
-            Rollout(row.completion(), row.config, row.caches if keep_caches else None)
+            Rollout(
+                row.completion(),
+                row.config,
+                row.caches if keep_caches else None,
+                row.draft_prompt_ids,
+            )
             for row in rows
         ]
+
+    def _rows(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None,
+        streams: Sequence[int] | None,
+        draft_prompts: Sequence[str | Sequence[int]] | None,
+    ) -> deque[Row]:
+        """Return the rows of prompts.
+
+        Raises:
+            ConfigError: There are draft prompts, and no draft model that reads them beside a
+                target; or there is not one for each prompt.
+        """
+        if draft_prompts is not None:
+            if not self._drafter.has_model:
+                raise ConfigError(
+                    "draft_prompts are for a draft model beside a target, and here none reads "
+                    "them; leave them out."
+                )
+            if len(draft_prompts) != len(prompts):
+                raise ConfigError(
+                    f"got {len(draft_prompts)} draft_prompts for {len(prompts)} prompts; pass one "
+                    "for each."
+                )
+        return make_rows(self.pair, prompts, sampling, streams, draft_prompts)
 
     def stream(
         self,

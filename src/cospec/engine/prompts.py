@@ -23,6 +23,7 @@ def make_rows(
     prompts: Sequence[str | Sequence[int]],
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     streams: Sequence[int] | None = None,
+    draft_prompts: Sequence[str | Sequence[int]] | None = None,
 ) -> deque[Row]:
     """Check all prompts before anything is decoded, and return their rows.
 
@@ -31,6 +32,7 @@ def make_rows(
         prompts: Texts or token ids.
         sampling: As in `Engine.generate`.
         streams: Stream of its seed that each prompt draws from; by default its place.
+        draft_prompts: What the draft model reads in place of each prompt; by default the prompt.
 
     Raises:
         PromptError: A prompt is empty, too long or of an unknown kind.
@@ -66,6 +68,9 @@ def make_rows(
         rows.append(_checked_row(pair, i, ids, config, limit))
     for row, stream in zip(rows, streams or (), strict=streams is not None):
         row.draw_from(stream)
+    if draft_prompts is not None:
+        for row, own in zip(rows, make_rows(pair, draft_prompts, sampling), strict=True):
+            row.draft_prompt_ids = own.prompt_ids
     return rows
 
 

@@ -36,6 +36,7 @@ def reference_decode(
     draft_confidence_threshold: float = 0.0,
     end_blocks_at_stop: bool = False,
     max_corrections: int | None = None,
+    draft_prompt_ids: list[int] | None = None,
     index: int = 0,
 ) -> tuple[list[int], list[Origin]]:
     """Complete one prompt, slowly.
@@ -49,6 +50,7 @@ def reference_decode(
         draft_confidence_threshold: A block ends after a less probable token.
         end_blocks_at_stop: A block ends after a token that would end the text.
         max_corrections: Afterwards nothing is overridden, and a block has 4 tokens at most.
+        draft_prompt_ids: What the draft reads in place of the prompt; None for the same.
         index: Place in the list of prompts, which the random numbers depend on.
 
     Returns:
@@ -61,7 +63,7 @@ def reference_decode(
     stop_ids = set(sampling.stop_token_ids)
     if not sampling.ignore_eos:
         stop_ids |= pair.eos_token_ids
-    tokens, origins = list(prompt_ids), list[Origin]()
+    tokens, origins, seen = list(prompt_ids), list[Origin](), draft_prompt_ids or prompt_ids
     of = partial(torch.tensor, device=pair.target.device)
     while True:
         u = torch.rand(4 * most + 1, generator=generator, dtype=torch.float64).to(
@@ -74,7 +76,7 @@ def reference_decode(
         is_lossless = is_foreign or num_corrections >= (max_corrections or math.inf)
         is_short = is_lossless and max_corrections is not None
         for j in range(min(most, 4) if is_short else most):
-            logits = _logits(pair.draft_model, tokens + drafted)[-1]
+            logits = _logits(pair.draft_model, seen + tokens[len(prompt_ids) :] + drafted)[-1]
             draft_logits.append(logits)
             drafted.append(int(draw(warper.probs(logits[None, None]), u_draft[None, None, j])))
             is_unsure = logits.softmax(dim=-1)[drafted[-1]] < draft_confidence_threshold

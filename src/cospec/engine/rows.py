@@ -33,6 +33,7 @@ class Row:
         stop_ids: Token ids that end it.
         tokenizer: For text and stop strings; None if the pair has none.
         special_ids: Tokens that decoded text leaves out; empty without stop strings.
+        draft_prompt_ids: What the draft model reads in place of the prompt; None for the same.
         keep_caches: Whether to save what is stored of it when it finishes.
         caches: What target and drafter have read already, when a branch waits to be admitted or
             `keep_caches` has saved it.
@@ -47,6 +48,7 @@ class Row:
     stop_ids: frozenset[int]
     tokenizer: PreTrainedTokenizerBase | None
     special_ids: frozenset[int] = frozenset()
+    draft_prompt_ids: list[int] | None = None
     keep_caches: bool = False
     caches: list[Any] | None = None  # Any: only their stores look into them
     is_foreign: bool = False
@@ -75,12 +77,15 @@ class Row:
         """Tokens of prompt and completion together."""
         return len(self.prompt_ids) + len(self.generated)
 
+    @property
+    def drafted(self) -> Row | DraftView:
+        """The row as the draft model sees it."""
+        ids = self.draft_prompt_ids
+        return self if ids is None else DraftView(self, ids)
+
     def last_tokens(self, num_tokens: int) -> list[int]:
         """The last tokens; the first one repeated if there are not so many."""
-        ids = self.generated[-num_tokens:]
-        if len(ids) < num_tokens:
-            ids = self.prompt_ids[len(ids) - num_tokens :] + ids
-        return [ids[0]] * (num_tokens - len(ids)) + ids
+        return _last_tokens(self.prompt_ids, self.generated, num_tokens)
 
     def count(self, origin: Origin) -> int:
         """Count the tokens of an origin, where only what came since the last call is looked at."""
@@ -183,3 +188,33 @@ class Row:
             trace=self.trace,
             tokenizer=self.tokenizer,
         )
+
+
+class DraftView:
+    """A row with the draft's own prompt in place of the target's.
+
+    Args:
+        row: The row.
+        prompt_ids: What the draft model reads.
+    """
+
+    def __init__(self, row: Row, prompt_ids: list[int]) -> None:
+        self._row, self.prompt_ids = row, prompt_ids
+
+    def __getattr__(self, name: str) -> Any:  # Any: whatever a row has
+        return getattr(self._row, name)
+
+    def __len__(self) -> int:
+        """Tokens of the draft's prompt and the completion together."""
+        return len(self.prompt_ids) + len(self._row.generated)
+
+    def last_tokens(self, num_tokens: int) -> list[int]:
+        """The last tokens; the first one repeated if there are not so many."""
+        return _last_tokens(self.prompt_ids, self._row.generated, num_tokens)
+
+
+def _last_tokens(prompt_ids: list[int], generated: list[int], num_tokens: int) -> list[int]:
+    ids = generated[-num_tokens:]
+    if len(ids) < num_tokens:
+        ids = prompt_ids[len(ids) - num_tokens :] + ids
+    return [ids[0]] * (num_tokens - len(ids)) + ids

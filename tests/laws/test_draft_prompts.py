@@ -1,0 +1,123 @@
+"""A draft with prompts of its own: lossless texts stay the target's, rulings see what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cospec import Engine, SamplingConfig, load_arbiter
+from cospec.engine import Branch
+from cospec.engine.reference import reference_decode
+from cospec.errors import ConfigError, PromptError
+from tests.conftest import FAMILIES, family_pair, some_prompts
+from tests.laws.decoding import (
+    ARBITERS,
+    BOTH,
+    GREEDY,
+    NUM_NEW,
+    PROMPTS,
+    SHARING,
+    assert_it_rules,
+    expected_ids,
+)
+
+OWN = [prompt[: 1 + i % 3] if i % 2 else [9, 8, 7, *prompt, 5] for i, prompt in enumerate(PROMPTS)]
+"""Shorter and longer than the target's, with other last tokens."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lossless_texts_stay_the_targets(family):
+    pair = family_pair(family)
+    expected = [expected_ids(family, prompt) for prompt in PROMPTS]
+    engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=4, batch_size=3)
+    done = engine.generate(PROMPTS, GREEDY, draft_prompts=OWN)
+    assert [c.token_ids for c in done] == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_speculative_tokens": 1, "batch_size": 1},
+        {"num_speculative_tokens": 8, "batch_size": 8, "draft_confidence_threshold": 0.25},
+        {"drafter": "ngram+model", "batch_size": 3},
+        {"drafter": "suffix+model", "batch_size": 2},
+        {"cascade": True, "batch_size": 2},
+        {"num_speculative_tokens": 32, "end_blocks_at_stop": True, "max_corrections": 1},
+        {"enable_prefix_caching": True, "batch_size": 2},
+    ],
+)
+def test_so_they_do_however_is_drafted(options):
+    pair = family_pair("llama")
+    engine = Engine(pair, load_arbiter("lossless"), **options)
+    for prompts in (PROMPTS, SHARING):
+        expected = [expected_ids("llama", prompt) for prompt in prompts]
+        for own in (OWN, SHARING[::-1], some_prompts(6)):
+            done = engine.generate(prompts, GREEDY, draft_prompts=own)
+            assert [c.token_ids for c in done] == expected
+
+
+@pytest.mark.parametrize("sampling", BOTH)
+@pytest.mark.parametrize("arbiter", ARBITERS)
+def test_the_engine_agrees_with_the_reference_decoder(arbiter, sampling):
+    pair, sampling = family_pair("llama"), BOTH[sampling]
+    engine = Engine(pair, load_arbiter(arbiter), num_speculative_tokens=4, batch_size=3)
+    done = engine.generate(PROMPTS, sampling, draft_prompts=OWN)
+    expected = [
+        reference_decode(
+            pair,
+            load_arbiter(arbiter),
+            prompt,
+            config,
+            num_speculative_tokens=4,
+            draft_prompt_ids=own,
+            index=i,
+        )
+        for i, (prompt, config, own) in enumerate(zip(PROMPTS, sampling, OWN, strict=True))
+    ]
+    assert [(c.token_ids, c.origins) for c in done] == expected
+    assert_it_rules(arbiter, done)
+
+
+def test_branches_go_on_with_the_drafts_prompt():
+    """A branch is what a reader of the same texts, prompts and all, makes of them."""
+    pair, arbiter = family_pair("llama"), load_arbiter("gap:max_gap=1")
+    engine = Engine(pair, arbiter, num_speculative_tokens=4, batch_size=3)
+    sampling = SamplingConfig(max_new_tokens=NUM_NEW, ignore_eos=True, seed=0)
+    left = engine.rollouts(PROMPTS, sampling, draft_prompts=OWN)
+
+    def same_again(rollouts, place):
+        given = [(one, one.completion.token_ids, one.completion.origins) for one in rollouts]
+        return [Branch(one, place, ids[place], origins[place]) for one, ids, origins in given]
+
+    ends = engine.branches(same_again(left, 5), keep_caches=True)
+    for some, place in ((ends, 5), (engine.branches(same_again(ends, 9)), 9)):
+        for one, prompt, own in zip(some, PROMPTS, OWN, strict=True):
+            ids = one.completion.token_ids
+            rest, _ = reference_decode(
+                pair,
+                arbiter,
+                [*prompt, *ids[: place + 1]],
+                replace(sampling, max_new_tokens=NUM_NEW - place - 1),
+                num_speculative_tokens=4,
+                draft_prompt_ids=[*own, *ids[: place + 1]],
+            )
+            assert ids[place + 1 :] == rest
+    without = engine.rollouts(PROMPTS, sampling)
+    assert [r.completion.token_ids for r in left] != [r.completion.token_ids for r in without]
+
+
+def test_what_does_not_fit_is_refused():
+    pair = family_pair("llama")
+    engine = Engine(pair, load_arbiter("lossless"))
+    with pytest.raises(ConfigError, match="got 1 draft_prompts for 6 prompts; pass one for each"):
+        engine.generate(PROMPTS, GREEDY, draft_prompts=OWN[:1])
+    with pytest.raises(PromptError, match="is empty"):
+        engine.generate(PROMPTS[:1], GREEDY, draft_prompts=[[]])
+    for other in (
+        Engine(pair, load_arbiter("lossless"), drafter="ngram"),
+        Engine.target_only(pair),
+        Engine.draft_only(pair),
+    ):
+        with pytest.raises(ConfigError, match="draft_prompts are for a draft model beside a"):
+            other.generate(PROMPTS, GREEDY, draft_prompts=OWN)
