@@ -54,6 +54,7 @@ REAL = (
     _sql("known databases, best draft", "test_three_passes", "then_lossless"),
     _sql("known databases, first draft", "test_known"),
     _sql("known databases, tuned target", "test_both_tuned"),
+    _sql("known databases, shown target", "test_own_prompts"),
     _sql("new databases", "test_kept_draft"),
     _sql("new databases, earlier draft", "test_agreement"),
     Column("GSM8K", "bench_real_gsm8k"),
