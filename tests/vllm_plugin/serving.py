@@ -131,7 +131,7 @@ class Server:
         return self.process.wait(timeout=STOP_S)
 
 
-def start(folder: Path, *arguments: str) -> Server:
+def start(folder: Path, *arguments: str, arbiter: str = "bundled:max_mismatch_rate=inf") -> Server:
     """Start a server and wait until it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -139,7 +139,6 @@ def start(folder: Path, *arguments: str) -> Server:
     template = folder / "chat.jinja"
     template.write_text(CHAT_TEMPLATE)
     command = [sys.executable, "-c", "from cospec.cli import main; main()", "serve"]
-    arbiter = "bundled:max_mismatch_rate=inf"
     command += ["--pair", MODEL, "--arbiter", arbiter, "-k", "6", *arguments]
     command += ["--", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
     command += ["--max-model-len", "512", "--max-num-seqs", "8", "--chat-template", str(template)]
