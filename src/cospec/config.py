@@ -158,8 +158,9 @@ class DecodeConfig:
     where none pays. Lossless decoding stays exact. It is of the draft model's tokens alone."""
     adaptive_cost: float | None = None
     """Cost of one more drafted token in target steps (its draft step, and what it adds to the
-    target's forward) that --adaptive goes by; by default measured once, so that blocks may end
-    elsewhere in another run."""
+    target's forward) that --adaptive goes by. By default it is measured once, so that blocks may
+    end elsewhere in another run: commands that measure arms, audit or calibrate have to be given
+    one."""
     end_blocks_at_stop: bool = False
     """End each block after a token that would end the text: the draft model drafts nothing beyond
     it, and arbiters look no further. If -k is as long as an answer, an arbiter sees what the target
@@ -230,6 +231,19 @@ class DecodeConfig:
             raise ConfigError(
                 f"prompt_lookup_min is {fewest} and prompt_lookup_max {most}; both must be at "
                 "least 1, and the first not above the second, which the suffix drafters do not use."
+            )
+
+    def check_cost(self) -> None:
+        """Refuse adaptive blocks without a cost, where a result should not depend on a clock.
+
+        Raises:
+            ConfigError: Each process would measure its own.
+        """
+        if self.adaptive and self.adaptive_cost is None:
+            raise ConfigError(
+                "adaptive is on and adaptive_cost is None: each process would measure its own, and "
+                "a run that is resumed, or another replica, would end blocks elsewhere; give it: "
+                "--adaptive-cost 0.3."
             )
 
     @property

@@ -97,7 +97,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class MismatchBatch:
-    """All mismatches of one block, in row order: what an arbiter sees, on the models' device.
+    """Mismatches of one block, in row order: what an arbiter sees, on the models' device.
 
     A mismatch later in a block is conditional: it is reached only if every earlier drafted token
     of its row was accepted or overridden. Distributions are the models' own, before temperature
@@ -116,8 +116,7 @@ class MismatchBatch:
         target_logits, draft_logits: Raw, (M, V) float.
         lookahead_matches: Whether the target accepts the drafted token i + 1 places after the
             mismatch, (M, K - 1) bool; False where the block has ended.
-        lookahead_log_p: Log-probability under the target of those tokens, (M, K - 1) float32;
-            0 where the block has ended.
+        lookahead_log_p: The target's log-probability of those tokens, (M, K - 1) float32; 0 there.
         target_hidden: State from which the target judged the drafted token, (M, H).
         target_hidden_after: The target's state after reading the drafted token, (M, H).
         draft_hidden: State from which the draft drew its token, (M, H).
@@ -167,8 +166,7 @@ class Ruling:
         keep_draft: True where the draft's token is to stand, (M,) bool.
         score: The number that the ruling follows from, larger for the draft, (M,) float. Where it
             is not finite the engine rules for the target and counts it. None if there is none.
-        features: What the score was computed from, (M, F) float, for the trace; None if the arbiter
-            keeps it to itself.
+        features: What the score was computed from, (M, F) float, for the trace; None if untold.
     """
 
     keep_draft: Tensor
@@ -191,7 +189,7 @@ class Arbiter(Protocol):
         ...
 
     def rule(self, batch: MismatchBatch) -> Ruling:
-        """Rule on all mismatches of a block in one call."""
+        """Rule on mismatches of a block in one call: on all of them, or on those of some rows."""
         ...
 
 
@@ -269,6 +267,8 @@ class Stats:
     """Drafted tokens that stand by ruling."""
     num_mismatches: int = 0
     """Mismatches that were reached."""
+    num_open_mismatches: int = 0
+    """Those of them that an arbiter could override: no safety rule settled them."""
     num_non_finite_scores: int = 0
     """Arbiter scores that were NaN or infinite, and ruled for the target."""
     num_non_finite_drafts: int = 0

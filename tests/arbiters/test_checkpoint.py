@@ -294,6 +294,8 @@ HOSTILE: dict[str, tuple[str, Any]] = {
     "huge widths": ("features.hidden_sizes", [HUGE, HUGE]),
     "huge embeddings": ("features.embedding_size", 10**12),
     "huge layers": ("policy.hidden_size", 10**12),
+    "layers beyond any tensor": ("policy.hidden_size", 10**18),
+    "layers beyond any integer": ("policy.hidden_size", 10**30),
     "many layers": ("policy.num_layers", 10**9),
     "no projection": ("policy.hidden_projection", -(10**400)),
     "a float for a size": ("policy.hidden_size", 64.0),
@@ -417,17 +419,6 @@ def walk(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if isinstance(value, dict):
             yield from walk(value, f"{prefix}{key}.")
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [PolicyConfig(), PolicyConfig(kind="linear"), PolicyConfig(num_layers=3, correction=True)],
-)
-@pytest.mark.parametrize("num_hidden", [0, 4])
-def test_the_shapes_that_are_checked_are_those_of_the_network(shape, num_hidden) -> None:
-    network = Policy(9, shape, num_hidden=num_hidden)
-    found = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert Policy.shapes(9, shape, num_hidden) == found
 
 
 # --- folders -----------------------------------------------------------------------------------

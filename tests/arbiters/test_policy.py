@@ -105,7 +105,7 @@ def test_dropout_takes_a_generator_and_is_off_without_one() -> None:
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
 def test_a_correction_begins_as_none_and_takes_up_what_was_left_out(kind) -> None:
     plain, it = (policy(kind=kind, correction=on) for on in (False, True))
-    first, last = 4, F - 1  # two that never changed in what was learnt from
+    first, last = 4, F - 1  # two that never changed in what was learned from
     for network in (plain, it):
         network.std[[first, last]] = torch.inf
     x = ScalarFeatures(TOKEN_KINDS)(mismatches())

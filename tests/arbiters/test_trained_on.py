@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from cospec import ModelPair, load_arbiter
-from cospec.arbiters.learned import LearnedArbiter, notes_on
-from cospec.config import DecodeConfig
+from cospec.arbiters.learned import LearnedArbiter, decoding_of, notes_on
+from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ArbiterError, CheckpointError
 from cospec.features import SCALAR_NAMES, token_kinds
 from tests.arbiters.trained import (
     change_config,
     decode,
     hidden,
+    learned,
     mismatches,
     with_states,
 )
@@ -81,6 +82,34 @@ def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> N
     change_config(folder, pair=None)
     assert len(notes_on(LearnedArbiter.load(folder, llama_pair), at_16)) == 2, "and another pair"
     assert notes_on(load_arbiter("gap:max_gap=1"), at_16) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("adaptive_cost", 0.3),
+        ("prompt_lookup_max", 8),
+        ("prompt_lookup_min", 1),
+        ("override_stop_tokens", True),
+        ("exact_prefix_tokens", 5),
+    ],
+)
+def test_a_point_is_noted_where_blocks_end_elsewhere_or_other_rulings_count(name, value) -> None:
+    """Found: these five were not compared."""
+    config, sampling = DecodeConfig(num_speculative_tokens=4), SamplingConfig()
+    it = learned(chosen_for=decoding_of(config, sampling))
+    older = learned(chosen_for={"num_speculative_tokens": 4, "temperature": 0.0} | {
+        "max_new_tokens": sampling.max_new_tokens
+    })  # fmt: skip
+    assert notes_on(it, config, sampling) == notes_on(older, config, sampling) == ()
+    is_decoding = hasattr(config, name)
+    if is_decoding:
+        config = config.with_options(**{name: value})
+    else:
+        sampling = replace(sampling, **{name: value})
+    (note,) = notes_on(it, config, sampling)
+    assert f"was chosen for another {name}: " in note
+    assert bool(notes_on(older, config, sampling)) != is_decoding, "an older point does not tell"
 
 
 def test_the_block_length_is_that_of_training_unless_another_is_asked_for(folder) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from collections import deque
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from cospec import SamplingConfig
 from cospec.arbiters import AlwaysTarget
 from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
-from cospec.backends.ray import Handle, Left
+from cospec.backends.ray import Handle, Left, RayBackend
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.types import Origin
@@ -108,6 +111,21 @@ def test_a_rollout_of_other_replicas_is_refused(backend) -> None:
     assert Left.of(point, "theirs").handle is held.handle
     with pytest.raises(ConfigError, match=r"needs its own; complete the item with keep_handles"):
         Left.of(point, "ours")
+
+
+def test_a_long_path_of_branches_holds_none_of_the_rollouts_on_it() -> None:
+    """Found: a handle held its parent's, so that replicas kept whole paths, and none pickled."""
+    dead: deque[int] = deque()
+    replicas = SimpleNamespace(_name="ours", _dead=[dead])
+    handle = RayBackend._handle(replicas, 0, 0, items()[0], None)
+    for key in range(1, 301):
+        left = Left(handle, key, 7, Origin.OVERRIDE, seed=1, stream=key)
+        handle = RayBackend._handle(replicas, 0, key, left, None)
+        del left
+    assert list(dead) == list(range(300))
+    again = pickle.loads(pickle.dumps(handle))
+    assert (again.root, again.key) == (items()[0], 300)
+    assert [step.position for step in again.steps] == list(range(1, 301))
 
 
 def test_it_tells_how_many_completions_have_ended(pair) -> None:

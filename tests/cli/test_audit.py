@@ -55,6 +55,14 @@ def test_costs_that_do_not_fit_into_memory_are_left_out_and_the_rest_is_written(
     assert [speed["batch_size"] for speed in speeds] == [1]
 
 
+@pytest.mark.parametrize("command", ["audit", "calibrate", "eval"])
+def test_adaptive_blocks_need_a_cost(tiny, problems, command, refusal) -> None:
+    """Found: each process measured one, so that a run that was resumed was another one."""
+    said = refusal(tiny, command, "--task", f"jsonl:{problems},scorer=numeric", "--adaptive")
+    assert "adaptive is on and adaptive_cost is None" in said and "--adaptive-cost 0.3" in said
+    assert not tiny.asked_for
+
+
 def test_two_outputs_in_one_file_are_refused(tiny, problems, tmp_path) -> None:
     """Found: the last one replaced the other, after all the work."""
     task = f"jsonl:{problems},scorer=numeric,split=test"

@@ -23,6 +23,8 @@ from cospec.tasks.trained_on import write_trained_on
 from tests.cli.conftest import stop_after
 
 THRESHOLDS = (0.2, 0.5, 0.8)
+ALWAYS_TOLD = {"adaptive_cost": None, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+"""Settings that an operating point has at their defaults too."""
 
 
 @pytest.fixture
@@ -89,7 +91,9 @@ def test_the_most_accurate_threshold_becomes_a_point_that_an_arbiter_can_be_load
         "threshold": threshold, "aim": "accuracy", "risk": None, "epsilon": None, "delta": None,
         "num_problems": 12, "task": document["config"]["task"]["task"], "split": "tune", "seed": 0,
         "num_speculative_tokens": 3,
-        "decoding": {"num_speculative_tokens": 3, "temperature": 0.0, "max_new_tokens": 24},
+        "decoding": ALWAYS_TOLD | {
+            "num_speculative_tokens": 3, "temperature": 0.0, "max_new_tokens": 24,
+        },
     }  # fmt: skip
     assert points(folder)["accuracy"] == point == document["calibration"]["point"]
     assert points(folder)["default"] == {"threshold": 0.5}
@@ -110,7 +114,7 @@ def test_a_point_that_is_used_with_other_settings_is_noted(
     """Found: what was certified at one block length was used at any without a word."""
     calibrate("-k", 3, "--max-corrections", 2, "--aim", "guarantee", "--epsilon", 0.9)
     decoding = points(folder)["guarantee"]["decoding"]
-    assert decoding.keys() - {"temperature", "max_new_tokens"} == {
+    assert decoding.keys() - {*ALWAYS_TOLD, "temperature", "max_new_tokens"} == {
         "num_speculative_tokens", "max_corrections",
     }  # fmt: skip
     arbiter = load_arbiter(f"{folder}:point=guarantee")
@@ -135,8 +139,9 @@ def test_a_point_that_is_used_with_other_settings_is_noted(
     evaluate += ["--num-problems", 2, "--arbiter", f"{folder}:point=guarantee", "-k", 3]
     tiny(*evaluate, "--max-new-tokens", 24, "--max-corrections", 2)
     assert "was chosen for another" not in capsys.readouterr().err
-    tiny(*evaluate, "--max-new-tokens", 20)
-    assert "for another max_corrections, max_new_tokens: " in capsys.readouterr().err
+    tiny(*evaluate, "--max-new-tokens", 20, "--exact-prefix-tokens", 2)
+    said = "for another max_corrections, max_new_tokens, exact_prefix_tokens: "
+    assert said in capsys.readouterr().err
 
 
 def test_a_point_of_an_older_version_is_used_without_a_note(folder):

@@ -32,11 +32,13 @@ CONTRACT = {
     "name", "arbiter", "num_problems", "accuracy", "accuracy_ci95", "wins", "losses", "mcnemar_p",
     "accuracy_delta", "accuracy_delta_ci95", "tokens_per_s", "seconds", "speedup_vs_target",
     "speedup_vs_lossless", "mean_acceptance_length", "draft_acceptance_rate", "num_strict_accepts",
-    "num_overrides", "num_mismatches", "num_target_forwards", "target_forwards_per_token",
+    "num_overrides", "num_mismatches", "num_open_mismatches", "num_target_forwards",
+    "target_forwards_per_token",
     "target_forwards_per_solved",
 }  # fmt: skip
 ROW_CONTRACT = {
-    "id", "arm", "correct", "num_tokens", "num_target_forwards", "num_overrides", "text",
+    "id", "arm", "correct", "num_tokens", "num_target_forwards", "num_overrides",
+    "num_open_mismatches", "text",
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def test_every_token_and_mismatch_is_accounted_for(family):
         assert sum(stats.num_accepted_tokens_per_pos) == stats.num_accepted_tokens
         reached = [m for step in completion.trace for m in step.mismatches if m.is_reached]
         assert stats.num_mismatches == len(reached)
+        assert stats.num_open_mismatches == sum(m.is_open for m in reached)
         for m in reached:
             is_override = origins[m.position] is Origin.OVERRIDE
             assert m.keep_draft == is_override

@@ -82,8 +82,18 @@ def test_each_of_several_answers_has_its_own_reward(tmp_path) -> None:
     rows += [row("0_cmpl-a-1-1f2e3d4c")]  # of another prompt
     data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
     assert data.advantage.tolist() == [-1.0, -2.0, 3.0]
-    with pytest.raises(ConfigError, match="index is 'x'"):
-        read_rewards(write(tmp_path, "wrong.jsonl", [lines[0] | {"index": "x"}]))
+    for name in ("index", "num_tokens"):
+        with pytest.raises(ConfigError, match=f"{name} is 'x'"):
+            read_rewards(write(tmp_path, "wrong.jsonl", [lines[0] | {name: "x"}]))
+
+
+def test_decisions_after_the_end_of_an_answer_are_left_out(tmp_path) -> None:
+    """Found: an engine writes on for a moment after a stop string, which its worker cannot see."""
+    lines = [{"request_id": "a", "reward": 1.0, "num_tokens": 5}, {"request_id": "b", "reward": 0}]
+    given = read_rewards(write(tmp_path, "rewards.jsonl", lines))
+    rows = [row(name, position=position) for name in "ab" for position in (4, 5)]
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    assert data.advantage.tolist() == [0.5, -0.5, -0.5]
 
 
 def test_with_one_answer_to_each_of_several_prompts_a_choice_is_a_prompt(tmp_path) -> None:
@@ -173,7 +183,7 @@ def test_two_rewards_of_one_request_are_refused_if_they_differ(tmp_path) -> None
     """Found: the last one won."""
     assert len(rewards(tmp_path, ("a", 1.0), ("a", 1.0), ("b", 0.0))) == 2
     for other in (("a", 0.0), ("a", 1.0, "x")):
-        with pytest.raises(ConfigError, match=r"line 2: .* reward 1.0 and the group ''; keep one"):
+        with pytest.raises(ConfigError, match=r"line 2: .* reward 1.0, the group '' and"):
             rewards(tmp_path, ("a", 1.0), other)
 
 
@@ -201,6 +211,18 @@ def test_the_weights_undo_the_way_in_which_the_log_was_drawn(tmp_path) -> None:
     trained, metrics = train_on_log(start, data, config)
     p = torch.sigmoid(trained.policy(data.features)).mean()
     assert 0.25 < p < 0.75 and metrics["share_cut"] == 0
+
+
+def test_only_the_correction_of_a_policy_is_trained_where_it_has_one(tmp_path) -> None:
+    """Found: a few hundred decisions moved what many worked solutions had taught."""
+    rows = [row(f"r{i}", keep=i % 2 == 0, feature=float(i)) for i in range(8)]
+    given = rewards(tmp_path, *[(f"r{i}", float(i % 2)) for i in range(8)])
+    data = read_log(write(tmp_path, "log", [HEAD, *rows]), given, NAMES)
+    start = arbiter(Policy(len(NAMES), PolicyConfig(correction=True)), explore=0.0)
+    trained, _ = train_on_log(start, data, train_config(num_epochs=3))
+    after = trained.policy.state_dict()
+    for name, before in start.policy.state_dict().items():
+        assert torch.equal(after[name], before) != name.startswith("correction"), name
 
 
 def log_of(pair, task, examples, answers, policy, folder, seed):

@@ -1,4 +1,4 @@
-"""Worked solutions: what they tell is what decoding would have met, and it can be learnt."""
+"""Worked solutions: what they tell is what decoding would have met, and it can be learned."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def test_an_audit_that_was_decoded_otherwise_than_the_rollouts_is_noted(
     assert alike == {
         "num_speculative_tokens": "3", "temperature": "0.0", "end_blocks_at_stop": "false",
         "adaptive": "false", "draft_confidence_threshold": "0.0", "max_corrections": "null",
-        "drafter": '"model"', "cascade": "false",
+        "drafter": '"model"', "cascade": "false", "adaptive_cost": "null",
+        "prompt_lookup_max": "4", "prompt_lookup_min": "2",
     }  # fmt: skip
     for about in ({}, alike, alike | {"temperature": "0"}):
         assert trainer(pair, task, warm_start=audit_file(tmp_path, **about)).notes == ()
@@ -165,10 +166,10 @@ def test_behind_solutions_a_correction_is_all_that_rounds_learn(pair, task) -> N
     ahead = SCALAR_NAMES.index("lookahead_run")
     assert torch.isinf(only_solved(pair, task, shape).std[ahead])
     assert torch.isfinite(it.state.policy.std[ahead])
-    learnt = {"correction.weight", "correction.bias"}
+    learned = {"correction.weight", "correction.bias"}
     before = it.state.start.state_dict()
     for name, weights in it.state.policy.state_dict().items():
-        assert torch.equal(weights, before[name]) == (name not in learnt)
+        assert torch.equal(weights, before[name]) == (name not in learned)
     assert before["correction.weight"].count_nonzero() == 0
     solved_alone = only_solved(pair, task, shape).state_dict()
     for name in ("layers.0.bias", "layers.2.weight", "layers.2.bias"):

@@ -222,7 +222,12 @@ def _policy_config(
     found = {k.removeprefix("policy."): s for k, s in shapes.items() if k not in _OTHERS}
     if config.num_layers > len(found):  # so that no list of them is made
         raise _unfit(folder, ["num_layers"])
-    wanted = Policy.shapes(len(features.names), config, features.num_hidden)
+    try:
+        with torch.device("meta"):  # which allocates nothing
+            network = Policy(len(features.names), config, num_hidden=features.num_hidden)
+    except (RuntimeError, TypeError):  # no tensor may be as large
+        raise _unfit(folder, ["policy"]) from None
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     unlike = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
     if unlike:
         raise _unfit(folder, unlike)

@@ -34,14 +34,27 @@ DECODING = (
     "max_corrections",
     "end_blocks_at_stop",
     "adaptive",
+    "adaptive_cost",
     "draft_confidence_threshold",
     "drafter",
+    "prompt_lookup_max",
+    "prompt_lookup_min",
     "cascade",
 )
 """Settings on which it depends which mismatches there are, and what a policy sees of them: those
 that an operating point holds for, and that a data set of mismatches was decoded with."""
-_SAMPLING = ("temperature", "max_new_tokens", "top_k", "top_p", "min_p")
+_SAMPLING = (
+    "temperature",
+    "max_new_tokens",
+    "top_k",
+    "top_p",
+    "min_p",
+    "override_stop_tokens",
+    "exact_prefix_tokens",
+)
 """Settings of sampling that an operating point holds for, besides `DECODING`."""
+_NEWER = ("adaptive_cost", "prompt_lookup_max", "prompt_lookup_min")
+"""Those of `DECODING` that points of older versions do not tell; newer ones always do."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,8 @@ class LearnedArbiter:
         names = DECODING if sampling is None else DECODING + _SAMPLING
         unlike: list[str] = []
         if theirs is not None:
-            unlike = [n for n in names if ours.get(n) != theirs.get(n)]
+            told = [n for n in names if n in theirs or n not in _NEWER]
+            unlike = [n for n in told if ours.get(n) != theirs.get(n)]
             unlike += self._changed_guards
         if unlike and self.threshold < 1:  # which is lossless with any settings
             notes += (
@@ -339,10 +353,10 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
 
 
 def decoding_of(config: DecodeConfig, sampling: SamplingConfig | None = None) -> Json:
-    """Return the settings that an operating point holds for, without those left at the default."""
+    """Return the settings that an operating point holds for, without most at the default."""
     plain = DecodeConfig()
     found = {name: getattr(config, name) for name in DECODING}
-    found = {name: value for name, value in found.items() if value != getattr(plain, name)}
+    found = {n: value for n, value in found.items() if n in _NEWER or value != getattr(plain, n)}
     if sampling is None:
         return found
     for name in _SAMPLING:

@@ -100,27 +100,6 @@ class Policy(nn.Module):
         if config.correction:
             self.correction = Correction(num_features - num_hidden)
 
-    @staticmethod
-    def shapes(
-        num_features: int, config: PolicyConfig, num_hidden: int
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of such a policy, without making it."""
-        num_scalars = num_features - num_hidden
-        found: dict[str, tuple[int, ...]] = {"mean": (num_features,), "std": (num_features,)}
-        if num_hidden:
-            found["projection.weight"] = (config.hidden_projection, num_hidden)
-        if config.correction:
-            found |= {"correction.weight": (1, num_scalars), "correction.bias": (1,)}
-        width = num_scalars + (config.hidden_projection if num_hidden else 0)
-        widths = [config.hidden_size] * config.num_layers if config.kind == "mlp" else []
-        for i, after in enumerate([*widths, 1]):
-            found[f"layers.{2 * i}.weight"], found[f"layers.{2 * i}.bias"] = (
-                (after, width),
-                (after,),
-            )
-            width = after
-        return found
-
     def normalize_by(
         self, features: Tensor, constant_spread: float = 1.0, is_used: Tensor | None = None
     ) -> None:

@@ -55,13 +55,6 @@ class EngineBackend:
         ends = self._engine(arbiter).branches(branches, keep_caches=keep_handles)
         return self._rollouts(ends, keep_handles)
 
-    def branch_alone(self, points: Sequence[BranchPoint]) -> list[Rollout]:
-        """Play branches out with the target alone: what a lossless arbiter comes to, greedy."""
-        alone = engine.Engine.target_only(self.pair, self.config)
-        alone.on_finished = self.on_finished
-        ends = alone.branches([self.as_branch(point) for point in points])
-        return self._rollouts(ends, keep_handles=False)
-
     def as_branch(self, point: BranchPoint) -> engine.Branch:
         """Return the engine's own branch of a point, with draws of its own.
 

@@ -55,6 +55,7 @@ class AuditOptions(AuditConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_answers(self.max_new_tokens, self.temperature)
+        self.check_cost()
         for name in ("branches_per_problem", "problems_per_chunk", "max_k"):
             value = getattr(self, name)
             if value is not None and value < 1:

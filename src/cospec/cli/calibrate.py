@@ -73,6 +73,7 @@ class CalibrateOptions(DecodeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_answers(self.max_new_tokens, self.temperature)
+        self.check_cost()
         if self.out is not None:  # bash leaves the ~ of --out=~/x to us
             object.__setattr__(self, "out", self.out.expanduser())
         if not all(0 <= threshold <= 1 for threshold in self.thresholds):

@@ -118,6 +118,10 @@ class ArmOptions(DecodeConfig):
     """An arbiter to compare with target, draft and lossless: a rule such as gap:max_gap=1, the
     folder or hub id of a trained arbiter, bundled or bundled-scalar; may be given several times."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_cost()
+
 
 @dataclass(frozen=True)
 class OutputOptions:

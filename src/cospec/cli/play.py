@@ -36,7 +36,11 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
 
     told = set() if told is None else told
     notes = list(pair.notes)
-    sampling = SamplingConfig(evaluation.max_new_tokens, evaluation.temperature)
+    sampling = SamplingConfig(
+        evaluation.max_new_tokens,
+        evaluation.temperature,
+        exact_prefix_tokens=evaluation.exact_prefix_tokens,
+    )
     for arm in evaluation.arms:
         arbiter: Arbiter | None = getattr(arm.engine, "arbiter", None)
         if arbiter is None:  # one model alone, on vLLM

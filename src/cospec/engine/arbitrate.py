@@ -1,4 +1,4 @@
-"""The arbiter's call: all mismatches of a block at once, and what counts of its rulings."""
+"""The arbiter's call: the mismatches of a block together, and what counts of its rulings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from cospec.engine.verify import collect_mismatches, is_cut, trace_probs
+from cospec.engine.verify import collect_mismatches, is_cut, parts_of_rows, trace_probs
 from cospec.errors import ArbiterError
 from cospec.rulings import Veto, find_vetoes
 from cospec.types import NO_FEATURES, Arbiter, MismatchBatch, Needs, Origin, Ruling
@@ -49,7 +49,7 @@ def arbitrate(
     *,
     keep_trace: bool,
 ) -> list[dict[int, Decision]]:
-    """Ask the arbiter once about all mismatches of a block.
+    """Ask the arbiter about all mismatches of a block: at once, or in parts if memory is short.
 
     Args:
         arbiter: Who rules.
@@ -76,25 +76,28 @@ def arbitrate(
     ]
     if not where:
         return decisions
-    device = proposal.token_ids.device
-    r, places, is_stop, is_exact = torch.tensor(where, device=device).unbind(dim=1)
     ruled = Origin.OVERRIDE, Origin.CORRECTION
     counts = [[len(row.generated), *map(row.count, ruled)] for row in rows]
-    history = torch.tensor(counts, device=device)  # (B, 3)
-    batch = collect_mismatches(verified, proposal, r, places, history, arbiter.needs, chance)
-    ruling = arbiter.rule(batch)
-    _check(ruling, batch, arbiter.name)
-    vetoes = find_vetoes(
-        ruling.score,
-        draft_logit=verified.logits[r, places, batch.draft_ids],
-        is_cut=is_cut(verified, batch, chance.warper),
-        is_exact=is_exact.bool(),
-        is_stop=is_stop.bool(),
-    )
-    probs = trace_probs(verified, proposal, batch) if keep_trace else None
-    found = _to_host(ruling, vetoes, probs)
-    for (row, place, *_), decision in zip(where, found, strict=True):
-        decisions[row][place] = decision
+    history = torch.tensor(counts, device=proposal.token_ids.device)  # (B, 3)
+
+    def decide(part: Sequence[tuple[int, ...]]) -> list[Decision]:
+        r, places, is_stop, is_exact = torch.tensor(part, device=history.device).unbind(dim=1)
+        batch = collect_mismatches(verified, proposal, r, places, history, arbiter.needs, chance)
+        ruling = arbiter.rule(batch)
+        _check(ruling, batch, arbiter.name)
+        vetoes = find_vetoes(
+            ruling.score,
+            draft_logit=verified.logits[r, places, batch.draft_ids],
+            is_cut=is_cut(verified, batch, chance.warper),
+            is_exact=is_exact.bool(),
+            is_stop=is_stop.bool(),
+        )
+        probs = trace_probs(verified, proposal, batch) if keep_trace else None
+        return list(_to_host(ruling, vetoes, probs))
+
+    for part in parts_of_rows(where, verified.logits.shape[-1]):
+        for (row, place, *_), decision in zip(part, decide(part), strict=True):
+            decisions[row][place] = decision
     return decisions
 
 

@@ -7,6 +7,8 @@ greedy, a drafted token is accepted if it is the target's argmax; sampled, if u 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +18,7 @@ from cospec.sampling import Chance, Warper, accepts, draw, residual
 from cospec.types import MismatchBatch, Needs, Proposal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -92,6 +94,28 @@ def _parts(number: int, num_logits: int) -> list[slice]:
     """Cut so many places or mismatches, of so many logits each, into parts that fit in memory."""
     size = max(1, _MOST_LOGITS // num_logits)
     return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+
+
+def parts_of_rows(
+    where: Sequence[tuple[int, ...]], num_logits: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Cut mismatches, of so many logits each, into parts that an arbiter has room for.
+
+    The cuts are between rows, since what it sees of a mismatch depends on others of its row.
+
+    Args:
+        where: Of each mismatch its row first, in order.
+        num_logits: V.
+    """
+    most, part = max(1, _MOST_LOGITS // num_logits), list[tuple[int, ...]]()
+    for _, group in groupby(where, itemgetter(0)):
+        row = list(group)
+        if part and len(part) + len(row) > most:
+            yield part
+            part = []
+        part += row
+    if part:
+        yield part
 
 
 def is_cut(verified: Verification, batch: MismatchBatch, warper: Warper | None) -> Tensor | None:

@@ -72,6 +72,7 @@ def walk(
             token, origin = block.drafted[j], Origin.MATCH
         else:
             num_mismatches += 1
+            row.stats.num_open_mismatches += decisions[j].is_open
             row.stats.num_non_finite_scores += decisions[j].veto is Veto.NON_FINITE
             if decisions[j].keep_draft:
                 token, origin = block.drafted[j], Origin.OVERRIDE

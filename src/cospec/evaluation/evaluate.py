@@ -203,6 +203,7 @@ class Evaluation:
             "num_strict_accepts": stats.num_strict_accepts,
             "num_overrides": stats.num_overrides,
             "num_mismatches": stats.num_mismatches,
+            "num_open_mismatches": stats.num_open_mismatches,
             "num_accepted_tokens_per_pos": stats.num_accepted_tokens_per_pos,
             "text": completion.text,
         } | ({} if group is None else {"group": group})

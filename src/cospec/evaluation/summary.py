@@ -209,6 +209,8 @@ def counts(rows: Sequence[Json]) -> Json:
     num_drafted, num_forwards = found["num_draft_tokens"], found["num_target_forwards"]
     num_right = _total(rows, "correct")
     num_ruled = found["num_mismatches"]
+    if all("num_open_mismatches" in row for row in rows):  # older logs do not tell
+        found["num_open_mismatches"] = _total(rows, "num_open_mismatches")
     return found | {
         "override_share": found["num_overrides"] / num_ruled if num_ruled else 0.0,
         "mean_acceptance_length": 1 + num_accepted / num_forwards if num_forwards else 1.0,

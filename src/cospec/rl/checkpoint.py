@@ -58,12 +58,12 @@ class TrainState:
     def __post_init__(self) -> None:
         self.best_policy = self.best_policy or self.policy.state_dict()
 
-    def take(self, learnt: WarmStart) -> None:
-        """Start the rounds from what was learnt before them."""
-        self.policy.load_state_dict(learnt.policy.state_dict())
-        self.start.load_state_dict(learnt.start.state_dict())
-        if learnt.branches is not None:
-            self.replay.append(learnt.branches)
+    def take(self, learned: WarmStart) -> None:
+        """Start the rounds from what was learned before them."""
+        self.policy.load_state_dict(learned.policy.state_dict())
+        self.start.load_state_dict(learned.start.state_dict())
+        if learned.branches is not None:
+            self.replay.append(learned.branches)
 
     def keep_best(self, reward: float, max_mismatch_rate: float | None) -> None:
         """Keep the policy as the best so far."""

@@ -168,7 +168,7 @@ class WarmupConfig:
     them and reads those answers, weighed by the task's scores: it works for any task."""
     play_forks: tyro.conf.Suppress[bool] = False
     """Let the target go on from both tokens of each decision of a solution, and learn from the
-    scores: where they are the same, nothing is learnt. Costs a completion or two a decision, and
+    scores: where they are the same, nothing is learned. Costs a completion or two a decision, and
     makes few solutions go further (solutions_from task)."""
     num_samples: tyro.conf.Suppress[int] = 4
     """Answers of each model to a problem, the first one greedy (solutions_from samples)."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.arbiters.learned import LearnedArbiter
+    from cospec.arbiters.policy import Correction, Policy
     from cospec.results import Json
     from cospec.rl.config import TrainConfig
 
@@ -61,12 +62,15 @@ class Rewarded:
     reward: float
     group: str
     """Requests are compared within their group."""
+    num_tokens: int | None = None
+    """Length of the answer: decisions after it are no part of it. None for all of them."""
 
 
 def read_rewards(path: Path) -> dict[str, Rewarded]:
     """Read rewards: a JSON object a line, with ``request_id``, ``reward``, and maybe ``group``.
 
     A request with several answers (``n``) has a line for each, with its ``index`` in the response.
+    ``num_tokens`` is the length of an answer that a stop string ended.
 
     Raises:
         ConfigError: The file cannot be read, a line is no such object, or two lines tell a request
@@ -81,18 +85,22 @@ def read_rewards(path: Path) -> dict[str, Rewarded]:
                 f"{path}, line {number}: {row!r}; it must have a request_id (text) and a reward "
                 "(a finite number)."
             )
-        if (index := row.get("index")) is not None:
-            if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        index, num_tokens = row.get("index"), row.get("num_tokens")
+        for key, value in {"index": index, "num_tokens": num_tokens}.items():
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            if value is not None and not is_count:
                 raise ConfigError(
-                    f"{path}, line {number}: index is {index!r}; it must be that of a choice in "
-                    "the response, from 0 on."
+                    f"{path}, line {number}: {key} is {value!r}; it must be a whole number from 0 "
+                    "on: index is that of a choice in the response, num_tokens its length."
                 )
+        if index is not None:
             name = f"{index}_{name}"  # as vLLM calls them
-        rewarded = Rewarded(float(reward), str(row.get("group", "")))
+        rewarded = Rewarded(float(reward), str(row.get("group", "")), num_tokens)
         if found.setdefault(name, rewarded) != rewarded:
             raise ConfigError(
                 f"{path}, line {number}: {row!r}, and an earlier line gives that request the "
-                f"reward {found[name].reward} and the group {found[name].group!r}; keep one line."
+                f"reward {found[name].reward}, the group {found[name].group!r} and "
+                f"num_tokens={found[name].num_tokens}; keep one line."
             )
     return found
 
@@ -127,6 +135,9 @@ def read_log(path: Path, rewards: dict[str, Rewarded], names: Sequence[str]) -> 
         if (found := _find(rewards, str(row["request_id"]))) is None:
             continue
         answered[found[0]] = found[1]
+        end = found[1].num_tokens
+        if end is not None and row.get("position", 0) >= end:  # the engine ran on for a moment
+            continue
         if 0 < row["probability"] < 1:  # else a safety rule or a request's setting decided
             used.append((row, *found))
     if num_decisions == num_without > 0:
@@ -206,22 +217,26 @@ def train_on_log(
             "where each request is the only one of its group."
         )
     policy = copy.deepcopy(arbiter.policy).cpu()
-    policy.requires_grad_(True)
+    learns: Policy | Correction = policy
+    seen = data.features
+    with torch.no_grad():
+        start = policy(seen)
+        if policy.config.correction:  # all else stays as rounds have left it
+            learns, seen = policy.correction, policy.corrigible(seen)
+    learns.requires_grad_(True)
     objective, rate = config.objective, config.optimizer.learning_rate
     optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=rate, weight_decay=config.optimizer.weight_decay
+        learns.parameters(), lr=rate, weight_decay=config.optimizer.weight_decay
     )
-    with torch.no_grad():
-        start = policy(data.features)
     old, dropout = data.probability.log(), torch.Generator().manual_seed(config.seed)
     for _ in range(config.optimizer.num_epochs):
-        logits = policy(data.features, dropout)
+        logits = learns(seen, dropout)
         loss = logged_loss(logits, data.keep, old, data.advantage, MAX_WEIGHT)
         loss = loss + objective.kl_weight * kl_to(logits, start).mean()
         loss = loss - objective.entropy_bonus * entropy(logits).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learns.parameters(), 1.0)
         optimiser.step()
     with torch.no_grad():
         logits = policy(data.features)

@@ -181,7 +181,7 @@ class Trainer:
     def warm_up(self) -> Json:
         """Train on an audit or on worked solutions, if there are any; return the metrics."""
         features, config = self.arbiter.features, self.config
-        learnt = warm_start(
+        learned = warm_start(
             self.state.policy,
             features,
             self.pair,
@@ -191,8 +191,8 @@ class Trainer:
             self._folder,
             self.on_read,
         )
-        self.state.take(learnt)
-        return learnt.metrics
+        self.state.take(learned)
+        return learned.metrics
 
     def play_round(self) -> Json:
         """Play one round: rollouts under the current policy, branches, and updates."""

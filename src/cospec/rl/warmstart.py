@@ -97,16 +97,16 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
     delta = delta * data["weight"] / data["weight"].mean()
     none = torch.zeros_like(delta)
     branches = BranchData(x, delta, none, delta == 0)
-    learnt = copy.deepcopy(policy)
+    learned = copy.deepcopy(policy)
     known = known_branches([branches], config)
     if METHODS[config.method].is_ridge:
-        loss = refit(learnt, features, known, config)
+        loss = refit(learned, features, known, config)
         metrics = {"loss": loss, "num_branches": len(branches)}
-        return WarmStart(learnt, copy.deepcopy(learnt), branches, metrics)
-    learnt.normalize_by(x, math.inf)
-    start = copy.deepcopy(learnt)
-    update(learnt, start, Decisions(x, none.bool(), none), known, config, round_seed(config, 0))
-    return WarmStart(learnt, start, branches, {"num_branches": len(branches)})
+        return WarmStart(learned, copy.deepcopy(learned), branches, metrics)
+    learned.normalize_by(x, math.inf)
+    start = copy.deepcopy(learned)
+    update(learned, start, Decisions(x, none.bool(), none), known, config, round_seed(config, 0))
+    return WarmStart(learned, start, branches, {"num_branches": len(branches)})
 
 
 def from_solutions(policy: Policy, data: SolutionData, config: TrainConfig) -> WarmStart:
@@ -122,11 +122,11 @@ def from_solutions(policy: Policy, data: SolutionData, config: TrainConfig) -> W
             "the worked solutions have no training examples: the models agree on every token of "
             "them, or neither predicts it, or the context holds none; set num_solutions to 0."
         )
-    learnt = copy.deepcopy(policy)
-    learnt.normalize_by(data.features, math.inf)
-    loss = imitate(learnt, data, config)
+    learned = copy.deepcopy(policy)
+    learned.normalize_by(data.features, math.inf)
+    loss = imitate(learned, data, config)
     metrics = {"loss": loss, "num_solution_decisions": len(data.delta)}
-    return WarmStart(learnt, copy.deepcopy(learnt), metrics=metrics)
+    return WarmStart(learned, copy.deepcopy(learned), metrics=metrics)
 
 
 def read_solutions(

@@ -151,13 +151,32 @@ def test_a_cheap_draft_makes_blocks_longer(pair, task):
 def test_chance_gets_the_rate_of_the_arm_that_it_matches(tuning):
     found = by_name(tuning, "arm")
     model = found["gap"]["tries"][found["gap"]["chosen"]]
-    share = model["num_overrides"] / model["num_mismatches"]
+    share = model["num_overrides"] / model.get("num_open_mismatches", model["num_mismatches"])
     assert found["random:match=gap"]["matches"] == "gap"
     (one,) = found["random:match=gap"]["tries"]
     assert one == {
         "k": model["k"], "arbiter": f"random:rate={share:.4g}", "knob": f"rate={share:.4g}"
     }  # fmt: skip
     assert 0 < share < 1
+
+
+def test_the_rate_of_chance_is_of_the_mismatches_that_may_be_overridden(pair, task):
+    """Found: it was of all, and chance was asked about the others for nothing."""
+
+    def told(evaluation, part, *, warm_up):
+        return [
+            dataclasses.replace(
+                turn,
+                rows=[row | {"num_open_mismatches": 2 * row["num_overrides"]} for row in turn.rows],
+            )
+            for turn in play(evaluation, part, warm_up=warm_up)
+        ]
+
+    specs = make_specs(["gap", "random:match=gap"], lambda spec: spec)
+    found = by_name(tune(benchmark(pair, task, tune_k=(2,)), specs, 0.0, told), "arm")
+    (one,) = found["gap"]["tries"]
+    assert 0 < one["num_overrides"] < one["num_open_mismatches"] != one["num_mismatches"]
+    assert found["random:match=gap"]["tries"][0]["knob"] == "rate=0.5"
 
 
 def test_the_best_rival_is_chosen_on_the_tune_split(tuning, specs):

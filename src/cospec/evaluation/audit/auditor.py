@@ -23,10 +23,9 @@ from cospec.arbiters.observed import Observed
 from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
 from cospec.engine import Engine
-from cospec.evaluation.audit.costs import accepted, num_blocks, predicted_speedups
+from cospec.evaluation.audit.costs import accepted, num_blocks
 from cospec.evaluation.problems import encode_problems, score_once
 from cospec.features import ScalarFeatures, make_features
-from cospec.models.costs import Costs, measure_costs
 from cospec.types import Origin, Stats
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ class Auditor:
     backend: RolloutBackend | None = None
     draft: Decoder | None = None
     features: ScalarFeatures = field(init=False)
-    _costs: Costs | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.features = make_features(self.config.features, self.pair)
@@ -122,7 +120,7 @@ class Auditor:
             records.append(self._record(example, path.completion, alone[i], found))
         if self.config.oracle:
             self._begin(end, 1, num_branches)
-            ends = self._oracle(examples, paths, records)
+            ends, _ = self._oracle(examples, paths, records)
             for example, record, oracle in zip(examples, records, ends, strict=True):
                 record["oracle_correct"] = self._is_right(example, oracle.completion)
                 record["oracle_overrides"] = oracle.completion.origins.count(Origin.OVERRIDE)
@@ -150,8 +148,8 @@ class Auditor:
         prompts, sampling = self.encode(examples)
         paths = self._paths(prompts, sampling)
         records: list[Json] = [{"mismatches": []} for _ in examples]
-        ends = self._oracle(examples, paths, records, exact_prefix_tokens)
-        return [self._counted(end.completion) for end in ends]
+        ends, nums_open = self._oracle(examples, paths, records, exact_prefix_tokens)
+        return [self._counted(*one) for one in zip(ends, nums_open, strict=True)]
 
     def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[SamplingConfig]]:
         """Return the prompts of some problems, and how each is sampled.
@@ -183,46 +181,16 @@ class Auditor:
         first_stream: int = 0,
     ) -> list[Rollout]:
         """Play branches out: of each the rollout, the position, the token, and where it is from."""
-        points = self._points(leaves, first_stream)
-        return self._backend.branch(points, self._arbiter, keep_handles=keep_handles)
-
-    def _points(
-        self, leaves: Sequence[tuple[Rollout, int, int, Origin]], first_stream: int = 0
-    ) -> list[BranchPoint]:
-        """Return branches that draw from streams of their own, and not from those of the paths."""
+        # They draw from streams of their own, and not from those of the paths.
         seed, first_stream = self.seed + 1, first_stream + self._first * _STREAMS_PER_PROBLEM
-        return [
+        points = [
             BranchPoint(*leaf, seed, stream) for stream, leaf in enumerate(leaves, first_stream)
         ]
+        return self._backend.branch(points, self._arbiter, keep_handles=keep_handles)
 
-    def _alone(
-        self, leaves: Sequence[tuple[Rollout, int, int, Origin]], paths: Sequence[Rollout]
-    ) -> list[Rollout]:
-        """Play branches out with the target alone where that is the same and faster; else none.
-
-        After a branch the lossless arbiter is the target alone, and in large batches verifying can
-        cost more than it saves. Sampled branches would be other draws.
-        """
-        backend = self._backend
-        is_same = self._is_lossless and not self.config.temperature
-        if not (is_same and isinstance(backend, EngineBackend)):
-            return []
-        found = [path.completion for path in paths]
-        if self._costs is None:
-            lengths = [len(one.prompt_ids) + len(one.token_ids) // 2 for one in found]
-            self._costs = measure_costs(
-                self.pair,
-                max_tokens=self._decode.k + 1,
-                context=sum(lengths) // len(lengths),
-                batch_size=self._decode.batch_size,
-                num_trials=3,
-            )
-        digits = [accepted(self.pair, one) for one in found]
-        speedup = predicted_speedups(self._costs, digits)[-1]["speedup"]
-        return [] if speedup > 1 else backend.branch_alone(self._points(leaves))
-
-    def _counted(self, completion: Completion) -> Completion:
+    def _counted(self, end: Rollout, num_open: int) -> Completion:
         """A path with counts of its own: those of a branch begin where it left."""
+        completion = end.completion
         k, digits = self._decode.k, accepted(self.pair, completion)
         num_blocks_of_path = num_blocks(digits, k)
         # A path may end inside its last block, which then has no token of the target's own.
@@ -236,6 +204,7 @@ class Auditor:
             num_strict_accepts=len(completion.token_ids) - num_own - num_overrides,
             num_overrides=num_overrides,
             num_mismatches=num_overrides + completion.origins.count(Origin.CORRECTION),
+            num_open_mismatches=num_open,
         )
         return replace(completion, stats=stats, trace=[])
 
@@ -275,8 +244,7 @@ class Auditor:
         """Play the draft's and the target's branch of each mismatch, and score both."""
         places = [(i, m) for i, found in enumerate(chosen) for m in found]
         leaves = [(paths[i], m.position, m.draft_id, Origin.OVERRIDE) for i, m in places]
-        ends = self._alone(leaves, paths) if leaves else []
-        drafts = [end.completion for end in ends or self._branch(leaves)]
+        drafts = [end.completion for end in self._branch(leaves)]
         if self._is_lossless:
             targets = [paths[i].completion for i, _ in places]
         else:
@@ -294,9 +262,12 @@ class Auditor:
         paths: list[Rollout],
         records: list[Json],
         start: int = 0,
-    ) -> list[Rollout]:
-        """The ends of the oracle paths: all problems go on together, one mismatch at a time."""
-        current, place = list(paths), [start] * len(paths)
+    ) -> tuple[list[Rollout], list[int]]:
+        """The ends of the oracle paths, and the number of mismatches that each decided.
+
+        All problems go on together, one mismatch at a time.
+        """
+        current, place, nums_open = list(paths), [start] * len(paths), [0] * len(paths)
         known = [
             {m["position"]: m["draft_correct"] for m in record["mismatches"]} for record in records
         ]
@@ -307,14 +278,14 @@ class Auditor:
                 for mismatch in reached(rollout.completion):
                     if mismatch.position < place[i]:
                         continue
-                    place[i] = mismatch.position + 1
+                    place[i], nums_open[i] = mismatch.position + 1, nums_open[i] + 1
                     is_on_path = rollout is paths[i]
                     if not (is_on_path and known[i].get(mismatch.position) is False):
                         leaf = rollout, mismatch.position, mismatch.draft_id, Origin.OVERRIDE
                         wave.append((i, leaf))
                         break
             if not wave:
-                return current
+                return current, nums_open
             leaves = [leaf for _, leaf in wave]
             ends = self._branch(leaves, keep_handles=True, first_stream=num_played)
             num_played += len(wave)

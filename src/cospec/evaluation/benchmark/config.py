@@ -85,11 +85,7 @@ class BenchConfig(DecodeConfig):
                 "num_tune_problems is 0, and --tune-k and --tune-knobs choose on these problems; "
                 "give some, or leave both out."
             )
-        if self.adaptive and self.adaptive_cost is None:
-            raise ConfigError(
-                "adaptive blocks go by a cost that is measured anew in every run, and no clock "
-                "takes part in tuning; give it: --adaptive-cost 0.3."
-            )
+        self.check_cost()
         for temperature in self.temperatures:
             SamplingConfig(self.max_new_tokens or 1, temperature)
         if self.max_new_tokens is not None and self.max_new_tokens < 1:

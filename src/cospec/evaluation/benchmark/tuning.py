@@ -141,9 +141,13 @@ def _most_right(tries: Sequence[Json]) -> Json:
 
 
 def _matched(spec: ArmSpec, model: Json, temperature: float) -> Json:
-    """Random overrides at the share of mismatches that another arm overrides, with its k."""
+    """Random overrides at the rate of another arm, with its k.
+
+    The rate is of the mismatches that an arbiter may override, for chance is asked about no others.
+    """
     one = model["tries"][model["chosen"]]
-    rate = f"rate={one['override_share']:.4g}"
+    num_open = one.get("num_open_mismatches", one["num_mismatches"])
+    rate = f"rate={one['num_overrides'] / max(1, num_open):.4g}"
     setting = {"k": one["k"], "arbiter": f"random:{rate}", "knob": rate}
     return {
         "arm": spec.name,
