@@ -147,9 +147,11 @@ def test_what_a_failed_call_has_decoded_is_forgotten(many) -> None:
 def test_a_replica_forgets_the_rollouts_that_nobody_holds(many) -> None:
     rollouts = many.complete(items(), COIN, keep_handles=True)
     keys = {one.handle.key for one in rollouts}
+    ends = many.branch(points(rollouts), COIN, keep_handles=True)
     del rollouts
     dead = {key for keys_of_home in many._dead for key in keys_of_home}
-    assert keys <= dead
+    assert keys <= dead, "though branches of them live"
+    assert dead.isdisjoint(one.handle.key for one in ends)
 
 
 def test_a_replica_whose_place_is_gone_is_named_and_not_waited_for(many, monkeypatch) -> None:

@@ -78,16 +78,18 @@ def test_a_second_log_goes_on_behind_the_first(tmp_path):
     assert [row.get("request_id") for row in lines(path)] == [None, "a", None, "b"]
 
 
-def test_the_file_never_grows_over_its_limit_and_ends_with_a_whole_line(tmp_path):
+def test_the_file_never_grows_over_its_limit_and_ends_with_a_whole_line(tmp_path, monkeypatch):
+    """Found: a full log cost as much as before, each step."""
     path = tmp_path / "d.jsonl"
     log = DecisionLog(DecisionLogSettings(str(path), max_bytes=700), "gap")
     for i in range(50):
         add(log, f"r{i}")
-    log.close()
     assert path.stat().st_size <= 700
     assert len(lines(path)) == 1 + log.num_written
-    assert log.num_written + log.num_dropped == 50
+    assert log.num_dropped == 1, "later steps are not looked at"
     assert log.num_written > 2
+    monkeypatch.setattr(log, "_queue", None)
+    add(log, "late")
 
 
 def test_a_share_of_the_requests_is_written_each_whole(tmp_path):
@@ -99,6 +101,23 @@ def test_a_share_of_the_requests_is_written_each_whole(tmp_path):
     written = [row["request_id"] for row in lines(path)[1:]]
     assert len(written) == 2 * len(set(written))
     assert 100 < len(set(written)) < 200
+
+
+def test_only_rows_that_are_written_come_to_the_host(tmp_path, monkeypatch):
+    path = tmp_path / "d.jsonl"
+    log = DecisionLog(DecisionLogSettings(str(path)), "gap")
+    monkeypatch.setattr(log, "wants", lambda request_id: request_id != "b")
+    lengths, put = set(), log._queue.put
+
+    def watched(tensors, use):
+        lengths.update(map(len, tensors))
+        put(tensors, use)
+
+    monkeypatch.setattr(log._queue, "put", watched)
+    add(log, "b", "a", "a", reached=[True, False, True])
+    log.close()
+    assert lengths == {1}
+    assert [(row["request_id"], row["position"]) for row in lines(path)[1:]] == [("a", 2)]
 
 
 def test_a_file_that_cannot_be_opened_is_refused_at_the_start(tmp_path):
@@ -117,7 +136,7 @@ def test_a_full_disk_ends_the_log_and_nothing_else(tmp_path, monkeypatch, caplog
     add(log, "c")
     log.close()
     assert [row.get("request_id") for row in lines(path)] == [None, "a"]
-    assert log.num_dropped == 2
+    assert log.num_dropped == 1
     assert "writes no more decisions" in caplog.text
 
 

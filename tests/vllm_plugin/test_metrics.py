@@ -55,6 +55,15 @@ def test_a_step_is_counted_as_it_was_when_handed_over():
     assert seen[0].tolist() == [1, 2]
 
 
+def test_steps_are_dropped_where_too_many_wait_for_the_host(caplog):
+    """Found: their pinned memory grew without end where a disk was slower than the steps."""
+    queue, on_gpu = HostQueue(max_pending=2), SimpleNamespace(type="cuda")
+    queue._num_put = 2
+    for _ in range(3):
+        queue.put([SimpleNamespace(device=on_gpu)], None)
+    assert queue.num_dropped == 3 and caplog.text.count("CoSpec drops") == 1
+
+
 def test_a_full_folder_costs_the_counters_and_not_the_engine(tmp_path, monkeypatch, caplog):
     """A hole in a mapped file on a full disk once killed the worker with a bus error."""
 

@@ -136,6 +136,17 @@ def test_an_engine_refuses_an_arbiter_with_hidden_states_of_another_pair(job, tm
     assert "hidden states of the pair that it was trained on" in told["message"]
 
 
+def test_what_a_finished_request_had_is_let_go() -> None:
+    """Found: the ids of its text were kept until as many requests had come as run at once."""
+    from cospec.vllm_plugin.v1 import ArbiterSampler
+
+    runner = types.SimpleNamespace(requests={"here": None})
+    sampler = ArbiterSampler(types.SimpleNamespace(), None, runner)
+    sampler._slots = {"old": (0, None, None), "here": (1, None, None)}
+    assert sampler._free_slot() == 0
+    assert list(sampler._slots) == ["here"]
+
+
 @pytest.mark.parametrize("with_hidden", [False, True])
 def test_a_drafter_that_samples_hands_out_its_logits_as_they_were(with_hidden):
     """Not divided by the temperature, as vLLM leaves them, and the states behind them."""

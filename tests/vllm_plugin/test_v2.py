@@ -40,7 +40,7 @@ class SamplingParams:
     bad_words = allowed_token_ids = logit_bias = structured_outputs = extra_args = None
     stop_token_ids: list[int] = []
     eos_token_id = None
-    max_tokens = 100
+    max_tokens, min_tokens = 100, 0
 
 
 def greedy_kernel(target_logits, draft_logits, draft_sampled, cu_num_logits, *args, **kwargs):

@@ -32,15 +32,30 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter, Origin
 
 
+class Step(NamedTuple):
+    """A branch on the way from an item to a rollout, with the reference of its arbiter."""
+
+    position: int
+    token_id: int
+    origin: Origin
+    seed: int
+    stream: int
+    arbiter: Any  # Any: an ObjectRef
+
+
 @dataclass(eq=False)
 class Handle:
-    """A rollout that a replica holds; with all that it takes to make it again."""
+    """A rollout that a replica holds, with all that it takes to make it again.
+
+    It knows its way from an item, and no other handle: that would keep all rollouts on the way.
+    """
 
     owner: str
     home: int
     key: int
-    work: Work
-    arbiter: Any  # Any: an ObjectRef
+    root: Item
+    arbiter: Any  # Any: an ObjectRef, of the root's arbiter
+    steps: tuple[Step, ...] = ()
 
 
 class Left(NamedTuple):
@@ -115,9 +130,17 @@ class Replica:
         """Return the point as the backend takes it, on a rollout that it holds."""
         handle = left.handle
         if handle.key not in self._held:  # it was another replica's, which has died
-            ray = importlib.import_module("ray")
-            self.play([handle.work], [handle.key], ray.get(handle.arbiter), [])
+            self._held[handle.key] = self._again(handle)
         return BranchPoint(self._held[handle.key], *left[1:])
+
+    def _again(self, handle: Handle) -> Rollout:
+        """Make a rollout from its item once more."""
+        get = importlib.import_module("ray").get
+        (one,) = self._backend.complete([handle.root], get(handle.arbiter), keep_handles=True)
+        for step in handle.steps:
+            point = BranchPoint(one, *step[:-1])
+            (one,) = self._backend.branch([point], get(step.arbiter), keep_handles=True)
+        return one
 
 
 @dataclass
@@ -256,7 +279,11 @@ class RayBackend:
 
     def _handle(self, home: int, key: int, work: Work, arbiter: Any) -> Handle:  # Any: as above
         """Return the handle of a rollout; the replica forgets it with the handle."""
-        handle = Handle(self._name, home, key, work, arbiter)
+        if isinstance(work, Item):
+            handle = Handle(self._name, home, key, work, arbiter)
+        else:
+            steps = (*work.handle.steps, Step(*work[1:], arbiter))
+            handle = replace(work.handle, home=home, key=key, steps=steps)
         weakref.finalize(handle, self._dead[home].append, key)
         return handle
 
@@ -290,5 +317,5 @@ def _apart(task: _Task, works: list[Work], num_tries: list[int], error: Exceptio
 def _name(work: Work) -> str:
     """Name an item in an error."""
     if isinstance(work, Left):
-        return f"the branch at token {work.position} of {_name(work.handle.work)}"
+        return f"the branch at token {work.position} of {_name(work.handle.root)}"
     return f"the item {str(work.prompt)[:200]!r} (seed {work.sampling.seed}, stream {work.stream})"

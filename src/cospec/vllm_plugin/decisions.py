@@ -3,8 +3,8 @@
 Off by default: it holds token ids of users' texts. One JSON object a line; the first line of a file
 says what the features are. Lines are appended under a lock, so that several engines may share a
 file. A server that is killed may leave half a line, which readers pass over. The file never grows
-over its limit: what comes later is dropped and counted. A disk that fails ends the log and never
-the server.
+over its limit: then the log ends, and later steps cost nothing. A disk that fails ends the log and
+never the server.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+import torch
+
 from cospec.errors import ConfigError
 from cospec.vllm_plugin.metrics import HostQueue
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from cospec.vllm_plugin.settings import DecisionLogSettings
 
 FORMAT = 1
+MAX_PENDING = 256
+"""Steps on a GPU that may wait to be written; a slower disk loses the next ones."""
+NUM_WIDE = 256
+"""From so many features on, copying rows that nobody wants takes longer than waiting for a GPU."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ class DecisionLog:
 
     Attributes:
         num_written: Decisions in the file by this process.
-        num_dropped: Decisions that came after the file was full or the disk failed.
+        num_dropped: Decisions under way when the file was full or the disk failed.
 
     Raises:
         ConfigError: The file cannot be opened.
@@ -57,7 +63,7 @@ class DecisionLog:
         self.num_written = 0
         self.num_dropped = 0
         self._is_open = True
-        self._queue = HostQueue()
+        self._queue = HostQueue(MAX_PENDING)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             self._fd = os.open(settings.path, flags, 0o600)
@@ -105,9 +111,13 @@ class DecisionLog:
             features: (T, F) float, if the arbiter tells.
             probability: With which the draft's token was kept, (T,) float, if chance decided.
         """
-        is_wanted = {request_id: self.wants(request_id) for request_id in set(request_ids)}
-        wanted = [is_wanted[request_id] for request_id in request_ids]
-        if not any(wanted):
+        if not self._is_open:
+            return
+        rows = self._wanted(request_ids, is_reached.device)
+        is_wide = features is not None and features.shape[1] >= NUM_WIDE
+        if is_wide or rows.device.type != "cuda":  # on a GPU it waits for the step
+            rows = rows[is_reached[rows]]
+        if not len(rows):
             return
         columns = {
             "position": positions,
@@ -123,16 +133,21 @@ class DecisionLog:
         names, ids = list(given), list(request_ids)
 
         def use(hosts: list[Tensor]) -> None:
-            reached, *values = (host.tolist() for host in hosts)
             lines = []
-            for i, request_id in enumerate(ids):
-                if wanted[i] and reached[i]:
-                    row: dict[str, object] = {"request_id": request_id}
-                    row |= {name: _rounded(v[i]) for name, v in zip(names, values, strict=True)}
-                    lines.append(json.dumps(row))
+            for i, reached, *values in zip(*(host.tolist() for host in hosts), strict=True):
+                if reached:
+                    told = zip(names, map(_rounded, values), strict=True)
+                    lines.append(json.dumps({"request_id": ids[i], **dict(told)}))
             self._append(lines)
 
-        self._queue.put([is_reached, *given.values()], use)
+        self._queue.put([rows, *(each[rows] for each in (is_reached, *given.values()))], use)
+
+    def _wanted(self, request_ids: Sequence[str], device: torch.device) -> Tensor:
+        """Return the rows of the requests in the sample, (N,) int64."""
+        is_wanted = {request_id: self.wants(request_id) for request_id in set(request_ids)}
+        wanted = [i for i, request_id in enumerate(request_ids) if is_wanted[request_id]]
+        rows = torch.tensor(wanted, dtype=torch.int64, pin_memory=device.type == "cuda")
+        return rows.to(device, non_blocking=True)
 
     def close(self) -> None:
         """Write what is under way and close the file."""

@@ -54,9 +54,16 @@ class HostQueue:
 
     On a CPU that is at once. On a GPU they are copied into pinned memory beside the computation,
     and a thread waits for them, so that neither the step does nor the last one stays unseen.
+
+    Args:
+        max_pending: Steps that may wait for the thread; with more, new ones are dropped.
+
+    Attributes:
+        num_dropped: Steps that were dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_pending: float = float("inf")) -> None:
+        self.max_pending, self.num_dropped = max_pending, 0
         self._pending: SimpleQueue[tuple[Any, list[Tensor], _Use]] = SimpleQueue()  # Any: an event
         self._num_put = self._num_used = 0
         self._used = threading.Condition()
@@ -66,6 +73,11 @@ class HostQueue:
         """Have `use` called with copies on the host of `tensors`, all on one device."""
         if tensors[0].device.type != "cuda":
             use([tensor.detach().clone() for tensor in tensors])
+            return
+        if self._num_put - self._num_used >= self.max_pending:  # pinned memory would only grow
+            if not self.num_dropped:
+                logger.warning("CoSpec drops steps of its log: %d wait already", self.max_pending)
+            self.num_dropped += 1
             return
         hosts = []
         for tensor in tensors:

@@ -205,8 +205,8 @@ class RequestTable:
 def is_plain(params: Any) -> bool:  # Any: vLLM's SamplingParams
     """Return whether a request's logits are the model's own, so that an arbiter may rule on them.
 
-    Grammars, penalties, bad words, allowed tokens and biases change the law that the target stands
-    for; such requests are decoded losslessly.
+    Grammars, penalties, bad words, allowed tokens, biases and a least length change the law that
+    the target stands for; such requests are decoded losslessly.
     """
     changes = (
         params.presence_penalty,
@@ -216,6 +216,7 @@ def is_plain(params: Any) -> bool:  # Any: vLLM's SamplingParams
         params.allowed_token_ids,
         params.logit_bias,
         params.structured_outputs,
+        params.min_tokens,
         getattr(params, "thinking_token_budget", None) is not None,
     )
     return not any(changes)

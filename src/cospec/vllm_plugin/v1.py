@@ -334,9 +334,8 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
 
     def _free_slot(self) -> int:
         """A slot that no request holds which vLLM still knows."""
-        if len(self._slots) >= self.adapter.table.num_slots:
-            known = self._runner.requests
-            self._slots = {i: held for i, held in self._slots.items() if i in known}
+        known = self._runner.requests
+        self._slots = {i: held for i, held in self._slots.items() if i in known}
         taken = {slot for slot, *_ in self._slots.values()}
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
