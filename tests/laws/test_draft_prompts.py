@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cospec import Engine, SamplingConfig, load_arbiter
+from cospec.drafters.chained import NgramFirst
 from cospec.engine import Branch
 from cospec.engine.reference import reference_decode
 from cospec.errors import ConfigError, PromptError
@@ -105,6 +106,27 @@ def test_branches_go_on_with_the_drafts_prompt():
             assert ids[place + 1 :] == rest
     without = engine.rollouts(PROMPTS, sampling)
     assert [r.completion.token_ids for r in left] != [r.completion.token_ids for r in without]
+
+
+def test_a_search_before_the_model_forgets_by_the_drafts_own_prompt(monkeypatch):
+    """Else tokens that were rejected stay read where a search drafts the next blocks."""
+    propose, forget, told = NgramFirst.propose, NgramFirst.forget_drafted, []
+
+    def noted(self, row, length):
+        told.append(length)
+        forget(self, row, length)
+
+    def checked(self, rows, chance):
+        wanted = [len(row.drafted) - 1 for row in rows]
+        told.clear()
+        found = propose(self, rows, chance)
+        assert told[: len(rows)] == wanted
+        return found
+
+    monkeypatch.setattr(NgramFirst, "forget_drafted", noted)
+    monkeypatch.setattr(NgramFirst, "propose", checked)
+    engine = Engine(family_pair("llama"), load_arbiter("lossless"), drafter="ngram+model")
+    engine.generate(PROMPTS, GREEDY, draft_prompts=OWN)
 
 
 def test_what_does_not_fit_is_refused():
