@@ -5,7 +5,9 @@ Usage: python experiments/text_to_sql/collect.py TARGET DRAFT DATA OUT [--questi
 
 A branch takes the other token at one decision, and the arbiter goes on from there. With
 `--finish draft` the draft goes on alone, which is cheaper where blocks are long: the target reads
-no branch.
+no branch. With `--finish target` the target does, as after the last of `--max-corrections`: with
+`--arbiter always_draft` these branches and the path are all that an arbiter of one correction can
+write.
 
 `cospec audit` does the same and keeps features as text, which is too much for hidden states. The
 questions are those of databases that no draft was tuned on and whose schema is not longer than
@@ -25,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from arms import prompt, shots
 from halves import LONGEST_PREFIX, half, known, one_wording, parts
 from safetensors.torch import save_file
 
@@ -41,8 +44,8 @@ from cospec.tasks.sql.executor import QueryError
 from cospec.types import Origin
 
 
-def main() -> None:
-    """Collect, some parts at a time."""
+def parsed() -> argparse.Namespace:
+    """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("target", "draft", "data", "out"):
         parser.add_argument(name, type=Path)
@@ -54,15 +57,23 @@ def main() -> None:
     parser.add_argument(
         "--known-databases", action="store_true", help="the arbiter's part of each database"
     )
-    parser.add_argument("--second-wording", action="store_true")
+    wording = parser.add_mutually_exclusive_group()
+    wording.add_argument("--second-wording", action="store_true", help="and not the first")
+    wording.add_argument("--every-wording", action="store_true")
+    parser.add_argument("--shots", type=int, default=0, help="as in arms.py, shown to the target")
     parser.add_argument("--longest-schema", type=int, default=LONGEST_PREFIX, help="in tokens")
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
-    parser.add_argument("--finish", choices=("arbiter", "draft"), default="arbiter")
+    parser.add_argument("--finish", choices=("arbiter", "draft", "target"), default="arbiter")
     parser.add_argument("--batch-size", type=int, default=64, help="questions decoded together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--end-blocks-at-stop", action="store_true")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Collect, some parts at a time."""
+    options = parsed()
     torch.set_num_threads(options.threads)
     task = load_task("spider", data_dir=options.data)
     pair = ModelPair.from_pretrained(options.target, options.draft, dtype="float32")
@@ -83,7 +94,9 @@ def main() -> None:
     elif options.split == "train":
         asked = half(asked, "arbiter", options.arbiter_quarters)
     first = {example.id for example in one_wording(asked)}
-    asked = [example for example in asked if (example.id in first) != options.second_wording]
+    if not options.every_wording:
+        asked = [example for example in asked if (example.id in first) != options.second_wording]
+    shown = shots(task, options.shots) if options.shots else {}
     for name, examples in parts(asked).items():
         prompts = [task.prompt(example, pair.tokenizer) for example in examples]
         shared = min(num_shared_tokens(prompts[0], prompt) for prompt in prompts)
@@ -98,7 +111,7 @@ def main() -> None:
             size += len(wanted[missing[0]])
             some.append(missing.pop(0))
         chunk = {name: wanted[name] for name in some}
-        print(collect(chunk, task, paths, ends, options.out), flush=True)
+        print(collect(chunk, task, shown, paths, ends, options), flush=True)
 
 
 def finisher(options, pair, arbiter, decode) -> Engine:
@@ -106,20 +119,23 @@ def finisher(options, pair, arbiter, decode) -> Engine:
     if options.finish == "draft":
         alone = ModelPair(pair.draft_model, tokenizer=pair.tokenizer)
         return Engine.target_only(alone, decode.with_options(batch_size=256))
-    if options.arbiter == "lossless":  # cheaper in large batches, and the same texts
+    if options.finish == "target" or options.arbiter == "lossless":
+        # Cheaper in large batches, and the same texts.
         return Engine.target_only(pair, decode)
     return Engine(pair, arbiter, decode)
 
 
-def collect(chunk, task, paths, ends, out) -> str:
+def collect(chunk, task, shown, paths, ends, options) -> str:
     """Play the questions of some parts, write their files, and say what was found."""
     started = time.perf_counter()
     examples = [example for some in chunk.values() for example in some]
-    prompts = [task.prompt(example, paths.pair.tokenizer) for example in examples]
-    texts = paths.rollouts(prompts, SamplingConfig(max_new_tokens=task.max_new_tokens))
+    tokenizer, sampling = paths.pair.tokenizer, SamplingConfig(max_new_tokens=task.max_new_tokens)
+    prompts = [prompt(task, example, tokenizer, shown) for example in examples]
+    own = [task.prompt(example, tokenizer) for example in examples] if shown else None
+    texts = paths.rollouts(prompts, sampling, draft_prompts=own)
     places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion)]
     places = places if ends else []
-    by_draft = ends is not None and ends.pair.draft is None
+    by_draft, out = options.finish == "draft", options.out
     branches = ends.branches([other(texts[i], m, by_draft) for i, m in places]) if ends else []
     grades = [grade(task, e, t.completion.text) for e, t in zip(examples, texts, strict=True)]
     branch_grades = [
@@ -180,7 +196,9 @@ def other(rollout, mismatch, by_draft) -> Branch:
     """The branch that takes the other token at a decision, and goes on from the draft's cache."""
     if by_draft:
         _, (_, stored) = rollout.caches
-        rollout = replace(rollout, caches=[stored])
+        read = rollout.draft_prompt_ids or rollout.completion.prompt_ids
+        completion = replace(rollout.completion, prompt_ids=read)
+        rollout = replace(rollout, completion=completion, caches=[stored], draft_prompt_ids=None)
     if mismatch.keep_draft:
         return Branch(rollout, mismatch.position, mismatch.target_id, Origin.CORRECTION)
     return Branch(rollout, mismatch.position, mismatch.draft_id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, get_
 
 import tyro
 
-from cospec.errors import ArbiterError, ConfigError, unknown_name
+from cospec.errors import ArbiterError, ConfigError, check_least, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -205,8 +205,7 @@ class DecodeConfig:
                 f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1. "
                 "For decoding without a draft use Engine.target_only."
             )
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        check_least(1, batch_size=self.batch_size, max_corrections=self.max_corrections)
         threshold = self.draft_confidence_threshold
         if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise ConfigError(
@@ -216,8 +215,6 @@ class DecodeConfig:
         cost = self.adaptive_cost
         if cost is not None and (not isinstance(cost, Real) or not cost >= 0):
             raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
-        if self.max_corrections is not None and self.max_corrections < 1:
-            raise ConfigError(f"max_corrections is {self.max_corrections}; it must be at least 1.")
         if self.drafter not in get_args(DrafterName):
             raise ConfigError(unknown_name("drafter", self.drafter, get_args(DrafterName)))
         if self.cascade and (self.adaptive or "model" not in self.drafter):

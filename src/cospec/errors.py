@@ -111,6 +111,17 @@ class GenerationInterrupted(KeyboardInterrupt):
         self.completions = completions
 
 
+def check_least(lowest: int, **values: float | None) -> None:
+    """Refuse values below the lowest one, and those that are not finite; None is no value.
+
+    Raises:
+        ConfigError: One of them is; the message has its name.
+    """
+    for name, value in values.items():
+        if value is not None and not lowest <= value < float("inf"):
+            raise ConfigError(f"{name} is {value}; it must be at least {lowest}.")
+
+
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
     """Sentence for a name that is not known, with the nearest one that is."""
     names = sorted(allowed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, check_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +38,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "linear"):
             raise ConfigError(f"kind of policy is {self.kind!r}; it must be mlp or linear.")
-        for name in ("hidden_size", "num_layers", "hidden_projection"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_least(1, hidden_size=self.hidden_size, num_layers=self.num_layers)
+        check_least(1, hidden_projection=self.hidden_projection)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be in [0, 1).")
 

@@ -14,7 +14,7 @@ from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
 from cospec.cli.views.audit import standing
 from cospec.config import SamplingConfig
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, check_least
 from cospec.evaluation.audit.config import AuditConfig
 from cospec.results import Json
 from cospec.tasks import Split
@@ -56,10 +56,8 @@ class AuditOptions(AuditConfig):
         super().__post_init__()
         check_answers(self.max_new_tokens, self.temperature)
         self.check_cost()
-        for name in ("branches_per_problem", "problems_per_chunk", "max_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        check_least(1, branches_per_problem=self.branches_per_problem, max_k=self.max_k)
+        check_least(1, problems_per_chunk=self.problems_per_chunk)
         if not self.cost_batch_sizes or min(self.cost_batch_sizes) < 1:
             raise ConfigError(
                 f"cost_batch_sizes is {self.cost_batch_sizes}; pass numbers of at least 1."

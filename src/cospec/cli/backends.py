@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from cospec.cli.options import set_threads
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, check_least
 from cospec.results import parse_json
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class BackendOptions:
     """Ray cluster to run on, such as auto; by default one is started on this machine."""
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel_size", "num_replicas"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_least(
+            1, tensor_parallel_size=self.tensor_parallel_size, num_replicas=self.num_replicas
+        )
         asks_for_vllm = self.tensor_parallel_size > 1 or self.vllm_options != "{}"
         if self.backend != "vllm" and asks_for_vllm:
             raise ConfigError(

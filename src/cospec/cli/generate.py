@@ -15,7 +15,7 @@ import tyro
 from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
 from cospec.cli.run import Run
 from cospec.config import SamplingConfig
-from cospec.errors import ConfigError, GenerationInterrupted
+from cospec.errors import ConfigError, GenerationInterrupted, check_least
 from cospec.results import Json, parse_json, write_text
 from cospec.text import visible
 
@@ -64,8 +64,7 @@ class PromptOptions:
         """
         if self.system is not None and self.chat is False:
             raise self._no_chat("--chat is False")
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ConfigError(f"num_prompts is {self.num_prompts}; it must be at least 1.")
+        check_least(1, num_prompts=self.num_prompts)
         prompts = list(self.prompt)
         if self.num_prompts is not None and self.file is None:
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cospec.cli.generate import PromptOptions
 from cospec.cli.options import PairOptions, given
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, check_least
 
 if TYPE_CHECKING:
     from cospec.evaluation.checkup import Checkup
@@ -49,9 +49,7 @@ class Info:
     """Rows of the forwards that are timed."""
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_least(1, num_tokens=self.num_tokens, batch_size=self.batch_size)
 
     def run(self) -> None:
         """Print the table.

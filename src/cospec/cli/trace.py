@@ -14,7 +14,7 @@ from cospec.cli.options import (
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run
 from cospec.config import SamplingConfig
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, check_least
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class TraceOptions(DecodeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_answers(self.max_new_tokens, self.temperature)
-        if self.keep < 1:
-            raise ConfigError(f"keep is {self.keep}; it must be at least 1.")
+        check_least(1, keep=self.keep)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cospec.backends.jobs import Job, play_here
-from cospec.errors import ConfigError
+from cospec.errors import check_least
 from cospec.evaluation.problems import describe_problems, encode_problems, score_once
 from cospec.evaluation.summary import against_both, by_part, summarize
 from cospec.evaluation.turns import Turn
@@ -223,8 +223,7 @@ def default_chunk_size(num_problems: int, batch_size: int, num_engines: int = 1)
 
 def _chunks(num_problems: int, chunk_size: int) -> list[range]:
     """Consecutive chunks of at least `chunk_size`, as equal as can be; one if there are too few."""
-    if chunk_size < 1:
-        raise ConfigError(f"chunk_size is {chunk_size}; it must be at least 1.")
+    check_least(1, chunk_size=chunk_size)
     num_chunks = max(1, num_problems // chunk_size)
     edges = [num_problems * i // num_chunks for i in range(num_chunks + 1)]
     return [range(*pair) for pair in itertools.pairwise(edges)]

@@ -15,7 +15,7 @@ import tyro
 from cospec import settings
 from cospec.arbiters.policy import PolicyConfig
 from cospec.config import DecodeConfig
-from cospec.errors import ConfigError, unknown_name
+from cospec.errors import ConfigError, check_least, unknown_name
 from cospec.features import SCALAR_NAMES, FeatureSpec
 from cospec.rl.methods import METHODS, Method, MethodName
 
@@ -54,14 +54,11 @@ class RolloutConfig(DecodeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(
-            self,
-            {"prompts_per_round": 1, "prompts_per_chunk": 1, "group_size": 1, "temperature": 0},
-        )
+        check_least(1, prompts_per_round=self.prompts_per_round, group_size=self.group_size)
+        check_least(1, prompts_per_chunk=self.prompts_per_chunk, max_new_tokens=self.max_new_tokens)
+        check_least(0, temperature=self.temperature)
         if self.num_speculative_tokens is None or not self.keep_trace:
             raise ConfigError("training needs a block length (-k) and keep_trace.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if self.adaptive and self.adaptive_cost is None:
             raise ConfigError(
                 "adaptive is on and adaptive_cost is None: each process would measure its own, and "
@@ -81,7 +78,7 @@ class BranchConfig:
     round."""
 
     def __post_init__(self) -> None:
-        _check(self, {"branches_per_rollout": 0})
+        check_least(0, branches_per_rollout=self.branches_per_rollout)
         _check_share(self, "replay_decay")
 
 
@@ -105,7 +102,8 @@ class ObjectiveConfig:
     """Epsilon of the clipped ratio."""
 
     def __post_init__(self) -> None:
-        _check(self, {"cost_weight": 0, "group_weight": 0, "entropy_bonus": 0, "kl_weight": 0})
+        check_least(0, cost_weight=self.cost_weight, group_weight=self.group_weight)
+        check_least(0, entropy_bonus=self.entropy_bonus, kl_weight=self.kl_weight)
         _check_share(self, "clip")
         _check_share(self, "partial_reward")
 
@@ -122,7 +120,8 @@ class OptimizerConfig:
     """Decoupled weight decay of the policy."""
 
     def __post_init__(self) -> None:
-        _check(self, {"num_epochs": 1, "weight_decay": 0})
+        check_least(1, num_epochs=self.num_epochs)
+        check_least(0, weight_decay=self.weight_decay)
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate is {self.learning_rate}; it must be positive.")
 
@@ -181,7 +180,8 @@ class WarmupConfig:
         for name in ("warm_start", "solutions"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(path))  # a string is taken as well
-        _check(self, {"num_solutions": 0, "num_solution_epochs": 1, "num_samples": 1})
+        check_least(0, num_solutions=self.num_solutions)
+        check_least(1, num_solution_epochs=self.num_solution_epochs, num_samples=self.num_samples)
         if self.solutions_from not in ("task", "samples"):
             raise ConfigError(
                 f"solutions_from is {self.solutions_from!r}; it must be task or samples."
@@ -213,7 +213,7 @@ class EvaluationConfig:
     """Evaluations without a better one after which training stops."""
 
     def __post_init__(self) -> None:
-        _check(self, {"tune_every": 1, "num_tune": 1, "patience": 1})
+        check_least(1, tune_every=self.tune_every, num_tune=self.num_tune, patience=self.patience)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class TrainConfig:
             object.__setattr__(self, "policy", shape)
         # No round at all: the policy that worked solutions or an audit give, and no more.
         has_start = self.warmup.num_solutions or self.warmup.warm_start is not None
-        _check(self, {"num_rounds": int(not has_start)})
+        check_least(int(not has_start), num_rounds=self.num_rounds)
         if self.objective.group_weight and self.rollouts.group_size < 2:
             raise ConfigError(
                 "group_size is 1: a group of one has no advantage; raise it to 2, or "
@@ -301,13 +301,6 @@ class TrainConfig:
             ConfigError: A key is unknown or a value is not allowed.
         """
         return settings.from_dict(cls, values)
-
-
-def _check(config: object, least: dict[str, int]) -> None:
-    """Refuse numbers below their least value, and those that are not finite."""
-    for name, lowest in least.items():
-        if not lowest <= getattr(config, name) < float("inf"):
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least {lowest}.")
 
 
 def _check_share(config: object, name: str) -> None:

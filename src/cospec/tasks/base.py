@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
-from cospec.errors import ConfigError, TaskError, unknown_name
+from cospec.errors import ConfigError, TaskError, check_least, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -127,10 +127,8 @@ class Task:
         """
         if split not in SPLITS:
             raise ConfigError(unknown_name("split", split, SPLITS))
-        if num_problems is not None and num_problems < 1:
-            raise ConfigError(f"num_problems is {num_problems}; it must be at least 1.")
-        if seed < 0:
-            raise ConfigError(f"seed is {seed}; it must not be negative.")
+        check_least(1, num_problems=num_problems)
+        check_least(0, seed=seed)
         found = list(self.source(split, num_problems, int(seed)))
         if len({example.id for example in found}) < len(found):
             twice = Counter(example.id for example in found).most_common(1)[0][0]

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from cospec.config import DecodeConfig, SamplingConfig
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, check_least
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,8 +88,7 @@ class BenchConfig(DecodeConfig):
         self.check_cost()
         for temperature in self.temperatures:
             SamplingConfig(self.max_new_tokens or 1, temperature)
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        check_least(1, max_new_tokens=self.max_new_tokens)
         if self.exact_prefix_tokens < 0:
             raise ConfigError(
                 f"exact_prefix_tokens is {self.exact_prefix_tokens}; it must be 0 or positive."

@@ -1,0 +1,234 @@
+"""Fit arbiters of one correction to all that they can write, and compare them on other questions.
+
+Usage: python experiments/text_to_sql/trees.py DATA TREES...
+           [--fit few.rounds --pair TARGET DRAFT --out ARBITER]
+
+TREES are folders of `collect.py --arbiter always_draft --finish target`. They hold the draft's
+answer to each question and, for each of its mismatches in turn, the answer after the target takes
+over there. An arbiter with `--max-corrections 1` writes one of these, so all that it is worth is
+known without more decoding. The first of them is the target's own answer.
+
+Policies are fitted to nine tenths of the queries and tried on the last tenth, in turn. Both
+wordings of a query are in one tenth. Three ways to fit, all to right answers alone:
+
+* labels: logistic regression on which token leads to the better answer if the draft's tokens stand
+  from there on (`learn.py`, and a first round of `cospec train --method policy_iteration`).
+* rounds: the same, again and again, with the policy just fitted going on from there.
+* reward: gradient ascent on the expected share of right answers, over all answers of the tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from halves import LITERAL
+from learn import HIDDEN, KINDS, LINEAR, RULES, save
+from safetensors.torch import load_file
+
+from cospec.arbiters.policy import Policy
+from cospec.features import ScalarFeatures
+from cospec.rl.methods import Labels
+from cospec.rl.ridge import fit, penalties
+from cospec.tasks import load_task
+from cospec.tasks.sql.dice import stable_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_ROUNDS = 5
+REWARD_SCALE = 4.0
+"""Right answers count so much beside the penalty on weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """All answers to a question that an arbiter of one correction can write.
+
+    Attributes:
+        question: Its id.
+        database: Its database.
+        query: Its gold query without literals.
+        x: Features of the mismatches in the draft's answer, (M, F).
+        corrected: Whether the answer is right if the target takes over there, (M,).
+        kept: Whether the draft's own answer is right.
+    """
+
+    question: str
+    database: str
+    query: str
+    x: Tensor
+    corrected: Tensor
+    kept: float
+
+    def right(self, keep: Tensor) -> float:
+        """Whether the answer is right if the draft's token is kept where ``keep`` (M,) says so."""
+        stops = (~keep).nonzero()[:1, 0]
+        return float(self.corrected[stops[0]]) if len(stops) else self.kept
+
+    def worth(self, keep: Tensor) -> Tensor:
+        """Return what is gained by the draft's token if the policy goes on as ``keep`` (M,)."""
+        after = torch.empty(len(keep))
+        value = self.kept
+        for i in reversed(range(len(keep))):
+            after[i] = value
+            value = value if keep[i] else float(self.corrected[i])
+        return after - self.corrected
+
+
+def main() -> None:
+    """Print the table of the left-out queries; fit to all and save if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("trees", nargs="+", type=Path)
+    parser.add_argument("--fit", help="KIND.WAY: what to save in --out, such as few.rounds")
+    parser.add_argument("--pair", nargs=2, type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path, help="the table as a file")
+    options = parser.parse_args()
+    options.kind, _, way = (options.fit or "few.labels").partition(".")
+    options.prompts = None
+    torch.set_num_threads(1)
+    trees = list(chain.from_iterable(read(folder, options.data) for folder in options.trees))
+    if options.out:
+        save(WAYS[way](trees, options.kind), set(), options)
+        return
+    table = {
+        "num_questions": len(trees),
+        "num_queries": len({tree.query for tree in trees}),
+        "num_mismatches": sum(len(tree.corrected) for tree in trees),
+        "draft": sum(tree.kept for tree in trees),
+        "target": sum(tree.right(torch.zeros(len(tree.x), dtype=torch.bool)) for tree in trees),
+        "best": sum(max(tree.kept, *tree.corrected.tolist()) for tree in trees),
+        "right": crossed(trees),
+    }
+    print(json.dumps(table, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def read(folder: Path, data: Path) -> list[Tree]:
+    """Read the trees of a folder."""
+    examples = {e.id: e for e in load_task("spider", data_dir=data).examples("train")}
+    found = []
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.open()]
+        tensors = path.with_suffix(".safetensors")
+        features = load_file(tensors)["features"].float() if tensors.exists() else torch.empty(0, 0)
+        for row in rows:
+            branches = row["branches"]
+            x, features = features[: len(branches)], features[len(branches) :]
+            corrected = torch.tensor([branch["correct"] for branch in branches])
+            example = examples[row["id"]]
+            database = example.metadata["db_id"]
+            query = f"{database}/{LITERAL.sub('?', example.metadata['solution']).lower()}"
+            found.append(Tree(row["id"], database, query, x, corrected, row["correct"]))
+    return found
+
+
+def crossed(trees) -> dict[str, float]:
+    """Right answers of each arm, fitted to nine tenths of the queries and tried on the last."""
+    right: dict[str, float] = {}
+    for tenth in range(10):
+        fold = [stable_hash(tree.query) % 10 == tenth for tree in trees]
+        train = [tree for tree, out in zip(trees, fold, strict=True) if not out and len(tree.x)]
+        for tree in (tree for tree, out in zip(trees, fold, strict=True) if out):
+            right["none"] = right.get("none", 0) + (tree.kept if not len(tree.x) else 0)
+        test = [tree for tree, out in zip(trees, fold, strict=True) if out and len(tree.x)]
+        for name, score in fitted(train).items():
+            right[name] = right.get(name, 0) + sum(tree.right(score(tree.x) > 0) for tree in test)
+    same = right.pop("none")
+    return {name: count + same for name, count in right.items()}
+
+
+def fitted(trees):
+    """Fit every arm; return their scores of mismatches by name."""
+    found = {}
+    for name, rule in RULES.items():
+        edge = best_stop(trees, rule)
+        found[name] = lambda x, rule=rule, edge=edge: rule(x) - edge
+    for kind in KINDS:
+        for way, learn in WAYS.items():
+            policy = learn(trees, kind)
+            found[f"{kind}.{way}"] = lambda x, policy=policy: logits(policy, x)
+    return found
+
+
+def best_stop(trees, rule) -> float:
+    """The threshold of a rule with the most right answers."""
+    scores = torch.cat([rule(tree.x) for tree in trees]).unique()
+    edges = [scores[0] - 1, *((scores[1:] + scores[:-1]) / 2), scores[-1] + 1]
+    return float(max(edges, key=lambda edge: sum(t.right(rule(t.x) > edge) for t in trees)))
+
+
+def logits(policy, x):
+    """Return the policy's logits, (M,)."""
+    with torch.no_grad():
+        return policy(x[:, : len(policy.mean)])
+
+
+def by_labels(trees, kind, rounds=1) -> Policy:
+    """Fit to which token is better, with the policy of the round before going on."""
+    x = torch.cat([tree.x for tree in trees])
+    features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
+    policy = Policy(len(features.names), LINEAR, 0, features.num_hidden)
+    keeps = [torch.ones(len(tree.x), dtype=torch.bool) for tree in trees]
+    for _ in range(rounds):
+        worth = torch.cat([t.worth(keep) for t, keep in zip(trees, keeps, strict=True)])
+        labels = Labels(worth > 0, (worth != 0).float())
+        fit(policy, x[:, : len(features.names)], labels, penalties(features, KINDS[kind]))
+        keeps = [logits(policy, tree.x) > 0 for tree in trees]
+    return policy
+
+
+def by_rounds(trees, kind) -> Policy:
+    """Fit to which token is better, in rounds."""
+    return by_labels(trees, kind, NUM_ROUNDS)
+
+
+def by_reward(trees, kind) -> Policy:
+    """Fit to the expected number of right answers, from the policy of the labels on."""
+    policy = by_labels(trees, kind)
+    features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
+    penalty = penalties(features, KINDS[kind])
+    scale = penalty.rsqrt()
+    sizes = [len(tree.x) for tree in trees]
+    x = torch.cat([tree.x for tree in trees])[:, : len(features.names)]
+    x = torch.nn.utils.rnn.pad_sequence((policy.normalized(x) * scale).split(sizes), True)
+    padded = torch.nn.utils.rnn.pad_sequence
+    corrected = padded([tree.corrected for tree in trees], True)
+    is_there = padded([torch.ones(size) for size in sizes], True)
+    kept = torch.tensor([tree.kept for tree in trees])
+    (head,) = policy.layers
+    weights = head.weight.detach()[0]
+    if policy.num_hidden:
+        weights = torch.cat([weights[:-1], weights[-1] * policy.projection.weight.detach()[0]])
+    found = torch.cat([torch.where(scale > 0, weights / scale, 0), head.bias.detach()])
+    found.requires_grad_()
+    optimizer = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        score = x @ found[:-1] + found[-1]
+        stay = torch.nn.functional.logsigmoid(score) * is_there
+        before = stay.cumsum(1) - stay
+        stop = (before + torch.nn.functional.logsigmoid(-score)).exp() * is_there
+        reward = (stop * corrected).sum() + (stay.sum(1).exp() * kept).sum()
+        total = found[:-1].square().sum() / 2 - REWARD_SCALE * reward
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    policy.set_linear(found[:-1].detach() * scale, found[-1].detach())
+    return policy
+
+
+WAYS = {"labels": by_labels, "rounds": by_rounds, "reward": by_reward}
+
+if __name__ == "__main__":
+    main()
