@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from arms import prompt, shots
-from halves import LONGEST_PREFIX, half, known, one_wording, parts
+from halves import LONGEST_PREFIX, half, known, one_wording, parts, short_schemas
 from safetensors.torch import save_file
 
 from cospec import Engine, ModelPair, SamplingConfig
@@ -39,7 +39,7 @@ from cospec.engine import Branch
 from cospec.evaluation.audit.auditor import reached
 from cospec.features import make_features
 from cospec.models.prefill import num_shared_tokens
-from cospec.tasks import load_task
+from cospec.tasks import Example, load_task
 from cospec.tasks.sql.executor import QueryError
 from cospec.types import Origin
 
@@ -55,7 +55,16 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--databases", nargs="+", help="only these")
     parser.add_argument("--split", choices=("train", "tune"), default="train")
     parser.add_argument(
-        "--known-databases", action="store_true", help="the arbiter's part of each database"
+        "--known-databases",
+        nargs="?",
+        const="arbiter",
+        choices=("arbiter", "test"),
+        help="train questions: this part of each database's queries",
+    )
+    parser.add_argument(
+        "--decoded",
+        type=Path,
+        help="OUT of one arm in arms.py: answers without a mismatch, which are any arbiter's",
     )
     wording = parser.add_mutually_exclusive_group()
     wording.add_argument("--second-wording", action="store_true", help="and not the first")
@@ -87,23 +96,8 @@ def main() -> None:
     paths = Engine(pair, observed, decode)
     ends = None if options.no_branches else finisher(options, pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted, num_questions = {}, 0
-    asked = task.examples(options.split)
-    if options.known_databases:
-        asked = known(asked, "arbiter")
-    elif options.split == "train":
-        asked = half(asked, "arbiter", options.arbiter_quarters)
-    first = {example.id for example in one_wording(asked)}
-    if not options.every_wording:
-        asked = [example for example in asked if (example.id in first) != options.second_wording]
     shown = shots(task, options.shots) if options.shots else {}
-    for name, examples in parts(asked).items():
-        prompts = [task.prompt(example, pair.tokenizer) for example in examples]
-        shared = min(num_shared_tokens(prompts[0], prompt) for prompt in prompts)
-        is_asked = not options.databases or name.partition(".")[0] in options.databases
-        if is_asked and shared <= options.longest_schema and num_questions < options.questions:
-            wanted[name] = examples
-            num_questions += len(examples)
+    wanted = chosen(options, task, pair.tokenizer)
     missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]
     while missing:
         some, size = [], 0
@@ -112,6 +106,44 @@ def main() -> None:
             some.append(missing.pop(0))
         chunk = {name: wanted[name] for name in some}
         print(collect(chunk, task, shown, paths, ends, options), flush=True)
+
+
+def chosen(options, task, tokenizer) -> dict[str, list[Example]]:
+    """The questions that are asked, in parts; those that are decoded already are written."""
+    asked = task.examples(options.split)
+    if options.known_databases == "test":
+        asked = short_schemas(asked, task, tokenizer)
+    if options.known_databases:
+        asked = known(asked, options.known_databases)
+    elif options.split == "train":
+        asked = half(asked, "arbiter", options.arbiter_quarters)
+    first = {example.id for example in one_wording(asked)}
+    if not options.every_wording:
+        asked = [example for example in asked if (example.id in first) != options.second_wording]
+    if options.decoded:
+        ids = {example.id for example in asked}
+        rows = [same for row in map(json.loads, options.decoded.open()) if (same := whole(row))]
+        rows = [row for row in rows if row["id"] in ids]
+        (options.out / "decoded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        ids -= {row["id"] for row in rows}
+        asked = [example for example in asked if example.id in ids]
+    wanted, num_questions = {}, 0
+    for name, examples in parts(asked).items():
+        prompts = [task.prompt(example, tokenizer) for example in examples]
+        shared = min(num_shared_tokens(prompts[0], prompt) for prompt in prompts)
+        is_short = shared <= options.longest_schema or options.known_databases == "test"
+        is_asked = not options.databases or name.partition(".")[0] in options.databases
+        if is_asked and is_short and num_questions < options.questions:
+            wanted[name] = examples
+            num_questions += len(examples)
+    return wanted
+
+
+def whole(row):
+    """The draft's answer of a row of `arms.py` as a row here, if its text had no mismatch."""
+    (entry,) = row["arms"].values()
+    same = {key: entry[key] for key in ("correct", "text", "tokens", "target_forwards")}
+    return None if entry["mismatches"] else {"id": row["id"]} | same | {"branches": []}
 
 
 def finisher(options, pair, arbiter, decode) -> Engine:
