@@ -1,9 +1,9 @@
 """Fit arbiters of one correction to all that they can write, and compare them on other questions.
 
-Usage: python experiments/text_to_sql/trees.py DATA TREES...
-           [--fit few.rounds --pair TARGET DRAFT --out ARBITER]
+Usage: python experiments/text_to_sql/trees.py DATA TREES [--json FILE]
+           [--fit few.rounds --pair TARGET DRAFT --out ARBITER] [--arms ARBITER RULE:KNOB=NUMBER...]
 
-TREES are folders of `collect.py --arbiter always_draft --finish target`. They hold the draft's
+TREES is a folder of `collect.py --arbiter always_draft --finish target`. They hold the draft's
 answer to each question and, for each of its mismatches in turn, the answer after the target takes
 over there. An arbiter with `--max-corrections 1` writes one of these, so all that it is worth is
 known without more decoding. The first of them is the target's own answer.
@@ -15,6 +15,8 @@ wordings of a query are in one tenth. Three ways to fit, all to right answers al
   from there on (`learn.py`, and a first round of `cospec train --method policy_iteration`).
 * rounds: the same, again and again, with the policy just fitted going on from there.
 * reward: gradient ascent on the expected share of right answers, over all answers of the tree.
+
+With --arms nothing is fitted: FILE has what each arbiter, and each model alone, writes.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from halves import LITERAL
 from learn import HIDDEN, KINDS, LINEAR, RULES, save
 from safetensors.torch import load_file
 
+from cospec.arbiters.checkpoint import read_checkpoint
 from cospec.arbiters.policy import Policy
 from cospec.features import ScalarFeatures
 from cospec.rl.methods import Labels
@@ -41,6 +43,7 @@ from cospec.tasks.sql.dice import stable_hash
 if TYPE_CHECKING:
     from torch import Tensor
 
+WIDTH = len(HIDDEN.names)
 NUM_ROUNDS = 5
 REWARD_SCALE = 4.0
 """Right answers count so much beside the penalty on weights."""
@@ -85,31 +88,72 @@ def main() -> None:
     """Print the table of the left-out queries; fit to all and save if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("trees", nargs="+", type=Path)
+    parser.add_argument("trees", type=Path)
     parser.add_argument("--fit", help="KIND.WAY: what to save in --out, such as few.rounds")
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--json", type=Path, help="the table as a file")
+    parser.add_argument("--arms", nargs="+", help="folders of arbiters, and rules with a number")
+    parser.add_argument("--json", type=Path, help="the table, or the arms' bits, as a file")
     options = parser.parse_args()
     options.kind, _, way = (options.fit or "few.labels").partition(".")
     options.prompts = None
     torch.set_num_threads(1)
-    trees = list(chain.from_iterable(read(folder, options.data) for folder in options.trees))
+    trees = read(options.trees, options.data)
     if options.out:
-        save(WAYS[way](trees, options.kind), set(), options)
-        return
+        save(WAYS[way]([tree for tree in trees if len(tree.x)], options.kind), set(), options)
+    elif options.arms:
+        play(trees, options)
+    else:
+        tabulate(trees, options)
+
+
+def tabulate(trees, options) -> None:
+    """Print what each way to fit is worth on left-out queries."""
     table = {
         "num_questions": len(trees),
         "num_queries": len({tree.query for tree in trees}),
         "num_mismatches": sum(len(tree.corrected) for tree in trees),
         "draft": sum(tree.kept for tree in trees),
         "target": sum(tree.right(torch.zeros(len(tree.x), dtype=torch.bool)) for tree in trees),
-        "best": sum(max(tree.kept, *tree.corrected.tolist()) for tree in trees),
+        "best": sum(max([tree.kept, *tree.corrected.tolist()]) for tree in trees),
+        "thresholds": {name: best_stop(trees, rule) for name, rule in RULES.items()},
         "right": crossed(trees),
     }
     print(json.dumps(table, indent=1))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def play(trees, options) -> None:
+    """Print the right answers of arms, and write a bit a question."""
+    scores = {"lossless": lambda x: -torch.ones(len(x)), "draft_only": lambda x: torch.ones(len(x))}
+    scores |= {arm: score_of(arm) for arm in options.arms}
+    arms = []
+    for name, score in scores.items():
+        keeps = [score(tree.x) > 0 for tree in trees]
+        right = [tree.right(keep) for tree, keep in zip(trees, keeps, strict=True)]
+        kept = sum(int(keep.int().cumprod(0).sum()) for keep in keeps)
+        arms.append(
+            {"name": name, "num_problems": len(trees), "num_overrides": kept}
+            | {"correct": "".join(str(int(one)) for one in right)}
+        )
+        print(f"{name}: {int(sum(right))} of {len(right)} right, {kept} overrides")
+    document = {
+        "ids": [tree.question for tree in trees],
+        "databases": [tree.database for tree in trees],
+        "arms": arms,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(document) + "\n")
+
+
+def score_of(arm):
+    """Return the score of mismatches, positive for the draft, of a folder or a rule's spec."""
+    if Path(arm).is_dir():
+        policy = read_checkpoint(Path(arm)).policy
+        return lambda x: logits(policy, x)
+    name, _, knob = arm.partition(":")
+    return lambda x: RULES[name](x) - float(knob.partition("=")[2])
 
 
 def read(folder: Path, data: Path) -> list[Tree]:
@@ -119,7 +163,9 @@ def read(folder: Path, data: Path) -> list[Tree]:
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.open()]
         tensors = path.with_suffix(".safetensors")
-        features = load_file(tensors)["features"].float() if tensors.exists() else torch.empty(0, 0)
+        features = torch.empty(0, WIDTH)
+        if tensors.exists():
+            features = load_file(tensors)["features"].float()
         for row in rows:
             branches = row["branches"]
             x, features = features[: len(branches)], features[len(branches) :]
@@ -224,7 +270,8 @@ def by_reward(trees, kind) -> Policy:
         return total
 
     optimizer.step(closure)
-    policy.set_linear(found[:-1].detach() * scale, found[-1].detach())
+    with torch.no_grad():
+        policy.set_linear(found[:-1] * scale, found[-1])
     return policy
 
 
