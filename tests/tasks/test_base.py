@@ -92,6 +92,46 @@ def test_worked_examples_come_from_train_only_and_never_show_the_problem_itself(
         assert set(shots) <= set(trained)
 
 
+def test_a_chat_model_gets_worked_examples_as_earlier_turns(chat_tokenizer: Any) -> None:
+    task = make_task(chat_shots=2)
+    task.prompt(EXAMPLES[7], chat_tokenizer)
+    *turns, last = chat_tokenizer.messages
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+    asked, answered = turns[0]["content"], turns[1]["content"]
+    (shown,) = (e for e in EXAMPLES[:6] if answered == f"It is {e.answer}.")
+    assert asked == task.chat.replace("{question}", shown.question)
+    assert last == {"role": "user", "content": task.chat.replace("{question}", "What is 7?")}
+
+
+def by_room(example: Example) -> str:
+    return f"Room {int(example.answer) % 2}. "
+
+
+def test_worked_examples_are_of_the_same_beginning_which_is_said_once(
+    plain_tokenizer: Any, chat_tokenizer: Any
+) -> None:
+    made = [Example(e.id, by_room(e) + e.question, e.answer, e.metadata) for e in EXAMPLES]
+    again = Example("again", by_room(made[6]) + "Which?", "4")
+    elsewhere = Example("else", "Room 7. Which?", "7")
+    source = FileSource("toy", {"train": made[:6], "test": [*made[6:], again, elsewhere]})
+    task = Task(
+        "toy", source, lambda example, text: 1.0, chat="{question}", num_shots=2, chat_shots=2,
+        beginning=by_room,
+    )  # fmt: skip
+    *shots, last = str(task.prompt(made[8], plain_tokenizer)).split("\n\n")
+    first, second = (int(shot[-2]) for shot in shots)
+    assert {first, second} < {0, 2, 4}
+    assert shots[0] == f"Question: Room 0. What is {first}?\nAnswer: It is {first}."
+    assert shots[1] == f"Question: What is {second}?\nAnswer: It is {second}."
+    assert last == "Question: What is 8?\nAnswer:"
+    task.prompt(again, chat_tokenizer)
+    assert "It is 4." not in {turn["content"] for turn in chat_tokenizer.messages}, "its answer"
+    assert chat_tokenizer.messages[-1]["content"] == "Which?"
+    shots = str(task.prompt(elsewhere, plain_tokenizer)).split("\n\n")
+    assert len(shots) == 3 and shots[-1] == "Question: Room 7. Which?\nAnswer:"
+    assert all("Room" in shot for shot in shots[:1]), "of any room, where there is none of this one"
+
+
 def test_tasks_and_examples_can_be_sent_to_other_processes(data_dir: Path) -> None:
     for spec in ("gsm8k", "svamp", "math500", "reasoning_gym:gcd"):
         task = pickle.loads(pickle.dumps(load_task(spec, data_dir=data_dir)))

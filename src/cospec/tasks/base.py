@@ -106,6 +106,11 @@ class Task:
     """The prompt for a model without a chat template."""
     num_shots: int = 0
     """Worked examples, from the train split, before a plain prompt."""
+    chat_shots: int = 0
+    """Worked examples, from the train split, as earlier turns of a chat."""
+    beginning: Callable[[Example], str] | None = None
+    """The part of a question that comes first and that others share, such as a schema. Worked
+    examples are then those with the same one, if there are any, and it is not said again."""
     max_new_tokens: int = 512
     """Room for an answer with its reasoning."""
     stop: tuple[str, ...] = ("\nQuestion:",)
@@ -142,20 +147,27 @@ class Task:
         """The prompt for a pair with this tokenizer.
 
         With a chat template it is token ids (a string would get a second begin-of-sequence token):
-        one user message, then the start of the answer. Without one it is a string.
+        worked examples as turns, a user message, and the start of the answer. Without one it is a
+        string.
+
+        Raises:
+            TaskError: There are not as many worked examples.
         """
-        if tokenizer.chat_template:
-            message = {"role": "user", "content": self.chat.replace("{question}", example.question)}
-            return list(
-                tokenizer.apply_chat_template(
-                    [message], add_generation_prompt=True, tokenize=True, return_dict=False
-                )
+        is_chat = bool(tokenizer.chat_template)
+        shots = self._shots(example, self.chat_shots if is_chat else self.num_shots)
+        asked = self._asked([*shots, example], self.chat if is_chat else self.plain)
+        worked = [str(shot.metadata.get("solution", shot.answer)) for shot in shots]
+        if not is_chat:
+            pairs = [f"{text} {answer}" for text, answer in zip(asked, worked, strict=False)]
+            return "\n\n".join([*pairs, asked[-1]])
+        turns = []
+        for text, answer in zip(asked, [*worked, ""], strict=True):
+            turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        return list(
+            tokenizer.apply_chat_template(
+                turns[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
             )
-        shots = [shot for shot in self._shots if shot.id != example.id][: self.num_shots]
-        worked = [
-            f"{self._plain(shot)} {shot.metadata.get('solution', shot.answer)}" for shot in shots
-        ]
-        return "\n\n".join([*worked, self._plain(example)])
+        )
 
     def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """Strings that end an answer: those of a plain prompt, none for a chat model."""
@@ -183,10 +195,44 @@ class Task:
             ) from error
         return Score(reward)
 
-    @cached_property
-    def _shots(self) -> list[Example]:
-        """One more than is shown, since an example is never shown its own answer."""
-        return list(self.source("train", self.num_shots + 1, 0)) if self.num_shots else []
+    def _shots(self, example: Example, number: int) -> list[Example]:
+        """Worked examples for a problem, never itself."""
+        if not number:
+            return []
+        if self.beginning is not None:
+            # Nor the same answer in other words.
+            alike = self._by_beginning.get(self.beginning(example), [])
+            if alike := [shot for shot in alike if shot.answer != example.answer]:
+                return alike[:number]
+        return [shot for shot in self._first_shots if shot.id != example.id][:number]
 
-    def _plain(self, example: Example) -> str:
-        return self.plain.replace("{question}", example.question)
+    @cached_property
+    def _first_shots(self) -> list[Example]:
+        """One more than is shown, since an example is never shown its own answer."""
+        number = max(self.num_shots, self.chat_shots)
+        try:
+            return list(self.source("train", number + 1, 0))
+        except TaskError as error:
+            why = str(error).partition(";")[0]
+            raise TaskError(f"{self.name}: {why}; show fewer worked examples.") from error
+
+    @cached_property
+    def _by_beginning(self) -> dict[str, list[Example]]:
+        """The train problems by their beginning."""
+        found: dict[str, list[Example]] = {}
+        assert self.beginning is not None
+        for example in self.source("train", None, 0):
+            found.setdefault(self.beginning(example), []).append(example)
+        return found
+
+    def _asked(self, examples: list[Example], frame: str) -> list[str]:
+        """The message of each problem, without a beginning that the one before has said."""
+        said, found = "", []
+        for example in examples:
+            beginning = self.beginning(example) if self.beginning else ""
+            question = example.question
+            if beginning == said:
+                question = question.removeprefix(said)
+            said = beginning
+            found.append(frame.replace("{question}", question))
+        return found

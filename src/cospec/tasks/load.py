@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ def load_task(
             alike) no two splits have problems that differ by names alone. A mixture such as
             ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
             name that an installed package registers in the entry point group ``cospec.tasks``.
+            ``shots=8`` shows so many worked examples of the train split before each question; of
+            SQL tasks those of the same database, if there are any.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
         allow_code_execution: Whether scoring may run what the model wrote, in a sandbox.
 
@@ -83,6 +86,14 @@ def load_task(
             ]
         )
     head, *pairs = spec.split(",")
+    shots = [pair.removeprefix("shots=") for pair in pairs if pair.startswith("shots=")]
+    others = [pair for pair in pairs if not pair.startswith("shots=")]
+    task = _load(head, others, Path(data_dir) if data_dir else None, allow_code_execution)
+    return _shown(task, shots[-1]) if shots else task
+
+
+def _load(head: str, pairs: list[str], data_dir: Path | None, allow_code_execution: bool) -> Task:
+    """Load a task that is no mixture."""
     kind, _, argument = head.partition(":")
     if kind == "jsonl":
         return jsonl.jsonl(argument, _options(kind, pairs, jsonl.OPTIONS))
@@ -94,10 +105,18 @@ def load_task(
     if head in RUNS_PROGRAMS:
         programs.require_permission(allow_code_execution, head)
     if head in NAMED:
-        return _named(head, pairs, Path(data_dir) if data_dir else None)
+        return _named(head, pairs, data_dir)
     if factory := load_registered("cospec.tasks", head, TaskError):
         return _from_factory(head, factory, pairs)
     raise TaskError(unknown_name("task", head, [*TASK_NAMES, *registered_names("cospec.tasks")]))
+
+
+def _shown(task: Task, number: str) -> Task:
+    """Return the task with worked examples in its prompts."""
+    if not number.isdecimal():
+        raise TaskError(f"shots is {number!r}; it must be a number, such as {task.name},shots=8.")
+    name = f"{task.name},shots={int(number)}"
+    return replace(task, name=name, num_shots=int(number), chat_shots=int(number))
 
 
 def _named(head: str, pairs: list[str], data_dir: Path | None) -> Task:

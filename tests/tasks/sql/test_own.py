@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -91,6 +91,20 @@ def test_the_prompt_has_the_schema_of_the_file(folder: Path) -> None:
         "CREATE TABLE item (name TEXT, price real, maker integer, PRIMARY KEY (name, maker), "
         "FOREIGN KEY (maker) REFERENCES maker(id));\n"
     )
+
+
+def test_worked_examples_are_of_the_same_database(folder: Path, plain_tokenizer: Any) -> None:
+    more = {"db_id": "shop", "question": "How many?", "query": ROWS[0]["query"]}
+    rows = [{**ROWS[0], "split": "train"}, {**ROWS[1], "split": "train"}]
+    rows += [{**ROWS[2], "split": "train"}, {**more, "split": "test"}]
+    write_rows(folder, rows)
+    task = load_task(f"sql:{folder},shots=2")
+    assert task.name == f"sql:{folder},shots=2"
+    (example,) = task.examples("test")
+    shot, asked = str(task.prompt(example, plain_tokenizer)).split("Question: How many?")
+    assert shot.count("CREATE TABLE item") == 1 and "member" not in shot
+    assert "Question: Dear items?" in shot and "Question: How many items?" not in shot
+    assert "SELECT name FROM item" in shot and asked == "\nAnswer:\n"
 
 
 def test_rows_may_name_their_split(folder: Path) -> None:

@@ -21,15 +21,24 @@ _ASK = (
 )
 
 
+_QUESTION = "\n\nQuestion: "
+
+
 def question_text(schema: Schema, question: str) -> str:
     """Schema, request and question."""
     asked = " ".join(question.split())
-    return f"SQLite schema:\n{schema.prompt_text()}\n\n{_ASK}\n\nQuestion: {asked}"
+    return f"SQLite schema:\n{schema.prompt_text()}\n\n{_ASK}{_QUESTION}{asked}"
 
 
 def database_of(example: Example) -> str:
     """Return the name of the database that a question is about."""
     return str(example.metadata["db_id"])
+
+
+def schema_of(example: Example) -> str:
+    """Return the question's text up to the question itself, which a database's questions share."""
+    text, said, _ = example.question.rpartition(_QUESTION)
+    return text + said[:2]
 
 
 def sql_task(name: str, source: Source, judge: Judge, num_shots: int = 3) -> Task:
@@ -41,6 +50,7 @@ def sql_task(name: str, source: Source, judge: Judge, num_shots: int = 3) -> Tas
         chat="{question}",
         plain="{question}\nAnswer:\n",
         num_shots=num_shots,
+        beginning=schema_of,
         max_new_tokens=128,
         stop=("```\n", "\n\n", "\nQuestion:"),
     )
