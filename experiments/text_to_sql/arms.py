@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from halves import half, known, one_wording, short_schemas
 
-from cospec import Engine, ModelPair, SamplingConfig
+from cospec import Engine, ModelPair, PairPrompt, SamplingConfig
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
 from cospec.drafters import ModelDrafter
@@ -158,9 +158,9 @@ def play(pair, task, examples, prompts, arms, options):
         "end_blocks_at_stop": options.end_blocks_at_stop,
         "max_corrections": options.max_corrections,
     }
-    own = None
     if options.target_alone_is_shown:
         own = [task.prompt(example, pair.tokenizer) for example in examples]
+        prompts = list(map(PairPrompt, prompts, own))
     drafts = FirstBlocks.answers = {}
     is_whole = options.end_blocks_at_stop and options.k <= task.max_new_tokens
     drafter = FirstBlocks if is_whole else ModelDrafter
@@ -169,25 +169,19 @@ def play(pair, task, examples, prompts, arms, options):
     for arm in arms:
         started = time.perf_counter()
         if arm == "draft_only":
-            column = draft_only(pair, own or prompts, sampling, settings, drafts)
+            column = draft_only(pair, prompts, sampling, settings, drafts)
         elif arm == "target_only":
             column = Engine.target_only(pair, **settings).generate(prompts, sampling)
         elif not first:
             observed = Observed(arbiters[arm], Rulings(tuple(arbiters.values())))
             engine = Engine(pair, observed, drafter=drafter, **settings)
-            column = first = engine.generate(prompts, sampling, draft_prompts=own)
+            column = first = engine.generate(prompts, sampling)
         else:
             place = list(arbiters).index(arm)
             column = [None if leaves(completion, place) else completion for completion in first]
             left = [i for i, one in enumerate(column) if one is None]
             engine = Engine(pair, arbiters[arm], drafter=drafter, **settings)
-            new = iter(
-                engine.generate(
-                    [prompts[i] for i in left],
-                    sampling,
-                    draft_prompts=own and [own[i] for i in left],
-                )
-            )
+            new = iter(engine.generate([prompts[i] for i in left], sampling))
             column = [completion or next(new) for completion in column]
         entries = [
             entry(completion) | {"correct": task.score(example, completion.text).correct}
@@ -247,6 +241,7 @@ class FirstBlocks(ModelDrafter):
 
 def draft_only(pair, prompts, sampling, settings, known):
     """The draft's own answers; where it has written them as first blocks, they are taken."""
+    prompts = [one.draft if isinstance(one, PairPrompt) else one for one in prompts]
     missing = [prompt for prompt in prompts if tuple(prompt) not in known]
     decoded = iter(
         Engine.draft_only(pair, **settings).generate(missing, sampling) if missing else []

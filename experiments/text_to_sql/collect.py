@@ -31,7 +31,7 @@ from arms import prompt, shots
 from halves import LONGEST_PREFIX, half, known, one_wording, parts, short_schemas
 from safetensors.torch import save_file
 
-from cospec import Engine, ModelPair, SamplingConfig
+from cospec import Engine, ModelPair, PairPrompt, SamplingConfig
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
 from cospec.config import DecodeConfig
@@ -163,8 +163,10 @@ def collect(chunk, task, shown, paths, ends, options) -> str:
     examples = [example for some in chunk.values() for example in some]
     tokenizer, sampling = paths.pair.tokenizer, SamplingConfig(max_new_tokens=task.max_new_tokens)
     prompts = [prompt(task, example, tokenizer, shown) for example in examples]
-    own = [task.prompt(example, tokenizer) for example in examples] if shown else None
-    texts = paths.rollouts(prompts, sampling, draft_prompts=own)
+    if shown:
+        own = [task.prompt(example, tokenizer) for example in examples]
+        prompts = list(map(PairPrompt, prompts, own))
+    texts = paths.rollouts(prompts, sampling)
     places = [(i, m) for i, text in enumerate(texts) for m in reached(text.completion)]
     places = places if ends else []
     by_draft, out = options.finish == "draft", options.out

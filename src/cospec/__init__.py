@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cospec.arbiters import load_arbiter
-    from cospec.config import SamplingConfig
+    from cospec.config import PairPrompt, SamplingConfig
     from cospec.engine import Engine
     from cospec.errors import CospecError
     from cospec.models import ModelPair
@@ -27,6 +27,7 @@ _HOMES = {
     "MismatchBatch": "cospec.types",
     "ModelPair": "cospec.models",
     "Needs": "cospec.types",
+    "PairPrompt": "cospec.config",
     "Ruling": "cospec.types",
     "SamplingConfig": "cospec.config",
     "load_arbiter": "cospec.arbiters",
@@ -40,6 +41,7 @@ __all__ = [
     "MismatchBatch",
     "ModelPair",
     "Needs",
+    "PairPrompt",
     "Ruling",
     "SamplingConfig",
     "__version__",

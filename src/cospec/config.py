@@ -13,7 +13,7 @@ import tyro
 from cospec.errors import ArbiterError, ConfigError, check_least, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _NUMBERS: dict[str, type[Any]] = {  # Any: an abstract class of numbers
     "max_new_tokens": Integral,
@@ -24,6 +24,20 @@ _NUMBERS: dict[str, type[Any]] = {  # Any: an abstract class of numbers
     "seed": Integral,
     "exact_prefix_tokens": Integral,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PairPrompt:
+    """A prompt in two wordings, each for one model; both go on with the same completion."""
+
+    target: str | Sequence[int]
+    """Read by the target, by drafters without a model, and by whoever has one prompt alone."""
+    draft: str | Sequence[int]
+    """Read by the draft model: one that suits it better, or is shorter."""
+
+
+Prompt: TypeAlias = "str | Sequence[int] | PairPrompt"
+"""A text, which is tokenized as it stands, or token ids; or both for each model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from cospec import Engine, SamplingConfig, load_arbiter
+from cospec import Engine, PairPrompt, SamplingConfig, load_arbiter
 from cospec.drafters.chained import NgramFirst
 from cospec.engine import Branch
 from cospec.engine.reference import reference_decode
-from cospec.errors import ConfigError, PromptError
+from cospec.errors import PromptError
 from tests.conftest import FAMILIES, family_pair, some_prompts
 from tests.laws.decoding import (
     ARBITERS,
@@ -25,6 +25,7 @@ from tests.laws.decoding import (
 
 OWN = [prompt[: 1 + i % 3] if i % 2 else [9, 8, 7, *prompt, 5] for i, prompt in enumerate(PROMPTS)]
 """Shorter and longer than the target's, with other last tokens."""
+TWO = [PairPrompt(prompt, own) for prompt, own in zip(PROMPTS, OWN, strict=True)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -32,7 +33,7 @@ def test_lossless_texts_stay_the_targets(family):
     pair = family_pair(family)
     expected = [expected_ids(family, prompt) for prompt in PROMPTS]
     engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=4, batch_size=3)
-    done = engine.generate(PROMPTS, GREEDY, draft_prompts=OWN)
+    done = engine.generate(TWO, GREEDY)
     assert [c.token_ids for c in done] == expected
 
 
@@ -54,7 +55,7 @@ def test_so_they_do_however_is_drafted(options):
     for prompts in (PROMPTS, SHARING):
         expected = [expected_ids("llama", prompt) for prompt in prompts]
         for own in (OWN, SHARING[::-1], some_prompts(6)):
-            done = engine.generate(prompts, GREEDY, draft_prompts=own)
+            done = engine.generate(list(map(PairPrompt, prompts, own)), GREEDY)
             assert [c.token_ids for c in done] == expected
 
 
@@ -63,7 +64,7 @@ def test_so_they_do_however_is_drafted(options):
 def test_the_engine_agrees_with_the_reference_decoder(arbiter, sampling):
     pair, sampling = family_pair("llama"), BOTH[sampling]
     engine = Engine(pair, load_arbiter(arbiter), num_speculative_tokens=4, batch_size=3)
-    done = engine.generate(PROMPTS, sampling, draft_prompts=OWN)
+    done = engine.generate(TWO, sampling)
     expected = [
         reference_decode(
             pair,
@@ -85,7 +86,7 @@ def test_branches_go_on_with_the_drafts_prompt():
     pair, arbiter = family_pair("llama"), load_arbiter("gap:max_gap=1")
     engine = Engine(pair, arbiter, num_speculative_tokens=4, batch_size=3)
     sampling = SamplingConfig(max_new_tokens=NUM_NEW, ignore_eos=True, seed=0)
-    left = engine.rollouts(PROMPTS, sampling, draft_prompts=OWN)
+    left = engine.rollouts(TWO, sampling)
 
     def same_again(rollouts, place):
         given = [(one, one.completion.token_ids, one.completion.origins) for one in rollouts]
@@ -126,20 +127,32 @@ def test_a_search_before_the_model_forgets_by_the_drafts_own_prompt(monkeypatch)
     monkeypatch.setattr(NgramFirst, "forget_drafted", noted)
     monkeypatch.setattr(NgramFirst, "propose", checked)
     engine = Engine(family_pair("llama"), load_arbiter("lossless"), drafter="ngram+model")
-    engine.generate(PROMPTS, GREEDY, draft_prompts=OWN)
+    engine.generate(TWO, GREEDY)
 
 
-def test_what_does_not_fit_is_refused():
+def test_who_has_one_prompt_reads_one():
     pair = family_pair("llama")
-    engine = Engine(pair, load_arbiter("lossless"))
-    with pytest.raises(ConfigError, match="got 1 draft_prompts for 6 prompts; pass one for each"):
-        engine.generate(PROMPTS, GREEDY, draft_prompts=OWN[:1])
-    with pytest.raises(PromptError, match="is empty"):
-        engine.generate(PROMPTS[:1], GREEDY, draft_prompts=[[]])
-    for other in (
-        Engine(pair, load_arbiter("lossless"), drafter="ngram"),
-        Engine.target_only(pair),
-        Engine.draft_only(pair),
+    searching = Engine(pair, load_arbiter("lossless"), drafter="ngram")
+    for engine, prompts in (
+        (searching, PROMPTS),
+        (Engine.target_only(pair), PROMPTS),
+        (Engine.draft_only(pair), OWN),
     ):
-        with pytest.raises(ConfigError, match="draft_prompts are for a draft model beside a"):
-            other.generate(PROMPTS, GREEDY, draft_prompts=OWN)
+        done = engine.generate(TWO, GREEDY)
+        assert [one.prompt_ids for one in done] == prompts
+        assert [one.token_ids for one in done] == [
+            one.token_ids for one in engine.generate(prompts, GREEDY)
+        ]
+
+
+def test_a_stream_reads_both_prompts():
+    engine = Engine(family_pair("llama"), load_arbiter("gap:max_gap=1"), batch_size=2)
+    ends = {d.index: d.completion for d in engine.stream(TWO, GREEDY) if d.completion}
+    done = engine.generate(TWO, GREEDY)
+    assert [ends[i].token_ids for i in range(len(TWO))] == [one.token_ids for one in done]
+
+
+def test_a_prompt_that_the_draft_cannot_read_is_refused():
+    engine = Engine(family_pair("llama"), load_arbiter("lossless"))
+    with pytest.raises(PromptError, match="prompt 1 is empty"):
+        engine.generate([TWO[0], PairPrompt(PROMPTS[0], [])], GREEDY)

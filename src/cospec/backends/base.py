@@ -16,7 +16,7 @@ from cospec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cospec.config import SamplingConfig
+    from cospec.config import Prompt, SamplingConfig
     from cospec.types import Arbiter, Completion, Origin
 
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Item:
     """A prompt to complete."""
 
-    prompt: str | list[int]
+    prompt: Prompt
     sampling: SamplingConfig
     """Settings, with the seed."""
     stream: int

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from cospec.config import DecodeConfig, SamplingConfig
+    from cospec.config import DecodeConfig, Prompt, SamplingConfig
     from cospec.models import ModelPair
     from cospec.types import Arbiter, Completion
 
@@ -32,7 +32,7 @@ class Decoder(Protocol):
 
     def generate(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[Prompt],
         sampling: Sequence[SamplingConfig],
         *,
         streams: Sequence[int] | None = None,
@@ -62,7 +62,7 @@ class Job:
     group: int
     """Jobs of a group are compared with each other: one engine plays them, one after the other."""
     decoder: Decoder
-    prompts: Sequence[list[int]]
+    prompts: Sequence[Prompt]
     sampling: Sequence[SamplingConfig]
     """One a prompt."""
 
@@ -99,7 +99,7 @@ def play_here(jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[Play
 
 
 def timed(
-    decoder: Decoder, prompts: Sequence[list[int]], sampling: Sequence[SamplingConfig]
+    decoder: Decoder, prompts: Sequence[Prompt], sampling: Sequence[SamplingConfig]
 ) -> tuple[list[Completion], float]:
     """Complete prompts; return the completions and the seconds that it took.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cospec.backends.jobs import Decoder, Decoders
-    from cospec.config import DecodeConfig, SamplingConfig
+    from cospec.config import DecodeConfig, Prompt, SamplingConfig
     from cospec.models import ModelPair
     from cospec.types import Arbiter, Completion
 
@@ -49,7 +49,7 @@ class ArmReplica:
         self._decoders = self.factory()
 
     def decode(
-        self, way: Way, prompts: Sequence[list[int]], sampling: Sequence[SamplingConfig]
+        self, way: Way, prompts: Sequence[Prompt], sampling: Sequence[SamplingConfig]
     ) -> tuple[list[Completion], float]:
         """Complete prompts; return the completions and the seconds that it took."""
         return timed(self._decoder(way), prompts, sampling)
@@ -93,7 +93,7 @@ class RemoteDecoder:
 
     def generate(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[Prompt],
         sampling: Sequence[SamplingConfig],
         *,
         streams: Sequence[int] | None = None,

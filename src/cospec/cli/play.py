@@ -33,6 +33,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
     """
     from cospec.arbiters.guard import SelectiveArbiter
     from cospec.arbiters.learned import notes_on
+    from cospec.evaluation.problems import target_ids
 
     told = set() if told is None else told
     notes = list(pair.notes)
@@ -48,7 +49,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
         config: DecodeConfig = arm.engine.config  # type: ignore[attr-defined]
         notes += notes_on(arbiter, config, sampling)
         if isinstance(arbiter, SelectiveArbiter) and (
-            number := sum(map(arbiter.is_foreign, evaluation.prompts))
+            number := sum(arbiter.is_foreign(target_ids(one)) for one in evaluation.prompts)
         ):
             name = getattr(arbiter, "label", arm.name)  # the same at every threshold
             notes.append(

@@ -30,6 +30,7 @@ from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Rulin
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from cospec.config import Prompt
     from cospec.engine.batch import Batch
     from cospec.engine.rows import Row
     from cospec.models.pair import ModelPair
@@ -111,27 +112,29 @@ class Engine:
         return PlainEngine(pair, "draft", config, **options)
 
     @property
+    def _reader(self) -> Literal["both", "target", "draft"]:
+        """The models that read prompts."""
+        return "both" if self._drafter.has_model else "target"
+
+    @property
     def context_length(self) -> int:
         """Most tokens of a prompt and its completion."""
         return self.pair.context_length
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
         *,
         streams: Sequence[int] | None = None,
-        draft_prompts: Sequence[str | Sequence[int]] | None = None,
     ) -> list[Completion]:
         """Complete all prompts.
 
         Args:
             prompts: Texts or lists of token ids. A text is tokenized as it stands; for chat models
-                see `ModelPair.encode_chat`.
+                see `ModelPair.encode_chat`. A `PairPrompt` has one for each model.
             sampling: Settings for all prompts, or one for each; greedy by default.
             streams: Stream of its seed that each prompt draws from; by default its place.
-            draft_prompts: What the draft model reads in place of each prompt: one that suits it
-                better, or is shorter. By default the prompt.
 
         Returns:
             One completion a prompt, in their order.
@@ -142,7 +145,7 @@ class Engine:
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """
-        rows = self._rows(prompts, sampling, streams, draft_prompts)
+        rows = make_rows(self.pair, prompts, sampling, streams, self._reader)
         with _handing_over(rows):
             for _ in self._blocks(in_order(rows)):
                 pass
@@ -150,11 +153,10 @@ class Engine:
 
     def rollouts(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
         *,
         streams: Sequence[int] | None = None,
-        draft_prompts: Sequence[str | Sequence[int]] | None = None,
         keep_caches: bool = True,
     ) -> list[Rollout]:
         """The same as `generate`, each completion with what `branches` need to leave it.
@@ -163,10 +165,10 @@ class Engine:
             prompts: As in `generate`.
             sampling: As in `generate`.
             streams: As in `generate`.
-            draft_prompts: As in `generate`.
             keep_caches: Whether branches can leave the results (it takes memory).
         """
-        return self._run(self._rows(prompts, sampling, streams, draft_prompts), keep_caches)
+        rows = make_rows(self.pair, prompts, sampling, streams, self._reader)
+        return self._run(rows, keep_caches)
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
         """Play branches out, each from the caches of the rollout that it leaves.
@@ -201,35 +203,9 @@ class Engine:
             for row in rows
         ]
 
-    def _rows(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        sampling: SamplingConfig | Sequence[SamplingConfig] | None,
-        streams: Sequence[int] | None,
-        draft_prompts: Sequence[str | Sequence[int]] | None,
-    ) -> deque[Row]:
-        """Return the rows of prompts.
-
-        Raises:
-            ConfigError: There are draft prompts, and no draft model that reads them beside a
-                target; or there is not one for each prompt.
-        """
-        if draft_prompts is not None:
-            if not self._drafter.has_model:
-                raise ConfigError(
-                    "draft_prompts are for a draft model beside a target, and here none reads "
-                    "them; leave them out."
-                )
-            if len(draft_prompts) != len(prompts):
-                raise ConfigError(
-                    f"got {len(draft_prompts)} draft_prompts for {len(prompts)} prompts; pass one "
-                    "for each."
-                )
-        return make_rows(self.pair, prompts, sampling, streams, draft_prompts)
-
     def stream(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[Prompt],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
     ) -> Iterator[Delta]:
         """The same as `generate`, as it comes: one delta a prompt and block.
@@ -237,7 +213,7 @@ class Engine:
         Yields:
             What was added; the last delta of a prompt holds its completion.
         """
-        for rows in self._blocks(make_rows(self.pair, prompts, sampling)):
+        for rows in self._blocks(make_rows(self.pair, prompts, sampling, reader=self._reader)):
             for row in rows:
                 yield row.delta()
 
@@ -342,6 +318,10 @@ class PlainEngine(Engine):
         self.num_speculative_tokens, self.batch_size = 0, self.config.batch_size
         self._drafter = Drafter  # one without a model
         self._role, self._model = role, pair.target if role == "target" else pair.draft_model
+
+    @property
+    def _reader(self) -> Literal["both", "target", "draft"]:
+        return self._role
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
         """Play branches out with the target alone, from rollouts of any engine on the pair."""

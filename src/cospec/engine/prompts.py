@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from cospec.config import SamplingConfig
+from cospec.config import PairPrompt, SamplingConfig
 from cospec.engine.rows import Row
 from cospec.errors import ConfigError, PromptError
 from cospec.models.prefill import cheapest_order
@@ -15,24 +15,25 @@ from cospec.models.prefill import cheapest_order
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from cospec.config import Prompt
     from cospec.models.pair import ModelPair
 
 
 def make_rows(
     pair: ModelPair,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[Prompt],
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     streams: Sequence[int] | None = None,
-    draft_prompts: Sequence[str | Sequence[int]] | None = None,
+    reader: Literal["both", "target", "draft"] = "both",
 ) -> deque[Row]:
     """Check all prompts before anything is decoded, and return their rows.
 
     Args:
         pair: The models.
-        prompts: Texts or token ids.
+        prompts: Texts, token ids, or both for each model.
         sampling: As in `Engine.generate`.
         streams: Stream of its seed that each prompt draws from; by default its place.
-        draft_prompts: What the draft model reads in place of each prompt; by default the prompt.
+        reader: Which models read them.
 
     Raises:
         PromptError: A prompt is empty, too long or of an unknown kind.
@@ -64,13 +65,15 @@ def make_rows(
     vocab_size = pair.target.config.get_text_config().vocab_size
     rows: deque[Row] = deque()
     for i, (prompt, config) in enumerate(zip(prompts, sampling, strict=True)):
-        ids = _encode(pair, i, prompt, vocab_size)
-        rows.append(_checked_row(pair, i, ids, config, limit))
+        own = prompt.draft if isinstance(prompt, PairPrompt) else prompt
+        words = prompt.target if isinstance(prompt, PairPrompt) and reader != "draft" else own
+        row = _checked_row(pair, i, _encode(pair, i, words, vocab_size), config, limit)
+        if own is not prompt and reader == "both":
+            ids = _encode(pair, i, own, vocab_size)
+            row.draft_prompt_ids = _checked_row(pair, i, ids, config, limit).prompt_ids
+        rows.append(row)
     for row, stream in zip(rows, streams or (), strict=streams is not None):
         row.draw_from(stream)
-    if draft_prompts is not None:
-        for row, own in zip(rows, make_rows(pair, draft_prompts, sampling), strict=True):
-            row.draft_prompt_ids = own.prompt_ids
     return rows
 
 

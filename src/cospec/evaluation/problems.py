@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cospec.arbiters import CSD
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.memory import TUNE
-from cospec.config import SamplingConfig
+from cospec.config import PairPrompt, SamplingConfig
 from cospec.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
@@ -79,10 +79,24 @@ def score_once(task: Task) -> Callable[[Example, str], Score]:
 
 
 def prompt_ids(pair: ModelPair, task: Task, examples: Sequence[Example]) -> list[list[int]]:
-    """Return the prompts of problems as token ids; the pair has a tokenizer."""
+    """Return the target's prompts of problems as token ids; the pair has a tokenizer."""
     assert pair.tokenizer is not None
     prompts = (task.part_of(example).prompt(example, pair.tokenizer) for example in examples)
     return [pair.encode(one) if isinstance(one, str) else one for one in prompts]
+
+
+def draft_prompt_ids(pair: ModelPair, task: Task, example: Example) -> list[int] | None:
+    """Return the draft's own prompt of a problem; None if it reads the target's."""
+    assert pair.tokenizer is not None
+    own = task.part_of(example).draft_prompt(example, pair.tokenizer)
+    return pair.encode(own) if isinstance(own, str) else own
+
+
+def target_ids(prompt: list[int] | PairPrompt) -> Sequence[int]:
+    """Return what the target reads of a prompt of `encode_problems`."""
+    ids = prompt.target if isinstance(prompt, PairPrompt) else prompt
+    assert not isinstance(ids, str)
+    return ids
 
 
 def encode_problems(
@@ -93,7 +107,7 @@ def encode_problems(
     seed: int = 0,
     temperature: float = 0.0,
     context_length: int | None = None,
-) -> tuple[list[list[int]], list[SamplingConfig]]:
+) -> tuple[list[list[int] | PairPrompt], list[SamplingConfig]]:
     """Prompts and settings of problems, one of each a problem.
 
     Args:
@@ -113,11 +127,16 @@ def encode_problems(
     if pair.tokenizer is None:
         raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
     context_length = pair.context_length if context_length is None else context_length
-    prompts, samplings = prompt_ids(pair, task, examples), []
-    for example, ids in zip(examples, prompts, strict=True):
+    prompts: list[list[int] | PairPrompt] = []
+    samplings = []
+    for example, ids in zip(examples, prompt_ids(pair, task, examples), strict=True):
         part = task.part_of(example)
         limit = part.max_new_tokens if max_new_tokens is None else max_new_tokens
         limit = min(limit, _room(example, ids, context_length))
+        prompts.append(ids)
+        if (own := draft_prompt_ids(pair, task, example)) is not None:
+            limit = min(limit, _room(example, own, context_length))
+            prompts[-1] = PairPrompt(ids, own)
         stop = part.stop_strings(pair.tokenizer)
         samplings.append(SamplingConfig(limit, temperature, stop=stop, seed=seed))
     return prompts, samplings

@@ -104,7 +104,8 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         texts: list[str] = []
         asked = [self._encode(request) for request in requests]
         if asked:
-            make_rows(self.engine.pair, *zip(*asked, strict=True))
+            prompts, sampling = zip(*asked, strict=True)
+            make_rows(self.engine.pair, prompts, sampling)
         size = _CHUNKS * self.args.batch_size
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
             for start in range(0, len(requests), size):

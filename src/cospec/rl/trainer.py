@@ -118,6 +118,11 @@ class Trainer:
             encode_problems(self.pair, self.task, self.solved)
         if warmup.num_solutions and warmup.solutions_from == "task":
             check_solutions(self.solved)
+        if any(self.task.part_of(example).draft_shots is not None for example in self.solved):
+            raise ConfigError(
+                "draft_shots gives the draft a prompt of its own, and both models read worked "
+                "solutions after one; leave it out, or set num_solutions to 0."
+            )
 
     def _about(self) -> Json:
         """Return what is trained, and for which pair."""

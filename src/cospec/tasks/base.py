@@ -108,6 +108,8 @@ class Task:
     """Worked examples, from the train split, before a plain prompt."""
     chat_shots: int = 0
     """Worked examples, from the train split, as earlier turns of a chat."""
+    draft_shots: int | None = None
+    """Worked examples in a prompt of the draft model's own; None for the target's prompt."""
     beginning: Callable[[Example], str] | None = None
     """The part of a question that comes first and that others share, such as a schema. Worked
     examples are then those with the same one, if there are any, and it is not said again."""
@@ -144,7 +146,7 @@ class Task:
         return found
 
     def prompt(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
-        """The prompt for a pair with this tokenizer.
+        """The prompt for a pair with this tokenizer, or for its target if the draft has its own.
 
         With a chat template it is token ids (a string would get a second begin-of-sequence token):
         worked examples as turns, a user message, and the start of the answer. Without one it is a
@@ -153,8 +155,23 @@ class Task:
         Raises:
             TaskError: There are not as many worked examples.
         """
+        number = self.chat_shots if tokenizer.chat_template else self.num_shots
+        return self._prompt(example, tokenizer, number)
+
+    def draft_prompt(
+        self, example: Example, tokenizer: PreTrainedTokenizerBase
+    ) -> str | list[int] | None:
+        """The prompt for the draft model; None if it reads the target's."""
+        if self.draft_shots is None:
+            return None
+        return self._prompt(example, tokenizer, self.draft_shots)
+
+    def _prompt(
+        self, example: Example, tokenizer: PreTrainedTokenizerBase, number: int
+    ) -> str | list[int]:
+        """Return the prompt with a number of worked examples."""
         is_chat = bool(tokenizer.chat_template)
-        shots = self._shots(example, self.chat_shots if is_chat else self.num_shots)
+        shots = self._shots(example, number)
         asked = self._asked([*shots, example], self.chat if is_chat else self.plain)
         worked = [str(shot.metadata.get("solution", shot.answer)) for shot in shots]
         if not is_chat:
@@ -209,7 +226,7 @@ class Task:
     @cached_property
     def _first_shots(self) -> list[Example]:
         """One more than is shown, since an example is never shown its own answer."""
-        number = max(self.num_shots, self.chat_shots)
+        number = max(self.num_shots, self.chat_shots, self.draft_shots or 0)
         try:
             return list(self.source("train", number + 1, 0))
         except TaskError as error:

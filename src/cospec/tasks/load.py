@@ -32,6 +32,8 @@ SPLIT_BY_HASH: dict[str, Callable[[Path | None, str | None], Task]] = {
     "humaneval": programs.humaneval,
 }
 """Sets of one file."""
+SHOTS = ("shots", "draft_shots")
+"""Options of every task but a mixture, whose parts have them."""
 RUNS_PROGRAMS = ("humaneval", "mbpp")
 NAMED = (*SPLIT_BY_FILE, *SPLIT_BY_HASH, "spider")
 TASK_NAMES = (
@@ -63,7 +65,8 @@ def load_task(
             ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
             name that an installed package registers in the entry point group ``cospec.tasks``.
             ``shots=8`` shows so many worked examples of the train split before each question; of
-            SQL tasks those of the same database, if there are any.
+            SQL tasks those of the same database, if there are any. With ``draft_shots=0`` the
+            draft model has a prompt of its own, with so many.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
         allow_code_execution: Whether scoring may run what the model wrote, in a sandbox.
 
@@ -86,10 +89,10 @@ def load_task(
             ]
         )
     head, *pairs = spec.split(",")
-    shots = [pair.removeprefix("shots=") for pair in pairs if pair.startswith("shots=")]
-    others = [pair for pair in pairs if not pair.startswith("shots=")]
+    shown = [pair for pair in pairs if pair.partition("=")[0] in SHOTS]
+    others = [pair for pair in pairs if pair not in shown]
     task = _load(head, others, Path(data_dir) if data_dir else None, allow_code_execution)
-    return _shown(task, shots[-1]) if shots else task
+    return _shown(task, _options(head, shown, SHOTS))
 
 
 def _load(head: str, pairs: list[str], data_dir: Path | None, allow_code_execution: bool) -> Task:
@@ -111,12 +114,19 @@ def _load(head: str, pairs: list[str], data_dir: Path | None, allow_code_executi
     raise TaskError(unknown_name("task", head, [*TASK_NAMES, *registered_names("cospec.tasks")]))
 
 
-def _shown(task: Task, number: str) -> Task:
+def _shown(task: Task, options: dict[str, str]) -> Task:
     """Return the task with worked examples in its prompts."""
-    if not number.isdecimal():
-        raise TaskError(f"shots is {number!r}; it must be a number, such as {task.name},shots=8.")
-    name = f"{task.name},shots={int(number)}"
-    return replace(task, name=name, num_shots=int(number), chat_shots=int(number))
+    for name, number in options.items():
+        if not number.isdecimal():
+            raise TaskError(
+                f"{name} is {number!r}; it must be a number, such as {task.name},{name}=8."
+            )
+        task = replace(task, name=f"{task.name},{name}={int(number)}")
+    numbers = {name: int(number) for name, number in options.items()}
+    both = numbers.get("shots")
+    if both is not None:
+        task = replace(task, num_shots=both, chat_shots=both)
+    return replace(task, draft_shots=numbers.get("draft_shots"))
 
 
 def _named(head: str, pairs: list[str], data_dir: Path | None) -> Task:

@@ -36,6 +36,12 @@ class Mixture(Task):
         """The prompt of the task that the example is from."""
         return self.part_of(example).prompt(example, tokenizer)
 
+    def draft_prompt(
+        self, example: Example, tokenizer: PreTrainedTokenizerBase
+    ) -> str | list[int] | None:
+        """The draft's prompt of the task that the example is from."""
+        return self.part_of(example).draft_prompt(example, tokenizer)
+
 
 def mixture(parts: Sequence[tuple[Task, int]]) -> Mixture:
     """Put tasks together.

@@ -131,6 +131,11 @@ class VllmBackend:
             return []
         samplings = [item.sampling for item in items]
         rows = list(make_rows(self.pair, [item.prompt for item in items], samplings))
+        if any(row.draft_prompt_ids is not None for row in rows):
+            raise ConfigError(
+                "a prompt has one for each model, and vLLM's draft reads the target's; leave "
+                "draft_shots out of the task, or take --backend transformers."
+            )
         chances = [(item.sampling.seed or 0, item.stream) for item in items]
         return self._play(rows, chances, arbiter, keep_handles)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cospec.backends.jobs import Decoder
-    from cospec.config import DecodeConfig, SamplingConfig
+    from cospec.config import DecodeConfig, Prompt, SamplingConfig
     from cospec.models import ModelPair
     from cospec.types import Arbiter, Completion
     from cospec.vllm_plugin.backend import VllmSource
@@ -50,7 +50,7 @@ class PlainDecoder:
 
     def generate(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[Prompt],
         sampling: Sequence[SamplingConfig],
         *,
         streams: Sequence[int] | None = None,  # greedy: nothing is drawn
@@ -60,7 +60,7 @@ class PlainDecoder:
             model = self.source.target if self.role == "target" else self.source.draft
             self._llm = start(self.source, model, self.pair, max_num_seqs=self.batch_size)
         self._llm.reset_prefix_cache()
-        rows = list(make_rows(self.pair, prompts, sampling))
+        rows = list(make_rows(self.pair, prompts, sampling, reader=self.role))
         room = self._llm.llm_engine.model_config.max_model_len
         for row in rows:
             check_row(row, room, 0)
@@ -104,7 +104,7 @@ class RuledDecoder:
 
     def generate(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[Prompt],
         sampling: Sequence[SamplingConfig],
         *,
         streams: Sequence[int] | None = None,

@@ -24,7 +24,7 @@ from cospec.backends.base import BranchPoint, Item, Rollout
 from cospec.backends.engine import EngineBackend
 from cospec.engine import Engine
 from cospec.evaluation.audit.costs import accepted, num_blocks
-from cospec.evaluation.problems import encode_problems, score_once
+from cospec.evaluation.problems import draft_prompt_ids, encode_problems, score_once
 from cospec.features import ScalarFeatures, make_features
 from cospec.types import Origin, Stats
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from cospec.backends.base import RolloutBackend
     from cospec.backends.jobs import Decoder
-    from cospec.config import SamplingConfig
+    from cospec.config import PairPrompt, Prompt, SamplingConfig
     from cospec.evaluation.audit.config import AuditConfig
     from cospec.models import ModelPair
     from cospec.results import Json
@@ -124,7 +124,7 @@ class Auditor:
             for example, record, oracle in zip(examples, records, ends, strict=True):
                 record["oracle_correct"] = self._is_right(example, oracle.completion)
                 record["oracle_overrides"] = oracle.completion.origins.count(Origin.OVERRIDE)
-                record["oracle_accepted"] = accepted(self.pair, oracle.completion)
+                record["oracle_accepted"] = self._accepted(example, oracle.completion)
         return records
 
     def _begin(self, start: float, end: float, num_completions: int) -> None:
@@ -149,9 +149,11 @@ class Auditor:
         paths = self._paths(prompts, sampling)
         records: list[Json] = [{"mismatches": []} for _ in examples]
         ends, nums_open = self._oracle(examples, paths, records, exact_prefix_tokens)
-        return [self._counted(*one) for one in zip(ends, nums_open, strict=True)]
+        return [self._counted(*one) for one in zip(examples, ends, nums_open, strict=True)]
 
-    def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[SamplingConfig]]:
+    def encode(
+        self, examples: Sequence[Example]
+    ) -> tuple[list[list[int] | PairPrompt], list[SamplingConfig]]:
         """Return the prompts of some problems, and how each is sampled.
 
         Raises:
@@ -166,7 +168,7 @@ class Auditor:
         )
         return encode_problems(self.pair, self.task, examples, *limits)
 
-    def _paths(self, prompts: list[list[int]], sampling: list[SamplingConfig]) -> list[Rollout]:
+    def _paths(self, prompts: Sequence[Prompt], sampling: list[SamplingConfig]) -> list[Rollout]:
         """Play the paths, which branches can leave."""
         self._score = score_once(self.task)  # what earlier problems wrote is not asked for again
         pairs = zip(prompts, sampling, strict=True)
@@ -188,10 +190,10 @@ class Auditor:
         ]
         return self._backend.branch(points, self._arbiter, keep_handles=keep_handles)
 
-    def _counted(self, end: Rollout, num_open: int) -> Completion:
+    def _counted(self, example: Example, end: Rollout, num_open: int) -> Completion:
         """A path with counts of its own: those of a branch begin where it left."""
         completion = end.completion
-        k, digits = self._decode.k, accepted(self.pair, completion)
+        k, digits = self._decode.k, self._accepted(example, completion)
         num_blocks_of_path = num_blocks(digits, k)
         # A path may end inside its last block, which then has no token of the target's own.
         num_own = num_blocks_of_path - (num_blocks(digits + "0", k) == num_blocks_of_path)
@@ -218,11 +220,14 @@ class Auditor:
             "num_tokens": len(path.token_ids),
             "num_prompt_tokens": len(path.prompt_ids),
             "finish_reason": str(path.finish_reason),
-            "accepted": accepted(self.pair, path),
+            "accepted": self._accepted(example, path),
             "num_mismatches": len(reached(path)),
             "settled": [m.position for m in path.reached if not m.is_open],
             "mismatches": mismatches,
         }
+
+    def _accepted(self, example: Example, completion: Completion) -> str:
+        return accepted(self.pair, completion, draft_prompt_ids(self.pair, self.task, example))
 
     def _is_right(self, example: Example, completion: Completion) -> bool:
         return self._score(example, completion.text).correct

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def accepted(pair: ModelPair, completion: Completion) -> str:
-    """Return one digit a token: 1 where the draft's own choice there is what stands."""
-    prompt, generated = completion.prompt_ids, completion.token_ids
+def accepted(pair: ModelPair, completion: Completion, prompt: list[int] | None = None) -> str:
+    """Return one digit a token: 1 where the draft's own choice there is what stands.
+
+    Args:
+        pair: The models.
+        completion: Whatever made it.
+        prompt: The draft's own prompt; None for that of the completion.
+    """
+    prompt, generated = prompt or completion.prompt_ids, completion.token_ids
     ids = torch.tensor([prompt + generated], device=pair.draft_model.device)
     # Of the prompt only the last token's logits; an index, for a slice is slow (see CachedModel).
     places = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=ids.device)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
-from cospec.engine.prompts import make_row
+from cospec.engine.prompts import make_rows
 from cospec.errors import ConfigError
 from cospec.types import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.config import SamplingConfig
+    from cospec.config import Prompt, SamplingConfig
     from cospec.engine.rows import Row
     from cospec.models import ModelPair
     from cospec.types import Completion
@@ -49,7 +49,7 @@ class AssistedEngine:
 
     def generate(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[Prompt],
         sampling: Sequence[SamplingConfig],
         *,
         streams: Sequence[int] | None = None,  # greedy: nothing is drawn
@@ -92,15 +92,14 @@ class AssistedEngine:
         )
 
     def _complete(
-        self, index: int, prompt: str | list[int], config: SamplingConfig, num_forwards: list[int]
+        self, index: int, prompt: Prompt, config: SamplingConfig, num_forwards: list[int]
     ) -> Row:
-        """One prompt; `num_forwards` counts those of the draft."""
+        """One prompt; `num_forwards` counts those of the draft, which reads the target's prompt."""
         target = self.pair.target
-        if isinstance(prompt, str):
-            prompt = self.pair.encode(prompt)
-        row = make_row(self.pair, index, prompt, config)
+        (row,) = make_rows(self.pair, [prompt], config, reader="target")
+        row.index = index
         before = num_forwards[0]
-        ids = torch.tensor([prompt], device=target.device)
+        ids = torch.tensor([row.prompt_ids], device=target.device)
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=config.max_new_tokens,

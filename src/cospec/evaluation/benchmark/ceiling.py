@@ -20,7 +20,7 @@ from cospec.evaluation.summary import LOSSLESS, TARGET, counts, paired, quality,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cospec.config import SamplingConfig
+    from cospec.config import Prompt, SamplingConfig
     from cospec.evaluation.benchmark.config import Benchmark, PlayPart
     from cospec.results import Json
     from cospec.types import Completion
@@ -51,7 +51,7 @@ class OracleEngine:
 
     def generate(
         self,
-        prompts: Sequence[str | list[int]],  # two problems may share one
+        prompts: Sequence[Prompt],  # two problems may share one
         sampling: Sequence[SamplingConfig],
         *,
         streams: Sequence[int] | None = None,  # greedy: nothing is drawn
