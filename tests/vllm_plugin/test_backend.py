@@ -19,13 +19,14 @@ from torch import nn
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
-from cospec.config import DecodeConfig, SamplingConfig
+from cospec.backends.base import Item
+from cospec.config import DecodeConfig, PairPrompt, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.features import ScalarFeatures
 from cospec.models.bundled import bundled_home, bundled_models
 from cospec.models.load import load_tokenizer
 from cospec.vllm_plugin import decoders
-from cospec.vllm_plugin.backend import VllmSource, check_config, progress
+from cospec.vllm_plugin.backend import VllmBackend, VllmSource, check_config, progress
 from cospec.vllm_plugin.parcels import MIN_ELEMENTS, Receiver, Sender
 from tests.conftest import CONTEXT
 from tests.rl.conftest import arbiter, coin
@@ -232,3 +233,11 @@ def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
     kinds[0] = 3
     assert receiver.unpack(sender.pack(one)).features.kinds[0] == 3, "it was changed in place"
     assert receiver.unpack(sender.pack(load_arbiter("gap:max_gap=1"))).name.startswith("gap")
+
+
+def test_a_prompt_for_each_model_is_refused(llama_pair) -> None:
+    backend = object.__new__(VllmBackend)  # without an engine, which is not asked
+    backend.pair = llama_pair
+    item = Item(PairPrompt([1, 2], [3]), SamplingConfig(4), 0)
+    with pytest.raises(ConfigError, match="vLLM's draft reads the target's; leave draft_shots"):
+        backend.complete([item], load_arbiter("lossless"))
