@@ -5,9 +5,8 @@ Usage: python experiments/text_to_sql/collect.py TARGET DRAFT DATA OUT [--questi
 
 A branch takes the other token at one decision, and the arbiter goes on from there. With
 `--finish draft` the draft goes on alone, which is cheaper where blocks are long: the target reads
-no branch. With `--finish target` the target does, as after the last of `--max-corrections`: with
-`--arbiter always_draft` these branches and the path are all that an arbiter of one correction can
-write.
+no branch. With `--finish target` the target does: with `--arbiter always_draft --max-corrections 1`
+these branches and the path are all that an arbiter of one correction can write.
 
 `cospec audit` does the same and keeps features as text, which is too much for hidden states. The
 questions are those of databases that no draft was tuned on and whose schema is not longer than
@@ -77,6 +76,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--end-blocks-at-stop", action="store_true")
+    parser.add_argument("--max-corrections", type=int)
     return parser.parse_args()
 
 
@@ -92,6 +92,7 @@ def main() -> None:
         num_speculative_tokens=options.k,
         batch_size=options.batch_size,
         end_blocks_at_stop=options.end_blocks_at_stop,
+        max_corrections=options.max_corrections,
     )
     paths = Engine(pair, observed, decode)
     ends = None if options.no_branches else finisher(options, pair, arbiter, decode)
