@@ -31,6 +31,7 @@ import torch
 from halves import LITERAL
 from learn import HIDDEN, KINDS, LINEAR, RULES, save
 from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
 
 from cospec.arbiters.checkpoint import read_checkpoint
 from cospec.arbiters.policy import Policy
@@ -152,8 +153,10 @@ def score_of(arm):
     if Path(arm).is_dir():
         policy = read_checkpoint(Path(arm)).policy
         return lambda x: logits(policy, x)
-    name, _, knob = arm.partition(":")
-    return lambda x: RULES[name](x) - float(knob.partition("=")[2])
+    name, _, setting = arm.partition(":")
+    knob, _, number = setting.partition("=")
+    edge = float(number) if knob.startswith("min_") else -float(number)  # alpha, max_gap
+    return lambda x: RULES[name](x) - edge
 
 
 def read(folder: Path, data: Path) -> list[Tree]:
@@ -208,8 +211,14 @@ def fitted(trees):
 def best_stop(trees, rule) -> float:
     """The threshold of a rule with the most right answers."""
     scores = torch.cat([rule(tree.x) for tree in trees]).unique()
-    edges = [scores[0] - 1, *((scores[1:] + scores[:-1]) / 2), scores[-1] + 1]
-    return float(max(edges, key=lambda edge: sum(t.right(rule(t.x) > edge) for t in trees)))
+    edges = torch.cat([scores[:1] - 1, (scores[1:] + scores[:-1]) / 2, scores[-1:] + 1])  # (E,)
+    padded = pad_sequence([rule(tree.x) for tree in trees], True, torch.inf)  # (T, M)
+    is_over = padded[:, :, None] <= edges  # (T, M, E)
+    first = torch.where(is_over.any(1), is_over.int().argmax(1), padded.shape[1])  # (T, E)
+    corrected = pad_sequence([tree.corrected for tree in trees], True)
+    kept = torch.tensor([[float(tree.kept)] for tree in trees])
+    right = torch.cat([corrected, kept], 1).gather(1, first).sum(0)
+    return float(edges[right.argmax()])
 
 
 def logits(policy, x):
@@ -245,11 +254,10 @@ def by_reward(trees, kind) -> Policy:
     scale = penalty.rsqrt()
     sizes = [len(tree.x) for tree in trees]
     x = torch.cat([tree.x for tree in trees])[:, : len(features.names)]
-    x = torch.nn.utils.rnn.pad_sequence((policy.normalized(x) * scale).split(sizes), True)
-    padded = torch.nn.utils.rnn.pad_sequence
-    corrected = padded([tree.corrected for tree in trees], True)
-    is_there = padded([torch.ones(size) for size in sizes], True)
-    kept = torch.tensor([tree.kept for tree in trees])
+    x = pad_sequence((policy.normalized(x) * scale).split(sizes), True)
+    corrected = pad_sequence([tree.corrected for tree in trees], True)
+    is_there = pad_sequence([torch.ones(size) for size in sizes], True)
+    kept = torch.tensor([float(tree.kept) for tree in trees])
     (head,) = policy.layers
     weights = head.weight.detach()[0]
     if policy.num_hidden:
