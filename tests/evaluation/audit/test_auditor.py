@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cospec import Engine, ModelPair, SamplingConfig
+from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.evaluation.audit.auditor import Auditor, reached
 from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.audit.costs import accepted
@@ -241,3 +241,28 @@ def test_the_oracle_decides_the_mismatches_that_may_be_overridden(pair, task, ex
         for name in ("num_open_mismatches", "num_mismatches")
     )
     assert 0 < num_open <= num_all and (num_open < num_all or not num_exact)
+
+
+@pytest.mark.parametrize("arbiter", ["lossless", "gap:max_gap=1", "cascade_diff:alpha=0"])
+def test_an_audit_that_always_keeps_the_draft_holds_all_that_one_correction_can_write(
+    pair, task, arbiter
+) -> None:
+    """So what any arbiter is worth with `max_corrections=1` is known without more decoding."""
+    examples = task.examples("test")
+    blocks = dict(num_speculative_tokens=32, end_blocks_at_stop=True, max_corrections=1)
+    tree = config(arbiter="always_draft", oracle=False, **blocks)
+    records = Auditor(pair, task, tree).audit(examples)
+    engine = Engine(pair, load_arbiter(arbiter), batch_size=4, **blocks)
+    prompts = [task.prompt(example, pair.tokenizer) for example in examples]
+    done = engine.generate(prompts, SamplingConfig(max_new_tokens=NUM_TOKENS))
+    found = []
+    for record, completion in zip(records, done, strict=True):
+        worth = {m["position"]: m["target_correct"] for m in record["mismatches"]}
+        ruled = [m for m in reached(completion) if not m.keep_draft]
+        found.append(worth[ruled[0].position] if ruled else record["correct"])
+        assert all(m["draft_correct"] == record["correct"] for m in record["mismatches"])
+    assert found == [
+        task.score(*both).correct for both in zip(examples, (one.text for one in done), strict=True)
+    ]
+    assert {record["correct"] for record in records} == {True, False}
+    assert sum(map(len, (record["mismatches"] for record in records))) > 20

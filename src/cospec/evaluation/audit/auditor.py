@@ -73,7 +73,7 @@ class Auditor:
     def __post_init__(self) -> None:
         self.features = make_features(self.config.features, self.pair)
         arbiter = load_arbiter(self.config.arbiter, self.pair)
-        self._is_lossless = arbiter.name == "lossless"
+        self._taken = {"lossless": "target", "always_draft": "draft"}.get(arbiter.name)
         self._arbiter = Observed(arbiter, self.features)
         self._decode = self.config.for_arbiters([arbiter])
         self._backend = self.backend or EngineBackend(self.pair, self._decode)
@@ -107,7 +107,7 @@ class Auditor:
             self._choose(example, path.completion)
             for example, path in zip(examples, paths, strict=True)
         ]
-        num_branches = sum(map(len, chosen)) * (1 if self._is_lossless else 2)
+        num_branches = sum(map(len, chosen)) * (1 if self._taken else 2)
         end = (1 + _PATHS_SHARE) / 2 if self.config.oracle else 1.0
         self._begin(_PATHS_SHARE, end, num_branches)
         outcomes = self._play(examples, paths, chosen)
@@ -246,13 +246,16 @@ class Auditor:
         paths: list[Rollout],
         chosen: list[list[MismatchTrace]],
     ) -> list[list[tuple[bool, bool]]]:
-        """Play the draft's and the target's branch of each mismatch, and score both."""
+        """Play the draft's and the target's branch of each mismatch, and score both.
+
+        Where an arbiter always rules for one of them, that branch is the path.
+        """
         places = [(i, m) for i, found in enumerate(chosen) for m in found]
-        leaves = [(paths[i], m.position, m.draft_id, Origin.OVERRIDE) for i, m in places]
-        drafts = [end.completion for end in self._branch(leaves)]
-        if self._is_lossless:
-            targets = [paths[i].completion for i, _ in places]
-        else:
+        drafts = targets = [paths[i].completion for i, _ in places]
+        if self._taken != "draft":
+            leaves = [(paths[i], m.position, m.draft_id, Origin.OVERRIDE) for i, m in places]
+            drafts = [end.completion for end in self._branch(leaves)]
+        if self._taken != "target":
             leaves = [(paths[i], m.position, m.target_id, Origin.CORRECTION) for i, m in places]
             targets = [end.completion for end in self._branch(leaves)]
         outcomes: list[list[tuple[bool, bool]]] = [[] for _ in examples]
