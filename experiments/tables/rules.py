@@ -46,7 +46,7 @@ def _bundled(pair: str) -> tuple[Column, ...]:
 
 def _sql(head: str, file: str, trained: str = "policy") -> Column:
     named = {"draft": "draft_only", TRAINED: trained}
-    return Column(f"SQL, {head}", file, named, ("agreement", "chow_average"))
+    return Column(f"SQL, {head}", file, named, ("agreement", "chow_average", "cascade_diff"))
 
 
 BUNDLED = (*_bundled("family"), *_bundled("specialist"))
@@ -54,7 +54,7 @@ REAL = (
     _sql("known databases, best draft", "test_three_passes", "then_lossless"),
     _sql("known databases, first draft", "test_known"),
     _sql("known databases, tuned target", "test_both_tuned"),
-    _sql("known databases, shown target", "test_own_prompts"),
+    _sql("known databases, shown target", "test_own_arbiter", "own_arbiter"),
     _sql("new databases", "test_kept_draft"),
     _sql("new databases, earlier draft", "test_agreement"),
     Column("GSM8K", "bench_real_gsm8k"),

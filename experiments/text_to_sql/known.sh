@@ -51,3 +51,18 @@ answers mean test_mean_draft --max-corrections 1 \
 answers three test_three_passes --max-corrections 1 --arms "$work/known_arbiter_three" draft_only
 answers three test_three_passes --max-corrections 1 \
     --arms chow_average:min_log_q=-0.0421 agreement:min_share=0.908 "$work/known_arbiter"
+
+# All that an arbiter of one correction can write, the target shown eight queries: an hour each.
+# The kept arbiter's tree was made without --max-corrections, which changes one text in twenty.
+tree() {
+    python collect.py "$target" "$work/three" "$data" "$work/$1" --questions 2000 \
+        --arbiter always_draft --finish target --max-corrections 1 "${blocks[@]}" --shots 8 \
+        --batch-size 32 --threads 2 --known-databases "${@:2}"
+}
+tree tree arbiter --every-wording
+tree tree_test test
+[ -e "$work/shown_arbiter/config.json" ] || python trees.py "$data" "$work/tree" \
+    --fit scalars.rounds --pair "$target" "$work/three" --out "$work/shown_arbiter"
+python trees.py "$data" "$work/tree_test" --json "$work/test_own_arbiter.json" \
+    --arms "$work/shown_arbiter" "$work/known_arbiter_three" cascade_diff:alpha=0.0159 \
+    agreement:min_share=0.938 chow_average:min_log_q=-0.0334
