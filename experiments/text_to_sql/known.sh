@@ -61,8 +61,8 @@ tree() {
 }
 tree tree arbiter --every-wording
 tree tree_test test
-[ -e "$work/shown_arbiter/config.json" ] || python trees.py "$data" "$work/tree" \
-    --fit scalars.rounds --pair "$target" "$work/three" --out "$work/shown_arbiter"
+[ -e "$work/known_arbiter_shown/config.json" ] || python trees.py "$data" "$work/tree" \
+    --fit scalars.rounds --pair "$target" "$work/three" --out "$work/known_arbiter_shown"
 python trees.py "$data" "$work/tree_test" --json "$work/test_own_arbiter.json" \
-    --arms "$work/shown_arbiter" "$work/known_arbiter_three" cascade_diff:alpha=0.0159 \
+    --arms "$work/known_arbiter_shown" "$work/known_arbiter_three" cascade_diff:alpha=0.0159 \
     agreement:min_share=0.938 chow_average:min_log_q=-0.0334
