@@ -90,17 +90,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("trees", type=Path)
-    parser.add_argument("--fit", help="KIND.WAY: what to save in --out, such as few.rounds")
+    ways = [f"{kind}.{way}" for kind in KINDS for way in WAYS]
+    parser.add_argument("--fit", choices=ways, help="save this one in --out")
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--arms", nargs="+", help="folders of arbiters, and rules with a number")
     parser.add_argument("--json", type=Path, help="the table, or the arms' bits, as a file")
     options = parser.parse_args()
-    options.kind, _, way = (options.fit or "few.labels").partition(".")
-    options.prompts = None
+    if bool(options.fit) != bool(options.out and options.pair):
+        parser.error("--fit, --pair and --out go together")
     torch.set_num_threads(1)
     trees = read(options.trees, options.data)
-    if options.out:
+    if options.fit:
+        options.kind, way = options.fit.split(".")
+        options.prompts = None  # no guard
         save(WAYS[way]([tree for tree in trees if len(tree.x)], options.kind), set(), options)
     elif options.arms:
         play(trees, options)
@@ -184,15 +187,11 @@ def crossed(trees) -> dict[str, float]:
     """Right answers of each arm, fitted to nine tenths of the queries and tried on the last."""
     right: dict[str, float] = {}
     for tenth in range(10):
-        fold = [stable_hash(tree.query) % 10 == tenth for tree in trees]
-        train = [tree for tree, out in zip(trees, fold, strict=True) if not out and len(tree.x)]
-        for tree in (tree for tree, out in zip(trees, fold, strict=True) if out):
-            right["none"] = right.get("none", 0) + (tree.kept if not len(tree.x) else 0)
-        test = [tree for tree, out in zip(trees, fold, strict=True) if out and len(tree.x)]
-        for name, score in fitted(train).items():
+        train = [tree for tree in trees if stable_hash(tree.query) % 10 != tenth]
+        test = [tree for tree in trees if stable_hash(tree.query) % 10 == tenth]
+        for name, score in fitted([tree for tree in train if len(tree.x)]).items():
             right[name] = right.get(name, 0) + sum(tree.right(score(tree.x) > 0) for tree in test)
-    same = right.pop("none")
-    return {name: count + same for name, count in right.items()}
+    return right
 
 
 def fitted(trees):
