@@ -9,7 +9,8 @@ The stages, in order (`run.sh` has the whole sequence):
 * ``train``: for each fold, learn from the solutions of the other four; with ``--seen``, from as
   many of all five. With ``--rounds``, go on with rounds of reinforcement on problems of the same
   templates.
-* ``scratch``: for each fold, rounds of reinforcement from nothing.
+* ``scratch``: for each fold, rounds of reinforcement from nothing, with the settings of the
+  published arbiters that had no solutions (`experiments/rounds_alone`).
 * ``test``: decode the test problems of each fold under each arm, and keep a bit for each problem.
 
 Every step writes a file or a folder and is skipped where that exists: a run that was stopped goes
@@ -111,24 +112,27 @@ def parts_of(fold: int | None, num_tiers: int) -> list[tuple[int, int]]:
 
 
 def config_of(seed: int, num_tune: int, num_rounds: int, *, from_nothing: bool) -> TrainConfig:
-    """The settings of the arbiters of the headline (``*-corrected-seed*``), but for the sizes."""
-    shape = {"hidden_size": 256, "num_layers": 2, "hidden_projection": 128, "dropout": 0.5}
-    config = TrainConfig(
+    """The settings of published arbiters, but for the sizes: ``*-corrected-seed*``, or, from
+    nothing, those of `experiments/rounds_alone`, which see the scalars.
+    """
+    alone = TrainConfig(
         num_rounds=num_rounds,
+        rollouts=RolloutConfig(num_speculative_tokens=_K),
+        evaluation=EvaluationConfig(tune_every=1, num_tune=num_tune),
+        seed=seed,
+    )
+    if from_nothing:
+        return alone
+    shape = {"hidden_size": 256, "num_layers": 2, "hidden_projection": 128, "dropout": 0.5}
+    return replace(
+        alone,
         features="hidden",
         policy=PolicyConfig(**shape, correction=True),
-        rollouts=RolloutConfig(num_speculative_tokens=_K),
         objective=ObjectiveConfig(cost_weight=0.3, kl_weight=0.03, entropy_bonus=0.0),
         optimizer=OptimizerConfig(weight_decay=0.1, learning_rate=3e-3),
         warmup=WarmupConfig(num_solutions=1),  # the decisions are handed over
         evaluation=EvaluationConfig(tune_every=num_rounds, num_tune=num_tune),
-        seed=seed,
     )
-    if not from_nothing:
-        return config
-    policy = PolicyConfig(**shape)
-    objective = ObjectiveConfig(cost_weight=0.3)
-    return replace(config, warmup=WarmupConfig(), policy=policy, objective=objective)
 
 
 class Run:
@@ -322,8 +326,9 @@ class Run:
                 spec = self.args.shipped
                 name = Path(spec).name
             learned = LearnedArbiter.load(Path(spec), self.pair)
+            width = len(learned.features.names)  # the scalars are the first of the hidden features
             with torch.no_grad():
-                keeps = learned.policy(tensors["features"]) > -0.02
+                keeps = learned.policy(tensors["features"][:, :width]) > -0.02
         places = sorted(set(tensors["problem"][keeps].tolist()))
         engine = Engine(self.pair, load_arbiter(spec, self.pair), keep_trace=False, **options)
         return engine, name, places
