@@ -1,9 +1,11 @@
 """Gather what teaching gave into one result file; `experiments/readme.py` makes the table from it.
 
-    python experiments/equal_teaching/summarise.py FOLDER [--best]
+    python experiments/equal_teaching/summarise.py FOLDER [--best MODEL | --rule]
 
-FOLDER holds the taught models and, in ``heldout/family``, what `heldout.py` decoded with the one
-that was best on the tune problems. With ``--best`` the folder of that one is printed.
+FOLDER holds the taught models and what `heldout.py` decoded with them, as `run.sh` names them. Arms
+of the result file whose folder is missing stay as they are. With ``--best`` the folder of that
+model is printed, target or draft, which was best on the tune problems; with ``--rule`` the rule that
+was best on the taught pair's.
 """
 
 from __future__ import annotations
@@ -21,24 +23,49 @@ from experiments.heldout_templates import summarise as heldout  # noqa: E402
 from cospec.results import write_json  # noqa: E402
 
 RESULT = Path(__file__).parent / "equal_teaching_family.json"
-NAMES = {"lossless": "taught", "rule": "taught-rule", "seen-seed0-n8000": "taught-arbiter"}
+NAMES = {
+    "taught_target": {
+        "lossless": "taught",
+        "rule": "taught-rule",
+        "seen-seed0-n8000": "taught-arbiter",
+    },
+    "taught_draft": {
+        "lossless": "taught_draft-lossless",
+        "draft": "taught_draft",
+        "rule": "taught_draft-rule",
+        "seen-seed0-n8000": "taught_draft-arbiter",
+    },
+    "taught_pair": {
+        "lossless": "taught_pair-lossless",
+        "rule": "taught_pair-rule",
+        "spec-tuned": "taught_pair-tuned",
+        "seen-seed0-n8000": "taught_pair-arbiter",
+    },
+}
+"""By folder, the arms of `heldout.py` and their names in the result."""
 ROWS = {
     "lossless": "target",
-    "taught": "target, taught 8,000 solutions",
+    "draft": "draft alone",
+    "rule": "target, with the rule",
     "seen-seed0-n8000": "target, with an arbiter that learned the same 8,000",
     "shipped": "target, with the shipped arbiter (100,000 solutions)",
-    "rule": "target, with the rule",
+    "taught_draft": "taught draft alone",
+    "taught_draft-rule": "target and taught draft, with the rule",
+    "taught_draft-arbiter": "target and taught draft, with an arbiter that learned the same 8,000",
+    "taught": "taught target",
     "taught-rule": "taught target, with the rule",
     "taught-arbiter": "taught target, with an arbiter that learned the same 8,000",
-    "draft": "draft alone",
+    "taught_pair-rule": "both taught, with the rule",
+    "taught_pair-tuned": "both taught, with the best of six rules on tune problems",
+    "taught_pair-arbiter": "both taught, with an arbiter that learned the same 8,000",
 }
 
 
-def taught(folder: Path) -> list[tuple[Path, heldout.Json]]:
-    """The taught models with what is known of them, the best on tune problems first."""
+def taught(folder: Path, model: str) -> list[tuple[Path, heldout.Json]]:
+    """The taught ones of a model with what is known of them, the best on tune problems first."""
     found = [
         (path.parent, json.loads(path.read_text(encoding="utf-8")))
-        for path in folder.glob("*/taught.json")
+        for path in folder.glob(f"{model}-*/taught.json")
     ]
     return sorted(found, key=lambda one: -one[1]["tune_accuracy"])
 
@@ -52,9 +79,12 @@ def merged() -> heldout.Json:
 
 
 def table() -> str:
-    """Accuracy of each arm, and its gain over the target and over the taught target."""
+    """Accuracy of each arm, its gain over the target and over the taught target, and its forwards."""
     result = merged()
-    lines = ["| | right | over the target | over the taught target |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| | right | over the target | over the taught target | tokens a target forward |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for arm, label in ROWS.items():
         if arm not in result["arms"]:
             continue
@@ -63,31 +93,42 @@ def table() -> str:
             "" if arm == other else heldout.gain(result, arm, other)
             for other in ("lossless", "taught")
         ]
-        lines.append(f"| {label} | {bits.count('1') / len(bits):.1%} | {' | '.join(gains)} |")
+        sums = [sum(result["arms"][arm][n]) for n in ("num_tokens", "num_target_forwards")]
+        speed = "" if arm in ("draft", "taught_draft") else f"{sums[0] / sums[1]:.2f}"
+        right = f"{bits.count('1') / len(bits):.1%}"
+        lines.append(f"| {label} | {right} | {' | '.join(gains)} | {speed} |")
     return "\n".join(lines)
+
+
+def best_rule(folder: Path) -> str:
+    """The rule, with its setting, that is right most often on tune problems of the taught pair."""
+    tuning = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["tuning"]
+    tries = [one for entry in tuning if entry["kind"] == "rule" for one in entry["tries"]]
+    return str(max(tries, key=lambda one: one["num_right"])["arbiter"])
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--best", action="store_true")
+    parser.add_argument("--best", choices=["target", "draft"])
+    parser.add_argument("--rule", action="store_true")
     args = parser.parse_args()
-    models = taught(args.work)
-    if args.best:
-        print(models[0][0])
+    if args.best or args.rule:
+        print(taught(args.work, args.best)[0][0] if args.best else best_rule(args.work))
         return
-    decoded = heldout.gather(args.work / "heldout" / "family")
-    result = {
-        "schema": 1,
-        "command": "equal_teaching",
-        "pair": "bundled:family",
-        "teaching": [about for _, about in models],
-        "tested": decoded["tested"],
-        "problems_sha256": decoded["problems_sha256"],
-        "arms": {NAMES[arm]: found for arm, found in decoded["arms"].items() if arm in NAMES},
-        "provenance": decoded["provenance"],
-    }
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    models = [about for model in ("target", "draft") for _, about in taught(args.work, model)]
+    known = {(one["model"], one["rate"], one["epochs"]): one for one in result["teaching"] + models}
+    result["teaching"] = sorted(known.values(), key=lambda one: -one["tune_accuracy"])
+    for folder, names in NAMES.items():
+        if not (args.work / folder).exists():
+            continue
+        decoded = heldout.gather(args.work / folder / "family")
+        assert decoded["problems_sha256"] == result["problems_sha256"], "they are paired by problem"
+        arms = {names[arm]: found for arm, found in decoded["arms"].items() if arm in names}
+        result["arms"] |= arms
+        result["provenance"] = decoded["provenance"]
     write_json(RESULT, result)
     print(table())
 
