@@ -3,9 +3,8 @@
     python experiments/equal_teaching/summarise.py FOLDER [--best MODEL | --rule]
 
 FOLDER holds the taught models and what `heldout.py` decoded with them, as `run.sh` names them. Arms
-of the result file whose folder is missing stay as they are. With ``--best`` the folder of that
-model is printed, target or draft, which was best on the tune problems; with ``--rule`` the rule that
-was best on the taught pair's.
+of the result file whose folder is missing stay as they are. On tune problems, ``--best`` prints the
+folder of the model, target or draft, that was best; ``--rule`` the best rule on the taught pair.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def merged() -> heldout.Json:
 
 
 def table() -> str:
-    """Accuracy of each arm, its gain over the target and over the taught target, and its forwards."""
+    """Accuracy of each arm, its gains over the target and the taught target, and its forwards."""
     result = merged()
     lines = [
         "| | right | over the target | over the taught target | tokens a target forward |",

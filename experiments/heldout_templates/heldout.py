@@ -112,8 +112,9 @@ def parts_of(fold: int | None, num_tiers: int) -> list[tuple[int, int]]:
 
 
 def config_of(seed: int, num_tune: int, num_rounds: int, *, from_nothing: bool) -> TrainConfig:
-    """The settings of published arbiters, but for the sizes: ``*-corrected-seed*``, or, from
-    nothing, those of `experiments/rounds_alone`, which see the scalars.
+    """The settings of published arbiters, but for the sizes.
+
+    They are those of ``*-corrected-seed*``; from nothing, those of `experiments/rounds_alone`.
     """
     alone = TrainConfig(
         num_rounds=num_rounds,
