@@ -18,6 +18,9 @@ With --prefix-caching every arm reads the schema of a database before its first 
 as a service that knows its databases has: that question is decoded for a few tokens and not
 measured.
 
+With --shots the target is shown so many of the draft's questions about the same database with their
+answers, as in experiments/text_to_sql (arms.py), and the draft the question alone.
+
 With --arbiters rules and trained arbiters take part, which draft whole answers: blocks of up to
 --answer-tokens that end with the text. Their texts differ from the target's, so the table has how
 many answers are right. With --arms only some arms take part.
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -39,7 +43,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from cospec import Engine, ModelPair, SamplingConfig
+from cospec import Engine, ModelPair, PairPrompt, SamplingConfig
 from cospec.arbiters import AlwaysTarget, load_arbiter
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
@@ -54,6 +58,10 @@ from cospec.models.quantized import quantize_weights
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.tasks import load_task
 from cospec.types import Stats
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "text_to_sql"))
+
+from arms import prompt, shots
 
 TARGET = "target"
 Generate = Callable[[Sequence[Any], Sequence[SamplingConfig]], list[Any]]
@@ -82,13 +90,7 @@ def main() -> None:
             data_dir=options.data_dir,
             allow_code_execution=options.allow_code_execution,
         )
-        examples = task.examples(
-            options.split, None if options.ids else options.count, options.seed
-        )
-        if options.ids:
-            examples = [example for example in examples if example.id in options.ids]
-        encoded = encode_problems(pair, task, examples, options.max_new_tokens)
-        problems = list(zip(examples, *encoded, strict=True))
+        problems = problems_of(task, pair, options)
         first: dict[Any, Any] = {}  # problem of a database, by which its schema is read
         read: dict[str, Any] = {}  # database whose schema an arm has cached
         if options.prefix_caching:
@@ -136,6 +138,19 @@ def main() -> None:
     show(table, options.base)
 
 
+def problems_of(task: Any, pair: ModelPair, options: argparse.Namespace) -> list[Any]:
+    """Return the examples of a task that are asked, with their prompts and settings."""
+    examples = task.examples(options.split, None if options.ids else options.count, options.seed)
+    if options.ids:
+        examples = [example for example in examples if example.id in options.ids]
+    prompts, samplings = encode_problems(pair, task, examples, options.max_new_tokens)
+    if options.shots:
+        shown = shots(task, options.shots)
+        targets = [prompt(task, example, pair.tokenizer, shown) for example in examples]
+        prompts = [PairPrompt(*both) for both in zip(targets, prompts, strict=True)]
+    return list(zip(examples, prompts, samplings, strict=True))
+
+
 def resumed(kept: Path, settings: str) -> list[dict[str, Any]]:
     """Return the rows of a killed run of these settings; start their file if there is none.
 
@@ -162,6 +177,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=["gsm8k", "spider"])
     parser.add_argument("--split", choices=("train", "tune", "test"), default="test")
     parser.add_argument("--ids", nargs="+", help="of each task only these prompts")
+    parser.add_argument(
+        "--shots", type=int, default=0, help="shown to the target (known databases)"
+    )
     parser.add_argument("--arbiters", nargs="+", default=[], help="that draft whole answers")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
     parser.add_argument("--max-corrections", type=int, help="decode them so as well, in other arms")
@@ -298,7 +316,8 @@ def by_database(problems: list[Any]) -> tuple[list[Any], dict[Any, Any]]:
 
     Where there are no databases, all problems are returned.
     """
-    ordered = [problems[i] for i in cheapest_order([prompt for _, prompt, _ in problems])]
+    prompts = [one.target if isinstance(one, PairPrompt) else one for _, one, _ in problems]
+    ordered = [problems[i] for i in cheapest_order(prompts)]
     first = {place: p for p in reversed(ordered) if (place := database(p)) is not None}
     return [p for p in ordered if first.get(database(p)) is not p], first
 
