@@ -355,8 +355,7 @@ def summary(
         total = sum((row["stats"] for row in ours), Stats())
         bound, blocks = None, total.num_drafts
         is_short = 0 < total.num_draft_tokens <= longest * blocks
-        reads_one = "cascade" not in name  # token a draft forward
-        if is_short and reads_one and base == TARGET:
+        if is_short and base == TARGET:
             cost = costs["int8" if name.startswith("int8") else "none"]
             per_block = total.num_draft_tokens / blocks, total.num_draft_forwards / blocks
             bound = cost.bound(total.mean_acceptance_length, *per_block)
