@@ -302,3 +302,11 @@ class DecodeConfig:
             if name not in names:
                 raise ConfigError(unknown_name("decode option", name, names))
         return dataclasses.replace(self, **options)
+
+
+DECIDING = tuple(
+    field.name
+    for field in dataclasses.fields(DecodeConfig)
+    if field.name not in ("batch_size", "enable_prefix_caching", "keep_trace")
+)
+"""Fields on which it depends which mismatches there are and what an arbiter sees of them."""

@@ -212,6 +212,10 @@ def test_what_vllm_does_not_do_is_refused_by_name(option) -> None:
         check_config(DecodeConfig(**option))
 
 
+def test_an_option_that_does_nothing_by_itself_is_no_reason_to_refuse() -> None:
+    check_config(DecodeConfig(adaptive_cost=0.3, prompt_lookup_max=3, prompt_lookup_min=1))
+
+
 def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
     kinds = torch.zeros(MIN_ELEMENTS, dtype=torch.int64)
     policy = coin(0.5)

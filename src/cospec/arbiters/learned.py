@@ -12,7 +12,7 @@ import torch
 
 from cospec.arbiters.checkpoint import read_checkpoint, write_checkpoint
 from cospec.arbiters.guard import PromptGuard, guarded
-from cospec.config import DecodeConfig, SamplingConfig
+from cospec.config import DECIDING, DecodeConfig, SamplingConfig
 from cospec.errors import ArbiterError, CheckpointError, unknown_name
 from cospec.features import ScalarFeatures, make_features
 from cospec.settings import flat
@@ -29,20 +29,6 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
 
 DEFAULT_POINT = "default"
-DECODING = (
-    "num_speculative_tokens",
-    "max_corrections",
-    "end_blocks_at_stop",
-    "adaptive",
-    "adaptive_cost",
-    "draft_confidence_threshold",
-    "drafter",
-    "prompt_lookup_max",
-    "prompt_lookup_min",
-    "cascade",
-)
-"""Settings on which it depends which mismatches there are, and what a policy sees of them: those
-that an operating point holds for, and that a data set of mismatches was decoded with."""
 _SAMPLING = (
     "temperature",
     "max_new_tokens",
@@ -52,9 +38,9 @@ _SAMPLING = (
     "override_stop_tokens",
     "exact_prefix_tokens",
 )
-"""Settings of sampling that an operating point holds for, besides `DECODING`."""
+"""Settings of sampling that an operating point holds for, besides `DECIDING`."""
 _NEWER = ("adaptive_cost", "prompt_lookup_max", "prompt_lookup_min")
-"""Those of `DECODING` that points of older versions do not tell; newer ones always do."""
+"""Those of `DECIDING` that points of older versions do not tell; newer ones always do."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +129,7 @@ class LearnedArbiter:
                 "measure it so (cospec eval) before you trust it",
             )
         ours, theirs = decoding_of(config, sampling), self.chosen_for
-        names = DECODING if sampling is None else DECODING + _SAMPLING
+        names = DECIDING if sampling is None else DECIDING + _SAMPLING
         unlike: list[str] = []
         if theirs is not None:
             told = [n for n in names if n in theirs or n not in _NEWER]
@@ -355,7 +341,7 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
 def decoding_of(config: DecodeConfig, sampling: SamplingConfig | None = None) -> Json:
     """Return the settings that an operating point holds for, without most at the default."""
     plain = DecodeConfig()
-    found = {name: getattr(config, name) for name in DECODING}
+    found = {name: getattr(config, name) for name in DECIDING}
     found = {n: value for n, value in found.items() if n in _NEWER or value != getattr(plain, n)}
     if sampling is None:
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cospec.config import DECIDING
 from cospec.errors import ConfigError, unknown_name
 from cospec.evaluation.summary import TARGET, p_value, paired, speeds_alike
 
@@ -18,17 +19,7 @@ if TYPE_CHECKING:
 
 Place = tuple[str, int, float]
 """Task, batch size and temperature of a cell."""
-_DECODE = (
-    "drafter",
-    "draft_confidence_threshold",
-    "adaptive",
-    "adaptive_cost",
-    "cascade",
-    "end_blocks_at_stop",
-    "max_corrections",
-    "prompt_lookup_max",
-    "prompt_lookup_min",
-)
+_DECODE = tuple(name for name in DECIDING if name != "num_speculative_tokens")  # of each arm
 _MODELS = ("pair", "target", "draft")
 
 

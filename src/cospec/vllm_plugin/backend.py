@@ -16,10 +16,11 @@ import importlib.util
 import itertools
 import os
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from cospec.backends.base import BranchPoint, Item, Rollout, foreign
+from cospec.config import DecodeConfig
 from cospec.engine.prompts import make_row, make_rows
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.types import Origin
@@ -30,13 +31,26 @@ from cospec.vllm_plugin.settings import KEY
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cospec.config import DecodeConfig, SamplingConfig
+    from cospec.config import SamplingConfig
     from cospec.engine.rows import Row
     from cospec.models import ModelPair
     from cospec.types import Arbiter, Completion
     from cospec.vllm_plugin.rollouts import RecordedStep
     from cospec.vllm_plugin.settings import Records
 
+_HONOURED = {
+    "num_speculative_tokens",
+    "batch_size",
+    "end_blocks_at_stop",
+    "max_corrections",
+    "enable_prefix_caching",  # vLLM always does
+    "keep_trace",
+    # These change nothing without an option that is refused.
+    "adaptive_cost",
+    "prompt_lookup_max",
+    "prompt_lookup_min",
+}
+"""Options of `DecodeConfig` that act on vLLM; all others are refused."""
 _WORKER = "cospec.vllm_plugin.rollouts.RolloutWorker"
 
 
@@ -216,19 +230,13 @@ def check_config(config: DecodeConfig) -> None:
     Raises:
         ConfigError: There is one.
     """
-    if config.drafter != "model":
-        raise ConfigError(
-            f"drafter is {config.drafter!r}; the vLLM backend drafts with the model alone."
-        )
-    if config.adaptive:
-        raise ConfigError("vLLM drafts whole blocks, so leave out adaptive.")
-    if config.cascade:
-        raise ConfigError("vLLM's drafts are its own, so leave out cascade.")
-    if config.draft_confidence_threshold:
-        raise ConfigError(
-            "draft_confidence_threshold is "
-            f"{config.draft_confidence_threshold}; vLLM drafts whole blocks, so set it to 0."
-        )
+    for option in fields(DecodeConfig):
+        value = getattr(config, option.name)
+        if option.name not in _HONOURED and value != option.default:
+            raise ConfigError(
+                f"{option.name} is {value!r}, and vLLM drafts whole blocks with the draft model in "
+                f"its own way; leave out {option.name}, or use the transformers backend."
+            )
 
 
 def check_row(row: Row, room: int, k: int) -> None:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cospec.arbiters.learned import DECODING, decoding_of
-from cospec.config import SamplingConfig
+from cospec.arbiters.learned import decoding_of
+from cospec.config import DECIDING, SamplingConfig
 from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.audit.dataset import (
     describe_decoding,
@@ -21,7 +21,7 @@ CONFIG = AuditConfig(num_speculative_tokens=3)
 def test_a_data_set_tells_of_the_settings_that_an_operating_point_holds_for() -> None:
     """Found: there were two lists, and only one of them had cascade."""
     told = describe_decoding(CONFIG)
-    assert set(told) == {*DECODING, "temperature"}
+    assert set(told) == {*DECIDING, "temperature"}
     changed = AuditConfig(
         num_speculative_tokens=3,
         max_corrections=2,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cospec.arbiters.learned import DECODING
+from cospec.config import DECIDING
 from cospec.errors import ConfigError
 from cospec.results import write_tensors
 from cospec.tasks.trained_on import read_hashes
@@ -98,7 +98,7 @@ def describe_decoding(config: DecodeConfig) -> dict[str, str]:
     Args:
         config: Of an audit or of rollouts, with a ``temperature``.
     """
-    names = (*DECODING, "temperature")
+    names = (*DECIDING, "temperature")
     return {name: json.dumps(getattr(config, name), default=float) for name in names}
 
 
