@@ -14,7 +14,8 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, ConfigError
 from cospec.features import ScalarFeatures, token_kinds
-from cospec.vllm_plugin.adapter import check_engine, check_threshold, load, place
+from cospec.vllm_plugin.adapter import check_engine, check_threshold, load
+from cospec.vllm_plugin.placing import place
 from cospec.vllm_plugin.requests import MAX_STOP_IDS, RequestTable, is_plain
 from cospec.vllm_plugin.settings import RequestSettings
 from tests.vllm_plugin.conftest import DRAFT, HIDDEN, OTHER_PAIRS, TARGET

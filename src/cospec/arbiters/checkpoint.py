@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save
 
 from cospec import settings
 from cospec.arbiters.guard import NUM_BUCKETS
-from cospec.arbiters.hub import CARD, FILES
 from cospec.arbiters.policy import Policy, PolicyConfig
+from cospec.arbiters.record import CARD, FILES
 from cospec.errors import ArbiterError, CheckpointError, ConfigError
 from cospec.features import KINDS, saved_features
 from cospec.results import write_text

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cospec.arbiters.record import Record
+from cospec.arbiters.record import CARD, FILES, Record
 from cospec.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"(?!.*\.gguf$)(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _METADATA = re.compile(r"\A---\n.*?\n---\n\s*", re.DOTALL)
-CARD = "README.md"
-FILES = ("config.json", "model.safetensors", CARD, "trained_on.safetensors")
-"""Files of an arbiter; a folder of a training run holds its state and metrics as well."""
 
 
 def download(repo_id: str) -> Path:

@@ -10,6 +10,10 @@ from cospec.settings import flat
 if TYPE_CHECKING:
     from cospec.results import Json
 
+CARD = "README.md"
+FILES = ("config.json", "model.safetensors", CARD, "trained_on.safetensors")
+"""Files of an arbiter; a folder of a training run holds its state and metrics as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -29,7 +29,7 @@ import numpy as np
 from scipy.stats import binom
 
 from cospec.arbiters.checkpoint import read_config
-from cospec.arbiters.hub import FILES
+from cospec.arbiters.record import FILES
 from cospec.errors import CheckpointError, ConfigError
 from cospec.evaluation.stats import wilson_interval
 from cospec.results import Json, write_text

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cospec.arbiters import load_arbiter
-from cospec.arbiters.learned import LearnedArbiter, are_other
-from cospec.arbiters.observed import Observed
+from cospec.arbiters.learned import LearnedArbiter
 from cospec.errors import ConfigError
-from cospec.features import HiddenFeatures, ScalarFeatures, token_kinds
 from cospec.models import ModelPair
 from cospec.types import Needs
 from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows
 from cospec.vllm_plugin.decisions import DecisionLog
 from cospec.vllm_plugin.metrics import StepCounts
+from cospec.vllm_plugin.placing import place
 from cospec.vllm_plugin.requests import RequestTable
 from cospec.vllm_plugin.rollouts import Recorder
 from cospec.vllm_plugin.verdicts import count_step
@@ -263,45 +262,6 @@ def exploring(arbiter: Arbiter, share: float) -> Arbiter:
             "coin by; serve a trained arbiter, or leave explore out."
         )
     return replace(arbiter, explore=share)
-
-
-def place(
-    arbiter: Arbiter,
-    device: torch.device,
-    vocab_size: int,
-    find_tokenizer: Callable[[], PreTrainedTokenizerBase | None],
-) -> Arbiter:
-    """An arbiter ready to rule in an engine: weights on its device, kinds of its tokens.
-
-    Raises:
-        ConfigError: It knows fewer tokens than the target has, and there is no tokenizer.
-    """
-    if isinstance(arbiter, Observed):
-        inner = place(arbiter.arbiter, device, vocab_size, find_tokenizer)
-        return Observed(inner, place_features(arbiter.features, device))
-    if not isinstance(arbiter, LearnedArbiter):
-        return arbiter
-    tokenizer = find_tokenizer()
-    kinds = arbiter.features.kinds
-    if tokenizer is not None:
-        kinds = token_kinds(tokenizer, vocab_size)
-    elif len(kinds) < vocab_size:
-        raise ConfigError(
-            f"arbiter {arbiter.name} knows {len(kinds)} tokens and the target has {vocab_size}; "
-            "start the engine with its tokenizer."
-        )
-    if are_other(arbiter.features.kinds, kinds[:vocab_size], tokenizer):
-        arbiter = replace(arbiter, prompt_guard=None)  # its profile is of another tokenizer's ids
-    features = place_features(replace(arbiter.features, kinds=kinds), device)
-    return replace(arbiter, policy=arbiter.policy.to(device), features=features)
-
-
-def place_features(features: ScalarFeatures, device: torch.device) -> ScalarFeatures:
-    """Features with what they look up on a device."""
-    features = replace(features, kinds=features.kinds.to(device))
-    if isinstance(features, HiddenFeatures) and features.embeddings is not None:
-        features = replace(features, embeddings=features.embeddings.to(device))
-    return features
 
 
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:

@@ -131,7 +131,7 @@ class RolloutWorker:
             parcel: Of `parcels.Sender`.
             exact_prefix_tokens: So many first tokens of each text stay lossless.
         """
-        from cospec.vllm_plugin.adapter import place  # noqa: PLC0415  # the class must load fast
+        from cospec.vllm_plugin.placing import place  # noqa: PLC0415  # the class must load fast
 
         sampler = getattr(self.model_runner, "rejection_sampler", None)
         if sampler is None:  # a pipeline stage that does not sample
