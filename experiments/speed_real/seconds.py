@@ -1,7 +1,7 @@
 """Seconds a question, and a token, of the last arm of `speed.py` against the others.
 
-Usage: python experiments/speed_real/seconds.py experiments/speed_real/sql_cascade.json \
-           experiments/text_to_sql/test_known.json
+Usage: python experiments/speed_real/seconds.py experiments/speed_real/sql_cascade.json.gz \
+           experiments/text_to_sql/test_known.json.gz
 
 The second file tells the database of each question. Intervals are those of
 `cospec.evaluation.stats.speedup_interval`: questions are drawn, then databases.
