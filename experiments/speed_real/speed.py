@@ -16,7 +16,7 @@ A run that was killed resumes from OUT.rows, which has one line a prompt and arm
 
 With --prefix-caching every arm reads the schema of a database before its first question is timed,
 as a service that knows its databases has: that question is decoded for a few tokens and not
-measured.
+measured. Arms with the same models read it once for all of them.
 
 With --shots the target is shown so many of the draft's questions about the same database with their
 answers, as in experiments/text_to_sql (arms.py), and the draft the question alone.
@@ -102,7 +102,9 @@ def main() -> None:
                 if (name, some[0][0].id, arm) in done:
                     continue
                 if first and read.get(arm) != (place := database(some[0])):
-                    warm_up({arm: runs[arm]}, first[place][1])
+                    givers = [runs[other] for other in read if read[other] == place]
+                    if not any(lend(giver, runs[arm]) for giver in givers):
+                        warm_up({arm: runs[arm]}, first[place][1])
                     read[arm] = place
                 new = [
                     {"task": name, "id": example.id, "turn": i, "arm": arm} | row
@@ -331,6 +333,28 @@ def warm_up(runs: dict[str, Generate], prompt: Any) -> None:
     """Decode a few tokens with every arm: what is measured or compiled once is done then."""
     for run in runs.values():
         run([prompt], [SamplingConfig(max_new_tokens=8)])
+
+
+def lend(giver: Generate, taker: Generate) -> bool:
+    """Give an arm what another has stored of its last prompt, so that it need not read it as well.
+
+    Returns whether it could: both have to store the same models' keys and values.
+    """
+    ours, theirs = (getattr(one, "__self__", None) for one in (giver, taker))
+    if not isinstance(ours, Engine) or not isinstance(theirs, Engine) or ours._kept is None:
+        return False
+    batch = theirs._kept or theirs._new_batch()
+    is_whole = ours.pair is theirs.pair and len(ours._kept._stores) == len(batch._stores) == 2
+    is_target = len(batch._stores) == 1 and getattr(theirs, "_role", "") == TARGET
+    if not (is_whole or is_target) or getattr(ours, "_role", "") == "draft":
+        return False
+    for s, store in enumerate(batch._stores):
+        tokens = ours._kept._stored[s][0]
+        store.reserve(1, len(tokens))
+        store.load_row(0, ours._kept._stores[s].save_row(0, len(tokens)), len(tokens))
+        batch._stored[s][:1] = [list(tokens)]
+    theirs._kept = batch
+    return True
 
 
 def play(run: Generate, problems: Sequence[tuple[Any, Any, SamplingConfig]]) -> list[Any]:

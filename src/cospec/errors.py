@@ -25,12 +25,16 @@ A message says what was wrong, the value got, what is allowed, and what to do.
 from __future__ import annotations
 
 import difflib
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cospec.types import Completion
+
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
+"""Words of torch's allocator, of its reader of files, and of C++."""
 
 
 class CospecError(Exception):
@@ -128,3 +132,12 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"unknown {kind} {name!r}{hint} Allowed: {', '.join(names)}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, on a CPU or a GPU, without loading torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)

@@ -147,7 +147,10 @@ def read_document(path: Path) -> Json:
     try:
         found = parse_json(read_text(path))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as a result file: {error}.") from None
+        raise ConfigError(
+            f"{path} cannot be read as a result file: {error}; if it was cut or changed, restore "
+            "it, or run the command that wrote it again."
+        ) from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         schema = found.get("schema") if isinstance(found, dict) else None
         raise ConfigError(

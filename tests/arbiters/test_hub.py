@@ -198,7 +198,16 @@ def test_an_interrupted_download_is_refused(cache) -> None:
     """The weights had not come; the hub's library keeps them under another name until they have."""
     (snapshot,) = cache.glob("models--someone--arbiter/snapshots/*")
     (snapshot / "model.safetensors").rename(snapshot / "model.safetensors.incomplete")
-    with pytest.raises(CheckpointError, match="is no trained arbiter"):
+    advice = f"delete {snapshot.parent.parent}, and it is downloaded again"
+    with pytest.raises(CheckpointError, match=f"is no trained arbiter: .*{advice}"):
+        load_arbiter("someone/arbiter")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_file_of_the_cache_is_refused_with_the_folder_to_delete(cache, name) -> None:
+    (file,) = cache.glob(f"models--someone--arbiter/snapshots/*/{name}")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"delete {file.parents[2]}, and it is downloaded"):
         load_arbiter("someone/arbiter")
 
 
@@ -213,6 +222,15 @@ def test_arbiters_at_hand_are_listed_with_their_numbers(
     assert str(run_folder) in out
     with pytest.raises(SystemExit, match="is no trained arbiter"):
         cospec("arbiters", run_folder.parent)
+
+
+def test_a_cached_arbiter_without_weights_is_listed_as_one_that_cannot_be_used(
+    cache, cospec, capsys
+) -> None:
+    (weights,) = cache.glob("models--someone--arbiter/snapshots/*/model.safetensors")
+    weights.unlink()
+    cospec("arbiters")
+    assert f"someone/arbiter@{'a' * 40} cannot be used: {weights.parent}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

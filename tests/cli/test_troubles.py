@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import cospec
 from cospec import ModelPair, cli
@@ -85,6 +88,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("unable to mmap 8192 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("std::bad_alloc"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
 def test_too_little_memory_suggests_a_smaller_batch(evaluate, monkeypatch, error):
@@ -136,11 +142,60 @@ def test_no_duration_is_measured_by_the_wall_clock():
     assert set(found) <= {"results.py", "cli/progress.py"}, "when it started, and when it will end"
 
 
+def test_a_clock_that_is_set_back_changes_no_duration(evaluate, monkeypatch):
+    hours = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
+    document = json.loads(evaluate().read_text())
+    assert document["provenance"]["seconds"] >= 0
+    assert all(chunk["seconds"] > 0 for chunk in document["chunks"])
+
+
+def test_half_a_result_file_is_told_with_what_to_do(evaluate, tiny, refusal, tmp_path):
+    whole = evaluate()
+    half = tmp_path / "half.json"
+    half.write_text(whole.read_text()[:5000])
+    for command in (("compare", half, whole), ("report", half, "--out", tmp_path / "r.html")):
+        told = refusal(tiny, *command)
+        assert str(half) in told and "again" in told
+
+
 def test_without_a_connection_a_hub_id_is_named_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
     with pytest.raises(CheckpointError, match=r"(?s)cannot load nobody/none.*check the hub id"):
         ModelPair.from_pretrained("nobody/none", "nobody/none", cache_dir=str(tmp_path))
+
+
+def test_memory_that_runs_out_while_a_checkpoint_is_loaded_is_no_damage(
+    monkeypatch, tmp_path, tokenizer
+):
+    random_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    def fails(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(OSError, match="Cannot allocate memory") as caught:
+        ModelPair.from_pretrained(tmp_path, tmp_path)
+    assert sentence_for(caught.value, "eval").startswith("out of memory")
+
+
+def test_a_damaged_checkpoint_of_the_cache_is_named_with_the_folder_to_delete(
+    monkeypatch, tmp_path, tokenizer
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--someone--model"
+    snapshot = folder / "snapshots" / ("a" * 40)
+    random_model("llama").save_pretrained(snapshot)
+    tokenizer.save_pretrained(snapshot)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    weights = snapshot / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=f"delete {folder}, and it is downloaded again"):
+        ModelPair.from_pretrained("someone/model", "someone/model", cache_dir=str(tmp_path))
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, tokenizer):

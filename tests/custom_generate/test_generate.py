@@ -448,7 +448,7 @@ def test_models_are_tried_once(models, inputs, usual, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"custom_generate": Collaborative(None)}, "there is no draft; pass assistant_model"),
+        ({"custom_generate": Collaborative(None)}, "there is no draft; pass it as assistant_model"),
         ({"inputs_embeds": torch.zeros(3, 2, 32)}, "inputs_embeds is given"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens is 3, and a draft is given"),
         ({"max_matching_ngram_size": 2}, "max_matching_ngram_size is 2, and a draft is given"),

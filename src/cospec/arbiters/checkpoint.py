@@ -123,7 +123,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if config.get("weights_sha256", digest := _sha256(folder / WEIGHTS)) != digest:
         raise CheckpointError(
             f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its SHA-256 is "
-            f"{digest}); copy or download the folder again."
+            f"{digest}); {_restore(folder)}copy or download the folder again."
         )
     policy = Policy(len(features.names), shape, num_hidden=features.num_hidden)
     policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items()})
@@ -274,18 +274,27 @@ def _short(value: object) -> str:
 
 def _no_arbiter(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{folder} is no trained arbiter: {error}; pass a folder that cospec train wrote."
+        f"{folder} is no trained arbiter: {error}; {_restore(folder)}pass a folder that cospec "
+        "train wrote."
     )
 
 
 def _unfit(folder: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
         f"{folder}: the weights do not fit the config ({', '.join(map(_short, names[:3]))}); "
-        "restore the folder, or train the arbiter again."
+        f"{_restore(folder)}restore the folder, or train the arbiter again."
     )
 
 
 def _damaged(folder: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{folder / CONFIG} is damaged: {reason}; restore the folder, or train the arbiter again."
+        f"{folder / CONFIG} is damaged: {reason}; {_restore(folder)}restore the folder, or train "
+        "the arbiter again."
     )
+
+
+def _restore(folder: Path) -> str:
+    """Return what to do about a damaged folder of the hub's cache; nothing about another."""
+    if folder.parent.name != "snapshots":
+        return ""
+    return f"delete {folder.parent.parent}, and it is downloaded again; or "

@@ -24,10 +24,10 @@ class Arbiters:
         from rich.console import Console
         from rich.table import Table
 
-        from cospec.arbiters.checkpoint import CONFIG, read_config
+        from cospec.arbiters.checkpoint import CONFIG, read_checkpoint
         from cospec.arbiters.hub import in_cache
         from cospec.arbiters.record import Record
-        from cospec.errors import CheckpointError
+        from cospec.errors import ArbiterError, CheckpointError
 
         table = Table(box=box.SIMPLE_HEAD)
         for column in ("--arbiter", "pair", "task", "-k", "tuned", "target"):
@@ -36,8 +36,8 @@ class Arbiters:
         given = [(str(folder), folder) for folder in self.folders]
         for spec, folder in [*_shipped(), *in_cache().items(), *given]:
             try:
-                found = Record.of(read_config(folder))
-            except CheckpointError as error:
+                found = Record.of(read_checkpoint(folder).config)
+            except (ArbiterError, CheckpointError) as error:
                 if folder in self.folders:
                     raise
                 if _is_arbiter(folder / CONFIG):  # and no model or something else of the cache

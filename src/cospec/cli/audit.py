@@ -14,7 +14,7 @@ from cospec.cli.progress import Progress
 from cospec.cli.run import Run, to_json
 from cospec.cli.views.audit import standing
 from cospec.config import SamplingConfig
-from cospec.errors import ConfigError, check_least
+from cospec.errors import ConfigError, check_least, is_out_of_memory
 from cospec.evaluation.audit.config import AuditConfig
 from cospec.results import Json
 from cospec.tasks import Split
@@ -132,7 +132,6 @@ class Audit:
     def _costs(self, pair: ModelPair, options: AuditOptions, records: list[Json]) -> list[Costs]:
         """Measure what forwards cost, at each batch size that fits into memory."""
         from cospec.cli.play import tell
-        from cospec.cli.troubles import is_out_of_memory
         from cospec.models.costs import measure_costs
 
         lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from cospec.errors import is_out_of_memory
+
 _KEPT = {
     **dict.fromkeys(
         ("audit", "bench", "calibrate", "demo", "eval"),
@@ -38,10 +40,3 @@ def sentence_for(error: BaseException, verb: str = "") -> str | None:
             f"they take.{kept}{kept and _OTHER}"
         )
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out, on a CPU or a GPU, without loading torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

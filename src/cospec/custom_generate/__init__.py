@@ -274,8 +274,9 @@ def _decode_config(config: GenerationConfig, draft: object, num_rows: int) -> De
     if draft is None:
         if config.prompt_lookup_num_tokens is None:
             raise ConfigError(
-                "there is no draft; pass assistant_model, or prompt_lookup_num_tokens to draft by "
-                "prompt lookup."
+                "there is no draft; pass it as assistant_model to the folder, or as the first "
+                "argument of Collaborative; or pass prompt_lookup_num_tokens to draft by prompt "
+                "lookup."
             )
         options |= {"num_speculative_tokens": config.prompt_lookup_num_tokens, "drafter": "ngram"}
         if (longest := config.max_matching_ngram_size) is not None:

@@ -15,7 +15,10 @@ from cospec.models.translate import translate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_OWN = "CoSpec's own engine can also draft what both spell alike (allow_different_tokenizers)."
+_OWN = (
+    "CoSpec's own engine can also draft what both spell alike: --allow-different-tokenizers, from "
+    "Python allow_different_tokenizers=True."
+)
 _SAMPLE_TEXTS = (
     "Janet's ducks lay 16 eggs per day; she sells 3.5 of them for $1,234.50.",
     "def f(x):\n    return x**2  # naïve — 東京 🙂\n\n",

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cospec.errors import CheckpointError, ConfigError, MissingExtraError
+from cospec.errors import CheckpointError, ConfigError, MissingExtraError, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,28 +168,28 @@ def _explained(source: str | Path) -> Iterator[None]:
     """Turn what the readers of a checkpoint raise into a sentence; out of memory stays as it is."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except ImportError as error:
         raise CheckpointError(
             f"{source} needs a package that is not installed: {error} -- install it, or pass a "
             "checkpoint that needs none, such as one that is not quantized."
         ) from error
     except Exception as error:  # the parsers of damaged files raise all kinds
-        if "can't allocate memory" in str(error):  # as torch says it on a CPU
+        if is_out_of_memory(error):
             raise
         raise _unreadable(source, error) from error
 
 
 def _unreadable(source: str | Path, error: Exception) -> CheckpointError:
-    advice = "restore the checkpoint, or pass another"
+    advice, reason = "restore the checkpoint, or pass another", str(error)
     if not Path(os.path.expanduser(source)).exists():
-        advice = (
-            "check the hub id and the connection; without one, only what is in the hub's cache can "
-            "be loaded; if a file there is damaged, delete its folder, and it is downloaded again"
-        )
+        name = "models--" + str(source).replace("/", "--")
+        cached = Path(constants.HF_HUB_CACHE) / name
+        advice = "check the hub id and the connection: what is not cached has to be downloaded"
+        reason = reason.partition("\n")[0]
+        if cached.is_dir():
+            advice = f"if its cache is damaged, delete {cached}, and it is downloaded again"
     return CheckpointError(
-        f"cannot load {source}: {type(error).__name__}: {error} -- {advice}; only safetensors and "
-        "GGUF are read: pickled weights (.bin, .pt) need allow_pickle=True and run whatever code "
-        "they hold."
+        f"cannot load {source}: {type(error).__name__}: {reason} -- {advice}; only safetensors and "
+        "GGUF are read: pickled weights (.bin, .pt) need --allow-pickle (allow_pickle=True) and "
+        "run whatever code they hold."
     )
