@@ -189,9 +189,15 @@ def batches(
         chunk, skip = chunk + 1, 0
 
 
+def half_precision() -> torch.autocast:
+    """Matrix products in bfloat16 where the processor multiplies in it; else it is much slower."""
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16)
+
+
 def weighted_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
     """Sum over the batch of weight x negative log-likelihood of each next token (a scalar)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with half_precision():
         logits = model(input_ids=batch.ids, use_cache=False).logits  # (B, T, V)
     losses = nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
@@ -207,7 +213,7 @@ def teacher_forced(model: nn.Module, rows: list[MicroBatch]) -> float:
     """
     num_exact, num_rows = 0, 0
     for batch in rows:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with half_precision():
             choice = model(input_ids=batch.ids, use_cache=False).logits[:, :-1].argmax(-1)
         wrong = (choice != batch.ids[:, 1:]) & (batch.weights[:, 1:] == 1)
         num_exact += int((~wrong.any(-1)).sum())
