@@ -317,10 +317,11 @@ def test_a_run_writes_its_settings_as_a_config_file_that_options_override(
 
 def test_adaptive_blocks_need_a_cost_from_the_config_file(command, tiny, tmp_path, refusal) -> None:
     """Found: each process measured one, so that a resumed run was another one."""
-    said = refusal(tiny, *command, "--adaptive")
-    assert "adaptive is on and adaptive_cost is None" in said
-    (tmp_path / "few.json").write_text('{"rollouts": {"adaptive_cost": 0.3}}')
-    it = parse([*map(str, command), "--adaptive"])
+    file = tmp_path / "few.json"
+    file.write_text('{"rollouts": {"adaptive": true}}')
+    assert "adaptive is on and adaptive_cost is None" in refusal(tiny, *command)
+    file.write_text('{"rollouts": {"adaptive": true, "adaptive_cost": 0.3}}')
+    it = parse([*map(str, command)])
     assert it.train.rollouts.adaptive and it.train.rollouts.adaptive_cost == 0.3
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from cospec import settings
 from cospec.arbiters.policy import PolicyConfig
-from cospec.config import DecodeConfig
+from cospec.config import DecodeConfig, DrafterName
 from cospec.errors import ConfigError, check_least, unknown_name
 from cospec.features import SCALAR_NAMES, FeatureSpec
 from cospec.rl.methods import METHODS, Method, MethodName
@@ -40,12 +40,15 @@ class RolloutConfig(DecodeConfig):
     """Most completions decoded together."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
+    adaptive: tyro.conf.Suppress[bool] = False
+    """As in `DecodeConfig`; set in a config file, like the six below."""
     adaptive_cost: tyro.conf.Suppress[float | None] = None
-    """As in `DecodeConfig`, and needed by adaptive blocks; set in a config file, like the four
-    below."""
+    """As in `DecodeConfig`, and needed by adaptive blocks."""
     max_corrections: tyro.conf.Suppress[int | None] = None
     """As in `DecodeConfig`."""
     cascade: tyro.conf.Suppress[bool] = False
+    """As in `DecodeConfig`."""
+    drafter: tyro.conf.Suppress[DrafterName] = "model"
     """As in `DecodeConfig`."""
     prompt_lookup_max: tyro.conf.Suppress[int] = 4
     """As in `DecodeConfig`."""
@@ -63,7 +66,7 @@ class RolloutConfig(DecodeConfig):
             raise ConfigError(
                 "adaptive is on and adaptive_cost is None: each process would measure its own, and "
                 "a run that is resumed, or replicas, would end blocks elsewhere; give a number, "
-                'such as {"rollouts": {"adaptive_cost": 0.3}} in the file of --config.'
+                'such as "adaptive_cost": 0.3 beside it in the file of --config.'
             )
 
 
