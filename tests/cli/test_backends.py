@@ -9,6 +9,7 @@ from cospec.cli.backends import BackendOptions, make_backend, make_decoders
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.models.source import PairSource
+from cospec.tasks import load_task
 from tests.cli.conftest import stop_after
 
 
@@ -41,7 +42,14 @@ def test_what_vllm_would_leave_out_of_a_pair_is_refused(setting, value) -> None:
     """Found: vLLM loaded a draft with another tokenizer as it was."""
     source = PairSource("target", "draft", **{setting: value})
     with pytest.raises(ConfigError, match=f"{setting} is {value}, which vLLM does not know; leave"):
-        BackendOptions(backend="vllm").load(source)
+        BackendOptions(backend="vllm").load(source, load_task("gsm8k"))
+
+
+def test_a_prompt_of_the_drafts_own_is_refused_for_vllm_before_anything_is_loaded() -> None:
+    """Found: it was refused once the other arms had warmed up."""
+    task = load_task("gsm8k,shots=2,draft_shots=0")
+    with pytest.raises(ConfigError, match=r"draft_shots of gsm8k,shots=2,draft_shots=0 gives"):
+        BackendOptions(backend="vllm").load(PairSource("target", "draft"), task)
 
 
 def test_another_number_of_engines_resumes_a_run(tiny, problems, tmp_path, monkeypatch) -> None:

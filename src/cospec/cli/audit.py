@@ -95,7 +95,7 @@ class Audit:
         arbiter = load_arbiter(spec)
         options = self.audit.for_arbiters([arbiter])
         task, examples = self.task.load()
-        pair = self.engine.load(self.pair)
+        pair = self.engine.load(self.pair, task)
         backend = self.engine.open(self.pair, pair, options, options.features, options.threads)
         decoders = self.engine.decoders(self.pair, pair, options.features)
         draft = decoders.plain("draft", options)

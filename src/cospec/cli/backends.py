@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
     from cospec.models.source import PairSource
     from cospec.results import Json
+    from cospec.tasks import Task
     from cospec.types import Arbiter
     from cospec.vllm_plugin.backend import VllmSource
     from cospec.vllm_plugin.settings import Records
@@ -52,17 +53,22 @@ class BackendOptions:
             )
         self._given()
 
-    def load(self, source: PairSource) -> ModelPair:
-        """Load the pair.
+    def load(self, source: PairSource, task: Task) -> ModelPair:
+        """Load the pair for the problems of a task.
 
         Under vLLM this copy is on the CPU: for tokenizer, token kinds and fingerprint, and in an
         audit for the draft's choices.
 
         Raises:
-            ConfigError: The pair has a setting that vLLM does not know.
+            ConfigError: The pair or the task has a setting that vLLM does not know.
         """
         if self.backend == "transformers":
             return source.load()
+        if "draft_shots=" in task.name:
+            raise ConfigError(
+                f"draft_shots of {task.name} gives the draft a prompt of its own, and vLLM's draft "
+                "reads the target's; leave it out, or decode with --backend transformers."
+            )
         for name, plain in (("draft_quantization", "none"), ("allow_different_tokenizers", False)):
             if (value := getattr(source, name)) != plain:
                 raise ConfigError(

@@ -82,7 +82,7 @@ class Bench:
         tries = {self._find(each) for spec in specs for each in spec.tries}
         loaded = [load_arbiter(each) for each in sorted(tries)]
         check_trained_on(loaded, test, self.strict)
-        pair = self.engine.load(self.pair)
+        pair = self.engine.load(self.pair, task)
         records = records_for(loaded)
         with self.engine.arms(self.pair, pair, records, self.threads) as how:
             benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, *how, self._find)

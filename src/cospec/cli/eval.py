@@ -51,7 +51,7 @@ class Eval:
         check_names((one.name, spec) for one, (spec, _) in zip(loaded, specs, strict=True))
         task, examples = self.task.load()
         check_trained_on(loaded, examples, self.strict)
-        pair = self.engine.load(self.pair)
+        pair = self.engine.load(self.pair, task)
         arbiters = [(spec, load_arbiter(found, pair)) for spec, found in specs]
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)
         records = records_for(arbiter for _, arbiter in arbiters)

@@ -129,7 +129,7 @@ class Train:
         set_threads(self.threads)
         problems = self._problems()
         provenance = Provenance()
-        pair = self.engine.load(self.pair)
+        pair = self.engine.load(self.pair, problems.task)
         audited = None
         if (path := self.train.warmup.warm_start) is not None:
             audited = read_origin(path, pair.fingerprint)
