@@ -42,13 +42,13 @@ def test_what_vllm_would_leave_out_of_a_pair_is_refused(setting, value) -> None:
     """Found: vLLM loaded a draft with another tokenizer as it was."""
     source = PairSource("target", "draft", **{setting: value})
     with pytest.raises(ConfigError, match=f"{setting} is {value}, which vLLM does not know; leave"):
-        BackendOptions(backend="vllm").load(source, load_task("gsm8k"))
+        BackendOptions(backend="vllm").load(source)
 
 
-def test_a_prompt_of_the_drafts_own_is_refused_for_vllm_before_anything_is_loaded() -> None:
+def test_a_prompt_of_the_drafts_own_is_refused_for_vllm_before_anything_is_loaded(problems) -> None:
     """Found: it was refused once the other arms had warmed up."""
-    task = load_task("gsm8k,shots=2,draft_shots=0")
-    with pytest.raises(ConfigError, match=r"draft_shots of gsm8k,shots=2,draft_shots=0 gives"):
+    task = load_task(f"jsonl:{problems},scorer=numeric,shots=2,draft_shots=0")
+    with pytest.raises(ConfigError, match=r"draft_shots of jsonl:.*draft_shots=0 gives the draft"):
         BackendOptions(backend="vllm").load(PairSource("target", "draft"), task)
 
 

@@ -53,8 +53,8 @@ class BackendOptions:
             )
         self._given()
 
-    def load(self, source: PairSource, task: Task) -> ModelPair:
-        """Load the pair for the problems of a task.
+    def load(self, source: PairSource, task: Task | None = None) -> ModelPair:
+        """Load the pair, for the problems of a task.
 
         Under vLLM this copy is on the CPU: for tokenizer, token kinds and fingerprint, and in an
         audit for the draft's choices.
@@ -64,7 +64,7 @@ class BackendOptions:
         """
         if self.backend == "transformers":
             return source.load()
-        if "draft_shots=" in task.name:
+        if task is not None and "draft_shots=" in task.name:
             raise ConfigError(
                 f"draft_shots of {task.name} gives the draft a prompt of its own, and vLLM's draft "
                 "reads the target's; leave it out, or decode with --backend transformers."
