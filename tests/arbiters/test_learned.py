@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cospec import Engine, SamplingConfig, load_arbiter
+from cospec import Engine, load_arbiter
 from cospec.arbiters.guard import mismatch_rate
 from cospec.errors import ArbiterError
 from cospec.models.cache import CachedModel, Output
@@ -18,6 +19,7 @@ from cospec.types import MismatchBatch, Needs, Origin
 from tests.arbiters.trained import (
     SAMPLING,
     STATES,
+    Together,
     decode,
     hidden,
     learned,
@@ -26,6 +28,13 @@ from tests.arbiters.trained import (
     with_states,
 )
 from tests.conftest import EOS, family_pair, some_prompts
+
+
+@functools.cache
+def alone(family: str) -> list[list[int]]:
+    """The texts of a target, which everything lossless has to write."""
+    done = Engine.target_only(family_pair(family)).generate(some_prompts(5), SAMPLING)
+    return [completion.token_ids for completion in done]
 
 
 def test_it_keeps_the_drafts_token_where_the_probability_exceeds_the_threshold() -> None:
@@ -68,8 +77,7 @@ def test_in_training_it_keeps_where_the_uniform_is_below_the_probability() -> No
 
 @pytest.mark.parametrize(("family", "k"), [("llama", 1), ("gemma2", 4), ("llama", 7)])
 def test_threshold_one_is_lossless(family: str, k: int) -> None:
-    pair = family_pair(family)
-    target = Engine.target_only(pair).generate(some_prompts(5), SAMPLING)
+    """Of three networks that rule side by side; one that kept something would show."""
     sure = policy()
     with torch.no_grad():
         sure.layers[-1].bias.fill_(1e4)  # even where the probability is 1 in float32
@@ -77,11 +85,13 @@ def test_threshold_one_is_lossless(family: str, k: int) -> None:
     with torch.no_grad():
         corrected.correction.weight.fill_(3.0)
         corrected.correction.bias.fill_(1e4)
-    for network in (policy(), sure, corrected):
-        done = decode(pair, learned(network, threshold=1.0), k)
-        assert [c.token_ids for c in done] == [c.token_ids for c in target]
-        assert sum(c.stats.num_mismatches for c in done) > 0
-        assert not any(c.stats.num_overrides for c in done)
+    networks = {"random": policy(), "sure": sure, "corrected": corrected}
+    rules = Together([learned(one, threshold=1.0, label=name) for name, one in networks.items()])
+    done = decode(family_pair(family), rules, k)
+    assert [c.token_ids for c in done] == alone(family)
+    assert rules.kept == set()
+    assert sum(c.stats.num_mismatches for c in done) > 0
+    assert not any(c.stats.num_overrides for c in done)
 
 
 def test_threshold_one_draws_what_lossless_sampling_draws() -> None:
@@ -115,8 +125,7 @@ def test_a_policy_that_answers_nan_rules_for_the_target_and_is_counted(explore) 
         network.layers[-1].bias.fill_(math.nan)
     it = learned(network, threshold=0.0, explore=explore)
     done = decode(family_pair("llama"), it, seed=0)
-    target = Engine.target_only(family_pair("llama")).generate(some_prompts(5), SAMPLING)
-    assert [c.token_ids for c in done] == [c.token_ids for c in target]
+    assert [c.token_ids for c in done] == alone("llama")
     for c in done:
         assert c.stats.num_non_finite_scores == c.stats.num_mismatches
         assert c.origins.count(Origin.OVERRIDE) == 0
@@ -165,11 +174,10 @@ def test_states_that_are_not_finite_rule_for_the_target_and_are_counted(monkeypa
             output.hidden[:, :, 3] = math.inf  # of the arbiter's copy: the logits are there already
         return output
 
-    target = Engine.target_only(pair).generate(some_prompts(5), SAMPLING)
     assert any(c.stats.num_overrides for c in decode(pair, hidden(pair).with_threshold(0.0)))
     monkeypatch.setattr(CachedModel, "read", spoilt)
     done = decode(pair, hidden(pair).with_threshold(0.0))
-    assert [c.token_ids for c in done] == [c.token_ids for c in target]
+    assert [c.token_ids for c in done] == alone("llama")
     for c in done:
         assert c.stats.num_non_finite_scores == c.stats.num_mismatches
 
@@ -195,10 +203,9 @@ def test_nothing_is_kept_where_a_text_has_more_mismatches_than_in_training() -> 
 def test_an_arbiter_with_hidden_states_that_keeps_nothing_is_lossless(k, batch_size) -> None:
     """Catching the states changes nothing of what the models say."""
     pair = family_pair("llama")
-    prompts, sampling = some_prompts(5), SamplingConfig(max_new_tokens=24)
     it = hidden(pair).with_threshold(1.0)
     engine = Engine(pair, it, num_speculative_tokens=k, batch_size=batch_size)
-    done = engine.generate(prompts, sampling)
-    alone = Engine.target_only(pair).generate(prompts, sampling)
-    assert [one.token_ids for one in done] == [one.token_ids for one in alone]
+    prompts = some_prompts(5)[: None if batch_size > 1 else 2]
+    done = engine.generate(prompts, SAMPLING)
+    assert [one.token_ids for one in done] == alone("llama")[: len(prompts)]
     assert sum(one.stats.num_mismatches for one in done) > 0

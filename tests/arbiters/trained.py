@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,7 @@ from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import KINDS, SCALAR_NAMES, ScalarFeatures, make_features
-from cospec.types import Arbiter, Completion, MismatchBatch
+from cospec.types import Arbiter, Completion, MismatchBatch, Needs, Ruling
 from tests.conftest import VOCAB, some_prompts
 
 if TYPE_CHECKING:
@@ -75,6 +77,25 @@ def mismatches(num: int = 40, k: int = 4, seed: int = 1) -> MismatchBatch:
 def decode(pair: ModelPair, arbiter: Arbiter, k: int = 4, **changes: Any) -> list[Completion]:
     engine = Engine(pair, arbiter, num_speculative_tokens=k)
     return engine.generate(some_prompts(5), SamplingConfig(**dict(max_new_tokens=24) | changes))
+
+
+@dataclass
+class Together:
+    """Keeps what any of several arbiters keeps, so that all are lossless if it is."""
+
+    arbiters: list[Arbiter]
+    kept: set[str] = field(default_factory=set)
+    """Names of those that have kept a draft's token."""
+    name: str = "together"
+
+    @property
+    def needs(self) -> Needs:
+        return reduce(or_, (one.needs for one in self.arbiters))
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        rulings = {one.name: one.rule(batch).keep_draft for one in self.arbiters}
+        self.kept |= {name for name, keep_draft in rulings.items() if keep_draft.any()}
+        return Ruling(torch.stack([*rulings.values()]).any(dim=0))
 
 
 STATES = ("target_hidden", "target_hidden_after", "draft_hidden")
