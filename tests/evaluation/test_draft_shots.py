@@ -48,7 +48,7 @@ def test_problems_have_a_prompt_for_each_model(pair, both):
 
 def test_each_arm_of_an_evaluation_reads_its_own(pair, both):
     examples = both.examples("test")
-    (prompts, _), config = encode_problems(pair, both, examples), DecodeConfig(3, batch_size=2)
+    (prompts, _), config = encode_problems(pair, both, examples), DecodeConfig(3, batch_size=9)
     arms = make_arms(pair, [("gap", load_arbiter("gap:max_gap=9"))], config)
     run = Evaluation(arms, both, examples, max_new_tokens=NUM_TOKENS)
     rows = rows_by_arm(run.turns(warm_up=False))
@@ -71,7 +71,7 @@ def test_each_arm_of_an_evaluation_reads_its_own(pair, both):
 def test_an_audit_reads_a_path_with_the_drafts_own_prompt(pair, both):
     examples = both.examples("test", 4)
     prompts, _ = encode_problems(pair, both, examples)
-    config = AuditConfig(batch_size=8, max_new_tokens=NUM_TOKENS, oracle=False)
+    config = AuditConfig(batch_size=64, max_new_tokens=NUM_TOKENS, oracle=False)
     records = Auditor(pair, both, config).audit(examples)
     sampling = SamplingConfig(NUM_TOKENS, stop=both.stop)
     paths = Engine.target_only(pair).generate(prompts, sampling)

@@ -46,14 +46,14 @@ def arbiters(*specs):
     return [(spec, load_arbiter(spec)) for spec in specs]
 
 
-def evaluation(pair, task, batch_size=2, **changes):
+def evaluation(pair, task, batch_size=2, number=None, **changes):
     arms = make_arms(
         pair,
         arbiters("random:rate=0.5", "lossless", "always_draft"),
         DecodeConfig(3, batch_size=batch_size),
     )
     settings = dict(max_new_tokens=MAX_NEW_TOKENS, chunk_size=2) | changes
-    return Evaluation(arms, task, task.examples("test"), **settings)
+    return Evaluation(arms, task, task.examples("test", number), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,16 @@ def played(pair, task):
 
 def test_what_is_drawn_for_a_problem_depends_on_no_chunk(pair, task):
     """Found: it depended on the place in the chunk, so on batch size and number of problems."""
-    runs = (evaluation(pair, task, temperature=1.0, chunk_size=size) for size in (1, 4))
+    runs = (
+        evaluation(pair, task, size, 5, temperature=1.0, chunk_size=size, max_new_tokens=12)
+        for size in (1, 4)
+    )
     small, large = (
-        {(row["arm"], row["id"]): row["text"] for turn in run.turns() for row in turn.rows}
+        {
+            (row["arm"], row["id"]): row["text"]
+            for turn in run.turns(warm_up=False)
+            for row in turn.rows
+        }
         for run in runs
     )
     assert small == large
@@ -232,8 +239,8 @@ def test_a_stricter_score_is_reported_where_the_task_has_one(pair, task, played)
     def scorer(example, text):
         return Score(1.0, strict="e" in text)
 
-    it = evaluation(pair, dataclasses.replace(task, scorer=scorer), chunk_size=9)
-    result = it.result(list(it.turns()))
+    it = evaluation(pair, dataclasses.replace(task, scorer=scorer), batch_size=9, chunk_size=9)
+    result = it.result(list(it.turns(warm_up=False)))
     for arm in result["arms"]:
         strict = [row["strict"] for row in result["rows"] if row["arm"] == arm["name"]]
         assert arm["accuracy"] == 1.0
@@ -318,10 +325,10 @@ def test_each_part_of_a_mixture_has_its_own_figures(played, pair, task):
         task, name="never", source=lambda split, number, seed: renamed[:number],
         scorer=lambda example, text: Score(0.0), max_new_tokens=3,
     )  # fmt: skip
-    both = mixture([(task, 2), (never, 1)])
-    arms = make_arms(pair, arbiters("always_draft"), DecodeConfig(3, batch_size=2))
+    both = mixture([(dataclasses.replace(task, max_new_tokens=24), 2), (never, 1)])
+    arms = make_arms(pair, arbiters("always_draft"), DecodeConfig(3, batch_size=5))
     it = Evaluation(arms, both, both.examples("test", 9), chunk_size=4)
-    result = it.result(list(it.turns()))
+    result = it.result(list(it.turns(warm_up=False)))
     parts = result["parts"]
     assert list(parts) == [task.name, "never"]
     for i, arm in enumerate(result["arms"]):
@@ -348,7 +355,8 @@ def test_problems_in_groups_are_compared_over_groups_too(pair, tmp_path):
     path = tmp_path / "letters.jsonl"
     rows = [{"question": w, "answer": "y", "group": len(w) % 3} for w in WORDS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    it = evaluation(pair, load_task(f"jsonl:{path},scorer=regex,split=test"))
+    grouped = load_task(f"jsonl:{path},scorer=regex,split=test")
+    it = evaluation(pair, grouped, batch_size=9, chunk_size=9)
     turns = list(it.turns(warm_up=False))
     result = it.result(turns)
     groups = [example.group for example in it.examples]
@@ -382,7 +390,7 @@ def test_a_text_that_several_arms_write_is_scored_once(pair, task, monkeypatch):
         return score(it, example, text)
 
     monkeypatch.setattr(type(task), "score", counted)
-    it = evaluation(pair, task)
-    rows = [row for turn in it.turns() for row in turn.rows]
+    it = evaluation(pair, task, batch_size=5, chunk_size=4)
+    rows = [row for turn in it.turns(warm_up=False) for row in turn.rows]
     assert len(scored) == len(set(scored)) < len(rows)
     assert set(scored) == {(row["id"], row["text"]) for row in rows}
