@@ -40,11 +40,12 @@ def texts(rollouts: list[Rollout]) -> list[list[int]]:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_item_has_one_text_in_any_order_and_any_batch(backend, temperature) -> None:
-    all_at_once = texts(backend.complete(items(temperature), COIN))
-    backwards = texts(backend.complete(items(temperature)[::-1], COIN))[::-1]
-    alone = [texts(backend.complete([item], COIN))[0] for item in items(temperature)]
+    some = items(temperature)[:4]
+    all_at_once = texts(backend.complete(some, COIN))
+    backwards = texts(backend.complete(some[::-1], COIN))[::-1]
+    alone = [texts(backend.complete([item], COIN))[0] for item in some]
     assert all_at_once == backwards == alone
-    other = [replace(item, stream=item.stream + 9) for item in items(temperature)]
+    other = [replace(item, stream=item.stream + 9) for item in some]
     assert texts(backend.complete(other, COIN)) != all_at_once
 
 

@@ -66,7 +66,7 @@ def evaluate(tmp_path):
 
     import cospec.lm_eval.model  # noqa: F401  # registers
 
-    problems = write_task(tmp_path, 12)
+    problems = write_task(tmp_path, 6)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
 
     def run(model_args: Any, **changes: Any) -> tuple[list[str], dict[str, Any]]:
@@ -92,7 +92,7 @@ def test_lossless_gives_the_answers_of_the_target_alone_through_the_whole_harnes
     texts, results = evaluate("pair=bundled:family,arbiter=lossless,k=3", batch_size=4)
     assert texts == [completion.text for completion in alone]
     stats = results["config"]["generation_stats"]
-    assert stats["num_tokens"] == sum(len(c.token_ids) for c in alone) > 100
+    assert stats["num_tokens"] == sum(len(c.token_ids) for c in alone) > 60
     assert stats["num_target_forwards"] < stats["num_tokens"] / 2 and stats["num_overrides"] == 0
     numbers = [[w for w in c.text.replace(".", " ").split() if w.isdecimal()][-1:] for c in alone]
     right = [[p["answer"]] == n for p, n in zip(evaluate.problems, numbers, strict=True)]
@@ -151,9 +151,8 @@ def test_sampled_answers_follow_the_seed_and_differ_from_request_to_request(mode
     sampled = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 4}
     asked = [("the hen", sampled)] * 36  # more than the engine gets at a time
     texts = model(batch_size=2).generate_until(requests(*asked))
-    assert texts == model(batch_size=2).generate_until(requests(*asked))
     assert len(set(texts)) > 25
-    assert texts != model(batch_size=2, seed=1).generate_until(requests(*asked))
+    assert texts[:8] != model(batch_size=8, seed=1).generate_until(requests(*asked[:8]))
     assert texts == model(batch_size=1).generate_until(requests(*asked)), "chunks are of 16"
 
 

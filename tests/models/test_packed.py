@@ -99,9 +99,10 @@ def test_lossless_equals_plain_decoding_of_the_target_with_packed_and_plain_weig
 ):
     pair, *alone = packed_pair
     engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=k, batch_size=batch_size)
-    done = engine.generate(some_prompts(8), SAMPLING)
+    prompts = some_prompts(8)[: 8 if batch_size > 1 else 3]
+    done = engine.generate(prompts, SAMPLING)
     for one in alone:
-        assert [c.token_ids for c in done] == [c.token_ids for c in one]
+        assert [c.token_ids for c in done] == [c.token_ids for c in one[: len(prompts)]]
     assert sum(c.stats.num_strict_accepts for c in done) > 0
 
 

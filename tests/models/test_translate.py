@@ -80,7 +80,7 @@ def test_an_8_bit_draft_with_another_tokenizer_is_lossless_too(folders):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_lossless_decoding_is_the_targets_own(pair, temperature, request):
     exact = SamplingConfig(max_new_tokens=40)
-    lossless = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=3, batch_size=250)
+    lossless = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=3, batch_size=1000)
     if not temperature:
         found = lossless.generate(PROMPTS, exact)
         assert [c.token_ids for c in found] == texts(Engine.target_only(pair), exact)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 NUM_TOKENS, K = 20, 4
-DECODE = DecodeConfig(K, batch_size=64)
+DECODE = DecodeConfig(K, batch_size=256)
 
 
 def collector(pair: ModelPair, task: Task, **changes: object) -> Collector:
@@ -42,7 +42,7 @@ def collector(pair: ModelPair, task: Task, **changes: object) -> Collector:
         group_size=2,
         branches_per_rollout=100.0,
         num_speculative_tokens=K,
-        batch_size=64,
+        batch_size=256,
         max_new_tokens=NUM_TOKENS,
     )
     config = train_config(**settings | changes)

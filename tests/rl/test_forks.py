@@ -37,6 +37,20 @@ def play(pair, task, scorer, seen=None, temperature=0.0):
     return noted
 
 
+def finished(pair, begun: list[tuple[list[int], list[int]]]) -> list[str]:
+    """The answers of the target alone that begin so, each decoded from its prompt."""
+    prompts = [prompt + ids for prompt, ids in begun]
+    settings = [SamplingConfig(max_new_tokens=LIMIT - len(ids)) for _, ids in begun]
+    rests = Engine.target_only(pair, batch_size=256).generate(prompts, settings)
+    return [
+        pair.tokenizer.decode(
+            ids + (rest.token_ids if ids[-1] not in pair.eos_token_ids else []),
+            skip_special_tokens=True,
+        )
+        for (_, ids), rest in zip(begun, rests, strict=True)
+    ]
+
+
 def test_a_fork_goes_on_as_the_target_would(pair, task) -> None:
     solutions = [own_text(pair, 30), replace(own_text(pair, 18), place=1)]
     texts, forks = [], []
@@ -50,16 +64,14 @@ def test_a_fork_goes_on_as_the_target_would(pair, task) -> None:
     )
     assert len(forks) > 10
     assert {fork.solution.place for fork in forks} == {0, 1}
-    for fork, (name, text) in zip(forks, texts, strict=True):
+    begun = []
+    for fork, (name, _) in zip(forks, texts, strict=True):
         assert name == f"x/{fork.solution.place}"
         one = fork.solution
         prompt, answer = one.ids[: one.num_prompt_tokens], one.ids[one.num_prompt_tokens :]
-        begun = [*answer[: fork.position], fork.token_id]
+        begun.append((prompt, [*answer[: fork.position], fork.token_id]))
         assert fork.token_id != answer[fork.position]
-        settings = SamplingConfig(max_new_tokens=LIMIT - len(begun))
-        (rest,) = Engine.target_only(pair).generate([prompt + begun], settings)
-        whole = begun + (rest.token_ids if fork.token_id not in pair.eos_token_ids else [])
-        assert text == pair.tokenizer.decode(whole, skip_special_tokens=True)
+    assert [text for _, text in texts] == finished(pair, begun)
 
 
 @torch.inference_mode()
@@ -70,23 +82,21 @@ def test_a_decision_is_worth_what_the_target_makes_of_both_tokens(pair, task) ->
     def scorer(example, text):
         return Score(float(len(text) % 2))
 
-    def worth(begun):
-        settings = SamplingConfig(max_new_tokens=LIMIT - len(begun))
-        (rest,) = Engine.target_only(pair).generate([prompt + begun], settings)
-        whole = begun + (rest.token_ids if begun[-1] not in pair.eos_token_ids else [])
-        return scorer(None, pair.tokenizer.decode(whole, skip_special_tokens=True)).correct
-
     solution = pair.tokenizer.decode(answer, skip_special_tokens=True)
     one = replace(one, worth=float(scorer(None, solution).correct))
     p, q = (
         model(torch.tensor([one.ids])).logits[0].argmax(dim=-1)[len(prompt) - 1 : -1].tolist()
         for model in (pair.target, pair.draft)
     )
-    expected = [
-        float(worth([*answer[:at], q[at]])) - float(worth([*answer[:at], p[at]]))
-        for at, token in enumerate(answer)
-        if p[at] != q[at] and token in (p[at], q[at])
-    ]
+    places = [at for at, token in enumerate(answer) if p[at] != q[at] and token in (p[at], q[at])]
+    drafts, targets = (
+        [
+            float(scorer(None, text).correct)
+            for text in finished(pair, [(prompt, [*answer[:at], ids[at]]) for at in places])
+        ]
+        for ids in (q, p)
+    )
+    expected = [a - b for a, b in zip(drafts, targets, strict=True)]
     _, delta = solution_decisions(
         pair, make_features("scalar", pair), [one], worth_of=play(pair, task, scorer)
     )

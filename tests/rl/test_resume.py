@@ -51,15 +51,23 @@ def test_a_run_interrupted_after_each_round_ends_as_one_that_was_not(
     assert arbiter.policy is last.state.policy
 
 
+@pytest.fixture(scope="module")
+def first_state(pair, task, tmp_path_factory) -> bytes:
+    """What a run keeps after its first round."""
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.raises(StopHereError):
+        trainer(pair, task, folder).run(stop)
+    return (folder / "state.pt").read_bytes()
+
+
 @pytest.mark.parametrize("moment", ["branch", "update", "evaluate", "save"])
 def test_a_round_that_is_cut_short_is_played_again(
-    whole, pair, task, tmp_path, monkeypatch, moment
+    whole, first_state, pair, task, tmp_path, monkeypatch, moment
 ) -> None:
     """In the second round, whose file of the first round stands until its own is whole."""
+    (tmp_path / "state.pt").write_bytes(first_state)
     it = trainer(pair, task, tmp_path)
-    with pytest.raises(StopHereError):
-        it.run(stop)
-    state = (tmp_path / "state.pt").read_bytes()
+    assert it.state.round == 1
     owner = {"branch": it.collector, "evaluate": it}.get(moment, cospec.rl.trainer)
     with monkeypatch.context() as patch:
         if moment == "save":
@@ -68,7 +76,7 @@ def test_a_round_that_is_cut_short_is_played_again(
             patch.setattr(owner, moment, lambda *_: stop({}))
         with pytest.raises(StopHereError):
             it.run()
-    assert (tmp_path / "state.pt").read_bytes() == state
+    assert (tmp_path / "state.pt").read_bytes() == first_state
     again = trainer(pair, task, tmp_path)
     assert again.state.round == 1
     again.run()
@@ -140,12 +148,13 @@ def test_a_control_interrupted_after_each_round_ends_as_one_that_was_not(
     pair, task, tmp_path, method
 ) -> None:
     """The running baseline of reinforce is part of the state."""
-    whole = trainer(pair, task, method=method)
+    train = partial(trainer, pair, task, method=method, num_rounds=2)
+    whole = train()
     whole.run()
-    for _ in range(3):
+    for _ in range(2):
         with pytest.raises(StopHereError):
-            trainer(pair, task, tmp_path, method=method).run(stop)
-    last = trainer(pair, task, tmp_path, method=method)
+            train(folder=tmp_path).run(stop)
+    last = train(folder=tmp_path)
     last.run(stop)
     assert_same_state(last, whole)
     assert (last.state.running_reward is not None) == (method == "reinforce")
@@ -155,12 +164,12 @@ def test_a_warm_run_interrupted_after_a_round_ends_as_one_that_was_not(
     pair, task, tmp_path
 ) -> None:
     path = audit_file(tmp_path)
-    whole = trainer(pair, task, warm_start=path)
+    train = partial(trainer, pair, task, warm_start=path, num_rounds=2)
+    whole = train()
     whole.run()
-    for _ in range(2):
-        with pytest.raises(StopHereError):
-            trainer(pair, task, tmp_path, warm_start=path).run(stop)
-    last = trainer(pair, task, tmp_path, warm_start=path)
+    with pytest.raises(StopHereError):
+        train(folder=tmp_path).run(stop)
+    last = train(folder=tmp_path)
     last.run()
     assert_same_state(last, whole)
 

@@ -265,6 +265,7 @@ def test_training_stops_after_so_many_evaluations_without_a_better_one(
         tune_every=tune_every,
         patience=patience,
         prompts_per_round=2,
+        max_new_tokens=5,
     )
     snapshots = scripted(it, accuracies)
     it.run()
