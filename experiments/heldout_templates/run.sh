@@ -20,5 +20,7 @@ for pair in specialist family; do
     heldout bundled:$pair test --folds 1 --arms fold-seed1-n4000 fold-seed2-n4000 target
     heldout bundled:$pair test --folds 0 --arms fold-seed0-n4000 --check
     heldout bundled:$pair test --arms shipped --shipped src/cospec/bundled/arbiters/$pair
+    heldout bundled:$pair scratch --num-rounds 2  # forty-five minutes
+    heldout bundled:$pair test --arms fold-seed0-scratch2
 done
 python experiments/heldout_templates/summarise.py "$work" --tiers 10

@@ -1,6 +1,6 @@
 """Gather the bits of a run of `heldout.py` into one result file a pair.
 
-    python experiments/heldout_templates/summarise.py FOLDER --tiers 5
+    python experiments/heldout_templates/summarise.py FOLDER [--add]
 
 `experiments/readme.py` makes the tables from these files: all figures come from the bits. Intervals
 are drawn over the templates.
@@ -143,7 +143,9 @@ def contest(pair: str) -> str:
     for arm in result["arms"]:
         if not arm.startswith("fold-"):
             continue
-        rivals = (arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds"))
+        rivals = [arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds")]
+        if "-scratch" in arm:
+            rivals.insert(0, "fold-seed0-n8000")
         for rival in dict.fromkeys(rivals):
             if rival in result["arms"] and rival != arm:
                 lines.append(f"| {arm} over {rival} | {gain(result, arm, rival)} |")
@@ -169,12 +171,23 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=Path, help="the folder of heldout.py")
-    parser.add_argument("--tiers", type=int, required=True, help="tiers of which twins are sought")
+    parser.add_argument("--tiers", type=int, default=10, help="tiers of which twins are sought")
+    parser.add_argument("--add", action="store_true", help="arms to the result files that exist")
     args = parser.parse_args()
     for pair in PAIRS:
-        head = {"schema": 1, "command": "heldout_templates", "pair": f"bundled:{pair}"}
-        result = head | gather(args.work / pair)
-        add_twins(result, args.tiers)
+        if not (args.work / pair).exists():
+            continue
+        found = gather(args.work / pair)
+        if args.add:
+            result = read(pair)
+            assert found["problems_sha256"] == result["problems_sha256"], "paired by problem"
+            assert found["arms"][BASE]["correct"] == result["arms"][BASE]["correct"]
+            result["arms"] = dict(sorted((found["arms"] | result["arms"]).items()))
+            result["training"] |= found["training"]
+        else:
+            head = {"schema": 1, "command": "heldout_templates", "pair": f"bundled:{pair}"}
+            result = head | found
+            add_twins(result, args.tiers)
         write_json(HERE / f"heldout_templates_{pair}.json", result)
         print(table(pair), contest(pair), sep="\n\n")
 
