@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from cospec import Engine, ModelPair, cli
 from cospec.cli.options import PairOptions
+from cospec.evaluation import evaluate
+from tests.conftest import disturbed, random_model
+
+
+@pytest.fixture(scope="session")
+def shallow_pair(tokenizer) -> ModelPair:
+    """One layer each, as depth is nothing that a command knows of, and half of the time."""
+    target = random_model("llama", num_hidden_layers=1)
+    return ModelPair(target, disturbed(target, 0.12), tokenizer, ("the draft has no name",))
 
 
 @pytest.fixture
-def tiny(monkeypatch, llama_pair, tokenizer):
+def tiny(monkeypatch, shallow_pair):
     """Runs a command; every pair that it asks for is the tiny one. Has the pairs asked for."""
-    pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer, ("the draft has no name",))
+    pair = replace(shallow_pair)
     asked_for = []
 
     def load(options: PairOptions) -> ModelPair:
@@ -26,6 +36,8 @@ def tiny(monkeypatch, llama_pair, tokenizer):
         cli.main()
 
     monkeypatch.setattr(PairOptions, "load", load)
+    for name in ("_NUM_WARM_UP_PROMPTS", "_NUM_WARM_UP_TOKENS"):
+        monkeypatch.setattr(evaluate, name, 1)  # what is not timed needs no more
     run.asked_for, run.pair = asked_for, pair
     return run
 

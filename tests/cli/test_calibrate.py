@@ -42,13 +42,13 @@ def folder(tmp_path, tokenizer):
 
 @pytest.fixture
 def letters(tmp_path):
-    """Twelve problems of the tune split and two of train, right if there is a y in the answer."""
+    """Twelve problems of the tune split and two of train, right if there is an h in the answer."""
     questions = ["the hen" + "s" * i + " and" * j for i in range(20) for j in range(8)]
     tune = [q for q in questions if split_of(q) == "tune"][:12]
     train = [q for q in questions if split_of(q) == "train"][:2]
     assert len(tune) == 12
     path = tmp_path / "letters.jsonl"
-    rows = [{"question": question, "answer": "y"} for question in [*tune, *train]]
+    rows = [{"question": question, "answer": "h"} for question in [*tune, *train]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"jsonl:{path},scorer=regex"
 
@@ -67,7 +67,7 @@ def calibrate(tiny, letters, folder):
 @pytest.fixture
 def quick(calibrate):
     """The same with one threshold and short answers, where neither matters."""
-    return partial(calibrate, thresholds=(0.5,), length=8)
+    return partial(calibrate, thresholds=(0.5,), length=4)
 
 
 def points(folder):
@@ -108,11 +108,9 @@ def test_the_most_accurate_threshold_becomes_a_point_that_an_arbiter_can_be_load
     assert not list(tmp_path.rglob("*.part*"))
 
 
-def test_a_point_that_is_used_with_other_settings_is_noted(
-    tiny, calibrate, folder, letters, capsys
-):
+def test_a_point_that_is_used_with_other_settings_is_noted(tiny, quick, folder, letters, capsys):
     """Found: what was certified at one block length was used at any without a word."""
-    calibrate("-k", 3, "--max-corrections", 2, "--aim", "guarantee", "--epsilon", 0.9)
+    quick("-k", 3, "--max-corrections", 2, "--aim", "guarantee", "--epsilon", 0.9)
     decoding = points(folder)["guarantee"]["decoding"]
     assert decoding.keys() - {*ALWAYS_TOLD, "temperature", "max_new_tokens"} == {
         "num_speculative_tokens", "max_corrections",
@@ -120,7 +118,7 @@ def test_a_point_that_is_used_with_other_settings_is_noted(
     arbiter = load_arbiter(f"{folder}:point=guarantee")
     assert arbiter.threshold < 1
     same = DecodeConfig(num_speculative_tokens=3, max_corrections=2, batch_size=1)
-    sampling = SamplingConfig(max_new_tokens=24)
+    sampling = SamplingConfig(max_new_tokens=4)
     assert notes_on(arbiter, same) == notes_on(arbiter, same, sampling) == ()
     other = same.with_options(max_corrections=None, drafter="ngram")
     (note,) = notes_on(arbiter, other, replace(sampling, temperature=0.5))
@@ -137,9 +135,9 @@ def test_a_point_that_is_used_with_other_settings_is_noted(
     capsys.readouterr()
     evaluate = ["eval", "--pair", "bundled:tiny", "--task", letters, "--split", "tune"]
     evaluate += ["--num-problems", 2, "--arbiter", f"{folder}:point=guarantee", "-k", 3]
-    tiny(*evaluate, "--max-new-tokens", 24, "--max-corrections", 2)
+    tiny(*evaluate, "--max-new-tokens", 4, "--max-corrections", 2)
     assert "was chosen for another" not in capsys.readouterr().err
-    tiny(*evaluate, "--max-new-tokens", 20, "--exact-prefix-tokens", 2)
+    tiny(*evaluate, "--max-new-tokens", 3, "--exact-prefix-tokens", 2)
     said = "for another max_corrections, max_new_tokens, exact_prefix_tokens: "
     assert said in capsys.readouterr().err
 
@@ -223,17 +221,17 @@ def audit(tiny, letters, data):
     """Write the mismatches of the tune problems, with whose branch of each is right."""
     if not _MADE:
         tiny(
-            "audit", "--task", letters, "--split", "tune", "--max-new-tokens", 24, "--no-oracle",
+            "audit", "--task", letters, "--split", "tune", "--max-new-tokens", 12, "--no-oracle",
             "--cost-batch-sizes", 1, "--max-k", 1, "--dataset", data,
         )  # fmt: skip
         _MADE.append(data.read_bytes())
     data.write_bytes(_MADE[0])
 
 
-def test_the_scores_are_held_against_an_audit(tiny, calibrate, folder, letters, tmp_path, capsys):
+def test_the_scores_are_held_against_an_audit(tiny, quick, folder, letters, tmp_path, capsys):
     data, result = tmp_path / "m.safetensors", tmp_path / "r.json"
     audit(tiny, letters, data)
-    calibrate("--dataset", data, "--json", result)
+    quick("--dataset", data, "--json", result)
     scores = json.loads(result.read_text())["calibration"]["reliability"]
     assert 0 < scores["num_differing"] < scores["num_mismatches"]
     assert sum(row["num_mismatches"] for row in scores["bins"]) == scores["num_differing"]
@@ -271,7 +269,7 @@ def test_an_audit_of_another_pair_says_nothing_of_the_scores(
 
 def test_an_interrupted_run_goes_on_where_it_stopped(quick, folder, tmp_path, monkeypatch):
     whole, result = tmp_path / "whole.json", tmp_path / "r.json"
-    chunks = ("--batch-size", 4)
+    chunks = ("--batch-size", 6)
     quick("--json", whole, *chunks)
     before = points(folder)
     with monkeypatch.context() as patch:

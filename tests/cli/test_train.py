@@ -24,10 +24,10 @@ from tests.rl.helpers import audit_file
 
 @pytest.fixture
 def letters(tmp_path):
-    """A task with a train and a tune split: right is an answer with a y in it."""
+    """A task with a train and a tune split: right is an answer with an h in it."""
     path = tmp_path / "letters.jsonl"
     words = [f"{a} {b} {c}" for a, b, c in itertools.product(["the", "on", "ten"], repeat=3)]
-    rows = [{"question": text + end, "answer": "y"} for text in words for end in ("s", "")]
+    rows = [{"question": text + end, "answer": "h"} for text in words for end in ("s", "")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"jsonl:{path},scorer=regex"
 
@@ -74,13 +74,13 @@ def test_training_writes_an_arbiter_that_eval_takes(tiny, command, letters, tmp_
 def test_problems_that_an_arbiter_was_trained_on_are_noted_and_refused_if_strict(
     tiny, command, letters, tmp_path, capsys
 ):
-    tiny(*command)
+    tiny(*command, "--num-rounds", 1)
     folder = tmp_path / "arbiter"
     for verb in ("eval", "bench"):
         measure = [verb, "--task", letters, "--split", "train", "--max-new-tokens", 4]
         measure += ["--num-problems", 10, "--arms" if verb == "bench" else "--arbiter", folder]
         if verb == "bench":
-            measure += ["--num-tune-problems", 0, "--repeats", 1]
+            measure += ["--num-tune-problems", 0, "--repeats", 1, "--batch-sizes", 10]
         tiny(*measure)
         assert "note: arbiter was trained on 8 of these 10 problems" in capsys.readouterr().err
         with pytest.raises(SystemExit, match=r"trained on 8 of these 10 problems; draw others"):
@@ -246,7 +246,7 @@ def test_a_training_resumes_with_its_own_settings_data_and_pair_only(
         tiny(*command, "--cost-weight", 0.5)
     file = tmp_path / "letters.jsonl"
     text = file.read_text()
-    file.write_text(text.replace('"answer": "y"', '"answer": "x"'))
+    file.write_text(text.replace('"answer": "h"', '"answer": "x"'))
     with pytest.raises(SystemExit, match=r"other settings \(data_train, data_tune\)"):
         tiny(*command)
     file.write_text(text)
