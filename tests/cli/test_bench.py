@@ -28,8 +28,8 @@ def bench(tiny, tmp_path):
     def run(*arguments: object) -> None:
         tiny(
             "bench", "--pair", "bundled:tiny", "--task", f"jsonl:{path},scorer=numeric",
-            "--num-tune-problems", 3, "--max-new-tokens", 6, "--batch-sizes", 2, "--repeats", 2,
-            *arguments,
+            "--num-tune-problems", 1, "--num-problems", 3, "--max-new-tokens", 6,
+            "--batch-sizes", 2, "--repeats", 1, *arguments,
         )  # fmt: skip
 
     return run
@@ -39,7 +39,8 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
     result = tmp_path / "r.json"
     bench(
         "--arms", "gap", "random:match=gap", "assisted", "oracle", "--tune-k", 2, 3,
-        "--batch-sizes", 1, 4, "--temperatures", 0, 1, "--max-new-tokens", 3, "--json", result,
+        "--batch-sizes", 1, 4, "--temperatures", 0, 1, "--max-new-tokens", 3, "--repeats", 2,
+        "--num-tune-problems", 3, "--num-problems", 5, "--json", result,
     )  # fmt: skip
     out, err = capsys.readouterr()
     for batch in (1, 4):
@@ -72,34 +73,37 @@ def test_bench_prints_a_table_a_cell_and_writes_the_document(bench, tmp_path, ca
 
 
 TUNED = ("--arms", "gap", "random:match=gap", "--tune-k", 2, 3, "--tune-knobs")
-NUM_TRIES = 1 + 2 + 2 * 5  # draft, lossless, gap
+NUM_TRIES = 1 + 2 + 5 + 1  # draft, lossless with each k, gap: all with one, the best with both
 NUM_ARMS = 5
 
 
 def test_an_interrupted_run_goes_on_in_any_part(bench, tmp_path, monkeypatch, capsys):
-    """Once in tuning, once in the second repeat (each has a warm-up)."""
-    whole = tmp_path / "whole.json"
-    command = (*TUNED, "--num-tune-problems", 1, "--json")
+    """Once in tuning, then once in the second repeat (each has a warm-up)."""
+    whole, result = tmp_path / "whole.json", tmp_path / "r.json"
+    part = tmp_path / "r.json.part.jsonl"
+    command = (*TUNED, "--max-new-tokens", 3, "--batch-sizes", 3, "--repeats", 2, "--json")
     bench(*command, whole)
     expected = json.loads(whole.read_text())
-    for num_calls in (4, NUM_TRIES + 3 * NUM_ARMS - 2):
-        result = tmp_path / f"{num_calls}.json"
+    kept = []
+    for num_calls in (4, NUM_TRIES - 4 + 3 * NUM_ARMS + 2):
         with monkeypatch.context() as patch:
             stop_after(patch, num_calls)
             with pytest.raises(SystemExit) as stop:
                 bench(*command, result)
         assert stop.value.code == 130
-        part = tmp_path / f"{num_calls}.json.part.jsonl"
         assert f"{part} keeps them" in capsys.readouterr().err
-        kept = [json.loads(line) for line in part.read_text().splitlines()[1:]]
-        bench(*command, result)
-        document = json.loads(result.read_text())
-        assert document["num_resumed_turns"] == len(kept) > 0
-        assert document["tuning"] == expected["tuning"]
-        assert document["cells"][0]["rows"] == expected["cells"][0]["rows"]
-        times = [chunk["seconds"] for chunk in document["cells"][0]["chunks"]]
-        assert all(turn["seconds"] in times for turn in kept if turn["part"].startswith("test"))
-        assert not part.exists()
+        before, kept = kept, [json.loads(line) for line in part.read_text().splitlines()[1:]]
+        assert kept[: len(before)] == before and len(kept) > len(before)
+    assert [turn["part"][:4] for turn in before] == ["tune"] * 4
+    assert sum(turn["part"].endswith("repeat 2") for turn in kept) == 2
+    bench(*command, result)
+    document = json.loads(result.read_text())
+    assert document["num_resumed_turns"] == len(kept)
+    assert document["tuning"] == expected["tuning"]
+    assert document["cells"][0]["rows"] == expected["cells"][0]["rows"]
+    times = [chunk["seconds"] for chunk in document["cells"][0]["chunks"]]
+    assert all(turn["seconds"] in times for turn in kept if turn["part"].startswith("test"))
+    assert not part.exists()
 
 
 def test_another_configuration_does_not_go_on(bench, tmp_path, monkeypatch):
@@ -108,8 +112,8 @@ def test_another_configuration_does_not_go_on(bench, tmp_path, monkeypatch):
         stop_after(patch, 3)
         with pytest.raises(SystemExit):
             bench(*TUNED, "--json", result)
-    with pytest.raises(SystemExit, match=r"bench.repeats 2 there and 1 here"):
-        bench(*TUNED, "--json", result, "--repeats", 1)
+    with pytest.raises(SystemExit, match=r"bench.repeats 1 there and 2 here"):
+        bench(*TUNED, "--json", result, "--repeats", 2)
 
 
 def test_the_exact_prefix_is_part_of_the_configuration(bench, tmp_path, monkeypatch):
@@ -135,9 +139,9 @@ EXACT = ("lossless", "assisted")
 
 def test_every_arm_has_a_draft_that_stops_early(bench, tmp_path):
     result = tmp_path / "r.json"
-    arguments = ("--arms", "always_draft", "assisted", "--batch-sizes", 1, "-k", 6, "--repeats", 1)
+    arguments = ("--arms", "always_draft", "assisted", "--batch-sizes", 1, "-k", 8)
     rows = {}
-    for threshold in (0.0, 0.25):
+    for threshold in (0.0, 0.5):
         bench(
             *arguments, "--draft-confidence-threshold", threshold, "--json", result, "--overwrite"
         )
@@ -161,7 +165,7 @@ def test_a_document_does_not_say_where_an_arbiter_is_installed(bench, tmp_path, 
 
     monkeypatch.setattr(PairOptions, "find_arbiter", find)
     result = tmp_path / "r.json"
-    bench("--arms", "bundled:max_gap=2", "--json", result)
+    bench("--arms", "bundled:max_gap=2", "--max-new-tokens", 3, "--json", result)
     document = json.loads(result.read_text())
     (arm,) = [arm for arm in document["cells"][0]["arms"] if arm["kind"] == "rule"]
     (tried,) = [entry for entry in document["tuning"] if entry["arm"] == arm["name"]]
@@ -170,7 +174,7 @@ def test_a_document_does_not_say_where_an_arbiter_is_installed(bench, tmp_path, 
 
 
 def test_without_tuning_there_is_no_rival(bench, capsys):
-    bench("--arms", "gap", "--num-tune-problems", 0, "--repeats", 1)
+    bench("--arms", "gap", "--num-tune-problems", 0, "--max-new-tokens", 3)
     out = capsys.readouterr().out
     assert "best rival" not in out
     assert "gap (max_gap=1)" in out
