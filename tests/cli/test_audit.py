@@ -103,7 +103,7 @@ def test_the_data_set_tells_how_it_was_decoded(tiny, problems, tmp_path) -> None
 
 def test_an_interrupted_audit_goes_on_where_it_was(tiny, problems, tmp_path, monkeypatch) -> None:
     task = f"jsonl:{problems},scorer=numeric,split=test"
-    command = ["audit", "--task", task, "--split", "test", "--max-new-tokens", 12, "--max-k", 1]
+    command = ["audit", "--task", task, "--split", "test", "--max-new-tokens", 6, "--max-k", 1]
     command += ["--problems-per-chunk", 2, "--cost-batch-sizes", 1]
     tiny(*command, "--json", tmp_path / "whole.json")
     audit, played = Auditor.audit, []

@@ -16,7 +16,7 @@ def evaluate(tiny, problems):
     def run(path, *arguments: object) -> None:
         tiny(
             "eval", "--pair", "bundled:tiny", "--task",
-            f"jsonl:{problems},scorer=numeric,split=test", "--max-new-tokens", 8,
+            f"jsonl:{problems},scorer=numeric,split=test", "--max-new-tokens", 4,
             "--batch-size", 2, "--arbiter", "gap", "--json", path, *arguments,
         )  # fmt: skip
 
@@ -187,7 +187,7 @@ def test_a_benchmark_is_reproduced(tiny, problems, tmp_path, capsys):
     path, out = tmp_path / "bench.json", tmp_path / "out.json"
     tiny(
         "bench", "--pair", "bundled:tiny", "--task", f"jsonl:{problems},scorer=numeric,split=test",
-        "--max-new-tokens", 8, "--arms", "gap", "--num-tune-problems", 0, "--repeats", 1,
+        "--max-new-tokens", 4, "--arms", "gap", "--num-tune-problems", 0, "--repeats", 1,
         f"--json={path}", "--overwrite",
     )  # fmt: skip
     tiny("reproduce", path, "--out", out)

@@ -14,7 +14,7 @@ from cospec.tasks import Score, jsonl
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr(demo, "_MAX_NEW_TOKENS", 16)
+    monkeypatch.setattr(demo, "_MAX_NEW_TOKENS", 8)
 
 
 def test_the_demo_compares_four_arms_and_shows_a_problem(tiny, problems, tmp_path, capsys):

@@ -82,7 +82,7 @@ def test_eval_shows_each_part_of_a_mixture(tiny, problems, tmp_path, capsys):
 
 def test_the_exact_prefix_is_part_of_the_configuration(evaluate, tmp_path, monkeypatch):
     result = tmp_path / "r.json"
-    settings = ("--arbiter", "always_draft", "--json", result)
+    settings = ("--arbiter", "always_draft", "--num-problems", 2, "--json", result)
     evaluate(*settings, "--exact-prefix-tokens", 8)
     document = json.loads(result.read_text())
     config = document["config"]
@@ -106,7 +106,10 @@ def test_a_draft_that_stops_early_costs_fewer_of_its_forwards_and_no_answer(eval
     documents = []
     for threshold in (0, 0.25):
         result = tmp_path / f"{threshold}.json"
-        evaluate("-k", 8, "--draft-confidence-threshold", threshold, "--json", result)
+        evaluate(
+            "-k", 8, "--draft-confidence-threshold", threshold, "--num-problems", 3,
+            "--json", result,
+        )  # fmt: skip
         documents.append(json.loads(result.read_text()))
         assert documents[-1]["config"]["decode"]["draft_confidence_threshold"] == threshold
     whole, early = (
@@ -223,9 +226,10 @@ def test_prompts_that_an_arbiter_stands_back_from_are_told_and_decoded_losslessl
         guard = PromptGuard(torch.eye(NUM_BUCKETS)[0], floor)
         LearnedArbiter(policy, features, prompt_guard=guard).save(tmp_path / name)
     result = tmp_path / "r.json"
-    evaluate("--arbiter", tmp_path / "timid", "--arbiter", tmp_path / "bold", "--json", result)
+    arbiters = ("--arbiter", tmp_path / "timid", "--arbiter", tmp_path / "bold")
+    evaluate(*arbiters, "--num-problems", 2, "--json", result)
     noted = [line for line in capsys.readouterr().err.splitlines() if "stands back" in line]
-    assert len(noted) == 1 and "note: timid stands back from 6 of these 6" in noted[0]
+    assert len(noted) == 1 and "note: timid stands back from 2 of these 2" in noted[0]
     overrides = {"timid": 0, "bold": 0}
     for row in json.loads(result.read_text())["rows"]:
         if (name := row["arm"].partition(":")[0]) in overrides:
@@ -235,7 +239,7 @@ def test_prompts_that_an_arbiter_stands_back_from_are_told_and_decoded_losslessl
 
 def test_other_weights_in_the_same_folder_do_not_resume(evaluate, tiny, tmp_path, monkeypatch):
     result, folder = tmp_path / "r.json", tmp_path / "arbiter"
-    arguments = ("--arbiter", folder, "--json", result)
+    arguments = ("--arbiter", folder, "--num-problems", 2, "--json", result)
     features = make_features("scalar", tiny.pair)
     arbiter = LearnedArbiter(Policy(len(features.names), PolicyConfig()), features)
     arbiter.save(folder)
