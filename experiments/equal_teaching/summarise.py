@@ -1,10 +1,10 @@
 """Gather what teaching gave into one result file; `experiments/readme.py` makes the table from it.
 
-    python experiments/equal_teaching/summarise.py FOLDER [--best MODEL | --rule]
+    python experiments/equal_teaching/summarise.py FOLDER [--best MODEL]
 
 FOLDER holds the taught models and what `heldout.py` decoded with them, as `run.sh` names them. Arms
-of the result file whose folder is missing stay as they are. On tune problems, ``--best`` prints the
-folder of the model, target or draft, that was best; ``--rule`` the best rule on the taught pair.
+of the result file whose folder is missing stay as they are. With ``--best`` the folder of that
+model, target or draft, is printed that was best on the tune problems.
 """
 
 from __future__ import annotations
@@ -34,12 +34,6 @@ NAMES = {
         "rule": "taught_draft-rule",
         "seen-seed0-n8000": "taught_draft-arbiter",
     },
-    "taught_pair": {
-        "lossless": "taught_pair-lossless",
-        "rule": "taught_pair-rule",
-        "spec-tuned": "taught_pair-tuned",
-        "seen-seed0-n8000": "taught_pair-arbiter",
-    },
 }
 """By folder, the arms of `heldout.py` and their names in the result."""
 ROWS = {
@@ -54,9 +48,6 @@ ROWS = {
     "taught": "taught target",
     "taught-rule": "taught target, with the rule",
     "taught-arbiter": "taught target, with an arbiter that learned the same 8,000",
-    "taught_pair-rule": "both taught, with the rule",
-    "taught_pair-tuned": "both taught, with the best of six rules on tune problems",
-    "taught_pair-arbiter": "both taught, with an arbiter that learned the same 8,000",
 }
 
 
@@ -99,22 +90,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def best_rule(folder: Path) -> str:
-    """The rule, with its setting, that is right most often on tune problems of the taught pair."""
-    tuning = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["tuning"]
-    tries = [one for entry in tuning if entry["kind"] == "rule" for one in entry["tries"]]
-    return str(max(tries, key=lambda one: one["num_right"])["arbiter"])
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--best", choices=["target", "draft"])
-    parser.add_argument("--rule", action="store_true")
     args = parser.parse_args()
-    if args.best or args.rule:
-        print(taught(args.work, args.best)[0][0] if args.best else best_rule(args.work))
+    if args.best:
+        print(taught(args.work, args.best)[0][0])
         return
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     models = [about for model in ("target", "draft") for _, about in taught(args.work, model)]

@@ -255,7 +255,7 @@ class Run:
 
         Args:
             arm: target, draft, lossless, rule, shipped, the name of an arbiter of this run, or
-                ``fold-NAME`` for the fold's own; or ``spec-NAME``, the arbiter of ``--spec``.
+                ``fold-NAME`` for the fold's own.
             fold: Whose templates are tested.
             tier: Which problems.
         """
@@ -313,9 +313,6 @@ class Run:
         if arm == "lossless":
             watched = Observed(AlwaysTarget(), self.features)
             return Engine(self.pair, watched, **options), arm, None
-        if arm.startswith("spec-"):
-            spec = self.args.spec
-            return Engine(self.pair, load_arbiter(spec), keep_trace=False, **options), spec, None
         tensors, _ = read_tensors(trace, "the mismatches of lossless decoding")
         if arm == "rule":
             alpha = RULE_ALPHA[self.args.pair]
@@ -368,7 +365,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=["lossless", "draft", "rule"])
     parser.add_argument("--shipped", help="folder of an arbiter that was trained elsewhere (test)")
-    parser.add_argument("--spec", help="arbiter of the arms spec-NAME, as in cospec eval (test)")
     parser.add_argument("--batch-size", type=int, default=100)
     args = parser.parse_args()
     torch.set_num_threads(1)
