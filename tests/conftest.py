@@ -36,7 +36,7 @@ _COMMON = dict(
     vocab_size=VOCAB,
     hidden_size=32,
     intermediate_size=64,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     max_position_embeddings=CONTEXT,
     initializer_range=0.4,
@@ -54,14 +54,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": _COMMON | _GQA | dict(pad_token_id=0, sliding_window=9),
     "gpt_neox": _COMMON,
     "gpt2": dict(
-        vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=CONTEXT, initializer_range=0.4
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, initializer_range=0.4
     ),
     "opt": dict(
         vocab_size=VOCAB,
         hidden_size=32,
         word_embed_proj_dim=32,
         ffn_dim=64,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT,
         init_std=0.4,

@@ -21,12 +21,12 @@ WHOLE = {"num_speculative_tokens": 16, "end_blocks_at_stop": True}
 
 def decode(pair, arbiter, batch_size, **changes):
     engine = Engine(pair, load_arbiter(arbiter), **WHOLE | {"batch_size": batch_size} | changes)
-    prompts = some_prompts(3 if batch_size == 1 else 6)
+    prompts = some_prompts(3)[1:] if batch_size == 1 else some_prompts(6)
     return engine.generate(prompts, SamplingConfig(max_new_tokens=16))
 
 
-@pytest.mark.parametrize(("family", "arbiter", "batch_size"), covering(FAMILIES, ARBITERS, [1, 4]))
-def test_tokens_and_rulings_stay_and_forwards_are_saved(family, arbiter, batch_size, monkeypatch):
+@pytest.mark.parametrize(("family", "batch_size", "arbiter"), covering(FAMILIES, [1, 4], ARBITERS))
+def test_tokens_and_rulings_stay_and_forwards_are_saved(family, batch_size, arbiter, monkeypatch):
     pair = family_pair(family)
     found = decode(pair, arbiter, batch_size)
     monkeypatch.setattr(ModelDrafter, "_remember", lambda *_: None)
@@ -55,17 +55,17 @@ RULED = [("lossless", 4), ("random:rate=0.5", 1)]
 
 
 @pytest.mark.parametrize(
-    ("family", "ruled_by", "options", "temperature"),
+    ("options", "ruled_by", "family", "temperature"),
     [
-        (family, RULED[(i + j) % 2], options, [0.0, 0.3][(i + j // 2) % 2])
-        for i, family in enumerate(FAMILIES)
-        for j, options in enumerate(CASCADES)
+        (options, ruled_by, FAMILIES[(i + j) % 3], [0.0, 0.3][(i // 2 + j) % 2])
+        for i, options in enumerate(CASCADES)
+        for j, ruled_by in enumerate(RULED)
     ],
 )
-def test_a_cascade_drafts_the_same_tokens(family, ruled_by, options, temperature):
+def test_a_cascade_drafts_the_same_tokens(options, ruled_by, family, temperature):
     pair, (arbiter, batch_size) = family_pair(family), ruled_by
-    sampling = SamplingConfig(max_new_tokens=24, temperature=temperature, seed=0)
-    prompts = [prompt + prompt for prompt in some_prompts(3 if batch_size == 1 else 4)]
+    sampling = SamplingConfig(max_new_tokens=16, temperature=temperature, seed=0)
+    prompts = [prompt + prompt for prompt in some_prompts(4)[1 : 3 if batch_size == 1 else 4]]
     plain, found = (
         Engine(
             pair, load_arbiter(arbiter), batch_size=batch_size, cascade=cascade, **options

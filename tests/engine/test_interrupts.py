@@ -21,6 +21,9 @@ from tests.engine.helpers import (
     kept,
 )
 
+PROMPTS = some_prompts(4)
+SAMPLING = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (30, 5, 3, 30)]
+
 
 def ninth_raises(error: BaseException) -> FromFunction:
     """An arbiter that keeps nothing, and raises an error when it is asked for the ninth time."""
@@ -35,18 +38,21 @@ def ninth_raises(error: BaseException) -> FromFunction:
     return FromFunction(rule)
 
 
-def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llama_pair):
-    prompts = some_prompts(6)
-    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40, 40, 40)]
-    whole = decode(llama_pair, prompts=prompts, sampling=sampling, batch_size=2)
+@pytest.fixture(scope="module")
+def whole(llama_pair):
+    """What is decoded where nothing interrupts it."""
+    return decode(llama_pair, prompts=PROMPTS, sampling=SAMPLING, batch_size=2)
+
+
+def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llama_pair, whole):
     engine = Engine(llama_pair, ninth_raises(KeyboardInterrupt()), batch_size=2)
     with pytest.raises(KeyboardInterrupt) as caught:
-        engine.generate(prompts, sampling)
+        engine.generate(PROMPTS, SAMPLING)
     error = caught.value
     assert isinstance(error, GenerationInterrupted) and not isinstance(error, Exception)
     assert error.completions == {i: whole[i] for i in (1, 2)}
     assert "2 prompts had finished" in str(error)
-    assert engine.generate(prompts, sampling) == whole, "the engine is as good as new"
+    assert engine.generate(PROMPTS, SAMPLING) == whole, "the engine is as good as new"
 
 
 @pytest.mark.parametrize(
@@ -58,13 +64,10 @@ def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llam
         (MemoryError(), MemoryError),
     ],
 )
-def test_rollouts_hand_over_the_finished_ones_too(llama_pair, raised, caught):
-    prompts = some_prompts(4)
-    sampling = [SamplingConfig(max_new_tokens=n, ignore_eos=True) for n in (40, 5, 3, 40)]
+def test_rollouts_hand_over_the_finished_ones_too(llama_pair, whole, raised, caught):
     engine = Engine(llama_pair, ninth_raises(raised), batch_size=2)
     with pytest.raises(caught) as stop:
-        engine.rollouts(prompts, sampling)
-    whole = decode(llama_pair, prompts=prompts, sampling=sampling, batch_size=2)
+        engine.rollouts(PROMPTS, SAMPLING)
     assert stop.value.completions == {i: whole[i] for i in (1, 2)}
 
 

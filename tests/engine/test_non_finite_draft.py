@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -215,11 +216,12 @@ def lost_places(done: list[Completion]) -> set[tuple[int, int]]:
 def test_a_text_that_the_draft_cannot_read_spoils_no_other(batch_size):
     """The row of a finished text goes to the next prompt, with what was stored there."""
     _, pair = poisoned("draft")
-    prompts = [[7, 9, 11, 9, 7, 9, POISON, 9, 7], *POISON_PROMPTS[:4]]
-    done = decode(pair, prompts=prompts, sampling=POISON_SAMPLING, batch_size=batch_size)
+    prompts = [[7, 9, 11, 9, 7, 9, POISON, 9, 7], *POISON_PROMPTS[:3]]
+    sampling = replace(POISON_SAMPLING, max_new_tokens=12)
+    done = decode(pair, prompts=prompts, sampling=sampling, batch_size=batch_size)
     lost = [c.stats.num_non_finite_drafts == c.stats.num_draft_tokens for c in done]
-    assert lost == [True, False, False, False, False]
-    alone = [decode(pair, prompts=[one], sampling=POISON_SAMPLING)[0] for one in prompts]
+    assert lost == [True, False, False, False]
+    alone = [decode(pair, prompts=[one], sampling=sampling)[0] for one in prompts]
     assert [c.stats.num_non_finite_drafts for c in done] == [
         c.stats.num_non_finite_drafts for c in alone
     ]

@@ -1,19 +1,22 @@
-"""Pairs of all families, with what transformers generates with their targets alone."""
+"""What the slow reference decoder reads, kept for the tests of a file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from tests.conftest import FAMILIES, family_pair
-from tests.laws.decoding import PROMPTS, expected_ids
-
-if TYPE_CHECKING:
-    from cospec.models import ModelPair
+from cospec.engine import reference
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
-def pair_and_expected(request: pytest.FixtureRequest) -> tuple[ModelPair, list[list[int]]]:
-    family = request.param
-    return family_pair(family), [expected_ids(family, prompt) for prompt in PROMPTS]
+@pytest.fixture(scope="module")
+def texts_are_read_once():
+    """Keep what the reference decoder's forwards give: many texts come again in other tests."""
+    read, found = reference._logits, {}
+
+    def remembered(model, token_ids):
+        if (key := (id(model), tuple(token_ids))) not in found:
+            found[key] = read(model, token_ids)
+        return found[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "_logits", remembered)
+        yield

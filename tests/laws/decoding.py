@@ -12,7 +12,7 @@ from cospec.types import Origin
 from tests.conftest import random_model, some_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Iterable
 
     from transformers import PreTrainedModel
 
@@ -55,7 +55,7 @@ def covering(*columns: Iterable[Any]) -> list[tuple[Any, ...]]:
     """Cover each value of the first column with each of the second, the third in turns.
 
     A grid of three columns costs as many decodings as all their values multiplied. Here each value
-    of the third meets every value of the first two, and half of their pairs.
+    of the third, if these are two, meets every value of the first two, and half of their pairs.
     """
     first, second, third = map(list, columns)
     return [
@@ -71,22 +71,26 @@ def target_alone(family: str) -> PreTrainedModel:
     return random_model(family)
 
 
-def expected_ids(family: str, prompt: list[int], **settings: object) -> list[int]:
-    """What transformers generates with the target of `family_pair`."""
-    if not settings:
-        return list(_expected_ids(family, tuple(prompt)))
+def expected_ids(family: str, prompt: list[int], **settings: Hashable) -> list[int]:
+    """What transformers generates with the target of `family_pair`; tuples are lists to it."""
+    return list(_expected_ids(family, tuple(prompt), **settings))
+
+
+@functools.cache
+def _expected_ids(family: str, prompt: tuple[int, ...], **settings: Hashable) -> list[int]:
+    """Cached: most laws ask for the same texts."""
+    given = {name: list(s) if isinstance(s, tuple) else s for name, s in settings.items()}
     output = target_alone(family).generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-        **{"max_new_tokens": NUM_NEW, "do_sample": False} | settings,
+        **{"max_new_tokens": NUM_NEW, "do_sample": False} | given,
     )
     return output[0, len(prompt) :].tolist()
 
 
-@functools.cache
-def _expected_ids(family: str, prompt: tuple[int, ...]) -> list[int]:
-    """Cached: most laws ask for the same texts."""
-    return expected_ids(family, list(prompt), max_new_tokens=NUM_NEW)
+def expected_starts(family: str, prompts: list[list[int]], num_new: int) -> list[list[int]]:
+    """The first tokens of what it generates after each prompt."""
+    return [expected_ids(family, prompt)[:num_new] for prompt in prompts]
 
 
 def assert_it_rules(arbiter: str, completions: list[Completion]) -> None:

@@ -35,7 +35,8 @@ def test_a_batch_gives_what_each_prompt_gives_alone(family, arbiter, sampling):
 
     The first prompts alone: one by one takes longest. In this order they have every cut.
     """
-    pair, sampling = family_pair(family), BOTH[sampling][::-1]
+    sampling = [replace(one, max_new_tokens=16) for one in BOTH[sampling][::-1]]
+    pair = family_pair(family)
     together = decode(pair, arbiter, 4, 8, sampling=sampling)
     in_turn = decode(pair, arbiter, 4, 1, prompts=PROMPTS[:3], sampling=sampling[:3])
     assert [c.token_ids for c in together[:3]] == [c.token_ids for c in in_turn]
@@ -60,7 +61,9 @@ class Seeing:
 def test_an_arbiter_sees_of_a_row_that_stops_early_what_it_sees_of_it_alone(llama_pair, sampling):
     settings = dict(num_speculative_tokens=5, draft_confidence_threshold=UNSURE)
     together, alone = (
-        Engine(llama_pair, Seeing(), batch_size=size, **settings).generate(PROMPTS, sampling)
+        Engine(llama_pair, Seeing(), batch_size=size, **settings).generate(
+            PROMPTS[:4], sampling[:4]
+        )
         for size in (8, 1)
     )
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
@@ -113,19 +116,20 @@ def test_the_longest_prompts_are_decoded_first_and_a_stream_keeps_the_order(
 @pytest.mark.parametrize("stop", [(), ("e", "th")])
 def test_streaming_equals_not_streaming(llama_pair, tokenizer, sampling, stop):
     pair = ModelPair(llama_pair.target, llama_pair.draft, tokenizer)
-    sampling = [SamplingConfig.from_dict(s.to_dict() | {"stop": stop}) for s in sampling]
+    sampling = [SamplingConfig.from_dict(s.to_dict() | {"stop": stop}) for s in sampling[:4]]
+    prompts = PROMPTS[:4]
     engine = Engine(pair, AlwaysTarget(), batch_size=3, keep_trace=False)
-    done = engine.generate(PROMPTS, sampling)  # other rows beside each: traces differ by rounding
-    texts, ids, origins = [""] * len(PROMPTS), [[] for _ in PROMPTS], [[] for _ in PROMPTS]
+    done = engine.generate(prompts, sampling)  # other rows beside each: traces differ by rounding
+    texts, ids, origins = [""] * len(prompts), [[] for _ in prompts], [[] for _ in prompts]
     finished = {}
-    for delta in engine.stream(PROMPTS, sampling):
+    for delta in engine.stream(prompts, sampling):
         assert delta.index not in finished, "nothing may follow the completion"
         texts[delta.index] += delta.text
         ids[delta.index] += delta.token_ids
         origins[delta.index] += delta.origins
         if delta.completion:
             finished[delta.index] = delta.completion
-    assert [finished[i] for i in range(len(PROMPTS))] == done
+    assert [finished[i] for i in range(len(prompts))] == done
     assert texts == [c.text for c in done]
     assert ids == [c.token_ids for c in done]
     assert origins == [c.origins for c in done]

@@ -129,7 +129,7 @@ def test_lossless_sampling_follows_the_targets_law(way):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_batch_decodes_each_row_as_if_it_were_alone(llama_pair, drafter, arbiter, temperature):
     """The draft model reads what it missed while a search drafted, whatever is beside the row."""
-    sampling = SamplingConfig(max_new_tokens=24, temperature=temperature, seed=0, ignore_eos=True)
+    sampling = SamplingConfig(max_new_tokens=16, temperature=temperature, seed=0, ignore_eos=True)
     options = dict(num_speculative_tokens=4, prompt_lookup_min=1)
     options |= (
         dict(adaptive=True, adaptive_cost=PAYS) if drafter == "adaptive" else dict(drafter=drafter)

@@ -7,20 +7,31 @@ import pytest
 from cospec import Engine, SamplingConfig
 from cospec.models import ModelPair
 from cospec.types import Origin, Stats
-from tests.conftest import EOS, family_pair, some_prompts
-from tests.laws.decoding import GREEDY, NUM_NEW, PROMPTS, UNSURE, decode, expected_ids
+from tests.conftest import EOS, FAMILIES, family_pair, some_prompts
+from tests.laws.decoding import (
+    GREEDY,
+    NUM_NEW,
+    PROMPTS,
+    UNSURE,
+    decode,
+    expected_ids,
+    expected_starts,
+)
+
+EARLY = [(1, UNSURE), (3, 1.0)]
+"""Batch sizes and thresholds."""
 
 
-def chosen(batch: int) -> slice:
+def chosen(batch: int) -> list[list[int]]:
     """Two prompts where they are decoded one by one, which takes longest; else all of them."""
-    return slice(1, 3) if batch == 1 else slice(None)
+    return PROMPTS[1:3] if batch == 1 else PROMPTS
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("k", "batch"), [(1, 8), (2, 3), (4, 1), (8, 8)])
-def test_lossless_greedy_output_is_what_transformers_generates(pair_and_expected, k, batch):
-    pair, expected = pair_and_expected
-    expected = expected[chosen(batch)]
-    done = decode(pair, "lossless", k, batch, prompts=PROMPTS[chosen(batch)])
+def test_lossless_greedy_output_is_what_transformers_generates(family, k, batch):
+    expected = [expected_ids(family, prompt) for prompt in chosen(batch)]
+    done = decode(family_pair(family), "lossless", k, batch, prompts=chosen(batch))
     assert [c.token_ids for c in done] == expected
     stats = sum((c.stats for c in done), Stats())
     assert stats.num_overrides == 0
@@ -28,11 +39,14 @@ def test_lossless_greedy_output_is_what_transformers_generates(pair_and_expected
     assert 1.1 < stats.mean_acceptance_length < k + 1, "the pair should agree now and then"
 
 
-@pytest.mark.parametrize(("k", "batch", "threshold"), [(4, 8, UNSURE), (8, 1, UNSURE), (8, 3, 1.0)])
-def test_lossless_stays_exact_where_the_draft_stops_early(pair_and_expected, k, batch, threshold):
-    pair, expected = pair_and_expected
-    expected = expected[chosen(batch)]
-    done = decode(pair, "lossless", k, batch, threshold, prompts=PROMPTS[chosen(batch)])
+@pytest.mark.parametrize(
+    ("family", "k", "batch", "threshold"),
+    [(family, 4, 8, UNSURE) for family in FAMILIES]
+    + [(family, 8, *EARLY[i % 2]) for i, family in enumerate(FAMILIES)],
+)
+def test_lossless_stays_exact_where_the_draft_stops_early(family, k, batch, threshold):
+    expected = [expected_ids(family, prompt) for prompt in chosen(batch)]
+    done = decode(family_pair(family), "lossless", k, batch, threshold, prompts=chosen(batch))
     assert [c.token_ids for c in done] == expected
     stats = sum((c.stats for c in done), Stats())
     assert stats.num_tokens == sum(map(len, expected))
@@ -45,10 +59,10 @@ def test_lossless_stays_exact_where_the_draft_stops_early(pair_and_expected, k, 
     assert stats.mean_acceptance_length > 1.1
 
 
-def test_plain_decoding_is_what_transformers_generates(pair_and_expected):
-    pair, expected = pair_and_expected
-    done = Engine.target_only(pair, batch_size=3).generate(PROMPTS, GREEDY)
-    assert [c.token_ids for c in done] == expected
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_decoding_is_what_transformers_generates(family):
+    done = Engine.target_only(family_pair(family), batch_size=3).generate(PROMPTS, GREEDY)
+    assert [c.token_ids for c in done] == [expected_ids(family, prompt) for prompt in PROMPTS]
     assert all(set(c.origins) == {Origin.BONUS} for c in done)
     assert all(c.stats.num_target_forwards == len(c.token_ids) for c in done)
 
@@ -56,8 +70,7 @@ def test_plain_decoding_is_what_transformers_generates(pair_and_expected):
 @pytest.mark.parametrize("num_new", [1, 2, 5, 17])
 def test_lossless_stops_at_any_length(llama_pair, num_new):
     done = decode(llama_pair, "lossless", 4, 3, sampling=SamplingConfig(max_new_tokens=num_new))
-    expected = [expected_ids("llama", p, max_new_tokens=num_new) for p in PROMPTS]
-    assert [c.token_ids for c in done] == expected
+    assert [c.token_ids for c in done] == expected_starts("llama", PROMPTS, num_new)
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -71,7 +84,7 @@ def test_lossless_stops_at_the_given_stop_tokens(llama_pair, k):
         3,
         sampling=SamplingConfig(max_new_tokens=NUM_NEW, stop_token_ids=stops),
     )
-    eos = [EOS, *stops]
+    eos = (EOS, *stops)
     assert [c.token_ids for c in done] == [
         expected_ids("llama", p, eos_token_id=eos) for p in PROMPTS
     ]
@@ -94,7 +107,7 @@ def test_lossless_stops_where_transformers_finds_a_stop_string(llama_pair, token
     sampling = SamplingConfig(max_new_tokens=NUM_NEW, stop=stops)
     done = decode(pair, "lossless", k, 3, sampling=sampling)
     for completion, prompt, text in zip(done, PROMPTS, full, strict=True):
-        expected = expected_ids("llama", prompt, stop_strings=list(stops), tokenizer=tokenizer)
+        expected = expected_ids("llama", prompt, stop_strings=stops, tokenizer=tokenizer)
         assert completion.token_ids == expected
         cut = min((text.find(s) for s in stops if s in text), default=len(text))
         assert completion.text == text[:cut]
