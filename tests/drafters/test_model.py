@@ -15,7 +15,7 @@ from tests.conftest import some_prompts
 from tests.laws.decoding import covering
 
 K = 4
-ARBITERS = ["lossless", "gap:max_gap=1", "chow_average:min_log_q=-2"]
+ARBITERS = ["lossless", "gap:max_gap=1", "chow_average:min_log_q=-1.3"]
 
 
 def propose(pair, needs, **options):

@@ -34,7 +34,7 @@ ARBITERS = [
     "gap:max_gap=1",
     "fly:window=2,min_entropy=0.1",
     "agreement:min_share=0.3",
-    "chow_average:min_log_q=-2",
+    "chow_average:min_log_q=-1.3",
 ]
 SAMPLED = [
     SamplingConfig(max_new_tokens=NUM_NEW, temperature=t, top_p=p, top_k=k, min_p=m, seed=s)

@@ -38,20 +38,18 @@ def test_lossless_texts_stay_the_targets(family):
     assert [c.token_ids for c in done] == expected
 
 
-@pytest.mark.parametrize(
-    ("turn", "options"),
-    enumerate(
-        [
-            {"num_speculative_tokens": 1, "batch_size": 1},
-            {"num_speculative_tokens": 8, "batch_size": 8, "draft_confidence_threshold": 0.25},
-            {"drafter": "ngram+model", "batch_size": 3},
-            {"drafter": "suffix+model", "batch_size": 2},
-            {"cascade": True, "batch_size": 2},
-            {"num_speculative_tokens": 32, "end_blocks_at_stop": True, "max_corrections": 1},
-            {"enable_prefix_caching": True, "batch_size": 2},
-        ]
-    ),
-)
+WAYS = [
+    {"num_speculative_tokens": 1, "batch_size": 1},
+    {"num_speculative_tokens": 8, "batch_size": 8, "draft_confidence_threshold": 0.25},
+    {"drafter": "ngram+model", "batch_size": 3},
+    {"drafter": "suffix+model", "batch_size": 2},
+    {"cascade": True, "batch_size": 2},
+    {"num_speculative_tokens": 32, "end_blocks_at_stop": True, "max_corrections": 1},
+    {"enable_prefix_caching": True, "batch_size": 2},
+]
+
+
+@pytest.mark.parametrize(("turn", "options"), list(enumerate(WAYS)))
 def test_so_they_do_however_is_drafted(turn, options):
     """Each way meets the target's prompts with the draft's in turns; kept caches meet all."""
     engine = Engine(family_pair("llama"), load_arbiter("lossless"), **options)

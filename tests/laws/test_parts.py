@@ -13,7 +13,7 @@ from tests.arbiters.trained import hidden, learned
 from tests.conftest import VOCAB, family_pair
 from tests.laws.decoding import BOTH, PROMPTS, covering, decode, expected_starts
 
-ARBITERS = ["lossless", "random:rate=0.4", "agreement:min_share=0.3", "chow_average:min_log_q=-2"]
+ARBITERS = ["lossless", "random:rate=0.4", "agreement:min_share=0.3", "chow_average:min_log_q=-1.3"]
 OTHERS = {
     "csd": lambda _: CSD(0, 0.01).remembering(torch.combinations(torch.arange(VOCAB))),
     "learned": lambda _: learned(),

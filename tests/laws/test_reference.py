@@ -96,7 +96,7 @@ def test_and_does_where_the_draft_stops_early(family, arbiter, sampling, batches
 def test_and_does_where_blocks_end_with_the_text(family, arbiter, sampling, batch):
     """A quarter of the vocabulary ends a text here, so that many blocks end before their time."""
     pair = family_pair(family)
-    stops = tuple(range(0, pair.target.config.vocab_size, 4))
+    stops = tuple(range(2, pair.target.config.vocab_size, 4))
     sampling = [dataclasses.replace(one, stop_token_ids=stops) for one in BOTH[sampling]]
     ends = {"end_blocks_at_stop": True}
     expected = slowly(pair, arbiter, sampling, num_speculative_tokens=6, **ends)
@@ -153,7 +153,7 @@ class Timid:
 
 @pytest.mark.parametrize(
     ("sampling", "most", "batch"),
-    [("greedy", None, 3), ("sampled", None, 8), ("greedy", 1, 8), ("sampled", 1, 1)],
+    [("greedy", None, 3), ("sampled", None, 8), ("greedy", 1, 1)],
 )
 def test_texts_of_prompts_that_the_arbiter_stands_back_from_are_lossless(
     llama_pair, sampling, most, batch
@@ -163,16 +163,16 @@ def test_texts_of_prompts_that_the_arbiter_stands_back_from_are_lossless(
     assert 0 < sum(foreign) < len(PROMPTS)
     expected = [
         reference_decode(pair, Timid(), prompt, config, index=i, **settings)
-        for i, (prompt, config) in enumerate(zip(PROMPTS, BOTH[sampling], strict=True))
+        for i, (prompt, config) in enumerate(zip(PROMPTS, SHORT[sampling], strict=True))
     ]
     engine = Engine(pair, Timid(), batch_size=batch, **settings)
-    rollouts = engine.rollouts(PROMPTS, BOTH[sampling])
+    rollouts = engine.rollouts(PROMPTS, SHORT[sampling])
     done = [rollout.completion for rollout in rollouts]
     assert told(done) == expected
     for one, is_foreign in zip(done, foreign, strict=True):
         assert is_foreign == (Origin.OVERRIDE not in one.origins)
         if is_foreign and sampling == "greedy":
-            assert one.token_ids == expected_ids("llama", one.prompt_ids)
+            assert one.token_ids == expected_ids("llama", one.prompt_ids)[:16]
         if is_foreign and most:
             assert max(step.num_draft_tokens for step in one.trace) <= 4
     branches = [Branch(one, 2, one.completion.token_ids[2]) for one in rollouts]
@@ -205,7 +205,7 @@ class Counting:
 
 @pytest.mark.parametrize(("k", "sampling"), [(1, "greedy"), (4, "sampled"), (8, "greedy")])
 def test_an_arbiter_is_told_how_many_mismatches_a_text_has_had(llama_pair, k, sampling):
-    sampling = BOTH[sampling]
+    sampling = SHORT[sampling]
     engine = Engine(llama_pair, Counting(), num_speculative_tokens=k, batch_size=3)
     done = engine.generate(PROMPTS, sampling)
     for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True)):
