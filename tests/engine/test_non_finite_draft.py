@@ -116,7 +116,7 @@ def unreadable(model: torch.nn.Module, token_id: int) -> torch.nn.Module:
 
 POISON_PROMPTS = some_prompts(8)
 POISON_SAMPLING = SamplingConfig(max_new_tokens=20, ignore_eos=True)
-POISON = 36
+POISON = 26
 """Drafted now and then, and in no prompt and no completion of the pair below."""
 
 
@@ -184,7 +184,7 @@ def test_what_the_model_drafted_beside_a_searched_block_is_forgotten():
     """A row whose text was searched grows by another block than the model's last one."""
     target = random_model("llama")
     draft = disturbed(target, 0.12)
-    prompts = [prompt * 3 for prompt in some_prompts(8)]
+    prompts = [prompt * 3 for i, prompt in enumerate(some_prompts(8)) if i != 5]
     sound, spoilt = (
         decode(
             ModelPair(target, one),
@@ -255,7 +255,7 @@ def test_the_padding_of_short_prompts_need_not_be_readable(role):
     """Prompts of unlike length are padded with token 0, which counts for nothing."""
     models = {"target": random_model("llama")}
     models["draft"] = disturbed(models["target"], 0.12)
-    prompts = [[7, 19], [9] * 12, [11, 17, 8]]
+    prompts = [[7, 9], [9] * 12, [11, 7, 8]]
     sound = decode(ModelPair(**models), prompts=prompts)
     assert all(0 not in c.token_ids for c in sound), "choose other prompts"
     pair = ModelPair(**models | {role: unreadable(models[role], 0)})
