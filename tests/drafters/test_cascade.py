@@ -15,7 +15,7 @@ from tests.conftest import family_pair, some_prompts
 from tests.laws.decoding import covering
 
 FAMILIES = ["llama", "gemma3_text", "mistral"]
-ARBITERS = ["lossless", "gap:max_gap=1", "agreement:min_share=0.4"]
+ARBITERS = ["agreement:min_share=0.4", "lossless", "gap:max_gap=1"]
 WHOLE = {"num_speculative_tokens": 16, "end_blocks_at_stop": True}
 
 

@@ -110,7 +110,7 @@ def test_and_does_where_blocks_end_with_the_text(family, arbiter, sampling, batc
 @pytest.mark.parametrize(
     ("arbiter", "sampling", "most", "batch"),
     [
-        (arbiter, list(BOTH)[i], [1, 3][(i + j) % 2], [1, 3][(i + j // 2) % 2])
+        (arbiter, list(BOTH)[i], [1, 3][(i + j) % 2], [3, 1][(i + j // 2) % 2])
         for j, arbiter in enumerate(ARBITERS)
         for i in [(j + 1) // 2 % 2]
     ],
@@ -159,19 +159,20 @@ def test_texts_of_prompts_that_the_arbiter_stands_back_from_are_lossless(
     llama_pair, sampling, most, batch
 ):
     pair, settings = llama_pair, {"num_speculative_tokens": 6, "max_corrections": most}
+    sampling = SHORT[sampling][-2:] + SHORT[sampling][:-2]  # little is cut where it rules
     foreign = [Timid().is_foreign(prompt) for prompt in PROMPTS]
     assert 0 < sum(foreign) < len(PROMPTS)
     expected = [
         reference_decode(pair, Timid(), prompt, config, index=i, **settings)
-        for i, (prompt, config) in enumerate(zip(PROMPTS, SHORT[sampling], strict=True))
+        for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=True))
     ]
     engine = Engine(pair, Timid(), batch_size=batch, **settings)
-    rollouts = engine.rollouts(PROMPTS, SHORT[sampling])
+    rollouts = engine.rollouts(PROMPTS, sampling)
     done = [rollout.completion for rollout in rollouts]
     assert told(done) == expected
-    for one, is_foreign in zip(done, foreign, strict=True):
+    for one, config, is_foreign in zip(done, sampling, foreign, strict=True):
         assert is_foreign == (Origin.OVERRIDE not in one.origins)
-        if is_foreign and sampling == "greedy":
+        if is_foreign and config.is_greedy:
             assert one.token_ids == expected_ids("llama", one.prompt_ids)[:16]
         if is_foreign and most:
             assert max(step.num_draft_tokens for step in one.trace) <= 4

@@ -76,7 +76,7 @@ def test_the_outcome_of_each_branch_is_that_of_decoding_it_afresh(
 
 
 def test_under_a_rule_both_branches_go_on_under_the_rule(pair, task, examples) -> None:
-    rule = "gap:max_gap=0.3"
+    rule = "gap:max_gap=1"
     auditor = Auditor(pair, task, config(arbiter=rule, oracle=False))
     records = auditor.audit(examples)
     engine = Engine(pair, auditor._arbiter, auditor._decode)

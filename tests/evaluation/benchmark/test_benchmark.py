@@ -469,7 +469,7 @@ def test_csd_remembers_the_mismatches_of_the_tune_problems(pair, task):
 
 def test_csd_is_tuned_like_any_rule(pair, task):
     specs = make_specs(["csd"], lambda spec: spec, tune_knobs=True)
-    found = tune(benchmark(pair, task, tune_k=(2,)), specs, 0.0, play)
+    found = tune(benchmark(pair, task, tune_k=(2,), max_new_tokens=24), specs, 0.0, play)
     (entry,) = [each for each in found if each["arm"] == "csd"]
     assert [one["knob"] for one in entry["tries"][:5]] == [f"{s},memory=tune" for s in GRIDS["csd"]]
     assert entry["tries"][4]["num_overrides"] > 0
