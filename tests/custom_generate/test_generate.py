@@ -52,7 +52,7 @@ def inputs():
 def both(models, inputs, **settings):
     """What generate gives without and with CoSpec."""
     target, draft = models
-    settings = {"max_new_tokens": 16} | settings
+    settings = {"max_new_tokens": 20} | settings
     if "max_length" in settings:
         del settings["max_new_tokens"]
     found = []
@@ -76,7 +76,7 @@ SETTINGS = {
     "min_length": 35,
     "min_new_tokens": 14,
     "max_time": 1000.0,
-    "eos_token_id": [EOS, 9, 10],
+    "eos_token_id": [EOS, 15, 38],
     "pad_token_id": 7,
     "bos_token_id": 1,
     "do_sample": False,
@@ -91,7 +91,7 @@ SETTINGS = {
     "remove_invalid_values": True,
     "exponential_decay_length_penalty": (3, 1.5),
     "suppress_tokens": list(range(20, 40)),
-    "begin_suppress_tokens": list(range(6, 40)),
+    "begin_suppress_tokens": list(range(30, 60)),
     "sequence_bias": [[[9], 4.0]],
     "num_return_sequences": 1,
     "return_dict_in_generate": False,

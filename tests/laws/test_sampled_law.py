@@ -30,6 +30,8 @@ from tests.laws.known_law import (
 )
 
 LENGTHS = [1, 4]  # blocks of 2 are those of the draft that stops early
+EARLY = ["temperature", "top_p", "min_p"]
+"""It is as sure of a token whatever is cut."""
 
 
 @functools.cache
@@ -52,15 +54,15 @@ def test_lossless_sampling_follows_the_targets_law(k, setting):
 @functools.cache
 def texts_of_a_draft_that_stops_early() -> dict[str, list[Completion]]:
     """As `texts_by_setting`, in blocks of at most 2 that end behind an unlikely token."""
-    settings = list(SETTINGS.values()) * NUM_DRAWS
+    settings = [SETTINGS[name] for name in EARLY] * NUM_DRAWS
     done = sample(TableModel(TARGET), TableModel(DRAFT), settings, 2, threshold=0.4)
     stats = [c.stats for c in done]
     share = sum(s.num_draft_tokens for s in stats) / sum(s.num_drafts for s in stats)
     assert 1.2 < share < 1.8, "about half of the blocks should end early"
-    return {name: done[i :: len(SETTINGS)] for i, name in enumerate(SETTINGS)}
+    return {name: done[i :: len(EARLY)] for i, name in enumerate(EARLY)}
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", EARLY)
 def test_and_does_where_the_draft_stops_early(setting):
     counts = text_counts(texts_of_a_draft_that_stops_early()[setting])
     assert p_value(counts, law(TARGET, SETTINGS[setting])) > FALSE_ALARM_RATE

@@ -76,7 +76,7 @@ def test_a_fork_goes_on_as_the_target_would(pair, task) -> None:
 
 @torch.inference_mode()
 def test_a_decision_is_worth_what_the_target_makes_of_both_tokens(pair, task) -> None:
-    one = own_text(pair, 30)
+    one = own_text(pair, 36)
     prompt, answer = one.ids[: one.num_prompt_tokens], one.ids[one.num_prompt_tokens :]
 
     def scorer(example, text):
