@@ -407,7 +407,7 @@ def test_prompt_lookup_needs_no_draft(models, inputs, usual):
     target, _ = models
     lookup = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}
     found = target.generate(
-        **inputs, **lookup, custom_generate=Collaborative(None), max_new_tokens=16,
+        **inputs, **lookup, custom_generate=Collaborative(None), max_new_tokens=20,
         return_dict_in_generate=True,
     )  # fmt: skip
     assert found.sequences.tolist() == usual.tolist()
@@ -491,7 +491,7 @@ def test_an_empty_table_beside_the_tokens_is_no_input(models, inputs, usual):
     def decode(*prepared, **more):
         return Collaborative(draft)(*prepared, mm_encoder_outputs={}, **more)
 
-    found = target.generate(**inputs, custom_generate=decode, max_new_tokens=16)
+    found = target.generate(**inputs, custom_generate=decode, max_new_tokens=20)
     assert found.tolist() == usual.tolist()
 
 
@@ -499,7 +499,7 @@ def test_a_model_whose_own_repository_has_the_folder_is_decoded(models, inputs, 
     """Found: its ``generate`` is this function, which called itself."""
     target, draft = models
     monkeypatch.setitem(vars(target), "generate", functools.partial(generate, model=target))
-    ours = target.generate(**inputs, assistant_model=draft, max_new_tokens=16)
+    ours = target.generate(**inputs, assistant_model=draft, max_new_tokens=20)
     assert ours.tolist() == usual.tolist()
 
 
@@ -551,7 +551,7 @@ def test_a_processor_beside_a_warper_that_leaves_no_choice_gives_what_generate_g
 def test_positions_are_those_of_the_mask_or_refused(models, inputs, usual):
     """Found: others were ignored."""
     target, draft = models
-    custom = {"custom_generate": Collaborative(draft), "max_new_tokens": 16}
+    custom = {"custom_generate": Collaborative(draft), "max_new_tokens": 20}
     places = inputs["attention_mask"].cumsum(-1) - 1
     found = target.generate(**inputs, position_ids=places.clamp(min=0), **custom)
     assert found.tolist() == usual.tolist()

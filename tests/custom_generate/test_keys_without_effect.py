@@ -27,7 +27,7 @@ VALUES = {
 def test_a_key_without_effect_changes_nothing(models, inputs, usual, key):  # noqa: F811
     target, draft = models
     config = copy.deepcopy(target.generation_config)
-    config.update(max_new_tokens=16)
+    config.update(max_new_tokens=20)
     setattr(config, key, VALUES[key])
     found = target.generate(
         **inputs, generation_config=config, custom_generate=Collaborative(draft)
