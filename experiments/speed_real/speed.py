@@ -335,6 +335,7 @@ def warm_up(runs: dict[str, Generate], prompt: Any) -> None:
         run([prompt], [SamplingConfig(max_new_tokens=8)])
 
 
+@torch.inference_mode()
 def lend(giver: Generate, taker: Generate) -> bool:
     """Give an arm what another has stored of its last prompt, so that it need not read it as well.
 
