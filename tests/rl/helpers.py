@@ -88,7 +88,11 @@ def audit_file(folder: Path, names: tuple[str, ...] = SCALAR_NAMES, **about: str
 
 
 def solved(task: Task) -> list[Example]:
-    texts = ["ten hens and an ant", "the end is near the stone", "the hens and the ants eat oats on the stone in the end"]
+    texts = [
+        "ten hens and an ant",
+        "the end is near the stone",
+        "the hens and the ants eat oats on the stone in the end",
+    ]
     found = zip(task.examples("test"), texts, strict=False)
     return [replace(example, metadata={"solution": text}) for example, text in found]
 
