@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cospec.models import ModelPair
     from cospec.types import Arbiter, Completion, MismatchBatch, Needs, Ruling
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 _HOMES = {
     "Arbiter": "cospec.types",

@@ -41,6 +41,8 @@ def test_the_demo_compares_four_arms_and_shows_a_problem(tiny, problems, tmp_pat
     assert row["text"] in out
     assert out.count("override at token") == min(10, row["num_overrides"])
     assert "target: none" in out
+    assert out.rstrip().endswith(demo._NEXT.strip())
+    assert demo._NEXT.count("--target T --draft D --task gsm8k") == 2
     assert tiny.asked_for[0].pair == "bundled:specialist"
 
 
@@ -83,7 +85,7 @@ def test_the_problems_of_the_package_are_the_default(tiny, monkeypatch, tmp_path
     (tmp_path / "bundled").mkdir()
     lines = [json.dumps({"id": i, "question": "hens", "answer": "1"}) for i in range(3)]
     (tmp_path / "bundled" / "problems.jsonl").write_text("\n".join(lines))
-    with pytest.raises(SystemExit, match="3 test problems, 120 asked for"):
+    with pytest.raises(SystemExit, match="3 test problems, 80 asked for"):
         tiny("demo", "--arbiter", "gap")
 
 

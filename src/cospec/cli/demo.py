@@ -22,8 +22,8 @@ Try your own pair and task:
   cospec audit --target T --draft D --task gsm8k --num-problems 200   what an arbiter could win
   cospec train --target T --draft D --task gsm8k --out arbiter        an arbiter for this pair
 T and D are hub ids or folders of models that share a tokenizer; gsm8k may be jsonl:FILE."""
-_NUM_SHIPPED = 120
-"""Problems of the package that are solved by default: one to two minutes on two cores."""
+_NUM_SHIPPED = 80
+"""Problems of the package that are solved by default: less than a minute on two cores."""
 _MAX_NEW_TOKENS = 300
 """Room for the longest solution of these problems in the bundled tokenizer (291 tokens)."""
 
@@ -43,7 +43,7 @@ class Demo:
     )
     output: OutputOptions = field(default_factory=OutputOptions)
     num_problems: int | None = None
-    """Number of problems; by default 120 of the 200 that ship with the package, or all of FILE."""
+    """Number of problems; by default 80 of the 200 that ship with the package, or all of FILE."""
     problems: Path | None = None
     """JSON lines with id, question and answer (a number); by default those of the package."""
 
