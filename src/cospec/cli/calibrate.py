@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, check_answers
+from cospec.cli.options import AnswerOptions, OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
@@ -35,7 +35,7 @@ class CalibrateTaskOptions(TaskOptions):
 
 
 @dataclass(frozen=True)
-class CalibrateOptions(DecodeConfig):
+class CalibrateOptions(DecodeConfig, AnswerOptions):
     """Operating point."""
 
     arbiter: str = "bundled"
@@ -63,16 +63,10 @@ class CalibrateOptions(DecodeConfig):
     """Name of the operating point; by default the aim. --overwrite replaces one that exists."""
     dataset: Path | None = None
     """Mismatches from cospec audit --dataset, to show how reliable the arbiter's scores are."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
-    max_new_tokens: int | None = None
-    """Most tokens of an answer; by default the task's."""
-    threads: int | None = None
-    """CPU threads; by default as many as torch takes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_answers(self.max_new_tokens, self.temperature)
+        AnswerOptions.__post_init__(self)
         self.check_cost()
         if self.out is not None:  # bash leaves the ~ of --out=~/x to us
             object.__setattr__(self, "out", self.out.expanduser())

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from cospec.cli.backends import BackendOptions, records_for
-from cospec.cli.options import ArmOptions, OutputOptions, PairOptions, TaskOptions, check_answers
+from cospec.cli.options import AnswerOptions, ArmOptions, OutputOptions, PairOptions, TaskOptions
 from cospec.cli.run import Run
 
 
 @dataclass(frozen=True)
-class Eval:
+class Eval(AnswerOptions):
     """Compare arbiters with target, draft and lossless on a task: quality and speed together.
 
     With --json FILE, finished parts are kept in FILE.part.jsonl until the result is written: after
@@ -22,20 +22,11 @@ class Eval:
     decode: ArmOptions = field(default_factory=ArmOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     engine: BackendOptions = field(default_factory=BackendOptions)
-    max_new_tokens: int | None = None
-    """Most tokens of an answer; by default the task's."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of every answer lossless: no override there."""
     strict: bool = False
     """Refuse problems that an arbiter was trained on, and an arbiter that does not tell; by default
     such problems are counted and noted."""
-    threads: int | None = None
-    """CPU threads; by default as many as torch takes."""
-
-    def __post_init__(self) -> None:
-        check_answers(self.max_new_tokens, self.temperature)
 
     def run(self) -> None:
         """Evaluate, show and write."""

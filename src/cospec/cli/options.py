@@ -60,6 +60,21 @@ def given(options: DataclassInstance, default: DataclassInstance) -> dict[str, o
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """Answers."""
+
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer; by default the task's."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch takes."""
+
+    def __post_init__(self) -> None:
+        check_answers(self.max_new_tokens, self.temperature)
+
+
 def check_answers(max_new_tokens: int | None, temperature: float) -> None:
     """Refuse a length or a temperature of answers, before any model is loaded.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from cospec.cli.options import (
+    AnswerOptions,
     DecodeOptions,
     OutputOptions,
     PairOptions,
     TaskOptions,
-    check_answers,
 )
 from cospec.cli.progress import Progress
 from cospec.cli.run import Run
@@ -18,23 +18,17 @@ from cospec.errors import ConfigError, check_least
 
 
 @dataclass(frozen=True)
-class TraceOptions(DecodeOptions):
+class TraceOptions(DecodeOptions, AnswerOptions):
     """Recording."""
 
     keep: int = 20
     """Problems to record: first those won or lost against the target, then by overrides."""
     branches: bool = True
     """Play the other branch of each mismatch as well, to tell whose leads to the right answer."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
-    max_new_tokens: int | None = None
-    """Most tokens of an answer; by default the task's."""
-    threads: int | None = None
-    """CPU threads; by default as many as torch takes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_answers(self.max_new_tokens, self.temperature)
+        AnswerOptions.__post_init__(self)
         check_least(1, keep=self.keep)
 
 
