@@ -47,6 +47,17 @@ def test_hovering_over_a_mismatch_tells_both_tokens_and_probabilities(completion
             assert f"{who} {tokenizer.decode([i])!r}: p {p:.3g}, q {q:.3g}" in told
 
 
+def test_hovering_over_any_token_tells_its_probabilities(completion):
+    titles = re.findall(r'<span title="([^"]*)"', completion._repr_html_(), re.DOTALL)
+    ruled = {m.position for m in completion.reached}
+    told = [i for i in range(len(titles)) if i not in ruled]
+    assert {completion.origins[i] for i in told} == {Origin.MATCH, Origin.BONUS}
+    for i in told:
+        p, q = completion.token_probs[i]
+        shown = "-" if q is None else f"{q:.3g}"
+        assert html.unescape(titles[i]).endswith(f"\np {p:.3g}, q {shown}")
+
+
 def test_hovering_tells_no_probability_of_a_looked_up_token_and_vetoes_in_words(
     llama_pair, tokenizer
 ):

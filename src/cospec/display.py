@@ -1,4 +1,4 @@
-"""A completion as coloured HTML, for notebooks: each token by its origin, rulings on hover.
+"""A completion as coloured HTML, for notebooks: origins in colour, probabilities on hover.
 
 Colours are see-through, so that they suit light and dark pages, and are written into each element:
 notebooks drop style sheets.
@@ -60,7 +60,9 @@ def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) 
 
 
 def completion_html(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a completion as HTML: a mismatch tells both tokens and their probabilities on hover.
+    """Return a completion as HTML: on hover each token tells its probabilities, p and q.
+
+    A mismatch tells those of both tokens.
 
     Args:
         completion: With its trace, if hovering is to tell anything.
@@ -69,10 +71,13 @@ def completion_html(completion: Completion, tokenizer: PreTrainedTokenizerBase) 
     mismatches = {m.position: m for m in completion.reached}
     texts = pieces(tokenizer, completion.token_ids, completion.text)
     spans = []
-    for i, (text, origin) in enumerate(zip(texts, completion.origins, strict=True)):
+    tokens = zip(texts, completion.origins, completion.token_probs, strict=True)
+    for i, (text, origin, (p, q)) in enumerate(tokens):
         told = _LEGEND[origin]
         if i in mismatches:
             told = f"{told}\n{_ruling(mismatches[i], tokenizer)}"
+        elif p is not None:
+            told = f"{told}\np {_number(p)}, q {_number(q)}"
         shown = escape(visible(text))
         spans.append(f'<span title="{escape(told)}" style="{_STYLES[origin]}">{shown}</span>')
     legend = " &nbsp; ".join(
@@ -98,6 +103,6 @@ def _ruling(mismatch: MismatchTrace, tokenizer: PreTrainedTokenizerBase) -> str:
     return "\n".join([*lines, *score, *veto])
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     """Return a probability; a dash for one that nobody told, as where a token was looked up."""
-    return "-" if math.isnan(value) else f"{value:.3g}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3g}"

@@ -246,6 +246,9 @@ class StepTrace:
     num_strict_accepts: int
     num_overrides: int
     mismatches: tuple[MismatchTrace, ...]
+    probs: tuple[tuple[float, float | None], ...] = field(default=(), compare=False)
+    """Probabilities of each token that stands, under the target and under the draft, before
+    temperature and truncation; None under a draft that was not asked. Empty if nobody told."""
 
 
 @dataclass(slots=True)
@@ -361,6 +364,16 @@ class Completion:
         """The mismatches that counted, in order; those that a stop cut off did not."""
         every = (m for step in self.trace for m in step.mismatches)
         return [m for m in every if m.is_reached and m.position < len(self.token_ids)]
+
+    @property
+    def token_probs(self) -> list[tuple[float | None, float | None]]:
+        """Each token's probability under the target and under the draft, as the trace tells.
+
+        They are before temperature and truncation. None stands for one that it does not tell, such
+        as the draft's of a bonus token.
+        """
+        told = {step.position + i: p for step in self.trace for i, p in enumerate(step.probs)}
+        return [told.get(i, (None, None)) for i in range(len(self.token_ids))]
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The completion as a JSON object, its trace included."""

@@ -17,7 +17,7 @@ import torch
 from cospec.arbiters.guard import SelectiveArbiter
 from cospec.engine.arbitrate import Decision, arbitrate
 from cospec.engine.batch import Batch
-from cospec.engine.verify import Verification, verify
+from cospec.engine.verify import Verification, standing_probs, verify
 from cospec.engine.walk import Block, walk
 from cospec.errors import NonFiniteError
 from cospec.models.cache import CachedModel, Output
@@ -139,8 +139,10 @@ class SpeculativeBatch(Batch):
         ends = [number[:, None] for number in (proposal.lengths, num_forwards)]
         packed = torch.cat([*parts, *ends], dim=1).cpu()
         *fields, lengths, forwards = torch.split(packed, [*(p.shape[1] for p in parts), 1, 1], 1)
-        lists = lengths[:, 0], *fields, forwards[:, 0]
-        return [Block(*row) for row in zip(*(each.tolist() for each in lists), strict=True)]
+        lists = [each.tolist() for each in (lengths[:, 0], *fields, forwards[:, 0])]
+        if self._keep_trace:
+            lists.append(standing_probs(verified, proposal).tolist())
+        return [Block(*row) for row in zip(*lists, strict=True)]
 
     def _walk(self, blocks: list[Block], decisions: list[dict[int, Decision]]) -> None:
         """Append to each row what stands of its block; a row's error comes after the others."""

@@ -220,6 +220,35 @@ def _look_ahead(
     )
 
 
+def standing_probs(verified: Verification, proposal: Proposal) -> Tensor:
+    """Return probabilities of the tokens that stand unless a ruling says otherwise.
+
+    They are the drafted token where the target accepts it, and the target's own elsewhere.
+
+    Args:
+        verified: The target's view of the block.
+        proposal: What was drafted.
+
+    Returns:
+        (B, K + 1, 2): p and q before temperature and truncation; q is NaN where no model drafted.
+    """
+    drafted = proposal.token_ids
+    k = drafted.shape[1]
+    is_drafted = torch.arange(k, device=drafted.device) < proposal.lengths[:, None]  # (B, K)
+    ids = verified.target_ids.clone()
+    ids[:, :k] = torch.where(is_drafted & verified.is_match, drafted, ids[:, :k])
+    parts = _parts(k + 1, verified.logits[:, 0].numel())
+    p = torch.cat([token_log_p(verified.logits[:, i], ids[:, i]) for i in parts], dim=1).exp()
+    q = torch.full_like(p, torch.nan)
+    if proposal.logits is not None:
+        for place, step in enumerate(proposal.logits):
+            q[:, place] = token_log_p(step, ids[:, place]).exp()
+        q[:, :k].masked_fill_(~is_drafted, torch.nan)
+        if proposal.num_forwards is not None:
+            q.masked_fill_(proposal.num_forwards[:, None] == 0, torch.nan)
+    return torch.stack([p, q], dim=-1)
+
+
 def trace_probs(verified: Verification, proposal: Proposal, batch: MismatchBatch) -> Tensor:
     """Return probabilities of both tokens under both models, before temperature and truncation.
 

@@ -8,6 +8,7 @@ bonus token.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from cospec.errors import NonFiniteError
@@ -15,6 +16,8 @@ from cospec.rulings import Veto
 from cospec.types import MismatchTrace, Origin, StepTrace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cospec.engine.arbitrate import Decision
     from cospec.engine.rows import Row
     from cospec.types import Stats
@@ -37,6 +40,9 @@ class Block(NamedTuple):
     """Whether the draft's logits are finite at each place: K."""
     num_forwards: int
     """Draft forwards that it took; 0 if no model drafted the tokens."""
+    probs: Sequence[Sequence[float]] = ()
+    """p and q of the drafted token where the target accepts it, and of the target's own elsewhere:
+    K + 1 pairs, q NaN where no model drafted; empty without a trace."""
 
     def mismatches(self) -> list[int]:
         """Places that the target does not accept."""
@@ -89,7 +95,18 @@ def walk(
             for place, decision in decisions.items()
         )
         strict, overrides = kept.count(Origin.MATCH), kept.count(Origin.OVERRIDE)
-        row.trace.append(StepTrace(start, block.length, strict, overrides, mismatches))
+        told = kept if block.probs else []
+        probs = tuple(_probs(block, decisions, place, origin) for place, origin in enumerate(told))
+        row.trace.append(
+            StepTrace(
+                position=start,
+                num_draft_tokens=block.length,
+                num_strict_accepts=strict,
+                num_overrides=overrides,
+                mismatches=mismatches,
+                probs=probs,
+            )
+        )
 
 
 def non_finite_error(index: int, position: int) -> NonFiniteError:
@@ -99,6 +116,17 @@ def non_finite_error(index: int, position: int) -> NonFiniteError:
         f"{position}; check the weights, or load the pair in another dtype (float16 overflows "
         "where bfloat16 does not)."
     )
+
+
+def _probs(
+    block: Block, decisions: dict[int, Decision], place: int, origin: Origin
+) -> tuple[float, float | None]:
+    """Return the probabilities of the token that stands at a place; None for an untold q."""
+    if origin is Origin.OVERRIDE:
+        p, _, q, _ = decisions[place].probs
+    else:
+        p, q = block.probs[place]
+    return p, None if math.isnan(q) else q
 
 
 def _trace(
