@@ -370,7 +370,7 @@ class Completion:
         """Each token's probability under the target and under the draft, as the trace tells.
 
         They are before temperature and truncation. None stands for one that it does not tell, such
-        as the draft's of a bonus token.
+        as the draft's of a bonus token, and all of a rollout.
         """
         told = {step.position + i: p for step in self.trace for i, p in enumerate(step.probs)}
         return [told.get(i, (None, None)) for i in range(len(self.token_ids))]

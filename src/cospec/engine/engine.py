@@ -190,6 +190,7 @@ class Engine:
     def _run(self, rows: deque[Row], keep_caches: bool) -> list[Rollout]:
         for row in rows:
             row.keep_caches = keep_caches
+            row.keep_probs = False  # nobody learns from them, and replicas would send them
         with _handing_over(rows):
             for _ in self._blocks(in_order(row for row in rows if not row.finish_reason)):
                 pass

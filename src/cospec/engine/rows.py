@@ -35,6 +35,7 @@ class Row:
         special_ids: Tokens that decoded text leaves out; empty without stop strings.
         draft_prompt_ids: What the draft model reads in place of the prompt; None for the same.
         keep_caches: Whether to save what is stored of it when it finishes.
+        keep_probs: Whether its trace tells the probabilities of all its tokens.
         caches: What target and drafter have read already, when a branch waits to be admitted or
             `keep_caches` has saved it.
         is_foreign: Whether the arbiter stands back from its prompt.
@@ -50,6 +51,7 @@ class Row:
     special_ids: frozenset[int] = frozenset()
     draft_prompt_ids: list[int] | None = None
     keep_caches: bool = False
+    keep_probs: bool = True
     caches: list[Any] | None = None  # Any: only their stores look into them
     is_foreign: bool = False
     is_lossless: bool = False

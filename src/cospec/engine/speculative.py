@@ -140,7 +140,7 @@ class SpeculativeBatch(Batch):
         packed = torch.cat([*parts, *ends], dim=1).cpu()
         *fields, lengths, forwards = torch.split(packed, [*(p.shape[1] for p in parts), 1, 1], 1)
         lists = [each.tolist() for each in (lengths[:, 0], *fields, forwards[:, 0])]
-        if self._keep_trace:
+        if self._keep_trace and any(row.keep_probs for row in self.rows):
             lists.append(standing_probs(verified, proposal).tolist())
         return [Block(*row) for row in zip(*lists, strict=True)]
 

@@ -42,7 +42,7 @@ class Block(NamedTuple):
     """Draft forwards that it took; 0 if no model drafted the tokens."""
     probs: Sequence[Sequence[float]] = ()
     """p and q of the drafted token where the target accepts it, and of the target's own elsewhere:
-    K + 1 pairs, q NaN where no model drafted; empty without a trace."""
+    K + 1 pairs, q NaN where no model drafted; empty if nobody wants them."""
 
     def mismatches(self) -> list[int]:
         """Places that the target does not accept."""
