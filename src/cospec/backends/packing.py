@@ -1,32 +1,41 @@
-"""Rollouts on their way between processes: all features in one tensor.
+"""Rollouts on their way between processes: traces as tuples, and all features in one tensor.
 
-Each decision holds a small tensor. Pickled one by one they take most of the time and bytes of a
-result; stacked they take 4 bytes a number.
+A text has a hundred blocks and decisions, each with a small tensor. Pickled one by one they take
+most of the time and bytes of a result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cospec.types import NO_FEATURES
+from cospec.types import NO_FEATURES, MismatchTrace, StepTrace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
     from cospec.backends.base import Rollout
-    from cospec.types import MismatchTrace
+
+_STEP = [f.name for f in fields(StepTrace)]
+_PLACE = _STEP.index("mismatches")
+_step_values = attrgetter(*_STEP)
+_mismatch_values = attrgetter(*(f.name for f in fields(MismatchTrace) if f.name != "features"))
+
+_Values = list[Any]
+"""Fields of a `StepTrace` in order, each mismatch in place of it a tuple of its fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Rollouts without handles and features, and the features apart."""
+    """Rollouts without handles and traces, their traces as tuples, and the features apart."""
 
     rollouts: list[Rollout]
+    traces: list[list[_Values]]
     features: Tensor
     """Features of all mismatches that have some, in order, (N, F)."""
     has_features: list[bool]
@@ -34,30 +43,36 @@ class Packed:
 
 
 def pack(rollouts: Sequence[Rollout]) -> Packed:
-    """Take the features out of rollouts, and their handles away."""
-    found = [m.features for one in rollouts for m in _mismatches(one)]
+    """Take traces and features out of rollouts, and their handles away."""
+    steps = [step for one in rollouts for step in one.completion.trace]
+    found = [m.features for step in steps for m in step.mismatches]
     some = [features for features in found if len(features)]
-    bare = [_with_features(one, [NO_FEATURES] * len(_mismatches(one))) for one in rollouts]
     stacked = torch.stack(some) if some else torch.empty(0, 0)
-    return Packed(bare, stacked, [bool(len(features)) for features in found])
+    bare = [replace(o, completion=replace(o.completion, trace=[]), handle=None) for o in rollouts]
+    traces = [[_values(step) for step in one.completion.trace] for one in rollouts]
+    return Packed(bare, traces, stacked, [bool(len(features)) for features in found])
 
 
 def unpack(packed: Packed) -> list[Rollout]:
-    """Put the features of rollouts back."""
+    """Put the traces and features of rollouts back."""
     rows = iter(packed.features)
     found = iter([next(rows) if has else NO_FEATURES for has in packed.has_features])
-    return [_with_features(one, [next(found) for _ in _mismatches(one)]) for one in packed.rollouts]
-
-
-def _mismatches(rollout: Rollout) -> list[MismatchTrace]:
-    return [m for step in rollout.completion.trace for m in step.mismatches]
-
-
-def _with_features(rollout: Rollout, features: Sequence[Tensor]) -> Rollout:
-    """Return a rollout without handle and with other features."""
-    given = iter(features)
-    trace = [
-        replace(step, mismatches=tuple(replace(m, features=next(given)) for m in step.mismatches))
-        for step in rollout.completion.trace
+    traces = [[_step(values, found) for values in trace] for trace in packed.traces]
+    return [
+        replace(one, completion=replace(one.completion, trace=trace))
+        for one, trace in zip(packed.rollouts, traces, strict=True)
     ]
-    return replace(rollout, completion=replace(rollout.completion, trace=trace), handle=None)
+
+
+def _values(step: StepTrace) -> _Values:
+    """Return a block as plain values, without features."""
+    values = list(_step_values(step))
+    values[_PLACE] = list(map(_mismatch_values, step.mismatches))
+    return values
+
+
+def _step(values: _Values, features: Iterator[Tensor]) -> StepTrace:
+    """Return the block of plain values, with the features that are next."""
+    whole = values.copy()
+    whole[_PLACE] = tuple(MismatchTrace(*(*m, next(features))) for m in values[_PLACE])
+    return StepTrace(*whole)
