@@ -6,9 +6,11 @@ single-token step is set by the number of layers, and a draft of two layers.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
+from unittest.mock import patch
 
 import torch
 from bundled_data import Problem, training_chunk
@@ -189,10 +191,21 @@ def batches(
         chunk, skip = chunk + 1, 0
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16; else it is ten times slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
 def half_precision() -> torch.autocast:
-    """Matrix products in bfloat16 where the processor multiplies in it; else it is much slower."""
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16)
+    """Matrix products in bfloat16 where the processor has it."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16())
+
+
+def orthogonalizing() -> AbstractContextManager[object]:
+    """Let torch's Muon orthogonalise in float32, not in bfloat16, where the processor lacks it."""
+    if has_bfloat16():
+        return nullcontext()
+    return patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone)
 
 
 def weighted_loss(model: nn.Module, batch: MicroBatch) -> Tensor:

@@ -34,6 +34,7 @@ from bundled_models import (
     batches,
     collate,
     encode,
+    orthogonalizing,
     teacher_forced,
     train_tokenizer,
     weighted_loss,
@@ -150,7 +151,8 @@ def train_step(
     for optimizer, rate in zip(optimizers, (spec.muon_lr, spec.adam_lr), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate * scale
-        optimizer.step()
+        with orthogonalizing():
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return loss_sum / total
 
