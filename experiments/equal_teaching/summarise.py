@@ -34,6 +34,11 @@ NAMES = {
         "rule": "taught_draft-rule",
         "seen-seed0-n8000": "taught_draft-arbiter",
     },
+    "taught_pair": {
+        "lossless": "taught_again",
+        "rule": "taught_pair-rule",
+        "seen-seed0-n8000": "taught_pair-arbiter",
+    },
 }
 """By folder, the arms of `heldout.py` and their names in the result."""
 ROWS = {
@@ -48,7 +53,12 @@ ROWS = {
     "taught": "taught target",
     "taught-rule": "taught target, with the rule",
     "taught-arbiter": "taught target, with an arbiter that learned the same 8,000",
+    "taught_again": "target taught again",
+    "taught_pair-rule": "target taught again and taught draft, with the rule",
+    "taught_pair-arbiter": "the same two, with an arbiter that learned the same 8,000",
 }
+AGAIN = ("taught_again", "taught_pair-rule", "taught_pair-arbiter")
+"""Rows that are held against the target that was taught again, not against the first one."""
 
 
 def taught(folder: Path, model: str) -> list[tuple[Path, heldout.Json]]:
@@ -79,10 +89,8 @@ def table() -> str:
         if arm not in result["arms"]:
             continue
         bits = "".join(result["arms"][arm]["correct"])
-        gains = [
-            "" if arm == other else heldout.gain(result, arm, other)
-            for other in ("lossless", "taught")
-        ]
+        others = "lossless", "taught_again" if arm in AGAIN else "taught"
+        gains = ["" if arm == other else heldout.gain(result, arm, other) for other in others]
         sums = [sum(result["arms"][arm][n]) for n in ("num_tokens", "num_target_forwards")]
         speed = "" if arm in ("draft", "taught_draft") else f"{sums[0] / sums[1]:.2f}"
         right = f"{bits.count('1') / len(bits):.1%}"
