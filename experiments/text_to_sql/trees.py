@@ -1,6 +1,6 @@
 """Fit arbiters of one correction to all that they can write, and compare them on other questions.
 
-Usage: python experiments/text_to_sql/trees.py DATA TREES [--json FILE]
+Usage: python experiments/text_to_sql/trees.py DATA TREES [--also TREES...] [--json FILE]
            [--fit few.rounds --pair TARGET DRAFT --out ARBITER] [--arms ARBITER RULE:KNOB=NUMBER...]
 
 TREES is a folder of `collect.py --arbiter always_draft --finish target`. They hold the draft's
@@ -9,7 +9,8 @@ over there. An arbiter with `--max-corrections 1` writes one of these, so all th
 known without more decoding. The first of them is the target's own answer.
 
 Policies are fitted to nine tenths of the queries and tried on the last tenth, in turn. Both
-wordings of a query are in one tenth. Three ways to fit, all to right answers alone:
+wordings of a query are in one tenth. With --also they are fitted to the trees of other pairs as
+well, of the same nine tenths. Three ways to fit, all to right answers alone:
 
 * labels: logistic regression on which token leads to the better answer if the draft's tokens stand
   from there on (`learn.py`, and a first round of `cospec train --method policy_iteration`).
@@ -95,23 +96,26 @@ def main() -> None:
     parser.add_argument("--pair", nargs=2, type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--arms", nargs="+", help="folders of arbiters, and rules with a number")
+    parser.add_argument("--also", nargs="+", type=Path, default=[], help="fit to these as well")
     parser.add_argument("--json", type=Path, help="the table, or the arms' bits, as a file")
     options = parser.parse_args()
     if bool(options.fit) != bool(options.out and options.pair):
         parser.error("--fit, --pair and --out go together")
     torch.set_num_threads(1)
     trees = read(options.trees, options.data)
+    others = [tree for folder in options.also for tree in read(folder, options.data)]
     if options.fit:
         options.kind, way = options.fit.split(".")
         options.prompts = None  # no guard
-        save(WAYS[way]([tree for tree in trees if len(tree.x)], options.kind), set(), options)
+        learned = [tree for tree in [*trees, *others] if len(tree.x)]
+        save(WAYS[way](learned, options.kind), set(), options)
     elif options.arms:
         play(trees, options)
     else:
-        tabulate(trees, options)
+        tabulate(trees, others, options)
 
 
-def tabulate(trees, options) -> None:
+def tabulate(trees, others, options) -> None:
     """Print what each way to fit is worth on left-out queries."""
     table = {
         "num_questions": len(trees),
@@ -121,7 +125,7 @@ def tabulate(trees, options) -> None:
         "target": sum(tree.right(torch.zeros(len(tree.x), dtype=torch.bool)) for tree in trees),
         "best": sum(max([tree.kept, *tree.corrected.tolist()]) for tree in trees),
         "thresholds": {name: best_stop(trees, rule) for name, rule in RULES.items()},
-        "right": crossed(trees),
+        "right": crossed(trees, others),
     }
     print(json.dumps(table, indent=1))
     if options.json:
@@ -183,26 +187,31 @@ def read(folder: Path, data: Path) -> list[Tree]:
     return found
 
 
-def crossed(trees) -> dict[str, float]:
-    """Right answers of each arm, fitted to nine tenths of the queries and tried on the last."""
+def crossed(trees, others) -> dict[str, float]:
+    """Right answers of each arm, fitted to nine tenths of the queries and tried on the last.
+
+    The thresholds of the rules are fitted to `trees` alone: they differ by pair.
+    """
     right: dict[str, float] = {}
     for tenth in range(10):
         train = [tree for tree in trees if stable_hash(tree.query) % 10 != tenth]
         test = [tree for tree in trees if stable_hash(tree.query) % 10 == tenth]
-        for name, score in fitted([tree for tree in train if len(tree.x)]).items():
+        more = [tree for tree in others if stable_hash(tree.query) % 10 != tenth]
+        some, every = ([t for t in one if len(t.x)] for one in (train, train + more))
+        for name, score in fitted(some, every).items():
             right[name] = right.get(name, 0) + sum(tree.right(score(tree.x) > 0) for tree in test)
     return right
 
 
-def fitted(trees):
-    """Fit every arm; return their scores of mismatches by name."""
+def fitted(trees, every):
+    """Fit rules to trees and policies to every tree; return scores of mismatches by name."""
     found = {}
     for name, rule in RULES.items():
         edge = best_stop(trees, rule)
         found[name] = lambda x, rule=rule, edge=edge: rule(x) - edge
     for kind in KINDS:
         for way, learn in WAYS.items():
-            policy = learn(trees, kind)
+            policy = learn(every, kind)
             found[f"{kind}.{way}"] = lambda x, policy=policy: logits(policy, x)
     return found
 
