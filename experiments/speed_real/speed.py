@@ -18,6 +18,9 @@ With --prefix-caching every arm reads the schema of a database before its first 
 as a service that knows its databases has: that question is decoded for a few tokens and not
 measured. Arms with the same models read it once for all of them.
 
+With --read-first so is every whole prompt: then what is timed is decoding alone, as where an
+earlier turn has read the document. It comes with --prefix-caching.
+
 With --shots the target is shown so many of the draft's questions about the same database with their
 answers, as in experiments/text_to_sql (arms.py), and the draft the question alone.
 
@@ -90,18 +93,16 @@ def main() -> None:
             data_dir=options.data_dir,
             allow_code_execution=options.allow_code_execution,
         )
-        problems = problems_of(task, pair, options)
-        first: dict[Any, Any] = {}  # problem of a database, by which its schema is read
-        read: dict[str, Any] = {}  # database whose schema an arm has cached
-        if options.prefix_caching:
-            problems, first = by_database(problems)
+        problems, first = read_before(problems_of(task, pair, options), options)
+        read: dict[str, Any] = {}  # key of `first` that an arm has cached
         warm_up(runs, problems[-1][1])
         for i, start in enumerate(range(0, len(problems), options.batch_size)):
             some = problems[start : start + options.batch_size]
             for arm in rotated(list(runs), i):
                 if (name, some[0][0].id, arm) in done:
                     continue
-                if first and read.get(arm) != (place := database(some[0])):
+                place = some[0][0].id if options.read_first else database(some[0])
+                if first and read.get(arm) != place:
                     givers = [runs[other] for other in read if read[other] == place]
                     if not any(lend(giver, runs[arm]) for giver in givers):
                         warm_up({arm: runs[arm]}, first[place][1])
@@ -195,6 +196,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--longest", type=int, default=10, help="of blocks that end by themselves")
     parser.add_argument("--threshold", type=float, default=0.8, help="of the draft's confidence")
     parser.add_argument("--prefix-caching", action="store_true", help="keep caches between prompts")
+    parser.add_argument(
+        "--read-first", action="store_true", help="read each prompt before it is timed (batch 1)"
+    )
     parser.add_argument("--allow-code-execution", action="store_true", help="for mbpp")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int)
@@ -203,6 +207,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.pair and not (options.target and options.draft):
         parser.error("pass --target and --draft, or --pair")
+    if options.read_first and not (options.prefix_caching and options.batch_size == 1):
+        parser.error("--read-first goes with --prefix-caching and batch 1")
     return options
 
 
@@ -311,6 +317,13 @@ def rotated(names: list[str], place: int) -> list[str]:
     """Another order for each prompt, so that no arm is always first."""
     shift = place % len(names)
     return names[shift:] + names[:shift]
+
+
+def read_before(problems: list[Any], options: argparse.Namespace) -> tuple[list[Any], Any]:
+    """Return the problems that are timed, and by what is asked the one that is read before it."""
+    if options.read_first:
+        return problems, {example.id: (example, *rest) for example, *rest in problems}
+    return by_database(problems) if options.prefix_caching else (problems, {})
 
 
 def by_database(problems: list[Any]) -> tuple[list[Any], dict[Any, Any]]:

