@@ -33,6 +33,11 @@ def finite(value: Any) -> Any:  # Any: what JSON can hold, or nearly
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields of a dataclass
+    """Return a dict of what JSON has: tensors are lists, and no number is NaN or infinite."""
+    return {k: v.tolist() if hasattr(v, "tolist") else finite(v) for k, v in items}
+
+
 class GrowingText:
     """The text of tokens that come one by one, each decoded with a few before it and not with all.
 

@@ -8,8 +8,6 @@ happened is kept in one `StepTrace` a block, and a finished prompt is a `Complet
 Axes in shapes: B rows, K drafted tokens of a block, V vocabulary, M mismatches, H hidden size.
 ``p`` is the target's distribution and ``q`` the draft's, as in Leviathan et al. (2211.17192); Chen
 et al. (2302.01318) use the letters the other way round.
-
-This file knows nothing of models, caches or engines.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from cospec.display import completion_html
-from cospec.text import finite
+from cospec.text import plain_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -248,7 +246,7 @@ class StepTrace:
     mismatches: tuple[MismatchTrace, ...]
     probs: tuple[tuple[float, float | None], ...] = field(default=(), compare=False)
     """Probabilities of each token that stands, under the target and under the draft, before
-    temperature and truncation; None under a draft that was not asked. Empty if nobody told."""
+    temperature and truncation; None under a draft that was not asked. Empty in rollouts."""
 
 
 @dataclass(slots=True)
@@ -340,8 +338,7 @@ class Completion:
         index: Place of the prompt in the list that was given.
         prompt_ids: Token ids of the prompt.
         token_ids: Generated token ids, a stop token included.
-        text: The generated text without special tokens, cut before a stop string; "" if the pair
-            has no tokenizer.
+        text: Its text without special tokens, cut before a stop string; "" without a tokenizer.
         origins: Where each generated token comes from.
         finish_reason: Why it ended.
         stats: Counts.
@@ -367,19 +364,14 @@ class Completion:
 
     @property
     def token_probs(self) -> list[tuple[float | None, float | None]]:
-        """Each token's probability under the target and under the draft, as the trace tells.
-
-        They are before temperature and truncation. None stands for one that it does not tell, such
-        as the draft's of a bonus token, and all of a rollout.
-        """
+        """Each token's probability under target and draft; None where the trace has none."""
         told = {step.position + i: p for step in self.trace for i, p in enumerate(step.probs)}
         return [told.get(i, (None, None)) for i in range(len(self.token_ids))]
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
-        """The completion as a JSON object, its trace included."""
-        found = asdict(replace(self, tokenizer=None), dict_factory=_plain_dict)
-        del found["tokenizer"]
-        return found | {"stats": self.stats.to_dict()}
+        """The completion as JSON, its trace included."""
+        found = asdict(replace(self, tokenizer=None), dict_factory=plain_dict)
+        return {k: v for k, v in found.items() if k != "tokenizer"} | {"stats": self.stats.to_dict()}
 
     def _repr_html_(self) -> str | None:
         """Return the tokens coloured by origin, for notebooks; None leaves it to `repr`."""
@@ -387,11 +379,6 @@ class Completion:
 
     def __getstate__(self) -> list[object]:
         return [None if e.name == "tokenizer" else getattr(self, e.name) for e in fields(self)]
-
-
-def _plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields of a dataclass
-    """A dict of what JSON has: tensors are lists, and no number is NaN or infinite."""
-    return {k: v.tolist() if torch.is_tensor(v) else finite(v) for k, v in items}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ that torch's own compiler inserts (``torch._inductor``, "mkldnn weight packing")
 of torch's public interface, so that they are probed, and where the probe fails nothing is packed.
 
 A packed product gives each row the same bits whatever rows are beside it. On some processors that
-does not hold for a single row (`_needs_company`), which then gets a second one.
+does not hold for a single row (`_needs_company`), which then gets a second one. Small matrices and
+an output matrix that is tied to the embedding stay plain, and without that promise.
 """
 
 from __future__ import annotations

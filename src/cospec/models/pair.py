@@ -105,9 +105,8 @@ class ModelPair:
             allow_pickle: Load checkpoints that are no safetensors. Unpickling runs code that the
                 file holds: only for files you trust.
             pack_weights: On a CPU, keep the weights in the layout of its matrix kernels where it
-                has them (`cospec.models.packed`): faster, and a row's result no longer depends on
-                its batch by what is packed. Small matrices and tied output matrices are not. The
-                models of the pair can then not be saved or trained.
+                has them (`cospec.models.packed`): faster, and these give a row the same bits in any
+                batch. The models of the pair can then not be saved or trained.
             draft_quantization: Of the draft's weights: none, or int8 on a CPU, with which its steps
                 over a few rows are faster and its proposals a little worse
                 (`cospec.models.quantized`).
