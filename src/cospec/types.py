@@ -371,7 +371,7 @@ class Completion:
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The completion as JSON, its trace included."""
         found = asdict(replace(self, tokenizer=None), dict_factory=plain_dict)
-        return {k: v for k, v in found.items() if k != "tokenizer"} | {"stats": self.stats.to_dict()}
+        return {k: found[k] for k in found if k != "tokenizer"} | {"stats": self.stats.to_dict()}
 
     def _repr_html_(self) -> str | None:
         """Return the tokens coloured by origin, for notebooks; None leaves it to `repr`."""
