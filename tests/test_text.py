@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from cospec.text import visible
+import pytest
+import torch
+
+from cospec.text import plain_dict, visible
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,9 @@ def test_controls_become_visible_and_text_stays(text, shown):
     assert visible(text) == shown
     assert visible(shown) == shown
     visible(text).encode()
+
+
+def test_what_is_written_as_json_has_no_nan():
+    """Found: the features of a mismatch had, where the draft's logits were NaN."""
+    values = [("features", torch.tensor([1.0, math.nan])), ("p", math.inf), ("k", 3), ("name", "a")]
+    assert plain_dict(values) == {"features": [1.0, None], "p": None, "k": 3, "name": "a"}

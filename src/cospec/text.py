@@ -35,7 +35,12 @@ def finite(value: Any) -> Any:  # Any: what JSON can hold, or nearly
 
 def plain_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: fields of a dataclass
     """Return a dict of what JSON has: tensors are lists, and no number is NaN or infinite."""
-    return {k: v.tolist() if hasattr(v, "tolist") else finite(v) for k, v in items}
+
+    def plain(value: Any) -> Any:  # Any: as above
+        rows = getattr(value, "tolist", None)  # of a tensor, (F,)
+        return finite(value) if rows is None else list(map(finite, rows()))
+
+    return {key: plain(value) for key, value in items}
 
 
 class GrowingText:

@@ -105,6 +105,20 @@ def test_branches_of_a_replica_that_has_died_are_played_by_its_successor(alone, 
     assert facts(many.branch(points(again), COIN)) == facts(alone.branch(points(ends), COIN))
 
 
+def test_a_branch_does_not_leave_another_text_than_the_one_that_was_scored(many) -> None:
+    """Found: in 16 bits a successor may decode another text, and the branch left that one."""
+    import ray
+
+    point = points(many.complete(items(), COIN, keep_handles=True))[0]
+    handle = point.rollout.handle
+    other = replace(handle, token_ids=(handle.token_ids[0] + 1, *handle.token_ids[1:]))
+    for actor in many.replicas:
+        ray.kill(actor)
+    with pytest.raises(BackendError, match="is another text after its replica died"):
+        many.branch([replace(point, rollout=replace(point.rollout, handle=other))], COIN)
+    assert len(many.branch([point], COIN)) == 1
+
+
 @pytest.mark.parametrize("how", ["dies", "raises"])
 def test_what_a_killed_replica_had_in_hand_is_done_again(how, alone, tmp_path) -> None:
     from cospec.backends.ray import RayBackend

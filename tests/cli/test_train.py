@@ -315,6 +315,14 @@ def test_a_run_writes_its_settings_as_a_config_file_that_options_override(
     assert again.train == replace(TrainConfig.from_dict(written), num_rounds=5)
 
 
+@pytest.mark.parametrize("given", [["--config", "{}"], ["--config={}"]])
+def test_a_config_file_may_have_an_equals_sign_in_its_path(tmp_path, given) -> None:
+    """Found: the path was cut there."""
+    (path := tmp_path / "run=3.json").write_text('{"num_rounds": 7}')
+    command = ["train", "--task", "t=1", "--out", "o", *(word.format(path) for word in given)]
+    assert parse(command).train.num_rounds == 7
+
+
 def test_adaptive_blocks_need_a_cost_from_the_config_file(command, tiny, tmp_path, refusal) -> None:
     """Found: each process measured one, so that a resumed run was another one."""
     file = tmp_path / "few.json"

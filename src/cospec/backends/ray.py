@@ -53,6 +53,7 @@ class Handle:
     owner: str
     home: int
     key: int
+    token_ids: tuple[int, ...]
     root: Item
     arbiter: Any  # Any: an ObjectRef, of the root's arbiter
     steps: tuple[Step, ...] = ()
@@ -131,7 +132,14 @@ class Replica:
         handle = left.handle
         if handle.key not in self._held:  # it was another replica's, which has died
             self._held[handle.key] = self._again(handle)
-        return BranchPoint(self._held[handle.key], *left[1:])
+        rollout, shared = self._held[handle.key], left.position
+        if tuple(rollout.completion.token_ids[:shared]) != handle.token_ids[:shared]:
+            raise BackendError(
+                f"the rollout of stream {handle.root.stream} is another text after its replica "
+                "died: rounding can differ between batches. Run again: what was finished is "
+                "resumed, and float32 on the same machines differs least."
+            )
+        return BranchPoint(rollout, *left[1:])
 
     def _again(self, handle: Handle) -> Rollout:
         """Make a rollout from its item once more."""
@@ -257,7 +265,8 @@ class RayBackend:
                 waiting.extend(_apart(task, works, num_tries, error))
                 continue
             for i, (place, one) in enumerate(zip(task.places, found, strict=True)):
-                handle = None if keys is None else self._handle(n, keys[i], works[place], shared)
+                work, key = works[place], None if keys is None else keys[i]
+                handle = None if key is None else self._handle(n, key, one, work, shared)
                 done[place] = replace(one, handle=handle)
             if self.on_finished is not None:
                 self.on_finished(len(found))
@@ -277,13 +286,21 @@ class RayBackend:
         some = [works[place] for place in task.places]
         return {self.replicas[n].play.remote(some, keys, arbiter, forget): (task, n, keys)}
 
-    def _handle(self, home: int, key: int, work: Work, arbiter: Any) -> Handle:  # Any: as above
+    def _handle(
+        self,
+        home: int,
+        key: int,
+        rollout: Rollout,
+        work: Work,
+        arbiter: Any,  # Any: as above
+    ) -> Handle:
         """Return the handle of a rollout; the replica forgets it with the handle."""
+        token_ids = tuple(rollout.completion.token_ids)
         if isinstance(work, Item):
-            handle = Handle(self._name, home, key, work, arbiter)
+            handle = Handle(self._name, home, key, token_ids, work, arbiter)
         else:
             steps = (*work.handle.steps, Step(*work[1:], arbiter))
-            handle = replace(work.handle, home=home, key=key, steps=steps)
+            handle = replace(work.handle, home=home, key=key, token_ids=token_ids, steps=steps)
         weakref.finalize(handle, self._dead[home].append, key)
         return handle
 

@@ -43,7 +43,7 @@ class Demo:
     )
     output: OutputOptions = field(default_factory=OutputOptions)
     num_problems: int | None = None
-    """Number of problems; by default 80 of the 200 that ship with the package, or all of FILE."""
+    """Number of problems; by default 80 of the 400 that ship with the package, or all of FILE."""
     problems: Path | None = None
     """JSON lines with id, question and answer (a number); by default those of the package."""
 

@@ -133,7 +133,7 @@ class Generate:
         decode = self.decode.for_arbiters([arbiter])
         for note in (*pair.notes, *notes_on(arbiter, decode, self.sampling)):
             print(f"note: {visible(note)}", file=sys.stderr)
-        engine = Engine(pair, arbiter, decode)
+        engine = Engine(pair, arbiter, decode, keep_trace=self.trace is not None)
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
         deltas = _Timed(engine.stream(prompts, self.sampling))

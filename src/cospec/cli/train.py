@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -338,10 +339,11 @@ def defaults(args: Sequence[str]) -> Train | None:
     Raises:
         ConfigError: The file cannot be read, or has settings that cannot be.
     """
-    words = [part for word in args for part in word.split("=", 1)]
-    if "--config" not in words[:-1]:
+    given = [word.removeprefix("--config=") for word in args if word.startswith("--config=")]
+    given += [path for word, path in pairwise(args) if word == "--config"]
+    if not given:
         return None
-    path = Path(words[words.index("--config") + 1])
+    path = Path(given[-1])
     try:
         values = parse_json(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark
     except (OSError, ValueError) as error:

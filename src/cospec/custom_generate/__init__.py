@@ -179,9 +179,9 @@ class Collaborative:
             arbiter = self._arbiter
             if isinstance(arbiter, str):
                 arbiter = arbiter_for(arbiter, pair)
-            engine = TransformersEngine(
-                pair, arbiter, _decode_config(generation_config, self._draft, len(prompts))
-            )
+            is_told = bool(generation_config.return_dict_in_generate)
+            decode = _decode_config(generation_config, self._draft, len(prompts))
+            engine = TransformersEngine(pair, arbiter, decode, keep_trace=is_told)
             engine.input_ids = input_ids
             warpers, engine.processors = _split(logits_processor)
             engine.criteria = StoppingCriteriaList(
@@ -194,9 +194,7 @@ class Collaborative:
                 _note(note)
             completions = self._run(engine, prompts, sampling)
         sequences = _padded(input_ids, completions, generation_config)
-        if generation_config.return_dict_in_generate:
-            return CollaborativeOutput(sequences, completions)
-        return sequences
+        return CollaborativeOutput(sequences, completions) if is_told else sequences
 
     def _run(
         self, engine: TransformersEngine, prompts: list[list[int]], sampling: SamplingConfig
