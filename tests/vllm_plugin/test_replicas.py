@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from cospec import SamplingConfig
 from cospec.arbiters import load_arbiter
@@ -65,3 +66,20 @@ def test_replicas_write_what_our_engine_does_and_leave_no_process(pair, monkeypa
         many.close()
         ray.shutdown()
     assert len(replicas) == 2 and not still_alive(set.union(*replicas), 30)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+def test_a_replica_spreads_its_target_over_two_gpus(pair) -> None:
+    """Not run so far: no machine with two GPUs was at hand."""
+    config = DecodeConfig(num_speculative_tokens=6, batch_size=4)
+    options = BackendOptions(backend="vllm", num_replicas=1, tensor_parallel_size=2)
+    many = options.open(PairSource(pair="bundled:specialist"), pair, config, "scalar")
+    arbiter, sampling = load_arbiter(LEARNED, pair), SamplingConfig(max_new_tokens=100)
+    items = [Item(p, sampling, i) for i, p in enumerate(encoded_problems(pair.tokenizer, 4))]
+    try:
+        theirs = many.complete(items, arbiter)
+    finally:
+        many.close()
+    ours = AlignedBackend(pair, config).complete(items, arbiter)
+    assert compare(ours, theirs)["different"] == []
