@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything behind the table of README.md; each step is skipped where its files exist.
-# Needs pip install -e '.[tasks]' (reasoning-gym 0.1.25) and a C++ compiler. One thread, an hour and a half.
+# Needs pip install -e '.[tasks]' (reasoning-gym 0.1.25) and a C++ compiler. One thread, two hours.
 # Usage: run.sh FOLDER
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -20,8 +20,8 @@ teach draft 0.1 2
 target=$(python experiments/equal_teaching/summarise.py --best target "$work")
 draft=$(python experiments/equal_teaching/summarise.py --best draft "$work")
 
-# The test problems of experiments/heldout_templates, with one model taught: under a rule, and under
-# an arbiter that learns the same solutions.
+# The test problems of experiments/heldout_templates, with one model taught and with both: under a
+# rule, and under an arbiter that learns the same solutions.
 decode() {
     local heldout=(python experiments/heldout_templates/heldout.py bundled:family)
     local options=(--work "$work/$1" --tiers 10 "${@:2}")
@@ -32,4 +32,5 @@ decode() {
 }
 decode taught_target --target "$target"
 decode taught_draft --draft "$draft"
+decode taught_pair --target "$target" --draft "$draft"
 python experiments/equal_teaching/summarise.py "$work"

@@ -109,7 +109,8 @@ def main() -> None:
         return
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     models = [about for model in ("target", "draft") for _, about in taught(args.work, model)]
-    known = {(one["model"], one["rate"], one["epochs"]): one for one in result["teaching"] + models}
+    settings = "model", "rate", "epochs", "bfloat16_products"
+    known = {tuple(map(one.get, settings)): one for one in result["teaching"] + models}
     result["teaching"] = sorted(known.values(), key=lambda one: -one["tune_accuracy"])
     for folder, names in NAMES.items():
         if not (args.work / folder).exists():

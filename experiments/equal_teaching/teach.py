@@ -32,7 +32,7 @@ from cospec.rl.solutions import encode_solutions
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY / "experiments" / "heldout_templates")]
 
-from bundled_models import collate, grouped  # noqa: E402
+from bundled_models import collate, grouped, has_bfloat16  # noqa: E402
 from heldout import SOLUTION_SEED, TIER, parts_of, task_of  # noqa: E402
 from train_bundled import TARGET, TrainSpec, make_optimizers, train_step  # noqa: E402
 
@@ -134,6 +134,7 @@ def main() -> None:
     about = {
         **{name: getattr(args, name) for name in ("pair", "model", "fold", "rate", "epochs")},
         "seed": args.seed,
+        "bfloat16_products": has_bfloat16(),
         "num_solutions": len(rows),
         "num_tokens": args.epochs * sum(len(ids) for ids, _ in rows),
         "cpu_seconds": round(seconds),
