@@ -14,7 +14,7 @@ import itertools
 import json
 import pickle
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -85,7 +85,7 @@ class Round:
     """Share of a text that is left at a branch."""
     k: int = 6
     tokens_per_block: float = 4.0
-    mismatches_per_text: float = 40.0
+    mismatches_per_text: int = 40
     batch_size: int = 256
     """Texts decoded together by a replica, at most."""
     step_overhead_s: float = 0.004
@@ -135,12 +135,10 @@ def plan(
     read_s = 2 * (pair.target_params + pair.draft_params) * read / flops
     # The last texts of a round run in batches that are no longer full.
     tail_s = 2 * work.output_tokens / work.tokens_per_block * step_s / 4
-    # The trace of a branch begins at the branch; its text is sent whole.
+    # The trace of a branch begins at the branch.
     texts = work.num_problems + work.branch_share * work.num_branches
-    num_decisions = texts * work.mismatches_per_text
-    shipped = num_decisions * measured["bytes_per_decision"]
-    shipped += (work.num_problems + work.num_branches) * measured["bytes_per_text"]
-    host_s = num_decisions * measured["pickle_s_per_decision"]
+    shipped = texts * measured["bytes_per_text"]
+    host_s = texts * measured["pickle_s_per_text"]
     learner_s = measured["learner_s_per_branch_epoch"] * work.num_branches * NUM_EPOCHS
     play_s = (rollout_tokens + branch_tokens) / tokens_per_s + read_s + tail_s
     seconds = play_s + host_s + learner_s
@@ -198,7 +196,6 @@ def measure(out: Path = MEASURED, num_problems: int = 32) -> None:
     found["learner_share"] = (
         NUM_EPOCHS * found["learner_s_per_branch_epoch"] * found["num_branches"] / play_s
     )
-    found["pickle_share"] = found["pickle_s_per_decision"] * found["num_decisions"] / play_s
     start = time.process_time()
     sent = [len(Sender().pack(arbiter)) for _ in range(20)]
     found |= {"arbiter_bytes": sent[0], "arbiter_pack_s": (time.process_time() - start) / 20}
@@ -260,7 +257,7 @@ def points_of(rollouts: list[Rollout]) -> list[BranchPoint]:
 def measure_rollouts(
     pair: ModelPair, arbiter: LearnedArbiter, num_problems: int
 ) -> dict[str, float]:
-    """Play problems and a branch at each ruling for the target; time both, and their pickles."""
+    """Play problems and a branch at each ruling for the target; time both, and what they send."""
     task = jsonl(str(bundled_home() / "problems.jsonl"), {"scorer": "numeric", "split": "test"})
     backend = EngineBackend(pair, DecodeConfig(num_speculative_tokens=6, batch_size=32))
     encoded = encode_problems(pair, task, task.examples("test", num_problems))
@@ -272,13 +269,7 @@ def measure_rollouts(
     points = points_of(rollouts)
     ends = backend.branch(points, arbiter)
     times.append(clock())
-    parcel = pickle.dumps(pack([*rollouts, *ends]))
-    unpack(pickle.loads(parcel))
-    times.append(clock())
-    done = [one.completion for one in (*rollouts, *ends)]
-    rollouts_s, branches_s, pickle_s = (b - a for a, b in itertools.pairwise(times))
-    num_decisions = max(1, sum(len(step.mismatches) for one in done for step in one.trace))
-    bare = len(pickle.dumps([one.token_ids for one in done]))
+    rollouts_s, branches_s = (b - a for a, b in itertools.pairwise(times))
     tokens = sum(len(one.completion.token_ids) for one in rollouts)
     return {
         "play_s": rollouts_s + branches_s,
@@ -287,11 +278,30 @@ def measure_rollouts(
         "num_rollouts": len(rollouts),
         "num_branches": len(ends),
         "tokens_per_rollout": tokens / len(rollouts),
-        "num_decisions": num_decisions,
-        "bytes_per_decision": len(parcel) / num_decisions,
-        "bytes_per_text": bare / len(done),
-        "pickle_s_per_decision": pickle_s / num_decisions,
+        **sending(rollouts, Round()),
     }
+
+
+def sending(rollouts: list[Rollout], work: Round, num_texts: int = 256) -> dict[str, float]:
+    """Pack texts of the planned size, made of blocks that were played, and unpack them."""
+    done = [one.completion for one in rollouts]
+    blocks = [step for one in done for step in one.trace]
+    ruled = itertools.cycle(step for step in blocks if len(step.mismatches) == 1)
+    others = itertools.cycle(step for step in blocks if not step.mismatches)
+    num_others = round(work.output_tokens / work.tokens_per_block) - work.mismatches_per_text
+    texts = []
+    for _ in range(num_texts):
+        trace = [*itertools.islice(ruled, work.mismatches_per_text)]
+        trace += itertools.islice(others, num_others)
+        ids = [*itertools.islice(itertools.cycle(done[0].token_ids), work.output_tokens)]
+        origins = [*itertools.islice(itertools.cycle(done[0].origins), work.output_tokens)]
+        whole = replace(done[0], token_ids=ids, origins=origins, trace=trace)
+        texts.append(Rollout(whole))
+    start = time.process_time()
+    parcel = pickle.dumps(pack(texts))
+    unpack(pickle.loads(parcel))
+    seconds = time.process_time() - start
+    return {"pickle_s_per_text": seconds / num_texts, "bytes_per_text": len(parcel) / num_texts}
 
 
 def learner_s(policy: Policy) -> float:
