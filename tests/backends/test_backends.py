@@ -107,7 +107,7 @@ def test_a_rollout_of_other_replicas_is_refused(backend) -> None:
     """Found: keys of all backends begin at 0, so that the branch left another text."""
     (item,) = items()[:1]
     (one,) = backend.complete([item], AlwaysTarget())
-    held = replace(one, handle=Handle("theirs", 0, 0, item, None))
+    held = replace(one, handle=Handle("theirs", 0, 0, (), item, None))
     point = BranchPoint(held, 0, 7, Origin.OVERRIDE, seed=0, stream=0)
     assert Left.of(point, "theirs").handle is held.handle
     with pytest.raises(ConfigError, match=r"needs its own; complete the item with keep_handles"):
@@ -118,10 +118,11 @@ def test_a_long_path_of_branches_holds_none_of_the_rollouts_on_it() -> None:
     """Found: a handle held its parent's, so that replicas kept whole paths, and none pickled."""
     dead: deque[int] = deque()
     replicas = SimpleNamespace(_name="ours", _dead=[dead])
-    handle = RayBackend._handle(replicas, 0, 0, items()[0], None)
+    one = SimpleNamespace(completion=SimpleNamespace(token_ids=[5] * 8))
+    handle = RayBackend._handle(replicas, 0, 0, one, items()[0], None)
     for key in range(1, 301):
         left = Left(handle, key, 7, Origin.OVERRIDE, seed=1, stream=key)
-        handle = RayBackend._handle(replicas, 0, key, left, None)
+        handle = RayBackend._handle(replicas, 0, key, one, left, None)
         del left
     assert list(dead) == list(range(300))
     again = pickle.loads(pickle.dumps(handle))
