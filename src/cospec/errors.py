@@ -26,7 +26,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
+from importlib import metadata
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,11 +100,25 @@ class CodeExecutionRefusedError(CospecError, PermissionError):
     """Scoring needs to run generated code, and the user did not allow it."""
 
 
+def pip_line(extra: str) -> str:
+    """Return the command that installs an extra from where this package was installed."""
+    try:
+        told = metadata.distribution("cospec").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:  # its sources are run as they are
+        told = None
+    origin = json.loads(told or "{}")
+    if (url := origin.get("url")) is None:  # from an index
+        return f"pip install 'cospec[{extra}]'"
+    if origin.get("dir_info", {}).get("editable"):
+        return f"pip install -e '{url2pathname(urlsplit(url).path)}[{extra}]'"
+    return f"pip install 'cospec[{extra}] @ {url}'"
+
+
 class MissingExtraError(CospecError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed; run: pip install 'cospec[{extra}]'")
+        super().__init__(f"{what} is not installed; run: {pip_line(extra)}")
 
 
 class GenerationInterrupted(KeyboardInterrupt):

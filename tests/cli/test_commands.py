@@ -15,6 +15,7 @@ from cospec import cli
 from cospec.cli.generate import PromptOptions, _Timed
 from cospec.cli.views.paint import STYLES, Painter
 from cospec.engine import Engine
+from cospec.errors import pip_line
 from cospec.types import Origin
 from tests.cli.conftest import stop_after
 from tests.conftest import disturbed, random_model
@@ -58,7 +59,7 @@ def test_info_gives_the_line_that_installs_a_missing_extra(cospec, capsys, monke
     )
     cospec("info")
     out = " ".join(capsys.readouterr().out.split())
-    assert "extra wandb missing (wandb); run: pip install 'cospec[wandb]'" in out
+    assert f"extra wandb missing (wandb); run: {pip_line('wandb')}" in out
 
 
 def test_generate_streams_one_prompt_and_writes_result_and_trace(cospec, capsys, tmp_path):

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from cospec.errors import pip_line
+
 
 def test_traces_of_a_task_become_a_page(tiny, problems, tmp_path, capsys):
     traces, page, plots = tmp_path / "t.json", tmp_path / "r.html", tmp_path / "plots"
@@ -73,5 +75,5 @@ def test_a_missing_extra_is_told_with_its_command(tmp_path):
         str(tmp_path / "r.html"),
     ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode != 0 and "pip install 'cospec[report]'" in run.stderr
+    assert run.returncode != 0 and pip_line("report") in run.stderr
     assert "Traceback" not in run.stderr

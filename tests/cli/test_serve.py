@@ -18,7 +18,7 @@ import pytest
 
 from cospec import cli
 from cospec.cli import serve
-from cospec.errors import ConfigError, MissingExtraError
+from cospec.errors import ConfigError, MissingExtraError, pip_line
 from cospec.models.bundled import bundled_home, bundled_models
 from cospec.vllm_plugin.known import SUPPORTED
 from cospec.vllm_plugin.settings import Settings
@@ -202,7 +202,7 @@ def versions(found: dict[str, str]):
 @pytest.mark.parametrize(
     ("found", "error", "message"),
     [
-        ({}, MissingExtraError, r"vLLM is not installed; run: pip install 'cospec\[vllm\]'"),
+        ({}, MissingExtraError, "vLLM is not installed; run: " + re.escape(pip_line("vllm"))),
         ({"vllm": "0.31.2"}, ConfigError, r"vLLM 0.31.2 is installed; .* 'vllm==0.32.\*'"),
         ({"vllm": "0.320.0"}, ConfigError, "vLLM 0.320.0 is installed"),
     ],

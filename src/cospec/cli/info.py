@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cospec.cli.generate import PromptOptions
 from cospec.cli.options import PairOptions, given
-from cospec.errors import ConfigError, check_least
+from cospec.errors import ConfigError, check_least, pip_line
 
 if TYPE_CHECKING:
     from cospec.evaluation.checkup import Checkup
@@ -76,7 +76,7 @@ class Info:
         rows |= {f"cuda:{i}": device_name(f"cuda:{i}") for i in range(torch.cuda.device_count())}
         for extra, modules in _EXTRAS.items():
             missing = [m for m in modules if importlib.util.find_spec(m) is None]
-            hint = f"missing ({', '.join(missing)}); run: pip install 'cospec[{extra}]'"
+            hint = f"missing ({', '.join(missing)}); run: {pip_line(extra)}"
             rows[f"extra {extra}"] = hint if missing else "installed"
         rows["arbiters"] = ", ".join(rule().name for rule in RULES.values())
         _print(rows)

@@ -11,7 +11,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, pip_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,7 +77,7 @@ def check_version(version: str) -> None:
     if not version.startswith(f"{SUPPORTED}."):
         raise ConfigError(
             f"vLLM {version} is installed and CoSpec's plugin knows {SUPPORTED}.*; install that "
-            "one (pip install 'cospec[vllm]'), or take cospec out of additional_config."
+            f"one ({pip_line('vllm')}), or take cospec out of additional_config."
         )
 
 

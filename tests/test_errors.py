@@ -1,0 +1,34 @@
+"""Errors that say what to type: the line has to work where the package was installed from."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+
+from cospec.errors import MissingExtraError, pip_line
+
+
+@pytest.mark.parametrize(
+    ("origin", "line"),
+    [
+        (None, "pip install 'cospec[gguf]'"),
+        (
+            {"url": "file:///home/ann/my%20code", "dir_info": {"editable": True}},
+            "pip install -e '/home/ann/my code[gguf]'",
+        ),
+        (
+            {"url": "file:///tmp/cospec-0.2.0-py3-none-any.whl", "archive_info": {}},
+            "pip install 'cospec[gguf] @ file:///tmp/cospec-0.2.0-py3-none-any.whl'",
+        ),
+    ],
+)
+def test_an_extra_is_installed_from_where_the_package_came(monkeypatch, origin, line):
+    """Found: of a checkout pip looked for the package on an index, where it is not."""
+    told = None if origin is None else json.dumps(origin)
+    found = SimpleNamespace(read_text=lambda name: told if name == "direct_url.json" else None)
+    monkeypatch.setattr(metadata, "distribution", {"cospec": found}.__getitem__)
+    assert pip_line("gguf") == line
+    assert str(MissingExtraError("gguf", "gguf")).endswith(f"run: {line}")
