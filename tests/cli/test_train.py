@@ -15,6 +15,7 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.cli import parse, train
 from cospec.cli.progress import Progress
 from cospec.cli.train import Train
+from cospec.errors import pip_line
 from cospec.evaluation.turns import lock
 from cospec.rl.card import write_card
 from cospec.rl.config import TrainConfig
@@ -211,7 +212,7 @@ def test_a_project_without_wandb_is_refused_with_the_line_that_installs_it(
     tiny, command, monkeypatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SystemExit, match=r"pip install 'cospec\[wandb\]'"):
+    with pytest.raises(SystemExit, match=re.escape(pip_line("wandb"))):
         tiny(*command, "--wandb-project", "arbiters")
     assert tiny.asked_for == [], "found: the models were loaded first"
 
