@@ -7,8 +7,8 @@ The stages, in order (`run.sh` has the whole sequence):
 * ``read``: read worked solutions of each fold's templates, once. What they tell is kept by fold, so
   that the solutions of four folds are those of the templates that the fifth leaves out.
 * ``train``: for each fold, learn from the solutions of the other four; with ``--seen``, from as
-  many of all five. With ``--rounds``, go on with rounds of reinforcement on problems of the same
-  templates.
+  many of all five. With ``--rounds``, go on with rounds on problems of the same templates: of
+  reinforcement, or of a supervised control (``--method``), which learns from the same solutions.
 * ``scratch``: for each fold, rounds of reinforcement from nothing, with the settings of the
   published arbiters that had no solutions (`experiments/rounds_alone`).
 * ``test``: decode the test problems of each fold under each arm, and keep a bit for each problem.
@@ -55,6 +55,7 @@ from cospec.rl.config import (
     TrainConfig,
     WarmupConfig,
 )
+from cospec.rl.methods import METHODS, MethodName
 from cospec.rl.solutions import encode_solutions, solution_decisions
 from cospec.rl.trainer import Trainer
 from cospec.rl.types import SolutionData
@@ -111,10 +112,14 @@ def parts_of(fold: int | None, num_tiers: int) -> list[tuple[int, int]]:
     ]
 
 
-def config_of(seed: int, num_tune: int, num_rounds: int, *, from_nothing: bool) -> TrainConfig:
-    """The settings of published arbiters, but for the sizes.
+def config_of(
+    seed: int, num_tune: int, num_rounds: int, *, from_nothing: bool, method: MethodName = "rl"
+) -> TrainConfig:
+    """The settings of published arbiters, but for the sizes and the method.
 
     They are those of ``*-corrected-seed*``; from nothing, those of `experiments/rounds_alone`.
+    AutoJudge's policy sees hidden states alone, so that its rounds change all of it: a correction
+    is of scalars.
     """
     alone = TrainConfig(
         num_rounds=num_rounds,
@@ -127,8 +132,9 @@ def config_of(seed: int, num_tune: int, num_rounds: int, *, from_nothing: bool) 
     shape = {"hidden_size": 256, "num_layers": 2, "hidden_projection": 128, "dropout": 0.5}
     return replace(
         alone,
+        method=method,
         features="hidden",
-        policy=PolicyConfig(**shape, correction=True),
+        policy=PolicyConfig(**shape, correction=method != "autojudge"),
         objective=ObjectiveConfig(cost_weight=0.3, kl_weight=0.03, entropy_bonus=0.0),
         optimizer=OptimizerConfig(weight_decay=0.1, learning_rate=3e-3),
         warmup=WarmupConfig(num_solutions=1),  # the decisions are handed over
@@ -186,14 +192,17 @@ class Run:
         """Learn from solutions, then by rounds if those are asked for."""
         num_solutions = self.args.tiers * TIER * (NUM_FOLDS - 1)
         label = f"{'seen' if fold is None else f'fold{fold}'}-seed{seed}-n{num_solutions}"
-        before, after = self.folder / label, self.folder / f"{label}-rounds"
+        method = self.args.method
+        after = self.folder / f"{label}-{'rounds' if method == 'rl' else method}"
+        before = self.folder / (f"{label}-autojudge-start" if method == "autojudge" else label)
         if (before / "config.json").exists():
             policy = LearnedArbiter.load(before, self.pair).policy
         else:
             started = time.process_time()
             trainer = self._trainer(fold, seed, None)
             features, delta = self._decisions(fold)
-            trainer.state.policy.normalize_by(features, math.inf)
+            seen = METHODS[method].features(trainer.arbiter.features)
+            trainer.state.policy.normalize_by(features, math.inf, seen)
             data = SolutionData(features, delta)
             loss = imitate(trainer.state.policy, data, trainer.config)
             seconds = time.process_time() - started
@@ -203,7 +212,7 @@ class Run:
             self._save(trainer, trainer.arbiter, before)
             policy = trainer.state.policy
         if self.args.rounds and not (after / "config.json").exists():
-            trainer = self._trainer(fold, seed, self.folder / f"{label}-state")
+            trainer = self._trainer(fold, seed, after.with_name(f"{after.name}-state"))
             if not trainer.state.best:
                 trainer.state.policy.load_state_dict(policy.state_dict())
                 trainer.state.start.load_state_dict(policy.state_dict())
@@ -223,7 +232,9 @@ class Run:
     ) -> Trainer:
         """With problems for rounds if there is a folder for their state."""
         task, args = task_of(fold), self.args
-        config = config_of(seed, args.num_tune, args.num_rounds, from_nothing=from_nothing)
+        config = config_of(
+            seed, args.num_tune, args.num_rounds, from_nothing=from_nothing, method=args.method
+        )
         backend = EngineBackend(self.pair, config.rollouts)
         if state is None:
             return Trainer(self.pair, backend, task, config, [], [])
@@ -359,6 +370,9 @@ def main() -> None:
     parser.add_argument("--num-tune", type=int, default=400)
     parser.add_argument("--num-rounds", type=int, default=4)
     parser.add_argument("--rounds", action="store_true", help="go on with rounds (train)")
+    parser.add_argument(
+        "--method", choices=("rl", "gold", "autojudge"), default="rl", help="of the rounds (train)"
+    )
     parser.add_argument("--seen", action="store_true", help="learn from all templates (train)")
     parser.add_argument("--check", action="store_true", help="decode all problems and compare")
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(NUM_FOLDS)))

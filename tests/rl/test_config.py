@@ -96,7 +96,7 @@ def test_a_file_of_solutions_needs_their_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"warm_start": "x"}, {"method": "gold"}, {"num_solutions": -1}]
+    "changes", [{"warm_start": "x"}, {"method": "policy_iteration"}, {"num_solutions": -1}]
 )
 def test_settings_that_do_not_go_together_are_refused(changes) -> None:
     with pytest.raises(ConfigError, match="num_solutions is"):

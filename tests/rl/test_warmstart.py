@@ -22,6 +22,7 @@ from cospec.features import SCALAR_NAMES
 from cospec.results import write_tensors
 from cospec.rl import warmstart
 from cospec.rl.card import write_card
+from cospec.rl.methods import METHODS
 from tests.rl.helpers import assert_same_state, audit_file, solving, stop, trainer
 
 if TYPE_CHECKING:
@@ -157,6 +158,23 @@ def test_what_solutions_teach_is_where_the_rounds_start(pair, task) -> None:
     torch.testing.assert_close(
         only.state.best_policy, only.state.start.state_dict(), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("correction", [False, True])
+@pytest.mark.parametrize("method", ["gold", "autojudge", "r2r", "reinforce"])
+def test_every_method_with_a_network_learns_from_solutions_by_what_it_may_see(
+    pair, task, method, correction
+) -> None:
+    shape = PolicyConfig(hidden_size=4, init_logit=0.0, correction=correction)
+    it = solving(pair, task, method=method, features="hidden", policy=shape)
+    it.run()
+    assert it.state.history[0]["num_solution_decisions"] > 0
+    assert it.state.round == 2
+    seen = METHODS[method].features(it.arbiter.features)
+    if seen is not None:
+        assert 0 < seen.sum() < len(seen)
+        assert torch.isinf(it.state.policy.std[~seen]).all()
+    assert torch.isfinite(it.state.policy.std).any()
 
 
 def test_behind_solutions_a_correction_is_all_that_rounds_learn(pair, task) -> None:

@@ -118,16 +118,19 @@ class Policy(nn.Module):
         if is_used is not None:
             self.std[~is_used] = torch.inf
 
-    def take_up(self, features: Tensor) -> None:
+    def take_up(self, features: Tensor, is_used: Tensor | None = None) -> None:
         """Normalize scalars that were left out, by new data.
 
         The logit stays as it is: they get weights of 0, and later ones from the correction alone.
 
         Args:
             features: (N, F).
+            is_used: Features that may be used at all, (F,) bool; by default all.
         """
         spread = features.std(dim=0, unbiased=len(features) > 1)
         is_new = self.std.isinf() & (spread > 1e-6)
+        if is_used is not None:
+            is_new &= is_used
         is_new[len(is_new) - self.num_hidden :] = False
         self.mean[is_new] = features.mean(dim=0)[is_new]
         self.std[is_new] = spread[is_new]

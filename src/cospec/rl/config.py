@@ -161,7 +161,7 @@ class WarmupConfig:
     num_solutions: int = 0
     """Problems of the train split whose worked solutions are trained on first: one forward of each
     model tells whose token is the solution's wherever the models differ. Hidden states need tens of
-    thousands. All seeds use the same ones."""
+    thousands. All seeds use the same ones. Not for policy_iteration."""
     solutions: Path | None = None
     """File that caches the decisions read from solutions, for further runs as well, which can ask
     for more solutions; by default in the run's folder."""
@@ -286,10 +286,10 @@ class TrainConfig:
                 "correction is on and num_solutions is 0: there is nothing to correct; switch it "
                 "off, or train on worked solutions first."
             )
-        if warmup.num_solutions and (warmup.warm_start is not None or not method.takes_solutions):
+        if warmup.num_solutions and (warmup.warm_start is not None or method.is_ridge):
             raise ConfigError(
-                f"num_solutions is {warmup.num_solutions}, which goes with the method rl and "
-                "without warm_start; set it to 0, or leave those."
+                f"num_solutions is {warmup.num_solutions}, which goes without warm_start and not "
+                "with the method policy_iteration; set it to 0, or leave those."
             )
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object

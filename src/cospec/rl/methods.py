@@ -120,8 +120,6 @@ class Method:
     """Weight of the rollouts' advantages; None leaves it to the settings."""
     takes_audit: bool = False
     """An audit's branches have labels for it."""
-    takes_solutions: bool = False
-    """Worked solutions have labels for it."""
     labels: Callable[[KnownBranches], Labels] | None = None
     """Labels of a classifier; None follows rewards."""
     is_harmless: Callable[[Ending, Ending], bool] = lambda a, b: same_answer(a.score, b.score)
@@ -144,7 +142,7 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("rl", takes_audit=True, takes_solutions=True),
+        Method("rl", takes_audit=True),
         Method("policy_iteration", is_ridge=True, takes_audit=True, labels=_gold),
         Method("gold", on_target_path=True, takes_audit=True, labels=_gold),
         Method("autojudge", on_target_path=True, labels=_harmless, features=_of_the_judge),

@@ -40,16 +40,16 @@ def normalize_first(
         ConfigError: The rollouts have no decisions.
     """
     seen = [m.features for one in played for m in one.decisions]
+    method = METHODS[config.method]
     if config.warmup.num_solutions:
         if config.policy.correction and seen:
-            policy.take_up(torch.stack(seen))
+            policy.take_up(torch.stack(seen), method.features(features))
         return
     if not seen:
         raise ConfigError(
             "no mismatch was left to the arbiter in the first round: these two models agree on "
             "these problems; pass other problems or another draft."
         )
-    method = METHODS[config.method]
     # No override precedes what the target's path shows; once the policy rules, some do.
     spread = math.inf if method.on_target_path else 1.0
     policy.normalize_by(torch.stack(seen), spread, method.features(features))

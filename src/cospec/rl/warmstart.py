@@ -73,7 +73,7 @@ def warm_start(
     if path is None and folder is not None:
         path = folder / "solutions.safetensors"
     data = read_solutions(pair, task, features, solved, config, path, on_read)
-    return from_solutions(policy, data, config)
+    return from_solutions(policy, features, data, config)
 
 
 def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) -> WarmStart:
@@ -109,8 +109,10 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
     return WarmStart(learned, start, branches, {"num_branches": len(branches)})
 
 
-def from_solutions(policy: Policy, data: SolutionData, config: TrainConfig) -> WarmStart:
-    """Train a copy of a policy to pick the tokens of worked solutions.
+def from_solutions(
+    policy: Policy, features: ScalarFeatures, data: SolutionData, config: TrainConfig
+) -> WarmStart:
+    """Train a copy of a policy to pick the tokens of worked solutions, by what its method may see.
 
     The rounds do not train on them again: `kl_weight` keeps the policy close to its start.
 
@@ -123,7 +125,8 @@ def from_solutions(policy: Policy, data: SolutionData, config: TrainConfig) -> W
             "them, or neither predicts it, or the context holds none; set num_solutions to 0."
         )
     learned = copy.deepcopy(policy)
-    learned.normalize_by(data.features, math.inf)
+    seen = METHODS[config.method].features(features)
+    learned.normalize_by(data.features, math.inf, seen)
     loss = imitate(learned, data, config)
     metrics = {"loss": loss, "num_solution_decisions": len(data.delta)}
     return WarmStart(learned, copy.deepcopy(learned), metrics=metrics)
