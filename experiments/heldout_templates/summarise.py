@@ -137,19 +137,25 @@ def table(pair: str) -> str:
 
 
 def contest(pair: str) -> str:
-    """Arms that learned without the tested templates against others on the same problems."""
+    """Arms against others on the same problems: those of new templates, and controls."""
     result = read(pair)
     lines = ["| | points |", "| --- | --- |"]
     for arm in result["arms"]:
-        if not arm.startswith("fold-"):
-            continue
-        rivals = [arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds")]
-        if "-scratch" in arm:
-            rivals.insert(0, "fold-seed0-n8000")
-        for rival in dict.fromkeys(rivals):
+        for rival in dict.fromkeys(_rivals(arm)):
             if rival in result["arms"] and rival != arm:
                 lines.append(f"| {arm} over {rival} | {gain(result, arm, rival)} |")
     return "\n".join(lines)
+
+
+def _rivals(arm: str) -> list[str]:
+    """The arms that one is held against."""
+    solved, _, method = arm.rpartition("-")
+    if arm.startswith("fold-"):
+        rivals = [arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds")]
+        return ["fold-seed0-n8000", *rivals] if "-scratch" in arm else rivals
+    if method in ("rounds", "gold", "autojudge"):  # after the same solutions
+        return [solved, f"{solved}-rounds"]
+    return []
 
 
 def _forwards(result: Json, arm: str) -> float:

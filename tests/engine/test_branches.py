@@ -12,7 +12,7 @@ from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine, Rollout
 from cospec.errors import ConfigError
 from cospec.types import Completion, Origin
-from tests.conftest import EOS, family_pair, some_prompts
+from tests.conftest import EOS, VOCAB, family_pair, some_prompts
 
 CONFIG = SamplingConfig(max_new_tokens=24)
 
@@ -162,5 +162,8 @@ def test_what_cannot_be_branched_from_is_refused() -> None:
         engine.branches([Branch(plain, 0, 7)])
     with pytest.raises(ConfigError, match="token 99"):
         engine.branches([Branch(rollout, 99, 7)])
+    for token_id in (-1, VOCAB):
+        with pytest.raises(ConfigError, match=f"a branch has token {token_id}; the target has"):
+            engine.branches([Branch(rollout, 0, token_id)])
     with pytest.raises(ConfigError, match="draft-only"):
         Engine.draft_only(pair).branches([Branch(rollout, 0, 7)])

@@ -162,6 +162,12 @@ def test_another_number_of_settings_than_prompts_is_refused(llama_pair, num_conf
         decode(llama_pair, prompts=[[7], [8]], sampling=[GREEDY] * num_configs)
 
 
+@pytest.mark.parametrize("streams", [[], [0], [0, 1, 2]])
+def test_another_number_of_streams_than_prompts_is_refused(llama_pair, streams):
+    with pytest.raises(ConfigError, match=f"got {len(streams)} streams for 2 prompts"):
+        Engine(llama_pair, AlwaysTarget()).generate([[7], [8]], GREEDY, streams=streams)
+
+
 @pytest.mark.parametrize("arbiter", ["lossless", None, AlwaysTarget])
 def test_what_is_no_arbiter_is_refused(arbiter):
     """Found: ``'str' object has no attribute 'needs'``."""

@@ -12,7 +12,7 @@ from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.config import DecodeConfig
 from cospec.drafters import DRAFTERS, ModelDrafter
 from cospec.drafters.adaptive import acceptance, least_reach
-from cospec.drafters.suffix import continue_suffix
+from cospec.drafters.suffix import SuffixDrafter, continue_suffix
 from cospec.engine import Branch
 from cospec.engine.rows import Row
 from cospec.engine.speculative import SpeculativeBatch
@@ -220,6 +220,25 @@ def test_branches_leave_a_rollout_whose_draft_has_not_read_all_of_it(llama_pair)
             SamplingConfig(max_new_tokens=23 - branch.position, ignore_eos=True),
         )
         assert again.token_ids == ids[branch.position + 1 :]
+
+
+def test_branches_leave_where_the_draft_has_no_places_yet(llama_pair, monkeypatch):
+    """Found: a text that grew on by search alone was longer than what the draft's cache held."""
+    prompt, long = COPYING[0], SamplingConfig(max_new_tokens=90, ignore_eos=True)
+    text = Engine.target_only(llama_pair).generate([prompt], long)[0].token_ids
+    engine = Engine(
+        llama_pair, load_arbiter("lossless"), drafter="suffix+model", prompt_lookup_min=1
+    )
+    with monkeypatch.context() as patch:  # searches that are always right
+        patch.setattr(SuffixDrafter, "find", lambda _, ids: text[len(ids) - len(prompt) :][:4])
+        (rollout,) = engine.rollouts([prompt], long)
+    assert rollout.completion.token_ids == text
+    num_read, _ = rollout.caches[1]
+    assert num_read < len(prompt) < 64 < len(prompt) + 85
+    (end,) = engine.branches([Branch(rollout, 85, 7)])
+    prefix = prompt + text[:85] + [7]
+    (again,) = engine.generate([prefix], SamplingConfig(max_new_tokens=4, ignore_eos=True))
+    assert end.completion.token_ids[86:] == again.token_ids
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,8 @@ def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokeni
     kinds = [sum(isinstance(m, PackedLinear) for m in p.target.modules()) for p in (plain, packed)]
     assert kinds[0] == 0 < kinds[1]
     assert plain.fingerprint == packed.fingerprint
+    again = ModelPair(packed.target, packed.draft, packed.tokenizer)
+    assert again.fingerprint == plain.fingerprint
 
 
 @needs_packing

@@ -74,6 +74,8 @@ def test_the_target_of_a_loaded_pair_keeps_its_bits_and_the_fingerprint_tells(sa
     assert torch.equal(logits[0][0], logits[1][0])
     assert not torch.equal(logits[0][1], logits[1][1])
     assert int8.fingerprint == f"{plain.fingerprint}-int8"
+    again = ModelPair(int8.target, int8.draft, int8.tokenizer)
+    assert (again.fingerprint, again.draft_quantization) == (int8.fingerprint, "int8")
     assert int8.draft_size < plain.draft_size / 2
     if can_pack(torch.float32):
         assert any(isinstance(m, PackedLinear) for m in int8.target.modules())

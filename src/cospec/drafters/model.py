@@ -252,14 +252,16 @@ class ModelDrafter(CachedModel, Drafter):
         self._answers = {r: one for r, one in self._answers.items() if r not in new}
 
     def save_row(self, row: int, num_tokens: int) -> Any:  # Any: as in `Drafter`
-        """Return what is stored of a row, and how much of it was read."""
-        return min(self._num_read.get(row, 0), num_tokens), super().save_row(row, num_tokens)
+        """Return what was read of the first tokens of a row, and how many those are."""
+        num_read = min(self._num_read.get(row, 0), num_tokens)
+        return num_read, super().save_row(row, num_read)
 
     def load_row(self, row: int, saved: Any, num_tokens: int) -> None:  # Any: from `save_row`
-        """Store the first tokens of a saved row in a row."""
+        """Store what was read of the first tokens of a saved row in a row."""
         num_read, stored = saved
-        super().load_row(row, stored, num_tokens)
+        # A row that was searched for long may be longer than its saved places.
         self._num_read[row] = min(num_read, num_tokens)
+        super().load_row(row, stored, self._num_read[row])
         self._answers.pop(row, None)
 
     def copy_row(self, source: int, destination: int) -> None:

@@ -61,7 +61,7 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
         needs_draft: Whether the drafter needs what it stored of the rollout.
 
     Raises:
-        ConfigError: The rollout has no such token, or its caches were not kept.
+        ConfigError: The rollout or the target has no such token, or the caches were not kept.
     """
     parent, caches = branch.rollout.completion, branch.rollout.caches
     if caches is None or (needs_draft and (len(caches) < 2 or caches[1] is None)):
@@ -74,6 +74,11 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
         raise ConfigError(
             f"a branch leaves at token {branch.position}; its rollout has tokens 0 to "
             f"{len(parent.token_ids) - 1}."
+        )
+    vocab_size = pair.target.config.get_text_config().vocab_size
+    if not 0 <= branch.token_id < vocab_size:
+        raise ConfigError(
+            f"a branch has token {branch.token_id}; the target has tokens 0 to {vocab_size - 1}."
         )
     row = make_row(pair, index, parent.prompt_ids, branch.rollout.config)
     row.draw_from(index if branch.stream is None else branch.stream)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from weakref import WeakKeyDictionary
 
 from cospec.errors import (
     ConfigError,
@@ -35,6 +36,8 @@ Quantization: TypeAlias = Literal["none", "int8"]
 """Quantization of a draft's weights."""
 _PLACES = ("device_map", "max_memory", "offload_folder")
 """Arguments of ``from_pretrained`` that say where the layers of a target go."""
+_plain: WeakKeyDictionary[PreTrainedModel, bytes] = WeakKeyDictionary()
+"""What fingerprints read of models before their weights were packed or quantized."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class ModelPair:
                 f"the target is on {self.target.device} and the draft on {self.draft.device}; load "
                 "both on one device."
             )
+        if self.draft is not None and quantized.is_quantized(self.draft):
+            object.__setattr__(self, "draft_quantization", "int8")
         warn_of_mixed_rows(self.target)
         for model in self.models:
             check_supported(model)
@@ -142,11 +147,13 @@ class ModelPair:
 
     def _change_weights(self, pack_weights: bool) -> None:
         """Quantize the draft if that is asked for, and pack what is not."""
-        _ = self.fingerprint  # of the plain weights, so it is taken before they change
+        samples = [_sample(model) for model in self.models]
         if self.draft_quantization == "int8":
             quantized.quantize_weights(self.draft_model)
-        for model in self.models if pack_weights else ():
-            packed.pack_weights(model)
+        for model, sample in zip(self.models, samples, strict=True):
+            num_packed = packed.pack_weights(model) if pack_weights else 0
+            if num_packed or quantized.is_quantized(model):
+                _plain[model] = sample
 
     @property
     def models(self) -> tuple[PreTrainedModel, ...]:
@@ -188,9 +195,7 @@ class ModelPair:
         """
         digest = hashlib.sha256()
         for model in self.models:
-            for name, weight in _weights(model):
-                some = weight.flatten()[:64].float().cpu().numpy().tobytes()
-                digest.update(f"{name} {tuple(weight.shape)}".encode() + some)
+            digest.update(_plain.get(model) or _sample(model))
         end = "" if self.draft_quantization == "none" else f"-{self.draft_quantization}"
         return digest.hexdigest()[:16] + end
 
@@ -298,6 +303,15 @@ def _load(
             "computes; pass a device_map that leaves them on a device, or spread over more GPUs."
         )
     return [target, *(load_model(one, device=target.device, **kwargs) for one in sources[1:])]
+
+
+def _sample(model: PreTrainedModel) -> bytes:
+    """Return the shapes of all weights of a model and some of their numbers."""
+    return b"".join(
+        f"{name} {tuple(weight.shape)}".encode()
+        + weight.flatten()[:64].float().cpu().numpy().tobytes()
+        for name, weight in _weights(model)
+    )
 
 
 def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -100,6 +100,11 @@ def quantize_weights(model: PreTrainedModel) -> None:
         setattr(parent, name, Int8Linear(child))
 
 
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Return whether a model has 8-bit layers."""
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
 @cache
 def _float_type() -> torch.dtype:
     """Return bfloat16 where the processor multiplies it itself, else float32."""
