@@ -23,4 +23,9 @@ for pair in specialist family; do
     heldout bundled:$pair scratch --num-rounds 2  # forty-five minutes
     heldout bundled:$pair test --arms fold-seed0-scratch2
 done
+for method in rl gold autojudge; do  # controls that learned from the same solutions
+    heldout bundled:family train --tiers 10 --seen --rounds --num-rounds 2 --method $method
+done
+heldout bundled:family test --arms \
+    seen-seed0-n8000-rounds seen-seed0-n8000-gold seen-seed0-n8000-autojudge
 python experiments/heldout_templates/summarise.py "$work" --tiers 10

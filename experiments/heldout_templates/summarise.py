@@ -153,9 +153,7 @@ def _rivals(arm: str) -> list[str]:
     if arm.startswith("fold-"):
         rivals = [arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds")]
         return ["fold-seed0-n8000", *rivals] if "-scratch" in arm else rivals
-    if method in ("rounds", "gold", "autojudge"):  # after the same solutions
-        return [solved, f"{solved}-rounds"]
-    return []
+    return [f"{solved}-rounds"] if method in ("gold", "autojudge") else []
 
 
 def _forwards(result: Json, arm: str) -> float:
