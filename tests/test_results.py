@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 
 import pytest
+import torch
 from experiments.tables import blocks, rows
 
 from cospec.errors import ConfigError
-from cospec.results import check_writable, read_document, write_json
+from cospec.results import check_writable, read_document, write_json, write_tensors
 
 
 def test_a_document_is_read_back_and_has_a_row_a_line(tmp_path):
@@ -120,3 +123,21 @@ def test_a_published_speed_of_repeats_is_the_median_of_their_ratios(monkeypatch)
     assert "| - | - |" in shown and shown.endswith("which tells no speed-up.")
     chunks += chunks
     assert "one turn" not in blocks.comparison("it")
+
+
+def test_tensors_are_written_for_other_users_and_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    """Found: safetensors wrote files that their owner alone could read."""
+    path, plain = tmp_path / "x.safetensors", tmp_path / "plain"
+    plain.write_text("")
+    write_tensors(path, {"x": torch.arange(3)}, {"of": "three"})
+    assert path.stat().st_mode == plain.stat().st_mode
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(path, {"x": torch.arange(4)})
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [plain, path]

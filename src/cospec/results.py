@@ -63,27 +63,35 @@ def check_apart(paths: Iterable[Path | None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, packed if its name ends in ``.gz``."""
-    part = path.with_name(path.name + ".part")
     # Half of a character becomes the escape that JSON has for it, not an error after all the work.
     data = text.encode("utf-8", errors="backslashreplace")
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)  # so that the same text gives the same file
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_bytes(path, data)
 
 
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file whole or not at all."""
-    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
+    from safetensors.torch import save  # noqa: PLC0415  # brings torch
 
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata)
-    part.replace(path)
+    # Its own `save_file` hides files from other users, and a full disk behind an error of its own.
+    write_bytes(path, save(tensors, metadata))
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all, also where the machine loses power."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may write the same file
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, document: Json) -> None:

@@ -169,6 +169,19 @@ def test_the_guarantee_is_told_with_its_terms(calibrate, folder, tmp_path, capsy
     assert "with other settings on the same problems, and keep the best, voids this level" in out
 
 
+def test_a_question_that_comes_twice_is_one_problem_of_a_guarantee(
+    quick, folder, letters, tmp_path
+):
+    """Found: with every row twice the bound held half of what it said."""
+    path = letters.removeprefix("jsonl:").partition(",")[0]
+    with open(path, encoding="utf-8") as file:
+        rows = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(rows * 2)
+    quick("--aim", "guarantee", "--epsilon", 0.5, "--json", tmp_path / "r.json")
+    assert points(folder)["guarantee"]["num_problems"] == 12
+
+
 def test_without_a_certificate_the_point_is_lossless(calibrate, folder, letters, capsys):
     calibrate("--aim", "guarantee", "--epsilon", 0.25, "--risk", "loss", "--delta", 0.1)
     assert points(folder)["guarantee"]["threshold"] == 1.0

@@ -8,6 +8,7 @@ import json
 import pytest
 from experiments.slim import slim
 
+from cospec.cli import reproduce
 from cospec.report.read import acceptance_rates
 
 
@@ -257,3 +258,13 @@ def test_what_cannot_be_reproduced_is_refused(results, tiny, problems, tmp_path)
     with pytest.raises(SystemExit, match="no/such/arbiter, which does not exist"):
         tiny("reproduce", b, "--out", tmp_path / "new.json")
     assert not (tmp_path / "new.json").exists()
+
+
+def test_paths_that_a_command_takes_are_found_again(tmp_path, monkeypatch):
+    """Found: ~, a colon in a name and a revision with slashes were no files."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (tmp_path / "mine.jsonl").touch()
+    words = ["jsonl:~/mine.jsonl,scorer=exact", str(folder), "user/name@refs/pr/1"]
+    reproduce._check_paths(["cospec", "eval", *words])

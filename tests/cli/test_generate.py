@@ -76,3 +76,12 @@ def test_a_file_system_without_locks_is_named(generate, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(ConfigError, match=r"cannot be locked .*write to a folder on another one"):
         generate("--prompt", "a", "--json", tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("prompt", [None, True, ["a"], {"text": "a"}])
+def test_a_prompt_that_is_no_text_is_refused_with_its_line(generate, tmp_path, prompt):
+    """Found: the text "None" was completed."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": prompt}) + "\n")
+    with pytest.raises(ConfigError, match="line 2 has no field 'prompt' with a text"):
+        generate("--file", path)

@@ -15,7 +15,7 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.cli import parse, train
 from cospec.cli.progress import Progress
 from cospec.cli.train import Train
-from cospec.errors import pip_line
+from cospec.errors import ConfigError, pip_line
 from cospec.evaluation.turns import lock
 from cospec.rl.card import write_card
 from cospec.rl.config import TrainConfig
@@ -267,6 +267,29 @@ def test_a_prompt_that_is_too_long_does_not_become_part_of_the_run(tiny, command
     with pytest.raises(SystemExit, match=r"the prompt of letters/\d+ has .*leave the problem out"):
         tiny(*command)
     assert not (tmp_path / "arbiter" / "run.json").exists()
+
+
+def test_settings_that_fail_before_the_first_round_do_not_lock_the_folder(
+    tiny, command, tmp_path, monkeypatch
+) -> None:
+    """Found: with what the error advised, the folder held "a run with other settings"."""
+
+    def fails(_):
+        raise ConfigError("set num_solutions to 0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "warm_up", fails)
+        with pytest.raises(SystemExit, match="set num_solutions to 0"):
+            tiny(*command)
+    tiny(*command, "--num-rounds", 1)
+    assert (tmp_path / "arbiter" / "config.json").exists()
+
+
+def test_an_output_that_is_a_file_is_refused_at_once(tiny, command, tmp_path) -> None:
+    (tmp_path / "arbiter").touch()
+    with pytest.raises(SystemExit, match=r"out is .*arbiter, which is a file; name a folder"):
+        tiny(*command)
+    assert tiny.asked_for == []
 
 
 def test_an_arbiter_in_the_working_folder_has_the_name_of_that(

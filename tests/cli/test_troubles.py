@@ -125,6 +125,13 @@ def test_each_verb_says_what_of_it_is_kept(error):
         assert not re.search(r"kept|resume|--json", sentence_for(error, verb)), verb
 
 
+@pytest.mark.parametrize("code", [errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
+def test_a_file_in_the_way_of_an_output_is_named(code):
+    """Found: a traceback, after the training of --from-log or the figures of --plots."""
+    error = OSError(code, os.strerror(code), "out/x")
+    assert sentence_for(error) == f"out/x: {os.strerror(code)}; name another file or folder."
+
+
 def test_memory_that_runs_out_where_nothing_is_resumed_promises_nothing(monkeypatch):
     def fails(*_):
         raise MemoryError

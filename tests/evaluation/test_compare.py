@@ -99,6 +99,8 @@ def test_only_common_problems_and_arms_are_compared():
     check_alike(a, b, ["problems"])
     (cell,) = compare(a, b)
     assert [one["num_problems"] for one in cell["arms"]] == [3, 3]
+    ratios = {one[name] for one in cell["arms"] for name in ("speed_ratio", "forwards_ratio")}
+    assert ratios == {None}, "they are of four problems in one file"
     assert (cell["only_in_a"], cell["only_in_b"]) == ([], ["new"])
 
 
@@ -230,3 +232,24 @@ def test_an_arm_that_one_file_timed_once_shows_no_speed_and_a_median_is_taken_of
     assert "- 5.00" in line and "1.00x" not in line.split("- 5.00")[0]
     (gap,) = (arm for arm in compare(bench(), b)[0]["arms"] if arm["name"] == "gap")
     assert gap["num_turns"] == [None, 3]
+
+
+def test_one_file_by_two_names_is_compared_if_that_is_allowed():
+    """Found: --allow task, which the refusal named, did not help."""
+    a, b = bench(), bench(task="sums again")
+    b["cells"][0]["task"] = "sums again"
+    check_alike(a, b, ["task"])
+    with pytest.raises(ConfigError, match="no cell"):
+        compare(a, b)
+    (cell,) = compare(a, b, any_task=True)
+    assert (cell["task"], [one["num_problems"] for one in cell["arms"]]) == ("sums", [4, 4])
+
+
+def test_the_table_has_the_p_by_which_is_judged(capsys):
+    from cospec.cli.views.compare import print_comparison
+
+    cells = compare(bench(), bench())
+    for one in cells[0]["arms"]:
+        one |= {"group_p": 0.123, "accuracy_delta_groups_ci95": (-0.5, 0.25)}
+    print_comparison(cells)
+    assert capsys.readouterr().out.count("(-50.0 to +25.0)") == 2

@@ -210,3 +210,16 @@ def test_bootstraps_give_the_same_interval_for_the_same_data():
     assert speedup_interval(*times) == speedup_interval(*times)
     drawn = [accuracy_delta_interval(9000, 4000, 99_991) for _ in range(2)]
     assert drawn[0] == drawn[1]
+
+
+def test_changes_that_undo_each_other_in_a_cluster_count_for_the_interval():
+    """Found: 8 won and 8 lost in each of two groups of 50 had the interval of no change."""
+    clusters = [(0.0, 50), (0.0, 50)]
+    assert cluster_interval(clusters, accuracy_delta_interval(16, 16, 100)) == pytest.approx(
+        accuracy_delta_interval(16, 16, 100)
+    )
+    right = [{"correct": i % 50 < 8, "group": str(i // 50)} for i in range(100)]
+    other = [{"correct": 8 <= i % 50 < 16, "group": str(i // 50)} for i in range(100)]
+    found = paired(right, other)
+    assert (found["wins"], found["losses"], found["num_groups"]) == (16, 16, 2)
+    assert found["accuracy_delta_groups_ci95"] == found["accuracy_delta_ci95"]

@@ -103,9 +103,10 @@ def test_in_a_folder_what_is_no_result_by_its_name_is_not_read(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(eval_document()))
     (tmp_path / "b.json.part.jsonl").write_text('{"config": 1}\n{"cut o')
     (tmp_path / "data.tar.gz").write_bytes(b"\x1f\x8b\xff")
+    (tmp_path / "decisions.jsonl").write_text('{"request_id": 1}\n{"cut o')
     found = read_all([tmp_path])
     assert len(found.sources) == 1
-    assert [path.name for path in found.passed_over] == ["b.json.part.jsonl"]
+    assert [path.name for path in found.passed_over] == ["b.json.part.jsonl", "decisions.jsonl"]
 
 
 def test_runs_of_one_arm_with_other_settings_do_not_replace_each_other(tmp_path):

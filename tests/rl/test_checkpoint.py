@@ -69,9 +69,11 @@ def test_a_state_of_something_else_is_refused_by_name(folder, contents) -> None:
 
 def test_a_run_resumes_with_its_own_settings_only(tmp_path) -> None:
     folder = tmp_path / "run"
-    open_run(folder, SETTINGS)
-    open_run(folder, SETTINGS)
     other = {"train": TrainConfig(seed=1).to_dict(), "task": {"task": "svamp"}}
+    open_run(folder, other)
+    open_run(folder, SETTINGS)  # no round was finished
+    (folder / "state.pt").touch()
+    open_run(folder, SETTINGS)
     with pytest.raises(ConfigError, match=r"with other settings \(seed, task\)"):
         open_run(folder, other)
     (folder / "config.json").write_text("{}")
@@ -82,5 +84,6 @@ def test_a_run_resumes_with_its_own_settings_only(tmp_path) -> None:
 @pytest.mark.parametrize("text", ["", '{"train": {"see', "[]", "3", "\udcff"])
 def test_settings_that_are_damaged_are_refused_by_name(tmp_path, text) -> None:
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "state.pt").touch()
     with pytest.raises(CheckpointError, match=r"run.json is damaged"):
         open_run(tmp_path, SETTINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,9 @@ def test_settings_that_cannot_be_are_refused_with_what_is_allowed() -> None:
         task.examples("test", 0)
     with pytest.raises(ConfigError, match="seed is -1"):
         task.examples("test", 1, seed=-1)
-    with pytest.raises(TaskError, match=r"4 asked for; pass a smaller --num-prob.*=test"):
+    with pytest.raises(TaskError, match=r"4 asked for; ask for fewer \(--num-prob.*=test"):
         task.examples("test", 4)
-    with pytest.raises(TaskError, match="toy has 0 tune problems; pass another --split"):
+    with pytest.raises(TaskError, match="toy has 0 tune problems; ask for another split"):
         task.examples("tune")
 
 
@@ -196,3 +197,10 @@ def test_the_seed_may_be_numpys() -> None:
     assert task.examples("train", seed=np.int64(3)) == task.examples("train", seed=3)  # type: ignore[arg-type]
     seed: Any = np.int64(3)
     assert task.source("train", 2, seed) == task.source("train", 2, 3)
+
+
+def test_numbers_of_numpy_in_a_score_are_plain_ones() -> None:
+    """Found: the run ended, as JSON has no numpy.bool_."""
+    score = Score(np.float64(1.0), 18, np.bool_(True))  # type: ignore[arg-type]
+    assert json.dumps([score.reward, score.extracted, score.strict]) == '[1.0, "18", true]'
+    assert score.correct is True

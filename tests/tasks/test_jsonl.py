@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -206,3 +207,31 @@ def test_a_path_may_begin_with_the_home_folder(file: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(file.parent))
     task = load_task("jsonl:~/mine.jsonl,question=prompt,answer=gold,split=test")
     assert len(task.examples("test")) == 50
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "Q?", "answer": "3"', "line 3 is no JSON: Expecting"),
+        ("[1, 2]", r"line 3 is '\[1, 2\]'; each must be a JSON object"),
+        ('{"question": "Q?", "answer": NaN}', "mine/1: the answer is nan; give one, or leave"),
+        ('{"question": "Q?", "answer": "3", "group": "a"}', "mine/0 has no group, and other rows"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(line: str, message: str, tmp_path: Path) -> None:
+    """Found: every bad line was line 1, NaN was an answer, and a group was lost for one row."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f'{{"question": "P?", "answer": "4"}}\n\n{line}\n')
+    with pytest.raises(TaskError, match=message):
+        load_task(f"jsonl:{path},split=test")
+
+
+def test_a_row_without_a_solution_shows_its_answer(tmp_path: Path, plain_tokenizer: Any) -> None:
+    """Found: "Answer: None" in the prompt."""
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": f"Q{i}?", "answer": f"a{i}", "solution": None} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(f"jsonl:{path},shots=2")
+    prompt = task.prompt(task.examples("tune", 1)[0], plain_tokenizer)
+    assert "None" not in prompt
+    assert prompt.count("Answer: a") == 2

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from cospec.arbiters.rules import Limits, Rule, gathered
 from cospec.errors import ArbiterError
+from cospec.results import write_tensors
 from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def write_memory(path: Path, pairs: Tensor, fingerprint: str | None = None) -> N
         fingerprint: Of the pair (`ModelPair.fingerprint`), so that it is not loaded for another.
     """
     about = None if fingerprint is None else {_FINGERPRINT: fingerprint}
-    save_file({name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, path, about)
+    write_tensors(path, {name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, about)
 
 
 def read_fingerprint(path: Path) -> str | None:

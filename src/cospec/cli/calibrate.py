@@ -223,10 +223,13 @@ class Calibrate:
             seen = {example.question for example in watched.load()[1]}
             examples = [example for example in examples if example.question not in seen]
         examples = unseen(folder, examples)  # whatever the task was called
+        once = {example.question: example for example in reversed(examples)}
+        examples = list(once.values())[::-1]  # a question that comes twice is one problem
         least = least_num_problems(options.risk, options.epsilon, options.delta)
         if len(examples) < least:
             raise ConfigError(
-                f"there are {len(examples)} problems, without those that training was watched on; "
+                f"there are {len(examples)} problems, each question once and without those that "
+                "training was watched on; "
                 f"{options.risk} {options.epsilon} at delta {options.delta} takes at least {least}"
                 ": pass more by --num-problems, others by --seed, or a larger --epsilon."
             )

@@ -49,7 +49,7 @@ class Compare:
         a, b = read_comparable(self.a), read_comparable(self.b)
         with telling_damage(self.a, self.b):
             check_alike(a, b, self.allow)
-            cells = compare(a, b)
+            cells = compare(a, b, any_task="task" in self.allow)
         print_comparison(cells)
         worse = worse_arms(cells, self.alpha)
         for name in worse:

@@ -187,11 +187,14 @@ def _read_file(path: Path, field_name: str) -> list[str]:
     prompts = []
     for i, line in lines:
         try:
-            prompts.append(str(parse_json(line)[field_name]))
+            prompt = parse_json(line)[field_name]
+            if isinstance(prompt, bool) or not isinstance(prompt, str | int | float):
+                raise TypeError
+            prompts.append(str(prompt))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path}, line {i} has no field {field_name!r} ({type(error).__name__}); every "
-                "line must be a JSON object with it, see --field."
+                f"{path}, line {i} has no field {field_name!r} with a text "
+                f"({type(error).__name__}); every line must be a JSON object with it, see --field."
             ) from None
     return prompts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -112,11 +113,13 @@ def _check_paths(argv: Sequence[str]) -> None:
     """
     for word in argv[2:]:
         given = word.partition("=")[2] if word.startswith("--") else word
-        name = given.removeprefix("jsonl:").removeprefix("random:match=")
-        name = name.partition(",")[0].partition(":")[0]
-        is_path = name.startswith(("/", "./", "../")) or name.count("/") > 1
+        name = given.removeprefix("jsonl:").removeprefix("random:match=").partition(",")[0]
+        if not os.path.exists(name):  # an arbiter's settings follow after a colon
+            name = name.partition(":")[0]
+        name = os.path.expanduser(name)
+        is_path = name.startswith(("/", "./", "../")) or (name.count("/") > 1 and "@" not in name)
         is_file = given.startswith("jsonl:") or name.endswith(".gguf")
-        if (is_path or is_file) and not Path(name).exists():
+        if (is_path or is_file) and not os.path.exists(name):
             raise ConfigError(
                 f"the result was made with {name}, which does not exist here; start in the folder "
                 "where it was made, or put the file or folder there."

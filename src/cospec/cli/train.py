@@ -120,6 +120,8 @@ class Train:
         from cospec.rl.checkpoint import check_run, open_run
 
         self._check_way()
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"out is {self.out}, which is a file; name a folder.")
         if self.log.from_log is not None:
             set_threads(self.threads)
             train_from_log(self.log, self.train, self.out, self.name)

@@ -18,6 +18,7 @@ _KEPT = {
 _OTHER = " Other settings are another run, and need another file or folder."
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
 def sentence_for(error: BaseException, verb: str = "") -> str | None:
@@ -28,8 +29,10 @@ def sentence_for(error: BaseException, verb: str = "") -> str | None:
         verb: Of the command that failed.
     """
     kept = f" {_KEPT[verb]}" if verb in _KEPT else ""
-    if isinstance(error, OSError) and error.errno in _FULL | _CLOSED:
+    if isinstance(error, OSError) and error.errno in _FULL | _CLOSED | _IN_THE_WAY:
         where = error.filename or "the output"
+        if error.errno in _IN_THE_WAY:
+            return f"{where}: {error.strerror}; name another file or folder.{kept}"
         if error.errno in _FULL:
             return f"no space is left for {where}: free some, or write to another disk.{kept}"
         return f"{where} cannot be written or read ({error.strerror}): choose another folder."

@@ -64,6 +64,9 @@ class ModelDrafter(CachedModel, Drafter):
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
+        # Where the whole block stood, its last token was never read, and the bonus token neither.
+        for r, row in enumerate(rows):
+            self.forget_drafted(r, len(row.drafted) - 1)
         return self._draft(rows, chance, [True] * len(rows))
 
     def _draft(
@@ -71,16 +74,19 @@ class ModelDrafter(CachedModel, Drafter):
     ) -> Proposal:
         """Choose tokens for the rows that are wanted; of the others nothing is read or drafted."""
         rows = [row.drafted for row in rows]
-        self.reserve(len(rows), end := max(map(len, rows)) + self._k)
+        end = max(map(len, rows)) + self._k
         if (most := self._most_read(rows, chance)) > 1:
+            self.reserve(len(rows), end)
             return self._guessing(rows, chance, is_wanted, most)
-        window, ids, is_unread = self._begin(rows, end, is_wanted)
         ends, may_end = self._ends(rows), self._config.ends_blocks_early
-        if is_unread is not None:  # the other blocks end before they begin
-            ends.is_open, may_end = ends.is_open & is_unread[:, -1], True
+        if not all(is_wanted):  # the other blocks end before they begin
+            wanted = torch.tensor(is_wanted, device=self.device)
+            ends.is_open, may_end = ends.is_open & wanted, True
         if may_end and not ends.is_open.any():
             nothing: list[list[int]] = [[] for _ in rows]
             return found_proposal(nothing, self._target_vocab_size, chance, self.device)
+        self.reserve(len(rows), end)
+        window, ids, is_unread = self._begin(rows, end, is_wanted)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         column = 0
@@ -141,9 +147,6 @@ class ModelDrafter(CachedModel, Drafter):
             that are wanted have not read, (B, N) bool: None if all rows are wanted, where some read
             again what they have read.
         """
-        # Where the whole block stood, its last token was never read, and the bonus token neither.
-        for r, row in enumerate(rows):
-            self.forget_drafted(r, len(row) - 1)
         unread = [(len(row) - self._num_read[r]) * is_wanted[r] for r, row in enumerate(rows)]
         width = max(unread)
         starts = torch.tensor([len(row) - width for row in rows], device=self.device)

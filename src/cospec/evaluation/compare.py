@@ -96,12 +96,14 @@ def check_alike(a: Json, b: Json, allow: Collection[str] = ()) -> None:
         )
 
 
-def compare(a: Json, b: Json) -> list[Json]:
+def compare(a: Json, b: Json, *, any_task: bool = False) -> list[Json]:
     """Pair the arms that both documents have, on the problems that both have.
 
     Args:
         a: A result document of ``eval`` or ``bench`` (``demo`` and ``calibrate`` have its shape).
         b: Another one; see `check_alike`.
+        any_task: The task may differ, as where one file has two names. Cells are paired by batch
+            size and temperature, and problems by id.
 
     Returns:
         For each cell that both have: ``task``, ``batch_size``, ``temperature``, and for each common
@@ -109,13 +111,16 @@ def compare(a: Json, b: Json) -> list[Json]:
         ``num_turns`` (None where a file has no times of turns), ``tokens_per_s`` and
         ``speedup_vs_target`` in both, the paired comparison
         (see `paired`; wins are those of b), ``speed_ratio`` (seconds a problem in a over those in
-        b), ``forwards_ratio`` (the same of target forwards) and ``num_texts_unlike`` (None if one
-        of them keeps no texts); and ``only_in_a`` and ``only_in_b``, names of other arms.
+        b), ``forwards_ratio`` (the same of target forwards; both None where a file has problems
+        that the other lacks) and ``num_texts_unlike`` (None if one of them keeps no texts); and
+        ``only_in_a`` and ``only_in_b``, names of other arms.
 
     Raises:
         ConfigError: They have no cell, or no problem, in common.
     """
     ours, theirs = _cells(a), _cells(b)
+    if any_task:
+        theirs = _renamed(theirs, ours)
     common = [place for place in ours if place in theirs]
     if not common:
         raise ConfigError(
@@ -127,6 +132,14 @@ def compare(a: Json, b: Json) -> list[Json]:
         | _compare_cells(ours[place], theirs[place])
         for place in common
     ]
+
+
+def _renamed(theirs: dict[Place, Json], ours: dict[Place, Json]) -> dict[Place, Json]:
+    """Cells under the task of other cells, where each document has one task alone."""
+    (task, *more), others = {task for task, _, _ in ours}, {task for task, _, _ in theirs}
+    if more or len(others) > 1:
+        return theirs
+    return {(task, size, t): cell for (_, size, t), cell in theirs.items()}
 
 
 def _named(places: Collection[Place]) -> str:
@@ -201,6 +214,8 @@ def _entry(a: Json, b: Json, rows_a: Sequence[Json], rows_b: Sequence[Json]) -> 
     """One arm in both runs."""
     seconds = [arm["seconds"] / arm["num_problems"] for arm in (a, b)]
     forwards = [arm["num_target_forwards"] / arm["num_problems"] for arm in (a, b)]
+    # Times and forwards are of all problems of a file: with others in one of them no ratio holds.
+    is_same = all(arm["num_problems"] == len(rows_a) for arm in (a, b))
     both = list(zip(rows_a, rows_b, strict=True))
     has_texts = all(row["text"] is not None for rows in both for row in rows)
     return {
@@ -212,8 +227,8 @@ def _entry(a: Json, b: Json, rows_a: Sequence[Json], rows_b: Sequence[Json]) -> 
         "num_turns": [arm["num_turns"] for arm in (a, b)],
         "tokens_per_s": [arm["tokens_per_s"] for arm in (a, b)],
         "speedup_vs_target": [arm["speedup_vs_target"] for arm in (a, b)],
-        "speed_ratio": seconds[0] / seconds[1],
-        "forwards_ratio": forwards[0] / forwards[1] if forwards[1] else None,
+        "speed_ratio": seconds[0] / seconds[1] if is_same else None,
+        "forwards_ratio": forwards[0] / forwards[1] if is_same and forwards[1] else None,
         "num_texts_unlike": sum(x["text"] != y["text"] for x, y in both) if has_texts else None,
     }
 

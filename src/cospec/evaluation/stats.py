@@ -126,7 +126,9 @@ def tango_interval(
     return ends[0], ends[1]
 
 
-def cluster_interval(clusters: Sequence[tuple[float, float]]) -> Interval:
+def cluster_interval(
+    clusters: Sequence[tuple[float, float]], over_items: Interval | None = None
+) -> Interval:
     """Bootstrap interval of a mean change over items that come in clusters, such as templates.
 
     Where no cluster differs from another, resamples are all alike. There it is the interval over
@@ -135,8 +137,10 @@ def cluster_interval(clusters: Sequence[tuple[float, float]]) -> Interval:
     Args:
         clusters: Sum of the changes (-1, 0 or 1 each) and number of items of each cluster; there is
             at least one item.
+        over_items: The interval over items. By default it is that of the sums, as if no change of a
+            cluster undid another, which is too narrow where some did.
     """
-    found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0)
+    found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0) or over_items
     if found is not None:
         return found
     sums = [change for change, _ in clusters]

@@ -24,6 +24,7 @@ from cospec.evaluation.stats import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from cospec.evaluation.stats import Interval
     from cospec.evaluation.turns import Turn
     from cospec.results import Json
 
@@ -118,7 +119,7 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
         "mcnemar_p": mcnemar_p(wins, losses),
         "accuracy_delta": (wins - losses) / len(pairs),
         "accuracy_delta_ci95": (0.0, 0.0) if ours is theirs else interval,
-    } | _over_groups(ours, theirs)
+    } | _over_groups(ours, theirs, interval)
 
 
 def p_value(arm: Json) -> float:
@@ -127,7 +128,7 @@ def p_value(arm: Json) -> float:
     return p
 
 
-def _over_groups(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
+def _over_groups(ours: Sequence[Json], theirs: Sequence[Json], over_items: Interval) -> Json:
     """Compare two arms with groups as units; empty for rows without groups, or with one alone."""
     changes: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems
     for a, b in zip(ours, theirs, strict=True):
@@ -137,7 +138,8 @@ def _over_groups(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
         changes[a["group"]][1] += 1
     if not 1 < len(changes) < len(ours):
         return {}
-    interval = cluster_interval([(change, size) for change, size in changes.values()])
+    clusters = [(change, size) for change, size in changes.values()]
+    interval = cluster_interval(clusters, over_items)
     return {
         "num_groups": len(changes),
         "group_p": sign_flip_p([change for change, _ in changes.values()]),

@@ -349,10 +349,21 @@ def _read_dataset(path: Path, inputs: Inputs) -> bool:
     return True
 
 
+def _is_round(line: str) -> bool:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "round" in found
+
+
 def _read_training(path: Path, text: str, inputs: Inputs) -> bool:
     """The progress of a training: JSON lines with rounds."""
-    lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-    if not lines or not all(isinstance(line, dict) and "round" in line for line in lines):
+    written = [line for line in text.split("\n") if line.strip()]
+    if not written or not _is_round(written[0]):  # another kind of file, which may be cut off
+        return False
+    lines = [json.loads(line) for line in written]
+    if not all(isinstance(line, dict) and "round" in line for line in lines):
         return False
     name = path.name.removesuffix(".jsonl").removesuffix("metrics").rstrip(".")
     inputs.trainings.append(Training(name or path.resolve().parent.name, lines))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import torch
 
 from cospec.errors import CheckpointError, ConfigError
 from cospec.evaluation.problems import describe_problems
-from cospec.results import parse_json, write_text
+from cospec.results import parse_json, write_bytes, write_text
 from cospec.rl.types import Baseline, BranchData
 from cospec.settings import flat
 
@@ -86,12 +86,9 @@ class TrainState:
             "baselines": {key: tuple(base) for key, base in self.baselines.items()},
             "made_from": self.made_from,
         }
-        part = folder / f"{STATE}.part"
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(folder / STATE)
+        data = io.BytesIO()
+        torch.save(state, data)
+        write_bytes(folder / STATE, data.getbuffer())
 
     def restore(self, folder: Path | None) -> None:
         """Take up the saved state, if there is one.
@@ -154,6 +151,8 @@ def open_run(folder: Path, settings: Json) -> None:
 def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
     """Refuse a folder that holds a finished arbiter or another run; see `open_run`.
 
+    A run without a finished round is none: it may have ended because its settings did not fit.
+
     Args:
         folder: Of the run.
         settings: All that the result depends on.
@@ -162,7 +161,7 @@ def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} holds a finished arbiter; name another folder.")
     path = folder / SETTINGS
-    if not path.exists():
+    if not (path.exists() and (folder / STATE).exists()):
         return
     try:
         theirs = parse_json(path.read_text(encoding="utf-8"))

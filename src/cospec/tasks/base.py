@@ -66,8 +66,14 @@ class Score:
     """Right by the stricter rule that some tasks also report; None if there is no such rule."""
 
     def __post_init__(self) -> None:
+        # Scorers give numbers of numpy or torch as well, which results cannot hold.
+        object.__setattr__(self, "reward", float(self.reward))
         if not 0 <= self.reward <= 1:
             raise TaskError(f"a scorer gave the reward {self.reward}; it must be in [0, 1].")
+        if self.strict is not None:
+            object.__setattr__(self, "strict", bool(self.strict))
+        if self.extracted is not None:
+            object.__setattr__(self, "extracted", str(self.extracted))
 
     @property
     def correct(self) -> bool:
@@ -173,7 +179,7 @@ class Task:
         is_chat = bool(tokenizer.chat_template)
         shots = self._shots(example, number)
         asked = self._asked([*shots, example], self.chat if is_chat else self.plain)
-        worked = [str(shot.metadata.get("solution", shot.answer)) for shot in shots]
+        worked = [str(shot.metadata.get("solution") or shot.answer) for shot in shots]
         if not is_chat:
             pairs = [f"{text} {answer}" for text, answer in zip(asked, worked, strict=False)]
             return "\n\n".join([*pairs, asked[-1]])

@@ -125,7 +125,7 @@ def read_rows(path: Path) -> list[Row]:
         elif path.suffix == ".json":
             rows = parse_json(text)
         else:
-            rows = [parse_json(line) for line in text.split("\n") if line.strip()]
+            rows = _parse_lines(text)
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise TaskError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -138,6 +138,25 @@ def read_rows(path: Path) -> list[Row]:
                     f"row {number} of {path} (the first is 0) holds half of a character, "
                     f"{half[0]!r}, in {around!r}; repair the text."
                 )
+    return rows
+
+
+def _parse_lines(text: str) -> list[Any]:  # Any: JSON
+    """The JSON values of a text with one a line.
+
+    Raises:
+        ValueError: A line is no JSON object; it is named.
+    """
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(parse_json(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from error
+        if not isinstance(rows[-1], dict):
+            raise ValueError(f"line {number} is {line[:40]!r}; each must be a JSON object")
     return rows
 
 
@@ -154,6 +173,12 @@ def _texts(row: Row) -> Iterator[str]:
             left += [*value, *value.values()]
 
 
+_OPTIONS: dict[Split, str] = {
+    "train": "--num-problems, --num-solutions",
+    "tune": "--num-tune-problems, --num-tune, --num-problems",
+    "test": "--num-problems",
+}
+"""Options of the commands that ask for problems of a split."""
 RUN_LENGTH = 16
 """Most problems with the same beginning that come one after another."""
 
@@ -185,10 +210,10 @@ class FileSource:
         wanted = len(pool) if num_problems is None else num_problems
         if not pool or wanted > len(pool):
             asked = f", {num_problems} asked for" if num_problems else ""
-            fewer = "a smaller --num-problems, or " if pool else ""
+            fewer = f"ask for fewer ({_OPTIONS[split]}), or for" if pool else "ask for"
             whole = f" A file of your own can be one split: jsonl:FILE,split={split}."
             raise TaskError(
-                f"{self.name} has {len(pool)} {split} problems{asked}; pass {fewer}another --split."
+                f"{self.name} has {len(pool)} {split} problems{asked}; {fewer} another split."
                 f"{'' if ',split=' in self.name else whole}"
             )
         draw = random.Random(int(seed))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import re
 import traceback
@@ -36,7 +37,7 @@ from cospec.tasks.files import FileSource, by_hash, read_rows
 from cospec.tasks.math_sets import score_choice, score_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cospec.tasks.base import Scorer
     from cospec.tasks.files import Row
@@ -87,11 +88,20 @@ def jsonl(path: str, options: dict[str, str]) -> Task:
         _example(f"{file.stem}/{number}", row, *fields)
         for number, row in enumerate(read_rows(file))
     ]
+    _check_groups(examples)
     if scorer in _GOLD:
         examples = [replace(each, answer=_GOLD[scorer](each)) for each in examples]
     name = ",".join([f"jsonl:{path}", *(f"{key}={value}" for key, value in options.items())])
     source = FileSource(name, by_hash(examples, options.get("split")))
     return Task(name, source, scorer, chat="{question}")
+
+
+def _check_groups(examples: Sequence[Example]) -> None:
+    without = [example.id for example in examples if example.group is None]
+    if without and len(without) < len(examples):
+        raise TaskError(
+            f"{without[0]} has no group, and other rows have one; give each row one, or none."
+        )
 
 
 def _example(identity: str, row: Row, question: str, answer: str) -> Example:
@@ -102,6 +112,8 @@ def _example(identity: str, row: Row, question: str, answer: str) -> Example:
                 f"{', '.join(map(repr, row))}. Name the right ones by question= and answer=."
             )
     gold = row[answer]
+    if isinstance(gold, float) and not math.isfinite(gold):  # NaN, as pandas writes none
+        raise TaskError(f"{identity}: the answer is {gold}; give one, or leave the row out.")
     if isinstance(gold, float) and gold.is_integer():  # 3.0, as pandas writes a 3
         gold = int(gold)
     return Example(identity, str(row[question]), str(gold), row)

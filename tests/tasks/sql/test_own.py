@@ -357,6 +357,11 @@ def test_a_database_with_unfinished_changes_is_refused(folder: Path) -> None:
     assert load_task(f"sql:{folder},split=test").examples("test")
 
 
+def test_the_log_of_an_unfinished_run_is_no_file_of_questions(folder: Path) -> None:
+    (folder / "eval.json.part.jsonl").write_text("{}\n")
+    assert load_task(f"sql:{folder},split=test").examples("test")
+
+
 def test_a_folder_without_questions_or_with_a_broken_file_is_refused(folder: Path) -> None:
     (folder / "shop.sqlite").write_bytes(b"no database at all, but long enough to be read" * 40)
     with pytest.raises(TaskError, match=r"shop.sqlite is no SQLite database"):

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from cospec.cli.views.tables import FILE_WIDTH, table_console
+from cospec.evaluation.summary import p_value
 from cospec.results import Json
 from cospec.text import visible
 
@@ -20,8 +21,13 @@ def _known(number: int | None) -> str:
     return "?" if number is None else str(number)
 
 
+def _times(ratio: float | None) -> str:
+    return f"{ratio:.2f}x" if ratio else "-"
+
+
 def _interval(arm: Json) -> str:
-    low, high = arm["accuracy_delta_ci95"]
+    over = "accuracy_delta_groups_ci95" if "group_p" in arm else "accuracy_delta_ci95"
+    low, high = arm[over]
     return f"{100 * arm['accuracy_delta']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
@@ -30,15 +36,15 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
     "right\nA B": lambda arm: _pair([n / arm["num_problems"] for n in arm["num_right"]], ".1%"),
     "won/\nlost": lambda arm: f"{arm['wins']}/{arm['losses']}",
     "\nB - A, 95 %": _interval,
-    "\np": lambda arm: f"{arm['mcnemar_p']:.2g}",
+    "\np": lambda arm: f"{p_value(arm):.2g}",
     "texts\nunlike": lambda arm: _known(arm["num_texts_unlike"]),
     "tokens/s\nA B": lambda arm: _pair(arm["tokens_per_s"], ".0f"),
-    "speed\nB/A": lambda arm: "-" if 1 in arm["num_turns"] else f"{arm['speed_ratio']:.2f}x",
+    "speed\nB/A": lambda arm: "-" if 1 in arm["num_turns"] else _times(arm["speed_ratio"]),
     "over target\nA B": lambda arm: " ".join(
         "-" if turns == 1 else f"{over:.2f}"
         for turns, over in zip(arm["num_turns"], arm["speedup_vs_target"], strict=True)
     ),
-    "forw.\nA/B": lambda arm: f"{arm['forwards_ratio']:.2f}x" if arm["forwards_ratio"] else "",
+    "forw.\nA/B": lambda arm: _times(arm["forwards_ratio"]),
 }
 
 
@@ -60,9 +66,10 @@ def print_comparison(cells: Sequence[Json]) -> None:
                 names = visible(", ".join(cell[f"only_in_{side}"]))
                 console.print(f"only in {side.upper()}: {names}", markup=False, soft_wrap=True)
     console.print(
-        "won/lost: only B or only A is right; p: exact McNemar test. speed, forw.: how many times "
-        "less time and fewer target forwards B takes for a problem; -: one timed turn, which tells "
-        "no speed.",
+        "won/lost: only B or only A is right; p: exact McNemar test, of problems in groups a test "
+        "over the groups, and so the interval. speed, forw.: how many times less time and fewer "
+        "target forwards B takes for a problem; -: one timed turn, which tells no speed, or other "
+        "problems.",
         soft_wrap=True,
     )
 

@@ -85,7 +85,8 @@ def own(folder: str, whole: str | None = None) -> Task:
         TaskError: A database, a row or a gold query cannot be used, or no question is left.
     """
     home = Path(os.path.expanduser(folder))
-    files = sorted(home.glob("*.jsonl"))
+    # The log of an unfinished run may lie beside it.
+    files = sorted(f for f in home.glob("*.jsonl") if not f.name.endswith(".part.jsonl"))
     if len(files) != 1:
         raise TaskError(
             f"sql:{folder} needs one .jsonl file with the questions in the folder; it has "
