@@ -74,19 +74,16 @@ class ModelDrafter(CachedModel, Drafter):
     ) -> Proposal:
         """Choose tokens for the rows that are wanted; of the others nothing is read or drafted."""
         rows = [row.drafted for row in rows]
-        end = max(map(len, rows)) + self._k
         if (most := self._most_read(rows, chance)) > 1:
-            self.reserve(len(rows), end)
+            self.reserve(len(rows), max(map(len, rows)) + self._k)
             return self._guessing(rows, chance, is_wanted, most)
         ends, may_end = self._ends(rows), self._config.ends_blocks_early
         if not all(is_wanted):  # the other blocks end before they begin
             wanted = torch.tensor(is_wanted, device=self.device)
             ends.is_open, may_end = ends.is_open & wanted, True
         if may_end and not ends.is_open.any():
-            nothing: list[list[int]] = [[] for _ in rows]
-            return found_proposal(nothing, self._target_vocab_size, chance, self.device)
-        self.reserve(len(rows), end)
-        window, ids, is_unread = self._begin(rows, end, is_wanted)
+            return found_proposal([[] for _ in rows], self._target_vocab_size, chance, self.device)
+        window, ids, is_unread = self._begin(rows, is_wanted)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         column = 0
@@ -133,13 +130,12 @@ class ModelDrafter(CachedModel, Drafter):
         )
 
     def _begin(
-        self, rows: Sequence[DraftRow], end: int, is_wanted: Sequence[bool]
+        self, rows: Sequence[DraftRow], is_wanted: Sequence[bool]
     ) -> tuple[Window, Tensor, Tensor | None]:
-        """Return a block's window, and the tokens that are read first.
+        """Make room for a block; return its window, and the tokens that are read first.
 
         Args:
             rows: As before the block.
-            end: Length of the longest of them after it.
             is_wanted: Whether the model drafts for them; it does for one at least.
 
         Returns:
@@ -147,6 +143,7 @@ class ModelDrafter(CachedModel, Drafter):
             that are wanted have not read, (B, N) bool: None if all rows are wanted, where some read
             again what they have read.
         """
+        self.reserve(len(rows), end := max(map(len, rows)) + self._k)
         unread = [(len(row) - self._num_read[r]) * is_wanted[r] for r, row in enumerate(rows)]
         width = max(unread)
         starts = torch.tensor([len(row) - width for row in rows], device=self.device)

@@ -72,13 +72,10 @@ def make_rows(
             ids = _encode(pair, i, own, vocab_size)
             row.draft_prompt_ids = _checked_row(pair, i, ids, config, limit).prompt_ids
         rows.append(row)
-    if streams is not None:
-        if len(streams) != len(prompts):
-            raise ConfigError(
-                f"got {len(streams)} streams for {len(prompts)} prompts; pass one for each."
-            )
-        for row, stream in zip(rows, streams, strict=True):
-            row.draw_from(stream)
+    if streams is not None and len(streams) != len(prompts):
+        raise ConfigError(f"got {len(streams)} streams for {len(prompts)} prompts; pass one each.")
+    for row, stream in zip(rows, streams or (), strict=streams is not None):
+        row.draw_from(stream)
     return rows
 
 

@@ -37,7 +37,7 @@ Quantization: TypeAlias = Literal["none", "int8"]
 _PLACES = ("device_map", "max_memory", "offload_folder")
 """Arguments of ``from_pretrained`` that say where the layers of a target go."""
 _plain: WeakKeyDictionary[PreTrainedModel, bytes] = WeakKeyDictionary()
-"""What fingerprints read of models before their weights were packed or quantized."""
+"""By model, the bytes that fingerprints are made of, from before it was packed or quantized."""
 
 
 @dataclass(frozen=True)
