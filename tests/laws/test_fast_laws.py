@@ -224,7 +224,7 @@ def test_branches_leave_a_rollout_whose_draft_has_not_read_all_of_it(llama_pair)
 
 def test_branches_leave_where_the_draft_has_no_places_yet(llama_pair, monkeypatch):
     """Found: a text that grew on by search alone was longer than what the draft's cache held."""
-    prompt, long = COPYING[0], SamplingConfig(max_new_tokens=90, ignore_eos=True)
+    prompt, long = max(COPYING, key=len), SamplingConfig(max_new_tokens=90, ignore_eos=True)
     text = Engine.target_only(llama_pair).generate([prompt], long)[0].token_ids
     engine = Engine(
         llama_pair, load_arbiter("lossless"), drafter="suffix+model", prompt_lookup_min=1
@@ -234,7 +234,7 @@ def test_branches_leave_where_the_draft_has_no_places_yet(llama_pair, monkeypatc
         (rollout,) = engine.rollouts([prompt], long)
     assert rollout.completion.token_ids == text
     num_read, _ = rollout.caches[1]
-    assert num_read < len(prompt) < 64 < len(prompt) + 85
+    assert 1 < num_read < len(prompt) < 64 < len(prompt) + 85
     (end,) = engine.branches([Branch(rollout, 85, 7)])
     prefix = prompt + text[:85] + [7]
     (again,) = engine.generate([prefix], SamplingConfig(max_new_tokens=4, ignore_eos=True))
