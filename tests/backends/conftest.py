@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.conftest import pair, task  # noqa: F401
+from tests.rl.conftest import whole  # noqa: F401
 
 
 @pytest.fixture(scope="module")

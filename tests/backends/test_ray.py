@@ -7,6 +7,7 @@ import importlib.util
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,9 +17,12 @@ from cospec.backends.base import BranchPoint, Item
 from cospec.backends.engine import EngineBackend
 from cospec.errors import BackendError, ConfigError, PromptError
 from cospec.types import Origin
-from tests.backends.tiny import DOOMED, failing_backend, tiny_backend
+from tests.backends.tiny import DOOMED, DiesOnce, failing_backend, tiny_backend
 from tests.conftest import some_prompts
 from tests.rl.conftest import arbiter, coin
+
+if TYPE_CHECKING:
+    from cospec.rl.trainer import Trainer
 
 pytestmark = [
     pytest.mark.usefixtures("cluster"),
@@ -207,22 +211,39 @@ def test_a_replica_reserves_its_gpus() -> None:
     backend.close()
 
 
-def test_training_on_replicas_ends_with_the_weights_of_one_process(pair, task) -> None:
-    from cospec.backends.ray import RayBackend
+def train_on(backend, one) -> Trainer:
+    """Train as ``one`` did, with another backend."""
     from cospec.rl.trainer import Trainer
-    from tests.rl.helpers import trainer
 
-    one = trainer(pair, task)
-    one.run()
-    backend = RayBackend(partial(EngineBackend, pair, one.config.rollouts), 2, chunk_size=2)
-    other = Trainer(pair, backend, task, one.config, one.train, one.tune)
+    other = Trainer(one.pair, backend, one.task, one.config, one.train, one.tune)
     other.run()
+    backend.close()
+    return other
+
+
+def assert_same_training(one, other) -> None:
     weights = [each.state.policy.state_dict() for each in (one, other)]
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)  # rounding differs with the batch
     for a, b in zip(one.state.history, other.state.history, strict=True):
         for name in ("accuracy", "override_rate", "tune_accuracy"):
             assert a[name] == pytest.approx(b[name])
-    backend.close()
+
+
+def test_training_on_replicas_ends_with_the_weights_of_one_process(whole) -> None:
+    from cospec.backends.ray import RayBackend
+
+    make = partial(EngineBackend, whole.pair, whole.config.rollouts)
+    assert_same_training(whole, train_on(RayBackend(make, 2, chunk_size=2), whole))
+
+
+def test_a_replica_that_is_killed_in_the_middle_of_a_round_changes_nothing(whole, tmp_path) -> None:
+    from cospec.backends.ray import RayBackend
+
+    once = tmp_path / "once"
+    make = partial(DiesOnce, whole.pair, whole.config.rollouts, once=once)
+    other = train_on(RayBackend(make, 2, chunk_size=2), whole)
+    assert once.exists(), "a replica was killed"
+    assert_same_training(whole, other)
 
 
 def test_a_closed_backend_gives_its_places_back():

@@ -44,3 +44,16 @@ class Failing(EngineBackend):
 def failing_backend(how: str, once: Path | None) -> EngineBackend:
     made = tiny_backend()
     return Failing(made.pair, made.config, how=how, once=once)
+
+
+@dataclass
+class DiesOnce(EngineBackend):
+    """Is killed when it first is to play branches, and works in its next life."""
+
+    once: Path | None = None
+
+    def branch(self, points, arbiter, **options):
+        if not self.once.exists():
+            self.once.write_text("it was killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().branch(points, arbiter, **options)

@@ -10,7 +10,7 @@ import torch
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ConfigError
 from cospec.features import HiddenFeatures, ScalarFeatures
-from cospec.rl.config import RidgeConfig
+from cospec.rl.config import RidgeConfig, TrainConfig
 from cospec.rl.methods import Labels
 from cospec.rl.ridge import TRUSTED, fit, penalties
 from tests.rl.conftest import train_config
@@ -93,7 +93,10 @@ def test_the_first_round_is_the_targets_path_and_later_ones_win(table, tmp_path)
     first, last = it.state.history[0], it.state.history[-1]
     assert first["override_rate"] == 0 and first["accuracy"] == first["accuracy_target"] < 0.7
     assert last["accuracy"] == last["tune_accuracy"] == 1 and last["relative_cost"] <= 1
-    assert it.config.policy.kind == "linear" and it.config.policy.hidden_projection == 1
+    shape = it.state.policy.config
+    assert (shape.kind, shape.hidden_projection) == ("linear", 1)
+    again = TrainConfig.from_dict(it.config.to_dict() | {"method": "rl"})
+    assert again.policy_shape.kind == "mlp", "found: train.json of this run made it linear"
 
 
 def test_overrides_that_spoil_answers_are_not_learnt(table, tmp_path) -> None:

@@ -248,9 +248,6 @@ class TrainConfig:
         if self.method not in METHODS:
             raise ConfigError(unknown_name("method", self.method, METHODS))
         method = METHODS[self.method]
-        if method.is_ridge:
-            shape = replace(self.policy, kind="linear", hidden_projection=1)
-            object.__setattr__(self, "policy", shape)
         # No round at all: the policy that worked solutions or an audit give, and no more.
         has_start = self.warmup.num_solutions or self.warmup.warm_start is not None
         check_least(int(not has_start), num_rounds=self.num_rounds)
@@ -266,6 +263,13 @@ class TrainConfig:
             raise ConfigError(f"branches_per_rollout is 0: {self.method} learns from branches.")
         if not self.objective.group_weight:
             raise ConfigError("branches_per_rollout and group_weight are both 0: nothing to learn.")
+
+    @property
+    def policy_shape(self) -> PolicyConfig:
+        """Shape of the policy; linear for a method that fits it in closed form."""
+        if METHODS[self.method].is_ridge:
+            return replace(self.policy, kind="linear", hidden_projection=1)
+        return self.policy
 
     @property
     def branches_per_rollout(self) -> float:

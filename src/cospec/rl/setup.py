@@ -72,7 +72,7 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         features = make_features(self.config.features, self.pair)
-        shape = len(features.names), self.config.policy, self.config.seed, features.num_hidden
+        shape = len(features.names), self.config.policy_shape, self.config.seed, features.num_hidden
         self.method = METHODS[self.config.method]
         self.collector = Collector(self.backend, self.pair, self.task, self.config, shape[0])
         self._check_problems()
