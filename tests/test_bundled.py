@@ -34,7 +34,7 @@ requires_weights = pytest.mark.skipif(
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """Where the bundled models are looked for: an empty folder."""
+    """Empty folder in which the bundled models are looked for."""
     monkeypatch.setattr(cospec, "__file__", str(tmp_path / "__init__.py"))
     return tmp_path / "bundled"
 

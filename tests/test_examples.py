@@ -35,7 +35,7 @@ def test_the_example_runs(name, capsys):
 
 
 def run_cells(notebook):
-    """What Jupyter would show of the last value of each cell."""
+    """Return what Jupyter would show of the last value of each cell."""
     formatters = pytest.importorskip("IPython.core.formatters")
     names, shown = {"__name__": "__main__"}, []
     for cell in notebook.cells:

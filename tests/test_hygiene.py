@@ -1,4 +1,4 @@
-"""What the code base promises of itself: light imports, true ``__all__`` lists, small pieces."""
+"""Promises of the code base: light imports, true ``__all__`` lists, small pieces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG_FUNCTIONS = {
     "engine/reference.py:reference_decode": "one loop, to be read from top to bottom and trusted",
 }
 """By path and qualified name: the reason."""
-RIDDLES = ("What", "How", "Of", "Who", "Which")
+RIDDLES = ("What", "How", "Of", "Who", "Which", "Whether", "Why", "Whatever")
 """First words that a docstring or the string under a field may not have."""
 
 
@@ -36,7 +36,7 @@ def module_name(name: str) -> str:
 
 
 def exports(name: str) -> bool:
-    """Whether a file assigns ``__all__``."""
+    """Return True if a file assigns ``__all__``."""
     targets = [t for node in tree(name).body if isinstance(node, ast.Assign) for t in node.targets]
     return any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets)
 
@@ -109,13 +109,13 @@ def test_every_module_says_what_it_knows():
 
 def test_no_docstring_begins_as_a_riddle():
     found = []
-    for name in FILES:
-        for body in [getattr(node, "body", None) for node in ast.walk(tree(name))]:
+    for path in [*FILES.values(), *sorted(Path(__file__).parent.rglob("*.py"))]:
+        for body in [getattr(n, "body", None) for n in ast.walk(ast.parse(path.read_text()))]:
             for place, statement in enumerate(body if isinstance(body, list) else []):
                 match statement:
                     case ast.Expr(ast.Constant(str(text))):
                         first = text.split(maxsplit=1)[0].rstrip(",:;")
-                        # Under a field, where it is not the first statement, it marks a boolean.
-                        if first in RIDDLES or (first == "Whether" and place == 0):
-                            found.append(f"{name}:{statement.lineno}: {text}")
+                        # Under a field, where it is not the first statement, it may be a condition.
+                        if first in RIDDLES or (first == "Where" and place == 0):
+                            found.append(f"{path}:{statement.lineno}: {text}")
     assert not found, "begin with a verb or a noun"

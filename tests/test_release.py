@@ -69,7 +69,7 @@ def test_the_description_can_be_shown_by_an_index(dist):
 
 
 def test_all_files_name_one_version():
-    """What is not released yet has a version that no tag can have."""
+    """Unreleased code has a version that no tag can have."""
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
     if newest == "Unreleased":
         assert cospec.__version__.endswith(".dev0")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SQL = "experiments/text_to_sql"
 WEIGHTS = ("src/cospec/bundled/", f"{SQL}/draft/", f"{SQL}/known_draft", f"{SQL}/known_target/")
-"""What ships, and the adapters with which the text-to-SQL results can be had again."""
+"""Weights that ship, and the adapters that reproduce the text-to-SQL results."""
 MAX_FILE_BYTES, MAX_TREE_BYTES = 500 * 1024, 6_000_000
 
 

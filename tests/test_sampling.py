@@ -42,7 +42,7 @@ def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def expected_probs(config: SamplingConfig, logits: torch.Tensor) -> torch.Tensor:
-    """What transformers samples from, for (N, V) logits."""
+    """Probabilities that transformers samples from, for (N, V) logits."""
     return warpers(config)(None, logits.float().clone()).softmax(dim=-1)
 
 

@@ -52,17 +52,25 @@ answers three test_three_passes --max-corrections 1 --arms "$work/known_arbiter_
 answers three test_three_passes --max-corrections 1 \
     --arms chow_average:min_log_q=-0.0421 agreement:min_share=0.908 "$work/known_arbiter"
 
-# All that an arbiter of one correction can write, the target shown eight queries: an hour each.
-# The kept arbiter's tree was made without --max-corrections, which changes one text in twenty.
+# All that an arbiter of one correction can write, an hour each: with the target shown eight queries,
+# and without. The kept arbiter's tree was made without --max-corrections, which changes one text in
+# twenty.
 tree() {
     python collect.py "$target" "$work/three" "$data" "$work/$1" --questions 2000 \
-        --arbiter always_draft --finish target --max-corrections 1 "${blocks[@]}" --shots 8 \
+        --arbiter always_draft --finish target --max-corrections 1 "${blocks[@]}" \
         --batch-size 32 --threads 2 --known-databases "${@:2}"
 }
-tree tree arbiter --every-wording
-tree tree_test test
+tree tree arbiter --every-wording --shots 8
+tree tree_test test --shots 8
 [ -e "$work/known_arbiter_shown/config.json" ] || python trees.py "$data" "$work/tree" \
     --fit scalars.rounds --pair "$target" "$work/three" --out "$work/known_arbiter_shown"
 python trees.py "$data" "$work/tree_test" --json "$work/test_own_arbiter.json" \
     --arms "$work/known_arbiter_shown" "$work/known_arbiter_three" cascade_diff:alpha=0.0159 \
     agreement:min_share=0.938 chow_average:min_log_q=-0.0334
+tree plain arbiter --every-wording
+tree plain_test test
+[ -e "$work/own/config.json" ] || python trees.py "$data" "$work/plain" \
+    --fit few.labels --pair "$target" "$work/three" --out "$work/own"
+python trees.py "$data" "$work/plain_test" --json "$work/test_best_pair.json" \
+    --arms "$work/known_arbiter_three" "$work/own" chow_average:min_log_q=-0.0334 \
+    cascade_diff:alpha=0.184 gap:max_gap=4.385 agreement:min_share=0.894

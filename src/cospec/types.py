@@ -218,9 +218,9 @@ class MismatchTrace:
     keep_draft: bool
     """The ruling that counted (after the engine's safety rules)."""
     is_reached: bool
-    """Whether every earlier token of the block stood, and none of them ended the text."""
+    """True if every earlier token of the block stood, and none of them ended the text."""
     is_open: bool
-    """Whether a ruling for the draft would have counted (the engine's safety rules allow it)."""
+    """True if a ruling for the draft would have counted (the engine's safety rules allow it)."""
     veto: str | None = None
     """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
     ``forbidden`` or ``non_finite``; or ``no_draft``, where the arbiter was not asked."""
@@ -322,7 +322,7 @@ class Stats:
 
 
 class FinishReason(enum.StrEnum):
-    """Why a completion ended."""
+    """Reason why a completion ended."""
 
     STOP = "stop"
     """A stop token or a stop string."""

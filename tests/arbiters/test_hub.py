@@ -44,7 +44,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What a hub was asked; its repositories are folders of `home`."""
+    """Record of the requests to a hub; its repositories are folders of `home`."""
     asked: dict[str, Any] = {"home": tmp_path / "hub"}
 
     def create_repo(_: object, repo_id: str, **options: object) -> str:

@@ -77,7 +77,7 @@ def test_in_training_it_keeps_where_the_uniform_is_below_the_probability() -> No
 
 @pytest.mark.parametrize(("family", "k"), [("llama", 1), ("gemma2", 4), ("llama", 7)])
 def test_threshold_one_is_lossless(family: str, k: int) -> None:
-    """Of three networks that rule side by side; one that kept something would show."""
+    """Three networks rule side by side; one that kept something would show."""
     sure = policy()
     with torch.no_grad():
         sure.layers[-1].bias.fill_(1e4)  # even where the probability is 1 in float32

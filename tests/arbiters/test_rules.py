@@ -205,7 +205,7 @@ EXACT_AND_LOOSEST = {
     "cosd:alpha=1,beta=0": "cosd:alpha=0",
     "ensemble:draft_weight=0": "ensemble:draft_weight=1",
 }
-"""Of each rule of the literature the setting that is lossless, and one that keeps everything."""
+"""Lossless setting of each rule of the literature, with one that keeps everything."""
 LOOSEST = ["random:rate=1", "gap:max_gap=1000", *filter(None, EXACT_AND_LOOSEST.values())]
 EXACT = [
     "random:rate=0",
@@ -242,7 +242,7 @@ def table_pair() -> ModelPair:
 
 @functools.cache
 def table_texts(arbiter: str, temperatures: tuple[float, ...]) -> list[Completion]:
-    """What an arbiter writes at each temperature in turns, from many first tokens."""
+    """Texts of an arbiter at each temperature in turns, from many first tokens."""
     num = 32 * len(temperatures)
     engine = Engine(table_pair(), load_arbiter(arbiter), batch_size=num, num_speculative_tokens=K)
     sampling = [dataclasses.replace(SAMPLED, temperature=t) for t in temperatures * 32]

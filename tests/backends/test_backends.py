@@ -1,4 +1,4 @@
-"""What every rollout backend has to do; the engine of this package is the first."""
+"""Requirements of every rollout backend; the engine of this package is the first."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def evaluation(pair, task, decoders, player):
 
 
 def rows(turns):
-    """What was decoded, in the order of one process."""
+    """Decoded rows, in the order of one process."""
     return [turn.rows for turn in sorted(turns, key=lambda turn: (turn.chunk, turn.arm))]
 
 

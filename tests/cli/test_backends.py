@@ -1,4 +1,4 @@
-"""Where texts are decoded: what replicas ask of Ray and of vLLM. Neither is needed here."""
+"""Backends of the commands: what replicas ask of Ray and of vLLM. Neither is needed here."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def timeless(value: Any) -> Any:
 
 
 def outcome(verb: str, out: Path) -> dict[str, Any]:
-    """What a command leaves that must not depend on when it was killed."""
+    """Results of a command that must not depend on when it was killed."""
     if verb == "train":
         config = json.loads((out / "run" / "config.json").read_text())
         return {

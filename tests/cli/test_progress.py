@@ -23,7 +23,7 @@ def test_a_duration_is_told_in_the_units_that_matter(seconds, shown):
 
 
 def wait_for(capsys, pattern):
-    """What was printed, once it holds the pattern."""
+    """Wait until the output holds the pattern, and return it."""
     seen, end = "", time.monotonic() + 60
     while not re.search(pattern, seen):
         assert time.monotonic() < end, seen

@@ -148,7 +148,7 @@ def test_a_control_is_trained_by_its_method(tiny, command, letters, tmp_path, me
 
 
 class Wandb:
-    """What Weights & Biases was told."""
+    """Record of the calls to Weights & Biases."""
 
     def __init__(self) -> None:
         self.inits, self.logs = [], []

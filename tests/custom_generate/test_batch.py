@@ -1,4 +1,4 @@
-"""What processors of transformers are asked about."""
+"""Rows and prefixes that the processors of transformers are asked about."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def inputs():
 
 
 def both(models, inputs, **settings):
-    """What generate gives without and with CoSpec."""
+    """Outputs of generate without and with CoSpec."""
     target, draft = models
     settings = {"max_new_tokens": 20} | settings
     if "max_length" in settings:
@@ -64,7 +64,7 @@ def both(models, inputs, **settings):
 
 @pytest.fixture(scope="module")
 def usual(models, inputs):
-    """What generate gives with default settings, the same without and with CoSpec."""
+    """Output of generate with default settings, the same without and with CoSpec."""
     plain, ours = both(models, inputs)
     assert plain.tolist() == ours.tolist()
     return plain
@@ -345,7 +345,7 @@ class Heard(BaseStreamer):
 
 @pytest.fixture
 def modules(monkeypatch, tmp_path):
-    """Where transformers copies the code of a folder to."""
+    """Let transformers copy the code of a folder to a temporary one."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
 

@@ -51,7 +51,7 @@ def propose(model, rows):
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """Of each forward the rows of the batch that it reads."""
+    """Rows of the batch that each forward reads."""
     found, read = [], CachedModel.read
 
     def spied(self, token_ids, window, num_logits=1):

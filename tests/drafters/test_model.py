@@ -19,7 +19,7 @@ ARBITERS = ["lossless", "gap:max_gap=1", "chow_average:min_log_q=-1.3"]
 
 
 def propose(pair, needs, **options):
-    """What is proposed after two prompts, greedy."""
+    """Propose tokens after two prompts, greedily."""
     config = DecodeConfig(num_speculative_tokens=K, **options)
     prompts = some_prompts(3)[1:]
     rows = [Row(i, ids, SamplingConfig(), frozenset(), None) for i, ids in enumerate(prompts)]

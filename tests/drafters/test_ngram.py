@@ -1,4 +1,4 @@
-"""What the n-gram drafter finds, and what is refused without a draft model."""
+"""Tokens that the n-gram drafter finds, and what is refused without a draft model."""
 
 from __future__ import annotations
 

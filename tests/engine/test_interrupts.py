@@ -40,7 +40,7 @@ def ninth_raises(error: BaseException) -> FromFunction:
 
 @pytest.fixture(scope="module")
 def whole(llama_pair):
-    """What is decoded where nothing interrupts it."""
+    """Completions of a run that nothing interrupts."""
     return decode(llama_pair, prompts=PROMPTS, sampling=SAMPLING, batch_size=2)
 
 

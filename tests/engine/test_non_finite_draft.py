@@ -122,7 +122,7 @@ POISON = 26
 
 @functools.cache
 def poisoned(role: str) -> tuple[list[Completion], ModelPair]:
-    """What a sound pair gives, and the pair in which one model cannot read POISON."""
+    """Completions of a sound pair, and the pair in which one model cannot read POISON."""
     target = random_model("llama")
     draft = disturbed(target, 0.12)
     sound = decode(ModelPair(target, draft), prompts=POISON_PROMPTS, sampling=POISON_SAMPLING)

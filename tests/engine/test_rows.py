@@ -1,4 +1,4 @@
-"""What a row counts of its own text, however the text came there."""
+"""Counts that a row keeps of its own text, however the text came there."""
 
 from __future__ import annotations
 

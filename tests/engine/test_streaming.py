@@ -29,7 +29,7 @@ def delta(row):
 
 
 def streamed(tokenizer, ids, stop, told):
-    """What is told of a row after each block, of 1 to 5 tokens."""
+    """Collect what is told of a row after each block of 1 to 5 tokens."""
     config = SamplingConfig(max_new_tokens=len(ids), stop=stop)
     row, sizes, left = Row(0, ids[:1], config, frozenset(), tokenizer), Random(1), iter(ids)
     deltas = []

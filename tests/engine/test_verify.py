@@ -1,4 +1,4 @@
-"""What an arbiter is shown of a block, against the same numbers picked one by one."""
+"""Numbers of a block that an arbiter sees, against the same numbers picked one by one."""
 
 from __future__ import annotations
 

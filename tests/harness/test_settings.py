@@ -1,4 +1,4 @@
-"""What the harness passes, read without the harness."""
+"""Arguments that the harness passes, read without the harness."""
 
 from __future__ import annotations
 

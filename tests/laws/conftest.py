@@ -1,4 +1,4 @@
-"""What the slow reference decoder reads, kept for the tests of a file."""
+"""Cache of what the slow reference decoder reads, kept for the tests of a file."""
 
 from __future__ import annotations
 

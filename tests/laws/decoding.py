@@ -72,7 +72,7 @@ def target_alone(family: str) -> PreTrainedModel:
 
 
 def expected_ids(family: str, prompt: list[int], **settings: Hashable) -> list[int]:
-    """What transformers generates with the target of `family_pair`; tuples are lists to it."""
+    """Ids that transformers generates with the target of `family_pair`; tuples are lists to it."""
     return list(_expected_ids(family, tuple(prompt), **settings))
 
 

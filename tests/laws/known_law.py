@@ -58,7 +58,7 @@ def law(table: torch.Tensor, config: SamplingConfig, start: int = START) -> torc
 
 
 def p_value(counts: torch.Tensor, probs: torch.Tensor) -> float:
-    """How often a sample of this law lies at least this far from it (chi-square).
+    """Probability that a sample of this law lies at least this far from it (chi-square).
 
     Cells with an expected count below 5 are taken together; 0 if an impossible cell was hit.
     """
@@ -77,7 +77,7 @@ def p_value(counts: torch.Tensor, probs: torch.Tensor) -> float:
 
 
 def text_counts(completions: list[Completion], vocab_size: int = VOCAB) -> torch.Tensor:
-    """How often each text of LENGTH tokens came, (V ** LENGTH,)."""
+    """Count of each text of LENGTH tokens, (V ** LENGTH,)."""
     ids = torch.tensor([c.token_ids for c in completions])
     assert ids.shape == (len(completions), LENGTH)
     weights = vocab_size ** torch.arange(LENGTH - 1, -1, -1)

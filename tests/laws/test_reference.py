@@ -32,7 +32,7 @@ SHORT = {
 
 
 def slowly(pair, arbiter, sampling, **settings):
-    """What the reference decoder makes of the first prompts: tokens and origins of each."""
+    """Return tokens and origins of the first prompts by the reference decoder."""
     return [
         reference_decode(pair, load_arbiter(arbiter), prompt, config, index=i, **settings)
         for i, (prompt, config) in enumerate(zip(PROMPTS, sampling, strict=False))

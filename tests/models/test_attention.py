@@ -13,7 +13,7 @@ from tests.conftest import random_model
 
 
 def inputs(num_shared: int, length: int, num_masks: int = 1):
-    """Of 2 rows with 2 key-value heads, 7 slots, some of them hidden."""
+    """Attention inputs of 2 rows with 2 key-value heads, 7 slots, some of them hidden."""
     generator = torch.Generator().manual_seed(num_shared + length)
 
     def random(*shape: int) -> torch.Tensor:

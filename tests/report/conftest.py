@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
-"""What a model may write."""
+"""Text that a model may write."""
 TURNED = "user\u202etxt.exe\x1b"
 """Text with controls that turn the order of a line, or steer a terminal."""
 

@@ -140,6 +140,6 @@ def test_a_diff_opens_and_shows_both_sides(page):
 
 
 def test_the_picture_is_on_the_first_screen(page):
-    """Of a single comparison: its frontier begins where a reader looks first."""
+    """The frontier of a single comparison begins where a reader looks first."""
     box = page.locator("#panel-1 figure svg:visible").first.bounding_box()
     assert box["y"] < page.viewport_size["height"]

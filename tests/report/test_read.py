@@ -1,4 +1,4 @@
-"""What is found in result files, and what is refused."""
+"""Contents of result files: what is found, and what is refused."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def trainer(pair: ModelPair, task: Task, folder: Path | None = None, **changes: 
 
 
 class StopHereError(Exception):
-    """What a user's Ctrl-C is to the loop."""
+    """Stand-in for a user's Ctrl-C in the loop."""
 
 
 def stop(_: Json) -> None:
@@ -108,7 +108,7 @@ def solving(pair: ModelPair, task: Task, folder: Path | None = None, **changes: 
 # and after a b an x; both models know how to continue after either.
 A, B, C, X, Y = (6 + ord(letter) - ord("a") for letter in "abcxy")
 NEXT = {A: (B, Y), B: (C, X), C: (A, A), X: (C, C), Y: (B, B)}
-"""What the target and the draft think most probable behind a letter."""
+"""Most probable token after each letter, by the target and by the draft."""
 
 Y_WINS, X_SPOILS, BOTH_SPOIL = "^[^x]*y[^x]*$", "^[^x]*$", "^[^xy]*$"
 """Patterns of right answers."""

@@ -91,7 +91,7 @@ def test_testing_stops_at_the_first_hypothesis_that_stands():
 
 
 def simulate(risks: list[float], win: float, risk: str) -> np.ndarray:
-    """How many thresholds each of many calibration sets certifies.
+    """Count the thresholds that each of many calibration sets certifies.
 
     A problem that a threshold loses is lost by all that lose more: the thresholds depend on each
     other. Wins, of probability `win` everywhere, come on top of the risk where they make up for

@@ -51,7 +51,7 @@ def collector(pair: ModelPair, task: Task, **changes: object) -> Collector:
 
 
 class Session:
-    """What one policy plays on the problems, and the means to decode it again."""
+    """Rollouts of one policy on the problems, and the means to decode them again."""
 
     def __init__(
         self, it: Collector, policy: Policy, examples: list[Example], seed: int = 0
@@ -486,7 +486,7 @@ def test_on_average_the_cost_of_an_override_is_that_of_an_engine_that_goes_on_in
 
 @pytest.fixture(scope="module")
 def tossed_branches(tossed) -> list[Branch]:
-    """What the engine is told to play."""
+    """Branches that the engine is told to play."""
     found: list[Branch] = []
     real = Engine.branches
 

@@ -107,7 +107,7 @@ def test_autojudge_learns_from_answers_that_stay_where_no_reward_differs(table, 
 
 
 COMMA, LINE = 34, 35
-"""What the tokenizer has for a comma and for the end of a line."""
+"""Token ids of a comma and of the end of a line."""
 
 
 @pytest.fixture(scope="module")

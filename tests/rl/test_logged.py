@@ -226,7 +226,7 @@ def test_only_the_correction_of_a_policy_is_trained_where_it_has_one(tmp_path) -
 
 
 def log_of(pair, task, examples, answers, policy, folder, seed):
-    """What a server that explores would have logged, and whether the target's answers stayed."""
+    """Write the log of a server that explores, and count how often the target's answers stayed."""
     log = DecisionLog(
         DecisionLogSettings(str(folder / f"log{seed}")), policy.name, policy.features.names
     )

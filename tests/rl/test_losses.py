@@ -252,7 +252,7 @@ GROUP_SIZE = 4
 
 
 def analytic_gradient(weights: Tensor) -> Tensor:
-    """Of J in the weights of a linear policy, by the formula above and the chain rule."""
+    """Gradient of J in the weights of a linear policy, by the formula above and the chain rule."""
     p = torch.sigmoid(KINDS @ weights)
     return KINDS.T @ (p * (1 - p) * DELTA) / len(KINDS)
 

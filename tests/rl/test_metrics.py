@@ -1,4 +1,4 @@
-"""What is read off completions after a round."""
+"""Metrics that are read off completions after a round."""
 
 from __future__ import annotations
 

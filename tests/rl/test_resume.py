@@ -53,7 +53,7 @@ def test_a_run_interrupted_after_each_round_ends_as_one_that_was_not(
 
 @pytest.fixture(scope="module")
 def first_state(pair, task, tmp_path_factory) -> bytes:
-    """What a run keeps after its first round."""
+    """State that a run keeps after its first round."""
     folder = tmp_path_factory.mktemp("first")
     with pytest.raises(StopHereError):
         trainer(pair, task, folder).run(stop)

@@ -40,7 +40,7 @@ def own_text(pair, num_tokens: int = 60) -> Solution:
 
 
 def met(pair, features, one: Solution) -> tuple[torch.Tensor, list[float]]:
-    """What decoding meets that begins anew behind each token of the solution."""
+    """Features and deltas that decoding meets when it begins anew at each token of the solution."""
     engine = Engine(pair, Observed(AlwaysTarget(), features), num_speculative_tokens=1)
     seen, delta = [], []
     for place in range(one.num_prompt_tokens, len(one.ids)):

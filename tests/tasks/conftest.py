@@ -19,7 +19,7 @@ NOT_GRANTED = re.compile(
     r"cannot be sandboxed here: (the platform is |PermissionError: |OSError: .* unshare: |"
     rf"OSError: .* Function not implemented|KeyError: '{platform.machine()}')"
 )
-"""How a machine that does not grant the protections is refused; other refusals are faults."""
+"""Refusal of a machine that does not grant the protections; other refusals are faults."""
 
 
 def write_lines(path: Path, rows: list[dict[str, object]]) -> None:

@@ -158,7 +158,7 @@ def _drawn(name: str, split: Split, num_problems: int, seed: int) -> set[str]:
 
 
 def test_twins_are_kept_apart_on_request() -> None:
-    """Of few templates, so that there are twins to be had."""
+    """Problems come from few templates, so that there are twins."""
     spec = "reasoning_gym:gsm_symbolic,templates=0-9"
     for option, has_twins in (("", True), (",twins=apart", False)):
         train, test = (

@@ -421,7 +421,7 @@ def test_an_ordinary_user_gets_the_same_sandbox() -> None:
 
 
 def is_for_everyone(program: str) -> bool:
-    """Whether another user can start the program, at 3.11 or later."""
+    """Return True if another user can start the program, at 3.11 or later."""
     check = [program, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     try:
         return subprocess.run(check, user=65534, check=False).returncode == 0

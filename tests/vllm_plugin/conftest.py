@@ -43,7 +43,7 @@ def pair():
 
 @pytest.fixture(scope="session")
 def job(pair):
-    """What all modes of `offline.py` read; tests add what theirs needs."""
+    """Input that all modes of `offline.py` read; tests add what theirs needs."""
     return dict(
         target=str(TARGET),
         draft=str(DRAFT),
@@ -57,7 +57,7 @@ def job(pair):
 
 
 def run(mode, job, folder):
-    """What `offline.py` answers."""
+    """Run `offline.py` and return its answer."""
     given, written = folder / "job.json", folder / f"{mode}.json"
     given.write_text(json.dumps(job))
     script = Path(__file__).with_name("offline.py")

@@ -194,7 +194,7 @@ def preempted(job):
 
 
 def refused(job):
-    """What an engine says to an arbiter that it cannot serve."""
+    """Error of an engine for an arbiter that it cannot serve."""
     try:
         make(job, {"arbiter": job["hidden_arbiter"]})
     except Exception as error:

@@ -50,12 +50,12 @@ def numbers(m):
 
 
 def facts(m):
-    """What has to be the same of a decision."""
+    """Fields of a decision that have to be the same."""
     return m.position, m.block_position, m.draft_id, m.keep_draft, m.is_open, m.is_reached, m.veto
 
 
 def compare(ours, theirs):
-    """Where two lists of rollouts differ: tokens, counts, and decisions."""
+    """Differences of two lists of rollouts: tokens, counts, and decisions."""
     different, largest, num_decisions = [], 0.0, 0
     for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         a, b = one.completion, other.completion

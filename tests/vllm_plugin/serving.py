@@ -47,7 +47,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs, zombies not counted."""
+    """Return True if a process runs, zombies not counted."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -55,7 +55,7 @@ def is_alive(pid: int) -> bool:
 
 
 def still_alive(pids: set[int], patience_s: float) -> set[int]:
-    """Which processes run even after some time."""
+    """Return the processes that run even after some time."""
     end = time.monotonic() + patience_s
     while (left := {pid for pid in pids if is_alive(pid)}) and time.monotonic() < end:
         time.sleep(0.2)

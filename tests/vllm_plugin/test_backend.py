@@ -40,7 +40,7 @@ HOME = bundled_home()
 
 
 def run(mode, job, folder):
-    """What `rolling.py` answers."""
+    """Run `rolling.py` and return its answer."""
     given, written = folder / "job.json", folder / f"{mode}.json"
     given.write_text(json.dumps(job))
     script = Path(__file__).with_name("rolling.py")

@@ -97,7 +97,7 @@ def flat(p, q, ids, lengths=None, **changes):
 
 
 def stock_greedy(rows, judged, bonus_ids):
-    """What vLLM's greedy kernel emits, and how many drafted tokens it accepts, by request."""
+    """Tokens that vLLM's greedy kernel emits, and the number it accepts, by request."""
     emitted, accepted = [], []
     for r, bonus in enumerate(bonus_ids):
         tokens = []

@@ -1,4 +1,4 @@
-"""What the plugin is told: read, checked, and refused with a sentence."""
+"""Settings of the plugin: read, checked, and refused with a sentence."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LOGPROBS_MODES = ["raw_logprobs", "raw_logits", "processed_logprobs", "processed
 
 
 def ours(pair, prompts, arbiter, max_tokens):
-    """What our engine says to prompts, greedily."""
+    """Greedy completions of prompts by our engine."""
     engine = cospec.Engine(pair, arbiter, num_speculative_tokens=K, batch_size=16)
     return engine.generate(prompts, cospec.SamplingConfig(max_new_tokens=max_tokens))
 

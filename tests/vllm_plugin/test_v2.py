@@ -33,7 +33,7 @@ NUM_SLOTS = 8
 
 
 class SamplingParams:
-    """What we read of vLLM's."""
+    """Those of vLLM's parameters that we read."""
 
     presence_penalty = frequency_penalty = 0.0
     repetition_penalty = 1.0
@@ -44,7 +44,7 @@ class SamplingParams:
 
 
 def greedy_kernel(target_logits, draft_logits, draft_sampled, cu_num_logits, *args, **kwargs):
-    """What the runner's kernel does where no request samples."""
+    """Stand-in for the runner's kernel where no request samples."""
     starts, ends = cu_num_logits[:-1].tolist(), cu_num_logits[1:].tolist()
     sampled = torch.zeros(len(starts), K + 1, dtype=torch.int64)
     num_sampled = torch.zeros(len(starts), dtype=torch.int32)
@@ -116,7 +116,7 @@ class Runner:
 
 
 def new_requests(**changes):
-    """What the scheduler tells of them."""
+    """Output of the scheduler about new requests."""
     plain = dict(lora_request=None) | changes
     new = [
         types.SimpleNamespace(
@@ -230,7 +230,7 @@ def test_what_vllm_sends_to_warm_up_is_not_counted(v2):
 
 
 def test_a_token_that_a_logits_processor_forbids_is_not_kept(v2):
-    """Of a greedy request as well: found, the arbiter saw only the model's own logits."""
+    """Found: for a greedy request, the arbiter saw only the model's own logits."""
     runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(AlwaysDraft())
     v2.attach(runner, adapter)
     runner.add_requests(new_requests())

@@ -190,7 +190,7 @@ class JuDi(Rule):
     threshold: float = 0.3
     """Largest divergence, in nats."""
     confidence: float = 0.9
-    """Where the target gives its best token more than this, its own token stands."""
+    """Probability of the target's best token above which the target's own token stands."""
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by divergence where the target is unsure; the score is what the threshold leaves."""

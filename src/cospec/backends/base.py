@@ -39,7 +39,7 @@ class Rollout:
     """Its trace has every mismatch: position, both tokens, their probabilities, features, score,
     ruling, and whether it was reached."""
     handle: object | None = None
-    """Whatever the backend needs to branch off it; None if that was not kept."""
+    """Data that the backend needs to branch off it; None if that was not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class BranchPoint:
     token_id: int
     """Token that stands there instead."""
     origin: Origin
-    """Where that token comes from: the draft's token at a mismatch is an override."""
+    """Origin of that token: the draft's token at a mismatch is an override."""
     seed: int
     stream: int
     """Seed and stream of all that is drawn after the token."""

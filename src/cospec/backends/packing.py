@@ -39,7 +39,7 @@ class Packed:
     features: Tensor
     """Features of all mismatches that have some, in order, (N, F)."""
     has_features: list[bool]
-    """Whether each mismatch has some."""
+    """True for each mismatch that has some."""
 
 
 def pack(rollouts: Sequence[Rollout]) -> Packed:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """Where texts are decoded, and on how many engines."""
+    """Engine that decodes texts, and the number of such engines."""
 
     backend: Literal["transformers", "vllm"] = "transformers"
     """Engine: transformers (this package's own, on any causal model) or vllm, which is for large

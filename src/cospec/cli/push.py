@@ -14,7 +14,7 @@ class Push:
     """Folder of the arbiter; its config, weights and card are sent, the state of its training not.
     The config tells what it was trained on, names of folders included."""
     repo_id: str
-    """Where to: user/name."""
+    """Repository to push to: user/name."""
     private: bool = False
     """Make a repository that only you see."""
 

@@ -1,4 +1,4 @@
-"""Where the metrics of a training run go besides its own file: TensorBoard, Weights & Biases."""
+"""Trackers of training metrics, besides the run's own file: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 

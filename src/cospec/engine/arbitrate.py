@@ -29,9 +29,9 @@ class Decision(NamedTuple):
 
     keep_draft: bool
     is_open: bool = True
-    """Whether a ruling for the draft would have counted."""
+    """True if a ruling for the draft would have counted."""
     veto: Veto = Veto.NONE
-    """Why the ruling did not count, if it did not."""
+    """Reason why the ruling did not count, if it did not."""
     score: float | None = None
     probs: tuple[float, ...] = (math.nan,) * 4
     """p(draft's), p(target's), q(draft's), q(target's); NaN without a trace, or without a q."""

@@ -33,11 +33,11 @@ class Block(NamedTuple):
     target_ids: list[int]
     """Token that stands at each place if the drafted one does not, then the bonus token: K + 1."""
     is_match: list[int]
-    """Whether the target accepts each drafted token: K."""
+    """One flag per drafted token, true if the target accepts it: K."""
     is_finite: list[int]
-    """Whether the target's logits are finite at each place: K + 1."""
+    """One flag per place, true if the target's logits are finite there: K + 1."""
     is_draft_finite: list[int]
-    """Whether the draft's logits are finite at each place: K."""
+    """One flag per place, true if the draft's logits are finite there: K."""
     num_forwards: int
     """Draft forwards that it took; 0 if no model drafted the tokens."""
     probs: Sequence[Sequence[float]] = ()

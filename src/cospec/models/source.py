@@ -25,7 +25,7 @@ class PairSource:
     dtype: str = "auto"
     """Data type of the weights: auto (as in the checkpoint), float32, bfloat16 or float16."""
     device: str = "auto"
-    """Where the models run: auto, cpu, cuda, cuda:1; or balanced or sequential, to spread the
+    """Device of the models: auto, cpu, cuda, cuda:1; or balanced or sequential, to spread the
     layers of the target over all GPUs."""
     allow_pickle: bool = False
     """Load pickled checkpoints, which can run any code they hold."""

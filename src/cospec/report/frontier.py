@@ -130,7 +130,7 @@ def _ticks(ratio: float) -> tuple[float, ...]:
 
 
 def _regions(axes: Axes, arms: Sequence[Json]) -> None:
-    """Where an arm beats the target in accuracy and lossless speculation in speed."""
+    """Shade where an arm beats the target in accuracy and lossless speculation in speed."""
     by_name = {arm["name"]: arm for arm in arms}
     if "target" not in by_name or "lossless" not in by_name:
         return

@@ -51,7 +51,7 @@ class LookAhead(NamedTuple):
     """The target's view of the drafted tokens after each mismatch."""
 
     matches: Tensor
-    """Whether it accepts each, (M, N) bool; False where the block has ended."""
+    """True for each token that it accepts, (M, N) bool; False where the block has ended."""
     log_p: Tensor
     """Their log-probabilities, (M, N) float32; 0 where the block has ended."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Veto(enum.IntEnum):
-    """Why a ruling for the draft does not count; of several reasons the first."""
+    """Reason why a ruling for the draft does not count; the first, if there are several."""
 
     NONE = 0
     FORBIDDEN = 1

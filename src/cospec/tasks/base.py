@@ -36,7 +36,7 @@ class Example:
     answer: str
     """The right answer, as the scorer wants it."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Whatever else the origin tells, of any type; ``solution`` is a worked answer, ``group`` what
+    """Other data from the origin, of any type; ``solution`` is a worked answer, ``group`` what
     problems share that succeed and fail together, such as a database."""
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ Scorer: TypeAlias = "Callable[[Example, str], Score | float]"
 
 
 class Source(Protocol):
-    """Where examples come from."""
+    """Function that returns examples."""
 
     def __call__(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
         """The problems that ``seed`` picks from a split, all of them if no number is given."""
@@ -103,7 +103,7 @@ class Task:
     name: str
     """The spec that `load_task` takes."""
     source: Source
-    """Where its examples come from."""
+    """Function that returns its examples."""
     scorer: Scorer
     """Function that scores an answer."""
     chat: str = BOXED

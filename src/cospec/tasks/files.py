@@ -51,7 +51,7 @@ class _NamedRow(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Where the rows of a named set are."""
+    """Location of the rows of a named set."""
 
     name: str
     hub_id: str | None

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _SYSTEM_TREES = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache")
 _MOUNT_POINT = "/dev"
-"""Where the sandbox builds its root, in a mount namespace of its own: a folder that every Linux has
-and that holds no Python."""
+"""Folder in which the sandbox builds its root, in a mount namespace of its own: every Linux has it,
+and it holds no Python."""
 _TAIL_BYTES = 4000
 """Bytes of a program's output that are kept, its last ones."""
 _STARTUP_S = 60.0

@@ -145,7 +145,7 @@ class FlatRows(NamedTuple):
     draft_ids: Tensor
     """The token drafted from each row, which is the next row's, (N,) int64."""
     is_drafted: Tensor
-    """Whether there is one, (N,) bool: not in bonus rows, nor where it is a placeholder."""
+    """True if there is one, (N,) bool: not in bonus rows, nor where it is a placeholder."""
     requests: Tensor
     """Request of each row, (N,) int64."""
 

@@ -32,7 +32,7 @@ class Tally(NamedTuple):
     num_mismatches: Tensor
     """Those that were reached, by request, (R,) int64."""
     is_ended: Tensor
-    """Whether the request has ended with a drafted token, by request, (R,) bool."""
+    """True if the request has ended with a drafted token, by request, (R,) bool."""
     counts: Tensor
     """Strict accepts, overrides, reached mismatches, non-finite scores among them: (4,) int64."""
 

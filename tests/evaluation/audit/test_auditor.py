@@ -40,7 +40,7 @@ def whole(pair, task, examples):
 
 
 def are_right(pair: ModelPair, task: Task, texts: list[tuple[Example, list[int]]], engine: Engine):
-    """Whether the texts that go on from given tokens are right, decoded from the prompt."""
+    """Tell which texts that continue given tokens are right, decoded from the prompt."""
     is_open = [t[-1] not in pair.eos_token_ids and len(t) < NUM_TOKENS for _, t in texts]
     prompts = [pair.encode(task.prompt(example, pair.tokenizer)) + t for example, t in texts]
     samplings = [SamplingConfig(max_new_tokens=max(1, NUM_TOKENS - len(t))) for _, t in texts]

@@ -127,7 +127,7 @@ def test_tokens_whose_choice_is_free_stand_and_unplayed_ones_do_by_their_share()
 
 
 def test_tokens_that_no_arbiter_may_override_never_stand() -> None:
-    """Where a text ends, for one: they are not among the mismatches, and not drawn either."""
+    """Tokens at the end of a text, for one, are not among the mismatches, and not drawn either."""
     free = mismatch(True, True) | {"position": 1}
     path = record(True, [free], accepted="1010" + "0" * 20, settled=list(range(4, 24)))
     assert if_free_stood([path]) == ["1111" + "0" * 20]

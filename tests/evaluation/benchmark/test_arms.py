@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark, and that all are tuned alike."""
+"""Arms that take part in a benchmark, all of them tuned alike."""
 
 from __future__ import annotations
 

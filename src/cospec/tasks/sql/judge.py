@@ -40,7 +40,7 @@ SLOW_S = 1.0
 
 
 class Databases(Protocol):
-    """Where the databases of a schema are."""
+    """Lookup of a schema and of its databases."""
 
     def schema(self, db_id: str) -> Schema:
         """The schema of that name."""
@@ -60,9 +60,9 @@ class Gold:
     results: tuple[Groups, ...]
     """One for each of them."""
     is_one_answer: bool = True
-    """Whether there are enough such databases; else these are all of them."""
+    """True if there are enough such databases; else these are all of them."""
     is_slow: bool = False
-    """Whether it took so long that the usual limit could be too short for an equal query."""
+    """True if it took so long that the usual limit could be too short for an equal query."""
 
 
 class Judge:
