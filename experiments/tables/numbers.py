@@ -7,7 +7,8 @@ lossless where the measure is about forwards or tokens. ``gain@twins``, ``won@ot
 ``templates@all`` and the like are those of a group of problems (`twins.GROUPS`), ``of_oracle`` is
 a share of the oracle's gain, ``of_either`` one of the gain of who always takes the right one of
 both models' own answers, ``p_databases`` the sign-flip test over databases. FILE may be
-``twins``: then ARM is a pair or a model, and MEASURE a key of `TWINS`.
+``twins``: then ARM is a pair or a model, and MEASURE a key of `TWINS`. Speeds of
+`speed_real/speed.py` are written as `timed` says.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from typing import TYPE_CHECKING
 
 from cospec.evaluation.stats import sign_flip_p
-from experiments.tables import twins
+from experiments.tables import timed, twins
 from experiments.tables.rows import Arm, arms, database_changes, read
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def pick(name: str, beginning: str, cell: int = 0) -> Arm:
 def value(spec: str) -> str:
     """The text of a marked number."""
     name, arm, measure, *rest = spec.split()
+    if name == "timed":
+        return timed.value(spec.partition(" ")[2])
     if name == "twins":
         return TWINS[measure](arm)
     if name.startswith("heldout_templates_"):

@@ -29,6 +29,13 @@ def test_a_replica_reserves_what_its_engine_spreads_over(options, num_gpus, exec
     assert engine._arguments().get("distributed_executor_backend") == executor
 
 
+@pytest.mark.parametrize("name", ["dtype", "speculative_config", "additional_config", "model"])
+def test_arguments_of_vllm_that_other_options_set_are_refused(name) -> None:
+    """Found: they replaced these options, and the result recorded what was not decoded with."""
+    with pytest.raises(ConfigError, match=f"vllm_options has '{name}', which .* sets?; leave"):
+        BackendOptions(backend="vllm", vllm_options=f'{{"{name}": null}}')
+
+
 def test_a_target_spread_over_gpus_has_no_replicas() -> None:
     source = PairSource("target", "draft", device="balanced")
     with pytest.raises(ConfigError, match="device is balanced, and a replica on transformers has"):

@@ -361,6 +361,7 @@ def test_a_bundled_arbiter_needs_a_copy(calibrate, folder, monkeypatch, refusal)
         (["--thresholds", 0.5, 1.2], "each must be in [0, 1]"),
         (["--epsilon", 0], "epsilon is 0.0; it must be in (0, 1)"),
         (["--cost-weight", 0.1, "--aim", "speed"], "positive with --aim accuracy"),
+        (["--epsilon", 0.01], "epsilon is 0.01, which only --aim guarantee reads"),
         (["--aim", "guarantee", "--split", "train"], "a guarantee needs --split tune"),
         (["--split", "test"], "invalid choice"),
     ],

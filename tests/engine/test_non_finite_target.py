@@ -60,6 +60,13 @@ def test_plain_decoding_names_the_same_position():
         Engine.target_only(pair).generate([[0] * 20], GREEDY)
 
 
+def test_plain_decoding_names_the_model_that_it_decodes_with():
+    """Found: it blamed the target for the draft's."""
+    pair = ModelPair(TableModel(TARGET_TABLE), Spoilt(DRAFT_TABLE, FIRST_BAD, NAN))
+    with pytest.raises(NonFiniteError, match="the draft's logits hold NaN"):
+        Engine.draft_only(pair).generate([[0] * 20], GREEDY)
+
+
 def test_a_prompt_whose_own_logits_are_non_finite_fails_at_token_zero():
     pair = ModelPair(Spoilt(TARGET_TABLE, FIRST_BAD, NAN), TableModel(DRAFT_TABLE))
     with pytest.raises(NonFiniteError, match="for prompt 0 at generated token 0;"):

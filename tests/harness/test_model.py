@@ -261,7 +261,7 @@ def test_all_requests_are_checked_before_any_is_answered(model, monkeypatch) -> 
     assert calls == [] and it.generate_until([]) == []
 
 
-@pytest.mark.parametrize("error", [ConfigError("broken"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ConfigError("broken"), KeyboardInterrupt(), MemoryError()])
 def test_answers_before_an_error_are_handed_to_the_harness_cache(model, error) -> None:
     """Found: up to 16 full batches of them were lost."""
     seen = []

@@ -50,6 +50,7 @@ def test_a_threshold_of_a_rule_is_refused() -> None:
         ({"max_corrections": True}, "max_corrections is True"),
         ({"max_corrections": 0}, "max_corrections is 0; it must be at least 1"),
         ({"seed": 0.5}, r"seed is 0\.5"),
+        ({"adaptive": True}, "adaptive is on and adaptive_cost is None"),
     ],
 )
 def test_model_args_that_cannot_be_are_refused(values, message) -> None:

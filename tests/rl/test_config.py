@@ -118,6 +118,22 @@ def test_blocks_end_by_a_cost_that_is_the_same_in_all_processes() -> None:
     assert TrainConfig.from_dict({"rollouts": {"adaptive_cost": 0.3}}).rollouts.adaptive is False
 
 
+def test_what_no_policy_can_use_is_refused_before_anything_is_decoded() -> None:
+    """Found: 640 baselines came first, or the whole training, whose arbiter could not be loaded."""
+    with pytest.raises(ConfigError, match="drafter is 'suffix', and a policy sees what a draft"):
+        train_config(drafter="suffix")
+    with pytest.raises(ConfigError, match="num_speculative_tokens is 1500; an arbiter can be"):
+        train_config(num_speculative_tokens=1500)
+    assert train_config(drafter="suffix+model", num_speculative_tokens=1024)
+
+
+def test_a_home_folder_in_a_config_file_is_expanded() -> None:
+    """Found: a folder named ~ was made."""
+    values = {"warmup": {"num_solutions": 5, "solutions": "~/cache.safetensors"}}
+    solutions = TrainConfig.from_dict(values).warmup.solutions
+    assert solutions == Path.home() / "cache.safetensors"
+
+
 # --- as JSON -----------------------------------------------------------------------------------
 
 

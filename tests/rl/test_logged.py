@@ -307,3 +307,10 @@ def test_rewards_that_tell_nothing_are_refused(tmp_path, groups) -> None:
     data = read_log(write(tmp_path, "log", [HEAD, *map(row, names)]), given, NAMES)
     with pytest.raises(ConfigError, match=r"rewards of the 3 requests .* do not differ within any"):
         train_on_log(arbiter(coin(0.0), explore=0.0), data, train_config())
+
+
+def test_a_group_has_answers_that_the_log_says_nothing_of(tmp_path) -> None:
+    """Found: an answer on which the models agreed has no decision, and was left out of the mean."""
+    given = rewards(tmp_path, ("a", 1.0, "x"), ("b", 0.0, "x"))
+    data = read_log(write(tmp_path, "log", [HEAD, row("a")]), given, NAMES)
+    assert data.advantage.tolist() == [0.5]

@@ -235,3 +235,49 @@ def test_a_row_without_a_solution_shows_its_answer(tmp_path: Path, plain_tokeniz
     prompt = task.prompt(task.examples("tune", 1)[0], plain_tokenizer)
     assert "None" not in prompt
     assert prompt.count("Answer: a") == 2
+
+
+@pytest.mark.parametrize(
+    ("scorer", "row", "shown"),
+    [
+        ("exact", {"answer": "<answer>one\ntwo</answer>"}, "Answer: <answer>one\ntwo</answer>"),
+        ("exact", {"answer": "one"}, "Answer: one"),
+        ("regex", {"answer": "on.", "solution": "It is one."}, "Answer: It is one."),
+    ],
+)
+def test_a_worked_answer_is_shown_as_the_scorer_reads_it(
+    scorer: str, row: dict[str, str], shown: str, tmp_path: Path, plain_tokenizer: Any
+) -> None:
+    """Found: answers of several lines lost their tags, and a pattern was shown as the answer."""
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": f"Q{i}?", **row} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(f"jsonl:{path},scorer={scorer},shots=2")
+    example = task.examples("tune", 1)[0]
+    prompt = task.prompt(example, plain_tokenizer)
+    assert prompt.count(shown) == 2
+    assert task.score(example, shown.removeprefix("Answer: ")).correct
+
+
+def test_a_pattern_is_not_shown_as_an_answer(tmp_path: Path, plain_tokenizer: Any) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": f"Q{i}?", "answer": "on."} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(f"jsonl:{path},scorer=regex,shots=2")
+    with pytest.raises(TaskError, match="its answer is a pattern that cannot be shown"):
+        task.prompt(task.examples("tune", 1)[0], plain_tokenizer)
+
+
+def test_as_many_train_rows_as_are_shown_are_enough(tmp_path: Path, plain_tokenizer: Any) -> None:
+    """Found: one more was asked for, though a test problem is none of them."""
+    path = tmp_path / "mine.jsonl"
+    rows = [{"question": f"Q{i}?", "answer": f"a{i}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    number = len(load_task(f"jsonl:{path}").examples("train"))
+    task = load_task(f"jsonl:{path},shots={number}")
+    test, train = task.examples("test")[0], task.examples("train")[0]
+    assert task.prompt(test, plain_tokenizer).count("Answer: a") == number
+    with pytest.raises(TaskError, match="cannot be shown its own answer; show fewer"):
+        task.prompt(train, plain_tokenizer)
+    with pytest.raises(TaskError, match="show fewer worked examples"):
+        load_task(f"jsonl:{path},shots={number + 1}").prompt(test, plain_tokenizer)

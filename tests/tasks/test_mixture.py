@@ -86,3 +86,13 @@ def test_two_problems_of_one_name_are_refused(tmp_path: Path) -> None:
     spec = "+".join(f"jsonl:{tmp_path / folder}/same.jsonl,split=test" for folder in ("a", "b"))
     with pytest.raises(TaskError, match="'same/0' is a problem of two parts"):
         load_task(f"mix:{spec}").examples("test")
+
+
+def test_groups_of_one_name_in_two_parts_are_two(tmp_path: Path) -> None:
+    """Found: unrelated databases were one unit of the tests over groups."""
+    for name in ("a", "b"):
+        rows = [{"question": f"{name} {i}?", "answer": "3", "group": "shop"} for i in range(4)]
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+    parts = [f"jsonl:{tmp_path / name}.jsonl,split=test@1" for name in ("a", "b")]
+    groups = {example.group for example in load_task("mix:" + "+".join(parts)).examples("test")}
+    assert len(groups) == 2 and all(group.endswith(": shop") for group in groups)

@@ -77,6 +77,9 @@ def test_humaneval_is_completed_as_it_stands_or_asked_for_in_a_block(
     humaneval.prompt(example, chat_tokenizer)
     message = chat_tokenizer.messages[0]["content"]
     assert f"```python\n{example.question}```" in message
+    for is_chat in (True, False):
+        shown = humaneval.show(example, is_chat)
+        assert humaneval.score(example, shown).correct, "worked examples are in the form asked for"
     assert humaneval.stop_strings(chat_tokenizer) == ()
 
 

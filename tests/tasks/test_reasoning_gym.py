@@ -320,3 +320,12 @@ def test_a_generator_that_fails_on_some_seeds_gives_the_others(
     examples = task.examples("test", 20)
     assert len(examples) == 20
     assert all(int(e.id.partition("/")[2]) % 2 == 0 for e in examples)
+
+
+def test_a_worked_answer_has_the_tags_that_are_asked_for() -> None:
+    """Found: answers of several lines were shown bare, of which the last line alone is read."""
+    task = load_task("reasoning_gym:leg_counting,shots=2")
+    for example in task.examples("tune", 3):
+        shown = task.show(example, True)
+        assert shown == f"<answer>{example.answer}</answer>"
+        assert task.score(example, shown).correct

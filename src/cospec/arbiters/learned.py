@@ -106,6 +106,10 @@ class LearnedArbiter:
         """Settings that it was trained with, as far as they are recorded."""
         return flat(self.about.get("training", {}).get("train", {}))
 
+    def on(self, pair: ModelPair) -> LearnedArbiter:
+        """Return the same with what the features look up on the device of a pair."""
+        return replace(self, features=self.features.on(pair))
+
     def notes_for(
         self, config: DecodeConfig, sampling: SamplingConfig | None = None
     ) -> tuple[str, ...]:
@@ -117,7 +121,7 @@ class LearnedArbiter:
                 f"and rules at {config.k}, where it sees more or less of what is ahead: train it "
                 "at that number, or measure it there (cospec eval) before you trust it",
             )
-        is_new = threshold and threshold != self._trained.get("draft_confidence_threshold", 0.0)
+        is_new = threshold != self._trained.get("draft_confidence_threshold", 0.0)
         is_new = is_new or any(
             getattr(config, name) != self._trained.get(name, False)
             for name in ("adaptive", "end_blocks_at_stop")

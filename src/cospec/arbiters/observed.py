@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cospec.arbiters.guard import SelectiveArbiter
+from cospec.arbiters.learned import LearnedArbiter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cospec.features import ScalarFeatures
+    from cospec.models import ModelPair
     from cospec.types import Arbiter, MismatchBatch, Needs, Ruling
 
 
@@ -31,6 +33,10 @@ class Observed:
         """Union of the needs of both."""
         return self.arbiter.needs | self.features.needs
 
+    def on(self, pair: ModelPair) -> Arbiter:
+        """Return the same with what both look up on the device of a pair."""
+        return Observed(placed(self.arbiter, pair), self.features.on(pair))
+
     def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
         """Return whether the arbiter that rules stands back from a prompt."""
         return isinstance(self.arbiter, SelectiveArbiter) and self.arbiter.is_foreign(prompt_ids)
@@ -38,3 +44,15 @@ class Observed:
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule, and attach the features."""
         return replace(self.arbiter.rule(batch), features=self.features(batch))
+
+
+def placed(arbiter: Arbiter, pair: ModelPair) -> Arbiter:
+    """Return an arbiter with what it looks up on the device of a pair, if that is another one.
+
+    An arbiter that comes from another process has it where that process had the pair.
+    """
+    if not isinstance(arbiter, LearnedArbiter | Observed):
+        return arbiter
+    if arbiter.features.kinds.device == pair.target.device:
+        return arbiter
+    return arbiter.on(pair)

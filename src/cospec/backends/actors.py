@@ -64,6 +64,22 @@ class Actors:
         """Return the actor that is the replica `n` now."""
         return self._actors[n]
 
+    def ask_first(self, call: Callable[[Any], Any]) -> Any:  # Any: an actor, an ObjectRef, a result
+        """Return what the first replica answers to a call; it is started again if it has died.
+
+        Raises:
+            BackendError: It failed three times, as where a model is missing on its machine.
+        """
+        for _ in range(MAX_TRIES):
+            try:
+                return self.ray.get(call(self[0]))
+            except self.ray.exceptions.RayError as failed:
+                self.recover(failed, 0)
+                error = failed
+        raise BackendError(
+            f"a replica failed {MAX_TRIES} times before its first work: {last_line(error)}"
+        ) from error
+
     def recover(self, error: Exception, n: int) -> None:
         """Replace a replica that died; raise what trying again cannot help.
 

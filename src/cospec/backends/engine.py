@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cospec import engine
+from cospec.arbiters.observed import placed
 from cospec.backends.base import BranchPoint, Item, Rollout, foreign
 
 if TYPE_CHECKING:
@@ -74,4 +75,5 @@ class EngineBackend:
         return [Rollout(one.completion, (self.pair, one) if keep_handles else None) for one in done]
 
     def _engine(self, arbiter: Arbiter) -> engine.Engine:
+        arbiter = placed(arbiter, self.pair)
         return engine.Engine(self.pair, arbiter, self.config, on_finished=self.on_finished)

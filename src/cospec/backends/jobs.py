@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from cospec.models.costs import synchronise
+from cospec.models.costs import synchronize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -114,5 +114,5 @@ def timed(
 
 def _now(device: torch.device) -> float:
     """The clock, once the device has done all it was given."""
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter()

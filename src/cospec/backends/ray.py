@@ -199,7 +199,7 @@ class RayBackend:
     @cached_property
     def context_length(self) -> int:
         """Most tokens of a prompt and its answer."""
-        return int(self._ray.get(self.replicas[0].context_length.remote()))
+        return int(self.replicas.ask_first(lambda actor: actor.context_length.remote()))
 
     def complete(
         self, items: Sequence[Item], arbiter: Arbiter, *, keep_handles: bool = False

@@ -162,7 +162,7 @@ class RayDecoders:
     ) -> RemoteDecoder:
         ray, way = self.replicas.ray, Way(next(self._keys), who, config)
         shared = ray.put(way)
-        room = ray.get(self.replicas[0].context_length.remote(shared))
+        room = self.replicas.ask_first(lambda actor: actor.context_length.remote(shared))
         return RemoteDecoder(self._pair, way, self.replicas, shared, config.batch_size, k, room)
 
 

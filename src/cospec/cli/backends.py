@@ -26,6 +26,17 @@ if TYPE_CHECKING:
     from cospec.vllm_plugin.settings import Records
 
 
+_OWN_ARGUMENTS = {
+    "model": "--target sets",
+    "dtype": "--dtype sets",
+    "max_num_seqs": "--batch-size sets",
+    "speculative_config": "--draft and -k set",
+    "additional_config": "CoSpec sets",
+    "worker_extension_cls": "CoSpec sets",
+}
+"""Arguments of ``vllm.LLM`` that other options set, and that the result records by those."""
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """Engine that decodes texts, and the number of such engines."""
@@ -182,6 +193,9 @@ class BackendOptions:
             raise ConfigError(f"vllm_options is no JSON: {error}.") from None
         if not isinstance(given, dict):
             raise ConfigError(f"vllm_options is {given!r}; it must be an object.")
+        for name, ours in _OWN_ARGUMENTS.items():
+            if name in given:
+                raise ConfigError(f"vllm_options has {name!r}, which {ours}; leave it out.")
         return {"tensor_parallel_size": self.tensor_parallel_size, **given}
 
 

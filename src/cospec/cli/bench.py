@@ -71,6 +71,12 @@ class Bench:
                 f"num_speculative_tokens is {self.bench.num_speculative_tokens}, and --tune-k "
                 "chooses it; leave out one of them."
             )
+        size, sizes = self.bench.batch_size, self.bench.batch_sizes
+        if size != BenchConfig.batch_size and sizes != (size,):
+            shown = " ".join(map(str, sizes))
+            raise ConfigError(
+                f"batch_size is {size} and batch_sizes {shown}; leave out one of them."
+            )
         run = Run("bench", self.output, threads=self.threads)
         specs = self._arm_specs()
         bench = self.bench if self.bench.tune_k else self._for_arbiters(specs)
@@ -86,7 +92,8 @@ class Bench:
         records = records_for(loaded)
         with self.engine.arms(self.pair, pair, records, self.threads) as how:
             benchmark = Benchmark(pair, task, tune, test, bench, self.task.seed, *how, self._find)
-            arbiters = {spec.name: benchmark.arbiter(spec.tries[0]) for spec in specs if spec.tries}
+            first = {spec.name: self._find(spec.tries[0]) for spec in specs if spec.tries}
+            arbiters = {name: load_arbiter(spec, pair) for name, spec in first.items()}
             options = replace(self, bench=bench)
             with run.log(options, pair, arbiters, evaluation=describe(benchmark)) as log:
                 parts = run_benchmark(benchmark, specs, log)

@@ -75,6 +75,13 @@ class CalibrateOptions(DecodeConfig, AnswerOptions):
         for name in ("epsilon", "delta"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1).")
+        names, default = ("risk", "epsilon", "delta"), CalibrateOptions
+        unused = [name for name in names if getattr(self, name) != getattr(default, name)]
+        if self.aim != "guarantee" and unused:
+            raise ConfigError(
+                f"{unused[0]} is {getattr(self, unused[0])}, which only --aim guarantee reads, and "
+                f"the aim is {self.aim}; leave it out."
+            )
         if self.aim == "guarantee" and self.risk == "harm" and self.temperature:
             raise ConfigError(
                 f"temperature is {self.temperature}: samples of the target and of lossless differ "

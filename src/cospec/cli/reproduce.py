@@ -16,7 +16,8 @@ from cospec.results import Json, check_writable
 from cospec.text import visible
 
 _VERBS = ("bench", "demo", "eval")
-_RUN_CODE = ("--allow-pickle", "--allow-code-execution", "--vllm-options")
+_RUN_CODE = ("--allow-pickle", "--allow-code-execution", "--vllm-options", "--ray-address")
+"""Options that run code of others; a Ray cluster answers with pickles."""
 _OWN_SCORER = re.compile(r"scorer=[^,]*:")
 
 

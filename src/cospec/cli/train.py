@@ -231,6 +231,8 @@ class Train:
         settings = {key: value for key, value in to_json(self).items() if key not in left_out}
         if self.engine.backend != "transformers":  # its first tokens differ; replicas do not
             settings["backend"] = self.engine.backend
+        if self.engine.vllm_options != "{}":
+            settings["vllm_options"] = self.engine.vllm_options
         return settings
 
     def _backend(self, pair: ModelPair) -> RolloutBackend:

@@ -45,7 +45,8 @@ class PlainBatch(Batch):
         error = None
         for row, (token, is_finite) in zip(self.rows, packed, strict=True):
             if not is_finite:  # the other rows go on with their token
-                error = error or non_finite_error(row.index, len(row.generated))
+                who = "target" if self._is_target else "draft"
+                error = error or non_finite_error(row.index, len(row.generated), who)
                 continue
             row.emit(token, Origin.BONUS)
             row.stats.num_drafts += self._is_target

@@ -109,10 +109,10 @@ def walk(
         )
 
 
-def non_finite_error(index: int, position: int) -> NonFiniteError:
+def non_finite_error(index: int, position: int, who: str = "target") -> NonFiniteError:
     """The error of a prompt whose next token no model can say."""
     return NonFiniteError(
-        f"the target's logits hold NaN or infinity for prompt {index} at generated token "
+        f"the {who}'s logits hold NaN or infinity for prompt {index} at generated token "
         f"{position}; check the weights, or load the pair in another dtype (float16 overflows "
         "where bfloat16 does not)."
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from cospec.arbiters import AlwaysTarget
+from cospec.arbiters.observed import placed
 from cospec.config import DecodeConfig
 from cospec.engine import Engine
 from cospec.errors import ConfigError
@@ -32,7 +33,7 @@ class EngineDecoders:
 
     def ruled(self, arbiter: Arbiter, config: DecodeConfig) -> Decoder:
         """Return a decoder with the pair under an arbiter."""
-        return Engine(self.pair, arbiter, config)
+        return Engine(self.pair, placed(arbiter, self.pair), config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import OutOfMemoryError
 from tqdm import tqdm
 
 from cospec.arbiters import load_arbiter
@@ -115,8 +116,9 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
                     rollouts = self.engine.rollouts(
                         prompts, sampling, streams=streams, keep_caches=False
                     )
-                except (CospecError, GenerationInterrupted) as error:
-                    self._cache(requests[start:], error.completions.items())
+                except (CospecError, GenerationInterrupted, MemoryError, OutOfMemoryError) as error:
+                    # All of them know what had ended.
+                    self._cache(requests[start:], getattr(error, "completions", {}).items())
                     raise
                 done = [rollout.completion for rollout in rollouts]
                 self._cache(requests[start:], enumerate(done))

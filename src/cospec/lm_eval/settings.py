@@ -41,6 +41,7 @@ class ModelArgs(PairSource, DecodeConfig):
         super().__post_init__()
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed is {self.seed!r}; it must be a whole number.")
+        self.check_cost()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelArgs:  # Any: whatever the user wrote

@@ -122,15 +122,15 @@ def _seconds(cached: CachedModel, context: int, batch_size: int, num_tokens: int
     starts = torch.full((batch_size,), context, device=cached.device)
     ids = torch.arange(batch_size, device=cached.device)[:, None].expand(-1, num_tokens)
     ids = ids % cached.vocab_size
-    synchronise(cached.device)
+    synchronize(cached.device)
     start = time.perf_counter()
     window = cached.window(starts, num_tokens, context + num_tokens)
     cached.read(ids, window, num_tokens)
-    synchronise(cached.device)
+    synchronize(cached.device)
     return time.perf_counter() - start
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

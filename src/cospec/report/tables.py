@@ -72,7 +72,7 @@ def _rate(arm: Json) -> str:
 
 def _against_rival(arm: Json) -> str:
     found = arm.get("vs_rival")
-    return f"{found['wins']} / {found['losses']}, {found['mcnemar_p']:.2g}" if found else "-"
+    return f"{found['wins']} / {found['losses']}, {p_value(found):.2g}" if found else "-"
 
 
 def _fewest(name: str) -> Callable[[Json], float | None]:

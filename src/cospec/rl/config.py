@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cospec import settings
+from cospec.arbiters.checkpoint import MAX_BLOCK_LENGTH
 from cospec.arbiters.policy import PolicyConfig
 from cospec.config import DecodeConfig, DrafterName
 from cospec.errors import ConfigError, check_least, unknown_name
@@ -62,6 +63,16 @@ class RolloutConfig(DecodeConfig):
         check_least(0, temperature=self.temperature)
         if self.num_speculative_tokens is None or not self.keep_trace:
             raise ConfigError("training needs a block length (-k) and keep_trace.")
+        if self.num_speculative_tokens > MAX_BLOCK_LENGTH:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}; an arbiter can be "
+                f"trained with up to {MAX_BLOCK_LENGTH}."
+            )
+        if "model" not in self.drafter:
+            raise ConfigError(
+                f"drafter is {self.drafter!r}, and a policy sees what a draft model says; take one "
+                "with a model, such as 'ngram+model'."
+            )
         if self.adaptive and self.adaptive_cost is None:
             raise ConfigError(
                 "adaptive is on and adaptive_cost is None: each process would measure its own, and "
@@ -182,7 +193,8 @@ class WarmupConfig:
     def __post_init__(self) -> None:
         for name in ("warm_start", "solutions"):
             if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, Path(path))  # a string is taken as well
+                # A string is taken as well, and no shell expands what a config file holds.
+                object.__setattr__(self, name, Path(path).expanduser())
         check_least(0, num_solutions=self.num_solutions)
         check_least(1, num_solution_epochs=self.num_solution_epochs, num_samples=self.num_samples)
         if self.solutions_from not in ("task", "samples"):

@@ -162,22 +162,21 @@ def read_log(path: Path, rewards: dict[str, Rewarded], names: Sequence[str]) -> 
         "num_non_finite_decisions": len(used) - len(kept),
         "num_torn_lines": len(torn),
     }
-    return _data(kept, answered, counts)
+    return _data(kept, _advantages(answered, rewards), counts)
 
 
 def _data(
-    used: Sequence[tuple[Json, str, Rewarded]], answered: dict[str, Rewarded], counts: Json
+    used: Sequence[tuple[Json, str, Rewarded]], advantages: dict[str, float], counts: Json
 ) -> LoggedData:
     """Return decisions with what they are worth.
 
     Args:
         used: Decisions, each with its request and the request's reward.
-        answered: Requests in the log that have a reward.
+        advantages: Of the answers, by request.
         counts: Of all that the log has.
     """
     keep = torch.tensor([row["keep_draft"] for row, _, _ in used])
     p_keep = torch.tensor([row["probability"] for row, _, _ in used], dtype=torch.float32)
-    advantages = _advantages(answered)  # a group's mean is that of all its answers
     num_used = len({name for _, name, _ in used})
     return LoggedData(
         torch.tensor([row["features"] for row, _, _ in used], dtype=torch.float32),
@@ -201,7 +200,7 @@ def train_on_log(
     Args:
         arbiter: Where the training starts; not changed.
         data: Of `read_log`.
-        config: Optimiser, and the weights of entropy and divergence.
+        config: Optimizer, and the weights of entropy and divergence.
 
     Returns:
         The arbiter, and metrics: of each ruling's weight at the end the mean, the share that is
@@ -225,7 +224,7 @@ def train_on_log(
             learns, seen = policy.correction, policy.corrigible(seen)
     learns.requires_grad_(True)
     objective, rate = config.objective, config.optimizer.learning_rate
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         learns.parameters(), lr=rate, weight_decay=config.optimizer.weight_decay
     )
     old, dropout = data.probability.log(), torch.Generator().manual_seed(config.seed)
@@ -234,10 +233,10 @@ def train_on_log(
         loss = logged_loss(logits, data.keep, old, data.advantage, MAX_WEIGHT)
         loss = loss + objective.kl_weight * kl_to(logits, start).mean()
         loss = loss - objective.entropy_bonus * entropy(logits).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learns.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         logits = policy(data.features)
         weight = (log_prob(logits, data.keep) - old).exp()
@@ -253,10 +252,15 @@ def train_on_log(
     return replace(arbiter, policy=policy), metrics
 
 
-def _advantages(answered: dict[str, Rewarded]) -> dict[str, float]:
-    """Rewards minus the mean of their group, by request."""
+def _advantages(answered: dict[str, Rewarded], rewards: dict[str, Rewarded]) -> dict[str, float]:
+    """Rewards minus the mean of their group, by request.
+
+    A group has all its answers, also those that the log says nothing of, as the two models agreed.
+    """
     groups: dict[str, list[float]] = defaultdict(list)
-    for rewarded in answered.values():
+    met = set(map(id, answered.values()))  # several prompts of one request share a reward
+    others = [rewarded for rewarded in rewards.values() if id(rewarded) not in met]
+    for rewarded in [*answered.values(), *others]:
         groups[rewarded.group].append(rewarded.reward)
     # Of rewards that are all alike the mean may be another number, by rounding.
     means = {

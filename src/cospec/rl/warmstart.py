@@ -235,17 +235,17 @@ def _read_cache(
     if unlike := sorted(key for key in keys if kept.get(key) != about.get(key)):
         raise ConfigError(
             f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
-            "name another file, or repeat the command that made it."
+            "delete it, name another file (--solutions), or repeat the command that made it."
         )
     if (num_read := int(kept["num_read"])) > wanted:
         raise ConfigError(
             f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
-            "name another file, or train on all that it holds."
+            "delete it, name another file (--solutions), or train on all that it holds."
         )
     ours = _digest(solved[:num_read])
     if kept.get("problems", ours) != ours:  # older files do not say
         raise ConfigError(
-            f"{path} holds what was read of the solutions of {num_read} other problems; name "
-            "another file, or pass the problems that it was made of."
+            f"{path} holds what was read of the solutions of {num_read} other problems; delete "
+            "it, name another file (--solutions), or pass the problems that it was made of."
         )
     return num_read, SolutionData(tensors["features"], tensors["delta"])

@@ -96,6 +96,11 @@ class Source(Protocol):
         """The problems that ``seed`` picks from a split, all of them if no number is given."""
 
 
+def worked_answer(example: Example, is_chat: bool) -> str:
+    """Return an answer as it is shown to a model: with its solution, if there is one."""
+    return str(example.metadata.get("solution") or example.answer)
+
+
 @dataclass(frozen=True)
 class Task:
     """Problems whose answers can be checked."""
@@ -119,6 +124,9 @@ class Task:
     beginning: Callable[[Example], str] | None = None
     """The part of a question that comes first and that others share, such as a schema. Worked
     examples are then those with the same one, if there are any, and it is not said again."""
+    show: Callable[[Example, bool], str] = worked_answer
+    """Function that writes a worked example's answer, in a form that the scorer reads; the second
+    argument is True for a chat."""
     max_new_tokens: int = 512
     """Room for an answer with its reasoning."""
     stop: tuple[str, ...] = ("\nQuestion:",)
@@ -179,9 +187,12 @@ class Task:
         is_chat = bool(tokenizer.chat_template)
         shots = self._shots(example, number)
         asked = self._asked([*shots, example], self.chat if is_chat else self.plain)
-        worked = [str(shot.metadata.get("solution") or shot.answer) for shot in shots]
+        worked = [self.show(shot, is_chat) for shot in shots]
         if not is_chat:
-            pairs = [f"{text} {answer}" for text, answer in zip(asked, worked, strict=False)]
+            pairs = [
+                text + answer if text.endswith("\n") else f"{text} {answer}"
+                for text, answer in zip(asked, worked, strict=False)
+            ]
             return "\n\n".join([*pairs, asked[-1]])
         turns = []
         for text, answer in zip(asked, [*worked, ""], strict=True):
@@ -227,14 +238,24 @@ class Task:
             alike = self._by_beginning.get(self.beginning(example), [])
             if alike := [shot for shot in alike if shot.answer != example.answer]:
                 return alike[:number]
-        return [shot for shot in self._first_shots if shot.id != example.id][:number]
+        found = [shot for shot in self._first_shots if shot.id != example.id][:number]
+        if len(found) < number:
+            raise TaskError(
+                f"{self.name} has {number} train problems, and {example.id}, which is one of them, "
+                "cannot be shown its own answer; show fewer worked examples."
+            )
+        return found
 
     @cached_property
     def _first_shots(self) -> list[Example]:
-        """One more than is shown, since an example is never shown its own answer."""
+        """One more than is shown if there are so many, since none is shown its own answer."""
         number = max(self.num_shots, self.chat_shots, self.draft_shots or 0)
         try:
             return list(self.source("train", number + 1, 0))
+        except TaskError:
+            pass
+        try:
+            return list(self.source("train", number, 0))
         except TaskError as error:
             why = str(error).partition(";")[0]
             raise TaskError(f"{self.name}: {why}; show fewer worked examples.") from error

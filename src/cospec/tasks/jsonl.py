@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cospec.errors import TaskError, unknown_name
-from cospec.tasks.base import Example, Score, Task
+from cospec.tasks.base import Example, Score, Task, worked_answer
 from cospec.tasks.extract import LETTERS, final_answer, gold_number
 from cospec.tasks.files import FileSource, by_hash, read_rows
 from cospec.tasks.math_sets import score_choice, score_number
@@ -93,7 +93,7 @@ def jsonl(path: str, options: dict[str, str]) -> Task:
         examples = [replace(each, answer=_GOLD[scorer](each)) for each in examples]
     name = ",".join([f"jsonl:{path}", *(f"{key}={value}" for key, value in options.items())])
     source = FileSource(name, by_hash(examples, options.get("split")))
-    return Task(name, source, scorer, chat="{question}")
+    return Task(name, source, scorer, chat="{question}", show=_SHOWN.get(scorer, worked_answer))
 
 
 def _check_groups(examples: Sequence[Example]) -> None:
@@ -208,3 +208,25 @@ def _score_by(spec: str, function: Scorer, example: Example, text: str) -> Score
             f"the scorer {spec!r} raised {error!r} for {example.id}, at {place.filename}, line "
             f"{place.lineno}; an answer that it cannot read should get a score of 0."
         ) from error
+
+
+def _show_final(example: Example, is_chat: bool) -> str:
+    """Return the solution or the answer, in tags if it has several lines."""
+    shown = worked_answer(example, is_chat)
+    has_lines = shown == example.answer and "\n" in shown.strip()
+    return f"<answer>{shown}</answer>" if has_lines else shown
+
+
+def _show_solution(example: Example, is_chat: bool) -> str:
+    if not example.metadata.get("solution"):
+        raise TaskError(
+            f"{example.id} has no field 'solution', and its answer is a pattern that cannot be "
+            "shown; give each train row one, or show no worked examples."
+        )
+    return worked_answer(example, is_chat)
+
+
+_SHOWN: dict[Scorer, Callable[[Example, bool], str]] = {
+    score_exact: _show_final,
+    score_regex: _show_solution,
+}

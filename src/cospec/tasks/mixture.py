@@ -93,10 +93,15 @@ class _Parts:
 
     def _draw(self, name: str, split: Split, number: int | None, seed: int) -> list[Example]:
         return [
-            replace(example, metadata={**example.metadata, _PART: name})
+            replace(example, metadata={**example.metadata, _PART: name} | _group_of(name, example))
             for example in self.tasks[name].examples(split, number, seed)
         ]
 
     def score(self, example: Example, text: str) -> Score:
         """Score a text by the task that the example is from."""
         return self.tasks[example.metadata[_PART]].score(example, text)
+
+
+def _group_of(part: str, example: Example) -> dict[str, str]:
+    """The group of an example, which two parts may have under one name."""
+    return {} if example.group is None else {"group": f"{part}: {example.group}"}

@@ -68,6 +68,7 @@ def humaneval(data_dir: Path | None = None, whole: str | None = None) -> Task:
         score_humaneval,
         chat=f"Complete this Python function:\n\n```python\n{{question}}```{_ASK}",
         plain="{question}",
+        show=_show_function,
         stop=COMPLETION_STOPS,
     )
 
@@ -75,6 +76,10 @@ def humaneval(data_dir: Path | None = None, whole: str | None = None) -> Task:
 def _humaneval_example(row: Row) -> Example:
     metadata = {"entry_point": row["entry_point"], "test": row["test"]}
     return Example(row["task_id"], row["prompt"], row["canonical_solution"], metadata)
+
+
+def _show_function(example: Example, is_chat: bool) -> str:
+    return f"```python\n{example.question}{example.answer}```" if is_chat else example.answer
 
 
 def score_humaneval(example: Example, text: str) -> Score:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cospec.errors import ConfigError, TaskError, unknown_name
-from cospec.tasks.base import BOXED, Example, Score, Split, Task
+from cospec.tasks.base import Example, Score, Split, Task
 from cospec.tasks.extract import final_answer
 from cospec.tasks.extras import import_extra
 from cospec.tasks.gsm_symbolic import NAME as GSM_SYMBOLIC
@@ -113,8 +113,16 @@ def reasoning_gym_task(
     scorer = score_number if is_number else partial(score_generated, name)
     spec += "".join(f",{key}={value}" for key, value in options.items() if value != "on")
     if reasoning == "off":
-        return Task(spec, source, scorer, chat=DIRECT, max_new_tokens=_DIRECT_TOKENS)
-    return Task(spec, source, scorer, chat=BOXED if is_number else TAGGED)
+        return Task(
+            spec, source, scorer, chat=DIRECT, show=_show_tagged, max_new_tokens=_DIRECT_TOKENS
+        )
+    if is_number:
+        return Task(spec, source, scorer)
+    return Task(spec, source, scorer, chat=TAGGED, show=_show_tagged)
+
+
+def _show_tagged(example: Example, is_chat: bool) -> str:
+    return f"<answer>{example.answer}</answer>"
 
 
 def _templates(spec: str, options: Mapping[str, str]) -> frozenset[int] | None:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_BLOCK_LENGTH = 128
+"""Drafted tokens a block that vLLM's rejection sampler asserts to be the most (MAX_SPEC_LEN)."""
+
 
 @dataclass
 class Adapter:
@@ -206,6 +209,11 @@ def check_engine(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
                 f"{name} of the speculative_config is {value!r}; with CoSpec it must be "
                 f"{allowed[0]!r}."
             )
+    if speculative.num_speculative_tokens > MAX_BLOCK_LENGTH:
+        raise ConfigError(
+            f"num_speculative_tokens is {speculative.num_speculative_tokens}; vLLM's sampler takes "
+            f"at most {MAX_BLOCK_LENGTH}."
+        )
 
 
 def load(

@@ -136,8 +136,10 @@ class DecisionLog:
             lines = []
             for i, reached, *values in zip(*(host.tolist() for host in hosts), strict=True):
                 if reached:
-                    told = zip(names, map(_rounded, values), strict=True)
-                    lines.append(json.dumps({"request_id": ids[i], **dict(told)}))
+                    told = dict(zip(names, map(_rounded, values), strict=True))
+                    if probability is not None:  # whole: 0.9999996 is not 1
+                        told["probability"] = values[names.index("probability")]
+                    lines.append(json.dumps({"request_id": ids[i], **told}))
             self._append(lines)
 
         self._queue.put([rows, *(each[rows] for each in (is_reached, *given.values()))], use)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cospec.backends.base import Item
 from cospec.engine.prompts import make_rows
-from cospec.types import Origin
+from cospec.types import FinishReason, Origin
 from cospec.vllm_plugin.backend import VllmBackend, check_row, generate, request, start
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class PlainDecoder:
                 if row.finish_reason:
                     break
                 row.emit(token, Origin.BONUS)
+            if row.finish_reason is None:  # vLLM's detokenizer saw a stop string that ours does not
+                row.finish_reason = FinishReason.STOP
             num_forwards = len(row.generated) - 1  # the first token is of the prompt's own
             if self.role == "target":
                 row.stats.num_drafts = num_forwards

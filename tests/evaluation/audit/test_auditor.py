@@ -15,6 +15,7 @@ from cospec.evaluation.audit.auditor import Auditor, reached
 from cospec.evaluation.audit.config import AuditConfig
 from cospec.evaluation.audit.costs import accepted
 from cospec.evaluation.audit.dataset import write_dataset
+from cospec.evaluation.audit.summary import summarize
 from cospec.features import SCALAR_NAMES
 from tests.conftest import VOCAB, random_model
 
@@ -129,6 +130,22 @@ def test_the_oracle_path_ends_right_if_the_path_or_one_of_its_branches_does(
             assert record["oracle_overrides"] == 0
     assert sum(r["oracle_correct"] for r in records) > sum(r["correct"] for r in records)
     assert any(r["oracle_overrides"] > 1 for r in records)
+
+
+@pytest.mark.parametrize("arbiter", ["always_draft", "gap:max_gap=1"])
+def test_the_oracle_takes_the_targets_token_where_that_mends_a_rulings_answer(
+    pair, task, examples, arbiter
+) -> None:
+    """Found: it tried the draft's token alone, which stands there already."""
+    records = Auditor(pair, task, config(arbiter=arbiter)).audit(examples)
+    for record in records:
+        found = [m["draft_correct"] or m["target_correct"] for m in record["mismatches"]]
+        assert record["oracle_correct"] >= (record["correct"] or any(found))
+    assert sum(r["oracle_correct"] for r in records) > sum(r["correct"] for r in records)
+    one_away = summarize(records, SCALAR_NAMES)["one_step_oracle"][
+        "problems_right_or_one_override_away"
+    ]
+    assert one_away["share"] > sum(r["correct"] for r in records) / len(records)
 
 
 def test_with_a_limit_each_problem_plays_some_of_its_mismatches_and_always_the_same(

@@ -89,6 +89,8 @@ def test_keys_with_cycles_and_self_references_are_filled_fast() -> None:
         ([[1, 2], [2, 1]], [[2, 1], [1, 2]], True),
         ([[1, 2], [2, 2]], [[1, 2], [1, 2]], False),
         ([[0.1 + 0.2, None]], [[None, 0.3]], True),
+        ([[1234567891.0]], [[1234567891.0000002]], True),  # found: a sum in another order was wrong
+        ([[1234567891]], [[1234567892]], False),
         ([["1"]], [[1]], False),
         ([[1]], [[1, 1]], False),
         ([[1], [1]], [[1]], False),

@@ -12,6 +12,7 @@ import pytest
 from cospec.errors import TaskError
 from cospec.tasks import load_task
 from cospec.tasks.sql.ordering import keyed
+from cospec.tasks.sql.schema import RESERVED, quote
 from cospec.tasks.sql.solution import plain_strings
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def test_the_prompt_has_the_schema_of_the_file(folder: Path) -> None:
     (example,) = (e for e in task.examples("test") if "Dear" in e.question)
     assert example.question.startswith(
         "SQLite schema:\n"
-        "CREATE TABLE maker (id integer PRIMARY KEY, town TEXT);\n"
-        "CREATE TABLE item (name TEXT, price real, maker integer, PRIMARY KEY (name, maker), "
+        "CREATE TABLE maker (id INTEGER PRIMARY KEY, town TEXT);\n"
+        "CREATE TABLE item (name TEXT, price REAL, maker INTEGER, PRIMARY KEY (name, maker), "
         "FOREIGN KEY (maker) REFERENCES maker(id));\n"
     )
 
@@ -376,3 +377,46 @@ def test_the_folder_may_begin_with_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert len(load_task("sql:~/own,split=test").examples("test")) == 3
+
+
+def test_names_that_are_keywords_are_shown_as_a_query_has_to_write_them(folder: Path) -> None:
+    """Found: FROM order, as the schema had it, is no SQL."""
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection, connection:
+        connection.executescript('CREATE TABLE "order" ("group" TEXT, day TIME, Key TEXT);')
+    task = load_task(f"sql:{folder},split=test")
+    (example,) = (e for e in task.examples("test") if "Dear" in e.question)
+    assert 'CREATE TABLE "order" ("group" TEXT, day TIME, Key TEXT);' in example.question
+
+
+@pytest.mark.parametrize("word", sorted(RESERVED))
+def test_sqlite_takes_no_reserved_word_as_a_plain_name(word: str) -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(f"CREATE TABLE t ({quote(word)} TEXT)")
+        connection.execute("INSERT INTO t VALUES ('the value')")
+        try:
+            found = connection.execute(f"SELECT {word} FROM t WHERE {word} = 'the value'")
+            is_name = found.fetchall() == [("the value",)]
+            connection.execute(f"CREATE TABLE {word} (a TEXT)")
+            connection.execute(f"SELECT a FROM {word} AS x WHERE x.a = {word}.a")
+        except sqlite3.OperationalError:
+            is_name = False
+        assert not is_name
+
+
+def test_a_key_of_two_columns_points_at_two(folder: Path) -> None:
+    """Found: both pointed at the first, where the key names no columns."""
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection, connection:
+        connection.executescript(
+            "CREATE TABLE sale (n TEXT, m INTEGER, FOREIGN KEY (n, m) REFERENCES item);"
+        )
+    task = load_task(f"sql:{folder},split=test")
+    (example,) = (e for e in task.examples("test") if "Dear" in e.question)
+    assert "(n) REFERENCES item(name), FOREIGN KEY (m) REFERENCES item(maker));" in example.question
+
+
+def test_a_database_in_wal_mode_gets_no_files_beside_it(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    before = sorted(path.name for path in folder.iterdir())
+    assert load_task(f"sql:{folder},split=test").examples("test")
+    assert sorted(path.name for path in folder.iterdir()) == before

@@ -71,14 +71,18 @@ def print_pairs(arms: Iterable[Json]) -> None:
         ]
         console.print(f"{visible(arm['name'])}: won/lost {', '.join(said)}", markup=False)
         if "num_groups" in arm:
-            low, high = (100 * end for end in arm["accuracy_delta_groups_ci95"])
             others = [f"p {arm[f'vs_{o}']['group_p']:.2g} against {o}" for o in (DRAFT, LOSSLESS)]
-            console.print(
-                f"  over {arm['num_groups']} groups of problems: "
-                f"{100 * arm['accuracy_delta']:+.1f} points over the target "
-                f"({low:.1f} to {high:.1f}; p {arm['group_p']:.2g}), {', '.join(others)}",
-                markup=False,
-            )
+            console.print(f"  {over_groups(arm)}, {', '.join(others)}", markup=False)
+
+
+def over_groups(arm: Json) -> str:
+    """Say what an arm gains over the target with groups of problems as units."""
+    low, high = (100 * end for end in arm["accuracy_delta_groups_ci95"])
+    return (
+        f"over {arm['num_groups']} groups of problems: "
+        f"{100 * arm['accuracy_delta']:+.1f} points over the target "
+        f"({low:.1f} to {high:.1f}; p {arm['group_p']:.2g})"
+    )
 
 
 def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:

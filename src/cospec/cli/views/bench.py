@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cospec.cli.play import play, print_notes
-from cospec.cli.views.arms import COLUMNS, Columns, print_table
-from cospec.evaluation.summary import LOSSLESS, is_timed_once
+from cospec.cli.views.arms import COLUMNS, Columns, over_groups, print_table
+from cospec.evaluation.summary import LOSSLESS, is_timed_once, p_value
 from cospec.results import Json
+from cospec.text import visible
 
 if TYPE_CHECKING:
     from cospec.evaluation.benchmark.arms import ArmSpec
@@ -89,7 +90,7 @@ _COLUMNS: Columns = {
     "+-\nspeed": _spread,
     "of\nbound": _of_bound,
     "rival\nw/l": _against_rival("{wins}/{losses}"),
-    "rival\np": _against_rival("{mcnemar_p:.2g}"),
+    "rival\np": lambda arm: "" if arm["vs_rival"] is None else f"{p_value(arm['vs_rival']):.2g}",
 }
 
 
@@ -103,6 +104,9 @@ def print_cells(cells: Sequence[Json]) -> None:
         shown = [arm | {"name": _label(arm)} for arm in cell["arms"]]
         console.print(f"\n{title}", markup=False)
         print_table(shown, _COLUMNS, _WIDTH)
+        for arm in cell["arms"]:
+            if "num_groups" in arm and arm["arbiter"] is not None and arm["name"] != LOSSLESS:
+                console.print(f"{visible(arm['name'])}: {over_groups(arm)}", markup=False)
         for each in cell["left_out"]:
             console.print(f"{each['arm']} is left out: {each['reason']}.", markup=False)
         unlike = {arm["name"]: arm["num_rows_unlike_first_repeat"] for arm in cell["arms"]}

@@ -273,11 +273,14 @@ class Auditor:
     ) -> tuple[list[Rollout], list[int]]:
         """The ends of the oracle paths, and the number of mismatches that each decided.
 
-        All problems go on together, one mismatch at a time.
+        The draft's token is taken wherever the answer is right with it, and the target's in place
+        of it where that mends a wrong answer. All problems go on together, one mismatch at a time.
         """
         current, place, nums_open = list(paths), [start] * len(paths), [0] * len(paths)
-        known = [
-            {m["position"]: m["draft_correct"] for m in record["mismatches"]} for record in records
+        known = [{m["position"]: m for m in record["mismatches"]} for record in records]
+        right = [
+            self._is_right(example, path.completion)
+            for example, path in zip(examples, paths, strict=True)
         ]
         num_played = 0
         while True:
@@ -287,10 +290,11 @@ class Auditor:
                     if mismatch.position < place[i]:
                         continue
                     place[i], nums_open[i] = mismatch.position + 1, nums_open[i] + 1
-                    is_on_path = rollout is paths[i]
-                    if not (is_on_path and known[i].get(mismatch.position) is False):
-                        leaf = rollout, mismatch.position, mismatch.draft_id, Origin.OVERRIDE
-                        wave.append((i, leaf))
+                    played = known[i].get(mismatch.position) if rollout is paths[i] else None
+                    other = "target_correct" if mismatch.keep_draft else "draft_correct"
+                    is_known_wrong = played is not None and not played[other]
+                    if not (is_known_wrong or (mismatch.keep_draft and right[i])):
+                        wave.append((i, (rollout, mismatch.position, *mismatch.other)))
                         break
             if not wave:
                 return current, nums_open
@@ -299,7 +303,7 @@ class Auditor:
             num_played += len(wave)
             for (i, _), end in zip(wave, ends, strict=True):
                 if self._is_right(examples[i], end.completion):
-                    current[i] = end
+                    current[i], right[i] = end, True
 
 
 def reached(completion: Completion) -> list[MismatchTrace]:

@@ -148,7 +148,10 @@ def _one_step(records: Sequence[Json]) -> Json:
     draft, target, both, neither = _counts(records, lambda _: True).T
     total = draft + target + both + neither
     is_whole = all(len(r["mismatches"]) == r["num_mismatches"] for r in records)
-    saved = [r["correct"] or "only_draft" in map(outcome, r["mismatches"]) for r in records]
+    saved = [
+        r["correct"] or any(m["draft_correct"] or m["target_correct"] for m in r["mismatches"])
+        for r in records
+    ]
     return {
         "mismatches_best_branch_right": _ratio(draft + target + both, total),
         "mismatches_target_branch_right": _ratio(target + both, total),

@@ -15,8 +15,9 @@ Row: TypeAlias = "tuple[object, ...]"
 Groups: TypeAlias = "list[list[Row]]"
 """A result cut into runs of rows whose order does not count: one run where no order counts."""
 
-DIGITS = 9
-"""Numbers that agree in so many significant digits are equal."""
+DIGITS, DIGITS_OF_LARGE = 9, 13
+"""Numbers that agree in so many significant digits are equal; those from 10 ** 9 on have more, as
+whole numbers keep all."""
 MAX_ORDERS = 2_000
 """Orders of columns that are tried before two results count as different."""
 
@@ -33,7 +34,8 @@ def _cell(value: object) -> object:
         return str(value)
     if value.is_integer() and abs(value) < 2**53:
         return int(value)
-    rounded = float(f"{value:.{DIGITS - 1}e}")
+    digits = DIGITS if abs(value) < 10**DIGITS else DIGITS_OF_LARGE
+    rounded = float(f"{value:.{digits - 1}e}")
     return int(rounded) if rounded.is_integer() else rounded
 
 

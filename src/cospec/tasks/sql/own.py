@@ -72,7 +72,9 @@ class Folder:
     def _schema(self, db_id: str) -> Schema:
         (path,) = self.paths(db_id)
         try:
-            with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True)) as connection:
+            # Immutable, or a database in WAL mode would get files beside it.
+            uri = f"{Path(path).as_uri()}?mode=ro&immutable=1"
+            with closing(sqlite3.connect(uri, uri=True)) as connection:
                 return from_sqlite(db_id, connection)
         except sqlite3.Error as error:
             raise TaskError(f"{path} is no SQLite database that can be read: {error}.") from error
@@ -80,6 +82,8 @@ class Folder:
 
 def own(folder: str, whole: str | None = None) -> Task:
     """The task of a folder; questions whose gold result is empty, or not one answer, are left out.
+
+    A result of one row of zeros and NULLs counts as empty: too many wrong queries give it.
 
     Raises:
         TaskError: A database, a row or a gold query cannot be used, or no question is left.
@@ -117,7 +121,7 @@ def own(folder: str, whole: str | None = None) -> Task:
 
 def _tell_left_out(counted: str, some_remain: bool) -> None:
     """Note how many questions cannot be used, or raise if these are all."""
-    text = f"{counted} are left out: their gold results are empty, or not one answer"
+    text = f"{counted} are left out: their gold results are empty, 0 or NULL, or not one answer"
     if not some_remain:
         raise TaskError(f"{text} (a LIMIT cuts a tie). Correct the queries.")
     _log.warning("note: %s", text)

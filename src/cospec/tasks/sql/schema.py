@@ -138,9 +138,21 @@ def _type_of(column: Column) -> str:
     return "" if column.kind == "others" else AFFINITY.get(column.kind, column.kind)
 
 
+_RESERVED = """
+    ADD ALL ALTER AND AS AUTOINCREMENT BETWEEN CASE CAST CHECK COLLATE COMMIT CONSTRAINT CREATE
+    CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP DEFAULT DEFERRABLE DELETE DISTINCT DROP ELSE ESCAPE
+    EXCEPT EXISTS FOREIGN FROM GROUP HAVING IF IN INDEX INSERT INTERSECT INTO IS ISNULL JOIN LIMIT
+    NOT NOTHING NOTNULL NULL ON OR ORDER PRIMARY RAISE REFERENCES RETURNING SELECT SET TABLE THEN TO
+    TRANSACTION UNION UNIQUE UPDATE USING VALUES WHEN WHERE
+"""
+RESERVED = frozenset(_RESERVED.split())
+"""Words that SQLite takes for a name in double quotes only; its other keywords it takes plain."""
+
+
 def quote(name: str) -> str:
     """The name as a query has to write it: in double quotes if it is no plain word."""
-    return name if re.fullmatch(r"[^\W\d]\w*", name) else force_quote(name)
+    is_plain = re.fullmatch(r"[^\W\d]\w*", name) and name.upper() not in RESERVED
+    return name if is_plain else force_quote(name)
 
 
 def force_quote(name: str) -> str:
@@ -190,20 +202,22 @@ def from_sqlite(name: str, connection: sqlite3.Connection) -> Schema:
         )
         rows = info.fetchall()  # generated columns too, and no inner ones of virtual tables
         key = tuple(name for name, _, pk in sorted(rows, key=lambda r: r[2]) if pk)
-        tables.append(Table(table, tuple(Column(n, t.lower()) for n, t, _ in rows), key))
+        tables.append(Table(table, tuple(Column(n, t.upper()) for n, t, _ in rows), key))
         links = connection.execute(
-            'SELECT "from", "table", "to" FROM pragma_foreign_key_list(?) ORDER BY id, seq',
+            'SELECT "from", "table", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id, seq',
             (table,),
         )
         foreign += [(table, *link) for link in links.fetchall()]
     keys = {table.name.lower(): table.primary_key for table in tables}
+
+    def pointed_at(parent: str, column: str | None, place: int) -> str:
+        """The column of a foreign key, which without one is the parent's key, column by column."""
+        return column or dict(enumerate(keys.get(parent.lower(), ()))).get(place, "rowid")
+
     return Schema(
         name,
         tuple(tables),
-        tuple(
-            ForeignKey(a, b, c, d or next(iter(keys.get(c.lower(), ())), "rowid"))
-            for a, b, c, d in foreign
-        ),
+        tuple(ForeignKey(a, b, c, pointed_at(c, d, place)) for a, b, c, d, place in foreign),
         _views(connection),
     )
 
