@@ -362,11 +362,14 @@ def lend(giver: Generate, taker: Generate) -> bool:
     is_target = len(batch._stores) == 1 and getattr(theirs, "_role", "") == TARGET
     if not (is_whole or is_target) or getattr(ours, "_role", "") == "draft":
         return False
+    read = [tokens for tokens, *_ in ours._kept._stored]
+    saved = [store.save_row(0, len(t)) for store, t in zip(ours._kept._stores, read, strict=True)]
+    if is_whole and saved[1] is None:  # it drafts without a model
+        return False
     for s, store in enumerate(batch._stores):
-        tokens = ours._kept._stored[s][0]
-        store.reserve(1, len(tokens))
-        store.load_row(0, ours._kept._stores[s].save_row(0, len(tokens)), len(tokens))
-        batch._stored[s][:1] = [list(tokens)]
+        store.reserve(1, len(read[s]))
+        store.load_row(0, saved[s], len(read[s]))
+        batch._stored[s][:1] = [list(read[s])]
     theirs._kept = batch
     return True
 
