@@ -192,7 +192,6 @@ def test_without_tuning_there_is_no_rival(bench, capsys):
         (["--arms", "oracle", "--max-corrections", 1], "end_blocks_at_stop, max_corrections and"),
         (["--json", "no/such/folder.json"], "does not exist"),
         (["--repeats", 0], "repeats has 0"),
-        (["--batch-size", 16, "--batch-sizes", 1, 8], "batch_size is 16 and batch_sizes 1 8"),
         (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
         (["--draft-confidence-threshold", "nan"], "draft_confidence_threshold is nan"),
     ],

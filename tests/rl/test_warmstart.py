@@ -218,7 +218,7 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
         patch.setattr(warmstart, "solution_decisions", lambda *_: stop({}))
         other.run()  # nothing is left to read
     assert torch.equal(one.state.policy.mean, other.state.policy.mean)
-    with pytest.raises(ConfigError, match="of 3 solutions, and num_solutions is 2; name another"):
+    with pytest.raises(ConfigError, match="of 3 solutions, and num_solutions is 2; delete it"):
         solving(pair, task, solutions=path, num_solutions=2).run()
     with pytest.raises(ConfigError, match="solutions with another features; name"):
         solving(pair, task, solutions=path, features="hidden").run()
@@ -272,7 +272,7 @@ def test_a_cache_of_the_solutions_of_other_problems_is_refused(pair, task, tmp_p
     one.run()
     other = solving(pair, task, solutions=path, num_rounds=0)
     other.solved = [*other.solved[:2], replace(other.solved[2], metadata={"solution": "ten ants"})]
-    with pytest.raises(ConfigError, match="the solutions of 3 other problems; name another file"):
+    with pytest.raises(ConfigError, match="the solutions of 3 other problems; delete it"):
         other.run()
     tensors, about = read_tensors(path, "a cache")
     del about["problems"]  # as older versions wrote it

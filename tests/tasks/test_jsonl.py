@@ -261,10 +261,10 @@ def test_a_worked_answer_is_shown_as_the_scorer_reads_it(
 
 def test_a_pattern_is_not_shown_as_an_answer(tmp_path: Path, plain_tokenizer: Any) -> None:
     path = tmp_path / "mine.jsonl"
-    rows = [{"question": f"Q{i}?", "answer": "on."} for i in range(40)]
+    rows = [{"question": f"Q{i}?", "answer": r"^\d+$"} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = load_task(f"jsonl:{path},scorer=regex,shots=2")
-    with pytest.raises(TaskError, match="its answer is a pattern that cannot be shown"):
+    with pytest.raises(TaskError, match=r"would be shown as its answer, which is not right"):
         task.prompt(task.examples("tune", 1)[0], plain_tokenizer)
 
 

@@ -200,7 +200,8 @@ def test_nonsense_in_a_request_does_not_end_the_engine(caplog):
 
 def test_an_engine_that_we_do_not_support_is_refused():
     def engine(**speculative):
-        return types.SimpleNamespace(speculative_config=types.SimpleNamespace(**speculative))
+        known = {"num_speculative_tokens": 128} | speculative
+        return types.SimpleNamespace(speculative_config=types.SimpleNamespace(**known))
 
     check_engine(engine(rejection_sample_method="standard"))
     with pytest.raises(ConfigError, match="drafts none"):
@@ -209,6 +210,8 @@ def test_an_engine_that_we_do_not_support_is_refused():
         check_engine(engine(rejection_sample_method="block"))
     with pytest.raises(ConfigError, match="use_heterogeneous_vocab"):
         check_engine(engine(use_heterogeneous_vocab=True))
+    with pytest.raises(ConfigError, match="129; vLLM's sampler takes at most 128"):
+        check_engine(engine(num_speculative_tokens=129))
 
 
 def learned(features):

@@ -71,12 +71,6 @@ class Bench:
                 f"num_speculative_tokens is {self.bench.num_speculative_tokens}, and --tune-k "
                 "chooses it; leave out one of them."
             )
-        size, sizes = self.bench.batch_size, self.bench.batch_sizes
-        if size != BenchConfig.batch_size and sizes != (size,):
-            shown = " ".join(map(str, sizes))
-            raise ConfigError(
-                f"batch_size is {size} and batch_sizes {shown}; leave out one of them."
-            )
         run = Run("bench", self.output, threads=self.threads)
         specs = self._arm_specs()
         bench = self.bench if self.bench.tune_k else self._for_arbiters(specs)

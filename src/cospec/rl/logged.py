@@ -255,11 +255,12 @@ def train_on_log(
 def _advantages(answered: dict[str, Rewarded], rewards: dict[str, Rewarded]) -> dict[str, float]:
     """Rewards minus the mean of their group, by request.
 
-    A group has all its answers, also those that the log says nothing of, as the two models agreed.
+    A named group has all its answers, also those that the log says nothing of, as the two models
+    agreed.
     """
     groups: dict[str, list[float]] = defaultdict(list)
     met = set(map(id, answered.values()))  # several prompts of one request share a reward
-    others = [rewarded for rewarded in rewards.values() if id(rewarded) not in met]
+    others = [one for one in rewards.values() if one.group and id(one) not in met]
     for rewarded in [*answered.values(), *others]:
         groups[rewarded.group].append(rewarded.reward)
     # Of rewards that are all alike the mean may be another number, by rounding.

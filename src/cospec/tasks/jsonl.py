@@ -217,16 +217,19 @@ def _show_final(example: Example, is_chat: bool) -> str:
     return f"<answer>{shown}</answer>" if has_lines else shown
 
 
-def _show_solution(example: Example, is_chat: bool) -> str:
-    if not example.metadata.get("solution"):
+def _show_match(example: Example, is_chat: bool) -> str:
+    """Return the solution, or a pattern that is itself a right answer, as a plain word is."""
+    shown = worked_answer(example, is_chat)
+    if not score_regex(example, shown).correct:
         raise TaskError(
-            f"{example.id} has no field 'solution', and its answer is a pattern that cannot be "
-            "shown; give each train row one, or show no worked examples."
+            f"{example.id}: {shown!r} would be shown as its answer, which is not right by its "
+            f"pattern {example.answer!r}; give each train row a right 'solution', or show no "
+            "worked examples."
         )
-    return worked_answer(example, is_chat)
+    return shown
 
 
 _SHOWN: dict[Scorer, Callable[[Example, bool], str]] = {
     score_exact: _show_final,
-    score_regex: _show_solution,
+    score_regex: _show_match,
 }

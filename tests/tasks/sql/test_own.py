@@ -306,7 +306,7 @@ def test_views_and_generated_columns_are_shown(club: Path) -> None:
     """Found: models were asked for what they could not know of."""
     examples = load_task(f"sql:{club},split=test").examples("test")
     (example,) = (e for e in examples if e.metadata["db_id"] == "club")
-    assert 'CREATE TABLE fee (amount integer, half integer, "Whole Fee");\n' in example.question
+    assert 'CREATE TABLE fee (amount INTEGER, half INTEGER, "Whole Fee");\n' in example.question
     view = 'CREATE VIEW bernese(name, "Old Town") AS SELECT name, town FROM member WHERE town = '
     assert f"{view}'Bern';\n" in example.question
     assert "broken" not in example.question
