@@ -220,9 +220,9 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
     assert torch.equal(one.state.policy.mean, other.state.policy.mean)
     with pytest.raises(ConfigError, match="of 3 solutions, and num_solutions is 2; delete it"):
         solving(pair, task, solutions=path, num_solutions=2).run()
-    with pytest.raises(ConfigError, match="solutions with another features; name"):
+    with pytest.raises(ConfigError, match="solutions with another features; delete it"):
         solving(pair, task, solutions=path, features="hidden").run()
-    with pytest.raises(ConfigError, match="solutions with another temperature; name"):
+    with pytest.raises(ConfigError, match="solutions with another temperature; delete it"):
         solving(pair, task, solutions=path, temperature=1.0).run()
     with pytest.raises(ConfigError, match="solutions with another forks; name"):
         solving(pair, task, solutions=path, play_forks=True).run()
