@@ -80,10 +80,8 @@ def pick(name: str, beginning: str, cell: int = 0) -> Arm:
 def value(spec: str) -> str:
     """The text of a marked number."""
     name, arm, measure, *rest = spec.split()
-    if name == "timed":
-        return timed.value(spec.partition(" ")[2])
-    if name == "twins":
-        return TWINS[measure](arm)
+    if name in ("timed", "twins"):
+        return TWINS[measure](arm) if name == "twins" else timed.value(spec.partition(" ")[2])
     if name.startswith("heldout_templates_"):
         bits = "".join(read(name)["arms"][arm]["correct"])
         share = f"{100 * bits.count('1') / len(bits):.1f} %"

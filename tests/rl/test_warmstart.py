@@ -224,7 +224,7 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
         solving(pair, task, solutions=path, features="hidden").run()
     with pytest.raises(ConfigError, match="solutions with another temperature; delete it"):
         solving(pair, task, solutions=path, temperature=1.0).run()
-    with pytest.raises(ConfigError, match="solutions with another forks; name"):
+    with pytest.raises(ConfigError, match="solutions with another forks; delete it"):
         solving(pair, task, solutions=path, play_forks=True).run()
     path.write_text("no")
     with pytest.raises(ConfigError, match="is not what was read of solutions"):

@@ -68,7 +68,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class JobResult:
     """A job that is done."""
 
     job: Job
@@ -80,7 +80,7 @@ class Played:
 class Player(Protocol):
     """Plays jobs, here or elsewhere."""
 
-    def __call__(self, jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[Played]:
+    def __call__(self, jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[JobResult]:
         """Yield each job when it is done, in any order.
 
         Args:
@@ -90,12 +90,12 @@ class Player(Protocol):
         ...
 
 
-def play_here(jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[Played]:
+def play_here(jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[JobResult]:
     """Play jobs in this process, one after the other: a `Player`."""
     for job in warm_up:
         job.decoder.generate(job.prompts, job.sampling)
     for job in jobs:
-        yield Played(job, *timed(job.decoder, job.prompts, job.sampling))
+        yield JobResult(job, *timed(job.decoder, job.prompts, job.sampling))
 
 
 def timed(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter, Origin
 
 
-class Step(NamedTuple):
+class BranchStep(NamedTuple):
     """A branch on the way from an item to a rollout, with the reference of its arbiter."""
 
     position: int
@@ -56,7 +56,7 @@ class Handle:
     token_ids: tuple[int, ...]
     root: Item
     arbiter: Any  # Any: an ObjectRef, of the root's arbiter
-    steps: tuple[Step, ...] = ()
+    steps: tuple[BranchStep, ...] = ()
 
 
 class Left(NamedTuple):
@@ -299,7 +299,7 @@ class RayBackend:
         if isinstance(work, Item):
             handle = Handle(self._name, home, key, token_ids, work, arbiter)
         else:
-            steps = (*work.handle.steps, Step(*work[1:], arbiter))
+            steps = (*work.handle.steps, BranchStep(*work[1:], arbiter))
             handle = replace(work.handle, home=home, key=key, token_ids=token_ids, steps=steps)
         weakref.finalize(handle, self._dead[home].append, key)
         return handle

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cospec.backends.actors import MAX_TRIES, Actors, last_line
-from cospec.backends.jobs import Job, Played, timed
+from cospec.backends.jobs import Job, JobResult, timed
 from cospec.errors import BackendError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class RayDecoders:
         config = config.for_arbiters([arbiter])
         return self._remote(arbiter, config, config.k)
 
-    def play(self, jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[Played]:
+    def play(self, jobs: Sequence[Job], warm_up: Sequence[Job] = ()) -> Iterator[JobResult]:
         """Play jobs, a group on each replica: a `cospec.backends.jobs.Player`.
 
         Raises:
@@ -176,7 +176,7 @@ class _Playing:
         self._running: dict[Any, tuple[Job, int]] = {}  # Any: ObjectRefs
         self._num_tries: dict[tuple[int, str], int] = {}
 
-    def play(self) -> Iterator[Played]:
+    def play(self) -> Iterator[JobResult]:
         """Yield each job when it is done."""
         for n in range(len(self._actors)):
             self._next(n)
@@ -193,7 +193,7 @@ class _Playing:
                 self._next(n)
                 continue
             self._next(n)  # before the answers are scored
-            yield Played(job, completions, seconds)
+            yield JobResult(job, completions, seconds)
 
     def _next(self, n: int) -> None:
         """Give a replica its next job: of its group, or the first of a group that waits."""

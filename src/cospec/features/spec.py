@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
 import torch
 
 from cospec.errors import ConfigError, unknown_name
-from cospec.features.table import HIDDEN, SCALARS, Feature, States, View
+from cospec.features.table import HIDDEN, SCALARS, Feature, MismatchView, States
 from cospec.features.tokens import token_kinds
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class ScalarFeatures:
 
     def __call__(self, batch: MismatchBatch) -> Tensor:
         """Compute the features of each mismatch, (M, F) float32, finite if the logits are."""
-        view = View(batch, self.kinds)
+        view = MismatchView(batch, self.kinds)
         return torch.stack([one.value(view) for one in self.scalars], dim=1)
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
@@ -148,7 +148,7 @@ class HiddenFeatures(ScalarFeatures):
 
     def __call__(self, batch: MismatchBatch) -> Tensor:
         """Compute the features of each mismatch, (M, F) float32."""
-        view = View(batch, self.kinds, self.embeddings)
+        view = MismatchView(batch, self.kinds, self.embeddings)
         states = [one.value(view).float() for one in self.states]
         return torch.cat([super().__call__(batch), *states], dim=1)
 

@@ -33,7 +33,7 @@ FLOOR = -20.0
 
 
 @dataclass(frozen=True)
-class View:
+class MismatchView:
     """A batch of mismatches with what several formulas share, each computed once.
 
     Attributes:
@@ -132,13 +132,13 @@ class Feature:
 
     name: str
     needs: Needs
-    value: Callable[[View], Tensor]
+    value: Callable[[MismatchView], Tensor]
     """(M,) float32, finite if the logits are."""
     of_draft: bool = False
     """The draft alone tells it, before the target has read anything."""
 
 
-def _flag(i: int) -> Callable[[View], Tensor]:
+def _flag(i: int) -> Callable[[MismatchView], Tensor]:
     return lambda v: v.flags[i]
 
 
@@ -201,7 +201,7 @@ def _state(state: Tensor | None) -> Tensor:
     return state
 
 
-def _embedding(view: View, ids: Tensor) -> Tensor:
+def _embedding(view: MismatchView, ids: Tensor) -> Tensor:
     assert view.embeddings is not None, "fit the features to a pair"
     return view.embeddings[ids]
 
@@ -214,7 +214,7 @@ class States:
     needs: Needs
     width: str
     """Setting of the spec that says how wide: target, draft, or embedding."""
-    value: Callable[[View], Tensor]
+    value: Callable[[MismatchView], Tensor]
     """(M, width)."""
     of_draft: bool = False
     """As in `Feature`."""

@@ -54,7 +54,7 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
-class Audit:
+class AuditResult:
     """The summary of an audit."""
 
     title: str
@@ -93,7 +93,7 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ResultSource:
     """A file that the report is made of."""
 
     name: str
@@ -109,11 +109,11 @@ class Inputs:
     cells: list[Cell] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)
     acceptances: list[Acceptance] = field(default_factory=list)
-    audits: list[Audit] = field(default_factory=list)
+    audits: list[AuditResult] = field(default_factory=list)
     mismatches: list[Mismatches] = field(default_factory=list)
     reliabilities: list[Reliability] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
     traces: list[Json] = field(default_factory=list)
     """Rows of `cospec.evaluation.trace.trace_problems`."""
-    sources: list[Source] = field(default_factory=list)
+    sources: list[ResultSource] = field(default_factory=list)
     passed_over: list[Path] = field(default_factory=list)

@@ -20,12 +20,12 @@ from cospec.evaluation.summary import speeds_alike
 from cospec.report.inputs import (
     KINDS,
     Acceptance,
-    Audit,
+    AuditResult,
     Cell,
     Inputs,
     Mismatches,
     Reliability,
-    Source,
+    ResultSource,
     Texts,
     Training,
 )
@@ -96,7 +96,7 @@ def _read(path: Path, inputs: Inputs) -> bool:
             f"{path} is damaged or of another version ({error!r}); write it again, or leave it out."
         ) from None
     inputs.sources.append(
-        Source(path.name, command, document.get("argv", []), document.get("provenance", {}))
+        ResultSource(path.name, command, document.get("argv", []), document.get("provenance", {}))
     )
     return True
 
@@ -270,7 +270,7 @@ def _audit(path: Path, document: Json, inputs: Inputs) -> None:
     title = _title(config, config["task"]["task"]) + (f", path of {path_of}" if path_of else "")
     for name in ("outcomes", "target_accuracy", "draft_accuracy", "one_step_oracle"):
         document["summary"][name]
-    audit = Audit(title, document["summary"])
+    audit = AuditResult(title, document["summary"])
     audit_rows([audit])  # fails here, with the name of the file, if a number is missing
     inputs.audits.append(audit)
 
@@ -345,7 +345,7 @@ def _read_dataset(path: Path, inputs: Inputs) -> bool:
     pair = {"pair": json.loads(about.get("pair", "{}"))}
     title = _title(pair, about.get("task", path.stem))
     inputs.mismatches.append(Mismatches(f"outcomes: {title}", gap_p, np.exp(log_q), labels))
-    inputs.sources.append(Source(path.name, "audit --dataset", [], {}))
+    inputs.sources.append(ResultSource(path.name, "audit --dataset", [], {}))
     return True
 
 
@@ -367,5 +367,5 @@ def _read_training(path: Path, text: str, inputs: Inputs) -> bool:
         return False
     name = path.name.removesuffix(".jsonl").removesuffix("metrics").rstrip(".")
     inputs.trainings.append(Training(name or path.resolve().parent.name, lines))
-    inputs.sources.append(Source(path.name, "train", [], {}))
+    inputs.sources.append(ResultSource(path.name, "train", [], {}))
     return True

@@ -10,12 +10,12 @@ from cospec.evaluation.summary import is_timed_once, p_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cospec.report.inputs import Audit, Cell
+    from cospec.report.inputs import AuditResult, Cell
     from cospec.results import Json
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TableColumn:
     """One number of every arm."""
 
     head: str
@@ -81,46 +81,46 @@ def _fewest(name: str) -> Callable[[Json], float | None]:
 
 
 _COLUMNS = (
-    Column(
+    TableColumn(
         "right (95 %)",
         lambda arm: f"{arm['accuracy']:.1%}" + _interval(arm, "accuracy", 100, ".1f"),
         lambda arm: float(arm["accuracy"]),
     ),
-    Column("won / lost", lambda arm: f"{arm['wins']} / {arm['losses']}"),
-    Column("McNemar p", _optional("mcnemar_p", ".2g")),
-    Column("p over groups", _optional("group_p", ".2g"), needs="num_groups"),
-    Column("tokens/s", _rate, lambda arm: float(arm["tokens_per_s"])),
-    Column("over target", _over("target"), _fastest("target")),
-    Column("over lossless", _over("lossless"), _fastest("lossless")),
-    Column(
+    TableColumn("won / lost", lambda arm: f"{arm['wins']} / {arm['losses']}"),
+    TableColumn("McNemar p", _optional("mcnemar_p", ".2g")),
+    TableColumn("p over groups", _optional("group_p", ".2g"), needs="num_groups"),
+    TableColumn("tokens/s", _rate, lambda arm: float(arm["tokens_per_s"])),
+    TableColumn("over target", _over("target"), _fastest("target")),
+    TableColumn("over lossless", _over("lossless"), _fastest("lossless")),
+    TableColumn(
         "acceptance length",
         _optional("mean_acceptance_length", ".2f"),
         lambda arm: arm.get("mean_acceptance_length"),
     ),
-    Column("overrides", _optional("num_overrides", "d")),
-    Column(
+    TableColumn("overrides", _optional("num_overrides", "d")),
+    TableColumn(
         "forwards a token",
         _optional("target_forwards_per_token", ".3f"),
         _fewest("target_forwards_per_token"),
     ),
-    Column(
+    TableColumn(
         "forwards a solved problem",
         _optional("target_forwards_per_solved", ".1f"),
         _fewest("target_forwards_per_solved"),
     ),
-    Column(
+    TableColumn(
         "seconds a solved problem",
         _optional("seconds_per_solved", ".3g"),
         _fewest("seconds_per_solved"),
         needs="seconds_per_solved",
     ),
-    Column("won / lost, p, best rival", _against_rival, needs="vs_rival"),
-    Column("k", _optional("k", "d"), needs="k"),
-    Column("knob", lambda arm: str(arm.get("knob") or "-"), needs="knob"),
+    TableColumn("won / lost, p, best rival", _against_rival, needs="vs_rival"),
+    TableColumn("k", _optional("k", "d"), needs="k"),
+    TableColumn("knob", lambda arm: str(arm.get("knob") or "-"), needs="knob"),
 )
 
 
-def columns(arms: Sequence[Json]) -> list[Column]:
+def columns(arms: Sequence[Json]) -> list[TableColumn]:
     """The columns that these arms fill."""
     return [c for c in _COLUMNS if c.needs is None or any(arm.get(c.needs) for arm in arms)]
 
@@ -209,7 +209,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-def audit_rows(audits: Sequence[Audit]) -> list[list[str]]:
+def audit_rows(audits: Sequence[AuditResult]) -> list[list[str]]:
     """A label and one value an audit, row by row."""
 
     def percent(share: Json) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from cospec.tasks.sql import executor as executor_module
 from cospec.tasks.sql import worker
-from cospec.tasks.sql.executor import Executor, Limits, QueryError
+from cospec.tasks.sql.executor import Executor, QueryError, QueryLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
-    executor = Executor(Limits(time_s=0.5))
+    executor = Executor(QueryLimits(time_s=0.5))
     yield executor
     executor.close()
 
@@ -109,7 +109,7 @@ def test_what_sqlite_itself_makes_harmless_is_answered(
 def test_a_worker_that_hangs_or_dies_is_replaced(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executor = Executor(Limits(time_s=0.2))
+    executor = Executor(QueryLimits(time_s=0.2))
     assert executor.run(database, "SELECT 1") == [[1]]
     process = executor._process
     assert process is not None

@@ -26,7 +26,7 @@ Rows: TypeAlias = "list[list[Any]]"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QueryLimits:
     """Limits of one query."""
 
     time_s: float = 2.0
@@ -44,8 +44,8 @@ class QueryError(Exception):
 class Executor:
     """One worker process; any thread may ask it."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, limits: QueryLimits | None = None) -> None:
+        self.limits = limits or QueryLimits()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
