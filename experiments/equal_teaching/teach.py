@@ -6,7 +6,8 @@ The solutions are those of `experiments/heldout_templates/heldout.py`: ``--tiers
 mean the same, and without ``--fold`` they are of all templates. Optimisers, loss and batches are
 those that the models were made with (`tools/train_bundled.py`), at a share of the peak rates
 (``--rate``) that falls to zero in a straight line. OUT becomes a model folder, in float32, with a
-``taught.json`` beside the weights: the losses, the cost, and the accuracy on tune problems.
+``taught.json`` beside the weights: the losses, the cost, and the accuracy on tune problems. A run
+that was killed resumes from OUT/steps.pt, which has the state of every fiftieth step.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from train_bundled import TARGET, TrainSpec, make_optimizers, train_step  # noqa
 Row = tuple[list[int], list[float]]
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from cospec.tasks import Example
@@ -68,24 +71,75 @@ def rows_of(pair: ModelPair, examples: list[Example]) -> list[Row]:
     ]
 
 
-def teach(model: PreTrainedModel, rows: list[Row], args: argparse.Namespace) -> list[float]:
-    """Train on the rows; returns the mean loss of each tenth of the steps."""
+def teach(
+    model: PreTrainedModel, rows: list[Row], args: argparse.Namespace
+) -> tuple[list[float], float]:
+    """Train on the rows; returns the mean loss of each tenth of the steps, and CPU seconds."""
     optimizers = make_optimizers(model, SPEC)
+    losses, seconds = resumed(model, optimizers, args)
+    num_done, started = len(losses), time.process_time() - seconds
     model.compile(dynamic=True)
     groups, random = grouped(rows, SPEC.tokens_per_micro), Random(args.seed)
     num_epoch_steps = -(-len(groups) // SPEC.num_micro)
-    num_steps, losses = args.epochs * num_epoch_steps, []
+    num_steps = args.epochs * num_epoch_steps
     for step in range(num_steps):
         place = step % num_epoch_steps * SPEC.num_micro
-        if not place:
+        if not place:  # also of the epochs that were taken before, for the same order
             random.shuffle(groups)
+        if step < num_done:
+            continue
         batches = [collate(group) for group in groups[place : place + SPEC.num_micro]]
         scale = args.rate * min((step + 1) / NUM_WARMUP_STEPS, 1 - step / num_steps)
         losses.append(train_step(model, optimizers, batches, SPEC, scale))
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}/{num_steps}, loss {sum(losses[-50:]) / 50:.4f}", flush=True)
+            keep(model, optimizers, args, losses, time.process_time() - started)
     cuts = [num_steps * part // 10 for part in range(11)]
-    return [sum(losses[a:b]) / max(1, b - a) for a, b in pairwise(cuts)]
+    means = [sum(losses[a:b]) / max(1, b - a) for a, b in pairwise(cuts)]
+    return means, time.process_time() - started
+
+
+def keep(
+    model: PreTrainedModel,
+    optimizers: Sequence[torch.optim.Optimizer],
+    args: argparse.Namespace,
+    losses: list[float],
+    seconds: float,
+) -> None:
+    """Write the state of a run, in place of the last one once it is whole."""
+    state = {
+        "settings": settings(args),
+        "model": model.state_dict(),
+        "optimizers": [one.state_dict() for one in optimizers],
+        "losses": losses,
+        "seconds": seconds,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.save(state, args.out / "steps.part")
+    (args.out / "steps.part").replace(args.out / "steps.pt")
+
+
+def resumed(
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], args: argparse.Namespace
+) -> tuple[list[float], float]:
+    """Load the state of a run that was killed; returns the losses so far and their CPU seconds."""
+    path = args.out / "steps.pt"
+    if not path.exists():
+        return [], 0.0
+    state = torch.load(path)
+    if state["settings"] != settings(args):
+        raise SystemExit(f"{path} is of {state['settings']}; name another OUT, or delete it.")
+    model.load_state_dict(state["model"])
+    for optimizer, one in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(one)
+    print(f"resuming after step {len(state['losses'])}", flush=True)
+    return state["losses"], state["seconds"]
+
+
+def settings(args: argparse.Namespace) -> dict[str, object]:
+    """Return what a run's steps depend on."""
+    names = ("pair", "model", "tiers", "fold", "rate", "epochs", "seed")
+    return {name: getattr(args, name) for name in names}
 
 
 def accuracy(pair: ModelPair, which: str, fold: int | None, count: int) -> float:
@@ -124,9 +178,7 @@ def main() -> None:
     )  # eager attention is faster on short rows
     before = accuracy(pair, args.model, args.fold, args.num_tune)
     rows = rows_of(pair, solved_problems(args.fold, args.tiers))
-    started = time.process_time()
-    losses = teach(model, rows, args)
-    seconds = time.process_time() - started
+    losses, seconds = teach(model, rows, args)
     model.set_attn_implementation("sdpa")
     model.save_pretrained(args.out)
     pair.tokenizer.save_pretrained(args.out)
@@ -144,6 +196,7 @@ def main() -> None:
         "tune_accuracy": accuracy(taught, args.model, args.fold, args.num_tune),
     }
     write_json(args.out / "taught.json", about)
+    (args.out / "steps.pt").unlink(missing_ok=True)
     print(f"{args.out}: tune {before:.1%} -> {about['tune_accuracy']:.1%}, {seconds:.0f} CPU s")
 
 
