@@ -28,6 +28,8 @@ With --arbiters rules and trained arbiters take part, which draft whole answers:
 --answer-tokens that end with the text. Their texts differ from the target's, so the table has how
 many answers are right. With --arms only some arms take part.
 
+With --plain both models are loaded once more, as transformers has them, without packed weights.
+
 llama.cpp takes part where ``llama-cpp-py-sync`` is installed and --target-gguf names the target's
 file: greedy, the same prompts and threads. Its own speculation is not in those bindings.
 """
@@ -82,7 +84,7 @@ def main() -> None:
     source = options.pair or options.target
     pair = ModelPair.from_pretrained(source, options.draft, dtype=options.dtype)
     int8 = with_int8_draft(pair, bundled_models(source)[1] if options.pair else options.draft)
-    runs = arms(pair, int8, options)
+    runs = arms(pair, int8, options) | plain_arms(source, options)
     kept = options.json.with_suffix(".rows")
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     rows = resumed(kept, json.dumps(config | {"overwrite": False}))
@@ -187,6 +189,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
     parser.add_argument("--max-corrections", type=int, help="decode them so as well, in other arms")
     parser.add_argument("--arms", nargs="+", help="only these, and the base; by default all")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="also decode with weights as transformers loads them: target, assisted generation",
+    )
     parser.add_argument("--base", default=TARGET, help="arm that the others are compared with")
     parser.add_argument("--count", type=int, default=20, help="prompts of each task")
     parser.add_argument("--batch-size", type=int, default=1)
@@ -273,6 +280,19 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
         print("llama.cpp is left out: --target-gguf names no file.", flush=True)
     wanted = [options.base, *(options.arms or found)]
     return {name: found[name] for name in dict.fromkeys(wanted)}
+
+
+def plain_arms(source: str | Path, options: argparse.Namespace) -> dict[str, Generate]:
+    """Return the target alone and assisted generation on models whose weights are not packed."""
+    if not options.plain:
+        return {}
+    pair = ModelPair.from_pretrained(source, options.draft, dtype=options.dtype, pack_weights=False)
+    return {
+        "plain target": Engine.target_only(pair, batch_size=options.batch_size).generate,
+        "plain assisted, threshold": AssistedEngine(
+            pair, options.longest, options.threshold
+        ).generate,
+    }
 
 
 def llama_cpp(pair: ModelPair, options: argparse.Namespace) -> Generate:

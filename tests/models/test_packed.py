@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
-from cospec.models.packed import PackedLinear, can_pack, pack_weights
+from cospec.models.packed import LEAST_WEIGHTS, PackedLinear, can_pack, pack_weights
+from cospec.models.pair import num_weights, weight_bytes
 from cospec.models.quantized import can_quantize
 from cospec.types import Stats
 from tests.conftest import disturbed, random_model, some_prompts
@@ -51,12 +52,14 @@ def test_a_packed_layer_computes_what_the_plain_one_does(dtype, bias, shape):
 
 
 def test_a_row_has_the_same_bits_whatever_is_beside_it(dtype):
-    packed = PackedLinear(nn.Linear(512, 1024).to(dtype))
-    rows = torch.randn(64, 512).to(dtype)
-    with torch.inference_mode():
-        together = packed(rows)
-        for number in (1, 2, 3, 5, 16, 33):
-            assert torch.equal(packed(rows[:number]), together[:number]), number
+    for width in (512, 1536, 4864):
+        packed = PackedLinear(nn.Linear(width, 1024).to(dtype))
+        rows = torch.randn(64, width).to(dtype)
+        with torch.inference_mode():
+            together = packed(rows)
+            for number in (1, 2, 3, 4, 5, 16, 33):
+                same = torch.equal(packed(rows[:number]), together[:number])
+                assert same, (width, number)
 
 
 def test_a_copy_computes_the_same(dtype):
@@ -74,7 +77,7 @@ def test_the_weight_comes_back_as_it_was(dtype):
 @pytest.fixture
 def packs_small(monkeypatch):
     """Small models take part as well."""
-    monkeypatch.setattr("cospec.models.packed.LEAST_WEIGHTS", 1 << 16)
+    monkeypatch.setitem(LEAST_WEIGHTS, torch.float32, 1 << 16)
 
 
 SAMPLING = SamplingConfig(max_new_tokens=24, ignore_eos=True)
@@ -99,7 +102,7 @@ def packed_pair(family):
     pair = ModelPair(target, disturbed(target, 0.05))
     plain = Engine.target_only(pair).generate(some_prompts(8), SAMPLING)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cospec.models.packed.LEAST_WEIGHTS", 1 << 16)
+        patch.setitem(LEAST_WEIGHTS, torch.float32, 1 << 16)
         assert pack_weights(pair.target) and pack_weights(pair.draft)
     packed = Engine.target_only(pair).generate(some_prompts(8), SAMPLING)
     return pair, plain, packed
@@ -143,12 +146,33 @@ def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokeni
 
 @needs_packing
 @pytest.mark.usefixtures("packs_small")
-def test_tied_and_small_layers_stay():
+def test_small_layers_stay_and_a_tied_output_matrix_is_copied():
     model = random_model("llama", vocab_size=512, hidden_size=256, intermediate_size=512)
+    model.config.tie_word_embeddings = True
     model.lm_head.weight = model.model.embed_tokens.weight
     model.model.layers[0].mlp.up_proj = nn.Linear(8, 8)
+    plain = model.lm_head.weight.detach().clone()
+    size, number = weight_bytes(model), num_weights(model)
     assert pack_weights(model) > 0
-    assert isinstance(model.model.layers[0].mlp.down_proj, PackedLinear)
-    assert model.lm_head.weight.numel() == model.model.layers[0].mlp.down_proj.weight.numel()
-    assert isinstance(model.lm_head, nn.Linear)
     assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
+    assert torch.equal(model.lm_head.weight.to_dense(), plain)
+    assert torch.equal(model.model.embed_tokens.weight, plain)
+    assert (weight_bytes(model), num_weights(model)) == (size + plain.nbytes, number)
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16), reason="no bfloat16 packing here")
+@pytest.mark.parametrize("family", _WIDE)
+def test_in_bfloat16_a_text_is_the_same_in_any_batch_and_with_speculation(family):
+    """Every product is packed there, and gives a row the same bits whatever is beside it."""
+    target = random_model(family, **_WIDE[family]).bfloat16()
+    pair = ModelPair(target, disturbed(target, 0.05))
+    assert pack_weights(target) and pack_weights(pair.draft)
+    prompts = some_prompts(8)
+    alone = [
+        c.token_ids for c in Engine.target_only(pair, batch_size=1).generate(prompts, SAMPLING)
+    ]
+    for k, batch_size in ((1, 1), (4, 1), (4, 3), (5, 8)):
+        sizes = {"num_speculative_tokens": k, "batch_size": batch_size}
+        done = Engine(pair, load_arbiter("lossless"), **sizes).generate(prompts, SAMPLING)
+        assert [c.token_ids for c in done] == alone, sizes
+    assert [c.token_ids for c in Engine.target_only(pair).generate(prompts, SAMPLING)] == alone

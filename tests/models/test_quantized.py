@@ -10,7 +10,7 @@ from torch import nn
 
 from cospec import ModelPair
 from cospec.errors import ConfigError
-from cospec.models.packed import PackedLinear, can_pack
+from cospec.models.packed import LEAST_WEIGHTS, PackedLinear, can_pack
 from cospec.models.pair import weight_bytes
 from cospec.models.quantized import Int8Linear, can_quantize, quantize_weights
 from tests.conftest import random_model
@@ -63,7 +63,7 @@ def saved(tmp_path, tokenizer):
 
 
 def test_the_target_of_a_loaded_pair_keeps_its_bits_and_the_fingerprint_tells(saved, monkeypatch):
-    monkeypatch.setattr("cospec.models.packed.LEAST_WEIGHTS", 1 << 16)
+    monkeypatch.setitem(LEAST_WEIGHTS, torch.float32, 1 << 16)
     plain, int8 = (
         ModelPair.from_pretrained(saved / "target", saved / "draft", draft_quantization=kind)
         for kind in ("none", "int8")
@@ -84,7 +84,7 @@ def test_the_target_of_a_loaded_pair_keeps_its_bits_and_the_fingerprint_tells(sa
 @pytest.mark.skipif(not can_pack(torch.float32), reason="no oneDNN packing here")
 def test_packing_does_not_change_the_size_of_a_draft(saved, monkeypatch):
     """Packed weights are no parameters, and were once left out of the draft's cost."""
-    monkeypatch.setattr("cospec.models.packed.LEAST_WEIGHTS", 1 << 16)
+    monkeypatch.setitem(LEAST_WEIGHTS, torch.float32, 1 << 16)
     plain, packed = (
         ModelPair.from_pretrained(saved / "target", saved / "draft", pack_weights=pack)
         for pack in (False, True)

@@ -36,6 +36,7 @@ Quantization: TypeAlias = Literal["none", "int8"]
 """Quantization of a draft's weights."""
 _PLACES = ("device_map", "max_memory", "offload_folder")
 """Arguments of ``from_pretrained`` that say where the layers of a target go."""
+_CHANGED = packed.PackedLinear | quantized.Int8Linear
 _plain: WeakKeyDictionary[PreTrainedModel, bytes] = WeakKeyDictionary()
 """By model, the bytes that fingerprints are made of, from before it was packed or quantized."""
 
@@ -276,15 +277,19 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def num_weights(model: PreTrainedModel) -> int:
-    """Numbers in a model's weights, counted likewise."""
-    return sum(weight.shape.numel() for weight in _distinct(model))
+    """Numbers in a model's weights, without the copy that a packed or 8-bit output matrix is."""
+    number = sum(weight.shape.numel() for weight in _distinct(model))
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(output, _CHANGED) and model.config.tie_word_embeddings:
+        number -= output.weight.shape.numel()
+    return number
 
 
 def _distinct(model: PreTrainedModel) -> Iterable[torch.Tensor]:
     """A model's weights, each once."""
     weights: dict[int, torch.Tensor] = {id(weight): weight for weight in model.parameters()}
     for module in model.modules():
-        if isinstance(module, packed.PackedLinear | quantized.Int8Linear):
+        if isinstance(module, _CHANGED):
             weights[id(module)] = module.weight
     return weights.values()
 
