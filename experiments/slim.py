@@ -5,8 +5,9 @@
 Configuration, provenance and totals stay as they are, in the documents of ``cospec eval`` and
 ``calibrate`` and in the cells of ``cospec bench``. In place of a row for each arm and problem there
 is one for each arm: a 1 for each problem that was right, a 0 for each other, in the order of
-``ids``, and the sums by which the report shows acceptance by position. That is all that a paired
-test needs; ``cospec compare`` and ``cospec reproduce`` go by it where there are no texts.
+``ids`` (and of their ``groups``, if they have some), and the sums by which the report shows
+acceptance by position. That is all that a paired test needs; ``cospec compare`` and ``cospec
+reproduce`` go by it where there are no texts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def slim(part: dict[str, Any]) -> None:
     by_arm: dict[str, dict[str, Any]] = defaultdict(dict)
     for row in part["rows"]:
         by_arm[row["arm"]][row["id"]] = row
-    part["ids"] = list(next(iter(by_arm.values())))
+    first = next(iter(by_arm.values()))
+    part["ids"] = list(first)
+    if any("group" in row for row in first.values()):
+        part["groups"] = [row.get("group") for row in first.values()]
     part["rows"] = [
         {
             "arm": arm,

@@ -13,7 +13,7 @@ import torch
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.models.bundled import BUNDLED_ARBITERS, bundled_models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -32,3 +33,9 @@ def test_an_extra_is_installed_from_where_the_package_came(monkeypatch, origin, 
     monkeypatch.setattr(metadata, "distribution", {"cospec": found}.__getitem__)
     assert pip_line("gguf") == line
     assert str(MissingExtraError("gguf", "gguf")).endswith(f"run: {line}")
+
+
+def test_an_error_of_a_missing_extra_comes_back_from_another_process():
+    """Found: it could not be unpickled, so that the advice was lost."""
+    error = MissingExtraError("Ray", "ray")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

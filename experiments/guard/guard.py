@@ -16,7 +16,7 @@ from pathlib import Path
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import PolicyConfig
 from cospec.backends.engine import EngineBackend
-from cospec.cli.options import PairOptions, set_threads
+from cospec.cli.common.options import PairOptions, set_threads
 from cospec.results import write_text
 from cospec.rl.config import ObjectiveConfig, RolloutConfig, TrainConfig
 from cospec.rl.trainer import Trainer

@@ -30,7 +30,7 @@ from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import AlwaysTarget
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.engine.speculative import SpeculativeBatch
 from cospec.features import FeatureSpec, make_features
 from cospec.results import Provenance, check_writable, document, write_json

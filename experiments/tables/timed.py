@@ -1,8 +1,8 @@
 """Speeds of a run of `speed_real/speed.py` in prose, from the seconds and tokens of its rows.
 
-A marker is ``timed FILE MEASURE ARM OTHER``. ARM and OTHER are parts of names that one arm has.
-MEASURE is ``over`` (tokens a second of ARM over those of OTHER), ``over_databases`` (its interval,
-drawn over databases) or ``seconds`` (a question).
+A marker is ``timed FILE MEASURE ARM OTHER``. ARM and OTHER are names of arms, or parts of them that
+one arm has, with ~ for a space. MEASURE is ``over`` (tokens a second of ARM over those of OTHER),
+``over_prompts`` or ``over_databases`` (its interval, drawn over these), or ``seconds`` (a question).
 """
 
 from __future__ import annotations
@@ -15,32 +15,43 @@ def value(spec: str) -> str:
     """The text of a marked number."""
     name, measure, arm, *other = spec.split()
     document = read(name)
-    ours = _groups(document, arm)
+    ours = _by_question(document, arm)
     if measure == "seconds":
-        seconds = [pair[0] for pair in _by_question(document, arm).values()]
-        return f"{sum(seconds) / len(seconds):.2f}"
-    theirs = _groups(document, other[0])
+        return f"{sum(seconds for seconds, _ in ours.values()) / len(ours):.2f}"
+    theirs = _by_question(document, other[0])
     if measure == "over":
-        return f"{speedup(theirs, ours):.2f}"
-    if measure == "over_databases":
-        low, high = speedup_interval(theirs, ours) or (0.0, 0.0)
-        return f"{low:.2f} to {high:.2f}"
-    raise KeyError(measure)
+        return f"{speedup(_each(theirs), _each(ours)):.2f}"
+    if measure == "over_prompts":
+        found = speedup_interval(_each(theirs), _each(ours))
+    elif measure == "over_databases":
+        found = speedup_interval(_by_database(theirs), _by_database(ours))
+    else:
+        raise KeyError(measure)
+    low, high = found or (0.0, 0.0)
+    return f"{low:.2f} to {high:.2f}"
 
 
 def _by_question(document: Json, part: str) -> dict[str, tuple[float, int]]:
-    """Seconds and tokens of each question, by the one arm whose name has a part."""
-    (arm,) = (one["arm"] for one in document["arms"] if part in one["arm"])
+    """Seconds and tokens of each question, by an arm's name, or a part of it."""
+    part = part.replace("~", " ")
+    names = [one["arm"] for one in document["arms"]]
+    (arm,) = {part} & {*names} or {name for name in names if part in name}
     rows = [row for row in document["rows"] if row["arm"] == arm]
-    return {row["id"]: (row["seconds"], row["num_tokens"]) for row in rows}
+    return {f"{row['task']} {row['id']}": (row["seconds"], row["num_tokens"]) for row in rows}
 
 
-def _groups(document: Json, part: str) -> list[tuple[float, int]]:
-    """Seconds and tokens of an arm on each database."""
+def _each(timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:
+    """Return those of each question, in one order for all arms."""
+    return [timed[question] for question in sorted(timed)]
+
+
+def _by_database(timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:
+    """Add up those of each database."""
     known = read("test_known")
     place = dict(zip(known["ids"], known["databases"], strict=True))
     sums: dict[str, tuple[float, int]] = {}
-    for question, (seconds, tokens) in _by_question(document, part).items():
-        before = sums.get(place[question], (0.0, 0))
-        sums[place[question]] = before[0] + seconds, before[1] + tokens
+    for question, (seconds, tokens) in timed.items():
+        database = place[question.partition(" ")[2]]
+        before = sums.get(database, (0.0, 0))
+        sums[database] = before[0] + seconds, before[1] + tokens
     return list(sums.values())

@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 from cospec.arbiters import load_arbiter
-from cospec.cli.options import PairOptions, set_threads
-from cospec.cli.play import play
+from cospec.cli.common.options import PairOptions, set_threads
+from cospec.cli.common.play import play
 from cospec.config import DecodeConfig
 from cospec.evaluation.arms import make_arms
 from cospec.evaluation.evaluate import Evaluation

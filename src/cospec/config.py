@@ -86,7 +86,8 @@ class SamplingConfig:
             "top_k": (self.top_k >= 0, "0 (off) or positive"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
-            "stop": (all(self.stop), "non-empty strings"),
+            "stop": (all(map(_is_writable, self.stop)), "non-empty strings of whole characters"),
+            "stop_token_ids": (all(0 <= t < 2**63 for t in self.stop_token_ids), "ids of tokens"),
             "exact_prefix_tokens": (self.exact_prefix_tokens >= 0, "0 or positive"),
         }
         for name, (is_allowed, allowed) in limits.items():
@@ -114,6 +115,14 @@ class SamplingConfig:
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object
         """The mapping that `from_dict` takes."""
         return dataclasses.asdict(self)
+
+
+def _is_writable(text: str) -> bool:
+    """Return whether a string is not empty and has no halves of characters, as JSON can hold."""
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
@@ -226,11 +235,12 @@ class DecodeConfig:
                 f"draft_confidence_threshold is {threshold}; it is a "
                 "probability, from 0 (blocks are never ended early) to 1."
             )
-        cost = self.adaptive_cost
-        if cost is not None and (not isinstance(cost, Real) or not cost >= 0):
-            raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
         if self.drafter not in get_args(DrafterName):
             raise ConfigError(unknown_name("drafter", self.drafter, get_args(DrafterName)))
+        self._check_adaptive()
+        for name in ("draft_confidence_threshold", "adaptive_cost"):
+            if type(value := getattr(self, name)) not in (int, float, type(None)):
+                object.__setattr__(self, name, float(value))  # NumPy's are no JSON
         if self.cascade and (self.adaptive or "model" not in self.drafter):
             other = "adaptive" if self.adaptive else f"drafter={self.drafter!r}"
             raise ConfigError(
@@ -242,6 +252,19 @@ class DecodeConfig:
             raise ConfigError(
                 f"prompt_lookup_min is {fewest} and prompt_lookup_max {most}; both must be at "
                 "least 1, and the first not above the second, which the suffix drafters do not use."
+            )
+
+    def _check_adaptive(self) -> None:
+        cost = self.adaptive_cost
+        if cost is not None and (not isinstance(cost, Real) or not 0 <= cost < float("inf")):
+            raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
+        if cost is not None and not self.adaptive:
+            raise ConfigError(
+                f"adaptive_cost is {cost}, and adaptive is off; turn it on, or leave the cost out."
+            )
+        if self.adaptive and "model" not in self.drafter:
+            raise ConfigError(
+                f"adaptive is for the draft model's blocks; leave out drafter={self.drafter!r}."
             )
 
     def check_cost(self) -> None:

@@ -119,6 +119,11 @@ class MissingExtraError(CospecError, ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed; run: {pip_line(extra)}")
+        self._given = what, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Exceptions are made again from their message, which this one makes itself."""
+        return type(self), self._given
 
 
 class GenerationInterrupted(KeyboardInterrupt):

@@ -288,7 +288,7 @@ def test_a_run_keeps_the_revision_that_it_resolved(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The hub may move on between the check of an arbiter and its loading for the pair."""
-    from cospec.cli.options import PairOptions
+    from cospec.cli.common.options import PairOptions
     from cospec.evaluation.problems import describe_arbiter
 
     asked = []
@@ -312,7 +312,7 @@ def test_a_run_keeps_the_revision_that_it_resolved(
 
 def test_a_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path) -> None:
     """Found: the command line asked the hub for ``~/an/arbiter`` and for names with colons."""
-    from cospec.cli.options import PairOptions
+    from cospec.cli.common.options import PairOptions
 
     monkeypatch.setenv("HOME", str(tmp_path))
     learned(threshold=0.25).save(tmp_path / "run:1" / "arbiter")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.arbiters import CSD, AlwaysDraft, AlwaysTarget
 from cospec.arbiters.memory import mismatch_pairs, read_memory, write_memory
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.errors import ArbiterError
 from cospec.evaluation.audit.dataset import write_dataset
 from cospec.models import ModelPair

@@ -97,7 +97,6 @@ def test_whole_blocks_are_noted_where_training_ended_them_by_confidence(folder, 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("adaptive_cost", 0.3),
         ("prompt_lookup_max", 8),
         ("prompt_lookup_min", 1),
         ("override_stop_tokens", True),
@@ -105,7 +104,7 @@ def test_whole_blocks_are_noted_where_training_ended_them_by_confidence(folder, 
     ],
 )
 def test_a_point_is_noted_where_blocks_end_elsewhere_or_other_rulings_count(name, value) -> None:
-    """Found: these five were not compared."""
+    """Found: these and adaptive_cost were not compared."""
     config, sampling = DecodeConfig(num_speculative_tokens=4), SamplingConfig()
     it = learned(chosen_for=decoding_of(config, sampling))
     older = learned(chosen_for={"num_speculative_tokens": 4, "temperature": 0.0} | {
@@ -120,6 +119,14 @@ def test_a_point_is_noted_where_blocks_end_elsewhere_or_other_rulings_count(name
     (note,) = notes_on(it, config, sampling)
     assert f"was chosen for another {name}: " in note
     assert bool(notes_on(older, config, sampling)) != is_decoding, "an older point does not tell"
+
+
+def test_a_point_is_noted_where_another_cost_ends_the_blocks() -> None:
+    ours, theirs = (DecodeConfig(4, adaptive=True, adaptive_cost=cost) for cost in (0.2, 0.3))
+    it = learned(chosen_for=decoding_of(ours, SamplingConfig()))
+    assert len(notes_on(it, theirs, SamplingConfig())) == 1 + len(
+        notes_on(it, ours, SamplingConfig())
+    )
 
 
 def test_the_block_length_is_that_of_training_unless_another_is_asked_for(folder) -> None:

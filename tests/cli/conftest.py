@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cospec import Engine, ModelPair, cli
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.evaluation import evaluate
 from tests.conftest import disturbed, random_model
 

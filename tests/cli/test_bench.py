@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cospec.arbiters import RULES
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.evaluation.benchmark.arms import make_specs
 from cospec.tasks.splits import split_of
 from tests.cli.conftest import stop_after
@@ -192,6 +192,7 @@ def test_without_tuning_there_is_no_rival(bench, capsys):
         (["--arms", "oracle", "--max-corrections", 1], "end_blocks_at_stop, max_corrections and"),
         (["--json", "no/such/folder.json"], "does not exist"),
         (["--repeats", 0], "repeats has 0"),
+        (["--batch-size", 3, "--batch-sizes", 1, 2], "batch_size is 3, and --batch-sizes are 1 2"),
         (["--exact-prefix-tokens", -1], "exact_prefix_tokens is -1"),
         (["--draft-confidence-threshold", "nan"], "draft_confidence_threshold is nan"),
     ],

@@ -303,7 +303,7 @@ def test_a_run_that_failed_after_its_point_was_stored_goes_on(quick, folder, tmp
 
     result = tmp_path / "r.json"
     with monkeypatch.context() as patch:
-        patch.setattr("cospec.cli.run.write_json", full)
+        patch.setattr("cospec.cli.common.run.write_json", full)
         with pytest.raises(SystemExit):
             quick("--json", result)
     point = points(folder)["accuracy"]
@@ -344,7 +344,7 @@ def test_a_copy_gets_the_point_and_the_arbiter_stays_as_it_is(
 
 
 def test_a_bundled_arbiter_needs_a_copy(calibrate, folder, monkeypatch, refusal):
-    monkeypatch.setattr("cospec.cli.options.bundled_arbiter", lambda *_: str(folder))
+    monkeypatch.setattr("cospec.cli.common.options.bundled_arbiter", lambda *_: str(folder))
     assert "whose folder belongs to the package" in refusal(calibrate, "--arbiter", "bundled")
 
 

@@ -104,3 +104,10 @@ def test_problems_that_share_an_id_are_refused(tiny, tmp_path):
     with pytest.raises(SystemExit, match="has 2 problems with the id '1'; give each an id of its"):
         tiny("demo", "--problems", path, "--num-problems", 3, "--arbiter", "gap")
     assert tiny.asked_for == []
+
+
+def test_adaptive_blocks_need_a_cost_as_in_other_comparisons(tiny, capsys):
+    with pytest.raises(SystemExit):
+        tiny("demo", "--adaptive")
+    assert "adaptive is on and adaptive_cost is None" in " ".join(capsys.readouterr().err.split())
+    assert tiny.asked_for == []

@@ -13,7 +13,7 @@ from cospec import Engine
 from cospec.arbiters.guard import NUM_BUCKETS, PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.features import make_features
 from tests.cli.conftest import stop_after
 

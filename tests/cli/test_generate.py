@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from cospec import ModelPair, cli
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.errors import ConfigError
 
 

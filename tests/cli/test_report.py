@@ -51,6 +51,11 @@ def test_what_cannot_be_written_or_read_is_refused(tiny, problems, tmp_path, cap
         tiny("report", tmp_path)
     with pytest.raises(SystemExit, match="found no results"):
         tiny("report", problems.parent, "--out", tmp_path / "r.html")
+    result = tmp_path / "result.json"
+    result.write_text("{}")
+    with pytest.raises(SystemExit, match=r"result\.json is a result to read; name another file"):
+        tiny("report", result, "--markdown", result, "--overwrite")
+    assert result.read_text() == "{}"
     task = f"jsonl:{problems},scorer=numeric,split=test"
     with pytest.raises(SystemExit, match="name it by --json"):
         tiny("trace", "--task", task)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cospec import cli
+from cospec.arbiters import CSD
 from cospec.cli import serve
 from cospec.errors import ConfigError, MissingExtraError, pip_line
 from cospec.models.bundled import bundled_home, bundled_models
@@ -156,12 +157,44 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
             ("--pair", "bundled:specialist", "--arbiter", "fsd_js", "--threshold", 1),
             "threshold is 1, which is of trained arbiters, and fsd_js is a rule",
         ),
+        (("--pair", "bundled:specialist", "-k", 200), "vLLM's sampler takes at most 128"),
+        (
+            ("--pair", "bundled:specialist", "--arbiter", "bundled-scalar", "--explore", 0.1),
+            "explore is 0.1, and no decisions are written; pass --decisions FILE",
+        ),
+        (
+            ("--pair", "bundled:specialist", "--decisions-rate", 0.5),
+            "decisions_rate is 0.5, and no decisions are written",
+        ),
+        (
+            ("--pair", "bundled:specialist", "--explore", 0.1, "--decisions", "d.jsonl"),
+            "the arbiter is lossless, which has no policy to toss a coin by",
+        ),
+        (
+            ("--pair", "bundled:specialist", "--arbiter", "gap", "--min-threshold", 0.5),
+            "has no threshold for requests",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_sentence(run, arguments, message):
     with pytest.raises(SystemExit) as stop:
         run("--dry-run", *arguments)
     assert message in str(stop.value)
+
+
+def test_a_memory_of_another_pair_is_refused_or_said(run, tmp_path, monkeypatch):
+    """Found: it was served without a word."""
+    monkeypatch.setattr(CSD, "check_pair", _refuse)
+    monkeypatch.setattr(CSD, "pairs", {})
+    spec = f"csd:memory={tmp_path / 'audit.safetensors'}"
+    with pytest.raises(SystemExit, match="mismatches are of another pair"):
+        run("--dry-run", "--pair", "bundled:specialist", "--arbiter", spec)
+    _, notes = dry(run, "--target", TARGET, "--draft", DRAFT, "--arbiter", spec)
+    assert "the memory of csd is not compared with the weights" in notes
+
+
+def _refuse(*_: object) -> None:
+    raise ConfigError("its mismatches are of another pair")
 
 
 def test_models_that_tokenize_differently_are_refused(run, tmp_path, tokenizer):

@@ -13,7 +13,7 @@ import pytest
 
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.cli import parse, train
-from cospec.cli.progress import Progress
+from cospec.cli.common.progress import Progress
 from cospec.cli.train import Train
 from cospec.errors import ConfigError, pip_line
 from cospec.evaluation.turns import lock

@@ -114,3 +114,11 @@ def test_an_arbiter_sees_what_it_declared_and_nothing_else(keep_trace):
 
     decode(table_pair(), FromFunction(rule), keep_trace=keep_trace)
     assert seen and all(fields == (None, None, None) for fields in seen)
+
+
+def test_features_that_are_not_a_row_a_mismatch_are_refused(llama_pair):
+    def rule(batch: MismatchBatch) -> Ruling:
+        return Ruling(kept(batch), None, torch.zeros(len(batch) + 1, 2))
+
+    with pytest.raises(ArbiterError, match="ruled with features of shape"):
+        decode(llama_pair, FromFunction(rule), some_prompts(2))

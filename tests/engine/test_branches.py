@@ -10,6 +10,8 @@ import pytest
 from cospec.arbiters import load_arbiter
 from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine, Rollout
+from cospec.engine.branches import branch_row
+from cospec.engine.prompts import make_row
 from cospec.errors import ConfigError
 from cospec.types import Completion, Origin
 from tests.conftest import EOS, VOCAB, family_pair, some_prompts
@@ -167,3 +169,18 @@ def test_what_cannot_be_branched_from_is_refused() -> None:
             engine.branches([Branch(rollout, 0, token_id)])
     with pytest.raises(ConfigError, match="draft-only"):
         Engine.draft_only(pair).branches([Branch(rollout, 0, 7)])
+
+
+def test_a_sampled_branch_draws_numbers_that_its_rollout_has_not_drawn() -> None:
+    """Found: by default it drew those again that had decided where it leaves."""
+    pair, config = family_pair("llama"), replace(CONFIG, temperature=1.0, seed=5)
+    engine = Engine(pair, load_arbiter("lossless"))
+    (rollout,) = engine.rollouts(some_prompts(1), config)
+    rows = [
+        make_row(pair, 0, rollout.completion.prompt_ids, config),
+        *(branch_row(pair, 0, Branch(rollout, i, 7), needs_draft=True) for i in (3, 4)),
+        branch_row(pair, 0, Branch(rollout, 3, 7, stream=0), needs_draft=True),
+    ]
+    seeds = [row.generator.initial_seed() for row in rows]
+    assert len(set(seeds[:3])) == 3
+    assert seeds[3] == seeds[0], "if that stream is asked for"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from cospec import Engine, SamplingConfig
 from cospec.arbiters import AlwaysTarget
+from cospec.config import DecodeConfig
 from cospec.errors import (
     ArbiterError,
     ConfigError,
@@ -155,6 +158,11 @@ def test_a_confidence_that_is_no_probability_is_refused(threshold):
         Engine(table_pair(), AlwaysTarget(), draft_confidence_threshold=threshold)
 
 
+def test_a_cost_of_adaptive_blocks_without_adaptive_is_refused():
+    with pytest.raises(ConfigError, match=r"adaptive_cost is 0\.3, and adaptive is off"):
+        DecodeConfig(adaptive_cost=0.3)
+
+
 @pytest.mark.parametrize("num_configs", [0, 1, 3])
 def test_another_number_of_settings_than_prompts_is_refused(llama_pair, num_configs):
     sentence = f"{num_configs} sampling configs for 2 prompts"
@@ -180,3 +188,41 @@ def test_settings_that_are_none_are_refused(sampling):
     """Found: a KeyError or an AttributeError from inside."""
     with pytest.raises(ConfigError, match=r"sampling has .*; pass SamplingConfig\(\.\.\.\) for"):
         decode(table_pair(), prompts=[[0], [1]], sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"adaptive": True, "adaptive_cost": float("inf")}, "adaptive_cost is inf"),
+        ({"adaptive": True, "drafter": "ngram"}, "leave out drafter='ngram'"),
+    ],
+)
+def test_adaptive_blocks_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        DecodeConfig(**values)
+
+
+def test_numpys_costs_become_plain_ones():
+    config = DecodeConfig(
+        adaptive=True, adaptive_cost=np.float32(0.5), draft_confidence_threshold=np.float32(0.25)
+    )
+    assert json.dumps([config.adaptive_cost, config.draft_confidence_threshold]) == "[0.5, 0.25]"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"stop": ("\ud800",)}, "whole characters"), ({"stop_token_ids": (2**70,)}, "ids of tokens")],
+)
+def test_stops_that_no_text_can_have_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        SamplingConfig(**values)
+
+
+def test_a_drafter_that_is_no_class_is_refused(llama_pair):
+    with pytest.raises(ConfigError, match="drafter is 3; pass a name such as 'ngram'"):
+        Engine(llama_pair, AlwaysTarget(), drafter=3)
+
+
+def test_a_stream_below_0_is_refused(llama_pair):
+    with pytest.raises(ConfigError, match="streams has -1"):
+        Engine(llama_pair, AlwaysTarget()).generate([[7], [8]], GREEDY, streams=[0, -1])

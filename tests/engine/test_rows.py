@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
@@ -15,6 +16,7 @@ from cospec.engine.speculative import SpeculativeBatch
 from cospec.types import FinishReason, Needs, Origin
 from tests.conftest import EOS, some_prompts
 from tests.engine.helpers import table_pair
+from tests.test_display import of_bytes
 
 SETTINGS = SamplingConfig(max_new_tokens=400, ignore_eos=True, seed=0)
 
@@ -91,3 +93,15 @@ def test_a_stop_string_is_found_on_both_sides_of_special_tokens(llama_pair, toke
     row.emit(last, Origin.MATCH)
     assert row.finish_reason is FinishReason.STOP
     assert row.completion().text == "b"
+
+
+def test_a_stop_string_is_found_after_a_character_of_several_byte_tokens():
+    """Found: a window that began within the character showed nothing but broken ones."""
+    tokenizer, first = of_bytes("fallback")
+    row = Row(0, [0], replace(SETTINGS, stop=("\n",)), frozenset(), tokenizer, frozenset())
+    for byte in "é€😀".encode():
+        row.emit(first + byte, Origin.MATCH)
+        assert not row.finish_reason
+    row.emit(first + ord("\n"), Origin.MATCH)
+    assert row.finish_reason is FinishReason.STOP
+    assert row.text() == "é€😀"

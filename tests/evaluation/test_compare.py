@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 
 import pytest
+from experiments.slim import slim
 
 from cospec.errors import ConfigError
 from cospec.evaluation import stats
 from cospec.evaluation.compare import check_alike, compare, differences, full_rows, worse_arms
+from cospec.evaluation.summary import paired
 
 
 def rows(arm, right, texts=None):
@@ -253,3 +255,24 @@ def test_the_table_has_the_p_by_which_is_judged(capsys):
         one |= {"group_p": 0.123, "accuracy_delta_groups_ci95": (-0.5, 0.25)}
     print_comparison(cells)
     assert capsys.readouterr().out.count("(-50.0 to +25.0)") == 2
+
+
+def test_a_problem_without_a_group_is_one_of_its_own():
+    """Found: one of them, as in a mixture, took the groups from all the others."""
+    ours = [{"correct": i < 4, "group": "a"} for i in range(8)] + [{"correct": True}] * 2
+    theirs = [{"correct": False}] * 10
+    for pair, sign in (((ours, theirs), 1), ((theirs, ours), -1)):
+        found = paired(*pair)
+        assert found["num_groups"] == 3
+        assert found["accuracy_delta"] == sign * 0.6
+
+
+def test_a_slim_file_keeps_groups():
+    rows = [
+        {"arm": "target", "id": i, "correct": True, "num_target_forwards": 1, "group": group}
+        | {"num_accepted_tokens_per_pos": [1]}
+        for i, group in (("x", "a"), ("y", "b"))
+    ]
+    part = {"rows": rows}
+    slim(part)
+    assert [row["group"] for row in full_rows(part)["target"].values()] == ["a", "b"]

@@ -16,7 +16,7 @@ import torch
 
 import cospec
 from cospec import Engine, ModelPair, SamplingConfig
-from cospec.cli.options import PairOptions
+from cospec.cli.common.options import PairOptions
 from cospec.errors import ConfigError, CospecError
 from cospec.models.source import PairSource
 from tests.conftest import CONTEXT

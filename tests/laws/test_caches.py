@@ -262,3 +262,13 @@ def test_what_follows_the_end_of_a_block_is_not_read(llama_pair, batch):
     # A block that stood whole leaves that and the bonus token, and rows beside it read as many.
     assert counts["draft"] >= num_prompt + sum(blocks)
     assert counts["draft"] <= num_prompt + sum(blocks) + len(blocks)
+
+
+def test_a_stream_that_is_left_at_its_end_keeps_the_caches(llama_pair):
+    """Found: whoever stopped at the completion lost them."""
+    engine = Engine.target_only(llama_pair, batch_size=1, enable_prefix_caching=True)
+    few = SamplingConfig(max_new_tokens=1)
+    next(delta for delta in engine.stream(SHARING[:1], few) if delta.completion)
+    assert engine._kept is not None and not engine._kept.rows
+    (done,) = engine.generate(SHARING[1:2], few)
+    assert done.token_ids == expected_ids("llama", SHARING[1])[:1]

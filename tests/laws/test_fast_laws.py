@@ -16,6 +16,7 @@ from cospec.drafters.suffix import SuffixDrafter, continue_suffix
 from cospec.engine import Branch
 from cospec.engine.rows import Row
 from cospec.engine.speculative import SpeculativeBatch
+from cospec.models import costs
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
 from cospec.models.quantized import can_quantize, quantize_weights
@@ -284,3 +285,12 @@ def test_a_rows_acceptance_is_that_of_its_last_tokens():
 def test_the_cost_of_a_token_is_measured_once(llama_pair):
     first = token_cost(llama_pair, 3, 2)
     assert 0 < first == token_cost(llama_pair, 3, 2)
+
+
+def test_a_cost_is_of_the_shortest_and_the_longest_forward(llama_pair, monkeypatch):
+    """Found: all lengths between them were timed as well, which took minutes for long blocks."""
+    lengths = []
+    timed = costs._seconds
+    monkeypatch.setattr(costs, "_seconds", lambda *a: lengths.append(a[-1]) or timed(*a))
+    assert token_cost(llama_pair, 21, 2) > 0
+    assert set(lengths) == {1, 22}

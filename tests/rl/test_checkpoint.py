@@ -9,7 +9,7 @@ import torch
 
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import CheckpointError, ConfigError
-from cospec.rl.checkpoint import TrainState, open_run
+from cospec.rl.checkpoint import TrainState, check_run, open_run
 from cospec.rl.config import TrainConfig
 from cospec.rl.types import Baseline, BranchData
 
@@ -87,3 +87,10 @@ def test_settings_that_are_damaged_are_refused_by_name(tmp_path, text) -> None:
     (tmp_path / "state.pt").touch()
     with pytest.raises(CheckpointError, match=r"run.json is damaged"):
         open_run(tmp_path, SETTINGS)
+
+
+def test_a_readme_of_something_else_is_not_replaced(tmp_path) -> None:
+    """Found: training into a project's folder lost its README."""
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"README\.md of something else"):
+        check_run(tmp_path, {})

@@ -115,7 +115,8 @@ def test_blocks_end_by_a_cost_that_is_the_same_in_all_processes() -> None:
     assert TrainConfig.from_dict(values).rollouts.adaptive_cost == 0.3
     with pytest.raises(ConfigError, match=r'"adaptive_cost": 0\.3'):
         TrainConfig.from_dict({"rollouts": {"adaptive": True}})
-    assert TrainConfig.from_dict({"rollouts": {"adaptive_cost": 0.3}}).rollouts.adaptive is False
+    with pytest.raises(ConfigError, match="and adaptive is off"):
+        TrainConfig.from_dict({"rollouts": {"adaptive_cost": 0.3}})
 
 
 def test_what_no_policy_can_use_is_refused_before_anything_is_decoded() -> None:

@@ -166,3 +166,11 @@ def test_a_policy_learns_whose_token_was_right() -> None:
     is_right = (policy(features) > 0) == (delta > 0)
     assert loss < 0.15
     assert is_right.float().mean() > 0.97
+
+
+def test_a_solution_follows_a_prompt_as_a_worked_example_does(pair, task) -> None:
+    """Found: where the prompt opens a line, it began with a space."""
+    opened = replace(task, plain="{question}\nAnswer:\n")
+    (one,) = encode_solutions(pair, opened, examples()[:1])
+    prompt = opened.prompt(examples()[0], pair.tokenizer)
+    assert one.ids == [*pair.tokenizer(f"{prompt}{TEXTS[0]}")["input_ids"], EOS]

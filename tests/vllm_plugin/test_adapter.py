@@ -139,7 +139,9 @@ def test_the_arbiters_own_threshold_is_not_below_the_lowest_of_a_request():
     features = ScalarFeatures(torch.zeros(8, dtype=torch.int64))
     arbiter = LearnedArbiter(Policy(len(features.names), PolicyConfig()), features, threshold=0.4)
     check_threshold(arbiter, 0.4)
-    check_threshold(AlwaysDraft(), 0.7)
+    check_threshold(AlwaysDraft(), 0.0)
+    with pytest.raises(ConfigError, match="which has no threshold for requests"):
+        check_threshold(AlwaysDraft(), 0.7)
     with pytest.raises(ConfigError, match=r"threshold is 0\.4 and min_threshold 0\.7"):
         check_threshold(arbiter, 0.7)
 

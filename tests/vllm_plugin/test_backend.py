@@ -6,10 +6,12 @@ differ, and a feature is a difference of logits of size 10, so that 1e-4 is ten 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +23,13 @@ from cospec.arbiters import load_arbiter
 from cospec.arbiters.observed import Observed
 from cospec.backends.base import Item
 from cospec.config import DecodeConfig, PairPrompt, SamplingConfig
+from cospec.engine.prompts import make_rows
 from cospec.errors import ConfigError
 from cospec.features import ScalarFeatures
 from cospec.models.bundled import bundled_home, bundled_models
 from cospec.models.load import load_tokenizer
 from cospec.vllm_plugin import decoders
-from cospec.vllm_plugin.backend import VllmBackend, VllmSource, check_config, progress
+from cospec.vllm_plugin.backend import VllmBackend, VllmSource, _rollout, check_config, progress
 from cospec.vllm_plugin.parcels import MIN_ELEMENTS, Receiver, Sender
 from tests.conftest import CONTEXT
 from tests.rl.conftest import arbiter, coin
@@ -213,7 +216,7 @@ def test_what_vllm_does_not_do_is_refused_by_name(option) -> None:
 
 
 def test_an_option_that_does_nothing_by_itself_is_no_reason_to_refuse() -> None:
-    check_config(DecodeConfig(adaptive_cost=0.3, prompt_lookup_max=3, prompt_lookup_min=1))
+    check_config(DecodeConfig(prompt_lookup_max=3, prompt_lookup_min=1))
 
 
 def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
@@ -237,6 +240,30 @@ def test_a_large_constant_is_sent_once_and_a_policy_each_time() -> None:
     kinds[0] = 3
     assert receiver.unpack(sender.pack(one)).features.kinds[0] == 3, "it was changed in place"
     assert receiver.unpack(sender.pack(load_arbiter("gap:max_gap=1"))).name.startswith("gap")
+
+
+def test_a_copy_of_a_large_constant_is_not_sent_again_nor_kept() -> None:
+    """Found: Ray makes a new copy for each call, and both ends kept every one."""
+    one = replace(arbiter(coin(0.5)), features=ScalarFeatures(torch.arange(MIN_ELEMENTS)))
+    sender, receiver = Sender(), Receiver()
+    first = sender.pack(one)
+    got = receiver.unpack(first)
+    for _ in range(3):
+        parcel = sender.pack(copy.deepcopy(one))
+        assert len(parcel) < len(first) - MIN_ELEMENTS
+        assert receiver.unpack(parcel).features.kinds is got.features.kinds
+    assert len(sender._last) == len(receiver._known) == 1
+
+
+def test_blocks_that_are_too_long_for_vllm_are_refused_before_it_starts() -> None:
+    check_config(DecodeConfig(128))
+    with pytest.raises(ConfigError, match="num_speculative_tokens is 129; vLLM's sampler"):
+        check_config(DecodeConfig(129))
+
+
+def test_a_seed_of_any_size_fits_a_request(llama_pair) -> None:
+    (row,) = make_rows(llama_pair, [[1, 2]], [SamplingConfig(4)])
+    assert _rollout(row, "a", 2**64 + 5, 0)["seed"] == 5
 
 
 def test_a_prompt_for_each_model_is_refused(llama_pair) -> None:

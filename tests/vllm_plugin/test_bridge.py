@@ -16,6 +16,7 @@ from cospec.engine.arbitrate import arbitrate
 from cospec.engine.rows import Row
 from cospec.engine.verify import collect_mismatches, verify
 from cospec.engine.walk import Block, walk
+from cospec.errors import ArbiterError
 from cospec.features import ScalarFeatures
 from cospec.models.cache import Output
 from cospec.sampling import Chance
@@ -184,6 +185,22 @@ def test_it_looks_no_further_than_a_drafted_stop_if_blocks_end_there(seed):
     seen = ("block_positions", "block_lengths", "lookahead_matches", "lookahead_log_p")
     for name in (*seen, "block_log_q"):
         assert torch.equal(getattr(ours, name)[kept], getattr(theirs, name)), name
+
+
+class _Careless:
+    """Answers once for the whole batch."""
+
+    name, needs = "careless", Needs.NOTHING
+
+    def rule(self, batch: MismatchBatch) -> Ruling:
+        return Ruling(torch.ones(1, dtype=torch.bool))
+
+
+def test_an_answer_that_is_no_ruling_on_each_mismatch_is_refused():
+    """Found: it stood for all of them."""
+    p, q, ids = blocks(12, 3)
+    with pytest.raises(ArbiterError, match=r"careless ruled with keep_draft of shape \(1,\)"):
+        RowArbiter(_Careless(), K)(flat(p, q, ids))
 
 
 def test_a_request_goes_on_lossless_after_its_last_correction():

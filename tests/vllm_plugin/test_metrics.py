@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cospec.errors import ConfigError
 from cospec.vllm_plugin.metrics import (
     COUNTS,
     HELP,
@@ -139,6 +142,21 @@ def test_worker_and_server_derive_the_same_file(tmp_path):
     assert worker != counts_path(config(tmp_path))
     StepCounts.for_engine(config(tmp_path)).add(counts(1, 2, 3, 4))
     assert list(read_counts(config(tmp_path)).values()) == [1, 2, 3, 4]
+
+
+def test_reading_counts_leaves_no_file_open_and_makes_none(tmp_path):
+    """Found: each call kept one open, and a missing file was made and read as zeros."""
+    with pytest.raises(ConfigError, match="there are no counts at"):
+        read_counts(config(tmp_path))
+    assert not [*tmp_path.iterdir()]
+    StepCounts.for_engine(config(tmp_path)).add(counts(1, 2, 3, 4))
+    open_files = Path("/proc/self/fd")
+    gc.collect()
+    before = len([*open_files.iterdir()])
+    for _ in range(5):
+        read_counts(config(tmp_path))
+    gc.collect()
+    assert len([*open_files.iterdir()]) == before
 
 
 def test_a_link_in_place_of_the_file_is_not_followed(tmp_path):

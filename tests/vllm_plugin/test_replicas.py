@@ -12,7 +12,7 @@ import torch
 from cospec import SamplingConfig
 from cospec.arbiters import load_arbiter
 from cospec.backends.base import Item
-from cospec.cli.backends import BackendOptions
+from cospec.cli.common.backends import BackendOptions
 from cospec.config import DecodeConfig
 from cospec.models.source import PairSource
 from tests.vllm_plugin.aligned import AlignedBackend

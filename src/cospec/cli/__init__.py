@@ -16,6 +16,7 @@ from cospec.cli.arbiters import Arbiters
 from cospec.cli.audit import Audit
 from cospec.cli.bench import Bench
 from cospec.cli.calibrate import Calibrate
+from cospec.cli.common.troubles import sentence_for
 from cospec.cli.compare import Compare
 from cospec.cli.demo import Demo
 from cospec.cli.eval import Eval
@@ -27,7 +28,6 @@ from cospec.cli.reproduce import Reproduce
 from cospec.cli.serve import Serve
 from cospec.cli.trace import Trace
 from cospec.cli.train import Train, defaults
-from cospec.cli.troubles import sentence_for
 from cospec.errors import CospecError
 from cospec.text import visible
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cospec.cli.backends import BackendOptions
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions, check_answers
-from cospec.cli.progress import Progress
-from cospec.cli.run import Run, to_json
+from cospec.cli.common.backends import BackendOptions
+from cospec.cli.common.options import OutputOptions, PairOptions, TaskOptions, check_answers
+from cospec.cli.common.progress import Progress
+from cospec.cli.common.run import Run, to_json
 from cospec.cli.views.audit import standing
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, check_least, is_out_of_memory
@@ -82,7 +82,7 @@ class Audit:
         """Audit, show and write."""
         from cospec.arbiters import load_arbiter
         from cospec.arbiters.learned import notes_on
-        from cospec.cli.play import tell
+        from cospec.cli.common.play import tell
         from cospec.cli.views.audit import show
         from cospec.evaluation.audit.auditor import Auditor
         from cospec.evaluation.audit.dataset import write_dataset
@@ -104,7 +104,13 @@ class Audit:
         auditor.encode(examples)  # refuses a prompt that is too long before anything is played
         limit = options.max_new_tokens or task.max_new_tokens
         sampling = SamplingConfig(limit, options.temperature)
-        tell([*pair.notes, *notes_on(load_arbiter(spec, pair), options, sampling)])
+        tell(
+            [
+                *pair.notes,
+                *self.engine.notes(),
+                *notes_on(load_arbiter(spec, pair), options, sampling),
+            ]
+        )
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:
@@ -131,7 +137,7 @@ class Audit:
 
     def _costs(self, pair: ModelPair, options: AuditOptions, records: list[Json]) -> list[Costs]:
         """Measure what forwards cost, at each batch size that fits into memory."""
-        from cospec.cli.play import tell
+        from cospec.cli.common.play import tell
         from cospec.models.costs import measure_costs
 
         lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]

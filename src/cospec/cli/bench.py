@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from cospec.cli.backends import BackendOptions, records_for
-from cospec.cli.options import OutputOptions, PairOptions, TaskOptions
-from cospec.cli.run import Run
+from cospec.cli.common.backends import BackendOptions, records_for
+from cospec.cli.common.options import OutputOptions, PairOptions, TaskOptions
+from cospec.cli.common.run import Run
 from cospec.errors import ConfigError
 from cospec.evaluation.benchmark.config import BenchConfig
 from cospec.evaluation.benchmark.names import ASSISTED, MATCH, ORACLE
@@ -58,7 +58,7 @@ class Bench:
             print("\n".join(self._known_arms()))
             return
         from cospec.arbiters import load_arbiter
-        from cospec.cli.play import check_trained_on
+        from cospec.cli.common.play import check_trained_on
         from cospec.cli.views.bench import print_cells, run_benchmark
         from cospec.evaluation.benchmark.config import Benchmark, describe
 
@@ -70,6 +70,12 @@ class Bench:
             raise ConfigError(
                 f"num_speculative_tokens is {self.bench.num_speculative_tokens}, and --tune-k "
                 "chooses it; leave out one of them."
+            )
+        sizes, size = self.bench.batch_sizes, self.bench.batch_size
+        if sizes != (size,) and size != BenchConfig().batch_size:
+            raise ConfigError(
+                f"batch_size is {size}, and --batch-sizes are {' '.join(map(str, sizes))}; leave "
+                "one of them out."
             )
         run = Run("bench", self.output, threads=self.threads)
         specs = self._arm_specs()

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cospec.cli.options import AnswerOptions, OutputOptions, PairOptions, TaskOptions
-from cospec.cli.run import Run
+from cospec.cli.common.options import AnswerOptions, OutputOptions, PairOptions, TaskOptions
+from cospec.cli.common.run import Run
 from cospec.config import DecodeConfig, SamplingConfig
 from cospec.errors import ConfigError
 from cospec.models.bundled import BUNDLED_ARBITERS
@@ -120,7 +120,7 @@ class Calibrate:
     def run(self) -> None:
         """Decode, choose, show and write."""
         from cospec.arbiters.learned import LearnedArbiter
-        from cospec.cli.play import play, print_notes
+        from cospec.cli.common.play import play, print_notes
         from cospec.cli.views.arms import print_table
         from cospec.evaluation.audit.dataset import read_dataset
         from cospec.evaluation.evaluate import Evaluation
@@ -338,7 +338,7 @@ def _reliability(arbiter: LearnedArbiter, path: Path, fingerprint: str) -> Json:
     """
     import torch
 
-    from cospec.cli.play import tell
+    from cospec.cli.common.play import tell
     from cospec.evaluation.audit.dataset import count_met, read_dataset, read_metadata
     from cospec.rl.calibrate import reliability
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cospec
-from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
-from cospec.cli.run import Run
+from cospec.cli.common.options import DecodeOptions, OutputOptions, PairOptions
+from cospec.cli.common.run import Run
 from cospec.errors import ConfigError, TaskError
 
 if TYPE_CHECKING:
@@ -47,10 +47,13 @@ class Demo:
     problems: Path | None = None
     """JSON lines with id, question and answer (a number); by default those of the package."""
 
+    def __post_init__(self) -> None:
+        self.decode.check_cost()
+
     def run(self) -> None:
         """Compare, show one problem, and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.cli.play import play, print_notes
+        from cospec.cli.common.play import play, print_notes
         from cospec.cli.views.arms import print_table
         from cospec.cli.views.showcase import pick, show
         from cospec.engine import Engine

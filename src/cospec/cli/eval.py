@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from cospec.cli.backends import BackendOptions, records_for
-from cospec.cli.options import AnswerOptions, ArmOptions, OutputOptions, PairOptions, TaskOptions
-from cospec.cli.run import Run
+from cospec.cli.common.backends import BackendOptions, records_for
+from cospec.cli.common.options import (
+    AnswerOptions,
+    ArmOptions,
+    OutputOptions,
+    PairOptions,
+    TaskOptions,
+)
+from cospec.cli.common.run import Run
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Eval(AnswerOptions):
     def run(self) -> None:
         """Evaluate, show and write."""
         from cospec.arbiters import load_arbiter
-        from cospec.cli.play import check_trained_on, play, print_notes
+        from cospec.cli.common.play import check_trained_on, play, print_notes
         from cospec.cli.views.arms import print_pairs, print_parts, print_table
         from cospec.evaluation.arms import check_names, make_arms
         from cospec.evaluation.evaluate import Evaluation, default_chunk_size

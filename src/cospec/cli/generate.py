@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from cospec.cli.options import DecodeOptions, OutputOptions, PairOptions
-from cospec.cli.run import Run
+from cospec.cli.common.options import DecodeOptions, OutputOptions, PairOptions
+from cospec.cli.common.run import Run
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, GenerationInterrupted, check_least
 from cospec.results import Json, parse_json, write_text
@@ -237,7 +237,7 @@ def _stream_one(
         done: Gets the completion.
         is_kept: Finish it even where nobody reads what is shown, as it goes to a file.
     """
-    from cospec.cli.progress import QuietConsole
+    from cospec.cli.common.progress import QuietConsole
     from cospec.cli.views.paint import LEGEND, Painter
 
     assert pair.tokenizer is not None
@@ -255,7 +255,7 @@ def _stream_one(
 
 def _stream_many(deltas: Iterable[Delta], num_prompts: int, done: dict[int, Completion]) -> None:
     """Complete many prompts with their progress on standard error, then print them in order."""
-    from cospec.cli.progress import Progress
+    from cospec.cli.common.progress import Progress
 
     num_tokens = 0
     with Progress(num_prompts, "prompts") as progress:

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cospec.cli.common.options import PairOptions, given
 from cospec.cli.generate import PromptOptions
-from cospec.cli.options import PairOptions, given
 from cospec.errors import ConfigError, check_least, pip_line
 
 if TYPE_CHECKING:

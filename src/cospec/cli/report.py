@@ -53,6 +53,8 @@ class Report:
         check_apart([self.out, self.markdown])
         for path in (self.out, self.markdown):
             check_writable(path, self.overwrite)
+            if path is not None and path.resolve() in {one.resolve() for one in self.paths}:
+                raise ConfigError(f"{path} is a result to read; name another file to write.")
         inputs = read_all(self.paths)
         for path in inputs.passed_over:
             print(f"note: {path} holds nothing for a report", file=sys.stderr)

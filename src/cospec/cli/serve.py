@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cospec.arbiters import RULES, is_folder, load_arbiter, split_spec
-from cospec.cli.options import PairOptions
+from cospec.arbiters import CSD, RULES, is_folder, load_arbiter, split_spec
+from cospec.cli.common.options import PairOptions
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.results import parse_json, versions
@@ -122,7 +122,9 @@ class Serve:
         if name not in RULES and is_folder(name):  # the server's processes may run elsewhere
             arbiter = f"{Path(name).expanduser().resolve()}{':' if knobs else ''}{knobs}"
         log = None
-        if self.decisions is not None:
+        if self.decisions is None:
+            self._refuse_unused()
+        else:
             if not (path := self.decisions.resolve()).parent.is_dir():
                 raise ConfigError(
                     f"the folder of {self.decisions} does not exist; create it first."
@@ -139,6 +141,19 @@ class Serve:
             min_threshold=self.min_threshold,
             explore=self.explore,
         )
+
+    def _refuse_unused(self) -> None:
+        """Refuse options of the log of decisions where there is none.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for name in ("explore", "decisions_rate", "decisions_max_mb"):
+            if (value := getattr(self, name)) != getattr(Serve, name):
+                raise ConfigError(
+                    f"{name} is {value}, and no decisions are written; pass --decisions FILE, or "
+                    f"leave {name} out."
+                )
 
     def command(self, settings: Settings, arbiter: Arbiter) -> list[str]:
         """The command that starts vLLM's server.
@@ -199,7 +214,7 @@ class Serve:
         from cospec.arbiters.learned import notes_on
         from cospec.models.compare import compare_tokenizers
         from cospec.models.load import load_tokenizer
-        from cospec.vllm_plugin.adapter import check_threshold
+        from cospec.vllm_plugin.adapter import check_block_length, check_threshold, exploring
 
         models = self.models()
         notes = compare_tokenizers(*(load_tokenizer(source) for source in models))
@@ -211,23 +226,32 @@ class Serve:
                 "smaller one's embeddings, or pass another draft."
             )
         check_threshold(arbiter, settings.min_threshold)
+        if settings.explore:
+            exploring(arbiter, settings.explore)
         decode = DecodeConfig(
             num_speculative_tokens=self.num_speculative_tokens,
             end_blocks_at_stop=settings.end_blocks_at_stop,
             max_corrections=settings.max_corrections,
         )
-        notes += notes_on(arbiter, decode.for_arbiters([arbiter]))
+        decode = decode.for_arbiters([arbiter])
+        check_block_length(decode.k)
+        notes += notes_on(arbiter, decode)
         return [*notes, *self._compare_pairs(settings.arbiter_spec, arbiter)]
 
     def _compare_pairs(self, spec: str, arbiter: Arbiter) -> list[str]:
         """Return a note if a trained arbiter was trained on another pair, by weights or by name."""
         from cospec.arbiters.learned import LearnedArbiter
 
+        if isinstance(arbiter, CSD) and self.pair is None:
+            return [
+                "the memory of csd is not compared with the weights of this pair, which are not "
+                "loaded here; cospec eval does that"
+            ]
+        if isinstance(arbiter, CSD | LearnedArbiter) and self.pair is not None:
+            pair = PairOptions(pair=self.pair, device="cpu").load()  # small: compare the weights
+            return list(getattr(load_arbiter(spec, pair), "notes", ()))
         if not isinstance(arbiter, LearnedArbiter):
             return []
-        if self.pair is not None:  # small: compare the weights
-            pair = PairOptions(pair=self.pair, device="cpu").load()
-            return list(getattr(load_arbiter(spec, pair), "notes", ()))
         trained_on = arbiter.about.get("pair", {})
         theirs = [trained_on.get(role) for role in ("target", "draft")]
         if theirs == [self.target, self.draft]:

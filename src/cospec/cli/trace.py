@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from cospec.cli.options import (
+from cospec.cli.common.options import (
     AnswerOptions,
     DecodeOptions,
     OutputOptions,
     PairOptions,
     TaskOptions,
 )
-from cospec.cli.progress import Progress
-from cospec.cli.run import Run
+from cospec.cli.common.progress import Progress
+from cospec.cli.common.run import Run
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, check_least
 
@@ -49,7 +49,7 @@ class Trace:
         """
         from cospec.arbiters import load_arbiter
         from cospec.arbiters.learned import notes_on
-        from cospec.cli.play import tell
+        from cospec.cli.common.play import tell
         from cospec.engine import Engine
         from cospec.evaluation.problems import describe_problems
         from cospec.evaluation.trace import trace_problems

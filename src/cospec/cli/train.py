@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tyro
 
-from cospec.cli.backends import BackendOptions
-from cospec.cli.logged import OBJECTIVE, LogOptions, train_from_log
-from cospec.cli.options import PairOptions, given, set_threads
-from cospec.cli.progress import Progress
-from cospec.cli.run import to_json
+from cospec.cli.common.backends import BackendOptions
+from cospec.cli.common.logged import OBJECTIVE, LogOptions, train_from_log
+from cospec.cli.common.options import PairOptions, given, set_threads
+from cospec.cli.common.progress import Progress
+from cospec.cli.common.run import to_json
 from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, parse_json, write_text
 from cospec.rl.config import TrainConfig
@@ -25,7 +25,7 @@ from cospec.tasks.extras import import_extra
 
 if TYPE_CHECKING:
     from cospec.backends.base import RolloutBackend
-    from cospec.cli.trackers import Tracker
+    from cospec.cli.common.trackers import Tracker
     from cospec.models import ModelPair
     from cospec.rl.trainer import Trainer
     from cospec.tasks import Example, Task
@@ -124,7 +124,7 @@ class Train:
             raise ConfigError(f"out is {self.out}, which is a file; name a folder.")
         if self.log.from_log is not None:
             set_threads(self.threads)
-            train_from_log(self.log, self.train, self.out, self.name)
+            train_from_log(self.log, self.pair, self.train, self.out, self.name)
             return
         if not self.task.task:
             raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
@@ -168,7 +168,9 @@ class Train:
 
     def _options_of_a_log(self) -> Train:
         """Return the options that training from a log takes, with defaults for all others."""
-        used = {name: getattr(self, name) for name in ("out", "log", "config", "name", "threads")}
+        names = ("out", "log", "config", "name", "threads")
+        used = {name: getattr(self, name) for name in names}
+        used["pair"] = PairOptions(pair=self.pair.pair)
         file = None if self.config is None else defaults(["--config", str(self.config)])
         config, ours = TrainConfig() if file is None else file.train, self.train
         weights = {name: getattr(ours.objective, name) for name in OBJECTIVE}
@@ -178,7 +180,7 @@ class Train:
 
     def _trainer(self, pair: ModelPair, problems: Problems) -> Trainer:
         """Make the trainer, which resumes from its folder."""
-        from cospec.cli.play import tell
+        from cospec.cli.common.play import tell
         from cospec.rl.trainer import Trainer
 
         task, train, tune, solved = problems
@@ -191,7 +193,7 @@ class Train:
         self, trainer: Trainer, provenance: Provenance, audited: dict[str, list[str]] | None
     ) -> None:
         """Train to the end and write the arbiter; `audited` hashes the questions of an audit."""
-        from cospec.cli.trackers import open_trackers
+        from cospec.cli.common.trackers import open_trackers
         from cospec.rl.card import write_card
         from cospec.tasks.trained_on import write_trained_on
 
@@ -298,7 +300,7 @@ class Train:
 
     def _plan(self, pair: ModelPair, problems: Problems) -> None:
         """Print what would be done, and how long it would take, from a small round."""
-        from cospec.cli.play import tell
+        from cospec.cli.common.play import tell
         from cospec.rl.trainer import Trainer
 
         task, train, tune, solved = problems

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from cospec.engine.verify import collect_mismatches, is_cut, parts_of_rows, trace_probs
-from cospec.errors import ArbiterError
-from cospec.rulings import Veto, find_vetoes
-from cospec.types import NO_FEATURES, Arbiter, MismatchBatch, Needs, Origin, Ruling
+from cospec.rulings import Veto, check_ruling, find_vetoes
+from cospec.types import NO_FEATURES, Arbiter, Needs, Origin, Ruling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +83,7 @@ def arbitrate(
         r, places, is_stop, is_exact = torch.tensor(part, device=history.device).unbind(dim=1)
         batch = collect_mismatches(verified, proposal, r, places, history, arbiter.needs, chance)
         ruling = arbiter.rule(batch)
-        _check(ruling, batch, arbiter.name)
+        check_ruling(ruling, batch, arbiter.name)
         vetoes = find_vetoes(
             ruling.score,
             draft_logit=verified.logits[r, places, batch.draft_ids],
@@ -142,26 +141,3 @@ def _is_stop(row: Row, block: Block, place: int) -> bool:
 def _is_exact(row: Row, place: int) -> bool:
     """Return whether no override is allowed at a place of the row's block."""
     return row.is_lossless or len(row.generated) + place < row.config.exact_prefix_tokens
-
-
-def _check(ruling: Ruling, batch: MismatchBatch, name: str) -> None:
-    """Raise ArbiterError unless the answer is a ruling on each mismatch."""
-    if not isinstance(ruling, Ruling):
-        raise ArbiterError(f"arbiter {name} answered {ruling!r}; it must return a Ruling.")
-    keep, score, size = ruling.keep_draft, ruling.score, (len(batch),)
-    if not isinstance(keep, torch.Tensor) or keep.shape != size or keep.dtype != torch.bool:
-        raise ArbiterError(
-            f"arbiter {name} ruled with keep_draft {_described(keep)}; it must be a tensor of "
-            f"torch.bool of shape {size}, one ruling a mismatch."
-        )
-    if score is not None and (not isinstance(score, torch.Tensor) or score.shape != size):
-        raise ArbiterError(
-            f"arbiter {name} ruled with score {_described(score)}; it must be None or a tensor of "
-            f"shape {size}, one score a mismatch."
-        )
-
-
-def _described(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"of shape {tuple(value.shape)} and {value.dtype}"
-    return repr(value)

@@ -41,7 +41,8 @@ class Branch:
         position: Index of the token in the generated text; the tokens before it are shared.
         token_id: The token that stands there instead.
         origin: Where that token comes from: the draft's token at a mismatch is an override.
-        stream: Stream of the rollout's seed that it draws from; by default its place in the list.
+        stream: Stream of the rollout's seed that it draws from; by default one that no prompt has,
+            by its place in the list and its position: numbers that the rollout has not drawn.
     """
 
     rollout: Rollout
@@ -81,7 +82,8 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
             f"a branch has token {branch.token_id}; the target has tokens 0 to {vocab_size - 1}."
         )
     row = make_row(pair, index, parent.prompt_ids, branch.rollout.config)
-    row.draw_from(index if branch.stream is None else branch.stream)
+    own = (1 + branch.position) * 2**32 + index
+    row.draw_from(own if branch.stream is None else branch.stream)
     row.generated = parent.token_ids[: branch.position]
     row.origins = parent.origins[: branch.position]
     row.caches, row.draft_prompt_ids = caches, branch.rollout.draft_prompt_ids

@@ -88,6 +88,10 @@ class Engine:
                 f"num_speculative_tokens is {self.num_speculative_tokens}, and the pair's context "
                 f"holds {pair.context_length}; lower it."
             )
+        if drafter is not None and not (isinstance(drafter, type) and issubclass(drafter, Drafter)):
+            raise ConfigError(
+                f"drafter is {drafter!r}; pass a name such as 'ngram', or a class of drafters."
+            )
         self._drafter = drafter or DRAFTERS[self.config.drafter]
         self._check_drafter()
 
@@ -221,22 +225,30 @@ class Engine:
     def _blocks(self, waiting: deque[Row]) -> Iterator[list[Row]]:
         """Decode block by block; after each, the rows that took part."""
         batch, self._kept = self._kept or self._new_batch(), None
-        while waiting or batch.rows:
-            num_free = self.batch_size - len(batch.rows)
-            admitted = [waiting.popleft() for _ in range(min(num_free, len(waiting)))]
-            if admitted:
-                batch.admit(admitted)
-            try:
-                batch.step()
-            except NonFiniteError:
-                yield [row for row in batch.rows if row.finish_reason]
-                raise
-            yield list(batch.rows)
-            if self.on_finished is not None:
-                self.on_finished(sum(row.finish_reason is not None for row in batch.rows))
+        is_sound = False
+        try:
+            while waiting or batch.rows:
+                num_free = self.batch_size - len(batch.rows)
+                admitted = [waiting.popleft() for _ in range(min(num_free, len(waiting)))]
+                if admitted:
+                    batch.admit(admitted)
+                try:
+                    batch.step()
+                except NonFiniteError:
+                    yield [row for row in batch.rows if row.finish_reason]
+                    raise
+                yield list(batch.rows)
+                if self.on_finished is not None:
+                    self.on_finished(sum(row.finish_reason is not None for row in batch.rows))
+                batch.drop_finished()
+            is_sound = True
+        except GeneratorExit:  # nobody reads on, perhaps after the last block
             batch.drop_finished()
-        if self.config.enable_prefix_caching:
-            self._kept = batch
+            is_sound = not batch.rows
+            raise
+        finally:
+            if is_sound and self.config.enable_prefix_caching:
+                self._kept = batch
 
     def _new_batch(self) -> Batch:
         drafter = self._drafter(self.pair, self.config, self.arbiter.needs)

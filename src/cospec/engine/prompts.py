@@ -74,8 +74,10 @@ def make_rows(
         rows.append(row)
     if streams is not None and len(streams) != len(prompts):
         raise ConfigError(f"got {len(streams)} streams for {len(prompts)} prompts; pass one each.")
-    for row, stream in zip(rows, streams or (), strict=streams is not None):
-        row.draw_from(stream)
+    for row, stream in zip(rows, () if streams is None else streams, strict=streams is not None):
+        if stream < 0:
+            raise ConfigError(f"streams has {stream}; a stream is 0 or positive.")
+        row.draw_from(int(stream))
     return rows
 
 

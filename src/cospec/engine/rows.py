@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from cospec.config import SamplingConfig
 
 
+_MOST_BYTES = 64
+"""Tokens before those that may hold a stop string which are decoded as well, at most."""
+
+
 @dataclass(slots=True)
 class Row:
     """A prompt that is being completed.
@@ -117,7 +121,13 @@ class Row:
         while start and left:
             start -= 1
             left -= self.generated[start] not in self.special_ids
-        return self._find_stop(self._decode(self.generated[start:])) >= 0
+        text = self._decode(self.generated[start:])
+        # Tokens of single bytes are decoded together: from within a character none is readable.
+        for earlier in range(start - 1, max(-1, start - _MOST_BYTES), -1):
+            if not text.startswith(BROKEN):
+                break
+            text = self._decode(self.generated[earlier:])
+        return self._find_stop(text) >= 0
 
     def _find_stop(self, text: str) -> int:
         """Return the start of the first stop string in `text`; -1 if there is none."""

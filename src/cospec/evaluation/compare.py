@@ -164,10 +164,14 @@ def _cells(document: Json) -> dict[Place, Json]:
 def full_rows(cell: Json) -> dict[str, dict[str, Json]]:
     """By arm and problem, the rows of a cell with every text in place, if it keeps texts."""
     if "ids" in cell:  # made by experiments/slim.py
+        groups = [
+            {} if group is None else {"group": group}
+            for group in cell.get("groups", [None] * len(cell["ids"]))  # older files have none
+        ]
         return {
             row["arm"]: {
-                name: {"correct": mark == "1", "text": None}
-                for name, mark in zip(cell["ids"], row["correct"], strict=True)
+                name: {"correct": mark == "1", "text": None} | group
+                for name, mark, group in zip(cell["ids"], row["correct"], groups, strict=True)
             }
             for row in cell["rows"]
         }

@@ -129,13 +129,15 @@ def p_value(arm: Json) -> float:
 
 
 def _over_groups(ours: Sequence[Json], theirs: Sequence[Json], over_items: Interval) -> Json:
-    """Compare two arms with groups as units; empty for rows without groups, or with one alone."""
-    changes: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems
-    for a, b in zip(ours, theirs, strict=True):
-        if "group" not in a:
-            return {}
-        changes[a["group"]][0] += a["correct"] - b["correct"]
-        changes[a["group"]][1] += 1
+    """Compare two arms with groups as units; empty for rows without groups, or with one alone.
+
+    A problem without a group, as in a mixture, is one of its own.
+    """
+    changes: dict[str | int, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems
+    for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        group: str | int = a.get("group", b.get("group", place))
+        changes[group][0] += a["correct"] - b["correct"]
+        changes[group][1] += 1
     if not 1 < len(changes) < len(ours):
         return {}
     clusters = [(change, size) for change, size in changes.values()]

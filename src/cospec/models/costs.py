@@ -20,6 +20,8 @@ import torch
 from cospec.models.cache import CachedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from cospec.models.pair import ModelPair
@@ -76,14 +78,11 @@ def token_cost(pair: ModelPair, k: int, batch_size: int) -> float:
     known = _TOKEN_COSTS.setdefault(pair.draft_model, {})
     key = id(pair.target), k, batch_size
     if key not in known:
-        costs = measure_costs(
-            pair, max_tokens=k + 1, context=_CONTEXT, batch_size=batch_size, num_trials=5
-        )
-        known[key] = costs.token_s / costs.verify_s[0]
+        draft, one, most = _medians(pair, (1, k + 1), _CONTEXT, batch_size, num_trials=5)[1]
+        known[key] = (draft + max(0.0, most - one) / k) / one
     return known[key]
 
 
-@torch.inference_mode()
 def measure_costs(
     pair: ModelPair, *, max_tokens: int, context: int, batch_size: int = 1, num_trials: int = 15
 ) -> Costs:
@@ -96,16 +95,26 @@ def measure_costs(
         batch_size: Rows of every forward.
         num_trials: Trials of each forward; the first two warm up and are left out.
     """
-    context = max(1, min(context, pair.context_length - max_tokens))
-    target = _filled(pair.target, context, batch_size, max_tokens)
+    lengths = range(1, max_tokens + 1)
+    context, (draft, *verify) = _medians(pair, lengths, context, batch_size, num_trials)
+    return Costs(batch_size, context, draft, verify)
+
+
+@torch.inference_mode()
+def _medians(
+    pair: ModelPair, lengths: Sequence[int], context: int, batch_size: int, num_trials: int
+) -> tuple[int, list[float]]:
+    """Return the context, and seconds of a draft step and of target forwards of some lengths."""
+    longest = max(lengths)
+    context = max(1, min(context, pair.context_length - longest))
+    target = _filled(pair.target, context, batch_size, longest)
     steps = [(_filled(pair.draft_model, context, batch_size, 1), 1)]
-    steps += [(target, n) for n in range(1, max_tokens + 1)]
+    steps += [(target, n) for n in lengths]
     seconds: list[list[float]] = [[] for _ in steps]
     for _ in range(num_trials + 2):
         for (cached, n), found in zip(steps, seconds, strict=True):
             found.append(_seconds(cached, context, batch_size, n))
-    draft, *verify = [median(found[2:]) for found in seconds]
-    return Costs(batch_size, context, draft, verify)
+    return context, [median(found[2:]) for found in seconds]
 
 
 def _filled(model: PreTrainedModel, context: int, batch_size: int, num_tokens: int) -> CachedModel:

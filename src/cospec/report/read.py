@@ -208,6 +208,7 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
 def _kind(arm: Json) -> str:
     """Return the kind of an arm whose entry does not tell it."""
     from cospec.arbiters import RULES  # noqa: PLC0415  # loads torch
+    from cospec.registered import registered_names  # noqa: PLC0415
 
     if arm["name"] in ("target", "lossless"):
         return "exact"
@@ -216,7 +217,8 @@ def _kind(arm: Json) -> str:
     name = str(arm["arbiter"]).partition(":")[0]
     if name == "random":
         return "random"
-    return "rule" if name in RULES else "learned"
+    is_rule = name in RULES or name in registered_names("cospec.arbiters")
+    return "rule" if is_rule else "learned"
 
 
 def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:

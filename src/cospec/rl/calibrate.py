@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from scipy.stats import binom
 
-from cospec.arbiters.checkpoint import read_config
+from cospec.arbiters.checkpoint import CONFIG, read_config
 from cospec.arbiters.record import FILES
 from cospec.errors import CheckpointError, ConfigError
 from cospec.evaluation.stats import wilson_interval
@@ -254,6 +254,10 @@ def check_point(folder: Path, name: str, overwrite: bool, out: Path | None = Non
             f"{out} exists; pass another --out, --overwrite to replace it, or --arbiter {out} "
             "without --out to add a point to it."
         )
+    if out is not None and out.is_dir() and any(out.iterdir()) and not (out / CONFIG).exists():
+        raise ConfigError(
+            f"{out} is no arbiter, and what it holds could be lost; pass another --out."
+        )
     if out is not None:
         place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
         if not place.is_dir() or not os.access(place, os.W_OK):
@@ -283,4 +287,4 @@ def write_point(
             (out / file).unlink(missing_ok=True)
             if (folder / file).exists():
                 shutil.copyfile(folder / file, out / file)
-    write_text((out or folder) / "config.json", json.dumps(config, indent=1) + "\n")
+    write_text((out or folder) / CONFIG, json.dumps(config, indent=1) + "\n")

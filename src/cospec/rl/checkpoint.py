@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cospec.arbiters.record import CARD
 from cospec.errors import CheckpointError, ConfigError
 from cospec.evaluation.problems import describe_problems
 from cospec.results import parse_json, write_bytes, write_text
@@ -161,6 +162,11 @@ def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} holds a finished arbiter; name another folder.")
     path = folder / SETTINGS
+    if not path.exists() and (folder / CARD).exists():
+        raise ConfigError(
+            f"{folder} has a {CARD} of something else, which the arbiter's would replace; name "
+            "another folder."
+        )
     if not (path.exists() and (folder / STATE).exists()):
         return
     try:

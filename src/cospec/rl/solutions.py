@@ -27,6 +27,7 @@ from cospec.models.prefill import cheapest_order
 from cospec.rl.types import SolutionData
 from cospec.rulings import in_width, make_batch, rank_in_row
 from cospec.sampling import Warper, accepts, draw, residual, row_generator
+from cospec.tasks.base import answered
 from cospec.types import Needs
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def encode_solutions(
         prompt = task.part_of(example).prompt(example, tokenizer)
         if isinstance(prompt, str):
             ids = pair.encode(prompt)
-            whole = pair.encode(f"{prompt} {text.strip()}")
+            whole = pair.encode(answered(prompt, text.strip()))
             if whole[: len(ids)] != ids:
                 continue  # the first word of the solution merges into the last token of the prompt
         else:

@@ -7,6 +7,7 @@ slow reference decoder says the same again, and tests hold the two equal.
 from cospec.rulings.mismatches import (
     COLUMNS,
     LookAhead,
+    check_ruling,
     in_width,
     look_ahead,
     make_batch,
@@ -21,6 +22,7 @@ __all__ = [
     "COLUMNS",
     "LookAhead",
     "Veto",
+    "check_ruling",
     "find_vetoes",
     "in_width",
     "look_ahead",

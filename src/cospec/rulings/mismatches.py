@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from cospec.types import MismatchBatch, Needs
+from cospec.errors import ArbiterError
+from cospec.types import MismatchBatch, Needs, Ruling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,6 +46,42 @@ def make_batch(
         if need in needs:
             columns |= zip(names, supply[need](), strict=True)
     return MismatchBatch(**columns)
+
+
+def check_ruling(ruling: object, batch: MismatchBatch, name: str) -> None:
+    """Check that an arbiter's answer is a ruling on each mismatch of a batch.
+
+    Raises:
+        ArbiterError: It is not.
+    """
+    if not isinstance(ruling, Ruling):
+        raise ArbiterError(f"arbiter {name} answered {ruling!r}; it must return a Ruling.")
+    keep, score, size = ruling.keep_draft, ruling.score, (len(batch),)
+    if not isinstance(keep, torch.Tensor) or keep.shape != size or keep.dtype != torch.bool:
+        raise ArbiterError(
+            f"arbiter {name} ruled with keep_draft {_described(keep)}; it must be a tensor of "
+            f"torch.bool of shape {size}, one ruling a mismatch."
+        )
+    if score is not None and (not isinstance(score, torch.Tensor) or score.shape != size):
+        raise ArbiterError(
+            f"arbiter {name} ruled with score {_described(score)}; it must be None or a tensor of "
+            f"shape {size}, one score a mismatch."
+        )
+
+    features = ruling.features
+    if features is not None and not (
+        isinstance(features, torch.Tensor) and features.ndim == 2 and len(features) == len(batch)
+    ):
+        raise ArbiterError(
+            f"arbiter {name} ruled with features {_described(features)}; they must be None or a "
+            f"tensor of shape ({len(batch)}, F), one row a mismatch."
+        )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"of shape {tuple(value.shape)} and {value.dtype}"
+    return repr(value)
 
 
 class LookAhead(NamedTuple):

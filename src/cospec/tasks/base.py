@@ -25,6 +25,11 @@ BOXED = "{question}\nPlease reason step by step, and put your final answer withi
 """The message that Qwen2.5-Math's and many other evaluations send to chat models."""
 
 
+def answered(prompt: str, answer: str) -> str:
+    """Return a plain prompt with its answer: after a space, or on the line that it opens."""
+    return prompt + answer if prompt.endswith("\n") else f"{prompt} {answer}"
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One problem."""
@@ -189,10 +194,7 @@ class Task:
         asked = self._asked([*shots, example], self.chat if is_chat else self.plain)
         worked = [self.show(shot, is_chat) for shot in shots]
         if not is_chat:
-            pairs = [
-                text + answer if text.endswith("\n") else f"{text} {answer}"
-                for text, answer in zip(asked, worked, strict=False)
-            ]
+            pairs = [answered(*each) for each in zip(asked, worked, strict=False)]
             return "\n\n".join([*pairs, asked[-1]])
         turns = []
         for text, answer in zip(asked, [*worked, ""], strict=True):

@@ -209,10 +209,18 @@ def check_engine(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
                 f"{name} of the speculative_config is {value!r}; with CoSpec it must be "
                 f"{allowed[0]!r}."
             )
-    if speculative.num_speculative_tokens > MAX_BLOCK_LENGTH:
+    check_block_length(speculative.num_speculative_tokens)
+
+
+def check_block_length(k: int) -> None:
+    """Raise if blocks are longer than vLLM's sampler takes.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if k > MAX_BLOCK_LENGTH:
         raise ConfigError(
-            f"num_speculative_tokens is {speculative.num_speculative_tokens}; vLLM's sampler takes "
-            f"at most {MAX_BLOCK_LENGTH}."
+            f"num_speculative_tokens is {k}; vLLM's sampler takes at most {MAX_BLOCK_LENGTH}."
         )
 
 
@@ -249,8 +257,13 @@ def check_threshold(arbiter: Arbiter, lowest: float) -> None:
     """Raise if the arbiter's own threshold is below the lowest that a request may set.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: It is, or the arbiter has none.
     """
+    if lowest and not isinstance(arbiter, LearnedArbiter):
+        raise ConfigError(
+            f"min_threshold is {lowest:g} and the arbiter is {arbiter.name}, which has no "
+            "threshold for requests; serve a trained arbiter, or leave min_threshold out."
+        )
     if isinstance(arbiter, LearnedArbiter) and arbiter.threshold < lowest:
         raise ConfigError(
             f"the arbiter's threshold is {arbiter.threshold:g} and min_threshold {lowest:g}, which "

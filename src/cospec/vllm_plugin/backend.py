@@ -24,6 +24,7 @@ from cospec.config import DecodeConfig
 from cospec.engine.prompts import make_row, make_rows
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.types import Origin
+from cospec.vllm_plugin.adapter import check_block_length
 from cospec.vllm_plugin.parcels import Sender
 from cospec.vllm_plugin.replay import by_request, replay
 from cospec.vllm_plugin.settings import KEY
@@ -46,7 +47,6 @@ _HONOURED = {
     "enable_prefix_caching",  # vLLM always does
     "keep_trace",
     # These change nothing without an option that is refused.
-    "adaptive_cost",
     "prompt_lookup_max",
     "prompt_lookup_min",
 }
@@ -230,6 +230,7 @@ def check_config(config: DecodeConfig) -> None:
     Raises:
         ConfigError: There is one.
     """
+    check_block_length(config.num_speculative_tokens or 0)
     for option in fields(DecodeConfig):
         value = getattr(config, option.name)
         if option.name not in _HONOURED and value != option.default:
@@ -370,7 +371,7 @@ def _rollout(row: Row, key: str, seed: int, stream: int) -> dict[str, Any]:  # A
     num_overrides = row.origins.count(Origin.OVERRIDE)
     return {
         "key": key,
-        "seed": seed,
+        "seed": seed % 2**64,  # as our engine takes it; msgpack has no larger number
         "stream": stream,
         "num_before": len(row.generated),
         "num_overrides": num_overrides,

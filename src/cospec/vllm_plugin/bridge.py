@@ -21,6 +21,7 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.rulings import (
     COLUMNS,
     Veto,
+    check_ruling,
     find_vetoes,
     look_ahead,
     make_batch,
@@ -261,7 +262,11 @@ class RowArbiter:
             return torch.zeros_like(asked), None, None
         size = max(1, MAX_ELEMENTS // rows.target_logits.shape[1])
         whole = self._batch(rows, is_mismatch, target_ids)
-        parts = [self.arbiter.rule(_select(whole, chunk)) for chunk in torch.split(index, size)]
+        parts = []
+        for chunk in torch.split(index, size):
+            batch = _select(whole, chunk)
+            parts.append(self.arbiter.rule(batch))
+            check_ruling(parts[-1], batch, self.arbiter.name)
         return _spread(parts, index, num_rows, self.keep_features)
 
     def _batch(self, rows: VerifiedRows, is_mismatch: Tensor, target_ids: Tensor) -> MismatchBatch:

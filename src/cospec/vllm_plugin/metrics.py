@@ -18,6 +18,7 @@ import mmap
 import os
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from cospec.errors import ConfigError
 from cospec.vllm_plugin.settings import Settings
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ class CountsFile:
             os.close(fd)
             raise
         self._fd = fd
+        weakref.finalize(self, os.close, fd).atexit = False  # what runs at exit still counts
         self._map = mmap.mmap(fd, size)
         numbers = torch.frombuffer(self._map, dtype=torch.int64)
         num = len(COUNTS)
@@ -232,8 +235,17 @@ def open_counts(path: Path) -> CountsFile | None:
 def read_counts(
     vllm_config: Any,  # Any: vLLM's VllmConfig
 ) -> dict[str, int]:
-    """Totals of an engine on this machine by name, such as ``llm.llm_engine.vllm_config``."""
-    return CountsFile(counts_path(vllm_config)).totals()
+    """Totals of an engine on this machine by name, such as ``llm.llm_engine.vllm_config``.
+
+    Raises:
+        ConfigError: The engine has written none.
+    """
+    if not (path := counts_path(vllm_config)).is_file():
+        raise ConfigError(
+            f"there are no counts at {path}; the engine runs without CoSpec's settings, or on "
+            "another machine."
+        )
+    return CountsFile(path).totals()
 
 
 @dataclass

@@ -2,12 +2,14 @@
 
 A policy changes from round to round and is small; the embeddings and token kinds of its features
 never change and are large. So a tensor of at least `MIN_ELEMENTS` is sent with the first parcel
-that needs it, and by its number later. Both ends belong to one user: a worker unpickles what the
+that needs it, and by its number later, however often it is copied in between (Ray makes a new copy
+of an arbiter for each call). Both ends belong to one user: a worker unpickles what the
 process that started it has sent.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from dataclasses import dataclass, field
@@ -26,19 +28,30 @@ MIN_ELEMENTS = 2**12
 class Sender:
     """The end that has the arbiters."""
 
-    _known: dict[tuple[int, int], tuple[int, Tensor]] = field(default_factory=dict)
+    _numbers: dict[bytes, int] = field(default_factory=dict)
+    """By content, of all tensors that were sent."""
+    _last: dict[tuple[int, int], tuple[int, Tensor]] = field(default_factory=dict)
+    """By identity, of those of the last parcel, which need not be read again."""
 
     def pack(self, arbiter: Arbiter) -> bytes:
         """Return an arbiter as bytes, without the tensors that were sent before."""
         new: dict[int, Tensor] = {}
+        used: dict[tuple[int, int], tuple[int, Tensor]] = {}
         weights: set[int] = set()
         file = io.BytesIO()
         pickler = pickle.Pickler(file)
-        pickler.persistent_id = lambda value: self._number(value, new, weights)  # type: ignore[method-assign]
+        pickler.persistent_id = lambda value: self._number(value, new, used, weights)  # type: ignore[method-assign]
         pickler.dump(arbiter)
+        self._last = used
         return pickle.dumps((new, file.getvalue()))
 
-    def _number(self, value: object, new: dict[int, Tensor], weights: set[int]) -> int | None:
+    def _number(
+        self,
+        value: object,
+        new: dict[int, Tensor],
+        used: dict[tuple[int, int], tuple[int, Tensor]],
+        weights: set[int],
+    ) -> int | None:
         """Return the number of a large tensor, and add it to the new ones if it is one."""
         if isinstance(value, nn.Parameter):  # it is pickled as a tensor of its own
             weights.add(value.data_ptr())
@@ -47,13 +60,26 @@ class Sender:
         if not is_constant or value.numel() < MIN_ELEMENTS:  # type: ignore[attr-defined]
             return None
         assert isinstance(value, Tensor)
-        # A tensor that was changed in place has another version, and is sent again. It is kept
-        # alive here, so that no other one gets its id.
+        # A tensor that was changed in place has another version, and is read again. Those of the
+        # last parcel are kept alive, so that no other one gets their ids.
         key = id(value), 0 if value.is_inference() else value._version
-        if key not in self._known:
-            self._known[key] = len(self._known), value
-            new[self._known[key][0]] = value.detach().cpu()
-        return self._known[key][0]
+        found = used.get(key) or self._last.get(key)
+        if found is None:
+            on_host = value.detach().cpu()
+            content = _digest(on_host)
+            if content not in self._numbers:
+                self._numbers[content] = len(self._numbers)
+                new[self._numbers[content]] = on_host
+            found = self._numbers[content], value
+        used[key] = found
+        return found[0]
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Return a hash of a tensor's type, shape and numbers."""
+    numbers = tensor.contiguous().view(torch.uint8).numpy().data
+    about = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    return hashlib.blake2b(about + b":" + hashlib.blake2b(numbers).digest()).digest()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cospec.cli.views.tables import FILE_WIDTH, table_console
-from cospec.evaluation.summary import DRAFT, LOSSLESS, is_timed_once
+from cospec.evaluation.summary import DRAFT, LOSSLESS, is_timed_once, p_value
 from cospec.results import Json
 from cospec.text import visible
 
@@ -94,7 +94,7 @@ def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:
     for part, arms in parts.items():
         table.add_column(part, justify="right", overflow="fold")
         for arm in arms:
-            cell = f"{arm['accuracy']:.1%} {arm['wins']}/{arm['losses']} p {arm['mcnemar_p']:.2g}"
+            cell = f"{arm['accuracy']:.1%} {arm['wins']}/{arm['losses']} p {p_value(arm):.2g}"
             shown.setdefault(arm["name"], []).append(cell)
     for name, cells in shown.items():
         table.add_row(visible(name), *cells)

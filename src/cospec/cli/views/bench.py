@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cospec.cli.play import play, print_notes
+from cospec.cli.common.play import play, print_notes
 from cospec.cli.views.arms import COLUMNS, Columns, over_groups, print_table
 from cospec.evaluation.summary import LOSSLESS, is_timed_once, p_value
 from cospec.results import Json

@@ -46,7 +46,8 @@ class BenchConfig(DecodeConfig):
     temperatures: tuple[float, ...] = (0.0,)
     """0 is greedy; a table for each."""
     repeats: int = 3
-    """Times that the test problems are decoded: speed is the mean, quality that of the first."""
+    """Times that the test problems are decoded: times are means over them, speed-ups medians, and
+    quality is that of the first."""
     tune_k: tuple[int, ...] = ()
     """Drafted tokens a block to try for each arm on the tune split."""
     tune_knobs: bool = False

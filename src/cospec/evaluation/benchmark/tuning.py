@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters import RULES, split_spec
 from cospec.evaluation.arms import Arm
 from cospec.evaluation.benchmark.config import Setting
 from cospec.evaluation.summary import DRAFT, counts, rows_by_arm
@@ -111,14 +111,15 @@ def _try(
 def _arm(benchmark: Benchmark, setting: Setting) -> Arm:
     """An arm under the name of what it decodes with: two arms may try the same.
 
-    Checkpoints of one label are told apart by their folders.
+    Checkpoints of one label are told apart by their folders, and arbiters from elsewhere by their
+    settings, which their names need not tell.
     """
     size = max(benchmark.config.batch_sizes)
     if setting.spec == DRAFT:
         return Arm(DRAFT, None, benchmark.plain("draft", size))
     arbiter = benchmark.arbiter(setting.spec)
     decoder = benchmark.ruled(arbiter, setting.k, size)
-    name = setting.spec if isinstance(arbiter, LearnedArbiter) else arbiter.name
+    name = arbiter.name if split_spec(setting.spec)[0] in RULES else setting.spec
     return Arm(f"{name}, k={setting.k}", setting.spec, decoder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cospec.cli.play import check_trained_on
+from cospec.cli.common.play import check_trained_on
 from cospec.errors import ConfigError
 from cospec.tasks import Example
 from cospec.tasks.trained_on import write_trained_on

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import cospec
 from cospec import ModelPair, cli
-from cospec.cli.troubles import sentence_for
+from cospec.cli.common.troubles import sentence_for
 from cospec.errors import CheckpointError
 from cospec.evaluation.evaluate import Evaluation
 from tests.conftest import random_model
@@ -159,7 +159,9 @@ def test_no_duration_is_measured_by_the_wall_clock():
         for path in SOURCE.rglob("*.py")
         if re.search(r"\btime\.time\(|datetime\.now\(", path.read_text())
     ]
-    assert set(found) <= {"results.py", "cli/progress.py"}, "when it started, and when it will end"
+    assert set(found) <= {"results.py", "cli/common/progress.py"}, (
+        "when it started, and when it will end"
+    )
 
 
 def test_a_clock_that_is_set_back_changes_no_duration(evaluate, monkeypatch):
@@ -228,9 +230,9 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, tokenizer):
 
 
 def test_the_page_names_tests_that_are_there():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     page = (root.parent / "docs" / "bad_days.md").read_text()
-    named = set(re.findall(r"`(\w+/test_\w+\.py)`", page)) | {
+    named = set(re.findall(r"`([\w/]+/test_\w+\.py)`", page)) | {
         name for part in re.findall(r"\(`([^)]*)`\)", page) for name in part.split("`, `")
     }
     assert named and all((root / name).is_file() for name in named)

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from cospec.cli import progress
-from cospec.cli.progress import Progress, duration
+from cospec.cli.common import progress
+from cospec.cli.common.progress import Progress, duration
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_an_interrupted_run_did_counts_as_no_time(monkeypatch):
 def test_a_closed_standard_error_silences_progress_and_notes_alone():
     """Found: rich closed standard output as well, and ended the command."""
     program = (
-        "from cospec.cli.play import tell; from cospec.cli.progress import Progress\n"
+        "from cospec.cli.common.play import tell; from cospec.cli.common.progress import Progress\n"
         "tell(['a note']); Progress(2, 'problems').line('half'); print('the result')"
     )
     reader, writer = os.pipe()

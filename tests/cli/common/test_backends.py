@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cospec.cli import backends
-from cospec.cli.backends import BackendOptions, make_backend, make_decoders
+from cospec.cli.common import backends
+from cospec.cli.common.backends import BackendOptions, make_backend, make_decoders
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.models.source import PairSource
@@ -79,3 +79,10 @@ def test_a_replica_takes_the_threads_of_the_command(monkeypatch) -> None:
     make_decoders(BackendOptions(num_replicas=2), PairSource(), "scalar", 3)
     make_backend(BackendOptions(num_replicas=2), PairSource(), DecodeConfig(), "scalar", 5)
     assert asked == [3, 5]
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "balanced"])
+def test_a_device_is_refused_for_vllm(device) -> None:
+    """Found: it was ignored."""
+    with pytest.raises(ConfigError, match=f"device is {device}, and vLLM chooses its devices"):
+        BackendOptions(backend="vllm").load(PairSource("target", "draft", device=device))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from cospec.cli.options import set_threads
+from cospec.cli.common.options import set_threads
 from cospec.errors import ConfigError, check_least
 from cospec.results import parse_json
 
@@ -75,6 +75,11 @@ class BackendOptions:
         """
         if self.backend == "transformers":
             return source.load()
+        if source.device not in ("auto", "cpu"):
+            raise ConfigError(
+                f"device is {source.device}, and vLLM chooses its devices itself; leave it out and "
+                "set CUDA_VISIBLE_DEVICES or --tensor-parallel-size."
+            )
         if task is not None and "draft_shots=" in task.name:
             raise ConfigError(
                 f"draft_shots of {task.name} gives the draft a prompt of its own, and vLLM's draft "
@@ -159,6 +164,15 @@ class BackendOptions:
             yield remote, remote.play
         finally:
             remote.close()
+
+    def notes(self) -> list[str]:
+        """Return what to know of an audit with these options."""
+        if self.backend != "vllm" or not self._uses_ray:
+            return []
+        return [
+            "the draft's own answers are decoded in this process, by one more engine beside the "
+            "replicas: it needs its GPUs on this machine"
+        ]
 
     @property
     def _uses_ray(self) -> bool:

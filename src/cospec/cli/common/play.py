@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cospec.cli.progress import Progress, QuietConsole
+from cospec.cli.common.progress import Progress, QuietConsole
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError
 from cospec.text import visible

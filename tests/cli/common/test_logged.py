@@ -99,3 +99,11 @@ def test_an_arbiter_in_the_working_folder_has_the_name_of_that(tiny, served, tmp
     monkeypatch.chdir(tmp_path / "here")
     tiny("train", "--from-log", log, "--rewards", rewards, "--arbiter", served, "--out", ".")
     assert json.loads((tmp_path / "here" / "config.json").read_text())["name"] == "here"
+
+
+def test_the_bundled_arbiter_is_named_as_it_was_served(tiny, tmp_path, refusal):
+    """Found: it needed a pair, which training from a log refused."""
+    log, rewards = log_of(tmp_path, "log")
+    command = ["train", "--from-log", log, "--rewards", rewards, "--out", tmp_path / "out"]
+    bundled = ["--arbiter", "bundled", "--pair", "bundled:specialist"]
+    assert "features" in refusal(tiny, *command, *bundled), "the log is of another arbiter"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cospec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cospec.cli.common.options import PairOptions
     from cospec.results import Json
     from cospec.rl.config import TrainConfig
 
@@ -31,8 +32,17 @@ class LogOptions:
     """Arbiter that was served, where training starts."""
 
 
-def train_from_log(options: LogOptions, config: TrainConfig, out: Path, name: str | None) -> None:
+def train_from_log(
+    options: LogOptions, pair: PairOptions, config: TrainConfig, out: Path, name: str | None
+) -> None:
     """Train an arbiter on logged decisions, and write it.
+
+    Args:
+        options: The log, the rewards and the arbiter that was served.
+        pair: Says which arbiter ``bundled`` is; no model is loaded.
+        config: How to train.
+        out: Folder of the new arbiter.
+        name: Of the new arbiter; by default the folder's.
 
     Raises:
         CospecError: An option is missing, or a file cannot be used.
@@ -48,7 +58,7 @@ def train_from_log(options: LogOptions, config: TrainConfig, out: Path, name: st
     if options.rewards is None or options.arbiter is None:
         missing = "--rewards" if options.rewards is None else "--arbiter"
         raise ConfigError(f"{missing} is missing; --from-log goes with --rewards and --arbiter.")
-    arbiter = load_arbiter(options.arbiter)
+    arbiter = load_arbiter(pair.find_arbiter(options.arbiter))
     if not isinstance(arbiter, LearnedArbiter):
         raise ConfigError(
             f"arbiter is {options.arbiter}, a rule; pass the trained arbiter that was served."

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cospec.cli.options import OutputOptions, set_threads
+from cospec.cli.common.options import OutputOptions, set_threads
 from cospec.results import (
     Json,
     Provenance,
