@@ -2,7 +2,7 @@
 
 A marker is ``timed FILE MEASURE ARM OTHER``. ARM and OTHER are names of arms, or parts of them that
 one arm has, with ~ for a space. MEASURE is ``over`` (tokens a second of ARM over those of OTHER),
-``over_prompts`` or ``over_databases`` (its interval, drawn over these), or ``seconds`` (a question).
+``over_prompts`` or ``over_databases`` (its interval, drawn over these), ``seconds`` (a question).
 """
 
 from __future__ import annotations

@@ -133,9 +133,9 @@ def _over_groups(ours: Sequence[Json], theirs: Sequence[Json], over_items: Inter
 
     A problem without a group, as in a mixture, is one of its own.
     """
-    changes: dict[str | int, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems
+    changes: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems
     for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        group: str | int = a.get("group", b.get("group", place))
+        group = str(a.get("group", b.get("group", f"problem {place}")))
         changes[group][0] += a["correct"] - b["correct"]
         changes[group][1] += 1
     if not 1 < len(changes) < len(ours):
