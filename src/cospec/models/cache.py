@@ -30,12 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SLOT_MULTIPLE = 64  # attention spans are rounded up to this, so that shapes stay the same
-_LEAST_SPAN = 512
-"""Of bfloat16 on a CPU: there the sums over the places of shorter spans depend on how many of them
-are masked, and so on the other rows (torch 2.13, AVX-512)."""
 _PREFILL_CHUNK = 512
-_MOST_PADDING = 48
-"""Tokens by which ranges that are read together may differ in length."""
+_MOST_PADDING = 48  # tokens by which ranges that are read together may differ in length
 
 SavedRow: TypeAlias = "list[tuple[Tensor, Tensor]]"
 """Stored keys and values of one row, by layer, (slots, heads, head size) each."""
@@ -213,8 +209,8 @@ class CachedModel:
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         self._cache = _RaggedCache()
-        is_exact = (self.device.type, self._dtype) == ("cpu", torch.bfloat16)
-        self._least_span = _LEAST_SPAN if is_exact else 0
+        # There sums over a shorter span depend on how much of it is masked, so on the other rows.
+        self._least_span = 512 if (self.device.type, self._dtype) == ("cpu", torch.bfloat16) else 0
         self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
         self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
@@ -254,8 +250,7 @@ class CachedModel:
             max_end: At least max(starts) + n; known to the caller without asking the device.
             rows: Cache rows of the entries of `starts`, (B,) int64; the first B by default.
         """
-        span = max(self._least_span, _rounded_up(max_end))
-        span = min(span, self._cache.num_slots)
+        span = min(max(_rounded_up(max_end), self._least_span), self._cache.num_slots)
         device = starts.device
         slots = (starts[:, None] + torch.arange(num_tokens, device=device)).clamp(min=0)  # (B, n)
         distance = slots[:, :, None] - torch.arange(span, device=device)  # (B, n, S)
