@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
+from cospec.models.cache import CachedModel
 from cospec.models.packed import LEAST_WEIGHTS, PackedLinear, can_pack, pack_weights
 from cospec.models.pair import num_weights, weight_bytes
 from cospec.models.quantized import can_quantize
@@ -176,3 +177,12 @@ def test_in_bfloat16_a_text_is_the_same_in_any_batch_and_with_speculation(family
         done = Engine(pair, load_arbiter("lossless"), **sizes).generate(prompts, SAMPLING)
         assert [c.token_ids for c in done] == alone, sizes
     assert [c.token_ids for c in Engine.target_only(pair).generate(prompts, SAMPLING)] == alone
+
+
+@pytest.mark.parametrize(("dtype", "span"), [(torch.bfloat16, 512), (torch.float32, 64)])
+def test_attention_in_bfloat16_reads_places_enough_for_sums_in_one_order(dtype, span):
+    """Found: over fewer, texts of the real pair depended on the rows beside them."""
+    cached = CachedModel(random_model("llama").to(dtype))
+    cached.reserve(1, 20)
+    window = cached.window(torch.tensor([3]), 2, 5)
+    assert {mask.shape[-1] for mask in window.masks.values()} == {span}
