@@ -83,8 +83,12 @@ def main() -> None:
     provenance = Provenance()
     source = options.pair or options.target
     pair = ModelPair.from_pretrained(source, options.draft, dtype=options.dtype)
-    int8 = with_int8_draft(pair, bundled_models(source)[1] if options.pair else options.draft)
-    runs = arms(pair, int8, options) | plain_arms(source, options)
+    pairs = {"none": pair}
+    for kind in ("int8", "int4"):
+        if not options.arms or any(kind_of(arm) == kind for arm in [options.base, *options.arms]):
+            draft = bundled_models(source)[1] if options.pair else options.draft
+            pairs[kind] = with_quantized_draft(pair, draft, kind)
+    runs = arms(pairs, options) | plain_arms(source, options)
     kept = options.json.with_suffix(".rows")
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     rows = resumed(kept, json.dumps(config | {"overwrite": False}))
@@ -128,7 +132,7 @@ def main() -> None:
             max_tokens=options.longest + 1,
             context=400,
         )
-        for kind, one in (("none", pair), ("int8", int8))
+        for kind, one in pairs.items()
     }
     table = []
     for name in options.tasks:
@@ -219,16 +223,22 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def with_int8_draft(pair: ModelPair, draft: str | Path) -> ModelPair:
-    """Return a pair with the same target, and its draft loaded once more in 8 bits."""
+def with_quantized_draft(pair: ModelPair, draft: str | Path, kind: str) -> ModelPair:
+    """Return a pair with the same target, and its draft loaded once more and quantized."""
     model = load_model(draft, dtype=pair.target.dtype, device="cpu")
-    int8 = ModelPair(pair.target, model, pair.tokenizer, draft_quantization="int8")
-    quantize_weights(model)  # after the pair has checked that its cache gives the same logits
-    return int8
+    quantized = ModelPair(pair.target, model, pair.tokenizer, draft_quantization=kind)
+    quantize_weights(model, kind)  # after the pair has checked that its cache gives the same logits
+    return quantized
 
 
-def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[str, Generate]:
-    """Return the ways to decode by name; a name that begins with int8 has the 8-bit draft."""
+def kind_of(arm: str) -> str:
+    """Return the quantization of an arm's draft: its name begins with it."""
+    first = arm.partition(", ")[0]
+    return first if first in ("int8", "int4") else "none"
+
+
+def arms(pairs: dict[str, ModelPair], options: argparse.Namespace) -> dict[str, Generate]:
+    """Return the ways to decode by name, from the pairs by the quantization of their drafts."""
     alone = {
         "batch_size": options.batch_size,
         "enable_prefix_caching": options.prefix_caching,
@@ -240,46 +250,52 @@ def arms(pair: ModelPair, int8: ModelPair, options: argparse.Namespace) -> dict[
         return Engine(one, AlwaysTarget(), num_speculative_tokens=k, **settings).generate
 
     k, longest, ends = options.k, options.longest, options.threshold
+    pair = pairs["none"]
     found: dict[str, Generate] = {
         TARGET: Engine.target_only(pair, **alone).generate,
-        "draft": Engine.draft_only(pair, **alone).generate,
-        "int8, draft": Engine.draft_only(int8, **alone).generate,
-        "lossless": lossless(pair, k),
-        "lossless, threshold": lossless(pair, longest, draft_confidence_threshold=ends),
         "assisted": AssistedEngine(pair, k).generate,
         "assisted, threshold": AssistedEngine(pair, longest, ends).generate,
-        "int8": lossless(int8, k),
-        "int8, threshold": lossless(int8, longest, draft_confidence_threshold=ends),
-        "adaptive": lossless(pair, longest, adaptive=True),
-        "int8, adaptive": lossless(int8, longest, adaptive=True),
         "ngram": lossless(pair, longest, drafter="ngram"),
-        "cascade": lossless(pair, k, cascade=True),
-        "int8, cascade": lossless(int8, k, cascade=True),
-        "int8, cascade, threshold": lossless(
-            int8, longest, cascade=True, draft_confidence_threshold=ends
-        ),
     }
-    for drafter in ("ngram+model", "suffix+model"):
-        for one, kind in ((pair, ""), (int8, "int8, ")):
-            found[f"{kind}{drafter}, adaptive"] = lossless(
+    for kind, one in pairs.items():
+        ways = {
+            "draft": Engine.draft_only(one, **alone).generate,
+            "": lossless(one, k),
+            "threshold": lossless(one, longest, draft_confidence_threshold=ends),
+            "adaptive": lossless(one, longest, adaptive=True),
+            "cascade": lossless(one, k, cascade=True),
+            "cascade, threshold": lossless(
+                one, longest, cascade=True, draft_confidence_threshold=ends
+            ),
+        }
+        for drafter in ("ngram+model", "suffix+model"):
+            ways[f"{drafter}, adaptive"] = lossless(
                 one, longest, drafter=drafter, adaptive=True, prompt_lookup_min=3
             )
+        found |= {arm_name(kind, way): run for way, run in ways.items()}
     whole = {"num_speculative_tokens": options.answer_tokens, "end_blocks_at_stop": True}
     for spec in options.arbiters:
-        for one, kind in ((pair, ""), (int8, "int8, ")):
+        for kind, one in pairs.items():
             arbiter = load_arbiter(spec, one)
-            for cascade, way in ((False, ""), (True, "cascade, ")):
+            for cascade, way in ((False, spec), (True, f"cascade, {spec}")):
                 config = DecodeConfig(**whole | common, cascade=cascade)
-                found[f"{kind}{way}{spec}"] = Engine(one, arbiter, config).generate
+                found[arm_name(kind, way)] = Engine(one, arbiter, config).generate
                 if (most := options.max_corrections) is not None:
                     engine = Engine(one, arbiter, config, max_corrections=most)
-                    found[f"{kind}{way}{spec}, then lossless"] = engine.generate
+                    found[arm_name(kind, f"{way}, then lossless")] = engine.generate
     if options.target_gguf:
         found["llama.cpp"] = llama_cpp(pair, options)
     else:
         print("llama.cpp is left out: --target-gguf names no file.", flush=True)
     wanted = [options.base, *(options.arms or found)]
     return {name: found[name] for name in dict.fromkeys(wanted)}
+
+
+def arm_name(kind: str, way: str) -> str:
+    """Return the name of an arm; plain exact speculation says so."""
+    if kind == "none" and way in ("", "threshold"):
+        way = ", ".join(["lossless", way]) if way else "lossless"
+    return ", ".join(part for part in (kind, way) if part not in ("none", ""))
 
 
 def plain_arms(source: str | Path, options: argparse.Namespace) -> dict[str, Generate]:
@@ -417,7 +433,7 @@ def summary(
         bound, blocks = None, total.num_drafts
         is_short = 0 < total.num_draft_tokens <= longest * blocks
         if is_short and base == TARGET:
-            cost = costs["int8" if name.startswith("int8") else "none"]
+            cost = costs[kind_of(name)]
             per_block = total.num_draft_tokens / blocks, total.num_draft_forwards / blocks
             bound = cost.bound(total.mean_acceptance_length, *per_block)
         entries.append(

@@ -1,4 +1,4 @@
-"""The laws on every cheaper way to draft: 8-bit drafts, searches, and blocks that end by cost."""
+"""The laws on every cheaper draft: quantized ones, searches, and blocks that end by cost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FRESH = [3, 0, 1, 2]
 """Ends in tokens that are new together."""
 CHEAP = [
     *("int8", "suffix", "ngram+model", "int8, suffix+model", "adaptive", "int8, adaptive"),
-    *("ends", "cascade", "int8, cascade", "ngram"),
+    *("ends", "cascade", "int8, cascade", "ngram", "int4"),
 ]
 GRID = [
     pytest.param(
@@ -63,12 +63,12 @@ PAYS = 0.1
 def cheap(family: str, way: str) -> tuple[ModelPair, dict[str, Any]]:
     """A pair and options of an engine."""
     pair, parts = family_pair(family), way.split(", ")
-    if "int8" in parts:
-        if not can_quantize():
-            pytest.skip("no 8-bit product here")
+    for kind in {"int8", "int4"}.intersection(parts):
+        if not can_quantize(kind):
+            pytest.skip(f"no {kind} product here")
         draft = copy.deepcopy(pair.draft)
-        quantize_weights(draft)
-        pair = ModelPair(pair.target, draft, draft_quantization="int8")
+        quantize_weights(draft, kind)
+        pair = ModelPair(pair.target, draft)
     if "adaptive" in parts:
         return pair, dict(adaptive=True, adaptive_cost=PAYS)
     if "cascade" in parts:

@@ -31,7 +31,7 @@ needs_packing = pytest.mark.skipif(not can_pack(torch.float32), reason="no oneDN
 )
 def test_the_usual_machine_packs_and_quantizes():
     """Or the tests of both would be skipped everywhere."""
-    assert can_pack(torch.float32) and can_quantize()
+    assert can_pack(torch.float32) and can_quantize() and can_quantize("int4")
 
 
 @pytest.fixture(params=DTYPES, ids=str)

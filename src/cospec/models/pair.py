@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from weakref import WeakKeyDictionary
 
 from cospec.errors import (
@@ -23,6 +23,7 @@ from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.compare import compare_tokenizers, ids_of, match_models
 from cospec.models.load import load_model, load_tokenizer
 from cospec.models.probe import probe
+from cospec.models.source import Quantization
 from cospec.models.support import check_supported, context_length, warn_of_mixed_rows
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Quantization: TypeAlias = Literal["none", "int8"]
-"""Quantization of a draft's weights."""
 _PLACES = ("device_map", "max_memory", "offload_folder")
 """Arguments of ``from_pretrained`` that say where the layers of a target go."""
 _CHANGED = packed.PackedLinear | quantized.Int8Linear
@@ -50,7 +49,7 @@ class ModelPair:
         draft: The model that proposes, ``q``; None where tokens are drafted without a model.
         tokenizer: The target's; None for pairs that work on token ids only.
         notes: Differences that were found and do not matter, or how they are resolved.
-        draft_quantization: Of the draft's weights: ``int8`` if they are 8-bit ones.
+        draft_quantization: Of the draft's weights, if not those of its checkpoint.
 
     Raises:
         UnsupportedModelError: A model cannot roll back its state.
@@ -69,8 +68,8 @@ class ModelPair:
                 f"the target is on {self.target.device} and the draft on {self.draft.device}; load "
                 "both on one device."
             )
-        if self.draft is not None and quantized.is_quantized(self.draft):
-            object.__setattr__(self, "draft_quantization", "int8")
+        if self.draft is not None and (kind := quantized.quantization(self.draft)) != "none":
+            object.__setattr__(self, "draft_quantization", kind)
         warn_of_mixed_rows(self.target)
         for model in self.models:
             check_supported(model)
@@ -113,8 +112,8 @@ class ModelPair:
             pack_weights: On a CPU, keep the weights in the layout of its matrix kernels where it
                 has them (`cospec.models.packed`): faster, and these give a row the same bits in any
                 batch. The models of the pair can then not be saved or trained.
-            draft_quantization: Of the draft's weights: none, or int8 on a CPU, with which its steps
-                over a few rows are faster and its proposals a little worse
+            draft_quantization: Of the draft's weights: none, or int8 or int4 on a CPU, with which
+                its steps over a few rows are faster and its proposals a little worse
                 (`cospec.models.quantized`).
             allow_different_tokenizers: Draft what both tokenizers spell alike (`models.translate`).
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``; but
@@ -149,11 +148,11 @@ class ModelPair:
     def _change_weights(self, pack_weights: bool) -> None:
         """Quantize the draft if that is asked for, and pack what is not."""
         samples = [_sample(model) for model in self.models]
-        if self.draft_quantization == "int8":
-            quantized.quantize_weights(self.draft_model)
+        if self.draft_quantization != "none":
+            quantized.quantize_weights(self.draft_model, self.draft_quantization)
         for model, sample in zip(self.models, samples, strict=True):
             num_packed = packed.pack_weights(model) if pack_weights else 0
-            if num_packed or quantized.is_quantized(model):
+            if num_packed or quantized.quantization(model) != "none":
                 _plain[model] = sample
 
     @property
@@ -202,8 +201,9 @@ class ModelPair:
 
     @property
     def draft_size(self) -> float:
-        """Bytes of the draft's weights over those of the target's."""
-        return weight_bytes(self.draft_model) / weight_bytes(self.target)
+        """Bytes that a step of the draft reads over the bytes of the target's weights."""
+        of_prompts = sum(layer.weight.nbytes for layer in quantized.int4_layers(self.draft_model))
+        return (weight_bytes(self.draft_model) - of_prompts) / weight_bytes(self.target)
 
     @property
     def context_length(self) -> int:
@@ -271,13 +271,14 @@ class ModelPair:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of a model's weights: those of packed and 8-bit layers too, shared ones once."""
+    """Bytes of a model's weights: those of packed and quantized layers too, shared ones once."""
     # Packed weights tell no size of their own.
-    return sum(weight.shape.numel() * weight.dtype.itemsize for weight in _distinct(model))
+    held = sum(weight.shape.numel() * weight.dtype.itemsize for weight in _distinct(model))
+    return held + sum(layer.packed.nbytes for layer in quantized.int4_layers(model))
 
 
 def num_weights(model: PreTrainedModel) -> int:
-    """Numbers in a model's weights, without the copy that a packed or 8-bit output matrix is."""
+    """Numbers in a model's weights, without the copy that a changed output matrix is."""
     number = sum(weight.shape.numel() for weight in _distinct(model))
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if isinstance(output, _CHANGED) and model.config.tie_word_embeddings:

@@ -1,10 +1,14 @@
-"""A draft with 8-bit weights: what it proposes need not be exact, since the target verifies it.
+"""A draft with 8-bit or 4-bit weights: its proposals need not be exact, the target verifies them.
 
-At one row a CPU spends its time on reading weights, and these are a quarter of float32's. Each
+At one row a CPU spends its time on reading weights, and 8-bit ones are a quarter of float32's. Each
 output of a layer has a scale of its own; activations are bfloat16. The operator is the one that
 torch's compiler takes for weight-only int8 (``torch._weight_int8pack_mm``). It was compared with
 oneDNN's 8-bit product and torchao (`experiments/speed_real`): both are slower where there is no
 AVX-512, and the latter would be one more dependency.
+
+With 4 bits each group of 32 weights of an output has a scale and a zero point. Few rows are
+multiplied by ``torch.ops.aten._weight_int4pack_mm_for_cpu``, which torchao takes as well. Prompts
+are read with 8-bit weights, which are kept beside the others.
 """
 
 from __future__ import annotations
@@ -21,12 +25,19 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from cospec.models.source import Quantization
+
 _MOST_ROWS = {torch.bfloat16: 24, torch.float32: 48}
-"""Up to so many rows are multiplied in 8 bits; more, as a prompt has, are faster with a weight that
-is made float for the call, of the type that the processor multiplies fast (`_float_type`)."""
+"""Up to so many rows are multiplied as they are kept; more, as a prompt has, are faster with a
+weight that is made float for the call, of the type that the processor multiplies fast
+(`_float_type`)."""
 _SLICE = 5 << 20
 """Weights that are made float at once: more memory than that is asked of the system every time."""
-_WIDTH_MULTIPLE = 32  # the operator reads beyond rows of an odd width, and can crash
+_WIDTH_MULTIPLE = 32  # the operators read beyond rows of an odd width, and can crash
+_GROUP = 32
+"""Weights that share a scale and a zero point in 4 bits."""
+_LEVELS = 16
+_HEIGHT_MULTIPLE = 16  # outputs that the 4-bit operator takes at once
 
 
 class Int8Linear(nn.Module):
@@ -61,28 +72,67 @@ class Int8Linear(nn.Module):
             out = torch.cat([nn.functional.linear(rows, weight) for weight in weights], dim=1)
             out *= self.scales
         else:
-            out = torch._weight_int8pack_mm(rows.bfloat16().contiguous(), self.weight, self.scales)
+            out = self._product(rows.bfloat16().contiguous())
         out = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
+    def _product(self, rows: Tensor) -> Tensor:
+        """Multiply a few rows, (n, in_features) bfloat16, to (n, out_features) bfloat16."""
+        return torch._weight_int8pack_mm(rows, self.weight, self.scales)
 
-def quantize_weights(model: PreTrainedModel) -> None:
-    """Replace the linear layers of a draft on a CPU by 8-bit ones, in place.
 
-    An output matrix that is the embeddings as well is copied: these stay as they are.
+class Int4Linear(Int8Linear):
+    """A linear layer with a 4-bit weight for a few rows, and an 8-bit one for prompts.
+
+    Args:
+        linear: The layer that it replaces; its weight is not kept. Its outputs are a multiple of
+            16.
+    """
+
+    packed: Tensor
+    """4-bit weights in the operator's layout, (out_features, in_features / 2) uint8."""
+    groups: Tensor
+    """Scale and middle of each group, (in_features / 32, out_features, 2) bfloat16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        weight = linear.weight.detach().float().reshape(self.out_features, -1, _GROUP)
+        least, most = weight.aminmax(dim=2, keepdim=True)
+        scales = ((most - least) / (_LEVELS - 1)).clamp(min=1e-20).bfloat16()
+        middles = (least + scales * (_LEVELS // 2)).bfloat16()
+        levels = ((weight - middles.float()) / scales.float()).round() + _LEVELS // 2
+        levels = levels.clamp(0, _LEVELS - 1).int().flatten(1)
+        self.register_buffer(
+            "packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+        )
+        groups = torch.cat([scales, middles], dim=2).transpose(0, 1).contiguous()
+        self.register_buffer("groups", groups)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self.packed, _GROUP, self.groups
+        )
+        return out
+
+
+def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> None:
+    """Replace the linear layers of a draft on a CPU by 8-bit or 4-bit ones, in place.
+
+    An output matrix that is the embeddings as well is copied: these stay as they are. With int4, a
+    layer whose outputs are no multiple of 16 has 8 bits.
 
     Raises:
         ConfigError: The model is not on a CPU, has no layer that can be replaced, or this build of
-            torch has no right 8-bit product.
+            torch has no right product of that kind.
     """
     if model.device.type != "cpu":
         raise ConfigError(
-            f"draft_quantization is int8, and the draft is on {model.device}; it is for CPUs: "
+            f"draft_quantization is {kind}, and the draft is on {model.device}; it is for CPUs: "
             "leave it out, or load with device='cpu'."
         )
-    if not can_quantize():
+    if not can_quantize(kind):
         raise ConfigError(
-            "draft_quantization is int8, and this build of torch has no 8-bit product that is "
+            f"draft_quantization is {kind}, and this build of torch has no such product that is "
             "right on this processor; leave it out."
         )
     found = [
@@ -93,16 +143,23 @@ def quantize_weights(model: PreTrainedModel) -> None:
     ]
     if not found:
         raise ConfigError(
-            f"draft_quantization is int8, and {type(model).__name__} has no linear layer of a "
+            f"draft_quantization is {kind}, and {type(model).__name__} has no linear layer of a "
             f"width that {_WIDTH_MULTIPLE} divides; leave it out."
         )
     for parent, name, child in found:
-        setattr(parent, name, Int8Linear(child))
+        is_int4 = kind == "int4" and child.out_features % _HEIGHT_MULTIPLE == 0
+        setattr(parent, name, (Int4Linear if is_int4 else Int8Linear)(child))
 
 
-def is_quantized(model: PreTrainedModel) -> bool:
-    """Return whether a model has 8-bit layers."""
-    return any(isinstance(module, Int8Linear) for module in model.modules())
+def quantization(model: PreTrainedModel) -> Quantization:
+    """Return the kind of a model's layers: int4 if any has 4 bits, else int8 if any has 8."""
+    kinds = {type(module) for module in model.modules()}
+    return "int4" if Int4Linear in kinds else "int8" if Int8Linear in kinds else "none"
+
+
+def int4_layers(model: PreTrainedModel) -> list[Int4Linear]:
+    """Return the 4-bit layers of a model."""
+    return [module for module in model.modules() if isinstance(module, Int4Linear)]
 
 
 @cache
@@ -114,17 +171,18 @@ def _float_type() -> torch.dtype:
 
 
 @cache
-def can_quantize() -> bool:
-    """Tell whether 8-bit products work here, and are right."""
+def can_quantize(kind: Quantization = "int8") -> bool:
+    """Tell whether products of this kind work here, and are right."""
+    layer, most_error = (Int4Linear, 0.1) if kind == "int4" else (Int8Linear, 0.03)
     generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(1024, 97, bias=False)
-    linear.weight.data = torch.randn(97, 1024, generator=generator)
+    linear = nn.Linear(1024, 96, bias=False)
+    linear.weight.data = torch.randn(96, 1024, generator=generator)
     rows = torch.randn(max(_MOST_ROWS.values()) + 1, 1024, generator=generator)
     try:
         with torch.inference_mode():
-            found = [Int8Linear(linear)(rows[:n]) for n in (1, 5, len(rows))]
+            found = [layer(linear)(rows[:n]) for n in (1, 5, len(rows))]
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
     expected = rows @ linear.weight.detach().T
     errors = [(one - expected[: len(one)]).norm() / expected.norm() for one in found]
-    return max(map(float, errors)) < 0.03
+    return max(map(float, errors)) < most_error

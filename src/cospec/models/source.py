@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cospec.errors import ConfigError
 from cospec.models.bundled import bundled_models
 
 if TYPE_CHECKING:
     from cospec.models.pair import ModelPair
+
+Quantization: TypeAlias = Literal["none", "int8", "int4"]
+"""Quantization of a draft's weights."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class PairSource:
     layers of the target over all GPUs."""
     allow_pickle: bool = False
     """Load pickled checkpoints, which can run any code they hold."""
-    draft_quantization: Literal["none", "int8"] = "none"
-    """Weights of the draft: none (as loaded), or int8 on a CPU. Its steps over a few rows are then
-    faster and its proposals a little worse; lossless decoding stays exact."""
+    draft_quantization: Quantization = "none"
+    """Weights of the draft: none (as loaded), or int8 or int4 on a CPU. Its steps over a few rows
+    are then faster and its proposals a little worse; lossless decoding stays exact."""
     allow_different_tokenizers: bool = False
     """Let a draft with another tokenizer propose the tokens that both spell alike."""
 
