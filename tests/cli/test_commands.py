@@ -160,7 +160,7 @@ def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_pat
         (["--prompt", "a", "--system", "b"], "system is 'b', and the target has no chat template"),
         (["--prompt", "a", "--system", "b", "--chat", "False"], "and --chat is False"),
         (["--prompt", "a", "--json", "no/such/folder.json"], "does not exist"),
-        (["--prompt", "a", "--max-new-tokens", 500], "the pair's context holds"),
+        (["--prompt", "a", "--max-new-tokens", 500], "context holds"),
     ],
 )
 def test_bad_input_ends_in_a_sentence(cospec, refusal, arguments, sentence):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cospec import Engine, SamplingConfig
+from cospec import Engine, PairPrompt, SamplingConfig
 from cospec.arbiters import AlwaysTarget
 from cospec.config import DecodeConfig
 from cospec.errors import (
@@ -119,6 +119,22 @@ def test_the_context_is_that_of_the_model_with_the_shorter_one():
             decode(pair, prompts=[[7] * (41 - NUM_NEW)])
         (done,) = decode(pair, prompts=[[7] * (40 - NUM_NEW)])
         assert done.token_ids
+
+
+def test_a_prompt_is_held_by_the_models_that_read_it():
+    """Found: a draft's short context refused prompts that only the target reads."""
+    target, draft = random_model("llama"), random_model("llama", max_position_embeddings=40)
+    pair, prompt = ModelPair(target, draft), [7] * (41 - NUM_NEW)
+    alone = Engine.target_only(pair).generate([prompt], GREEDY)[0].token_ids
+    assert Engine(pair, AlwaysTarget(), drafter="ngram").generate([prompt], GREEDY) != []
+    own = PairPrompt(target=prompt, draft=prompt[1:])
+    assert decode(pair, prompts=[own])[0].token_ids == alone
+    for fails in (
+        lambda: decode(pair, prompts=[PairPrompt(target=prompt, draft=prompt)]),
+        lambda: Engine.draft_only(pair).generate([prompt], GREEDY),
+    ):
+        with pytest.raises(PromptError, match="context holds 40"):
+            fails()
 
 
 def test_stop_strings_without_a_tokenizer_are_refused(llama_pair):

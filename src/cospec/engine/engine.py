@@ -16,7 +16,7 @@ from cospec.config import DecodeConfig, DrafterName, SamplingConfig
 from cospec.drafters import DRAFTERS, Drafter
 from cospec.engine.branches import Branch, Rollout, branch_row
 from cospec.engine.plain import PlainBatch
-from cospec.engine.prompts import in_order, make_rows
+from cospec.engine.prompts import context_lengths, in_order, make_rows
 from cospec.engine.speculative import SpeculativeBatch
 from cospec.errors import (
     ArbiterError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from cospec.config import Prompt
     from cospec.engine.batch import Batch
+    from cospec.engine.prompts import Reader
     from cospec.engine.rows import Row
     from cospec.models.pair import ModelPair
 
@@ -83,17 +84,17 @@ class Engine:
         self.config = config.for_arbiters([arbiter])
         self.on_finished = on_finished
         self.num_speculative_tokens, self.batch_size = self.config.k, self.config.batch_size
-        if self.num_speculative_tokens > pair.context_length:
-            raise ConfigError(
-                f"num_speculative_tokens is {self.num_speculative_tokens}, and the pair's context "
-                f"holds {pair.context_length}; lower it."
-            )
         if drafter is not None and not (isinstance(drafter, type) and issubclass(drafter, Drafter)):
             raise ConfigError(
                 f"drafter is {drafter!r}; pass a name such as 'ngram', or a class of drafters."
             )
         self._drafter = drafter or DRAFTERS[self.config.drafter]
         self._check_drafter()
+        if self.num_speculative_tokens > self.context_length:
+            raise ConfigError(
+                f"num_speculative_tokens is {self.num_speculative_tokens}, and the context holds "
+                f"{self.context_length}; lower it."
+            )
 
     @classmethod
     def target_only(
@@ -116,14 +117,14 @@ class Engine:
         return PlainEngine(pair, "draft", config, **options)
 
     @property
-    def _reader(self) -> Literal["both", "target", "draft"]:
+    def _reader(self) -> Reader:
         """The models that read prompts."""
         return "both" if self._drafter.has_model else "target"
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a prompt and its completion."""
-        return self.pair.context_length
+        """Most tokens of a prompt and its completion, for the models that read them."""
+        return min(context_lengths(self.pair, self._reader))
 
     def generate(
         self,
@@ -333,7 +334,7 @@ class PlainEngine(Engine):
         self._role, self._model = role, pair.target if role == "target" else pair.draft_model
 
     @property
-    def _reader(self) -> Literal["both", "target", "draft"]:
+    def _reader(self) -> Reader:
         return self._role
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cospec.config import PairPrompt, SamplingConfig
 from cospec.engine.rows import Row
 from cospec.errors import ConfigError, PromptError
+from cospec.models.pair import context_of
 from cospec.models.prefill import cheapest_order
 
 if TYPE_CHECKING:
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
     from cospec.config import Prompt
     from cospec.models.pair import ModelPair
 
+Reader: TypeAlias = Literal["both", "target", "draft"]
+"""The models that read prompts."""
+
 
 def make_rows(
     pair: ModelPair,
     prompts: Sequence[Prompt],
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     streams: Sequence[int] | None = None,
-    reader: Literal["both", "target", "draft"] = "both",
+    reader: Reader = "both",
 ) -> deque[Row]:
     """Check all prompts before anything is decoded, and return their rows.
 
@@ -61,16 +65,16 @@ def make_rows(
             f"got {len(sampling)} sampling configs for {len(prompts)} prompts; pass one for "
             "all, or one for each."
         )
-    limit = pair.context_length  # read once: a configuration takes its time
+    limits = context_lengths(pair, reader)  # read once: a configuration takes its time
     vocab_size = pair.target.config.get_text_config().vocab_size
     rows: deque[Row] = deque()
     for i, (prompt, config) in enumerate(zip(prompts, sampling, strict=True)):
-        own = prompt.draft if isinstance(prompt, PairPrompt) else prompt
-        words = prompt.target if isinstance(prompt, PairPrompt) and reader != "draft" else own
+        words, own = _texts(prompt, reader)
+        limit = min(limits) if own is None else limits[0]
         row = _checked_row(pair, i, _encode(pair, i, words, vocab_size), config, limit)
-        if own is not prompt and reader == "both":
+        if own is not None:
             ids = _encode(pair, i, own, vocab_size)
-            row.draft_prompt_ids = _checked_row(pair, i, ids, config, limit).prompt_ids
+            row.draft_prompt_ids = _checked_row(pair, i, ids, config, limits[1]).prompt_ids
         rows.append(row)
     if streams is not None and len(streams) != len(prompts):
         raise ConfigError(f"got {len(streams)} streams for {len(prompts)} prompts; pass one each.")
@@ -79,6 +83,24 @@ def make_rows(
             raise ConfigError(f"streams has {stream}; a stream is 0 or positive.")
         row.draw_from(int(stream))
     return rows
+
+
+def _texts(
+    prompt: Prompt, reader: Reader
+) -> tuple[str | Sequence[int], str | Sequence[int] | None]:
+    """Return what the row's prompt is, and that of the draft where it reads its own."""
+    if not isinstance(prompt, PairPrompt):
+        return prompt, None
+    if reader == "both":
+        return prompt.target, prompt.draft
+    return prompt.target if reader == "target" else prompt.draft, None
+
+
+def context_lengths(pair: ModelPair, reader: Reader) -> list[int]:
+    """Return the context lengths of the models that read: the target's before the draft's."""
+    if reader == "both":
+        return [context_of(model) for model in pair.models]
+    return [context_of(pair.target if reader == "target" else pair.draft_model)]
 
 
 def _checked_row(
@@ -90,7 +112,7 @@ def _checked_row(
         raise PromptError(
             f"prompt {index} has {len(ids)} tokens and max_new_tokens is "
             f"{config.max_new_tokens}: together {len(ids) + config.max_new_tokens}, but the "
-            f"pair's context holds {limit}; shorten the prompt or lower max_new_tokens."
+            f"context holds {limit}; shorten the prompt or lower max_new_tokens."
         )
     return make_row(pair, index, ids, config)
 

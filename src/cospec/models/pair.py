@@ -207,8 +207,8 @@ class ModelPair:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of prompt and completion together."""
-        return min(context_length(model.config.get_text_config()) for model in self.models)
+        """Most tokens of prompt and completion together, where both models read them."""
+        return min(map(context_of, self.models))
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -268,6 +268,11 @@ class ModelPair:
             ) from error
         assert isinstance(text, str), "not tokenized"
         return self.encode(text, add_special_tokens=False)
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """Most tokens of prompt and completion together that a model reads."""
+    return context_length(model.config.get_text_config())
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
