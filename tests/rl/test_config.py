@@ -35,6 +35,10 @@ from tests.rl.conftest import train_config
         ({"branches_per_rollout": -1.0}, "branches_per_rollout is -1.0; it must be at least 0"),
         ({"cost_weight": -0.1}, "cost_weight is -0.1"),
         ({"group_weight": -1.0}, "group_weight is -1.0"),
+        (
+            {"group_weight": 0.5, "group_size": 2, "method": "gold"},
+            "group_weight is 0.5, and gold learns from labels",
+        ),
         ({"entropy_bonus": -1e-3}, "entropy_bonus is -0.001"),
         ({"kl_weight": -1.0}, "kl_weight is -1.0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),

@@ -268,6 +268,11 @@ class TrainConfig:
                 "group_size is 1: a group of one has no advantage; raise it to 2, or "
                 "set group_weight to 0."
             )
+        if self.objective.group_weight and method.labels is not None:
+            raise ConfigError(
+                f"group_weight is {self.objective.group_weight}, and {self.method} learns from "
+                "labels, which have no advantages; set it to 0."
+            )
         self._check_warmup(method)
         if not method.has_branches or self.branches.branches_per_rollout:
             return
