@@ -14,6 +14,7 @@ from cospec.arbiters.policy import PolicyConfig
 from cospec.backends.engine import EngineBackend
 from cospec.evaluation.audit.dataset import write_dataset
 from cospec.features import SCALAR_NAMES
+from cospec.rl.methods import METHODS
 from cospec.rl.trainer import Trainer
 from cospec.tasks import load_task
 from tests.conftest import VOCAB, TableModel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cospec.results import Json
+    from cospec.rl.config import TrainConfig
     from cospec.tasks import Example, Task
 
 
@@ -43,9 +45,16 @@ TINY = dict(
 )
 
 
+def changed(settings: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
+    """Settings with changes; a method that learns from labels takes no weight of advantages."""
+    has_labels = METHODS[changes.get("method", "rl")].labels is not None
+    weight = {"group_weight": 0.0} if has_labels else {}
+    return train_config(**settings | weight | changes)
+
+
 def trainer(pair: ModelPair, task: Task, folder: Path | None = None, **changes: Any) -> Trainer:
     examples = task.examples("test")
-    config = train_config(**TINY | changes)
+    config = changed(TINY, changes)
     backend = EngineBackend(pair, config.rollouts)
     return Trainer(pair, backend, task, config, examples[:7], examples[7:], folder)
 
@@ -150,6 +159,6 @@ def learner(table: ModelPair, task: Task, **changes: Any) -> Trainer:
         tune_every=6,
     )
     examples = task.examples("test")
-    config = train_config(**settings | changes)
+    config = changed(settings, changes)
     backend = EngineBackend(table, config.rollouts)
     return Trainer(table, backend, task, config, examples[:8], examples[8:])
