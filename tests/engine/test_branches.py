@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,11 +13,18 @@ from cospec.config import SamplingConfig
 from cospec.engine import Branch, Engine, Rollout
 from cospec.engine.branches import branch_row
 from cospec.engine.prompts import make_row
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, PromptError
 from cospec.types import Completion, Origin
-from tests.conftest import EOS, VOCAB, family_pair, some_prompts
+from tests.conftest import CONTEXT, EOS, VOCAB, family_pair, some_prompts
+
+if TYPE_CHECKING:
+    from cospec.models import ModelPair
 
 CONFIG = SamplingConfig(max_new_tokens=24)
+
+
+def lossless(pair: ModelPair) -> Engine:
+    return Engine(pair, load_arbiter("lossless"))
 
 
 def mismatches(completion: Completion) -> list[tuple[int, int, int]]:
@@ -118,6 +126,16 @@ def test_the_draft_reads_what_it_lags_behind_before_it_goes_on() -> None:
             assert branch.completion.token_ids == kept + more.token_ids
             num_tried += 1
     assert num_tried > 3
+
+
+@pytest.mark.parametrize("make", [Engine.target_only, lossless])
+def test_a_branch_that_the_context_does_not_hold_is_refused(make) -> None:
+    """Found: positions past the end were read as the last one, and the text went on."""
+    engine = make(family_pair("llama"))
+    (rollout,) = engine.rollouts(some_prompts(1), CONFIG)
+    longer = replace(rollout, config=SamplingConfig(max_new_tokens=2 * CONTEXT))
+    with pytest.raises(PromptError, match=f"the context holds {CONTEXT}"):
+        engine.branches([Branch(longer, 3, 7)])
 
 
 def test_a_branch_into_the_end_of_the_text_is_finished_at_once() -> None:

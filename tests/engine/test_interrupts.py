@@ -62,6 +62,7 @@ def test_an_interrupt_in_the_middle_of_a_batch_hands_over_the_finished_rows(llam
         (PromptError("no"), PromptError),
         (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError),
         (MemoryError(), MemoryError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
     ],
 )
 def test_rollouts_hand_over_the_finished_ones_too(llama_pair, whole, raised, caught):

@@ -66,6 +66,8 @@ def cheap(family: str, way: str) -> tuple[ModelPair, dict[str, Any]]:
     for kind in {"int8", "int4"}.intersection(parts):
         if not can_quantize(kind):
             pytest.skip(f"no {kind} product here")
+        if (family, kind) == ("gpt2", "int4"):
+            pytest.skip("its layers are convolutions, and no others fit")
         draft = copy.deepcopy(pair.draft)
         quantize_weights(draft, kind)
         pair = ModelPair(pair.target, draft)

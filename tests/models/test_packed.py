@@ -183,6 +183,7 @@ def test_in_bfloat16_a_text_is_the_same_in_any_batch_and_with_speculation(family
 def test_attention_in_bfloat16_reads_places_enough_for_sums_in_one_order(dtype, span):
     """Found: over fewer, texts of the real pair depended on the rows beside them."""
     cached = CachedModel(random_model("llama").to(dtype))
-    cached.reserve(1, 20)
-    window = cached.window(torch.tensor([3]), 2, 5)
-    assert {mask.shape[-1] for mask in window.masks.values()} == {span}
+    cached.reserve(2, 600)
+    for end, expected in ((5, span), (573, -(-573 // span) * span)):
+        window = cached.window(torch.tensor([end - 2]), 2, end)
+        assert {mask.shape[-1] for mask in window.masks.values()} == {expected}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cospec.engine.prompts import make_row
+from cospec.engine.prompts import check_room, context_lengths, make_row
 from cospec.errors import ConfigError
 from cospec.types import Completion, Origin
 
@@ -63,6 +63,7 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
 
     Raises:
         ConfigError: The rollout or the target has no such token, or the caches were not kept.
+        PromptError: The completion would not fit the context.
     """
     parent, caches = branch.rollout.completion, branch.rollout.caches
     if caches is None or (needs_draft and (len(caches) < 2 or caches[1] is None)):
@@ -87,5 +88,6 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
     row.generated = parent.token_ids[: branch.position]
     row.origins = parent.origins[: branch.position]
     row.caches, row.draft_prompt_ids = caches, branch.rollout.draft_prompt_ids
+    check_room(row, context_lengths(pair, "both" if needs_draft else "target"))
     row.emit(branch.token_id, branch.origin)
     return row

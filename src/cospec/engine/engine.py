@@ -10,8 +10,6 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import OutOfMemoryError
-
 from cospec.config import DecodeConfig, DrafterName, SamplingConfig
 from cospec.drafters import DRAFTERS, Drafter
 from cospec.engine.branches import Branch, Rollout, branch_row
@@ -24,6 +22,7 @@ from cospec.errors import (
     CospecError,
     GenerationInterrupted,
     NonFiniteError,
+    is_out_of_memory,
 )
 from cospec.types import Arbiter, Completion, Delta, MismatchBatch, Needs, Ruling
 
@@ -117,14 +116,14 @@ class Engine:
         return PlainEngine(pair, "draft", config, **options)
 
     @property
-    def _reader(self) -> Reader:
+    def reader(self) -> Reader:
         """The models that read prompts."""
         return "both" if self._drafter.has_model else "target"
 
     @property
     def context_length(self) -> int:
         """Most tokens of a prompt and its completion, for the models that read them."""
-        return min(context_lengths(self.pair, self._reader))
+        return min(context_lengths(self.pair, self.reader))
 
     def generate(
         self,
@@ -150,7 +149,7 @@ class Engine:
             NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
             GenerationInterrupted: Ctrl-C; `completions` has what was done.
         """
-        rows = make_rows(self.pair, prompts, sampling, streams, self._reader)
+        rows = make_rows(self.pair, prompts, sampling, streams, self.reader)
         with _handing_over(rows):
             for _ in self._blocks(in_order(rows)):
                 pass
@@ -172,7 +171,7 @@ class Engine:
             streams: As in `generate`.
             keep_caches: Whether branches can leave the results (it takes memory).
         """
-        rows = make_rows(self.pair, prompts, sampling, streams, self._reader)
+        rows = make_rows(self.pair, prompts, sampling, streams, self.reader)
         return self._run(rows, keep_caches)
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
@@ -219,7 +218,7 @@ class Engine:
         Yields:
             What was added; the last delta of a prompt holds its completion.
         """
-        for rows in self._blocks(make_rows(self.pair, prompts, sampling, reader=self._reader)):
+        for rows in self._blocks(make_rows(self.pair, prompts, sampling, reader=self.reader)):
             for row in rows:
                 yield row.delta()
 
@@ -286,8 +285,9 @@ def _handing_over(rows: Iterable[Row]) -> Iterator[None]:
     except CospecError as error:
         error.completions = ended()
         raise
-    except (MemoryError, OutOfMemoryError) as error:
-        error.completions = ended()  # type: ignore[union-attr]  # as ours have them
+    except Exception as error:
+        if is_out_of_memory(error):
+            error.completions = ended()  # type: ignore[attr-defined]  # as ours have them
         raise
     except KeyboardInterrupt:
         raise GenerationInterrupted(ended()) from None
@@ -334,7 +334,8 @@ class PlainEngine(Engine):
         self._role, self._model = role, pair.target if role == "target" else pair.draft_model
 
     @property
-    def _reader(self) -> Reader:
+    def reader(self) -> Reader:
+        """The model that decodes."""
         return self._role
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:

@@ -70,11 +70,10 @@ def make_rows(
     rows: deque[Row] = deque()
     for i, (prompt, config) in enumerate(zip(prompts, sampling, strict=True)):
         words, own = _texts(prompt, reader)
-        limit = min(limits) if own is None else limits[0]
-        row = _checked_row(pair, i, _encode(pair, i, words, vocab_size), config, limit)
+        row = make_row(pair, i, _encode(pair, i, words, vocab_size), config)
         if own is not None:
-            ids = _encode(pair, i, own, vocab_size)
-            row.draft_prompt_ids = _checked_row(pair, i, ids, config, limits[1]).prompt_ids
+            row.draft_prompt_ids = _encode(pair, i, own, vocab_size)
+        check_room(row, limits)
         rows.append(row)
     if streams is not None and len(streams) != len(prompts):
         raise ConfigError(f"got {len(streams)} streams for {len(prompts)} prompts; pass one each.")
@@ -103,22 +102,37 @@ def context_lengths(pair: ModelPair, reader: Reader) -> list[int]:
     return [context_of(pair.target if reader == "target" else pair.draft_model)]
 
 
-def _checked_row(
-    pair: ModelPair, index: int, ids: list[int], config: SamplingConfig, limit: int
-) -> Row:
-    if config.stop and pair.tokenizer is None:
-        raise ConfigError("stop strings need a tokenizer, and this pair has none.")
-    if len(ids) + config.max_new_tokens > limit:
-        raise PromptError(
-            f"prompt {index} has {len(ids)} tokens and max_new_tokens is "
-            f"{config.max_new_tokens}: together {len(ids) + config.max_new_tokens}, but the "
-            f"context holds {limit}; shorten the prompt or lower max_new_tokens."
-        )
-    return make_row(pair, index, ids, config)
+def check_room(row: Row, limits: list[int]) -> None:
+    """Check that a row's prompts and completion fit.
+
+    Args:
+        row: Any.
+        limits: Context lengths of the models that read it, as of `context_lengths`.
+
+    Raises:
+        PromptError: They do not.
+    """
+    own, num_new = row.draft_prompt_ids, row.config.max_new_tokens
+    rooms = [(row.prompt_ids, min(limits))]
+    if own is not None:
+        rooms = [(row.prompt_ids, limits[0]), (own, limits[-1])]
+    for ids, limit in rooms:
+        if len(ids) + num_new > limit:
+            raise PromptError(
+                f"prompt {row.index} has {len(ids)} tokens and max_new_tokens is {num_new}: "
+                f"together {len(ids) + num_new}, but the context holds {limit}; shorten the "
+                "prompt or lower max_new_tokens."
+            )
 
 
 def make_row(pair: ModelPair, index: int, ids: list[int], config: SamplingConfig) -> Row:
-    """Return the row of a prompt of token ids."""
+    """Return the row of a prompt of token ids.
+
+    Raises:
+        ConfigError: There are stop strings and no tokenizer.
+    """
+    if config.stop and pair.tokenizer is None:
+        raise ConfigError("stop strings need a tokenizer, and this pair has none.")
     stops = set() if config.ignore_eos else set(pair.eos_token_ids)
     stops |= set(config.stop_token_ids)
     specials = pair.special_token_ids if config.stop else {}  # decoded text leaves them out

@@ -10,14 +10,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import OutOfMemoryError
 from tqdm import tqdm
 
 from cospec.arbiters import load_arbiter
 from cospec.arbiters.learned import notes_on
 from cospec.engine import Engine
 from cospec.engine.prompts import make_rows
-from cospec.errors import ConfigError, CospecError, GenerationInterrupted, MissingExtraError
+from cospec.errors import ConfigError, GenerationInterrupted, MissingExtraError
 from cospec.lm_eval.settings import ModelArgs, sampling_config
 from cospec.models.pair import num_weights
 from cospec.types import Stats
@@ -106,7 +105,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         asked = [self._encode(request) for request in requests]
         if asked:
             prompts, sampling = zip(*asked, strict=True)
-            make_rows(self.engine.pair, prompts, sampling)
+            make_rows(self.engine.pair, prompts, sampling, reader=self.engine.reader)
         size = _CHUNKS * self.args.batch_size
         with tqdm(total=len(requests), disable=disable_tqdm, desc="generate_until") as bar:
             for start in range(0, len(requests), size):
@@ -116,8 +115,8 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
                     rollouts = self.engine.rollouts(
                         prompts, sampling, streams=streams, keep_caches=False
                     )
-                except (CospecError, GenerationInterrupted, MemoryError, OutOfMemoryError) as error:
-                    # All of them know what had ended.
+                except (Exception, GenerationInterrupted) as error:
+                    # Ours, and those that say that memory ran out, know what had ended.
                     self._cache(requests[start:], getattr(error, "completions", {}).items())
                     raise
                 done = [rollout.completion for rollout in rollouts]
@@ -145,12 +144,12 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
             stop_token_ids=() if self.eot_token_id is None else (self.eot_token_id,),
             seed=self.args.seed,
         )
-        limit = self.engine.pair.context_length
+        limit = self.engine.context_length
         room = limit - sampling.max_new_tokens
         if room < 1:
             raise ConfigError(
-                f"the task asks for {sampling.max_new_tokens} new tokens, and the pair's context "
-                f"holds {limit}; lower it with --gen_kwargs max_gen_toks=N."
+                f"the task asks for {sampling.max_new_tokens} new tokens, and the context holds "
+                f"{limit}; lower it with --gen_kwargs max_gen_toks=N."
             )
         ids: list[int] = self.tok_encode(context)
         if len(ids) > room:

@@ -77,17 +77,13 @@ class Output(NamedTuple):
     """Hidden states that the output matrix was applied to, (B, N, H), if asked for."""
 
 
-def _rounded_up(num_slots: int) -> int:
-    return -(-num_slots // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
-
-
 class _RaggedCache(Cache):
     """Keys and values of all layers, each (rows, slots, heads, head size), written in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot_multiple: int) -> None:
         super().__init__(layers=[])
-        self.num_rows = 0
-        self.num_slots = 0
+        self._slot_multiple = slot_multiple
+        self.num_rows = self.num_slots = 0
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self._window: Window | None = None
         self._flat_slots: Tensor | None = None
@@ -124,6 +120,10 @@ class _RaggedCache(Cache):
             seen.append(buffer[rows, :span].transpose(1, 2))  # (B, heads, S, size)
         return seen[0], seen[1]
 
+    def rounded_up(self, num_slots: int) -> int:
+        """The next number of slots that may be stored or read."""
+        return -(-num_slots // self._slot_multiple) * self._slot_multiple
+
     def _allocate(self, states: Tensor) -> Tensor:
         _, num_heads, _, size = states.shape
         return states.new_zeros(self.num_rows, self.num_slots, num_heads, size)
@@ -136,7 +136,7 @@ class _RaggedCache(Cache):
         self.num_rows = max(num_rows, old_rows)
         # Zeroed, not empty: masked slots are still multiplied by 0, and 0 times NaN is NaN.
         if num_slots > old_slots:  # by half at least, so that copying stays rare
-            self.num_slots = _rounded_up(max(num_slots, old_slots * 3 // 2))
+            self.num_slots = self.rounded_up(max(num_slots, old_slots * 3 // 2))
 
         def grown(buffer: Tensor) -> Tensor:
             new = buffer.new_zeros(self.num_rows, self.num_slots, *buffer.shape[2:])
@@ -208,15 +208,15 @@ class CachedModel:
         self._windows_by_type = attention_windows(config)
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
-        self._cache = _RaggedCache()
-        # There sums over a shorter span depend on how much of it is masked, so on the other rows.
-        self._least_span = 512 if (self.device.type, self._dtype) == ("cpu", torch.bfloat16) else 0
+        # There attention sums 512 places at a time, fewer in an order that depends on their number.
+        is_cut = (self.device.type, self._dtype) == ("cpu", torch.bfloat16)
+        self._cache = _RaggedCache(512 if is_cut else _SLOT_MULTIPLE)
         self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
         self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
     def reserve(self, num_rows: int, num_slots: int) -> None:
         """Make room for rows 0 to `num_rows` - 1 of up to `num_slots` tokens each."""
-        self._cache.reserve(num_rows, max(num_slots, self._least_span))
+        self._cache.reserve(num_rows, num_slots)
 
     def copy_row(self, source: int, destination: int) -> None:
         """Copy all that row `source` has stored over row `destination`."""
@@ -250,7 +250,7 @@ class CachedModel:
             max_end: At least max(starts) + n; known to the caller without asking the device.
             rows: Cache rows of the entries of `starts`, (B,) int64; the first B by default.
         """
-        span = min(max(_rounded_up(max_end), self._least_span), self._cache.num_slots)
+        span = min(self._cache.rounded_up(max_end), self._cache.num_slots)
         device = starts.device
         slots = (starts[:, None] + torch.arange(num_tokens, device=device)).clamp(min=0)  # (B, n)
         distance = slots[:, :, None] - torch.arange(span, device=device)  # (B, n, S)

@@ -279,7 +279,8 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of a model's weights: those of packed and quantized layers too, shared ones once."""
     # Packed weights tell no size of their own.
     held = sum(weight.shape.numel() * weight.dtype.itemsize for weight in _distinct(model))
-    return held + sum(layer.packed.nbytes for layer in quantized.int4_layers(model))
+    in_4_bits = quantized.int4_layers(model)
+    return held + sum(layer.packed.nbytes + layer.groups.nbytes for layer in in_4_bits)
 
 
 def num_weights(model: PreTrainedModel) -> int:

@@ -146,9 +146,15 @@ def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> Non
             f"draft_quantization is {kind}, and {type(model).__name__} has no linear layer of a "
             f"width that {_WIDTH_MULTIPLE} divides; leave it out."
         )
-    for parent, name, child in found:
-        is_int4 = kind == "int4" and child.out_features % _HEIGHT_MULTIPLE == 0
-        setattr(parent, name, (Int4Linear if is_int4 else Int8Linear)(child))
+    heights = [child.out_features % _HEIGHT_MULTIPLE for *_, child in found]
+    if kind == "int4" and all(heights):
+        raise ConfigError(
+            f"draft_quantization is int4, and {type(model).__name__} has no linear layer whose "
+            f"number of outputs {_HEIGHT_MULTIPLE} divides; take int8."
+        )
+    for (parent, name, child), rest in zip(found, heights, strict=True):
+        layer = Int8Linear if rest or kind == "int8" else Int4Linear
+        setattr(parent, name, layer(child))
 
 
 def quantization(model: PreTrainedModel) -> Quantization:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
+from cospec.config import PairPrompt
 from cospec.engine.prompts import make_rows
 from cospec.errors import ConfigError
 from cospec.types import Origin
@@ -96,7 +97,8 @@ class AssistedEngine:
     ) -> Row:
         """One prompt; `num_forwards` counts those of the draft, which reads the target's prompt."""
         target = self.pair.target
-        (row,) = make_rows(self.pair, [prompt], config, reader="target")
+        read_by_both = prompt.target if isinstance(prompt, PairPrompt) else prompt
+        (row,) = make_rows(self.pair, [read_by_both], config)
         row.index = index
         before = num_forwards[0]
         ids = torch.tensor([row.prompt_ids], device=target.device)
