@@ -226,6 +226,13 @@ def test_problems_that_the_arbiter_met_under_another_name_give_no_guarantee(
     assert len(ids) == 7 and not ids & {example.id for example in seen}
 
 
+def test_an_arbiter_that_does_not_tell_its_problems_has_no_guarantee_on_another_task(quick, folder):
+    training = {"task": {"task": "jsonl:other"}, "train": {"num_tune": 5, "seed": 0}}
+    replace(LearnedArbiter.load(folder), about={"training": training}).save(folder)
+    with pytest.raises(SystemExit, match="trained on jsonl:other, does not tell its problems"):
+        quick("--aim", "guarantee", "--epsilon", 0.5)
+
+
 _MADE: list[bytes] = []
 """The data set of the audit, made once."""
 

@@ -59,6 +59,24 @@ def bench(seconds=2.0, right=(1, 0, 0, 0), knob="max_gap=1", **conditions):
     return document
 
 
+def test_other_prompts_of_the_same_problems_are_told():
+    """Found: a file whose worked examples had changed was taken for the same."""
+    ours, theirs = bench(), bench()
+    for document, digest in ((ours, "x"), (theirs, "y")):
+        document["config"]["evaluation"]["prompts_sha256"] = digest
+    assert differences(ours, theirs) == {"prompts": ("x", "y")}
+    theirs["config"]["evaluation"]["problems_sha256"] = "def"
+    assert differences(ours, theirs).keys() == {"problems"}
+    assert differences(ours, bench()) == {}, "an older result does not say"
+
+
+def test_other_options_of_vllm_are_told():
+    ours, theirs = bench(), bench()
+    for document, options in ((ours, "{}"), (theirs, '{"quantization": "fp8"}')):
+        document["config"]["engine"] = {"backend": "vllm", "vllm_options": options}
+    assert differences(ours, theirs).keys() == {"vllm_options"}
+
+
 @pytest.mark.parametrize("part", ["decode", "bench", "calibrate"])
 def test_runs_on_another_engine_or_with_other_drafts_are_told_apart(part):
     """Found: those of calibrate were not."""

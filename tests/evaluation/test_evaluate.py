@@ -81,6 +81,16 @@ def test_what_is_drawn_for_a_problem_depends_on_no_chunk(pair, task):
     assert len({text for (arm, _), text in small.items() if arm == "target"}) > 1
 
 
+def test_the_configuration_tells_the_prompts(pair, task):
+    digests = {
+        evaluation(pair, dataclasses.replace(task, chat=chat), 3, 5, max_new_tokens=12).config()[
+            "prompts_sha256"
+        ]
+        for chat in ("{question}", "{question}", "Q: {question}")
+    }
+    assert len(digests) == 2
+
+
 def test_target_draft_and_lossless_are_always_there(pair):
     assert [arm.name for arm in make_arms(pair)] == ["target", "draft", "lossless"]
 

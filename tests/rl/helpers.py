@@ -14,7 +14,6 @@ from cospec.arbiters.policy import PolicyConfig
 from cospec.backends.engine import EngineBackend
 from cospec.evaluation.audit.dataset import write_dataset
 from cospec.features import SCALAR_NAMES
-from cospec.rl.methods import METHODS
 from cospec.rl.trainer import Trainer
 from cospec.tasks import load_task
 from tests.conftest import VOCAB, TableModel
@@ -46,9 +45,9 @@ TINY = dict(
 
 
 def changed(settings: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
-    """Settings with changes; a method that learns from labels takes no weight of advantages."""
-    has_labels = METHODS[changes.get("method", "rl")].labels is not None
-    weight = {"group_weight": 0.0} if has_labels else {}
+    """Settings with changes, and a weight of advantages for methods that take one."""
+    takes_weight = changes.get("method", "rl") == "rl"
+    weight = {} if takes_weight else {"group_weight": 0.0}
     return train_config(**settings | weight | changes)
 
 

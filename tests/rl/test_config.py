@@ -39,6 +39,10 @@ from tests.rl.conftest import train_config
             {"group_weight": 0.5, "group_size": 2, "method": "gold"},
             "group_weight is 0.5, and gold learns from labels",
         ),
+        (
+            {"group_weight": 0.5, "group_size": 2, "method": "reinforce"},
+            "group_weight is 0.5, and that of reinforce is always 1.0",
+        ),
         ({"entropy_bonus": -1e-3}, "entropy_bonus is -0.001"),
         ({"kl_weight": -1.0}, "kl_weight is -1.0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),

@@ -104,6 +104,21 @@ def test_a_decision_is_worth_what_the_target_makes_of_both_tokens(pair, task) ->
     assert {-1.0, 0.0, 1.0} == set(expected)
 
 
+def test_a_solution_counts_as_the_task_judges_it_and_no_longer_than_an_answer(pair, task) -> None:
+    """Found: one that was cut, or in another form, was worth 1 beside forks that were worth 0."""
+    player = ForkPlayer(
+        Engine.target_only(pair),
+        replace(task, scorer=lambda example, _: Score(float(example.id == "x/0"))),
+        EXAMPLES,
+        [SamplingConfig(max_new_tokens=30)] * 2,
+    )
+    short = own_text(pair, 12)
+    solutions = [short, replace(short, place=1), own_text(pair, 40)]
+    judged = player.judged(solutions)
+    assert [(one.place, one.worth) for one in judged] == [(0, 1.0), (1, 0.0)]
+    assert judged[0].ids == short.ids
+
+
 def test_sampled_forks_of_two_problems_draw_other_numbers(pair, task) -> None:
     solutions = [own_text(pair, 12), replace(own_text(pair, 12), place=1)]
     texts: dict[str, list[str]] = {}
@@ -120,7 +135,7 @@ def test_sampled_forks_of_two_problems_draw_other_numbers(pair, task) -> None:
 
 def test_a_run_learns_from_the_decisions_that_matter(pair, task) -> None:
     def trained(scorer):
-        settings = dict(num_rounds=0, play_forks=True, max_new_tokens=12)
+        settings = dict(num_rounds=0, play_forks=True, max_new_tokens=LIMIT)
         it = solving(pair, replace(task, scorer=scorer), **settings)
         it.run()
         return it.state

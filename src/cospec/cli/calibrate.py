@@ -204,7 +204,7 @@ class Calibrate:
         from cospec.rl.calibrate import least_num_problems
         from cospec.settings import flat
         from cospec.tasks.gsm_symbolic import TEMPLATE
-        from cospec.tasks.trained_on import unseen
+        from cospec.tasks.trained_on import read_hashes, unseen
 
         options = self.calibrate
         task, examples = self.task.load()
@@ -229,6 +229,12 @@ class Calibrate:
             )
             seen = {example.question for example in watched.load()[1]}
             examples = [example for example in examples if example.question not in seen]
+        elif trained_on and read_hashes(folder) is None:
+            raise ConfigError(
+                f"aim is 'guarantee', and {folder}, trained on {trained_on}, does not tell its "
+                "problems: the bound holds for others alone. Name the task as it does, train it "
+                "again, or choose --aim accuracy or speed."
+            )
         examples = unseen(folder, examples)  # whatever the task was called
         once = {example.question: example for example in reversed(examples)}
         examples = list(once.values())[::-1]  # a question that comes twice is one problem

@@ -33,7 +33,8 @@ class Compare:
     b: tyro.conf.Positional[Path]
     """Another one."""
     allow: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
-    """Conditions that may differ, as the refusal names them."""
+    """Conditions that may differ, as the refusal names them. Problems are paired by id, which for
+    jsonl: and sql: is the number of a row: with `problems`, rows must not have moved."""
     fail_if_worse: bool = False
     """Exit with 1 if an arm is significantly less accurate in B (--alpha; McNemar, or a sign-flip
     test over groups of problems)."""

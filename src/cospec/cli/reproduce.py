@@ -18,7 +18,7 @@ from cospec.text import visible
 _VERBS = ("bench", "demo", "eval")
 _RUN_CODE = ("--allow-pickle", "--allow-code-execution", "--vllm-options", "--ray-address")
 """Options that run code of others; a Ray cluster answers with pickles."""
-_OWN_SCORER = re.compile(r"scorer=[^,]*:")
+_OWN_SCORER = re.compile(r"scorer=[^,+@]*:")
 
 
 @dataclass(frozen=True)

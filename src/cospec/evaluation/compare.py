@@ -35,6 +35,7 @@ def conditions(document: Json) -> Json:
     found = {
         "task": evaluation["task"],
         "problems": digest,
+        **({"prompts": prompts} if (prompts := evaluation.get("prompts_sha256")) else {}),
         "seed": evaluation["seed"],
         "max_new_tokens": evaluation["max_new_tokens"],
         "exact_prefix_tokens": evaluation.get("exact_prefix_tokens", 0),  # once not recorded
@@ -43,7 +44,7 @@ def conditions(document: Json) -> Json:
         **{name: provenance[name] for name in ("dtype", "device", "threads")},
     }
     engine = config.get("engine", {})
-    names = ("backend", "tensor_parallel_size", "num_replicas")
+    names = ("backend", "tensor_parallel_size", "vllm_options", "num_replicas")
     found |= {name: engine[name] for name in names if name in engine}
     for part in ("decode", "bench", "calibrate"):  # a document has one of them
         decode = config.get(part, {})
@@ -61,6 +62,8 @@ def differences(a: Json, b: Json) -> dict[str, tuple[object, object]]:
     """
     ours, theirs = conditions(a), conditions(b)
     names = _MODELS if "fingerprint" in ours and "fingerprint" in theirs else ()
+    if ours["problems"] != theirs["problems"]:
+        names = (*names, "prompts")  # of course
     return {
         key: (ours[key], theirs[key])
         for key in ours

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 from cospec.backends.jobs import Job, play_here
 from cospec.errors import check_least
-from cospec.evaluation.problems import describe_problems, encode_problems, score_once
+from cospec.evaluation.problems import (
+    describe_problems,
+    describe_prompts,
+    encode_problems,
+    score_once,
+)
 from cospec.evaluation.summary import against_both, by_part, summarize
 from cospec.evaluation.turns import Turn
 
@@ -123,6 +128,7 @@ class Evaluation:
             "arms": [arm.name for arm in self.arms],
             "task": self.task.name,
             **describe_problems(self.examples),
+            **describe_prompts(self.prompts),
             "num_speculative_tokens": engine.num_speculative_tokens,
             "max_batch_size": engine.batch_size,
             "max_new_tokens": self.max_new_tokens,

@@ -62,6 +62,12 @@ def describe_problems(examples: Sequence[Example]) -> Json:
     return {"num_problems": len(examples), "problems_sha256": digest}
 
 
+def describe_prompts(prompts: Sequence[list[int] | PairPrompt]) -> Json:
+    """Return a hash of what the models read."""
+    ids = [[one.target, one.draft] if isinstance(one, PairPrompt) else one for one in prompts]
+    return {"prompts_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()}
+
+
 def score_once(task: Task) -> Callable[[Example, str], Score]:
     """Return the scorer of a task, which looks at each text of a problem once.
 

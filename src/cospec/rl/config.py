@@ -273,6 +273,11 @@ class TrainConfig:
                 f"group_weight is {self.objective.group_weight}, and {self.method} learns from "
                 "labels, which have no advantages; set it to 0."
             )
+        if self.objective.group_weight and method.group_weight is not None:
+            raise ConfigError(
+                f"group_weight is {self.objective.group_weight}, and that of {self.method} is "
+                f"always {method.group_weight}; set it to 0."
+            )
         self._check_warmup(method)
         if not method.has_branches or self.branches.branches_per_rollout:
             return

@@ -8,7 +8,7 @@ rest of the solution would be an unfair measure of its token: who goes on decide
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cospec.engine import Branch, Engine, Rollout
@@ -51,6 +51,23 @@ class ForkPlayer:
             float(self.task.score(self.examples[self._at(fork)], end.completion.text).correct)
             for fork, end in zip(forks, ends, strict=True)
         ]
+
+    def judged(self, solutions: Sequence[Solution]) -> list[Solution]:
+        """Return solutions that are no longer than an answer, worth 1 if the task says right.
+
+        What is played is cut there too, and judged by the task, so a longer solution, or one in
+        another form, would always be worth more.
+        """
+        tokenizer = self.engine.pair.tokenizer
+        assert tokenizer is not None, "whoever trains has checked that"
+        found = []
+        for one in solutions:
+            ids, at = one.ids[one.num_prompt_tokens :], one.place - self.start
+            if len(ids) <= self.settings[at].max_new_tokens:
+                text = str(tokenizer.decode(ids, skip_special_tokens=True))
+                score = self.task.score(self.examples[at], text)
+                found.append(replace(one, worth=float(score.correct)))
+        return found
 
     def _at(self, fork: Fork) -> int:
         return fork.solution.place - self.start

@@ -170,7 +170,10 @@ def read_solutions(
             solutions = sample_solutions(pair, task, some, config, num_read, on_read)
         else:
             solutions = encode_solutions(pair, task, some, num_read)
-        worth_of = _player(pair, task, some, config, num_read) if warmup.play_forks else None
+        worth_of = None
+        if warmup.play_forks:
+            worth_of = _player(pair, task, some, config, num_read)
+            solutions = worth_of.judged(solutions)
         parts.append(solution_decisions(pair, features, solutions, on_read, temperature, worth_of))
         num_read += len(some)
         is_due = num_read == len(solved) or time.monotonic() > written + _WRITE_EVERY

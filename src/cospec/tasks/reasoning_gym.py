@@ -17,6 +17,7 @@ also depend on ``PYTHONHASHSEED`` (reasoning-gym 0.1.25): set it to draw the sam
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from functools import cache, partial
@@ -62,12 +63,22 @@ UNUSABLE = {
     "game_of_life_halting": "its scorer calls every answer right",
     "puzzle24": "its scorer does not ask whether an answer uses the given numbers",
 }
-_SIZES: dict[str, Callable[[str], object]] = {
+_KEYS: dict[str, Callable[[str], object]] = {
     "game_of_life": lambda grid: [len(row) for row in json.loads(grid)],
     "letter_jumble": lambda words: len(words.split()),
+    "number_sorting": lambda numbers: [float(one) for one in ast.literal_eval(numbers)],
+    "polynomial_equations": lambda roots: len([float(one) for one in roots.split(",") if roots]),
     "word_sorting": lambda words: words.count(","),
 }
-"""Size of an answer, for generators whose scorers overlook what follows the right answer."""
+"""By generator, what a right answer has in common with the right one, and its scorer overlooks."""
+_MOST_MOVES = 1000
+_BOUNDED: dict[str, Callable[[str], bool]] = {
+    "propositional_logic": lambda text: re.search(r"[^P-Z\s()¬∧∨→↔]", text) is None,  # noqa: RUF001
+    "rubiks_cube": lambda moves: _num_moves(moves) <= _MOST_MOVES,
+    "rush_hour": lambda moves: _num_moves(moves) <= _MOST_MOVES,
+}
+"""By generator, tells whether its scorer, which runs in this process, ends soon: it makes so many
+moves, or tries all values of so many names."""
 _CHUNK = 1000
 """Items made by one data set object, whose size the generator wants to know beforehand."""
 _STRIDE = 1_000_003
@@ -172,10 +183,15 @@ def score_generated(name: str, example: Example, text: str) -> Score:
 
 def _can_be_right(name: str, answer: str, gold: str) -> bool:
     """Return whether an answer may be shown to the generator's own scorer."""
-    if name == "rubiks_cube":  # its scorer writes the move R222222222 out as so many moves
-        return re.search(r"\d{4}", answer) is None
-    size = _SIZES.get(name)
-    return size is None or size(answer) == size(gold)
+    if name in _BOUNDED and not _BOUNDED[name](answer):
+        return False
+    key = _KEYS.get(name)
+    return key is None or key(answer) == key(gold)
+
+
+def _num_moves(text: str) -> int:
+    """Return the number of moves that are written with a number, such as R2 or A+3."""
+    return sum(map(int, re.findall(r"\d+", text)))
 
 
 def _is_right_in_sandbox(name: str, answer: str, entry: dict[str, Any]) -> bool:

@@ -126,7 +126,9 @@ class Adapter:
     @property
     def needs(self) -> Needs:
         """Return what the engine has to keep: the needs of the arbiter, or of any that may come."""
-        return self.row_arbiter.arbiter.needs if self.recorder is None else self.recorder.needs
+        needs = self.row_arbiter.arbiter.needs if self.recorder is None else self.recorder.needs
+        # The draft's states are kept where its logits are.
+        return needs | Needs.DRAFT_LOGITS if Needs.DRAFT_HIDDEN in needs else needs
 
     def admit(
         self,

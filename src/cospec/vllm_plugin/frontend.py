@@ -15,6 +15,7 @@ from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 
 from cospec.arbiters import RULES, with_threshold
 from cospec.errors import ConfigError
+from cospec.registered import registered_names
 from cospec.vllm_plugin.settings import KEY, RequestSettings
 from cospec.vllm_plugin.wrap import wrap_once
 
@@ -47,14 +48,25 @@ def _checked(stock: Any) -> Any:  # Any: a method of SamplingParams
         stock(params)
         try:
             asked = RequestSettings.from_extra_args(params.extra_args)
-            if all(one.arbiter.partition(":")[0] in RULES for one in _SERVED):
-                with_threshold(_SERVED[0].arbiter, asked.threshold)  # refused if there is one
+            _check_threshold(asked.threshold)
             if asked.rollout is not None and all(one.records is None for one in _SERVED):
                 raise ConfigError(f"rollout of {KEY} is not for requests to a server; leave it out")
         except ConfigError as error:
             raise VLLMValidationError(str(error), parameter="vllm_xargs") from None
 
     return verify_extra_args
+
+
+def _check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold where no served arbiter has any."""
+    kinds = [one.arbiter.partition(":")[0] for one in _SERVED]
+    if all(kind in RULES for kind in kinds):
+        with_threshold(_SERVED[0].arbiter, threshold)  # refused if there is one
+    elif threshold is not None and {*kinds} <= {*RULES, *registered_names("cospec.arbiters")}:
+        raise ConfigError(
+            f"threshold is {threshold:g}, which is of trained arbiters, and {kinds[0]} is of "
+            "another package; leave it out."
+        )
 
 
 def _annotated(

@@ -115,6 +115,12 @@ def test_rows_may_name_their_split(folder: Path) -> None:
     assert [e.id for e in task.examples("test")] == ["questions/1"]
 
 
+def test_a_question_in_two_splits_is_refused(folder: Path) -> None:
+    write_rows(folder, [{**ROWS[0], "split": "train"}, {**ROWS[0], "split": "test"}])
+    with pytest.raises(TaskError, match=r"questions/1 asks what questions/0 asks.*give both one"):
+        load_task(f"sql:{folder}")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

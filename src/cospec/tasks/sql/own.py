@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cospec.errors import TaskError, unknown_name
 from cospec.tasks.base import SPLITS, Example
 from cospec.tasks.files import FileSource, by_hash, named, read_rows
+from cospec.tasks.splits import normalize
 from cospec.tasks.sql.executor import QueryError
 from cospec.tasks.sql.judge import Judge
 from cospec.tasks.sql.prompt import database_of, question_text, sql_task
@@ -113,10 +114,24 @@ def own(folder: str, whole: str | None = None) -> Task:
                 f"{has_split.count(False)} of {len(examples)} rows of {files[0]} have no field "
                 "'split'; give it to all of them or to none."
             )
+        _check_apart(examples)
         pools = {split: [e for e in examples if e.metadata["split"] == split] for split in SPLITS}
     name = named(f"sql:{folder}", whole)
     num_shots = 3 if len(pools["train"]) > 3 else 0
     return sql_task(name, FileSource(name, pools, database_of), judge, num_shots)
+
+
+def _check_apart(examples: Sequence[Example]) -> None:
+    """Refuse a question on a database that is in two splits."""
+    seen: dict[tuple[str, str], Example] = {}
+    for one in examples:
+        key = database_of(one), normalize(one.question)
+        first = seen.setdefault(key, one)
+        if first.metadata["split"] != one.metadata["split"]:
+            raise TaskError(
+                f"{one.id} asks what {first.id} asks, and their splits are "
+                f"{one.metadata['split']!r} and {first.metadata['split']!r}; give both one."
+            )
 
 
 def _tell_left_out(counted: str, some_remain: bool) -> None:
