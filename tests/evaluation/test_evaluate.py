@@ -83,10 +83,10 @@ def test_what_is_drawn_for_a_problem_depends_on_no_chunk(pair, task):
 
 def test_the_configuration_tells_the_prompts(pair, task):
     digests = {
-        evaluation(pair, dataclasses.replace(task, chat=chat), 3, 5, max_new_tokens=12).config()[
+        evaluation(pair, dataclasses.replace(task, plain=plain), 3, 5, max_new_tokens=12).config()[
             "prompts_sha256"
         ]
-        for chat in ("{question}", "{question}", "Q: {question}")
+        for plain in ("{question}", "{question}", "Q: {question}")
     }
     assert len(digests) == 2
 
