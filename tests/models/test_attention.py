@@ -42,6 +42,34 @@ def test_it_gives_what_transformers_gives(num_shared, length, scaling):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="bits were seen to hold there"
+)
+@pytest.mark.parametrize(("num_shared", "size"), [(1, 80), (1, 96), (6, 96), (6, 128), (7, 64)])
+@pytest.mark.parametrize("num_slots", [512, 1024])
+def test_a_token_in_bfloat16_has_the_same_bits_whatever_is_read_with_it(
+    num_shared, size, num_slots
+):
+    """Found: the last two or three query rows, after each 32, had others (a block of 11 tokens)."""
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn(1, num_heads, length, size, generator=generator).bfloat16()
+        for num_heads, length in ((2 * num_shared, 40), (2, num_slots), (2, num_slots))
+    )
+    mask = torch.zeros(1, 1, 40, num_slots, dtype=torch.bfloat16)
+    mask[..., num_slots - 100 :] = torch.finfo(mask.dtype).min
+    module = SimpleNamespace(num_key_value_groups=num_shared, is_causal=True)
+
+    def read(start: int, end: int) -> torch.Tensor:
+        part = slice(start, end)
+        given = module, query[:, :, part], key, value, mask[:, :, part]
+        return attention.grouped_attention(*given)[0][0]
+
+    alone = torch.cat([read(i, i + 1) for i in range(40)])
+    for length in range(2, 41):
+        assert torch.equal(read(0, length), alone[:length]), length
+
+
 @pytest.mark.parametrize("counts", [(16, 16), (16, 4), (4, 0), (16, 5)])
 def test_tokens_without_padding_get_what_they_get_with_it(counts, monkeypatch):
     """Rows of very different lengths are computed apart."""

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _NAME, _PADDED = "cospec_sdpa", "cospec_sdpa_padded"
 """As models name it that can go without padding, and those that cannot."""
+_ROW_MULTIPLE = 4
+"""In bfloat16 on a CPU queries are filled up to so many: the last two or three of them, after each
+32, can have other bits than the same ones among more."""
 _LEAST_LENGTH = 16
 """Shorter rows are all computed together: there a second call costs more than padding."""
 
@@ -143,19 +146,19 @@ def _attend(
     num_rows, num_heads, length, size = query.shape
     num_shared = num_heads // key.shape[1]  # G
     is_plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
-    if attention_mask is None or attention_mask.shape[1] > 1 or num_shared == 1 or not is_plain:
+    is_cut = (query.device.type, query.dtype) == ("cpu", torch.bfloat16)
+    is_simple = num_shared == 1 and not is_cut
+    if attention_mask is None or attention_mask.shape[1] > 1 or is_simple or not is_plain:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output
     grouped = query.reshape(num_rows, -1, num_shared * length, size)  # (B, heads / G, G n, D)
-    found = scaled_dot_product_attention(
-        grouped,
-        key,
-        value,
-        attn_mask=attention_mask.repeat(1, 1, num_shared, 1),  # (B, 1, G n, S)
-        scale=scaling,
-    )
+    mask = attention_mask.repeat(1, 1, num_shared, 1)  # (B, 1, G n, S)
+    if is_cut and (missing := -grouped.shape[2] % _ROW_MULTIPLE):
+        grouped, mask = (pad(one, (0, 0, 0, missing)) for one in (grouped, mask))
+    found = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    found = found[:, :, : num_shared * length]
     return found.reshape(num_rows, num_heads, length, size).transpose(1, 2).contiguous(), None
 
 
