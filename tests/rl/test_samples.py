@@ -11,6 +11,7 @@ from cospec import Engine
 from cospec.errors import ConfigError
 from cospec.evaluation.problems import encode_problems
 from cospec.features import make_features
+from cospec.rl import warmstart
 from cospec.rl.samples import answer_worths, sample_solutions
 from cospec.rl.solutions import solution_decisions
 from cospec.tasks.base import Score
@@ -113,6 +114,33 @@ def test_a_run_warms_up_on_own_answers_and_its_cache_knows_them(pair, task, tmp_
     longer.solved = [*longer.train, longer.train[0]]
     with pytest.raises(ConfigError, match="more can follow only a multiple of 128"):
         longer.run()
+
+
+def test_a_run_that_is_killed_while_it_reads_keeps_its_answers(pair, task, tmp_path, monkeypatch):
+    """Found: an hour of a real pair's answers was lost."""
+    path = tmp_path / "read.safetensors"
+
+    def run(folder: str) -> dict:
+        settings = dict(num_solutions=7, num_samples=2, num_rounds=0, num_solution_epochs=3)
+        it = trainer(pair, task, solutions_from="samples", solutions=tmp_path / folder, **settings)
+        it.solved = it.train
+        it.run()
+        return it.state.policy.state_dict()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warmstart, "solution_decisions", no_time)
+        with pytest.raises(KeyboardInterrupt):
+            run(path.name)
+    assert path.with_name("read.safetensors.answers").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(warmstart, "sample_solutions", no_time)
+        resumed = run(path.name)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    torch.testing.assert_close(resumed, run("other"), rtol=0, atol=0)
+
+
+def no_time(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

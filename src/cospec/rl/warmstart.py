@@ -15,11 +15,11 @@ from cospec.engine import Engine
 from cospec.errors import ConfigError
 from cospec.evaluation.audit.dataset import read_dataset, read_tensors
 from cospec.evaluation.problems import encode_problems
-from cospec.results import write_tensors
+from cospec.results import write_json, write_tensors
 from cospec.rl.forks import ForkPlayer
 from cospec.rl.methods import METHODS
 from cospec.rl.samples import sample_solutions
-from cospec.rl.solutions import encode_solutions, solution_decisions
+from cospec.rl.solutions import Solution, encode_solutions, solution_decisions
 from cospec.rl.types import BranchData, Decisions, SolutionData
 from cospec.rl.updates import imitate, known_branches, refit, round_seed, update
 from cospec.types import Needs
@@ -157,6 +157,7 @@ def read_solutions(
         parts = [found]
     elif path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+    answers = None if path is None else path.with_name(f"{path.name}.answers")
     if warmup.solutions_from == "samples" and num_read % _SLICE and num_read < len(solved):
         raise ConfigError(
             f"{path} holds the answers to {num_read} problems. Their worths are relative to those "
@@ -167,7 +168,7 @@ def read_solutions(
     while num_read < len(solved):
         some = solved[num_read : num_read + _SLICE]
         if warmup.solutions_from == "samples":
-            solutions = sample_solutions(pair, task, some, config, num_read, on_read)
+            solutions = _answers(pair, task, some, config, num_read, answers, about, on_read)
         else:
             solutions = encode_solutions(pair, task, some, num_read)
         worth_of = None
@@ -181,7 +182,36 @@ def read_solutions(
             parts, written = [SolutionData.joined(parts)], time.monotonic()
             read = {"num_read": str(num_read), "problems": _digest(solved[:num_read])}
             write_tensors(path, parts[0]._asdict(), about | read)
+            if answers is not None:
+                answers.unlink(missing_ok=True)
     return SolutionData.joined(parts)
+
+
+def _answers(
+    pair: ModelPair,
+    task: Task,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    start: int,
+    path: Path | None,
+    about: dict[str, str],
+    on_read: Callable[[int], None],
+) -> list[Solution]:
+    """Return weighed answers to a slice of problems, kept on disk until they are read.
+
+    With a real pair a slice takes an hour to write and as long to read.
+    """
+    made_for = about | {"problems": _digest(examples), "start": str(start)}
+    if path is not None and path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["made_for"] == made_for:
+            on_read(2 * config.warmup.num_samples * len(examples))
+            return [Solution(*one) for one in kept["answers"]]
+    found = sample_solutions(pair, task, examples, config, start, on_read)
+    if path is not None:
+        answers = [[one.ids, one.num_prompt_tokens, one.place, one.worth] for one in found]
+        write_json(path, {"made_for": made_for, "answers": answers})
+    return found
 
 
 def _about(
