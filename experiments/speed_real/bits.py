@@ -62,7 +62,13 @@ def compare(pair: ModelPair, name: str, options: argparse.Namespace) -> list[dic
         engine = (
             Engine.target_only(pair, batch_size=batch_size)
             if arm == "target"
-            else Engine(pair, AlwaysTarget(), num_speculative_tokens=4, batch_size=batch_size)
+            else Engine(
+                pair,
+                AlwaysTarget(),
+                num_speculative_tokens=options.k,
+                draft_confidence_threshold=options.threshold,
+                batch_size=batch_size,
+            )
         )
         texts = [one.token_ids for one in engine.generate(prompts[some], samplings[some])]
         reference = reference or texts
@@ -85,6 +91,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--one-by-one", type=int, default=16, help="of these, at batch 1 as well")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[16, 4])
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("-k", type=int, default=4, help="block length")
+    parser.add_argument("--threshold", type=float, default=0.0, help="of the draft's confidence")
     parser.add_argument("--seed", type=int, default=73)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--plain", action="store_true", help="do not pack the weights")
