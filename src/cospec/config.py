@@ -36,6 +36,8 @@ class PairPrompt:
     """Read by the draft model: one that suits it better, or is shorter."""
 
 
+Quantization: TypeAlias = Literal["none", "int8", "int4"]
+"""Quantization of a draft's weights."""
 Prompt: TypeAlias = "str | Sequence[int] | PairPrompt"
 """A text, which is tokenized as it stands, or token ids; or both for each model."""
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 from weakref import WeakKeyDictionary
 
+from cospec.config import Quantization
 from cospec.errors import (
     ConfigError,
     PairError,
@@ -23,7 +24,6 @@ from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.compare import compare_tokenizers, ids_of, match_models
 from cospec.models.load import load_model, load_tokenizer
 from cospec.models.probe import probe
-from cospec.models.source import Quantization
 from cospec.models.support import check_supported, context_length, warn_of_mixed_rows
 
 if TYPE_CHECKING:

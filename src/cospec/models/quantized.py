@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from cospec.models.source import Quantization
+    from cospec.config import Quantization
 
 _MOST_ROWS = {torch.bfloat16: 24, torch.float32: 48}
 """Up to so many rows are multiplied as they are kept; more, as a prompt has, are faster with a

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
+from cospec.config import Quantization  # noqa: TC001  # the command line reads it
 from cospec.errors import ConfigError
 from cospec.models.bundled import bundled_models
 
 if TYPE_CHECKING:
     from cospec.models.pair import ModelPair
-
-Quantization: TypeAlias = Literal["none", "int8", "int4"]
-"""Quantization of a draft's weights."""
 
 
 @dataclass(frozen=True)
