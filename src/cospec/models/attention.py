@@ -40,6 +40,11 @@ _LEAST_LENGTH = 16
 """Shorter rows are all computed together: there a second call costs more than padding."""
 
 
+def sums_in_parts(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether the last bits of attention depend on the numbers of queries and places."""
+    return (device.type, dtype) == ("cpu", torch.bfloat16)
+
+
 class _Part(NamedTuple):
     """Some rows that are padded to one length."""
 
@@ -146,7 +151,7 @@ def _attend(
     num_rows, num_heads, length, size = query.shape
     num_shared = num_heads // key.shape[1]  # G
     is_plain = kwargs.get("position_bias") is None and kwargs.get("softcap") is None
-    is_cut = (query.device.type, query.dtype) == ("cpu", torch.bfloat16)
+    is_cut = sums_in_parts(query.device, query.dtype)
     is_simple = num_shared == 1 and not is_cut
     if attention_mask is None or attention_mask.shape[1] > 1 or is_simple or not is_plain:
         output: tuple[Tensor, None] = sdpa_attention_forward(

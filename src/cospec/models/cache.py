@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from transformers.cache_utils import Cache
 
-from cospec.models.attention import can_go_without_padding, without_padding
+from cospec.models.attention import can_go_without_padding, sums_in_parts, without_padding
 from cospec.models.prefill import plan_prefill
 from cospec.models.support import attention_windows, check_supported, context_length
 
@@ -209,7 +209,7 @@ class CachedModel:
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         # There attention sums 512 places at a time, fewer in an order that depends on their number.
-        is_cut = (self.device.type, self._dtype) == ("cpu", torch.bfloat16)
+        is_cut = sums_in_parts(self.device, self._dtype)
         self._cache = _RaggedCache(512 if is_cut else _SLOT_MULTIPLE)
         self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
         self._head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
