@@ -47,6 +47,18 @@ def test_a_wrong_setting_is_refused(verify, settings, asked, message):
         verify(settings, asked)
 
 
+def test_a_threshold_is_refused_where_an_arbiter_of_another_package_is_served(verify, monkeypatch):
+    """Found: the client got the unchanged arbiter, also for 1, which is lossless."""
+    from vllm.exceptions import VLLMValidationError
+
+    from cospec.vllm_plugin import frontend
+
+    monkeypatch.setattr(frontend, "registered_names", lambda group: ["mine"])
+    verify(Settings("mine:rate=1"), "off")
+    with pytest.raises(VLLMValidationError, match="mine is of another package"):
+        verify(Settings("mine:rate=1"), "threshold=1")
+
+
 def test_a_right_one_is_not(verify):
     verify(Settings("an-arbiter"), "threshold=0.5")
     verify(Settings("gap"), "off")
