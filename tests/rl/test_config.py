@@ -45,6 +45,10 @@ from tests.rl.conftest import train_config
         ),
         ({"entropy_bonus": -1e-3}, "entropy_bonus is -0.001"),
         ({"kl_weight": -1.0}, "kl_weight is -1.0"),
+        (
+            {"kl_weight": 0.1, "method": "policy_iteration"},
+            "kl_weight is 0.1, and policy_iteration fits its policy anew",
+        ),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"replay_decay": 1.0}, r"replay_decay is 1.0; it must be in \[0, 1\)"),
         ({"replay_decay": -0.1}, "replay_decay is -0.1"),

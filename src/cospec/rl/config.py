@@ -111,7 +111,7 @@ class ObjectiveConfig:
     entropy_bonus: tyro.conf.Suppress[float] = 0.05
     """Reward for an undecided policy, per nat of entropy."""
     kl_weight: tyro.conf.Suppress[float] = 0.0
-    """Penalty for leaving the starting policy, per nat of divergence."""
+    """Penalty for leaving the starting policy, per nat of divergence. Not for policy_iteration."""
     clip: tyro.conf.Suppress[float] = 0.2
     """Epsilon of the clipped ratio."""
 
@@ -277,6 +277,11 @@ class TrainConfig:
             raise ConfigError(
                 f"group_weight is {self.objective.group_weight}, and that of {self.method} is "
                 f"always {method.group_weight}; set it to 0."
+            )
+        if self.objective.kl_weight and method.is_ridge:
+            raise ConfigError(
+                f"kl_weight is {self.objective.kl_weight}, and {self.method} fits its policy anew "
+                "each round, wherever it started; set it to 0."
             )
         self._check_warmup(method)
         if not method.has_branches or self.branches.branches_per_rollout:
