@@ -257,7 +257,7 @@ class Stats:
     """
 
     num_tokens: int = 0
-    """Generated tokens."""
+    """Generated tokens; in a branch, unlike other counts, with those shared with its rollout."""
     num_drafts: int = 0
     """Blocks, each one target forward (the target alone: one a token; the draft alone: none)."""
     num_draft_tokens: int = 0

@@ -144,6 +144,7 @@ def test_a_branch_into_the_end_of_the_text_is_finished_at_once() -> None:
     (branch,) = engine.branches([Branch(rollout, 2, EOS)])
     assert branch.completion.token_ids == [*rollout.completion.token_ids[:2], EOS]
     assert branch.completion.stats.num_drafts == 0
+    assert branch.completion.stats.num_tokens == len(branch.completion.token_ids) > 1
 
 
 def test_a_branch_behind_the_longest_text_ends_with_its_token() -> None:

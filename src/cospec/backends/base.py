@@ -107,7 +107,8 @@ class RolloutBackend(Protocol):
             keep_handles: Keep what branches that leave these branches need.
 
         Returns:
-            The whole completion of each, whose counts and trace begin after the point's token.
+            The whole completion of each, whose trace and counts (but for `num_tokens`) begin after
+            the point's token.
 
         Raises:
             ConfigError: A rollout was made by another backend, or without handles.

@@ -182,7 +182,8 @@ class Engine:
             keep_caches: Whether branches can leave the results in turn (it takes memory).
 
         Returns:
-            One rollout a branch: the whole completion, whose counts and trace begin at the branch.
+            One rollout a branch: the whole completion, whose trace and counts (but for
+            `num_tokens`) begin at the branch.
         """
         needs_draft = self._drafter.has_model
         rows = deque(
