@@ -143,6 +143,8 @@ def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokeni
     assert plain.fingerprint == packed.fingerprint
     again = ModelPair(packed.target, packed.draft, packed.tokenizer)
     assert again.fingerprint == plain.fingerprint
+    copied = ModelPair(copy.deepcopy(packed.target), copy.deepcopy(packed.draft))
+    assert copied.fingerprint == plain.fingerprint, "found: a copy had another one"
 
 
 @needs_packing

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
-from weakref import WeakKeyDictionary
 
 from cospec.config import Quantization
 from cospec.errors import (
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
 _PLACES = ("device_map", "max_memory", "offload_folder")
 """Arguments of ``from_pretrained`` that say where the layers of a target go."""
 _CHANGED = packed.PackedLinear | quantized.Int8Linear
-_plain: WeakKeyDictionary[PreTrainedModel, bytes] = WeakKeyDictionary()
-"""By model, the bytes that fingerprints are made of, from before it was packed or quantized."""
+_PLAIN = "_cospec_plain"
+"""Attribute of a model that was packed or quantized, which copies of it have as well: the bytes
+that fingerprints are made of, from before."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ModelPair:
         for model, sample in zip(self.models, samples, strict=True):
             num_packed = packed.pack_weights(model) if pack_weights else 0
             if num_packed or quantized.quantization(model) != "none":
-                _plain[model] = sample
+                setattr(model, _PLAIN, sample)
 
     @property
     def models(self) -> tuple[PreTrainedModel, ...]:
@@ -195,7 +195,7 @@ class ModelPair:
         """
         digest = hashlib.sha256()
         for model in self.models:
-            digest.update(_plain.get(model) or _sample(model))
+            digest.update(getattr(model, _PLAIN, None) or _sample(model))
         end = "" if self.draft_quantization == "none" else f"-{self.draft_quantization}"
         return digest.hexdigest()[:16] + end
 
