@@ -11,7 +11,12 @@ import torch
 import cospec
 from cospec.arbiters import load_arbiter
 from cospec.types import Origin
+from cospec.vllm_plugin.adapter import Adapter
+from cospec.vllm_plugin.bridge import RowArbiter
+from cospec.vllm_plugin.requests import RequestTable
+from cospec.vllm_plugin.v1_drafter import keep_draft_logits
 from tests.vllm_plugin.conftest import ARBITERS, LEARNED, MAX_TOKENS, OTHER_PAIRS, K, Later, run
+from tests.vllm_plugin.test_adapter import params
 from tests.vllm_plugin.test_v1_offline import warped
 
 pytestmark = [
@@ -147,11 +152,49 @@ def test_what_a_finished_request_had_is_let_go() -> None:
     assert list(sampler._slots) == ["here"]
 
 
+@pytest.mark.parametrize(
+    ("fits", "drafted", "expected"),
+    [
+        (True, [0, 0, 0], [True, True, True]),
+        (True, [0, 7, -1], [True, True, False]),
+        (False, [0, 0, 0], [False, False, False]),
+        (False, [0, 7, -1], [False, True, False]),
+    ],
+)
+def test_token_0_is_a_draft_unless_the_runner_drafted_nothing(fits, drafted, expected) -> None:
+    """Found: where all drafts of a step were token 0, nothing was ruled on or counted."""
+    from cospec.vllm_plugin.v1 import ArbiterSampler, follow_drafting
+
+    asked = []
+    runner = types.SimpleNamespace(
+        requests={"a": types.SimpleNamespace(
+            lora_request=None, prompt_token_ids=[5, 6], sampling_params=params()
+        )},
+        input_batch=types.SimpleNamespace(req_ids=["a"], num_prompt_tokens=torch.tensor([2])),
+        positions=torch.arange(1, 5),
+        input_ids=types.SimpleNamespace(gpu=torch.tensor([6, *drafted])),
+        _input_fits_in_drafter=lambda metadata: asked.append(metadata) or fits,
+    )  # fmt: skip
+    row_arbiter = RowArbiter(load_arbiter("lossless"), 3)
+    table = RequestTable(1, torch.device("cpu"), has_thresholds=False)
+    sampler = ArbiterSampler(types.SimpleNamespace(), Adapter(row_arbiter, table), runner)
+    follow_drafting(runner, sampler)
+    assert runner._input_fits_in_drafter("metadata") is fits and asked == ["metadata"]
+    metadata = types.SimpleNamespace(
+        num_draft_tokens=[3],
+        cu_num_draft_tokens=torch.tensor([3]),
+        draft_token_ids=torch.tensor(drafted),
+        logits_indices=torch.arange(4),
+        target_logits_indices=torch.arange(3),
+    )
+    greedy = types.SimpleNamespace(all_greedy=True)
+    rows, _ = sampler._rows(torch.randn(3, 9), greedy, metadata)
+    assert rows.is_drafted.tolist() == expected
+
+
 @pytest.mark.parametrize("with_hidden", [False, True])
 def test_a_drafter_that_samples_hands_out_its_logits_as_they_were(with_hidden):
     """Not divided by the temperature, as vLLM leaves them, and the states behind them."""
-    from cospec.vllm_plugin.v1 import keep_draft_logits
-
     states, logits = torch.randn(2, 3), torch.randn(2, 5)
     drafter = types.SimpleNamespace(
         model=types.SimpleNamespace(compute_logits=lambda _: logits.clone()),

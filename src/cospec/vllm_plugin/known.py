@@ -21,6 +21,7 @@ SUPPORTED = "0.32"
 
 _SAMPLER = "vllm.v1.sample.rejection_sampler:"
 _PROPOSER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
+_GPU_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
 _GPU = "vllm.v1.worker.gpu."
 
 V1_NAMES: dict[str, str] = {
@@ -34,10 +35,9 @@ V1_NAMES: dict[str, str] = {
     f"{_PROPOSER}_sample_draft_tokens": "self hidden_states sampling_metadata",
     f"{_PROPOSER}_sample_from_logits": "self logits sampling_metadata",
     f"{_PROPOSER}take_last_draft_probs": "self",
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_spec_decode_draft_probs": (
-        "self spec_decode_metadata"
-    ),
-    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": "self grammar_output",
+    f"{_GPU_V1}_get_spec_decode_draft_probs": "self spec_decode_metadata",
+    f"{_GPU_V1}_input_fits_in_drafter": "self common_attn_metadata",
+    f"{_GPU_V1}sample_tokens": "self grammar_output",
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }

@@ -9,7 +9,6 @@ states, if an arbiter asks for them, travel at their side. The target's come fro
 
 from __future__ import annotations
 
-import types
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows
 from cospec.vllm_plugin.cpu_repairs import repair_cpu
 from cospec.vllm_plugin.known import require
 from cospec.vllm_plugin.rollouts import keep_drafts
+from cospec.vllm_plugin.v1_drafter import is_sampling, keep_draft_logits
 from cospec.vllm_plugin.verdicts import ended_before, force
 
 if TYPE_CHECKING:
@@ -70,7 +70,19 @@ def install(
         keep_drafts(runner)
     if Needs.TARGET_HIDDEN in needs:
         keep_hidden(runner, sampler)
+    follow_drafting(runner, sampler)
     runner.rejection_sampler = sampler
+
+
+def follow_drafting(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GPUModelRunner
+    """Tell a sampler whether the runner's last step drafted: else vLLM verifies token 0."""
+    stock = runner._input_fits_in_drafter
+
+    def input_fits_in_drafter(*args: Any) -> Any:  # Any: whatever the runner passes
+        sampler.has_drafts = stock(*args)
+        return sampler.has_drafts
+
+    runner._input_fits_in_drafter = input_fits_in_drafter
 
 
 def keep_hidden(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GPUModelRunner
@@ -83,45 +95,6 @@ def keep_hidden(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GP
         return stock(*args, **kwargs)
 
     runner.sample_tokens = sample_tokens
-
-
-def keep_draft_logits(runner: Any, *, with_hidden: bool) -> None:  # Any: vLLM's GPUModelRunner
-    """Make a runner's drafter hand out its logits where it would hand out probabilities.
-
-    With hidden states, what it hands out is (R, V + H'): those that it drew the tokens from follow
-    the logits. It drafts the same tokens as before: the most probable ones, unless it was told to
-    sample. Then requests with a seed get drafts by their seed, which vLLM 0.32 does not heed there.
-    """
-
-    def sample(
-        self: Any,  # Any: vLLM's SpecDecodeBaseProposer
-        hidden_states: Tensor,
-        sampling_metadata: Any,  # Any: vLLM's SamplingMetadata
-    ) -> tuple[Tensor, Tensor]:
-        logits: Tensor = self.model.compute_logits(hidden_states)
-        shown = logits
-        if with_hidden:
-            shown = torch.cat([logits, hidden_states.to(logits.dtype)], dim=1)
-        if not is_sampling(self, sampling_metadata):
-            return logits.argmax(dim=-1), shown
-        # A copy, which may be divided in place.
-        token_ids, _ = self._sample_from_logits(logits.clone(), sampling_metadata)
-        is_discarded = runner.discard_request_mask.np  # their prompts are not read yet
-        for row, generator in sampling_metadata.generators.items():
-            if is_discarded[row]:
-                continue
-            warm = logits[row] / sampling_metadata.temperature[row]
-            probs = warm.softmax(dim=-1, dtype=torch.float32)
-            noise = torch.empty_like(probs).exponential_(generator=generator)
-            token_ids[row] = (probs / noise).argmax()
-        return token_ids, shown
-
-    runner.drafter._sample_draft_tokens = types.MethodType(sample, runner.drafter)
-
-
-def is_sampling(drafter: Any, sampling_metadata: Any) -> bool:  # Any: as above
-    """Return whether a drafter samples its tokens in a step."""
-    return bool(drafter._enable_probabilistic_draft_probs and not sampling_metadata.all_greedy)
 
 
 @dataclass(slots=True)
@@ -156,6 +129,8 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     Attributes:
         hidden: What the target's output matrix was applied to in this step, (T + R, H), if the
             arbiter asks for it.
+        has_drafts: Whether the runner drafted in its last step. If it did not, requests that were
+            not in that step have their drafts still.
     """
 
     def __init__(self, stock: Any, adapter: Adapter, runner: Any) -> None:  # Any: vLLM's
@@ -167,6 +142,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         self._slots: dict[str, tuple[int, Any, Any]] = {}  # Any: vLLM's
         self._step = Step()
         self.hidden: Tensor | None = None
+        self.has_drafts = True
 
     def forward(
         self,
@@ -288,7 +264,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             target_logits=logits,
             draft_ids=draft_ids,
             # Near --max-model-len vLLM drafts nothing for the whole batch, and writes token 0.
-            is_drafted=(draft_ids >= 0) & (draft_ids > 0).any(),
+            is_drafted=draft_ids >= 0 if self.has_drafts else draft_ids > 0,
             requests=requests,
             block_positions=block_positions,
             positions=positions + columns.num_before,
