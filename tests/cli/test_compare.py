@@ -9,6 +9,8 @@ import pytest
 from experiments.slim import slim
 
 from cospec.cli import reproduce
+from cospec.cli.reproduce import _check_code
+from cospec.errors import ConfigError
 from cospec.report.read import acceptance_rates
 
 
@@ -158,6 +160,32 @@ def test_a_command_that_can_run_code_is_run_for_those_who_trust_it(results, tiny
     with pytest.raises(SystemExit, match=r"it can run any code; read it, and pass --trust"):
         tiny("reproduce", a, "--out", tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+OTHER_PART = "reasoning_gym:gsm_symbolic,templates=3/7@2"
+
+
+@pytest.mark.parametrize("option", ["--task {}", "--task={}"])
+@pytest.mark.parametrize(
+    ("part", "is_refused"),
+    [
+        ("jsonl:a.jsonl,scorer=evil:run", True),
+        ("jsonl:a.jsonl,scorer=evil.more:run@3", True),
+        ("jsonl:a.jsonl,split=test,scorer=evil:run,question=q", True),
+        ("jsonl:a.jsonl,scorer=numeric", False),
+        ("jsonl:a.jsonl,scorer=numeric@3", False),
+        ("jsonl:c:d.jsonl,scorer=regex,answer=a:b@3", False),
+    ],
+)
+def test_a_scorer_of_ones_own_is_found_in_any_part_of_a_mixture(option, part, is_refused):
+    """Found: where another part had a colon, built-in scorers were refused as well."""
+    for task in (part, f"mix:{part}+{OTHER_PART}", f"mix:{OTHER_PART}+{part}"):
+        argv = ["cospec", "eval", *option.format(task).split()]
+        if is_refused:
+            with pytest.raises(ConfigError, match="it can run any code; read it"):
+                _check_code(argv)
+        else:
+            _check_code(argv)
 
 
 def test_a_command_that_would_write_a_file_of_its_own_is_refused(results, tiny, tmp_path):

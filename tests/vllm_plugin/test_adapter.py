@@ -14,9 +14,12 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ArbiterError, ConfigError
 from cospec.features import ScalarFeatures, token_kinds
-from cospec.vllm_plugin.adapter import check_engine, check_threshold, load
+from cospec.types import Needs
+from cospec.vllm_plugin.adapter import Adapter, check_engine, check_threshold, load
+from cospec.vllm_plugin.bridge import RowArbiter
 from cospec.vllm_plugin.placing import place
 from cospec.vllm_plugin.requests import MAX_STOP_IDS, RequestTable, is_plain
+from cospec.vllm_plugin.rollouts import Recorder
 from cospec.vllm_plugin.settings import RequestSettings
 from tests.vllm_plugin.conftest import DRAFT, HIDDEN, OTHER_PAIRS, TARGET
 
@@ -214,6 +217,27 @@ def test_an_engine_that_we_do_not_support_is_refused():
         check_engine(engine(use_heterogeneous_vocab=True))
     with pytest.raises(ConfigError, match="129; vLLM's sampler takes at most 128"):
         check_engine(engine(num_speculative_tokens=129))
+
+
+@pytest.mark.parametrize("needs", [Needs.NOTHING, Needs.TARGET_HIDDEN, Needs.DRAFT_LOGITS])
+def test_the_engine_keeps_what_the_arbiter_needs(needs):
+    assert adapter(needs).needs == needs
+
+
+@pytest.mark.parametrize("more", [Needs.NOTHING, Needs.TARGET_HIDDEN])
+def test_the_drafts_states_are_kept_where_its_logits_are(more):
+    """Found: an arbiter that asked for the states without the logits got neither."""
+    assert adapter(Needs.DRAFT_HIDDEN | more).needs == Needs.DRAFT | more
+
+
+def test_an_engine_of_rollouts_keeps_what_any_arbiter_may_need():
+    it = replace(adapter(Needs.NOTHING), recorder=Recorder.of("hidden"))
+    assert it.needs & Needs.DRAFT == Needs.DRAFT
+
+
+def adapter(needs):
+    arbiter = types.SimpleNamespace(name="asks", needs=needs)
+    return Adapter(RowArbiter(arbiter, 4), RequestTable(1, CPU, has_thresholds=False))
 
 
 def learned(features):
