@@ -32,6 +32,9 @@ With --plain both models are loaded once more, as transformers has them, without
 
 llama.cpp takes part where ``llama-cpp-py-sync`` is installed and --target-gguf names the target's
 file: greedy, the same prompts and threads. Its own speculation is not in those bindings.
+
+vLLM takes part by name where it is installed: ``vllm, target``, ``vllm, stock`` (its own
+speculation) and ``vllm, ARBITER`` (the plugin).
 """
 
 from __future__ import annotations
@@ -213,6 +216,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--allow-code-execution", action="store_true", help="for mbpp")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--max-model-len", type=int, default=4096, help="of vLLM's engines")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()
@@ -287,8 +291,17 @@ def arms(pairs: dict[str, ModelPair], options: argparse.Namespace) -> dict[str, 
         found["llama.cpp"] = llama_cpp(pair, options)
     else:
         print("llama.cpp is left out: --target-gguf names no file.", flush=True)
-    wanted = [options.base, *(options.arms or found)]
-    return {name: found[name] for name in dict.fromkeys(wanted)}
+    wanted = dict.fromkeys([options.base, *(options.arms or found)])
+    return {name: found.get(name) or in_vllm(name, pair, options) for name in wanted}
+
+
+def in_vllm(arm: str, pair: ModelPair, options: argparse.Namespace) -> Generate:
+    """Return the greedy decoding of an arm of vLLM."""
+    import in_vllm  # noqa: PLC0415  # optional: vLLM has an environment of its own
+
+    if not arm.startswith(in_vllm.PREFIX):
+        raise ConfigError(f"arm is {arm!r}; there is no such one.")
+    return in_vllm.in_vllm(arm, pair.tokenizer, options)
 
 
 def arm_name(kind: str, way: str) -> str:
