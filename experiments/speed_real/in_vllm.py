@@ -36,8 +36,8 @@ def in_vllm(
     """Start the engine of an arm and return its greedy decoding.
 
     Args:
-        arm: ``vllm, target``; ``vllm, stock``, its own speculation with the draft; or the name of an
-            arbiter after the prefix, by which the plugin rules.
+        arm: ``vllm, target``; ``vllm, stock``, its own speculation with the draft; or the name of
+            an arbiter after the prefix, by which the plugin rules.
         tokenizer: Of the target, for prompts that are texts.
         options: Of `speed.py`.
     """
