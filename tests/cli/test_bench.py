@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from cospec.cli.common.options import PairOptions
 from cospec.evaluation.benchmark.arms import make_specs
 from cospec.tasks.splits import split_of
 from tests.cli.conftest import stop_after
+from tests.conftest import random_model
 
 
 @pytest.fixture
@@ -232,6 +234,27 @@ def test_the_arms_that_can_be_asked_for_are_listed_one_a_line(tiny, capsys):
 def test_a_block_length_that_is_chosen_is_not_given_as_well(bench):
     with pytest.raises(SystemExit, match="num_speculative_tokens is 8, and --tune-k chooses it"):
         bench(*TUNED, "-k", 8)
+
+
+def test_targets_prompts_that_an_assistant_cannot_read_are_refused_at_once(
+    tiny, refusal, tmp_path, monkeypatch
+):
+    """Its draft reads the target's prompts, and that of other arms has shorter ones of its own."""
+    path = tmp_path / "shown.jsonl"
+    rows = [{"question": "the hen" + "s" * i, "answer": i} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft = random_model("llama", num_hidden_layers=1, max_position_embeddings=90)
+    pair = replace(tiny.pair, draft=draft)
+    monkeypatch.setattr(PairOptions, "load", lambda _: pair)
+    arguments = (
+        "bench", "--pair", "bundled:tiny", "--num-tune-problems", 0, "--num-problems", 2,
+        "--task", f"jsonl:{path},scorer=numeric,shots=2,draft_shots=0", "--repeats", 1,
+        "--max-new-tokens", 6, "--batch-sizes", 1, "--arms",
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        assert "but the context holds 90" in refusal(tiny, *arguments, "gap", "assisted")
+    tiny(*arguments, "gap")
 
 
 def test_without_a_task_a_benchmark_is_refused(tiny):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cospec import Engine, PairPrompt, SamplingConfig, load_arbiter
+from cospec import Engine, ModelPair, PairPrompt, SamplingConfig, load_arbiter
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, PromptError
 from cospec.evaluation.arms import make_arms
@@ -19,6 +19,7 @@ from cospec.evaluation.summary import rows_by_arm
 from cospec.tasks import load_task
 from cospec.tasks.files import FileSource
 from cospec.tasks.mixture import mixture
+from tests.conftest import random_model
 from tests.rl.helpers import trainer
 
 NUM_TOKENS = 20
@@ -42,8 +43,28 @@ def test_problems_have_a_prompt_for_each_model(pair, both):
     assert encode_problems(pair, part, part.examples("test", 3)) == encode_problems(
         pair, both, both.examples("test", 3)
     )
-    with pytest.raises(PromptError, match=f"has {len(prompt.draft)} tokens, and the pair's con"):
-        encode_problems(pair, both, [example], context_length=len(prompt.target) + 1)
+
+
+@pytest.mark.parametrize("short", ["target", "draft"])
+def test_each_prompt_is_held_to_the_context_of_its_reader(pair, both, short):
+    """Found: both prompts were held to the shorter context, also that of the other model."""
+    task = both if short == "target" else replace(both, num_shots=1, draft_shots=0)
+    examples = task.examples("test", 3)
+    (one, *_), _ = encode_problems(pair, task, examples)
+    length = min(len(one.target), len(one.draft)) + 9
+    assert length < max(len(one.target), len(one.draft))
+    models = {"target": pair.target, "draft": pair.draft}
+    models[short] = random_model("llama", max_position_embeddings=length)
+    pair = ModelPair(**models, tokenizer=pair.tokenizer)
+    _, samplings = encode_problems(pair, task, examples)
+    assert samplings[0].max_new_tokens == 9
+    rows = rows_by_arm(Evaluation(make_arms(pair), task, examples).turns(warm_up=False))
+    assert [r["text"] for r in rows["lossless"]] == [r["text"] for r in rows["target"]]
+    (record, *_) = Auditor(pair, task, AuditConfig(oracle=False)).audit(examples)
+    assert record["num_tokens"] == rows["target"][0]["num_tokens"]
+    turned = replace(task, num_shots=task.draft_shots, draft_shots=task.num_shots)
+    with pytest.raises(PromptError, match=rf"{short}'s prompt of .*, and the {short}'s context"):
+        encode_problems(pair, turned, examples)
 
 
 def test_each_arm_of_an_evaluation_reads_its_own(pair, both):

@@ -11,6 +11,7 @@ from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.memory import TUNE
 from cospec.config import PairPrompt, SamplingConfig
 from cospec.errors import ConfigError, PromptError
+from cospec.models.pair import context_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,7 +125,9 @@ def encode_problems(
             leaves fewer in the context gets those.
         seed: For sampling, and for arbiters that rule by chance.
         temperature: Of sampling; 0 is greedy.
-        context_length: Most tokens of a prompt and its answer; the pair's own number if None.
+        context_length: Most tokens of a prompt that both models read and its answer; the pair's own
+            number if None. Where the draft has a prompt of its own, each is held to the context of
+            its model.
 
     Raises:
         ConfigError: The pair has no tokenizer.
@@ -133,27 +136,32 @@ def encode_problems(
     if pair.tokenizer is None:
         raise ConfigError("the pair has no tokenizer, which a task needs; load one with it.")
     context_length = pair.context_length if context_length is None else context_length
+    of_target, of_draft = context_of(pair.target), context_of(pair.models[-1])
     prompts: list[list[int] | PairPrompt] = []
     samplings = []
     for example, ids in zip(examples, prompt_ids(pair, task, examples), strict=True):
         part = task.part_of(example)
         limit = part.max_new_tokens if max_new_tokens is None else max_new_tokens
-        limit = min(limit, _room(example, ids, context_length))
-        prompts.append(ids)
-        if (own := draft_prompt_ids(pair, task, example)) is not None:
-            limit = min(limit, _room(example, own, context_length))
-            prompts[-1] = PairPrompt(ids, own)
+        own = draft_prompt_ids(pair, task, example)
+        if own is None:
+            limit = min(limit, _room(example, ids, context_length))
+            prompts.append(ids)
+        else:
+            limit = min(limit, _room(example, ids, of_target, "target"))
+            limit = min(limit, _room(example, own, of_draft, "draft"))
+            prompts.append(PairPrompt(ids, own))
         stop = part.stop_strings(pair.tokenizer)
         samplings.append(SamplingConfig(limit, temperature, stop=stop, seed=seed))
     return prompts, samplings
 
 
-def _room(example: Example, ids: list[int], context_length: int) -> int:
-    """Tokens that the prompt leaves in the context."""
+def _room(example: Example, ids: list[int], context_length: int, reader: str = "pair") -> int:
+    """Tokens that the prompt leaves in the context of its reader."""
     num_left = context_length - len(ids)
     if num_left < 1:
+        whose = "" if reader == "pair" else f"{reader}'s "
         raise PromptError(
-            f"the prompt of {example.id} has {len(ids)} tokens, and the pair's context holds "
-            f"{context_length}; leave the problem out or pass a pair with a longer context."
+            f"the {whose}prompt of {example.id} has {len(ids)} tokens, and the {reader}'s context "
+            f"holds {context_length}; leave the problem out or pass a pair with a longer context."
         )
     return num_left

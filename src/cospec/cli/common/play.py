@@ -59,8 +59,7 @@ def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None =
     if evaluation.num_short_of_room:
         notes.append(
             f"{evaluation.num_short_of_room} of {len(evaluation.examples)} answers get fewer than "
-            f"{evaluation.max_new_tokens} tokens, as many as the context of {pair.context_length} "
-            "leaves"
+            f"{evaluation.max_new_tokens} tokens, as many as the context leaves"
         )
     tell([note for note in notes if note not in told])
     told.update(notes)
