@@ -53,6 +53,9 @@ class Eval(AnswerOptions):
         decode = self.decode.for_arbiters(arbiter for _, arbiter in arbiters)
         records = records_for(arbiter for _, arbiter in arbiters)
         size = default_chunk_size(len(examples), decode.batch_size, self.engine.num_replicas)
+        num_chunks = run.interrupted("evaluation", "num_chunks")
+        if isinstance(num_chunks, int) and num_chunks > 0:
+            size = max(1, len(examples) // num_chunks)  # as it was cut for other replicas
         with self.engine.arms(self.pair, pair, records, self.threads) as (decoders, player):
             evaluation = Evaluation(
                 make_arms(pair, arbiters, decode, decoders),

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from cospec.errors import ConfigError
 from cospec.results import parse_json
@@ -127,6 +127,23 @@ class TurnLog:
 def log_path(path: Path) -> Path:
     """Return where the log of a run is kept that writes its result to `path`."""
     return path.with_name(path.name + ".part.jsonl")
+
+
+def interrupted(path: Path, *keys: str) -> Any:  # Any: whatever JSON holds
+    """Return a value of the configuration of a run that left turns in a log; None without one.
+
+    Args:
+        path: The log.
+        *keys: Of the configuration, the outer one first.
+    """
+    try:
+        head, *turns = path.read_bytes().split(b"\n")[:-1]
+        found = parse_json(head)["config"]
+        for key in keys:
+            found = found[key]
+    except (OSError, ValueError, KeyError, TypeError):  # `TurnLog` says what is wrong with it
+        return None
+    return found if turns else None
 
 
 def lock(path: Path) -> BinaryIO:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cospec.cli.common import backends
@@ -59,16 +61,37 @@ def test_a_prompt_of_the_drafts_own_is_refused_for_vllm_before_anything_is_loade
         BackendOptions(backend="vllm").load(PairSource("target", "draft"), task)
 
 
-def test_another_number_of_engines_resumes_a_run(tiny, problems, tmp_path, monkeypatch) -> None:
-    """Found: a run that was advised to go on with fewer replicas was refused as another one."""
+@pytest.mark.parametrize(("before", "after"), [(1, 10), (10, 1)])
+def test_another_number_of_engines_resumes_a_run(
+    tiny, tmp_path, monkeypatch, before, after
+) -> None:
+    """Found: a run that was advised to go on with fewer replicas was refused as another one.
+
+    First for their number, and then for the chunks, which were cut so that all have one.
+    """
+    rows = [{"id": f"p/{i}", "question": "the hen" + "s" * i, "answer": i} for i in range(10)]
+    problems, result, whole = (tmp_path / name for name in ("p.jsonl", "r.json", "whole.json"))
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(BackendOptions, "_uses_ray", False)  # all of them are this process
     task = f"jsonl:{problems},scorer=numeric,split=test"
-    command = ["eval", "--task", task, "--max-new-tokens", 4, "--json", tmp_path / "r.json"]
-    stop_after(monkeypatch, 5)  # three warm-ups and two turns
-    with pytest.raises(SystemExit):
-        tiny(*command)
-    monkeypatch.undo()
-    head, *turns = (tmp_path / "r.json.part.jsonl").read_text().splitlines()
+    command = ["eval", "--task", task, "--max-new-tokens", 4, "--batch-size", 1, "--json"]
+    tiny(*command, whole, "--num-replicas", after)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)  # three warm-ups and two turns
+        with pytest.raises(SystemExit):
+            tiny(*command, result, "--num-replicas", before)
+    log = tmp_path / "r.json.part.jsonl"
+    head, *turns = log.read_text().splitlines()
     assert turns and "num_replicas" not in head and '"backend": "transformers"' in head
+    tiny(*command, result, "--num-replicas", after)
+    document, expected = (json.loads(path.read_text()) for path in (result, whole))
+    assert document["num_resumed_turns"] == 2
+
+    def by_place(document):
+        return {(row["arm"], row["id"]): row for row in document["rows"]}
+
+    assert by_place(document) == by_place(expected)
+    assert len(document["chunks"]) == 3 * {1: 5, 10: 10}[before]
 
 
 def test_a_replica_takes_the_threads_of_the_command(monkeypatch) -> None:

@@ -109,6 +109,12 @@ class Run:
                 check_writable(path, self._overwrite)
             yield self._log
 
+    def interrupted(self, *keys: str) -> Any:  # Any: whatever JSON holds
+        """Return a value of the configuration of the run that did not finish; None without one."""
+        from cospec.evaluation.turns import interrupted, log_path
+
+        return None if self.path is None else interrupted(log_path(self.path), *keys)
+
     def write(self, **parts: object) -> None:
         """Write the result, if it goes to a file, and delete the log."""
         if self.path is None or self._log is None:
