@@ -59,12 +59,13 @@ def bench(seconds=2.0, right=(1, 0, 0, 0), knob="max_gap=1", **conditions):
     return document
 
 
-def test_other_prompts_of_the_same_problems_are_told():
-    """Found: a file whose worked examples had changed was taken for the same."""
+@pytest.mark.parametrize("name", ["prompts", "metadata"])
+def test_other_prompts_or_metadata_of_the_same_problems_are_told(name):
+    """Found: a file with other worked examples, tests or databases was taken for the same."""
     ours, theirs = bench(), bench()
     for document, digest in ((ours, "x"), (theirs, "y")):
-        document["config"]["evaluation"]["prompts_sha256"] = digest
-    assert differences(ours, theirs) == {"prompts": ("x", "y")}
+        document["config"]["evaluation"][f"{name}_sha256"] = digest
+    assert differences(ours, theirs) == {name: ("x", "y")}
     theirs["config"]["evaluation"]["problems_sha256"] = "def"
     assert differences(ours, theirs).keys() == {"problems"}
     assert differences(ours, bench()) == {}, "an older result does not say"

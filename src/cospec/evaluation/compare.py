@@ -21,6 +21,7 @@ Place = tuple[str, int, float]
 """Task, batch size and temperature of a cell."""
 _DECODE = tuple(name for name in DECIDING if name != "num_speculative_tokens")  # of each arm
 _MODELS = ("pair", "target", "draft")
+_OF_PROBLEMS = ("metadata", "prompts")
 
 
 def conditions(document: Json) -> Json:
@@ -35,7 +36,11 @@ def conditions(document: Json) -> Json:
     found = {
         "task": evaluation["task"],
         "problems": digest,
-        **({"prompts": prompts} if (prompts := evaluation.get("prompts_sha256")) else {}),
+        **{  # once not recorded
+            name: evaluation[f"{name}_sha256"]
+            for name in _OF_PROBLEMS
+            if f"{name}_sha256" in evaluation
+        },
         "seed": evaluation["seed"],
         "max_new_tokens": evaluation["max_new_tokens"],
         "exact_prefix_tokens": evaluation.get("exact_prefix_tokens", 0),  # once not recorded
@@ -63,7 +68,7 @@ def differences(a: Json, b: Json) -> dict[str, tuple[object, object]]:
     ours, theirs = conditions(a), conditions(b)
     names = _MODELS if "fingerprint" in ours and "fingerprint" in theirs else ()
     if ours["problems"] != theirs["problems"]:
-        names = (*names, "prompts")  # of course
+        names = (*names, *_OF_PROBLEMS)  # of course
     return {
         key: (ours[key], theirs[key])
         for key in ours

@@ -57,16 +57,29 @@ def describe_arbiter(arbiter: Arbiter) -> Json:
 
 
 def describe_problems(examples: Sequence[Example]) -> Json:
-    """Return the number of problems, and a hash of their questions and answers."""
+    """Return the number of problems, and hashes of what they are and of all else that they have.
+
+    A scorer may read the latter: tests of a program, a gold query, a row of one's own.
+    """
     problems = [[e.id, e.question, e.answer] for e in examples]
-    digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()
-    return {"num_problems": len(examples), "problems_sha256": digest}
+    return {
+        "num_problems": len(examples),
+        "problems_sha256": _digest(problems),
+        "metadata_sha256": _digest([{**e.metadata} for e in examples]),
+    }
 
 
 def describe_prompts(prompts: Sequence[list[int] | PairPrompt]) -> Json:
     """Return a hash of what the models read."""
     ids = [[one.target, one.draft] if isinstance(one, PairPrompt) else one for one in prompts]
-    return {"prompts_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()}
+    return {"prompts_sha256": _digest(ids)}
+
+
+def _digest(value: object) -> str:
+    """Return a hash of a value, which is the same in every process."""
+    # Of what JSON does not know, the type alone: sets have no order, and objects print addresses.
+    text = json.dumps(value, default=lambda other: type(other).__name__, skipkeys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def score_once(task: Task) -> Callable[[Example, str], Score]:

@@ -55,6 +55,21 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_question_tells_the_contents_of_its_database(folder: Path) -> None:
+    """Found: results on a database that had changed were taken for those on the old one."""
+
+    def digests() -> dict[str, str]:
+        examples = load_task(f"sql:{folder},split=test").examples("test")
+        return {e.metadata["db_id"]: e.metadata["database_sha256"] for e in examples}
+
+    before = digests()
+    assert digests() == before
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as connection, connection:
+        connection.execute("UPDATE item SET price = 9 WHERE name = 'pen'")
+    after = digests()
+    assert {name for name in before if before[name] != after[name]} == {"shop"}
+
+
 def test_questions_that_are_left_out_are_counted(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ a note in the log counts them.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sqlite3
@@ -46,6 +47,7 @@ class Folder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.schema = cache(self._schema)
+        self.digest = cache(self._digest)
 
     def paths(self, db_id: str) -> Sequence[str]:
         """The one file of a database.
@@ -80,6 +82,11 @@ class Folder:
         except sqlite3.Error as error:
             raise TaskError(f"{path} is no SQLite database that can be read: {error}.") from error
 
+    def _digest(self, db_id: str) -> str:
+        (path,) = self.paths(db_id)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def own(folder: str, whole: str | None = None) -> Task:
     """The task of a folder; questions whose gold result is empty, or not one answer, are left out.
@@ -97,12 +104,13 @@ def own(folder: str, whole: str | None = None) -> Task:
             f"sql:{folder} needs one .jsonl file with the questions in the folder; it has "
             f"{len(files)}."
         )
-    judge = Judge(Folder(home))
+    databases = Folder(home)
+    judge = Judge(databases)
     rows = read_rows(files[0])
     examples = [
         example
         for number, row in enumerate(rows)
-        if (example := _example(f"{files[0].stem}/{number}", row, judge)) is not None
+        if (example := _example(f"{files[0].stem}/{number}", row, judge, databases)) is not None
     ]
     if num_left_out := len(rows) - len(examples):
         _tell_left_out(f"{num_left_out} of {len(rows)} questions of {files[0]}", bool(examples))
@@ -142,7 +150,7 @@ def _tell_left_out(counted: str, some_remain: bool) -> None:
     _log.warning("note: %s", text)
 
 
-def _example(identity: str, row: Row, judge: Judge) -> Example | None:
+def _example(identity: str, row: Row, judge: Judge, databases: Folder) -> Example | None:
     for field in FIELDS:
         if not isinstance(row.get(field), str):
             raise TaskError(
@@ -156,7 +164,7 @@ def _example(identity: str, row: Row, judge: Judge) -> Example | None:
             f"{identity}: the gold query, or a view that it reads, asks the clock, so that its "
             f"result changes from day to day ({row['query'][:60]!r}); write the date."
         )
-    schema = judge.databases.schema(row["db_id"])
+    schema = databases.schema(row["db_id"])
     try:
         gold = judge.gold(row["db_id"], row["query"])
     except QueryError as error:
@@ -167,4 +175,5 @@ def _example(identity: str, row: Row, judge: Judge) -> Example | None:
     if is_empty(gold) or not gold.is_one_answer:
         return None
     metadata = {"group": row["db_id"], **row, "solution": solution(row["query"], schema.names)}
+    metadata["database_sha256"] = databases.digest(row["db_id"])  # tells runs on another apart
     return Example(identity, question_text(schema, row["question"]), row["query"], metadata)
