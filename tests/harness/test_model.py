@@ -182,6 +182,20 @@ def test_a_prompt_that_leaves_no_room_is_cut_on_the_left_and_said_so_once(model,
         it.generate_until(requests(("the hen", {"max_gen_toks": CONTEXT})))
 
 
+def test_settings_that_others_overrule_are_noted_once_and_read_as_by_hf(model, caplog) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    it = model()
+    other = HFLM(copy.deepcopy(it.engine.pair.target), tokenizer=it.tokenizer, batch_size=1)
+    asked = {"max_gen_toks": 5, "max_new_tokens": 9, "do_sample": False, "temperature": 1.0}
+    with caplog.at_level(logging.WARNING, logger="cospec"):
+        texts = it.generate_until(requests(("the hen", asked), ("the stone", asked)))
+    assert caplog.text.count("the first one counts") == 1
+    assert caplog.text.count("do_sample=True samples") == 1
+    asked |= {"until": []}
+    assert texts == other.generate_until(requests(("the hen", asked), ("the stone", asked)))
+
+
 def test_log_likelihoods_are_the_targets_and_that_is_said_once(model, caplog) -> None:
     it = model(arbiter="always_draft")
     assert "note: the draft has no name" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, pip_line
 from cospec.lm_eval.__main__ import main
-from cospec.lm_eval.settings import ModelArgs, sampling_config
+from cospec.lm_eval.settings import ModelArgs, overruled, sampling_config
 
 
 def test_model_args_are_those_of_the_commands_with_k_for_short() -> None:
@@ -81,6 +81,26 @@ def test_settings_of_a_task_are_read_as_the_harness_reads_them(given, expected) 
     found = sampling_config(given, default_max_new_tokens=256, stop_token_ids=(5,), seed=3)
     defaults = {"max_new_tokens": 256, "stop_token_ids": (5,), "seed": 3}
     assert found == SamplingConfig(**defaults | expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        ({"max_gen_toks": 7, "max_tokens": 9}, "max_gen_toks=7, max_tokens=9, which are names of"),
+        ({"max_new_tokens": "7", "max_tokens": 7}, None),
+        ({"max_gen_toks": None, "max_tokens": 7}, None),
+        ({"do_sample": False, "temperature": 0.7}, "do_sample=False and temperature=0.7: answers"),
+        ({"do_sample": False, "temperature": 0.0}, None),
+        ({"do_sample": None, "temperature": 0.7}, None),
+        ({"do_sample": True, "temperature": 0.7}, None),
+        ({}, None),
+    ],
+)
+def test_settings_that_others_overrule_are_noted(given, note) -> None:
+    """Found: the harness's own models warn of them, and ours passed over them."""
+    found = overruled(given)
+    assert len(found) == (note is not None)
+    assert note is None or note in found[0]
 
 
 @pytest.mark.parametrize(

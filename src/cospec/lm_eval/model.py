@@ -17,7 +17,7 @@ from cospec.arbiters.learned import notes_on
 from cospec.engine import Engine
 from cospec.engine.prompts import make_rows
 from cospec.errors import ConfigError, GenerationInterrupted, MissingExtraError
-from cospec.lm_eval.settings import ModelArgs, sampling_config
+from cospec.lm_eval.settings import ModelArgs, overruled, sampling_config
 from cospec.models.pair import num_weights
 from cospec.types import Stats
 
@@ -144,6 +144,8 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
             stop_token_ids=() if self.eot_token_id is None else (self.eot_token_id,),
             seed=self.args.seed,
         )
+        for note in overruled(generation_kwargs):
+            self._note(note)
         limit = self.engine.context_length
         room = limit - sampling.max_new_tokens
         if room < 1:

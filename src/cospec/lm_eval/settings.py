@@ -122,6 +122,27 @@ def sampling_config(
     )
 
 
+def overruled(generation_kwargs: Mapping[str, Any]) -> list[str]:  # Any: as above
+    """Return notes on settings of a request that others overrule, as in the harness's own models.
+
+    Args:
+        generation_kwargs: As in `sampling_config`, which takes them.
+    """
+    given = {key: value for key, value in generation_kwargs.items() if value is not None}
+    notes = []
+    lengths = {name: given[name] for name in _LENGTHS if name in given}
+    if len({str(value) for value in lengths.values()}) > 1:
+        told = ", ".join(f"{name}={value}" for name, value in lengths.items())
+        notes.append(f"the task gives {told}, which are names of one setting: the first one counts")
+    temperature = given.get("temperature", 0)
+    if not given.get("do_sample", True) and float(temperature) > 0:
+        notes.append(
+            f"the task gives do_sample={given['do_sample']} and temperature={temperature}: answers "
+            "are greedy; do_sample=True samples"
+        )
+    return notes
+
+
 def _number(kind: Callable[[Any], T], name: str, value: object) -> T:  # Any: what YAML holds
     """Return a value as a number of a kind.
 
