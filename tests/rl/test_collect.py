@@ -254,6 +254,21 @@ def test_problems_that_are_not_played_together_toss_coins_of_their_own(
     assert first.rollout.completion.token_ids != second.rollout.completion.token_ids
 
 
+def test_a_problem_draws_the_same_numbers_in_any_company_and_others_than_the_next(
+    pair, task, examples
+) -> None:
+    """Found: the first problem of each chunk, and of each round, had the baseline's same draws."""
+    it = collector(pair, task, temperature=1.0)
+    first, twin = examples[0], replace(examples[0], id="twin")
+
+    def text(*played: Example) -> list[int]:
+        *_, end = it.complete(AlwaysTarget(), played)
+        return end.completion.token_ids
+
+    assert text(first) == text(examples[1], examples[2], first)
+    assert text(twin) == text(first, twin) != text(first)
+
+
 def test_rollouts_that_keep_no_draft_token_are_not_decoded_again(sure, monkeypatch) -> None:
     num_decoded = []
     complete = EngineBackend.complete

@@ -10,6 +10,7 @@ counted. Such a token costs what one of the rollout's does on average.
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -51,18 +52,23 @@ class Collector:
         self._num_features = num_features
 
     def items(self, examples: Sequence[Example], seed: int = 0) -> list[Item]:
-        """Return the items of examples; `seed` decides the draws of policy and sampling.
-
-        Lossless decoding and the tune split have the same seed, so that they differ by rulings.
-        """
+        """Return the items of examples; `seed` decides the draws of policy and sampling."""
         rollouts = self._config.rollouts
         settings = rollouts.max_new_tokens, seed, rollouts.temperature, self._backend.context_length
         items = zip(*encode_problems(self._pair, self._task, examples, *settings), strict=True)
         return [Item(*item, stream) for stream, item in enumerate(items)]
 
     def complete(self, arbiter: Arbiter, examples: Sequence[Example]) -> list[Ending]:
-        """Decode examples once each, and score them."""
-        done = self._backend.complete(self.items(examples), arbiter)
+        """Decode examples once each, and score them.
+
+        Each draws from a stream of its own, in whatever company it is decoded. So lossless decoding
+        and a policy differ by rulings alone.
+        """
+        items = [
+            replace(item, stream=_stream(example))
+            for item, example in zip(self.items(examples), examples, strict=True)
+        ]
+        done = self._backend.complete(items, arbiter)
         return [
             Ending(one.completion, self._task.score(example, one.completion.text))
             for example, one in zip(examples, done, strict=True)
@@ -221,3 +227,9 @@ class Collector:
         candidates.sort(key=lambda candidate: -candidate[0])
         number = round(self._config.branches_per_rollout * len(played))
         return [(one, m) for _, one, m in candidates[:number]]
+
+
+def _stream(example: Example) -> int:
+    """Return the stream of random numbers of a problem."""
+    name = example.id.encode(errors="backslashreplace")
+    return int.from_bytes(sha256(name).digest()[:6])

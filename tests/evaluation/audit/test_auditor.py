@@ -167,6 +167,16 @@ def test_problems_of_another_chunk_draw_other_random_numbers(pair, task, example
     assert again == first != later
 
 
+def test_a_sampled_path_does_not_depend_on_the_size_of_chunks(pair, task) -> None:
+    """Found: it drew by its place in the chunk."""
+    auditor = Auditor(pair, task, config(oracle=False, temperature=1.0))
+    examples = task.examples("test", 4)
+    whole = auditor.audit(examples)
+    parts = [one for i in (0, 2) for one in auditor.audit(examples[i : i + 2], i)]
+    for name in ("num_tokens", "accepted", "correct", "draft_correct"):
+        assert [one[name] for one in parts] == [one[name] for one in whole]
+
+
 def test_scored_texts_are_kept_for_the_problems_of_one_call(pair, task, examples) -> None:
     """Found: every text of an audit stayed in memory to its end."""
     texts = []

@@ -98,11 +98,11 @@ class Auditor:
             with the oracle the same of its path.
         """
         prompts, sampling = self.encode(examples)
-        sampling = [replace(one, seed=self.seed + first) for one in sampling]
         self._first = first
         self._begin(0, _PATHS_SHARE, 2 * len(examples))
         paths = self._paths(prompts, sampling)
-        alone = self._draft.generate(prompts, sampling)
+        streams = range(first, first + len(examples))  # those of the paths
+        alone = self._draft.generate(prompts, sampling, streams=streams)
         chosen = [
             self._choose(example, path.completion)
             for example, path in zip(examples, paths, strict=True)
@@ -172,7 +172,7 @@ class Auditor:
         """Play the paths, which branches can leave."""
         self._score = score_once(self.task)  # what earlier problems wrote is not asked for again
         pairs = zip(prompts, sampling, strict=True)
-        items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs)]
+        items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs, self._first)]
         return self._backend.complete(items, self._arbiter, keep_handles=True)
 
     def _branch(
