@@ -59,7 +59,7 @@ class SamplingConfig:
     seed: int | None = None
     """Seed of the generator of each row, mixed with the prompt's index; None draws one."""
     stop: tuple[str, ...] = ()
-    """Strings that end the text; they are not part of it."""
+    r"""Strings that end the text, not part of it; on the command line \n is a line break."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the text, besides the target's end-of-sequence tokens."""
     ignore_eos: bool = False

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_without_a_file_nothing_is_decoded_for_a_reader_that_has_seen_enough(
     monkeypatch.setattr(sys, "stdout", Closed())
     generate("--prompt", "the and")
     assert "prompts" not in capsys.readouterr().err
+
+
+def test_a_line_break_in_a_stop_string_is_written_as_in_a_template():
+    """Found: it was a backslash and an n, which no text has."""
+    arguments = ["generate", "--prompt", "a", "--stop", r"\n", "\n\n", r"Q:\n", "--seed", "1"]
+    command = cli.parse(arguments)
+    assert command.sampling.stop == ("\n", "\n\n", "Q:\n")
+    assert replace(command).sampling == command.sampling
 
 
 def test_a_number_of_prompts_of_no_file_is_refused(generate):

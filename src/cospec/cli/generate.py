@@ -119,6 +119,10 @@ class Generate:
     trace: Path | None = None
     """Write one JSON line a prompt with every block and mismatch."""
 
+    def __post_init__(self) -> None:
+        stop = tuple(one.replace("\\n", "\n") for one in self.sampling.stop)  # as in a template
+        object.__setattr__(self, "sampling", replace(self.sampling, stop=stop))
+
     def run(self) -> None:
         """Generate, show and write."""
         from cospec.arbiters import load_arbiter
