@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from cospec import SamplingConfig
-from cospec.backends.alone import RemoteDraft
 from cospec.backends.base import BranchPoint, Item
 from cospec.backends.engine import EngineBackend
 from cospec.errors import BackendError, ConfigError, PromptError
 from cospec.types import Origin
-from tests.backends.tiny import DOOMED, DiesOnce, failing_backend, tiny_backend, tiny_with_draft
+from tests.backends.tiny import DOOMED, DiesOnce, failing_backend, tiny_backend
 from tests.conftest import some_prompts
 from tests.rl.conftest import arbiter, coin
 
@@ -96,22 +95,6 @@ def test_two_replicas_write_what_one_process_does(alone, many) -> None:
     assert {one.handle.home for one in theirs} == {0, 1}, "both have worked"
     ends = [b.branch(points(done), COIN) for b, done in ((alone, ours), (many, theirs))]
     assert len(ends[0]) > 5 and facts(ends[0]) == facts(ends[1])
-
-
-def test_replicas_decode_with_the_draft_alone_as_well() -> None:
-    """Found: an audit on vLLM decoded the draft's answers by one more engine beside the command."""
-    from cospec.backends.ray import RayBackend
-
-    made = tiny_with_draft()
-    backend = RayBackend(tiny_with_draft, 2, chunk_size=3)
-    ours, theirs = (
-        RemoteDraft(made.backend.pair, each, batch_size=4).generate(
-            [item.prompt for item in items()], [item.sampling for item in items()]
-        )
-        for each in (made, backend)
-    )
-    backend.close()
-    assert [one.token_ids for one in ours] == [one.token_ids for one in theirs]
 
 
 def test_branches_of_a_replica_that_has_died_are_played_by_its_successor(alone, many) -> None:

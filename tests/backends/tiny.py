@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-from cospec.backends.alone import WithDraft
 from cospec.backends.engine import EngineBackend
 from cospec.config import DecodeConfig
-from cospec.engine import Engine
 from tests.conftest import family_pair
 
 if TYPE_CHECKING:
@@ -24,11 +21,6 @@ DOOMED = 4
 def tiny_backend() -> EngineBackend:
     config = DecodeConfig(num_speculative_tokens=4, batch_size=4)
     return EngineBackend(family_pair("llama"), config)
-
-
-def tiny_with_draft() -> WithDraft:
-    backend = tiny_backend()
-    return WithDraft(backend, partial(Engine.draft_only, backend.pair, backend.config))
 
 
 @dataclass

@@ -97,13 +97,20 @@ class Audit:
         task, examples = self.task.load()
         pair = self.engine.load(self.pair, task)
         backend = self.engine.open(self.pair, pair, options, options.features, options.threads)
-        draft = self.engine.draft(backend, self.pair, pair, options, options.features)
+        decoders = self.engine.decoders(self.pair, pair, options.features)
+        draft = decoders.plain("draft", options)
         settings = replace(options, arbiter=spec)
         auditor = Auditor(pair, task, settings, self.task.seed, backend=backend, draft=draft)
         auditor.encode(examples)  # refuses a prompt that is too long before anything is played
         limit = options.max_new_tokens or task.max_new_tokens
         sampling = SamplingConfig(limit, options.temperature)
-        tell([*pair.notes, *notes_on(load_arbiter(spec, pair), options, sampling)])
+        tell(
+            [
+                *pair.notes,
+                *self.engine.notes(),
+                *notes_on(load_arbiter(spec, pair), options, sampling),
+            ]
+        )
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from cospec.cli.common import backends
-from cospec.cli.common.backends import BackendOptions, make_decoders, make_replica
+from cospec.cli.common.backends import BackendOptions, make_backend, make_decoders
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 from cospec.models.source import PairSource
@@ -95,31 +94,13 @@ def test_another_number_of_engines_resumes_a_run(
     assert len(document["chunks"]) == 3 * {1: 5, 10: 10}[before]
 
 
-@pytest.mark.parametrize("options", [{"num_replicas": 2}, {"ray_address": "auto"}, {}])
-@pytest.mark.parametrize("engine", ["vllm", "transformers"])
-def test_replicas_decode_the_drafts_own_answers_of_an_audit(
-    options, engine, monkeypatch, shallow_pair
-) -> None:
-    """Found: on vLLM one more engine started beside the command, whose machine may have no GPU."""
-    here: list[str] = []
-    decoders = SimpleNamespace(plain=lambda role, _: here.append(role))
-    monkeypatch.setattr(BackendOptions, "decoders", lambda *_: decoders)
-    backend = object()
-    config = DecodeConfig(batch_size=3)
-    draft = BackendOptions(backend=engine, **options).draft(
-        backend, PairSource(), shallow_pair, config, "scalar"
-    )
-    assert here == ([] if options else ["draft"])
-    assert not options or (draft.backend is backend and draft.batch_size == 3)
-
-
 def test_a_replica_takes_the_threads_of_the_command(monkeypatch) -> None:
     """Found: `--threads` set those of the process that only waits."""
     asked: list[int | None] = []
     monkeypatch.setattr(backends, "set_threads", asked.append)
     monkeypatch.setattr(BackendOptions, "load", lambda *_: None)
     make_decoders(BackendOptions(num_replicas=2), PairSource(), "scalar", 3)
-    make_replica(BackendOptions(num_replicas=2), PairSource(), DecodeConfig(), "scalar", 5)
+    make_backend(BackendOptions(num_replicas=2), PairSource(), DecodeConfig(), "scalar", 5)
     assert asked == [3, 5]
 
 

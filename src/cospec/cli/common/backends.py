@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cospec.backends.base import RolloutBackend
-    from cospec.backends.jobs import Decoder, Decoders, Player
+    from cospec.backends.jobs import Decoders, Player
     from cospec.config import DecodeConfig
     from cospec.models import ModelPair
     from cospec.models.source import PairSource
@@ -130,31 +130,16 @@ class BackendOptions:
     ) -> RolloutBackend:
         """Start the backend of a run; `threads` are those of a replica (default: as Ray has it)."""
         if not self._uses_ray:
-            return make_backend(self, source, pair, config, records)
+            return make_backend(self, source, config, records, pair=pair)
         from cospec.backends.ray import RayBackend
 
         return RayBackend(
-            partial(make_replica, self, source, config, records, threads),
+            partial(make_backend, self, source, config, records, threads),
             self.num_replicas,
             address=self.ray_address,
             chunk_size=config.batch_size,
             gpus_per_replica=self._gpus_per_replica(source),
         )
-
-    def draft(
-        self,
-        backend: RolloutBackend,
-        source: PairSource,
-        pair: ModelPair,
-        config: DecodeConfig,
-        records: Records,
-    ) -> Decoder:
-        """Return what decodes with the draft alone, where `backend` of `open` decodes."""
-        if not self._uses_ray:
-            return self.decoders(source, pair, records).plain("draft", config)
-        from cospec.backends.alone import RemoteDraft
-
-        return RemoteDraft(pair, backend, config.batch_size)
 
     @contextmanager
     def arms(
@@ -179,6 +164,15 @@ class BackendOptions:
             yield remote, remote.play
         finally:
             remote.close()
+
+    def notes(self) -> list[str]:
+        """Return what to know of an audit with these options."""
+        if self.backend != "vllm" or not self._uses_ray:
+            return []
+        return [
+            "the draft's own answers are decoded in this process, by one more engine beside the "
+            "replicas: it needs its GPUs on this machine"
+        ]
 
     @property
     def _uses_ray(self) -> bool:
@@ -229,11 +223,14 @@ def records_for(arbiters: Iterable[Arbiter]) -> Records:
 def make_backend(
     options: BackendOptions,
     source: PairSource,
-    pair: ModelPair,
     config: DecodeConfig,
     records: Records,
+    threads: int | None = None,
+    pair: ModelPair | None = None,
 ) -> RolloutBackend:
-    """Make the backend of a process."""
+    """Make the backend of this process, in a replica after loading the pair."""
+    set_threads(threads)
+    pair = options.load(source) if pair is None else pair
     if options.backend == "vllm":
         from cospec.vllm_plugin.backend import VllmBackend
 
@@ -241,23 +238,6 @@ def make_backend(
     from cospec.backends.engine import EngineBackend
 
     return EngineBackend(pair, config)
-
-
-def make_replica(
-    options: BackendOptions,
-    source: PairSource,
-    config: DecodeConfig,
-    records: Records,
-    threads: int | None,
-) -> RolloutBackend:
-    """Make the backend of a replica, after loading the pair."""
-    from cospec.backends.alone import WithDraft
-
-    set_threads(threads)
-    pair = options.load(source)
-    decoders = options.decoders(source, pair, records)
-    backend = make_backend(options, source, pair, config, records)
-    return WithDraft(backend, partial(decoders.plain, "draft", config))
 
 
 def make_decoders(
