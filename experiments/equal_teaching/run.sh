@@ -33,4 +33,15 @@ decode() {
 decode taught_target --target "$target"
 decode taught_draft --draft "$draft"
 decode taught_pair --target "$target" --draft "$draft"
+
+# The target with as many solutions as the shipped arbiter had (two hours more), and of its rule
+# the setting that 300 tune problems chose.
+more=$work/more-0.1-1
+python experiments/equal_teaching/teach.py bundled:family target "$more" --tiers 125 --epochs 1
+tune=()
+for alpha in 0.3 0.2 0.1 0 -0.1 -0.2 -0.3; do tune+=(--arbiter "cascade_diff:alpha=$alpha"); done
+cospec eval --target "$more" --draft src/cospec/bundled/family --dtype float32 -k 16 --threads 1 \
+    --task reasoning_gym:gsm_symbolic --split tune --num-problems 300 --batch-size 100 \
+    "${tune[@]}" --json "$work/tune_rule.json"
+decode taught_more --target "$more" --alpha ALPHA  # the best of tune_rule.json
 python experiments/equal_teaching/summarise.py "$work"

@@ -39,6 +39,11 @@ NAMES = {
         "rule": "taught_pair-rule",
         "seen-seed0-n8000": "taught_pair-arbiter",
     },
+    "taught_more": {
+        "lossless": "taught_more",
+        "rule": "taught_more-rule",
+        "seen-seed0-n8000": "taught_more-arbiter",
+    },
 }
 """By folder, the arms of `heldout.py` and their names in the result."""
 ROWS = {
@@ -56,13 +61,25 @@ ROWS = {
     "taught_again": "target taught again",
     "taught_pair-rule": "target taught again and taught draft, with the rule",
     "taught_pair-arbiter": "the same two, with an arbiter that learned the same 8,000",
+    "taught_more": "target taught 100,000",
+    "taught_more-rule": "target taught 100,000, with a rule",
+    "taught_more-arbiter": "target taught 100,000, with an arbiter that learned 8,000 of them",
 }
-AGAIN = ("taught_again", "taught_pair-rule", "taught_pair-arbiter")
-"""Rows that are held against the target that was taught again, not against the first one."""
+AGAINST = {
+    "taught_again": "taught_again",
+    "taught_pair-rule": "taught_again",
+    "taught_pair-arbiter": "taught_again",
+    "taught_more-rule": "taught_more",
+    "taught_more-arbiter": "taught_more",
+}
+"""By arm, the taught target that it is held against, if not the first one."""
 
 
 def taught(folder: Path, model: str) -> list[tuple[Path, heldout.Json]]:
-    """The taught ones of a model with what is known of them, the best on tune problems first."""
+    """The taught ones of a model with what is known of them, the best on tune problems first.
+
+    ``more`` is the target with more solutions.
+    """
     found = [
         (path.parent, json.loads(path.read_text(encoding="utf-8")))
         for path in folder.glob(f"{model}-*/taught.json")
@@ -89,7 +106,7 @@ def table() -> str:
         if arm not in result["arms"]:
             continue
         bits = "".join(result["arms"][arm]["correct"])
-        others = "lossless", "taught_again" if arm in AGAIN else "taught"
+        others = "lossless", AGAINST.get(arm, "taught")
         gains = ["" if arm == other else heldout.gain(result, arm, other) for other in others]
         sums = [sum(result["arms"][arm][n]) for n in ("num_tokens", "num_target_forwards")]
         speed = "" if arm in ("draft", "taught_draft") else f"{sums[0] / sums[1]:.2f}"
@@ -108,8 +125,9 @@ def main() -> None:
         print(taught(args.work, args.best)[0][0])
         return
     result = json.loads(RESULT.read_text(encoding="utf-8"))
-    models = [about for model in ("target", "draft") for _, about in taught(args.work, model)]
-    settings = "model", "rate", "epochs", "bfloat16_products"
+    kinds = "target", "draft", "more"
+    models = [about for kind in kinds for _, about in taught(args.work, kind)]
+    settings = "model", "rate", "epochs", "num_solutions", "bfloat16_products"
     known = {tuple(map(one.get, settings)): one for one in result["teaching"] + models}
     result["teaching"] = sorted(known.values(), key=lambda one: -one["tune_accuracy"])
     for folder, names in NAMES.items():

@@ -326,7 +326,8 @@ class Run:
             return Engine(self.pair, watched, **options), arm, None
         tensors, _ = read_tensors(trace, "the mismatches of lossless decoding")
         if arm == "rule":
-            alpha = RULE_ALPHA[self.args.pair]
+            given = self.args.alpha
+            alpha = RULE_ALPHA[self.args.pair] if given is None else given
             spec = name = f"cascade_diff:alpha={alpha}"
             at = [SCALAR_NAMES.index(n) for n in ("log_q_draft", "log_p_target")]
             q, p = tensors["features"][:, at].exp().T
@@ -378,6 +379,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(NUM_FOLDS)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=["lossless", "draft", "rule"])
+    parser.add_argument("--alpha", type=float, help="of the rule, in place of the published one")
     parser.add_argument("--shipped", help="folder of an arbiter that was trained elsewhere (test)")
     parser.add_argument("--batch-size", type=int, default=100)
     args = parser.parse_args()
