@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from cospec import SamplingConfig
 
-PREFIX = "vllm, "
-
 
 class Given:
     """The part of a completion that `speed.py` reads."""
@@ -31,17 +29,16 @@ class Given:
 
 
 def in_vllm(
-    arm: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace
+    way: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace
 ) -> Callable[..., list[Given]]:
     """Start the engine of an arm and return its greedy decoding.
 
     Args:
-        arm: ``vllm, target``; ``vllm, stock``, its own speculation with the draft; or the name of
-            an arbiter after the prefix, by which the plugin rules.
+        way: ``target``; ``stock``, its own speculation with the draft; or the name of an arbiter,
+            by which the plugin rules.
         tokenizer: Of the target, for prompts that are texts.
         options: Of `speed.py`.
     """
-    way = arm.removeprefix(PREFIX)
     more: dict[str, Any] = {}
     if way != "target":
         spec = "lossless" if way == "stock" else way

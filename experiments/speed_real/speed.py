@@ -297,11 +297,11 @@ def arms(pairs: dict[str, ModelPair], options: argparse.Namespace) -> dict[str, 
 
 def in_vllm(arm: str, pair: ModelPair, options: argparse.Namespace) -> Generate:
     """Return the greedy decoding of an arm of vLLM."""
+    if not arm.startswith("vllm, ") or options.pair or options.shots:
+        raise ConfigError(f"arm is {arm!r}; there is no such one with these options.")
     import in_vllm  # noqa: PLC0415  # optional: vLLM has an environment of its own
 
-    if not arm.startswith(in_vllm.PREFIX):
-        raise ConfigError(f"arm is {arm!r}; there is no such one.")
-    return in_vllm.in_vllm(arm, pair.tokenizer, options)
+    return in_vllm.in_vllm(arm.removeprefix("vllm, "), pair.tokenizer, options)
 
 
 def arm_name(kind: str, way: str) -> str:

@@ -14,6 +14,8 @@ Usage::
 
     python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled \
         -k 16 --num-problems 200 --json runs/vllm_speed_specialist.json
+
+With --task the problems are a task's, with the prompts that the task gives the target.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ from cospec.evaluation.summary import quality
 from cospec.models.bundled import bundled_home
 from cospec.models.load import load_tokenizer
 from cospec.results import Provenance, check_writable, document, write_json
+from cospec.tasks import load_task
 from cospec.vllm_plugin.metrics import read_counts
 from cospec.vllm_plugin.settings import KEY, Settings
 
 ARMS = ("target", "stock", "lossless", "cospec")
-CONCURRENCY = (1, 8)
 STOP = ("\nQuestion:",)
 COUNTS = {
     "num_target_forwards": "vllm:spec_decode_num_drafts",
@@ -82,7 +84,8 @@ def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -
         target,
         dtype="float32" if args.pair and args.dtype == "auto" else args.dtype,
         enforce_eager=not args.compile,
-        max_num_seqs=max(CONCURRENCY),
+        max_model_len=args.max_model_len,
+        max_num_seqs=max(args.concurrency),
         enable_prefix_caching=False,  # trials repeat their prompts
         disable_log_stats=False,
         seed=0,
@@ -90,12 +93,27 @@ def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -
     )
 
 
-def generate(llm: Any, prompts: list[list[int]], concurrency: int, num_new: int) -> list[Any]:
+def problems(args: argparse.Namespace) -> tuple[Any, list[Any], list[str]]:
+    """The task, its problems, and the strings that end an answer."""
+    if not args.task:
+        return *_load_problems(None, args.num_problems), list(STOP)
+    task = load_task(args.task, data_dir=args.data_dir and Path(args.data_dir))
+    return task, task.examples(args.split, args.num_problems, args.seed), []
+
+
+def generate(
+    llm: Any,
+    prompts: list[list[int]],
+    concurrency: int,
+    args: argparse.Namespace,
+    num_new: int | None = None,
+) -> list[Any]:
     """Greedy completions, so many at a time (the engine's own limit is the highest)."""
     from vllm import SamplingParams, TokensPrompt  # noqa: PLC0415  # in an arm's own process
 
-    params = SamplingParams(temperature=0, max_tokens=num_new, stop=list(STOP))
-    size = len(prompts) if concurrency == max(CONCURRENCY) else concurrency
+    limit = num_new or args.max_new_tokens
+    params = SamplingParams(temperature=0, max_tokens=limit, stop=args.stop)
+    size = len(prompts) if concurrency == max(args.concurrency) > 1 else concurrency
     done = []
     for start in range(0, len(prompts), size):
         part = [TokensPrompt(prompt_token_ids=ids) for ids in prompts[start : start + size]]
@@ -106,17 +124,19 @@ def generate(llm: Any, prompts: list[list[int]], concurrency: int, num_new: int)
 def run_arm(arm: str, args: argparse.Namespace) -> Json:
     """Everything that is measured of one arm."""
     settings = settings_of(arm, args)
-    task, examples = _load_problems(None, args.num_problems)
+    task, examples, args.stop = problems(args)
     models = Serve(pair=args.pair, target=args.target, draft=args.draft).models()
     tokenizer = load_tokenizer(models[0])
-    prompts = [tokenizer(task.prompt(e, tokenizer))["input_ids"] for e in examples]
+    asked = [task.prompt(example, tokenizer) for example in examples]
+    prompts = [tokenizer(one)["input_ids"] if isinstance(one, str) else list(one) for one in asked]
+    most = max(args.concurrency)
     started = time.perf_counter()
     llm = load_engine(arm, args, settings)
     loaded = time.perf_counter() - started
-    generate(llm, prompts[: max(CONCURRENCY)], max(CONCURRENCY), 32)  # warm-up
+    generate(llm, prompts[:most], most, args, 32)  # warm-up
     before = counts(llm)
     ours_before = read_counts(llm.llm_engine.vllm_config) if settings else {}
-    done = generate(llm, prompts, max(CONCURRENCY), args.max_new_tokens)
+    done = generate(llm, prompts, most, args)
     counted = {name: value - before[name] for name, value in counts(llm).items()}
     if settings:
         ours = read_counts(llm.llm_engine.vllm_config)
@@ -134,10 +154,10 @@ def run_arm(arm: str, args: argparse.Namespace) -> Json:
         for example, each in zip(examples, done, strict=True)
     ]
     trials: dict[str, list[float]] = {}
-    for concurrency in CONCURRENCY:
+    for concurrency in args.concurrency:
         for _ in range(args.num_trials):
             start = time.perf_counter()
-            timed = generate(llm, prompts[: args.num_timed], concurrency, args.max_new_tokens)
+            timed = generate(llm, prompts[: args.num_timed], concurrency, args)
             seconds = time.perf_counter() - start
             speed = sum(len(each.token_ids) for each in timed) / seconds
             trials.setdefault(str(concurrency), []).append(round(speed, 3))
@@ -194,6 +214,12 @@ def parse() -> argparse.Namespace:
     for option in ("pair", "target", "draft"):
         parser.add_argument(f"--{option}")
     parser.add_argument("--arbiter", default="bundled")
+    parser.add_argument("--task", help="in place of the demo's problems, such as gsm8k")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--split", choices=("train", "tune", "test"), default="tune")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of problems")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--max-model-len", type=int)
     parser.add_argument("-k", type=int, default=6)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--num-problems", type=int, default=200)

@@ -236,25 +236,24 @@ def test_a_block_length_that_is_chosen_is_not_given_as_well(bench):
         bench(*TUNED, "-k", 8)
 
 
-def test_targets_prompts_that_an_assistant_cannot_read_are_refused_at_once(
-    tiny, refusal, tmp_path, monkeypatch
-):
+def test_an_assistant_that_cannot_read_the_targets_prompts_is_left_out(tiny, tmp_path, monkeypatch):
     """Its draft reads the target's prompts, and that of other arms has shorter ones of its own."""
     path = tmp_path / "shown.jsonl"
     rows = [{"question": "the hen" + "s" * i, "answer": i} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    draft = random_model("llama", num_hidden_layers=1, max_position_embeddings=90)
-    pair = replace(tiny.pair, draft=draft)
-    monkeypatch.setattr(PairOptions, "load", lambda _: pair)
-    arguments = (
-        "bench", "--pair", "bundled:tiny", "--num-tune-problems", 0, "--num-problems", 2,
-        "--task", f"jsonl:{path},scorer=numeric,shots=2,draft_shots=0", "--repeats", 1,
-        "--max-new-tokens", 6, "--batch-sizes", 1, "--arms",
-    )  # fmt: skip
-    with monkeypatch.context() as patch:
-        stop_after(patch, 0)
-        assert "but the context holds 90" in refusal(tiny, *arguments, "gap", "assisted")
-    tiny(*arguments, "gap")
+    task = f"jsonl:{path},scorer=numeric,shots=2,draft_shots=0"
+    for context, is_left_out in ((90, True), (512, False)):
+        model = random_model("llama", num_hidden_layers=1, max_position_embeddings=context)
+        monkeypatch.setattr(PairOptions, "load", lambda _, m=model: replace(tiny.pair, draft=m))
+        out = tmp_path / f"{context}.json"
+        tiny(
+            "bench", "--pair", "bundled:tiny", "--num-tune-problems", 0, "--num-problems", 2,
+            "--task", task, "--repeats", 1, "--max-new-tokens", 6, "--batch-sizes", 1,
+            "--arms", "gap", "assisted", "--json", out,
+        )  # fmt: skip
+        (cell,) = json.loads(out.read_text())["cells"]
+        assert [each["arm"] for each in cell["left_out"]] == ["assisted"] * is_left_out
+        assert ("assisted" in [arm["name"] for arm in cell["arms"]]) != is_left_out
 
 
 def test_without_a_task_a_benchmark_is_refused(tiny):

@@ -69,7 +69,7 @@ def test_another_number_of_engines_resumes_a_run(
 
     First for their number, and then for the chunks, which were cut so that all have one.
     """
-    rows = [{"id": f"p/{i}", "question": "the hen" + "s" * i, "answer": i} for i in range(10)]
+    rows = [{"id": f"p/{i}", "question": "the hen" + "s" * i, "answer": i} for i in range(11)]
     problems, result, whole = (tmp_path / name for name in ("p.jsonl", "r.json", "whole.json"))
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(BackendOptions, "_uses_ray", False)  # all of them are this process
@@ -91,7 +91,7 @@ def test_another_number_of_engines_resumes_a_run(
         return {(row["arm"], row["id"]): row for row in document["rows"]}
 
     assert by_place(document) == by_place(expected)
-    assert len(document["chunks"]) == 3 * {1: 5, 10: 10}[before]
+    assert len(document["chunks"]) == 3 * {1: 5, 10: 11}[before]
 
 
 def test_a_replica_takes_the_threads_of_the_command(monkeypatch) -> None:

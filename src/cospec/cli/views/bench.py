@@ -31,9 +31,12 @@ def run_benchmark(benchmark: Benchmark, specs: Sequence[ArmSpec], log: TurnLog |
     from cospec.evaluation.benchmark.cells import measure
     from cospec.evaluation.benchmark.names import ORACLE
     from cospec.evaluation.benchmark.tuning import best_rival, settings, tune
+    from cospec.evaluation.problems import encode_problems
 
     told: set[str] = set()
-    _check_prompts(benchmark, specs)
+    for problems in (benchmark.tune, benchmark.test):
+        # A prompt that is too long is refused before anything is played.
+        encode_problems(benchmark.pair, benchmark.task, problems, benchmark.config.max_new_tokens)
 
     def player(evaluation: Evaluation, part: str, *, warm_up: bool) -> list[Turn]:
         print_notes(benchmark.pair, evaluation, told)
@@ -50,27 +53,6 @@ def run_benchmark(benchmark: Benchmark, specs: Sequence[ArmSpec], log: TurnLog |
             cell = measure(benchmark, specs, chosen, rival, size, temperature, player)
             cells.append(ceiling.add(cell, oracle, k) if oracle else cell)
     return {"cells": cells, "tuning": [entry for found in tuning.values() for entry in found]}
-
-
-def _check_prompts(benchmark: Benchmark, specs: Sequence[ArmSpec]) -> None:
-    """Refuse a prompt that is too long before anything is played.
-
-    Raises:
-        PromptError: There is one.
-    """
-    from cospec.engine.prompts import make_rows
-    from cospec.evaluation.benchmark.names import ASSISTED
-    from cospec.evaluation.problems import encode_problems, target_ids
-
-    config = benchmark.config
-    for problems in (benchmark.tune, benchmark.test):
-        prompts, samplings = encode_problems(
-            benchmark.pair, benchmark.task, problems, config.max_new_tokens
-        )
-    is_played = 1 in config.batch_sizes and 0 in config.temperatures
-    if is_played and ASSISTED in [spec.name for spec in specs]:
-        # Its draft reads the target's prompts, even where the others' has prompts of its own.
-        make_rows(benchmark.pair, list(map(target_ids, prompts)), samplings)
 
 
 def _spread(arm: Json) -> str:

@@ -17,6 +17,7 @@ from cospec.evaluation.arms import Arm, EngineDecoders
 from cospec.evaluation.benchmark.assisted import AssistedEngine
 from cospec.evaluation.benchmark.bounds import add_bounds
 from cospec.evaluation.benchmark.names import ASSISTED, ORACLE
+from cospec.evaluation.problems import encode_problems, target_ids
 from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, paired, rows_by_arm, summarize
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def measure(
         The cell of a result document (see ``docs/result_files.md``).
     """
     is_own = isinstance(benchmark.decoders, EngineDecoders)
-    left_out = _left_out(specs, batch_size, temperature, is_own)
+    left_out = _left_out(benchmark, specs, batch_size, temperature)
     absent = {ORACLE, *(each["arm"] for each in left_out)}
     present = [spec for spec in specs if spec.name not in absent]
     arms = [_arm(benchmark, spec, settings, batch_size) for spec in present]
@@ -87,11 +88,13 @@ def measure(
 
 
 def _left_out(
-    specs: Sequence[ArmSpec], batch_size: int, temperature: float, is_own: bool
+    benchmark: Benchmark, specs: Sequence[ArmSpec], batch_size: int, temperature: float
 ) -> list[Json]:
     """Arms that cannot take part in a cell, and why."""
     reasons = {}
-    if not is_own:
+    if not _assistant_has_room(benchmark):
+        reasons[ASSISTED] = "its draft reads the target's prompts, which its context does not hold"
+    if not isinstance(benchmark.decoders, EngineDecoders):
         reasons[ASSISTED] = "transformers decodes it, in this process, and the others elsewhere"
     if batch_size > 1:
         reasons[ASSISTED] = "transformers decodes with a draft one prompt at a time"
@@ -101,6 +104,16 @@ def _left_out(
     return [
         {"arm": spec.name, "reason": reasons[spec.name]} for spec in specs if spec.name in reasons
     ]
+
+
+def _assistant_has_room(benchmark: Benchmark) -> bool:
+    """Tell whether both models' contexts hold the target's prompts, with their answers."""
+    limit = benchmark.config.max_new_tokens
+    encoded = encode_problems(benchmark.pair, benchmark.task, benchmark.test, limit)
+    return all(
+        len(target_ids(prompt)) + sampling.max_new_tokens <= benchmark.pair.context_length
+        for prompt, sampling in zip(*encoded, strict=True)
+    )
 
 
 def result(
