@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cospec.text import plain_dict, visible
+from cospec.text import plain_dict, typed, visible
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,17 @@ def test_what_is_written_as_json_has_no_nan():
     """Found: the features of a mismatch had, where the draft's logits were NaN."""
     values = [("features", torch.tensor([1.0, math.nan])), ("p", math.inf), ("k", 3), ("name", "a")]
     assert plain_dict(values) == {"features": [1.0, None], "p": None, "k": 3, "name": "a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (r"a\nb", "a\nb"),
+        (r"\\nabla", r"\nabla"),
+        (r"\\\n", "\\\n"),
+        (r"\d\t", r"\d\t"),
+        ("\n", "\n"),
+    ],
+)
+def test_a_typed_line_break_is_one_and_a_doubled_backslash_is_none(text, meant):
+    assert typed(text) == meant

@@ -22,8 +22,8 @@ draft=$(python experiments/equal_teaching/summarise.py --best draft "$work")
 
 # The test problems of experiments/heldout_templates, with one model taught and with both: under a
 # rule, and under an arbiter that learns the same solutions.
+heldout=(python experiments/heldout_templates/heldout.py bundled:family)
 decode() {
-    local heldout=(python experiments/heldout_templates/heldout.py bundled:family)
     local options=(--work "$work/$1" --tiers 10 "${@:2}")
     "${heldout[@]}" test "${options[@]}" --arms lossless draft rule
     "${heldout[@]}" read "${options[@]}"
@@ -40,8 +40,10 @@ more=$work/more-0.1-1
 python experiments/equal_teaching/teach.py bundled:family target "$more" --tiers 125 --epochs 1
 tune=()
 for alpha in 0.3 0.2 0.1 0 -0.1 -0.2 -0.3; do tune+=(--arbiter "cascade_diff:alpha=$alpha"); done
-cospec eval --target "$more" --draft src/cospec/bundled/family --dtype float32 -k 16 --threads 1 \
+[[ -e $work/tune_rule.json ]] || cospec eval --target "$more" --draft src/cospec/bundled/family --dtype float32 -k 16 --threads 1 \
     --task reasoning_gym:gsm_symbolic --split tune --num-problems 300 --batch-size 100 \
     "${tune[@]}" --json "$work/tune_rule.json"
 decode taught_more --target "$more" --alpha ALPHA  # the best of tune_rule.json
+"${heldout[@]}" test --work "$work/taught_more" --tiers 10 --target "$more" \
+    --arms shipped --shipped src/cospec/bundled/arbiters/family
 python experiments/equal_teaching/summarise.py "$work"

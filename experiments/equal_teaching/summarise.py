@@ -42,6 +42,7 @@ NAMES = {
     "taught_more": {
         "lossless": "taught_more",
         "rule": "taught_more-rule",
+        "shipped": "taught_more-shipped",
         "seen-seed0-n8000": "taught_more-arbiter",
     },
 }
@@ -63,6 +64,7 @@ ROWS = {
     "taught_pair-arbiter": "the same two, with an arbiter that learned the same 8,000",
     "taught_more": "target taught 100,000",
     "taught_more-rule": "target taught 100,000, with a rule",
+    "taught_more-shipped": "target taught 100,000, with the shipped arbiter",
     "taught_more-arbiter": "target taught 100,000, with an arbiter that learned 8,000 of them",
 }
 AGAINST = {
@@ -70,6 +72,7 @@ AGAINST = {
     "taught_pair-rule": "taught_again",
     "taught_pair-arbiter": "taught_again",
     "taught_more-rule": "taught_more",
+    "taught_more-shipped": "taught_more",
     "taught_more-arbiter": "taught_more",
 }
 """By arm, the taught target that it is held against, if not the first one."""

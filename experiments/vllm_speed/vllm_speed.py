@@ -1,14 +1,12 @@
 """Speed and accuracy inside vLLM: target alone, stock speculation, and CoSpec, in one run.
 
-Arms, each an engine in a process of its own, one after another on the same machine: ``target``
-decodes plainly; ``stock`` is vLLM's draft-model speculation without the plugin; ``lossless`` has
+Arms, each an engine in a process of its own, in turns (``--num-turns``) on the same machine:
+``target`` decodes plainly; ``stock`` is vLLM's draft-model speculation without the plugin; ``lossless`` has
 the plugin with the arbiter at threshold 1 (a rule: the arbiter ``lossless``), which rules and never
 overrides; ``cospec`` has the arbiter as it is. Each arm solves all problems greedily at the highest
-concurrency (its accuracy and counts), and then the first few again in timed trials at each
-concurrency, the engine warm: tokens per second of the median trial. What an arm measured is kept
-beside the result file, and a run that was stopped goes on with the next arm.
-
-Arms do not take turns, so that a machine whose load changes favours one: look at the trials.
+concurrency (its accuracy and counts; in its first turn), and then the first few again in timed
+trials at each concurrency, the engine warm: tokens per second of the median trial. What an arm
+measured in a turn is kept beside the result file, and a run that was stopped goes on with the next.
 
 Usage::
 
@@ -133,7 +131,9 @@ def run_arm(arm: str, args: argparse.Namespace) -> Json:
     started = time.perf_counter()
     llm = load_engine(arm, args, settings)
     loaded = time.perf_counter() - started
-    generate(llm, prompts[:most], most, args, 32)  # warm-up
+    generate(llm, prompts[: max(most, args.num_timed)], most, args, 32)  # warm-up
+    if args.turn:  # the first one has the rest
+        return {"trials": run_trials(llm, prompts, arm, args)}
     before = counts(llm)
     ours_before = read_counts(llm.llm_engine.vllm_config) if settings else {}
     done = generate(llm, prompts, most, args)
@@ -153,15 +153,6 @@ def run_arm(arm: str, args: argparse.Namespace) -> Json:
         }
         for example, each in zip(examples, done, strict=True)
     ]
-    trials: dict[str, list[float]] = {}
-    for concurrency in args.concurrency:
-        for _ in range(args.num_trials):
-            start = time.perf_counter()
-            timed = generate(llm, prompts[: args.num_timed], concurrency, args)
-            seconds = time.perf_counter() - start
-            speed = sum(len(each.token_ids) for each in timed) / seconds
-            trials.setdefault(str(concurrency), []).append(round(speed, 3))
-            print(f"{arm}: {speed:.0f} tokens/s at {concurrency}", flush=True)
     arbiter = None
     if settings:  # without the folder that this machine has the package in
         arbiter = settings.arbiter_spec.removeprefix(f"{bundled_home()}/")
@@ -170,9 +161,23 @@ def run_arm(arm: str, args: argparse.Namespace) -> Json:
         "arbiter": arbiter,
         "load_s": round(loaded, 1),
         "counts": counted,
-        "trials": trials,
+        "trials": run_trials(llm, prompts, arm, args),
         "rows": rows,
     }
+
+
+def run_trials(llm: Any, prompts: list[list[int]], arm: str, args: argparse.Namespace) -> Json:
+    """Return tokens a second of each trial, by concurrency."""
+    found: dict[str, list[float]] = {}
+    for concurrency in args.concurrency:
+        for _ in range(args.num_trials):
+            start = time.perf_counter()
+            timed = generate(llm, prompts[: args.num_timed], concurrency, args)
+            seconds = time.perf_counter() - start
+            speed = sum(len(each.token_ids) for each in timed) / seconds
+            found.setdefault(str(concurrency), []).append(round(speed, 3))
+            print(f"{arm}: {speed:.1f} tokens/s at {concurrency}", flush=True)
+    return found
 
 
 def counts(llm: Any) -> dict[str, int]:
@@ -224,19 +229,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--num-problems", type=int, default=200)
     parser.add_argument("--num-timed", type=int, default=16)
-    parser.add_argument("--num-trials", type=int, default=5)
+    parser.add_argument("--num-trials", type=int, default=5, help="in each turn of an arm")
+    parser.add_argument("--num-turns", type=int, default=1, help="of each arm, one after another")
     parser.add_argument("--max-new-tokens", type=int, default=300)
     parser.add_argument("--compile", action="store_true", help="not in eager mode")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--run-arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--turn", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     """Run what is missing and write the result file."""
     args = parse()
-    config = {k: v for k, v in vars(args).items() if k not in {"json", "overwrite", "run_arm"}}
+    hidden = {"json", "overwrite", "run_arm", "turn"}
+    config = {k: v for k, v in vars(args).items() if k not in hidden}
     if args.run_arm:
         part = {"config": config} | run_arm(args.run_arm, args)
         write_json(args.json, part)
@@ -245,14 +253,18 @@ def main() -> None:
     provenance = Provenance()
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"} | os.environ
     parts: dict[str, Json] = {}
-    for arm in ARMS:
-        path = args.json.with_name(f"{args.json.name}.{arm}.part")
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        if kept.get("config") != config:
-            words = [sys.executable, *sys.argv, "--run-arm", arm, "--json", str(path)]
-            subprocess.run(words, check=True, env=environment)
-            kept = json.loads(path.read_text())
-        parts[arm] = kept
+    paths = []
+    for turn in range(args.num_turns):
+        for arm in ARMS:
+            paths.append(path := args.json.with_name(f"{args.json.name}.{arm}.{turn}.part"))
+            kept = json.loads(path.read_text()) if path.exists() else {}
+            if kept.get("config") != config:
+                words = [sys.executable, *sys.argv, "--run-arm", arm, "--turn", str(turn)]
+                subprocess.run([*words, "--json", str(path)], check=True, env=environment)
+                kept = json.loads(path.read_text())
+            first = parts.setdefault(arm, kept)
+            for concurrency, speeds in kept["trials"].items() if turn else ():
+                first["trials"][concurrency] += speeds
     arms = summarize(parts)
     ids = {
         "stock_vs_target": same_ids(parts["stock"], parts["target"]),
@@ -268,8 +280,8 @@ def main() -> None:
     result = document("vllm_speed", config, where, arms=arms, same_ids=ids, rows=rows)
     result["argv"][0] = "experiments/vllm_speed/vllm_speed.py"
     write_json(args.json, result)
-    for arm in ARMS:
-        args.json.with_name(f"{args.json.name}.{arm}.part").unlink()
+    for path in paths:
+        path.unlink()
     report(arms, ids)
 
 

@@ -28,6 +28,11 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def typed(text: str) -> str:
+    r"""Return what somebody meant who cannot type a line break: it for ``\n``, ``\`` for ``\\``."""
+    return re.sub(r"\\([\\n])", lambda match: "\n" if match[1] == "n" else match[1], text)
+
+
 def finite(value: Any) -> Any:  # Any: what JSON can hold, or nearly
     """Return None for NaN and infinity, which JSON does not have, and anything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -191,6 +191,15 @@ def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:
             RayBackend(tiny_backend, 1, gpus_per_replica=2)
 
 
+def test_gpus_that_ray_is_told_not_to_part_are_refused(monkeypatch) -> None:
+    from cospec.backends.ray import RayBackend
+
+    monkeypatch.setenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(ConfigError, match=r"NOSET_CUDA_VISIBLE_DEVICES is set, .* on GPU 0; unset"):
+        RayBackend(tiny_backend, 1, gpus_per_replica=1)
+    RayBackend(tiny_backend, 1, gpus_per_replica=0).close()
+
+
 def test_few_items_are_shared_by_all_replicas(many, alone) -> None:
     from cospec.backends.ray import RayBackend
 

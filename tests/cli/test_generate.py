@@ -8,13 +8,12 @@ import io
 import json
 import os
 import sys
-from dataclasses import replace
 
 import pytest
 
-from cospec import ModelPair, cli
+from cospec import Engine, ModelPair, cli
 from cospec.cli.common.options import PairOptions
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, CospecError
 
 
 class Closed(io.StringIO):
@@ -53,12 +52,18 @@ def test_without_a_file_nothing_is_decoded_for_a_reader_that_has_seen_enough(
     assert "prompts" not in capsys.readouterr().err
 
 
-def test_a_line_break_in_a_stop_string_is_written_as_in_a_template():
+def test_a_line_break_in_a_stop_string_is_written_as_in_a_template(generate, monkeypatch, capsys):
     """Found: it was a backslash and an n, which no text has."""
-    arguments = ["generate", "--prompt", "a", "--stop", r"\n", "\n\n", r"Q:\n", "--seed", "1"]
-    command = cli.parse(arguments)
-    assert command.sampling.stop == ("\n", "\n\n", "Q:\n")
-    assert replace(command).sampling == command.sampling
+    seen = []
+
+    def stream(engine, prompts, sampling):
+        seen.append(sampling.stop)
+        raise CospecError("enough")
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    with pytest.raises(CospecError, match="enough"):
+        generate("--prompt", "a", "--stop", r"\n", "\n\n", r"Q:\n", r"\\nabla")
+    assert seen == [("\n", "\n\n", "Q:\n", r"\nabla")]
 
 
 def test_a_number_of_prompts_of_no_file_is_refused(generate):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cospec import ModelPair
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.features import make_features
+from cospec.rl.checkpoint import STATE
 from tests.cli import killed
 from tests.conftest import disturbed, random_model
 
@@ -144,3 +149,33 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(verb, home, t
             killed.finish(argv)
         assert outcome(verb, out) == expected, f"killed at moment {i}"
     assert num_killed > NUM_MOMENTS / 3, "most runs had ended when they were to be killed"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_so_it_is_where_the_driver_of_replicas_is_killed(home, tmp_path):
+    def argv(name: str) -> list[str]:
+        return [*command("train", home, tmp_path / name), "--num-replicas", "2"]
+
+    def found(name: str) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+        config = json.loads((tmp_path / name / "run" / "config.json").read_text())
+        return load_file(tmp_path / name / "run" / "model.safetensors"), config["history"]
+
+    seconds = killed.finish(argv("whole"))
+    weights, history = found("whole")
+    process = killed.start(argv("cut"))
+    folder, deadline = tmp_path / "cut" / "run", time.monotonic() + 10 * seconds
+    while not (folder / STATE).exists() and time.monotonic() < deadline:  # of the first round
+        process.join(0.01)
+    assert process.exitcode is None, "it ended before it was to be killed"
+    process.kill()
+    process.join()
+    assert not is_finished("train", tmp_path / "cut")
+    killed.finish(argv("cut"))
+    resumed, rounds = found("cut")
+    # Who decodes what with whom is a matter of time, and rounding differs with the batch.
+    torch.testing.assert_close(resumed, weights, rtol=1e-4, atol=1e-4)
+    assert [one["round"] for one in rounds] == [one["round"] for one in history]
+    for one, other in zip(rounds, history, strict=True):
+        for name in ("accuracy", "override_rate", "tune_accuracy"):
+            assert one.get(name) == pytest.approx(other.get(name)), name

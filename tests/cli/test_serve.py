@@ -55,7 +55,7 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
     options, notes = dry(
         run, "--target", TARGET, "--draft", DRAFT, "--arbiter", ARBITER, "-k", 6,
         "--threshold", 0.7, "--exact-prefix-tokens", 2, "--end-blocks-at-stop",
-        "--max-corrections", 3,
+        "--max-corrections", 3, "--any-vllm-version",
         "--decisions", tmp_path / "d.jsonl", "--decisions-rate", 0.5, "--decisions-max-mb", 3,
         "--", "--port", 8001,
     )  # fmt: skip
@@ -71,6 +71,7 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
     assert settings.arbiter_spec == f"{ARBITER}:threshold=0.7"
     assert settings.exact_prefix_tokens == 2
     assert settings.end_blocks_at_stop
+    assert settings.any_vllm_version
     assert settings.max_corrections == 3
     assert settings.decisions.path == str(tmp_path / "d.jsonl")
     assert (settings.decisions.sampling_rate, settings.decisions.max_bytes) == (0.5, 3_000_000)
@@ -244,6 +245,11 @@ def test_the_vllm_that_is_not_there_is_asked_for(monkeypatch, found, error, mess
     monkeypatch.setattr(importlib.metadata, "version", versions(found))
     with pytest.raises(error, match=message):
         serve.check_vllm()
+
+
+def test_another_version_may_be_tried(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", versions({"vllm": "0.33.0"}))
+    serve.check_vllm(any_version=True)
 
 
 def test_the_extra_installs_the_vllm_that_the_plugin_knows():

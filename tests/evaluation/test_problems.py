@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
+from fractions import Fraction
+
+import torch
+
 from cospec.evaluation.problems import describe_problems
 from cospec.tasks import Example
 
@@ -19,7 +24,16 @@ def test_what_a_scorer_may_read_is_hashed_apart_from_the_problem_itself() -> Non
 
 
 def test_metadata_of_any_type_has_a_hash_that_is_the_same_in_every_process() -> None:
-    some, others = ({"of": value, 3: 4, (1, 2): 5} for value in ({"a", "b"}, {"b", "c"}))
-    assert described(a=some) == described(a=others), "their order differs from process to process"
-    assert described(a=object()) == described(a=object())
-    assert described(a=[1, None, 2.5]) != described(a=[1, None, 2.25])
+    assert described(a={"of": object(), 3: 4, (1, 2): 5}) == described(
+        a={"of": object(), 3: 4, (1, 2): 6}
+    )
+    alike = [
+        ({"a", "bc", "d"}, {"d", "bc", "a"}, {"a", "bc", "e"}),
+        (b"ab", bytes([97, 98]), b"ac"),
+        (torch.ones(2), torch.ones(2), torch.zeros(2)),
+        (Fraction(1, 2), Fraction(2, 4), Fraction(1, 3)),
+        (date(2026, 1, 2), date(2026, 1, 2), date(2026, 1, 3)),
+        ([1, None, 2.5], [1, None, 2.5], [1, None, 2.25]),
+    ]
+    for one, same, other in alike:
+        assert described(a=one) == described(a=same) != described(a=other)

@@ -151,6 +151,25 @@ def test_the_installed_vllm_has_the_names_that_we_use(names):
 
 
 @needs_vllm
+def test_another_version_starts_if_it_is_allowed_and_has_the_names(monkeypatch, caplog):
+    monkeypatch.setattr(importlib.import_module("vllm"), "__version__", "0.33.0")
+    installed = []
+    v1 = importlib.import_module("cospec.vllm_plugin.v1")
+    monkeypatch.setattr(v1, "install", lambda runner, *_: installed.append(runner))
+    worker = types.SimpleNamespace(use_v2_model_runner=False, model_runner="runner")
+    settings = {"arbiter": "lossless"}
+    config = types.SimpleNamespace(additional_config={"cospec": settings})
+    with pytest.raises(ConfigError, match=r"vLLM 0\.33\.0 is installed"):
+        hooks.activate(worker, config)
+    settings["any_vllm_version"] = True
+    hooks.activate(worker, config)
+    assert installed == ["runner"]
+    monkeypatch.setitem(known.V1_NAMES, "vllm:no_such_name", "")
+    with pytest.raises(ConfigError, match="has no vllm:no_such_name"):
+        hooks.activate(worker, config)
+
+
+@needs_vllm
 @pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_a_worker_does_not_start_where_one_name_takes_other_parameters(runner, monkeypatch):
     """The modules are those of the installed vLLM; the second runner's load without a GPU too."""

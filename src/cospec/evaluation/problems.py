@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 from cospec.arbiters import CSD
 from cospec.arbiters.learned import LearnedArbiter
@@ -77,9 +80,24 @@ def describe_prompts(prompts: Sequence[list[int] | PairPrompt]) -> Json:
 
 def _digest(value: object) -> str:
     """Return a hash of a value, which is the same in every process."""
-    # Of what JSON does not know, the type alone: sets have no order, and objects print addresses.
-    text = json.dumps(value, default=lambda other: type(other).__name__, skipkeys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_json(value).encode()).hexdigest()
+
+
+def _json(value: object) -> str:
+    """Return a value as JSON; of what it does not know, what is the same in every process."""
+
+    def plain(other: Any) -> object:  # Any: whatever a task keeps
+        if isinstance(other, set | frozenset):  # they have no order
+            return sorted(map(_json, other))
+        if isinstance(other, bytes):
+            return other.hex()
+        if hasattr(other, "tolist"):
+            return other.tolist()
+        if isinstance(other, date | Decimal | Fraction):
+            return str(other)
+        return type(other).__name__  # objects print their addresses
+
+    return json.dumps(value, default=plain, skipkeys=True)
 
 
 def score_once(task: Task) -> Callable[[Example, str], Score]:

@@ -6,7 +6,7 @@ import importlib
 import logging
 from typing import Any
 
-from cospec.vllm_plugin.known import V1_NAMES, V2_NAMES, check_names, check_version
+from cospec.vllm_plugin.known import SUPPORTED, V1_NAMES, V2_NAMES, check_names, check_version
 from cospec.vllm_plugin.settings import Settings
 from cospec.vllm_plugin.wrap import wrap_once
 
@@ -42,7 +42,11 @@ def activate(worker: Any, vllm_config: Any) -> None:  # Any: vLLM's Worker and V
     settings = Settings.from_vllm(vllm_config)
     if settings is None:
         return
-    check_version(importlib.import_module("vllm").__version__)
+    version = importlib.import_module("vllm").__version__
+    if settings.any_vllm_version:
+        logger.warning("CoSpec: checking the names of vLLM %s; %s.* was tested", version, SUPPORTED)
+    else:
+        check_version(version)
     if worker.use_v2_model_runner:
         check_names(V2_NAMES)
         from cospec.vllm_plugin import v2  # noqa: PLC0415  # imports vLLM

@@ -1,7 +1,8 @@
 """The vLLM that the plugin supports: one version, and the private names that it hooks into.
 
-These names move within months. So the version is pinned and every name is looked up, with its
-parameters, before anything is changed: an engine with settings and an unknown vLLM does not start.
+These names move within months. So the version is pinned, unless the settings say otherwise, and
+every name is looked up, with its parameters, before anything is changed. An engine with settings
+and an unknown vLLM does not start.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def check_version(version: str) -> None:
     if not version.startswith(f"{SUPPORTED}."):
         raise ConfigError(
             f"vLLM {version} is installed and CoSpec's plugin knows {SUPPORTED}.*; install that "
-            f"one ({pip_line('vllm')}), or take cospec out of additional_config."
+            f"one ({pip_line('vllm')}), take cospec out of additional_config, or set its "
+            "any_vllm_version to true to try."
         )
 
 

@@ -71,6 +71,8 @@ class Settings:
     """Go on lossless after so many of the target's own tokens in a text; None rules to its end."""
     decisions: DecisionLogSettings | None = None
     """Write reached decisions to a file; None writes none."""
+    any_vllm_version: bool = False
+    """Start in other versions of vLLM too, if every name that the plugin hooks into is there."""
     counts_dir: str | None = None
     """Folder in which engine and server share their counts; None is one of the system's temporary
     folder."""
@@ -98,11 +100,9 @@ class Settings:
                 "the first must not be below the second."
             )
         _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
-        if not isinstance(self.end_blocks_at_stop, bool):
-            raise ConfigError(
-                f"end_blocks_at_stop of {WHERE} is {self.end_blocks_at_stop!r}; it must be true or "
-                "false."
-            )
+        for key in ("end_blocks_at_stop", "any_vllm_version"):
+            if not isinstance(value := getattr(self, key), bool):
+                raise ConfigError(f"{key} of {WHERE} is {value!r}; it must be true or false.")
         if self.max_corrections is not None:
             _check_count(f"max_corrections of {WHERE}", self.max_corrections, least=1)
         if self.records is not None and self.records not in get_args(Records):

@@ -75,12 +75,17 @@ def install(
 
 
 def follow_drafting(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GPUModelRunner
-    """Tell a sampler whether the runner's last step drafted: else vLLM verifies token 0."""
+    """Tell a sampler for which requests the runner drafted nothing: of these it verifies token 0.
+
+    Near ``--max-model-len`` vLLM drafts nothing for all requests of a step.
+    """
     stock = runner._input_fits_in_drafter
 
     def input_fits_in_drafter(*args: Any) -> Any:  # Any: whatever the runner passes
-        sampler.has_drafts = stock(*args)
-        return sampler.has_drafts
+        fits, here = stock(*args), set(runner.input_batch.req_ids)
+        undrafted = sampler.undrafted - here if fits else sampler.undrafted | here
+        sampler.undrafted = undrafted & runner.requests.keys()
+        return fits
 
     runner._input_fits_in_drafter = input_fits_in_drafter
 
@@ -129,8 +134,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     Attributes:
         hidden: What the target's output matrix was applied to in this step, (T + R, H), if the
             arbiter asks for it.
-        has_drafts: Whether the runner drafted in its last step. If it did not, requests that were
-            not in that step have their drafts still.
+        undrafted: Ids of the requests for which the runner drafted nothing in their last step.
     """
 
     def __init__(self, stock: Any, adapter: Adapter, runner: Any) -> None:  # Any: vLLM's
@@ -142,7 +146,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         self._slots: dict[str, tuple[int, Any, Any]] = {}  # Any: vLLM's
         self._step = Step()
         self.hidden: Tensor | None = None
-        self.has_drafts = True
+        self.undrafted: set[str] = set()
 
     def forward(
         self,
@@ -239,8 +243,10 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         runner, device = self._runner, logits.device
         num_reqs, num_rows = len(metadata.num_draft_tokens), len(logits)
         slot_list = self._find_slots()
-        host = [*slot_list, *runner.input_batch.num_prompt_tokens[:num_reqs].tolist()]
-        slots, prompt_lens = torch.split(to_device(host, device), num_reqs)
+        undrafted = [one in self.undrafted for one in runner.input_batch.req_ids[:num_reqs]]
+        lengths = runner.input_batch.num_prompt_tokens[:num_reqs].tolist()
+        host = to_device([*slot_list, *lengths, *map(int, undrafted)], device)
+        slots, prompt_lens, is_undrafted = torch.split(host, num_reqs)
         ends = metadata.cu_num_draft_tokens.long()  # (R,)
         here = torch.arange(num_rows, device=device)
         requests = torch.searchsorted(ends, here, right=True)  # (T,)
@@ -263,8 +269,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         rows = VerifiedRows(
             target_logits=logits,
             draft_ids=draft_ids,
-            # Near --max-model-len vLLM drafts nothing for the whole batch, and writes token 0.
-            is_drafted=draft_ids >= 0 if self.has_drafts else draft_ids > 0,
+            is_drafted=draft_ids >= is_undrafted[requests],  # of these token 0 is none
             requests=requests,
             block_positions=block_positions,
             positions=positions + columns.num_before,
