@@ -41,7 +41,7 @@ def cospec(verb: str, *options: object) -> str:
 
 
 def facts(row: dict[str, object]) -> tuple[object, ...]:
-    """What a row says of a text."""
+    """Return the parts of a row that the engine must not change."""
     return row["arm"], row["id"], row["correct"], row["num_tokens"]
 
 

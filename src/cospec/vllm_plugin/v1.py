@@ -243,10 +243,9 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         runner, device = self._runner, logits.device
         num_reqs, num_rows = len(metadata.num_draft_tokens), len(logits)
         slot_list = self._find_slots()
-        undrafted = [one in self.undrafted for one in runner.input_batch.req_ids[:num_reqs]]
-        lengths = runner.input_batch.num_prompt_tokens[:num_reqs].tolist()
-        host = to_device([*slot_list, *lengths, *map(int, undrafted)], device)
-        slots, prompt_lens, is_undrafted = torch.split(host, num_reqs)
+        undrafted = [int(one in self.undrafted) for one in runner.input_batch.req_ids[:num_reqs]]
+        host = [*slot_list, *runner.input_batch.num_prompt_tokens[:num_reqs].tolist(), *undrafted]
+        slots, prompt_lens, is_undrafted = torch.split(to_device(host, device), num_reqs)
         ends = metadata.cu_num_draft_tokens.long()  # (R,)
         here = torch.arange(num_rows, device=device)
         requests = torch.searchsorted(ends, here, right=True)  # (T,)
