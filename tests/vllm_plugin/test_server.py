@@ -149,6 +149,26 @@ def test_several_at_once_get_the_answers_of_one_by_one(server):
     assert together == alone
 
 
+def test_a_full_queue_answers_503_at_once_and_takes_requests_again(tmp_path):
+    import openai
+
+    server = serving.start(tmp_path, "--max-num-queued-reqs", "4")
+
+    def status(number: int) -> int:
+        try:
+            complete(server, number)
+        except openai.APIStatusError as error:
+            return error.status_code
+        return 200
+
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(status, range(24)))
+    assert set(found) == {200, 503} and found.count(200) >= 4
+    assert status(24) == 200
+    server.close_clients()
+    assert server.stop() == 0
+
+
 def test_a_request_with_the_switch_off_is_stock_vllm(server):
     from cospec.models.bundled import bundled_models
 
