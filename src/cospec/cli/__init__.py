@@ -112,7 +112,7 @@ def parse(args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
     """
     verb, *rest = args
     config = (tyro.conf.OmitArgPrefixes,)
-    if verb not in COMMANDS:  # help, completion, and what is misspelt
+    if verb not in COMMANDS:  # help, completion, and misspelt verbs
         return tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="cospec", description=_DESCRIPTION, args=args, config=config
         )
@@ -130,7 +130,7 @@ def parse(args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed for the next ones, as a caching allocator does.
+    """Let glibc keep freed large blocks for reuse, as a caching allocator does.
 
     By default the kernel maps and zeroes each large tensor anew: on CPUs that is a fifth of the
     time of decoding with billions of weights. Other C libraries are left as they are.

@@ -1,4 +1,4 @@
-"""``cospec arbiters``: the trained arbiters that are at hand, for which pair, and how good."""
+"""``cospec arbiters``: the trained arbiters at hand, their pairs and their accuracy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cospec.text import visible
 
 @dataclass(frozen=True)
 class Arbiters:
-    """List trained arbiters: those that ship, those in the hub's cache, and those of folders."""
+    """List trained arbiters: those that ship, those in the hub's cache, and those in folders."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of trained arbiters to list as well."""
@@ -40,7 +40,7 @@ class Arbiters:
             except (ArbiterError, CheckpointError) as error:
                 if folder in self.folders:
                     raise
-                if _is_arbiter(folder / CONFIG):  # and no model or something else of the cache
+                if _is_arbiter(folder / CONFIG):  # not a model or something else in the cache
                     unusable.append(f"{spec} cannot be used: {error}")
                 continue
             cells = (spec, found.pair, found.task, str(found.k or ""))
@@ -54,7 +54,7 @@ class Arbiters:
 
 
 def _is_arbiter(config: Path) -> bool:
-    """Return whether a config is of an arbiter, be it damaged or of a newer version."""
+    """Return whether a config belongs to an arbiter, even a damaged or newer one."""
     try:
         with config.open("rb") as file:
             return b'"cospec_arbiter"' in file.read(2**16)

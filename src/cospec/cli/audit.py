@@ -42,7 +42,7 @@ class AuditOptions(AuditConfig):
     """Audit."""
 
     problems_per_chunk: int = 32
-    """Problems between two savings of the progress."""
+    """Number of problems after which the progress is saved."""
     cost_batch_sizes: tuple[int, ...] = (1, 8)
     """Batch sizes for which forwards are timed and the speed-up is predicted."""
     max_k: int = 16
@@ -115,7 +115,7 @@ class Audit:
         settled = replace(self, audit=options)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:
             records = self._play(auditor, examples, log)
-            # What is predicted is of the target's own path, and of the engine that was measured.
+            # Speed-ups are predicted only for the target's own path, on the measured engine.
             is_told = arbiter.name == "lossless" and not options.temperature
             is_told = is_told and self.engine.backend == "transformers"
             costs = self._costs(pair, options, records) if is_told else []
@@ -136,7 +136,7 @@ class Audit:
         show(summary)  # last: a closed pipe must not cost the result
 
     def _costs(self, pair: ModelPair, options: AuditOptions, records: list[Json]) -> list[Costs]:
-        """Measure what forwards cost, at each batch size that fits into memory."""
+        """Measure the cost of forwards, at each batch size that fits into memory."""
         from cospec.cli.common.play import tell
         from cospec.models.costs import measure_costs
 
@@ -156,7 +156,7 @@ class Audit:
         return found
 
     def _origin(self, task: Task, examples: Sequence[Example], pair: ModelPair) -> dict[str, str]:
-        """Return what a data set says of where it is from."""
+        """Return the origin of a data set, as its file records it."""
         from cospec.evaluation.audit.dataset import describe_decoding
         from cospec.tasks.trained_on import hashes_of
 

@@ -40,13 +40,13 @@ class Bench:
     output: OutputOptions = field(default_factory=OutputOptions)
     engine: BackendOptions = field(default_factory=BackendOptions)
     arms: tuple[str, ...] = ("all",)
-    """Arms to compare: arbiters as in eval; assisted (transformers' assisted generation, greedy and
-    batch 1); random:match=ARM (overrides by chance, as often as ARM); oracle (a reference that
-    knows the answers, and no upper bound); rules (every cited rule); all (rules, gap, agreement,
-    assisted, the pair's trained arbiter and chance at its rate)."""
+    """Arms to compare: arbiters as in eval, or these names. assisted: transformers' assisted
+    generation, greedy and batch 1. random:match=ARM: overrides by chance, as often as ARM. oracle:
+    a reference that knows the answers, and no upper bound. rules: every cited rule. all: rules,
+    gap, agreement, assisted, the pair's trained arbiter and chance at its rate."""
     strict: bool = False
-    """Refuse problems that an arbiter was trained on, and an arbiter that does not tell; by default
-    such problems are counted and noted."""
+    """Refuse problems that an arbiter was trained on, and an arbiter without a record of them; by
+    default such problems are counted and noted."""
     list_arms: bool = False
     """Print the arms that can be asked for, one a line, and stop."""
     threads: int | None = None
@@ -101,11 +101,11 @@ class Bench:
         print_cells(parts["cells"])  # last: a closed pipe must not cost the result
 
     def _find(self, spec: str) -> str:
-        """The spec that `load_arbiter` takes; ``csd`` counts on the tune problems, if any."""
+        """The spec that `load_arbiter` takes; ``csd`` may count on the tune problems, if any."""
         return self.pair.find_arbiter(spec, has_tune=self.bench.num_tune_problems > 0)
 
     def _check_vllm(self) -> None:
-        """Refuse what takes more than one engine with the pair, or one that samples."""
+        """Refuse options that need more than one engine with the pair, sampling, or an oracle."""
         bench = self.bench
         refused = {
             "--tune-k": (bench.tune_k, len(bench.tune_k) > 1),

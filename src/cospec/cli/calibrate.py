@@ -51,14 +51,14 @@ class CalibrateOptions(DecodeConfig, AnswerOptions):
     epsilon: float = 0.02
     """Largest risk allowed by aim guarantee."""
     delta: float = 0.1
-    """Probability, over the draw of independent problems, that the guarantee fails; of the first
-    run on them, not of the best of several."""
+    """Probability, over the draw of independent problems, that the guarantee fails. It holds for
+    the first run on them, not for the best of several."""
     cost_weight: float = 0.0
     """Price of time with aim accuracy: accuracy lost per target forward, as a share of lossless
     decoding's."""
     out: Path | None = None
     """Folder that becomes a copy of the arbiter with the operating point. By default the point goes
-    into the arbiter's own folder; those of the bundled arbiters belong to the package."""
+    into the arbiter's own folder; the folders of bundled arbiters belong to the package."""
     name: str | None = None
     """Name of the operating point; by default the aim. --overwrite replaces one that exists."""
     dataset: Path | None = None
@@ -172,7 +172,8 @@ class Calibrate:
         """The folder of the arbiter.
 
         Raises:
-            ConfigError: It is no folder, or belongs to the package and there is no other to write.
+            ConfigError: The arbiter is no folder, or the folder belongs to the package and no other
+                one is given.
         """
         from cospec.arbiters import is_folder
 
@@ -191,7 +192,7 @@ class Calibrate:
         return folder
 
     def _problems(self, folder: Path, about: Json) -> tuple[Task, list[Example]]:
-        """The task and its problems; for a guarantee without those that chose the arbiter.
+        """Load the task and its problems; for a guarantee, without those that chose the arbiter.
 
         Training keeps the policy of the round that was best on problems of the tune split: on these
         the arbiter looks better than it is.
@@ -210,7 +211,7 @@ class Calibrate:
         task, examples = self.task.load()
         if options.aim != "guarantee":
             return task, examples
-        # Templates are drawn for each problem: there the bound is for problems of the same ones.
+        # Templates are drawn for each problem: the bound holds for problems from the same ones.
         groups = Counter(e.group for e in examples if e.group and TEMPLATE not in e.metadata)
         if len(groups) < groups.total():
             raise ConfigError(
@@ -253,7 +254,7 @@ class Calibrate:
         from cospec.evaluation.arms import make_arms
 
         options, (_, *thresholds) = self.calibrate, self.calibrate.sequence
-        quiet = replace(arbiter, notes=())  # the first one tells what all have to say
+        quiet = replace(arbiter, notes=())  # the first one carries the notes of all
         arbiters = [
             (f"{options.arbiter}:threshold={t}", (quiet if i else arbiter).with_threshold(t))
             for i, t in enumerate(thresholds)
@@ -340,7 +341,7 @@ def _reliability(arbiter: LearnedArbiter, path: Path, fingerprint: str) -> Json:
     Problems that it was trained on are noted on stderr: on these its scores look better.
 
     Raises:
-        ConfigError: The file is no such data set, has other features, or is of another pair.
+        ConfigError: The file is no such data set, has other features, or comes from another pair.
     """
     import torch
 

@@ -34,7 +34,7 @@ class Compare:
     """Another one."""
     allow: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
     """Conditions that may differ, as the refusal names them. Problems are paired by id, which for
-    jsonl: and sql: is the number of a row: with `problems`, rows must not have moved."""
+    jsonl: and sql: is the row number: if `problems` may differ, rows must not have moved."""
     fail_if_worse: bool = False
     """Exit with 1 if an arm is significantly less accurate in B (--alpha; McNemar, or a sign-flip
     test over groups of problems)."""
@@ -61,10 +61,10 @@ class Compare:
 
 @contextmanager
 def telling_damage(*paths: Path) -> Iterator[None]:
-    """Say that one of the files is damaged, where comparing them fails.
+    """Report one of the files as damaged if comparing them fails.
 
     Raises:
-        ConfigError: It fails.
+        ConfigError: Comparing them fails.
     """
     try:
         yield
@@ -78,10 +78,10 @@ def telling_damage(*paths: Path) -> Iterator[None]:
 
 
 def read_comparable(path: Path) -> Json:
-    """A result document with arms on problems.
+    """Read a result document with arms on problems.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The file is no such document.
     """
     document = read_document(path)
     config = document.get("config", {})

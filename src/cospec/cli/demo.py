@@ -23,7 +23,7 @@ Try your own pair and task:
   cospec train --target T --draft D --task gsm8k --out arbiter        an arbiter for this pair
 T and D are hub ids or folders of models that share a tokenizer; gsm8k may be jsonl:FILE."""
 _NUM_SHIPPED = 80
-"""Problems of the package that are solved by default: less than a minute on two cores."""
+"""Number of problems that are solved by default, in less than a minute on two cores."""
 _MAX_NEW_TOKENS = 300
 """Room for the longest solution of these problems in the bundled tokenizer (291 tokens)."""
 
@@ -84,7 +84,7 @@ class Demo:
 
 
 def _load_problems(path: Path | None, num_problems: int | None) -> tuple[Task, list[Example]]:
-    """The problems under their own ids, as a task that is scored by the final number."""
+    """Load the problems under their own ids, as a task that is scored by the final number."""
     from cospec.tasks.jsonl import jsonl
 
     if path is None:

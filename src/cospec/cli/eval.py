@@ -31,8 +31,8 @@ class Eval(AnswerOptions):
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of every answer lossless: no override there."""
     strict: bool = False
-    """Refuse problems that an arbiter was trained on, and an arbiter that does not tell; by default
-    such problems are counted and noted."""
+    """Refuse problems that an arbiter was trained on, and an arbiter without a record of them; by
+    default such problems are counted and noted."""
 
     def run(self) -> None:
         """Evaluate, show and write."""
@@ -55,7 +55,7 @@ class Eval(AnswerOptions):
         size = default_chunk_size(len(examples), decode.batch_size, self.engine.num_replicas)
         num_chunks = run.interrupted("evaluation", "num_chunks")
         if isinstance(num_chunks, int) and num_chunks > 0:
-            size = max(1, len(examples) // num_chunks)  # as it was cut for other replicas
+            size = max(1, len(examples) // num_chunks)  # as cut by the interrupted run
         with self.engine.arms(self.pair, pair, records, self.threads) as (decoders, player):
             evaluation = Evaluation(
                 make_arms(pair, arbiters, decode, decoders),

@@ -46,7 +46,7 @@ class PromptOptions:
     field: str = "prompt"
     """The field of a .jsonl line that holds the prompt."""
     num_prompts: int | None = None
-    """Take only so many prompts from the file."""
+    """Take only this many prompts from the file."""
     template: str = "{prompt}"
     r"""Text around each prompt, such as '{prompt}\nAnswer:'; \n is a line break, \\ a backslash."""
     chat: bool | None = None
@@ -58,9 +58,8 @@ class PromptOptions:
         """The prompts, templates filled in.
 
         Raises:
-            ConfigError: There is no prompt, a number is below 1 or counts prompts of no file, a
-                field is of no file, the file does not fit, or there is a system message for no
-                chat.
+            ConfigError: There is no prompt, --num-prompts is below 1, it or --field is given
+                without a file, the file does not fit, or a system message has no chat.
         """
         if self.system is not None and self.chat is False:
             raise self._no_chat("--chat is False")
@@ -89,7 +88,8 @@ class PromptOptions:
         """The prompts as the engine takes them.
 
         Raises:
-            ConfigError: As `read`; or there is a system message, and the target has no chat.
+            ConfigError: As in `read`; or a system message is given, and the target has no chat
+                template.
         """
         assert pair.tokenizer is not None
         prompts = self.read()
@@ -153,7 +153,7 @@ class Generate:
     def _write(
         self, run: Run, done: dict[int, Completion], num_prompts: int, seconds: float
     ) -> None:
-        """Print the totals; write what is finished, even after an interrupt."""
+        """Print the totals; write the finished completions, even after an interrupt."""
         from cospec.types import Stats
 
         rows = [done[i] for i in sorted(done)]
@@ -173,7 +173,7 @@ class Generate:
 
 
 def _read_file(path: Path, field_name: str) -> list[str]:
-    """Prompts of a file.
+    """Read the prompts of a file.
 
     Raises:
         ConfigError: The file is missing or a line does not fit.
@@ -211,7 +211,7 @@ def _row(completion: Completion, arm: str) -> Json:
 
 
 class _Timed:
-    """The deltas of a stream, with the seconds that they took without what is done with them."""
+    """The deltas of a stream, with the seconds that it took to produce them."""
 
     def __init__(self, stream: Iterator[Delta]) -> None:
         self._stream, self.seconds = stream, 0.0
@@ -233,10 +233,10 @@ def _stream_one(
     """Show one completion as it comes, in colour where the terminal has it.
 
     Args:
-        deltas: Of the completion.
+        deltas: Deltas of the completion.
         pair: The models.
-        done: Gets the completion.
-        is_kept: Finish it even where nobody reads what is shown, as it goes to a file.
+        done: Mapping that gets the completion.
+        is_kept: Whether to finish it even if nobody reads the output, since it goes to a file.
     """
     from cospec.cli.common.progress import QuietConsole
     from cospec.cli.views.paint import LEGEND, Painter

@@ -1,4 +1,4 @@
-"""``cospec info``: what is installed, where models would run, and what to expect of a pair."""
+"""``cospec info``: what is installed, where models would run, and what to expect from a pair."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NUM_PROMPTS = 4
 class Info:
     """Show versions, devices, arbiters and extras; with a pair, whether it works and pays.
 
-    Of a pair it tells memory, measured costs of both models, how often the draft's choice stands,
+    For a pair it shows memory, measured costs of both models, how often the draft's choice stands,
     and the speed-up of lossless decoding that follows, in a minute for small models.
     """
 
@@ -46,7 +46,7 @@ class Info:
     """Most tokens that the target generates for each prompt; by default the prompts are 4 word
     problems."""
     batch_size: int = 1
-    """Rows of the forwards that are timed."""
+    """Batch size of the forwards that are timed."""
 
     def __post_init__(self) -> None:
         check_least(1, num_tokens=self.num_tokens, batch_size=self.batch_size)
@@ -55,7 +55,7 @@ class Info:
         """Print the table.
 
         Raises:
-            ConfigError: There is no pair, and an option that is for pairs.
+            ConfigError: There is no pair, but an option for pairs.
         """
         if self.pair != PairOptions():
             self._check_up()
@@ -82,7 +82,7 @@ class Info:
         _print(rows)
 
     def _check_up(self) -> None:
-        """Load the pair, which refuses what cannot work, and measure it."""
+        """Load the pair, which refuses unusable models, and measure it."""
         from cospec.evaluation.checkup import check_up
 
         prompts = self.prompts

@@ -11,7 +11,7 @@ class Push:
     """Upload a trained arbiter to the Hugging Face hub, for --arbiter USER/NAME anywhere."""
 
     arbiter: Path
-    """Folder of the arbiter; its config, weights and card are sent, the state of its training not.
+    """Folder of the arbiter; its config, weights and card are sent, but no state of its training.
     The config tells what it was trained on, names of folders included."""
     repo_id: str
     """Repository to push to: user/name."""

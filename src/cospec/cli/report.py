@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Make one self-contained HTML page of result files; it needs the extra report.
+    """Make one self-contained HTML page from result files; it needs the extra report.
 
     It reads documents of eval, demo, bench, audit, calibrate, trace and generate, metrics.jsonl of
-    trainings and data sets of audits; what is not there leaves out its section.
+    trainings and data sets of audits. Sections without results are left out.
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Result files, and folders of them."""
     out: Path | None = None
-    """The page."""
+    """File for the page."""
     plots: Path | None = None
     """Folder for the plots, each as SVG and PNG."""
     markdown: Path | None = None
@@ -71,7 +71,7 @@ class Report:
             print(f"wrote {self.out}, {self.out.stat().st_size / 1e6:.1f} MB")
 
     def _pictures(self, inputs: Inputs) -> Pictures:
-        """Return the figures, whose files can be written."""
+        """Return the figures, after checking that their files can be written."""
         from cospec.report.page import Pictures
 
         pictures = Pictures(inputs)

@@ -17,7 +17,7 @@ from cospec.text import visible
 
 _VERBS = ("bench", "demo", "eval")
 _RUN_CODE = ("--allow-pickle", "--allow-code-execution", "--vllm-options", "--ray-address")
-"""Options that run code of others; a Ray cluster answers with pickles."""
+"""Options that can run foreign code; a Ray cluster answers with pickles."""
 _OWN_SCORER = re.compile(r"scorer=[^,+@]*:")
 
 
@@ -34,7 +34,8 @@ class Reproduce:
     out: Path | None = None
     """The new file; by default NAME.again.json of NAME.json, in the current folder."""
     trust: bool = False
-    """Run a command that runs code which it names or downloads: for files of people you trust."""
+    """Run a command even if it runs code that it names or downloads; for files from people you
+    trust."""
 
     def run(self) -> None:
         """Run again, compare and judge."""
@@ -69,13 +70,13 @@ def _argv(document: Json, path: Path) -> list[str]:
     """The command of a result without the file that it wrote.
 
     Raises:
-        ConfigError: It is no command of the benchmark.
+        ConfigError: The command cannot be reproduced.
     """
     argv = document.get("argv", [])
     if len(argv) < 2 or argv[1] not in _VERBS:
         raise ConfigError(
-            f"{path} was made by {' '.join(argv[:2]) or 'an unknown command'!r}; what can be "
-            f"reproduced are results of {', '.join(_VERBS)}."
+            f"{path} was made by {' '.join(argv[:2]) or 'an unknown command'!r}; only results of "
+            f"{', '.join(_VERBS)} can be reproduced."
         )
     kept: list[str] = []
     words = iter(argv)
@@ -88,10 +89,10 @@ def _argv(document: Json, path: Path) -> list[str]:
 
 
 def _check_code(argv: Sequence[str]) -> None:
-    """Refuse a command that could run code of whoever made the file.
+    """Refuse a command that could run code of the file's author.
 
     Raises:
-        ConfigError: It has an option, or a scorer, that runs code.
+        ConfigError: The command has an option, or a scorer, that runs code.
     """
     for word in argv[2:]:
         if word.startswith("--tyro"):
@@ -139,7 +140,7 @@ def _run(command: list[str]) -> None:
 
 
 def _unlike(arms: Sequence[Json]) -> tuple[int, str]:
-    """Count texts that differ, where both results keep them, or else verdicts; and name which."""
+    """Count the texts that differ, or the verdicts if a result keeps no texts; name which."""
     if any(arm["num_texts_unlike"] is None for arm in arms):
         return sum(arm["wins"] + arm["losses"] for arm in arms), "verdicts (the old texts are lost)"
     return sum(arm["num_texts_unlike"] for arm in arms), "texts"

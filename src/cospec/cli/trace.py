@@ -24,7 +24,7 @@ class TraceOptions(DecodeOptions, AnswerOptions):
     keep: int = 20
     """Problems to record: first those won or lost against the target, then by overrides."""
     branches: bool = True
-    """Play the other branch of each mismatch as well, to tell whose leads to the right answer."""
+    """Play the other branch of each mismatch as well, to tell which leads to the right answer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cospec.rl.trainer import Trainer
     from cospec.tasks import Example, Task
 
-_SOLUTION_SEED = 1_000_000  # far from those of rounds; the same, so that runs can share a reading
+_SOLUTION_SEED = 1_000_000  # far from the rounds' seeds; fixed, so that runs can share a reading
 _SHOWN = (
     "accuracy",
     "accuracy_target",
@@ -100,7 +100,7 @@ class Train:
     config: Path | None = None
     """JSON file of training settings, such as train.json of another run; options override it."""
     name: str | None = None
-    """Name of the arbiter in reports; by default that of the folder."""
+    """Name of the arbiter in reports; by default the folder's."""
     wandb_project: str | None = None
     """Log each round to this project of Weights & Biases as well."""
     threads: int | None = None
@@ -143,7 +143,7 @@ class Train:
         with lock(self.out / "run.lock"):
             settings = self._settings() | self._inputs(pair, problems)
             check_run(self.out, settings)
-            trainer = self._trainer(pair, problems)  # refuses problems before they are the run's
+            trainer = self._trainer(pair, problems)  # refuses problems before they are stored
             open_run(self.out, settings)
             write_text(self.out / "train.json", json.dumps(self.train.to_dict(), indent=1) + "\n")
             self._train(trainer, provenance, audited)
@@ -152,7 +152,7 @@ class Train:
         """Refuse options that training from a log does not take, or training by rollouts.
 
         Raises:
-            ConfigError: One is given, and would be ignored.
+            ConfigError: Such an option is given, and would be ignored.
             MissingExtraError: A project of W&B is named, and wandb is not installed.
         """
         log = self.log
@@ -283,7 +283,7 @@ class Train:
         return num_first + left * round_size + num_tune * (1 + left // config.evaluation.tune_every)
 
     def _report(self, trainer: Trainer, metrics: Json, trackers: list[Tracker]) -> None:
-        """One line on the terminal, one in metrics.jsonl, and what the trackers make of it."""
+        """Print a line, write one to metrics.jsonl, and hand the metrics to the trackers."""
         shown = "  ".join(f"{name} {metrics[name]:.3g}" for name in _SHOWN if name in metrics)
         number = f"{metrics['round']}/{self.train.num_rounds}"
         print(f"round {number}  {metrics['seconds']:.0f} s  {shown}", flush=True)
@@ -299,7 +299,7 @@ class Train:
             write_text(path, lines)
 
     def _plan(self, pair: ModelPair, problems: Problems) -> None:
-        """Print what would be done, and how long it would take, from a small round."""
+        """Print the plan and the expected time, estimated from a small round."""
         from cospec.cli.common.play import tell
         from cospec.rl.trainer import Trainer
 
@@ -340,10 +340,10 @@ def defaults(args: Sequence[str]) -> Train | None:
     """Return the command's defaults from the file after ``--config``; None without one.
 
     Args:
-        args: Of the command line; its options override the file.
+        args: Arguments of the command line; its options override the file.
 
     Raises:
-        ConfigError: The file cannot be read, or has settings that cannot be.
+        ConfigError: The file cannot be read, or its settings are not allowed.
     """
     given = [word.removeprefix("--config=") for word in args if word.startswith("--config=")]
     given += [path for word, path in pairwise(args) if word == "--config"]

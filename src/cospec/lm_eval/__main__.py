@@ -1,8 +1,8 @@
 """The command line of lm-evaluation-harness, with ``--model cospec`` registered.
 
 The harness (0.4.13) finds the models of its own package only, and neither entry points nor
-``--include_path`` (which is for tasks) add to them: whoever brings a model registers it and calls
-the harness's main function, as here.
+``--include_path`` (which is for tasks) add to them. So this file registers the model and calls the
+harness's main function.
 """
 
 from __future__ import annotations

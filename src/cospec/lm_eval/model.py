@@ -1,7 +1,7 @@
 """The model ``cospec`` of lm-evaluation-harness; importing this file registers it.
 
-The only file that knows the harness. `generate_until` is the engine's; log-likelihoods and chat
-templates are those of the harness's own Hugging Face model on the target.
+The only file that knows the harness. The engine answers `generate_until`; log-likelihoods and chat
+templates come from the harness's own Hugging Face model on the target.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
     """A pair with an arbiter.
 
     Args:
-        **model_args: The keys of `ModelArgs`, ``k`` for short among them.
+        **model_args: Keys of `ModelArgs`; ``k`` is short for ``num_speculative_tokens``.
 
     Raises:
         CospecError: A key or value is not allowed, or the pair or the arbiter cannot be loaded.
@@ -55,10 +55,10 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
     def __init__(self, **model_args: Any) -> None:  # Any: whatever the user wrote
         self.args = ModelArgs.from_dict(model_args)
         spec = self.args.arbiter_spec
-        load_arbiter(spec)  # what is wrong with it is said before any model is loaded
+        load_arbiter(spec)  # a bad one is refused before any model is loaded
         pair = self.args.load()
         if pair.tokenizer is None:
-            raise ConfigError("the pair has no tokenizer, and the harness asks in texts.")
+            raise ConfigError("the pair has no tokenizer, and the harness sends texts.")
         super().__init__(
             pretrained=pair.target,
             tokenizer=pair.tokenizer,
@@ -78,9 +78,10 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         arg_dict: dict[str, Any],  # Any: whatever the user wrote
         additional_config: dict[str, Any] | None = None,
     ) -> CospecLM:
-        """As the harness builds it; ``--model_args`` go before its own options.
+        """Build the model as the harness does; ``--model_args`` override the harness's options.
 
-        Its ``--device`` is ``cuda:0`` unless the user names another: without CUDA that is no wish.
+        The harness's ``--device`` is ``cuda:0`` unless the user names another: without CUDA such a
+        device is ignored.
         """
         others = {k: v for k, v in (additional_config or {}).items() if v is not None}
         if str(others.get("device")).startswith("cuda") and not torch.cuda.is_available():
@@ -96,7 +97,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         arg_string: str,
         additional_config: dict[str, Any] | None = None,  # Any: as above
     ) -> CospecLM:
-        """The same from ``key=value,key=value``."""
+        """Build the model from ``key=value,key=value``."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -116,7 +117,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
                         prompts, sampling, streams=streams, keep_caches=False
                     )
                 except (Exception, GenerationInterrupted) as error:
-                    # Ours, and those that say that memory ran out, know what had ended.
+                    # Our errors, and those for lack of memory, carry the finished completions.
                     self._cache(requests[start:], getattr(error, "completions", {}).items())
                     raise
                 done = [rollout.completion for rollout in rollouts]
@@ -184,7 +185,7 @@ class CospecLM(HFLM):  # type: ignore[misc]  # the harness is untyped
         )
 
     def _note(self, text: str) -> None:
-        """Say something once."""
+        """Log a note, unless it was logged before."""
         if text not in self._noted:
             self._noted.add(text)
             _log.warning("note: %s", text)

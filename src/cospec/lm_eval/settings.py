@@ -32,7 +32,7 @@ class ModelArgs(PairSource, DecodeConfig):
     arbiter: str = "lossless"
     """Arbiter that rules at mismatches, as --arbiter of the project's own commands."""
     threshold: float | None = None
-    """The arbiter's threshold, in place of its own."""
+    """Threshold in place of the arbiter's own."""
     keep_trace: bool = False
     seed: int = 0
     """Seed of sampling, mixed with the place of the request."""
@@ -45,7 +45,7 @@ class ModelArgs(PairSource, DecodeConfig):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelArgs:  # Any: whatever the user wrote
-        """Build from what the harness parsed.
+        """Build from the arguments that the harness parsed.
 
         Raises:
             ConfigError: A key is unknown, or a value is not allowed.
@@ -84,10 +84,10 @@ def sampling_config(
     above 0 samples.
 
     Args:
-        generation_kwargs: Of the task, updated by ``--gen_kwargs``.
-        default_max_new_tokens: Where the task sets no limit.
+        generation_kwargs: Settings of the task, updated by ``--gen_kwargs``.
+        default_max_new_tokens: Most new tokens if the task sets no limit.
         stop_token_ids: Tokens that end the text besides the target's own.
-        seed: Of sampling.
+        seed: Seed of sampling.
 
     Raises:
         ConfigError: A setting is unknown, and has another value than the one without effect; or
@@ -126,7 +126,7 @@ def overruled(generation_kwargs: Mapping[str, Any]) -> list[str]:  # Any: as abo
     """Return notes on settings of a request that others overrule, as in the harness's own models.
 
     Args:
-        generation_kwargs: As in `sampling_config`, which takes them.
+        generation_kwargs: Settings that `sampling_config` takes.
     """
     given = {key: value for key, value in generation_kwargs.items() if value is not None}
     notes = []
@@ -147,7 +147,7 @@ def _number(kind: Callable[[Any], T], name: str, value: object) -> T:  # Any: wh
     """Return a value as a number of a kind.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is no number.
     """
     try:
         return kind(value)

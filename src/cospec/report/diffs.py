@@ -1,4 +1,4 @@
-"""Texts of two runs on the same problem, word by word: what one wrote and the other did not."""
+"""Differences of two runs' texts on the same problem, word by word."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cospec.results import Json
 
 MAX_SHOWN = 10
-"""Problems of a pair of runs; those come first where only one of them is right."""
+"""Most problems shown for a pair of runs; those that only one run got right come first."""
 _FATES = {
     (True, True): "both right",
     (True, False): "only the first right",
@@ -26,12 +26,12 @@ _FATES = {
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """A problem that two runs wrote differently on."""
+    """A problem on which two runs wrote different texts."""
 
     title: str
     fate: str
     parts: list[tuple[str, str]]
-    """Text in order, each ``same``, ``first`` (of the first run alone) or ``second``."""
+    """Pieces of text in order, each ``same``, ``first`` (in the first run alone) or ``second``."""
 
 
 def find_diffs(texts: Sequence[Texts]) -> list[Diff]:

@@ -32,7 +32,7 @@ SERIES = (BLUE, RED, GREEN, PURPLE, ORANGE, MUTED)
 MARKERS = "osD^vXP*"
 
 WIDE, NARROW = 7.2, 3.6
-"""Inches; the page shows the second where the first would be too small to read."""
+"""Widths in inches; the page shows the second where the first would be too small to read."""
 
 _VARIABLES = {
     BLUE: "--blue",
@@ -78,8 +78,8 @@ def draw(plot: Callable[[Figure, float], None], width: float, height: float) -> 
 
     Args:
         plot: Draws into a figure of the given width.
-        width: In inches.
-        height: In inches.
+        width: Width in inches.
+        height: Height in inches.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -111,9 +111,9 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     """A figure as an SVG element of a page.
 
     Args:
-        figure: From `draw`.
-        name: Letters and digits, one for each figure of the page; its ids begin with it.
-        label: What it shows, for those who cannot see it.
+        figure: Figure from `draw`.
+        name: Name that is unique in the page; the ids in the SVG begin with it.
+        label: Description of the figure, for those who cannot see it.
     """
     buffer = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):

@@ -1,4 +1,4 @@
-"""Quality against speed, the picture that tells who dominates."""
+"""Quality against speed: the picture that shows which arms dominate."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _MAX_NAMED = 9
 
 
 def has_close_up(cell: Cell) -> bool:
-    """Return true if enough arms for a picture of their own lie between the two models alone."""
+    """Return true if enough arms besides the two models alone exist for a picture of their own."""
     return len(_close(cell.arms)) > 2
 
 
 def _close(arms: Sequence[Json]) -> list[Json]:
-    """The arms that two models decode together, which the two alone would press into a corner."""
+    """The arms that use both models; a picture with the models alone crowds them in a corner."""
     return [arm for arm in arms if arm["name"] not in ("target", "draft")]
 
 
 def _told(cell: Cell, *, is_close_up: bool) -> list[Json]:
-    """The arms that are named: where a close-up names all, those that matter most."""
+    """The arms to name; only those that matter most if a close-up names the others."""
     if is_close_up:
         return _close(cell.arms)
     if len(cell.arms) <= _MAX_NAMED or not has_close_up(cell):
@@ -58,8 +58,8 @@ def draw_frontier(cell: Cell, width: float, *, is_close_up: bool = False) -> Fig
     """Accuracy against speed-up over the target alone, with 95 % intervals both ways.
 
     Args:
-        cell: The arms.
-        width: In inches.
+        cell: Cell with the arms.
+        width: Width in inches.
         is_close_up: Whether to leave out the target and the draft alone.
     """
     shown = _close(cell.arms) if is_close_up else cell.arms
@@ -103,7 +103,7 @@ def _ends(arm: Json, name: str, scale: float = 1.0) -> tuple[float, float]:
 
 
 def _limits(axes: Axes, arms: Sequence[Json]) -> None:
-    """Room around all intervals, on a logarithmic axis of speed."""
+    """Set limits with room around all intervals, and a logarithmic axis of speed."""
     across = [end for arm in arms for end in _ends(arm, "speedup_vs_target")]
     up = [end for arm in arms for end in _ends(arm, "accuracy", 100)]
     low, high = min(across), max(across)
@@ -121,7 +121,7 @@ def _limits(axes: Axes, arms: Sequence[Json]) -> None:
 
 
 def _ticks(ratio: float) -> tuple[float, ...]:
-    """Ticks of a decade, by how many times the axis goes up."""
+    """Ticks of a decade, by the ratio of the axis's ends."""
     if ratio > 3.5:
         return (1, 1.5, 2, 3, 4, 5, 7)
     if ratio > 1.6:

@@ -28,7 +28,7 @@ class Cell:
     """Entries of `cospec.evaluation.summary.summarize`, each with its ``kind``."""
     source: str
     notes: list[str] = field(default_factory=list)
-    """Sentences of the file itself."""
+    """Sentences on the cell that come from the file."""
     tuning: list[Json] = field(default_factory=list)
     """Settings that were tried for each arm on the tune split, and the choice."""
 
@@ -39,7 +39,7 @@ class Texts:
 
     source: str
     rows: dict[str, dict[str, Json]]
-    """By arm and problem: ``id``, ``text``, ``correct``."""
+    """Answers by arm and problem, each with ``id``, ``text`` and ``correct``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Acceptance:
 
     title: str
     rates: dict[str, list[float]]
-    """Entry i: share of the blocks in which more than i drafted tokens stood."""
+    """Shares by arm; entry i is that of the blocks in which more than i drafted tokens stood."""
     setting: str = ""
     """Settings that runs of `cospec generate` must share to be shown together."""
 
@@ -63,7 +63,7 @@ class AuditResult:
 
 @dataclass(frozen=True, slots=True)
 class Mismatches:
-    """Mismatches on two features, and how each ended."""
+    """Mismatches by two features, with the outcome or ruling of each."""
 
     title: str
     gap_p: NDArray[np.float64]
@@ -71,7 +71,7 @@ class Mismatches:
     q_draft: NDArray[np.float64]
     """The draft's probability of its own token, (N,)."""
     labels: list[str]
-    """One a mismatch: an outcome of its branches, or how it was ruled."""
+    """Label of each mismatch: the outcome of its branches, or the ruling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class ResultSource:
-    """A file that the report is made of."""
+    """A file that the report is made from."""
 
     name: str
     command: str
@@ -104,7 +104,7 @@ class ResultSource:
 
 @dataclass
 class Inputs:
-    """All that was found."""
+    """All results that were found."""
 
     cells: list[Cell] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)

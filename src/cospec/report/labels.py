@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 _DIRECTIONS = ((0.8, 0.8), (0.8, -0.8), (1, 0), (-0.8, 0.8), (-0.8, -0.8), (-1, 0), (0, 1), (0, -1))
 _DISTANCES = (7, 14, 24, 36, 50)
-"""In points."""
+"""Distances of a label from its point, in typographic points."""
 _SIZE = 8.5
 _LINE = {"arrowstyle": "-", "color": MUTED, "lw": 0.6}
-"""From a point to a label that does not stand right beside it."""
+"""Line from a point to a label that does not stand right beside it."""
 _MARKER = 5.0
-"""Half the size of a marker with its margin, in points."""
+"""Half the size of a marker with its margin, in typographic points."""
 
 
 def place_labels(
@@ -38,10 +38,10 @@ def place_labels(
     """Write a text beside each point, at the nearest place that is free.
 
     Args:
-        axes: With its limits set.
-        points: In data coordinates.
-        texts: One a point.
-        bold: Whether to write it in bold.
+        axes: Axes with their limits set.
+        points: Points in data coordinates.
+        texts: Text of each point.
+        bold: Whether to write each text in bold.
         markers: Other points to stay clear of, in data coordinates.
         segments: Lines to stay clear of, in data coordinates, level or upright.
     """

@@ -46,6 +46,6 @@ def _bold(entry: Entry) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A text that ends no cell and is no markup."""
+    """Escape a text so that it neither ends a cell nor acts as markup."""
     text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     return re.sub(r"([\\`*_\[\]|!~])", r"\\\1", text)

@@ -1,4 +1,4 @@
-"""The page: one HTML file that loads nothing, made of all that was read.
+"""The page: one HTML file that loads nothing, made from all results that were read.
 
 Whatever comes from a file is escaped by the template; only figures, style and script are not, and
 matplotlib escapes the texts of figures.
@@ -44,16 +44,16 @@ class Picture:
     """A figure at two widths.
 
     Args:
-        name: Of its files; unique in a report.
-        label: What it shows.
-        draw: Makes the figure of a width in inches.
+        name: Name of its files; unique in a report.
+        label: Description of the figure.
+        draw: Draws the figure at a width in inches.
     """
 
     def __init__(self, name: str, label: str, draw: Callable[[float], Figure]) -> None:
         self.name, self.label, self._draw = name, label, draw
 
     def html(self) -> Markup:
-        """Both widths; the style shows the one that fits."""
+        """The figure at both widths; the style shows the one that fits."""
         parts = [
             f'<div class="{kind}">{inline_svg(self._draw(width), self.name + kind, self.label)}'
             "</div>"
@@ -62,7 +62,7 @@ class Picture:
         return Markup("".join(parts))  # figures escape their texts
 
     def paths(self, folder: Path) -> list[Path]:
-        """The files of `save`."""
+        """The files that `save` writes."""
         return [folder / f"{self.name}{suffix}" for suffix in (".svg", ".png")]
 
     def save(self, folder: Path) -> list[Path]:
@@ -120,7 +120,7 @@ class Pictures:
         return [*itertools.chain(*found, self.trainings)]
 
     def paths(self, folder: Path) -> list[Path]:
-        """The files of `save`."""
+        """The files that `save` writes."""
         return [path for picture in self._all for path in picture.paths(folder)]
 
     def save(self, folder: Path) -> list[Path]:
@@ -129,7 +129,7 @@ class Pictures:
 
 
 def to_html(inputs: Inputs, pictures: Pictures, title: str) -> str:
-    """The page."""
+    """Render the page."""
     home = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(home),

@@ -39,7 +39,7 @@ LABELS = {
 }
 """Text, colour and marker of a mismatch by its outcome or ruling; the last is drawn on top."""
 _MAX_POINTS = 4_000
-"""Beyond these, points become a bitmap inside the SVG."""
+"""Most points that are drawn as vectors; more become a bitmap inside the SVG."""
 
 _PANELS = (
     ("right answers, % over the target's (rollouts)", "accuracy", "accuracy_target"),
@@ -132,7 +132,7 @@ def draw_reliability(reliability: Reliability, width: float) -> Figure:
 
 
 def panels(trainings: Sequence[Training]) -> list[tuple[str, str, str | None]]:
-    """Title, metric and what is subtracted, of each panel that has data."""
+    """Title, metric and baseline to subtract, of each panel that has data."""
     rounds = [each for training in trainings for each in training.rounds]
     return [
         (title, metric, base)

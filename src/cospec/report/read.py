@@ -1,8 +1,8 @@
 """Reading of result files into the few shapes that the report shows.
 
-A file is told by the ``command`` of its document, a data set of an audit by the names of its
-features, the ``metrics.jsonl`` of a training by its rounds. Files in a folder that are none of
-these are passed over and named; a file that is named by hand has to be one.
+A document is recognized by its ``command``, a data set of an audit by the names of its features,
+the ``metrics.jsonl`` of a training by its rounds. Files in a folder that are none of these are
+skipped and named; a file that is given by itself has to be one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _DAMAGE = (
 _ENDS = (".json", ".json.gz", ".jsonl", ".safetensors")
 """Endings of the files that are read in a folder; logs of unfinished runs are not."""
 _SAID_ELSEWHERE = ("num_speculative_tokens", "batch_size", "enable_prefix_caching", "keep_trace")
-"""Options of decoding that are told by themselves, or that change no draft."""
+"""Options of decoding that are shown elsewhere, or that change no draft."""
 
 
 def read_all(paths: Sequence[Path | str]) -> Inputs:
@@ -79,7 +79,7 @@ def read_all(paths: Sequence[Path | str]) -> Inputs:
 
 
 def _read(path: Path, inputs: Inputs) -> bool:
-    """Add what a file holds; whether it is for a report."""
+    """Add the results of a file; return whether it has any for a report."""
     try:
         if path.suffix == ".safetensors":
             return _read_dataset(path, inputs)
@@ -110,7 +110,7 @@ def _pair(config: Json) -> str:
 
 
 def _short(name: str) -> str:
-    """The last part of a path or hub id; with the one before if it says no more than its role."""
+    """The last part of a path or hub id, with the part before if the last is only the role."""
     *folders, last = name.rstrip("/").split("/")
     return f"{folders[-1]}/{last}" if folders and last in ("target", "draft") else last
 
@@ -143,7 +143,7 @@ def _drafting(config: Json) -> str:
 
 
 def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
-    """An evaluation or a demo: one cell."""
+    """Read an evaluation or a demo: one cell."""
     config = document["config"]
     settings = config["evaluation"]
     about = _about(
@@ -159,7 +159,7 @@ def _comparison(path: Path, document: Json, inputs: Inputs) -> None:
 
 
 def _bench(path: Path, document: Json, inputs: Inputs) -> None:
-    """A benchmark: a cell for each task, batch size and temperature."""
+    """Read a benchmark: a cell for each task, batch size and temperature."""
     for cell in document["cells"]:
         temperature = cell["temperature"]
         about = _about(
@@ -206,7 +206,7 @@ def _add_cell(inputs: Inputs, cell: Cell, part: Json) -> None:
 
 
 def _kind(arm: Json) -> str:
-    """Return the kind of an arm whose entry does not tell it."""
+    """Return the kind of an arm whose entry does not name it."""
     from cospec.arbiters import RULES  # noqa: PLC0415  # loads torch
     from cospec.registered import registered_names  # noqa: PLC0415
 
@@ -225,7 +225,7 @@ def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:
     """By arm, the share of blocks in which more than i drafted tokens stood.
 
     Args:
-        rows: With ``num_accepted_tokens_per_pos``; others are passed over.
+        rows: Rows of results; those without ``num_accepted_tokens_per_pos`` are skipped.
     """
     counts: dict[str, list[int]] = {}
     blocks: dict[str, int] = {}
@@ -243,10 +243,10 @@ def acceptance_rates(rows: Iterable[Json]) -> dict[str, list[float]]:
 
 
 def _generated(path: Path, document: Json, inputs: Inputs) -> None:
-    """Completions of `cospec generate`: acceptance by position, arms of one setting together.
+    """Read completions of `cospec generate`: acceptance by position, arms of one setting together.
 
-    An arm that is there already, or that was run on other prompts or sampled in another way, is
-    shown by the name of its file.
+    An arm that is there already, or that was run on other prompts or sampled in another way, gets
+    a figure of its own, with the name of its file in the title.
     """
     config = document["config"]
     rates = acceptance_rates(document["rows"])
@@ -322,7 +322,7 @@ _READERS: dict[str, Callable[[Path, Json, Inputs], None]] = {
 
 
 def _read_dataset(path: Path, inputs: Inputs) -> bool:
-    """The data set of an audit."""
+    """Read the data set of an audit."""
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # loads numpy
 
     try:
@@ -360,7 +360,7 @@ def _is_round(line: str) -> bool:
 
 
 def _read_training(path: Path, text: str, inputs: Inputs) -> bool:
-    """The progress of a training: JSON lines with rounds."""
+    """Read the progress of a training: JSON lines with rounds."""
     written = [line for line in text.split("\n") if line.strip()]
     if not written or not _is_round(written[0]):  # another kind of file, which may be cut off
         return False

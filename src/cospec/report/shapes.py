@@ -69,13 +69,13 @@ def check(value: Any, shape: Any, where: str) -> None:  # Any: JSON, and nested 
     """Compare JSON with a shape.
 
     Args:
-        value: From a file.
+        value: Value from a file.
         shape: A type, several types, ``[shape]`` for a list, or a mapping for an object that has
             at least these keys.
-        where: Its place in the file, for the error.
+        where: Place of the value in the file, for the error.
 
     Raises:
-        ValueError: It has another shape, or a number is not finite.
+        ValueError: The value has another shape, or a number is not finite.
     """
     kind = type(shape) if isinstance(shape, dict | list) else shape
     kinds = kind if isinstance(kind, tuple) else (kind,)

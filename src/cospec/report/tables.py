@@ -1,4 +1,4 @@
-"""The columns of a comparison, once for the page and for Markdown, and the sentence above them."""
+"""The columns of a comparison and the sentences above them, for the page and for Markdown."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """One number of every arm."""
+    """A column: one number of every arm."""
 
     head: str
     show: Callable[[Json], str]
     best: Callable[[Json], float | None] | None = None
     """Value that is highest for the best arm; None if no arm is best."""
     needs: str | None = None
-    """Shown only if some arm has this."""
+    """Key that some arm must have for the column to be shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def _against_rival(arm: Json) -> str:
 
 
 def _fewest(name: str) -> Callable[[Json], float | None]:
-    """The least cost; an arm without any is not in the running."""
+    """The least cost is best; an arm without a cost cannot be best."""
     return lambda arm: -arm[name] if arm.get(name) else None
 
 
@@ -210,7 +210,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def audit_rows(audits: Sequence[AuditResult]) -> list[list[str]]:
-    """A label and one value an audit, row by row."""
+    """Rows of the table of audits: a label, then one value for each audit."""
 
     def percent(share: Json) -> str:
         if share["share"] is None:

@@ -17,16 +17,16 @@ class Piece:
 
     origin: str
     text: str
-    """Its text as shown; a break is shown by a sign as well."""
+    """Its text as shown; a line break is also shown by a sign."""
     tail: str = ""
-    """Breaks after it, outside of a button."""
+    """Line breaks after it, outside the button."""
     mismatch: Json | None = None
-    """The ruling that put it there."""
+    """Mismatch at which the token was chosen, if there was one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A problem of the viewer."""
+    """A problem as the viewer shows it."""
 
     title: str
     verdict: str
@@ -35,13 +35,13 @@ class Told:
 
 
 def tell(rows: Sequence[Json]) -> list[Told]:
-    """All recorded problems, those first whose answer the arbiter changed."""
+    """All recorded problems; those whose answer the arbiter changed come first."""
     ordered = sorted(rows, key=_order)
     return [Told(f"{row['id']}, {row['arm']}", _verdict(row), row, _pieces(row)) for row in ordered]
 
 
 def _order(row: Json) -> tuple[bool, bool, int]:
-    """Won, lost, then the rest; of those won or lost the plainest first."""
+    """Sort key: won, lost, then the rest; won and lost ones with the fewest overrides first."""
     is_same, number = row["correct"] == row["target_correct"], row["num_overrides"]
     return is_same, not row["correct"], -number if is_same else number
 

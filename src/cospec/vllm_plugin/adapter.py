@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_BLOCK_LENGTH = 128
-"""Drafted tokens a block that vLLM's rejection sampler asserts to be the most (MAX_SPEC_LEN)."""
+"""Most drafted tokens a block, which vLLM's rejection sampler asserts (MAX_SPEC_LEN)."""
 
 
 @dataclass
@@ -46,11 +46,11 @@ class Adapter:
     """An arbiter at work in one vLLM worker.
 
     Attributes:
-        row_arbiter: Rules.
+        row_arbiter: Arbiter that rules on the rows.
         table: The running requests.
-        counts: Where counts go; None on ranks that repeat what another one counts.
-        log: Where decisions go, if anywhere.
-        recorder: Keeps the steps of rollouts, in a rollout engine.
+        counts: Counts of the steps; None on ranks whose steps another rank counts.
+        log: Log of decisions, if there is one.
+        recorder: Recorder of the steps of rollouts, in a rollout engine.
         is_reporting: Whether this worker is the one that counts, logs and records.
     """
 
@@ -75,9 +75,9 @@ class Adapter:
         """Load the arbiter for an engine.
 
         Args:
-            settings: What the plugin was told.
-            vllm_config: The engine's.
-            device: The worker's.
+            settings: Settings of the plugin.
+            vllm_config: Configuration of the engine.
+            device: Device of the worker.
             is_reporting: Whether this worker is the one that counts and logs.
             has_hidden: Whether its runner hands out hidden states.
             find_tokenizer: Looks up the target's tokenizer, if a trained arbiter asks for it.
@@ -125,7 +125,7 @@ class Adapter:
 
     @property
     def needs(self) -> Needs:
-        """Return what the engine has to keep: the needs of the arbiter, or of any that may come."""
+        """Return the needs of the arbiter, or in a rollout engine of any that may come."""
         needs = self.row_arbiter.arbiter.needs if self.recorder is None else self.recorder.needs
         # The draft's states are kept where its logits are.
         return needs | Needs.DRAFT_LOGITS if Needs.DRAFT_HIDDEN in needs else needs
@@ -150,15 +150,15 @@ class Adapter:
         request_ids: Sequence[str],
         num_rows: Callable[[], Sequence[int]],
     ) -> None:
-        """Count and log what became of a step.
+        """Count and log the outcomes of a step.
 
         Args:
             rows: The rows.
-            rulings: What was ruled on them.
+            rulings: Rulings on the rows.
             num_accepted: Drafted tokens that the engine accepted, by request, (R,).
-            slots: Of the requests, (R,) int64.
-            request_ids: Of the requests, R of them.
-            num_rows: Gives the number of rows of each; asked for a log of decisions only.
+            slots: Slots of the requests, (R,) int64.
+            request_ids: Ids of the requests, R of them.
+            num_rows: Returns the number of rows of each request; called only for a log.
         """
         tally = count_step(rows, rulings, num_accepted)
         self.table.add_counts(slots, tally.num_overrides, tally.num_mismatches, tally.is_ended)
@@ -188,7 +188,7 @@ def check_engine(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
     """Raise unless the adapters can work with an engine's configuration.
 
     Raises:
-        ConfigError: They cannot.
+        ConfigError: The adapters cannot work with it.
     """
     speculative = vllm_config.speculative_config
     if speculative is None:
@@ -218,7 +218,7 @@ def check_block_length(k: int) -> None:
     """Raise if blocks are longer than vLLM's sampler takes.
 
     Raises:
-        ConfigError: They are.
+        ConfigError: The blocks are longer.
     """
     if k > MAX_BLOCK_LENGTH:
         raise ConfigError(
@@ -232,14 +232,14 @@ def load(
     *,
     has_hidden: bool,
 ) -> Arbiter:
-    """An arbiter; one that rules by hidden states only for the pair that they are of.
+    """Load an arbiter; one that rules by hidden states must have been trained on this pair.
 
-    vLLM lays weights out in its own way, so both checkpoints are read on the CPU once more to see
-    whether they are that pair; the target's embeddings come from there as well.
+    vLLM lays weights out in its own way. So both checkpoints are read on the CPU once more, to
+    compare the pair with that of the training, and to take the target's embeddings.
 
     Raises:
-        ConfigError: It rules by hidden states, and the runner hands out none.
-        ArbiterError: It was trained on the hidden states of another pair.
+        ConfigError: The arbiter rules by hidden states, and the runner hands out none.
+        ArbiterError: The arbiter was trained on the hidden states of another pair.
     """
     arbiter = load_arbiter(spec)
     if not arbiter.needs & Needs.HIDDEN:
@@ -259,7 +259,7 @@ def check_threshold(arbiter: Arbiter, lowest: float) -> None:
     """Raise if the arbiter's own threshold is below the lowest that a request may set.
 
     Raises:
-        ConfigError: It is, or the arbiter has none.
+        ConfigError: It is, or the arbiter has no threshold.
     """
     if lowest and not isinstance(arbiter, LearnedArbiter):
         raise ConfigError(
@@ -277,7 +277,7 @@ def exploring(arbiter: Arbiter, share: float) -> Arbiter:
     """Return an arbiter that leaves a share of its rulings to its policy's coin.
 
     Raises:
-        ConfigError: It has no policy.
+        ConfigError: The arbiter has no policy.
     """
     if not isinstance(arbiter, LearnedArbiter):
         raise ConfigError(
@@ -288,7 +288,7 @@ def exploring(arbiter: Arbiter, share: float) -> Arbiter:
 
 
 def to_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Numbers of the host as (N,) int64 on a device, without waiting for it."""
+    """Copy numbers from the host to a device, (N,) int64, without waiting for it."""
     is_pinned = device.type == "cuda"
     host = torch.tensor(values, dtype=torch.int64, pin_memory=is_pinned)
     return host.to(device, non_blocking=True)

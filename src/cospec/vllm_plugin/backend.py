@@ -2,7 +2,7 @@
 
 One `vllm.LLM` with a draft model decodes all items; its workers rule by the arbiter that they were
 handed last, and give each request's decisions back. A branch is a request whose prompt is the text
-up to the other token: vLLM's prefix cache has read it already, but for the last of its blocks of 16
+up to and including the other token. vLLM's prefix cache has all of it but the last block of 16
 tokens. The models are frozen, so that the cache stays valid for the whole run.
 
 Two things differ from our engine. vLLM takes the first token of every request from the forward of
@@ -59,10 +59,10 @@ class VllmSource:
     """Models that vLLM loads, and its arguments."""
 
     target: str
-    """Folder or hub id."""
+    """Folder or hub id of the target."""
     draft: str
     dtype: str
-    """Such as float32."""
+    """Data type of the weights, such as float32."""
     options: dict[str, Any] = field(default_factory=dict)  # Any: arguments of vllm.LLM
     """More arguments of ``vllm.LLM``, such as tensor_parallel_size."""
 
@@ -81,16 +81,16 @@ class VllmBackend:
 
     Args:
         pair: The same models as `source` names: their tokenizer and stop tokens are used.
-        source: What vLLM loads.
-        config: How to draft and batch.
-        records: What arbiters may see.
+        source: Models that vLLM loads, and its arguments.
+        config: Block length, batch size and other decoding options.
+        records: Inputs that arbiters may see.
 
     Attributes:
         on_finished: Called with the number of completions that have ended, if it is set.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ConfigError: An option is one that vLLM does not have.
+        ConfigError: vLLM does not have an option.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class VllmBackend:
         rows = list(make_rows(self.pair, [item.prompt for item in items], samplings))
         if any(row.draft_prompt_ids is not None for row in rows):
             raise ConfigError(
-                "a prompt has one for each model, and vLLM's draft reads the target's; leave "
+                "a prompt differs between the models, and vLLM's draft reads the target's; leave "
                 "draft_shots out of the task, or take --backend transformers."
             )
         chances = [(item.sampling.seed or 0, item.stream) for item in items]
@@ -228,7 +228,7 @@ def check_config(config: DecodeConfig) -> None:
     """Refuse options that vLLM does not have.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: Such an option is set.
     """
     check_block_length(config.num_speculative_tokens or 0)
     for option in fields(DecodeConfig):
@@ -244,7 +244,7 @@ def check_row(row: Row, room: int, k: int) -> None:
     """Refuse settings of an item that vLLM does not take.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: There is such a setting.
     """
     config = row.config
     if not config.is_greedy:
@@ -269,7 +269,7 @@ def start(
     source: VllmSource,
     model: str,
     pair: ModelPair,
-    **arguments: Any,  # Any: of vllm.LLM
+    **arguments: Any,  # Any: arguments of vllm.LLM
 ) -> Any:  # Any: vllm.LLM
     """Start an engine of vLLM.
 
@@ -303,8 +303,8 @@ def request(row: Row, extra: dict[str, Any] | None = None) -> tuple[Any, Any]:  
     """Return the prompt and the sampling parameters of a row, greedy.
 
     Args:
-        row: What to complete.
-        extra: Settings of CoSpec's for the request.
+        row: Row to complete.
+        extra: CoSpec's settings for the request.
     """
     params = importlib.import_module("vllm").SamplingParams(
         temperature=0.0,
@@ -355,9 +355,9 @@ class _Bar:
 
 
 def progress(on_finished: Callable[[int], None]) -> Callable[..., Any]:  # Any: like tqdm
-    """Return what stands in for tqdm in vLLM, and tells us of each completion.
+    """Return a stand-in for tqdm in vLLM that reports each completion.
 
-    vLLM calls it with a total for those, and with the requests themselves when it adds them.
+    vLLM calls it with a total for completions, and with the requests themselves when it adds them.
     """
 
     def make(requests: object = None, **options: object) -> object:

@@ -2,8 +2,8 @@
 
 All rows are ruled on, and masks say which rulings count: every shape is known beforehand and
 nothing waits for the device. On a CPU, where nothing has to be waited for, only the rows that can
-be kept are ruled on. What an arbiter sees and which of its rulings count is `cospec.rulings`, as in
-our engine. The way back into the engine is `verdicts`.
+be kept are ruled on. `cospec.rulings` defines what an arbiter sees and which of its rulings count,
+as in our engine. `verdicts` leads back into the engine.
 
 Axes: T rows of the step, those of a request adjacent and in order; R requests; V vocabulary.
 This file knows nothing of vLLM.
@@ -41,15 +41,15 @@ MAX_ELEMENTS = 2**26
 """Most logits (rows times vocabulary) that the arbiter sees in one call, to bound its memory."""
 
 _INPUTS = Needs.LOGITS | Needs.HIDDEN
-"""Needs that the other engine answers, by columns of `VerifiedRows` of the same names."""
+"""Needs that the other engine meets with columns of `VerifiedRows`."""
 
 
 @dataclass(frozen=True)
 class VerifiedRows:
-    """The target's rows of one step, and what is known of each.
+    """The target's rows of one step, with the state of their requests.
 
     Attributes:
-        target_logits: Before temperature and truncation, (T, V).
+        target_logits: The target's logits before temperature and truncation, (T, V).
         draft_ids: Drafted tokens, (T,) int64; anything where none was drafted.
         is_drafted: Whether a token was drafted there, (T,) bool. False for bonus rows, and for
             padding within a block.
@@ -61,20 +61,21 @@ class VerifiedRows:
         is_open: Whether the request lets the arbiter rule, (T,) bool.
         stop_ids: Tokens that end the request, padded with -1, (T, S) int64.
         max_tokens: Most tokens that the request generates, (T,) int64.
-        draft_logits: Before temperature, (T, V); None if the engine has none.
-        target_hidden: What the target's output matrix was applied to, (T, H); None if the engine
-            has none, or no arbiter asks.
-        target_hidden_after: The same of the row that has read the drafted token, (T, H).
-        draft_hidden: What the draft's output matrix was applied to, (T, H'); None likewise.
-        thresholds: The request's own in place of the arbiter's own, NaN where it has none,
-            (T,) float; None if no request has one.
+        draft_logits: The draft's logits before temperature, (T, V); None if the engine has none.
+        target_hidden: Hidden states that the target's output matrix was applied to, (T, H); None if
+            the engine has none, or no arbiter asks.
+        target_hidden_after: The same for the row that has read the drafted token, (T, H).
+        draft_hidden: Hidden states that the draft's output matrix was applied to, (T, H'); None
+            likewise.
+        thresholds: Thresholds of the requests in place of the arbiter's own, NaN where a request
+            has none, (T,) float; None if no request has one.
         is_sampled: Whether the request samples, (T,) bool; None if all are greedy.
-        is_cut: Whether truncation, or a logits processor of the engine, took the drafted token from
-            the target's distribution, (T,) bool; None if there is neither.
-        uniforms: The requests' own chance for rulings, in [0, 1), (T,) float64; None leaves it to
+        is_cut: Whether truncation, or a logits processor of the engine, removed the drafted token
+            from the target's distribution, (T,) bool; None if there is neither.
+        uniforms: The requests' own random numbers for rulings, in [0, 1), (T,) float64; None takes
             the arbiter's generator.
         is_ended: Whether the request had ended before this block, (T,) bool: with asynchronous
-            scheduling a request runs for one step more. None if none can have.
+            scheduling a request runs for one more step. None if no request can have ended.
     """
 
     target_logits: Tensor
@@ -133,11 +134,12 @@ class RowRulings:
         target_ids: The token that it stands against: the target's most probable one, or if the
             request samples, the most probable other one, (T,) int64.
         is_non_finite: Whether the arbiter was asked and its score was not finite, (T,) bool.
-        score: (T,) float, NaN where the arbiter was not asked; None if it gives none.
-        features: (T, F) float, likewise; None if not asked for.
+        score: Score of the ruling, (T,) float, NaN where the arbiter was not asked; None if it
+            gives none.
+        features: Features that the arbiter saw, (T, F) float, likewise; None if not asked for.
         probability: Probability with which the drafted token was kept, (T,) float, if the arbiter
             rules by chance; else None.
-        vetoes: The `Veto` that turned a ruling down, (T,) int64; None if nobody was asked.
+        vetoes: The `Veto` that turned a ruling down, (T,) int64; None if no arbiter was asked.
         is_free: Whether a ruling for the draft would have counted, (T,) bool; None likewise.
     """
 
@@ -157,17 +159,17 @@ class RowArbiter:
     """Rules on verified rows.
 
     Attributes:
-        arbiter: Who rules.
+        arbiter: Arbiter that rules on the rows.
         k: Drafted tokens of a whole block.
-        exact_prefix_tokens: So many first tokens of a text stay lossless.
-        generator: Chance, for an arbiter that rules by it.
-        keep_features: Whether to return what the arbiter saw.
-        is_compact: Rule on the rows that can be kept only, which waits for the device; None does so
-            where that is a CPU.
+        exact_prefix_tokens: Number of first tokens of a text that stay lossless.
+        generator: Random generator, for an arbiter that rules by chance.
+        keep_features: Whether to return the features that the arbiter saw.
+        is_compact: Whether to rule only on the rows that can be kept, which waits for the device;
+            None does so on a CPU.
         end_blocks_at_stop: As in `DecodeConfig`: the arbiter looks no further than a drafted token
             that would end the text. The engine may have drafted on.
-        max_corrections: As in `DecodeConfig`: a request that has so many of the target's own tokens
-            goes on lossless.
+        max_corrections: As in `DecodeConfig`: a request that has this many of the target's own
+            tokens goes on losslessly.
     """
 
     arbiter: Arbiter
@@ -182,10 +184,10 @@ class RowArbiter:
     def __call__(self, rows: VerifiedRows) -> RowRulings:
         """Rule on the rows of a step.
 
-        A drafted token is never kept where an input that the arbiter needs is missing, where the
-        target's logits are not finite or give it probability 0, where the arbiter's score is not
-        finite, in the exact prefix, after the last correction, or where either token would end the
-        text.
+        A drafted token is never kept in the exact prefix, after the last correction, or where
+        either token would end the text. Nor is it kept where an input that the arbiter needs is
+        missing, where the target's logits are not finite or give it probability 0, or where the
+        arbiter's score is not finite.
         """
         top, argmax = rows.target_logits.max(dim=-1)  # the maximum is NaN if any entry is
         is_mismatch = rows.is_drafted & (argmax != rows.draft_ids)
@@ -276,7 +278,7 @@ class RowArbiter:
         first = torch.arange(num_rows, device=device) - rows.block_positions  # of each block
         # vLLM cuts blocks short where a step has no room for more tokens.
         counts = torch.zeros_like(target_ids).index_add(0, first, is_drafted.long())
-        block_lengths = counts[first].clamp(min=1)  # 0 is of rows without a draft
+        block_lengths = counts[first].clamp(min=1)  # 0 in rows without a draft
         # Which sampled tokens will be rejected is not known yet.
         is_met = is_mismatch if rows.is_sampled is None else is_mismatch & ~rows.is_sampled
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def repair_cpu(sampler_module: Any) -> None:  # Any: vllm.v1.sample.rejection_sampler
     """Repair two faults of sampled verification on a CPU, once.
 
-    ``expand_batch_to_tokens`` returns memory that was never written, for its kernel fills a copy:
-    temperature, top-k and top-p are then noise. And a step without drafted rows fails with top-k.
+    ``expand_batch_to_tokens`` returns memory that was never written, because its kernel fills a
+    copy: temperature, top-k and top-p are then noise. And a step without drafted rows fails with
+    top-k.
     """
     wrap_once(sampler_module, "apply_sampling_constraints", _for_any_rows)
     sampler_module.expand_batch_to_tokens = expand_batch_to_tokens
@@ -41,14 +42,14 @@ def expand_batch_to_tokens(
     """Each request's value for each of its tokens, as vLLM's function of that name promises.
 
     Args:
-        x: (R,).
-        cu_num_tokens: Tokens of the requests up to and with each, (R,).
-        num_tokens: T.
-        replace_from: A value that is replaced.
-        replace_to: By what.
+        x: Value of each request, (R,).
+        cu_num_tokens: Number of tokens up to and including each request, (R,).
+        num_tokens: Number of all tokens, T.
+        replace_from: Value that is replaced.
+        replace_to: Value in its place.
 
     Returns:
-        (T,).
+        Value of each token, (T,).
     """
     tokens = torch.arange(num_tokens, device=x.device)
     expanded = x[torch.searchsorted(cu_num_tokens.long(), tokens, right=True)]

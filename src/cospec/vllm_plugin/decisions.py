@@ -1,7 +1,7 @@
 """A log of decisions: what the arbiter saw and ruled, as training data for the next one.
 
 Off by default: it holds token ids of users' texts. One JSON object a line; the first line of a file
-says what the features are. Lines are appended under a lock, so that several engines may share a
+names the features. Lines are appended under a lock, so that several engines may share a
 file. A server that is killed may leave half a line, which readers pass over. The file never grows
 over its limit: then the log ends, and later steps cost nothing. A disk that fails ends the log and
 never the server.
@@ -33,7 +33,7 @@ FORMAT = 1
 MAX_PENDING = 256
 """Steps on a GPU that may wait to be written; a slower disk loses the next ones."""
 NUM_WIDE = 256
-"""From so many features on, copying rows that nobody wants takes longer than waiting for a GPU."""
+"""From this many features on, copying unwanted rows takes longer than waiting for a GPU."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ class DecisionLog:
     """Appends reached decisions to a file, without waiting for the device.
 
     Attributes:
-        num_written: Decisions in the file by this process.
-        num_dropped: Decisions under way when the file was full or the disk failed.
+        num_written: Decisions that this process has written.
+        num_dropped: Decisions that were lost because the file was full or the disk failed.
 
     Raises:
         ConfigError: The file cannot be opened.
@@ -55,9 +55,9 @@ class DecisionLog:
         """Open the file.
 
         Args:
-            settings: Where, how many, and up to which size.
+            settings: File, share of the requests and size limit.
             arbiter: Name of the arbiter, for the head line.
-            feature_names: Of the F features; empty if the arbiter does not tell what it sees.
+            feature_names: Names of the F features; empty if the arbiter does not name them.
         """
         self.settings = settings
         self.num_written = 0
@@ -100,16 +100,16 @@ class DecisionLog:
         """Write down the reached decisions of a step, when they have come to the host.
 
         Args:
-            request_ids: Of each drafted row, T of them.
+            request_ids: Request id of each row, T of them.
             is_reached: Whether the row is a mismatch that was reached, (T,) bool.
             positions: Index in the generated text, (T,).
             block_positions: Index in the block, (T,).
-            draft_ids: (T,).
-            target_ids: (T,).
+            draft_ids: The draft's token, (T,).
+            target_ids: The target's token, (T,).
             keep_draft: The ruling that counted, (T,) bool.
-            score: (T,) float, if there is one.
-            features: (T, F) float, if the arbiter tells.
-            probability: With which the draft's token was kept, (T,) float, if chance decided.
+            score: Score of the ruling, (T,) float, if there is one.
+            features: Features that the arbiter saw, (T, F) float, if it returns them.
+            probability: Probability of keeping the draft's token, (T,) float, if chance decided.
         """
         if not self._is_open:
             return
@@ -152,7 +152,7 @@ class DecisionLog:
         return rows.to(device, non_blocking=True)
 
     def close(self) -> None:
-        """Write what is under way and close the file."""
+        """Write pending decisions and close the file."""
         atexit.unregister(self.close)
         self._queue.flush()
         if self._is_open:
@@ -176,7 +176,7 @@ class DecisionLog:
             self.num_dropped += len(lines) - num_written
 
     def _append_locked(self, lines: list[str]) -> int:
-        """Append what fits in one call; how many lines that was."""
+        """Append the lines that fit, in one call; return their number."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)  # several engines may share the file
         try:
             size = os.fstat(self._fd).st_size

@@ -31,8 +31,8 @@ class PlainDecoder:
 
     Args:
         pair: The models: their tokenizer and stop tokens are used.
-        source: What vLLM loads.
-        role: The one that decodes.
+        source: Models that vLLM loads, and its arguments.
+        role: Model that decodes.
         batch_size: Most prompts decoded together.
     """
 
@@ -72,7 +72,7 @@ class PlainDecoder:
                 row.emit(token, Origin.BONUS)
             if row.finish_reason is None:  # vLLM's detokenizer saw a stop string that ours does not
                 row.finish_reason = FinishReason.STOP
-            num_forwards = len(row.generated) - 1  # the first token is of the prompt's own
+            num_forwards = len(row.generated) - 1  # the prompt's forward gives the first token
             if self.role == "target":
                 row.stats.num_drafts = num_forwards
                 row.stats.num_accepted_tokens_per_pos = []
@@ -87,8 +87,8 @@ class RuledDecoder:
 
     Args:
         pair: The models.
-        backend: Decodes.
-        arbiter: Rules at mismatches.
+        backend: Backend that decodes.
+        arbiter: Arbiter that rules at mismatches.
         config: The backend's options.
     """
 
@@ -124,8 +124,8 @@ class VllmDecoders:
 
     Args:
         pair: The models: their tokenizer and stop tokens are used.
-        source: What vLLM loads.
-        records: What arbiters may see.
+        source: Models that vLLM loads, and its arguments.
+        records: Inputs that arbiters may see.
     """
 
     pair: ModelPair

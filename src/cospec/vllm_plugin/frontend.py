@@ -1,7 +1,7 @@
-"""In the process of the server: requests are checked, and responses tell overrides apart.
+"""Hooks in the server's process: requests are checked, and responses count overrides apart.
 
 A request with a wrong setting has to be refused here, since an error in the engine ends the engine.
-`install` wraps private names of vLLM; in another version it may fail, and does so by name.
+`install` wraps private names of vLLM; in another version it may fail, and names the missing one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SERVED: list[Settings] = []
 
 
 def install(settings: Settings, find_overrides: Callable[[str], int | None]) -> None:
-    """Wrap what has to be wrapped; calling it again does nothing.
+    """Wrap vLLM's functions that check requests and build responses, each once.
 
     Args:
-        settings: Of the server.
-        find_overrides: How many overrides a request had, by its id in the engine.
+        settings: Settings of the server.
+        find_overrides: Looks up the number of overrides of a request, by its id in the engine.
     """
     _SERVED.append(settings)
     wrap_once(SamplingParams, "_verify_extra_args", _checked)
@@ -58,7 +58,7 @@ def _checked(stock: Any) -> Any:  # Any: a method of SamplingParams
 
 
 def _check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold where no served arbiter has any."""
+    """Refuse a threshold if no served arbiter has one."""
     kinds = [one.arbiter.partition(":")[0] for one in _SERVED]
     if all(kind in RULES for kind in kinds):
         with_threshold(_SERVED[0].arbiter, threshold)  # refused if there is one

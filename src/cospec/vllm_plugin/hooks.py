@@ -37,7 +37,7 @@ def activate(worker: Any, vllm_config: Any) -> None:  # Any: vLLM's Worker and V
     """Put the arbiter, if there are settings, into a worker whose model is not loaded yet.
 
     Raises:
-        ConfigError: There are, and this vLLM or this engine is not one that we support.
+        ConfigError: There are settings, and this vLLM or this engine is not supported.
     """
     settings = Settings.from_vllm(vllm_config)
     if settings is None:

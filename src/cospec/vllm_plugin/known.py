@@ -73,7 +73,7 @@ def check_version(version: str) -> None:
     """Raise unless we know this version of vLLM.
 
     Raises:
-        ConfigError: We do not.
+        ConfigError: The version is another one.
     """
     if not version.startswith(f"{SUPPORTED}."):
         raise ConfigError(
@@ -87,10 +87,10 @@ def check_names(names: Mapping[str, str]) -> None:
     """Raise unless all names are where we know them, with the parameters that we know.
 
     Args:
-        names: By ``module:attribute.attribute``, the parameters' names.
+        names: Names of the parameters, by ``module:attribute.attribute``.
 
     Raises:
-        ConfigError: One is missing or takes others.
+        ConfigError: A name is missing or takes other parameters.
     """
     for name, known in names.items():
         module, _, path = name.partition(":")
@@ -113,7 +113,7 @@ def require(it: object, names: Iterable[str]) -> None:
     """Raise unless an object of vLLM's has the attributes that we read, dots for nested ones.
 
     Raises:
-        ConfigError: One is missing.
+        ConfigError: An attribute is missing.
     """
     for name in names:
         try:

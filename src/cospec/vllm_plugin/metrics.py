@@ -1,8 +1,8 @@
-"""Counts that stock vLLM adds up: strict accepts and overrides apart, without waiting for a GPU.
+"""Separate counts of strict accepts and overrides, taken without waiting for a GPU.
 
-vLLM's ``spec_decode_num_accepted_tokens`` holds both. The worker that rules is another process
-than the one that answers ``/metrics``, and its outputs have no room for ours. So the worker adds to
-a small memory-mapped file of eight-byte numbers, whose name both processes derive from the
+vLLM's ``spec_decode_num_accepted_tokens`` is their sum. The worker that rules is another process
+than the one that answers ``/metrics``, and its outputs have no room for our counts. So the worker
+adds to a small memory-mapped file of eight-byte numbers, whose name both processes derive from the
 engine's ``instance_id``, and the server's process reads it (`stat_logger`).
 
 This file knows nothing of vLLM's modules and loads without it.
@@ -54,8 +54,8 @@ HELP = {
 class HostQueue:
     """Tensors on their way to the host, handed over in order when they have arrived.
 
-    On a CPU that is at once. On a GPU they are copied into pinned memory beside the computation,
-    and a thread waits for them, so that neither the step does nor the last one stays unseen.
+    On a CPU that is at once. On a GPU they are copied into pinned memory during the computation,
+    and a thread waits for them, so that no step waits and the last one is handed over too.
 
     Args:
         max_pending: Steps that may wait for the thread; with more, new ones are dropped.
@@ -72,7 +72,7 @@ class HostQueue:
         self._thread: threading.Thread | None = None
 
     def put(self, tensors: Sequence[Tensor], use: _Use) -> None:
-        """Have `use` called with copies on the host of `tensors`, all on one device."""
+        """Call `use` with copies of `tensors` (all on one device) once they are on the host."""
         if tensors[0].device.type != "cuda":
             use([tensor.detach().clone() for tensor in tensors])
             return
@@ -94,7 +94,7 @@ class HostQueue:
             self._thread.start()
 
     def flush(self) -> None:
-        """Wait for all of it."""
+        """Wait until all tensors are handed over."""
         with self._used:
             self._used.wait_for(lambda: self._num_used == self._num_put)
 
@@ -104,7 +104,7 @@ class HostQueue:
             try:
                 event.synchronize()
                 use(hosts)
-            except Exception:  # counts are not worth an engine
+            except Exception:  # lost counts must not end the engine
                 logger.exception("CoSpec lost the counts or decisions of a step")
             with self._used:
                 self._num_used += 1
@@ -114,11 +114,11 @@ class HostQueue:
 class CountsFile:
     """Totals in a memory-mapped file: one writer adds, readers take what is new.
 
-    Numbers of eight bytes: what was written, what was taken by a reader, and for the last
-    `NUM_SLOTS` requests a key made of the id and the number of overrides.
+    Numbers of eight bytes: the counts that were written, those that readers took, and for each of
+    the last `NUM_SLOTS` requests a key made from its id, and its number of overrides.
 
     Raises:
-        OSError: The folder is full, may not be written to, or is another user's.
+        OSError: The disk is full, or the folder may not be written to or belongs to another user.
     """
 
     NUM_SLOTS = 4096
@@ -137,7 +137,7 @@ class CountsFile:
             os.close(fd)
             raise
         self._fd = fd
-        weakref.finalize(self, os.close, fd).atexit = False  # what runs at exit still counts
+        weakref.finalize(self, os.close, fd).atexit = False  # functions run at exit still count
         self._map = mmap.mmap(fd, size)
         numbers = torch.frombuffer(self._map, dtype=torch.int64)
         num = len(COUNTS)
@@ -146,11 +146,11 @@ class CountsFile:
         self._slots: OrderedDict[str, int] = OrderedDict()
 
     def add(self, counts: Tensor, overrides: dict[str, int] | None = None) -> None:
-        """Add to the totals; for one writing process.
+        """Add to the totals; only one process may write.
 
         Args:
-            counts: (len(COUNTS),) int64.
-            overrides: By request id, those of the step, zeros included.
+            counts: Counts of a step, (len(COUNTS),) int64.
+            overrides: Overrides of the step by request id, zeros included.
         """
         self._written += counts
         for request_id, count in (overrides or {}).items():
@@ -204,11 +204,12 @@ def counts_path(
     vllm_config: Any,  # Any: vLLM's VllmConfig, which need not be installed here
     engine_index: int | None = None,
 ) -> Path:
-    """The file in which an engine and its server meet, on one machine.
+    """The file through which an engine and its server, on one machine, share counts.
 
     Args:
-        vllm_config: Of the engine, in either process.
-        engine_index: Which of several data-parallel engines; in a worker None, its own rank.
+        vllm_config: Configuration of the engine, as in either process.
+        engine_index: Index among several data-parallel engines; None in a worker, which uses its
+            own rank.
     """
     parallel = vllm_config.parallel_config
     index = parallel.data_parallel_index if engine_index is None else engine_index
@@ -224,7 +225,7 @@ def _default_folder() -> Path:
 
 
 def open_counts(path: Path) -> CountsFile | None:
-    """Open a counts file; without one, say so and go on: counters are not worth an engine."""
+    """Open a counts file; if that fails, log it and go on: the engine must not end for that."""
     try:
         return CountsFile(path)
     except OSError as error:
@@ -235,10 +236,10 @@ def open_counts(path: Path) -> CountsFile | None:
 def read_counts(
     vllm_config: Any,  # Any: vLLM's VllmConfig
 ) -> dict[str, int]:
-    """Totals of an engine on this machine by name, such as ``llm.llm_engine.vllm_config``.
+    """Totals of an engine on this machine, by name; pass such as ``llm.llm_engine.vllm_config``.
 
     Raises:
-        ConfigError: The engine has written none.
+        ConfigError: The engine has written no counts.
     """
     if not (path := counts_path(vllm_config)).is_file():
         raise ConfigError(
@@ -253,8 +254,8 @@ class StepCounts:
     """Receives the counts of each step from an adapter. Only one rank of an engine may write.
 
     Attributes:
-        file: Where the server's process reads; None keeps the totals here.
-        totals: Of what has arrived on the host, by name.
+        file: File that the server's process reads; None keeps the totals here.
+        totals: Totals of the counts that have arrived on the host, by name.
     """
 
     file: CountsFile | None = None
@@ -283,9 +284,9 @@ class StepCounts:
         """Add the counts of a step, without waiting for the device.
 
         Args:
-            counts: (len(COUNTS),) integers, on any device.
-            request_ids: Of rows or requests, to tell their overrides apart; may repeat.
-            num_overrides: Overrides of the request of each id in this step, integers.
+            counts: Counts of the step, (len(COUNTS),) integers, on any device.
+            request_ids: Request ids of rows or requests, to tell their overrides apart; may repeat.
+            num_overrides: Overrides in this step of the request of each id, integers.
         """
         tensors = [counts] if num_overrides is None else [counts, num_overrides]
         ids = list(request_ids)
@@ -301,6 +302,6 @@ class StepCounts:
         self._queue.put(tensors, use)
 
     def drain(self) -> dict[str, int]:
-        """All totals, after waiting for what is under way."""
+        """All totals, after waiting for pending counts."""
         self._queue.flush()
         return dict(self.totals)

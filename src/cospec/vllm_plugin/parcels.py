@@ -2,9 +2,9 @@
 
 A policy changes from round to round and is small; the embeddings and token kinds of its features
 never change and are large. So a tensor of at least `MIN_ELEMENTS` is sent with the first parcel
-that needs it, and by its number later, however often it is copied in between (Ray makes a new copy
-of an arbiter for each call). Both ends belong to one user: a worker unpickles what the
-process that started it has sent.
+that needs it, and by its number later. Copies are recognized by their content (Ray makes a new copy
+of an arbiter for each call). Both ends belong to one user: a worker unpickles parcels from the
+process that started it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MIN_ELEMENTS = 2**12
 
 @dataclass
 class Sender:
-    """The end that has the arbiters."""
+    """The sending end, which has the arbiters."""
 
     _numbers: dict[bytes, int] = field(default_factory=dict)
-    """By content, of all tensors that were sent."""
+    """Numbers of all tensors that were sent, by content."""
     _last: dict[tuple[int, int], tuple[int, Tensor]] = field(default_factory=dict)
-    """By identity, of those of the last parcel, which need not be read again."""
+    """Numbers of the last parcel's tensors, by identity; these need not be read again."""
 
     def pack(self, arbiter: Arbiter) -> bytes:
         """Return an arbiter as bytes, without the tensors that were sent before."""
@@ -52,7 +52,7 @@ class Sender:
         used: dict[tuple[int, int], tuple[int, Tensor]],
         weights: set[int],
     ) -> int | None:
-        """Return the number of a large tensor, and add it to the new ones if it is one."""
+        """Return the number of a large constant tensor, and add it to `new` if it is new."""
         if isinstance(value, nn.Parameter):  # it is pickled as a tensor of its own
             weights.add(value.data_ptr())
         is_constant = type(value) is Tensor and not value.requires_grad
@@ -60,8 +60,8 @@ class Sender:
         if not is_constant or value.numel() < MIN_ELEMENTS:  # type: ignore[attr-defined]
             return None
         assert isinstance(value, Tensor)
-        # A tensor that was changed in place has another version, and is read again. Those of the
-        # last parcel are kept alive, so that no other one gets their ids.
+        # A tensor that was changed in place has another version, and is read again. Tensors of the
+        # last parcel are kept alive, so that no other tensor gets their ids.
         key = id(value), 0 if value.is_inference() else value._version
         found = used.get(key) or self._last.get(key)
         if found is None:
@@ -84,7 +84,7 @@ def _digest(tensor: Tensor) -> bytes:
 
 @dataclass
 class Receiver:
-    """The end that rules."""
+    """The receiving end, which rules."""
 
     _known: dict[int, Tensor] = field(default_factory=dict)
 

@@ -25,10 +25,10 @@ def place(
     vocab_size: int,
     find_tokenizer: Callable[[], PreTrainedTokenizerBase | None],
 ) -> Arbiter:
-    """An arbiter ready to rule in an engine: weights on its device, kinds of its tokens.
+    """An arbiter ready to rule in an engine, on its device and with the kinds of its tokens.
 
     Raises:
-        ConfigError: It knows fewer tokens than the target has, and there is no tokenizer.
+        ConfigError: The arbiter knows fewer tokens than the target, and there is no tokenizer.
     """
     if isinstance(arbiter, Observed):
         inner = place(arbiter.arbiter, device, vocab_size, find_tokenizer)
@@ -45,13 +45,13 @@ def place(
             "start the engine with its tokenizer."
         )
     if are_other(arbiter.features.kinds, kinds[:vocab_size], tokenizer):
-        arbiter = replace(arbiter, prompt_guard=None)  # its profile is of another tokenizer's ids
+        arbiter = replace(arbiter, prompt_guard=None)  # its profile counts another tokenizer's ids
     features = place_features(replace(arbiter.features, kinds=kinds), device)
     return replace(arbiter, policy=arbiter.policy.to(device), features=features)
 
 
 def place_features(features: ScalarFeatures, device: torch.device) -> ScalarFeatures:
-    """Features with what they look up on a device."""
+    """Features with their lookup tables on a device."""
     features = replace(features, kinds=features.kinds.to(device))
     if isinstance(features, HiddenFeatures) and features.embeddings is not None:
         features = replace(features, embeddings=features.embeddings.to(device))

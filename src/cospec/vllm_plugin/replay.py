@@ -1,8 +1,8 @@
-"""Completions from what vLLM emitted and what was ruled in its steps.
+"""Completions rebuilt from vLLM's tokens and from the rulings in its steps.
 
-vLLM tells tokens; our workers tell each block and the ruling at each of its mismatches. The walk of
-our own engine (`cospec.engine.walk`) then goes over the same blocks, so that counts, origins, trace
-and the end of a text mean the same in both engines.
+vLLM returns tokens; our workers return each block and the ruling at each of its mismatches. The
+walk of our own engine (`cospec.engine.walk`) then goes over the same blocks, so that counts,
+origins, trace and the end of a text mean the same in both engines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RuledBlock(NamedTuple):
     """One request in one verify step."""
 
     start: int
-    """Index in the generated text of its first token."""
+    """Index of its first token in the generated text."""
     block: Block
     decisions: dict[int, Decision]
 
@@ -50,7 +50,7 @@ def by_request(steps: Iterable[RecordedStep]) -> dict[str, list[RuledBlock]]:
 
 
 def _by_row(step: RecordedStep) -> list[Tensor]:
-    """Return the features of each row, T of (F,); of none where there is no mismatch."""
+    """Return the features of each row, T tensors of (F,), empty where there is no mismatch."""
     is_mismatch = step.integers[:, 4].tolist()
     if step.features is None:
         return [NO_FEATURES] * len(is_mismatch)
@@ -94,7 +94,7 @@ def _block(
 def _cut(
     block: Block, decisions: dict[int, Decision], stop_ids: frozenset[int]
 ) -> tuple[Block, dict[int, Decision]]:
-    """Return a block that ends after its first stop token, and the decisions inside of it."""
+    """Return a block that ends after its first stop token, and the decisions inside it."""
     ends = (j + 1 for j, token in enumerate(block.drafted) if token in stop_ids)
     length = next(ends, block.length)
     inside = {place: one for place, one in decisions.items() if place < length}
@@ -114,11 +114,11 @@ def replay(
     of the prompt, and the one after a preemption.
 
     Args:
-        row: As it was sent.
-        blocks: In order; those after its end are passed over.
-        token_ids: All that vLLM emitted, which may go on after a stop string.
+        row: Row as it was sent to vLLM.
+        blocks: Blocks of the row, in order; those after its end are skipped.
+        token_ids: All tokens that vLLM emitted; they may go on after a stop string.
         ends_at_stop: Whether blocks end after a drafted token that would end the text. vLLM drafts
-            on, and nothing of that counts.
+            on, but its later tokens do not count.
     """
     begin = len(row.generated)
 

@@ -1,7 +1,8 @@
 """The table of running requests, one slot each, on the device.
 
-vLLM's runners keep their requests in slots or lists of their own; `v1` and `v2` say which slot is
-meant. Sampling parameters are read by their public names only; this file loads without vLLM.
+vLLM's runners keep their requests in slots or lists of their own; `v1` and `v2` map them to the
+slots of this table. Sampling parameters are read by their public names only; this file loads
+without vLLM.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 NOTHING_BEFORE = RolloutRequest("", 0, 0)
 
 MAX_STOP_IDS = 64
-"""Stop tokens of a request with which an arbiter may rule. The table is as wide as its widest
-request, for good and for all, so that one request must not make it wide."""
+"""Most stop tokens of a request that an arbiter may rule on. The table is as wide as its widest
+request so far, for all requests, so this bounds its width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,15 @@ class RequestTable:
     """The running requests of an engine.
 
     Args:
-        num_slots: How many there can be; more are made room for.
-        device: Where the columns are needed.
+        num_slots: Number of slots to begin with; more are added when needed.
+        device: Device of the columns.
         has_thresholds: Whether the arbiter has a threshold that a request can change.
         min_threshold: Lowest threshold that a request gets.
         has_rollouts: Whether requests may be rollouts.
 
     Attributes:
-        rollouts: By slot, the requests whose decisions are recorded.
-        generators: By slot, the chance of their rulings, on the host.
+        rollouts: Requests whose decisions are recorded, by slot.
+        generators: Random generators of their rulings on the host, by slot.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class RequestTable:
 
     @property
     def num_slots(self) -> int:
-        """Slots that there is room for."""
+        """Number of slots that there is room for."""
         return len(self._is_open)
 
     def add(
@@ -99,14 +100,15 @@ class RequestTable:
         *,
         has_lora: bool = False,
     ) -> None:
-        """Begin a request in a slot, in place of what was there.
+        """Begin a request in a slot, in place of the one before.
 
         Args:
-            slot: Where.
+            slot: Slot of the request.
             params: Its sampling parameters, with the model's stop tokens filled in as vLLM does.
-            prompt_ids: Of its prompt; None if it has embeddings alone.
-            arbiter: Who rules, and may stand back from that prompt.
-            has_lora: Whether an adapter changes the target for it: it is decoded losslessly then.
+            prompt_ids: Token ids of its prompt; None if it has embeddings alone.
+            arbiter: Arbiter that rules, and may stand back from that prompt.
+            has_lora: Whether an adapter changes the target for this request, which is then decoded
+                losslessly.
         """
         settings = _settings_of(params)
         stop_ids = _stop_ids_of(params)
@@ -141,7 +143,7 @@ class RequestTable:
             self._stop_ids[slot, : len(stop_ids)] = ids
 
     def _begin_rollout(self, slot: int, rollout: RolloutRequest | None) -> RolloutRequest:
-        """Remember the rollout of a slot, if it is one; return what was before its request."""
+        """Remember the rollout of a slot, if it is one; return the counts before its request."""
         self.rollouts.pop(slot, None)
         self.generators.pop(slot, None)
         if rollout is None or not self._has_rollouts:
@@ -154,7 +156,7 @@ class RequestTable:
         """Return the columns of the requests in some slots.
 
         Args:
-            slots: One a row, (T,) int64, on the device.
+            slots: Slot of each row, (T,) int64, on the device.
         """
         return RequestColumns(
             num_overrides=self._num_overrides[slots],
@@ -172,19 +174,19 @@ class RequestTable:
         return torch.stack([self._num_overrides[slot], self._num_mismatches[slot]])
 
     def restore_counts(self, slot: int, counts: Tensor) -> None:
-        """Let a request go on from what `counts` returned."""
+        """Continue a request from the numbers that `counts` returned."""
         self._num_overrides[slot], self._num_mismatches[slot] = counts[0], counts[1]
 
     def add_counts(
         self, slots: Tensor, num_overrides: Tensor, num_mismatches: Tensor, is_ended: Tensor
     ) -> None:
-        """Add what a step did, (R,) each, to the requests in `slots`; see `verdicts.Tally`."""
+        """Add the counts of a step, (R,) each, to the requests in `slots`; see `verdicts.Tally`."""
         self._num_overrides.index_add_(0, slots, num_overrides)
         self._num_mismatches.index_add_(0, slots, num_mismatches)
         self._is_ended[slots] |= is_ended
 
     def _make_room(self, num_slots: int, num_stop_ids: int) -> None:
-        """Widen the columns; doubled, so that it is rare."""
+        """Widen the columns; their length at least doubles, so that this is rare."""
         more = 0 if num_slots <= self.num_slots else max(num_slots, 2 * self.num_slots)
         if more:
             more -= self.num_slots
@@ -205,8 +207,8 @@ class RequestTable:
 def is_plain(params: Any) -> bool:  # Any: vLLM's SamplingParams
     """Return whether a request's logits are the model's own, so that an arbiter may rule on them.
 
-    Grammars, penalties, bad words, allowed tokens, biases and a least length change the law that
-    the target stands for; such requests are decoded losslessly.
+    Grammars, penalties, bad words, allowed tokens, biases and a minimum length change the target's
+    distribution; such requests are decoded losslessly.
     """
     changes = (
         params.presence_penalty,
@@ -223,7 +225,7 @@ def is_plain(params: Any) -> bool:  # Any: vLLM's SamplingParams
 
 
 def _settings_of(params: Any) -> RequestSettings:  # Any: vLLM's SamplingParams
-    """Read the request's settings; bad ones are refused at the door, and here decode losslessly."""
+    """Read a request's settings; the server refuses bad ones, which here decode losslessly."""
     try:
         return RequestSettings.from_extra_args(params.extra_args)
     except ConfigError as error:

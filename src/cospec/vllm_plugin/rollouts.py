@@ -1,9 +1,9 @@
-"""The worker's part of rollouts: what was ruled in each step, by request, until it is taken.
+"""The worker's part of rollouts: the rulings of each step, kept until they are taken.
 
 `Recorder` keeps the steps, `RolloutWorker` gives vLLM's workers the methods by which
 `cospec.vllm_plugin.backend` hands arbiters over and takes the steps back (``worker_extension_cls``
 and ``collective_rpc``, which vLLM has for such things). `keep_drafts` repairs a fault that would
-make a ruling depend on what else is in the batch.
+make a ruling depend on the other requests in the batch.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class RecordedStep(NamedTuple):
     """Score (NaN if there is none), p and q of both tokens: (T, 5) float64."""
     features: Tensor | None
     """Features that the arbiter saw at the M mismatches, in the order of their rows, (M, F)
-    float32; None if it does not tell."""
+    float32; None if it does not return them."""
 
 
 @dataclass
 class Recorder:
-    """Steps that nobody has taken yet.
+    """Steps that were recorded and not taken yet.
 
     Attributes:
-        needs: What arbiters may ask for in this engine.
+        needs: Inputs that arbiters may ask for in this engine.
     """
 
     needs: Needs
@@ -71,7 +71,7 @@ class Recorder:
         """Refuse an arbiter that asks for more than the engine keeps.
 
         Raises:
-            ConfigError: It does.
+            ConfigError: The arbiter asks for more.
         """
         if missing := arbiter.needs & ~self.needs:
             raise ConfigError(
@@ -101,7 +101,7 @@ class Recorder:
         score = nan[:, 0] if rulings.score is None else rulings.score.double()
         p = token_probs(rows.target_logits, ids)
         reals = torch.cat([score[:, None], p, q], dim=1)
-        shown = []  # of mismatches alone: with hidden states a row has tens of thousands of numbers
+        shown = []  # mismatches alone: with hidden states a row has tens of thousands of numbers
         if rulings.features is not None:
             shown = [rulings.features.float()[rulings.is_mismatch]]
         counts = list(num_rows)
@@ -128,8 +128,8 @@ class RolloutWorker:
         """Rule with another arbiter from now on.
 
         Args:
-            parcel: Of `parcels.Sender`.
-            exact_prefix_tokens: So many first tokens of each text stay lossless.
+            parcel: Arbiter, as packed by `parcels.Sender`.
+            exact_prefix_tokens: Number of first tokens of each text that stay lossless.
         """
         from cospec.vllm_plugin.placing import place  # noqa: PLC0415  # the class must load fast
 
@@ -147,7 +147,7 @@ class RolloutWorker:
         )
 
     def cospec_take_steps(self) -> bytes | None:
-        """Return what was recorded since the last call, pickled; None from ranks that repeat it."""
+        """Return the steps since the last call, pickled; None from ranks that do not record."""
         sampler = getattr(self.model_runner, "rejection_sampler", None)
         if sampler is None or not sampler.adapter.is_reporting:
             return None
@@ -155,18 +155,18 @@ class RolloutWorker:
 
 
 def keep_drafts(runner: Any) -> None:  # Any: vLLM's GPUModelRunner
-    """Let each request have the logits of its drafts, whenever they are verified.
+    """Keep the draft's logits for each request until its drafts are verified.
 
-    vLLM keeps those of its last drafting step alone. If one request was left out of that step (for
-    want of room in the batch), the logits of all are missing at its next one, and nothing can be
-    ruled on.
+    vLLM keeps those of its last drafting step alone. If a request was left out of that step (for
+    want of room in the batch), the logits of all requests are missing when it is verified, and
+    nothing can be ruled on.
     """
     stock = runner._get_spec_decode_draft_probs
     kept: dict[str, Tensor] = {}
 
     def draft_probs(metadata: Any) -> Tensor | None:  # Any: vLLM's SpecDecodeMetadata
         if runner._draft_probs is None or runner._draft_prob_req_ids is None:
-            found: Tensor | None = stock(metadata)  # drafts without logits: too near the context
+            found: Tensor | None = stock(metadata)  # no logits: near the context's end
             return found
         for i, request_id in enumerate(runner._draft_prob_req_ids):
             kept[request_id] = runner._draft_probs[i]
@@ -174,7 +174,7 @@ def keep_drafts(runner: Any) -> None:  # Any: vLLM's GPUModelRunner
             del kept[request_id]
         for request_id in set(kept) - set(runner._draft_prob_req_ids):
             one = kept[request_id]
-            if one.untyped_storage().nbytes() > one.nbytes:  # it would keep a whole batch's
+            if one.untyped_storage().nbytes() > one.nbytes:  # a view keeps a whole batch's
                 kept[request_id] = one.clone()
         wanted = zip(runner.input_batch.req_ids, metadata.num_draft_tokens, strict=False)
         needed = [(request_id, n) for request_id, n in wanted if n]

@@ -62,28 +62,28 @@ class Settings:
     arbiter: str
     """Folder or hub id of a trained arbiter, or a rule such as gap:max_gap=1."""
     threshold: float | None = None
-    """In place of the arbiter's own; trained arbiters only."""
+    """Threshold in place of the arbiter's own; trained arbiters only."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
     end_blocks_at_stop: bool = False
     """Let the arbiter look no further than a drafted token that would end the text."""
     max_corrections: int | None = None
-    """Go on lossless after so many of the target's own tokens in a text; None rules to its end."""
+    """Decode losslessly after this many of the target's own tokens in a text; None has no limit."""
     decisions: DecisionLogSettings | None = None
     """Write reached decisions to a file; None writes none."""
     any_vllm_version: bool = False
     """Start in other versions of vLLM too, if every name that the plugin hooks into is there."""
     counts_dir: str | None = None
-    """Folder in which engine and server share their counts; None is one of the system's temporary
-    folder."""
+    """Folder in which engine and server share their counts; None takes one in the system's
+    temporary folder."""
     min_threshold: float = 0.0
     """Lowest threshold of a request: one that asks for less gets this."""
     explore: float = 0.0
     """Share of rulings that a trained arbiter leaves to its policy's coin; the log of decisions has
     their probabilities, for further training."""
     records: Records | None = None
-    """Record decisions for `cospec.vllm_plugin.backend`, whose arbiters may see this; None for an
-    engine that serves."""
+    """Record decisions for `cospec.vllm_plugin.backend`, whose arbiters may see these inputs; None
+    in a server."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.arbiter, str) or not self.arbiter:
@@ -163,7 +163,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """A request of a rollout engine: its name, its chance, and what was generated before it."""
+    """A request in a rollout engine: its name, its random stream, and the tokens before it."""
 
     key: str
     """Name under which its decisions are recorded."""
@@ -188,13 +188,13 @@ class RolloutRequest:
 class RequestSettings:
     """Settings that one request may change.
 
-    Over HTTP it is ``"vllm_xargs": {"cospec": "off"}`` in the body, where vLLM lets a value be a
-    string, a number or a list of those: no object and no boolean. So it is one string there; in
+    Over HTTP they come as ``"vllm_xargs": {"cospec": "off"}`` in the body. vLLM allows strings,
+    numbers and lists of those there, but no objects or booleans, so the value is one string. In
     Python, ``SamplingParams(extra_args={"cospec": {"enabled": False}})`` works as well.
     """
 
     threshold: float | None = None
-    """In place of the server's."""
+    """Threshold in place of the server's."""
     enabled: bool = True
     """False decodes this request losslessly, as stock vLLM does."""
     rollout: RolloutRequest | None = None
@@ -232,7 +232,7 @@ class RequestSettings:
 
 
 def _from_text(text: str) -> Mapping[str, Any] | str:  # Any: values to be checked
-    """The mapping that a request's string stands for; the string itself if it is no such."""
+    """The mapping that a request's string stands for; the string itself if it stands for none."""
     if text in {"on", "off"}:
         return {"enabled": text == "on"}
     name, _, value = text.partition("=")
@@ -253,7 +253,7 @@ def _checked(where: str, values: object, kind: type) -> dict[str, Any]:  # Any: 
     """A mapping whose keys are fields of a dataclass.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is no mapping, or a key is unknown.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(
@@ -269,7 +269,7 @@ def _number(name: str, value: object) -> float:
     """A finite number.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is no finite number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{name} is {value!r}; it must be a number.")
@@ -280,7 +280,7 @@ def _probability(name: str, value: object) -> float:
     """A number from 0 to 1.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The value is no number from 0 to 1.
     """
     number = _number(name, value)
     if not 0 <= number <= 1:
@@ -289,6 +289,6 @@ def _probability(name: str, value: object) -> float:
 
 
 def _check_count(name: str, value: object, least: int) -> None:
-    """Raise a `ConfigError` unless it is an integer of at least `least`."""
+    """Raise a `ConfigError` unless a value is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {least}.")

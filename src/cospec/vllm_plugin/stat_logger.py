@@ -4,7 +4,7 @@ vLLM makes the stat loggers of the entry-point group ``vllm.stat_logger_plugins`
 process, one for each engine, and calls them at every output. This one reads the file to which the
 engine's worker adds (`metrics`) and hands the new counts to Prometheus. With several server
 processes, which see the same file, each count is taken by one of them, and vLLM's own multi-process
-set-up adds them up. It is also where `frontend` is installed: only in servers with settings.
+set-up adds them up. `frontend` is installed here as well, only in servers with settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIX = "cospec:"
 _FILES: list[CountsFile] = []
 """Files of counts of the engines of this process."""
 _COUNTERS: dict[str, Counter] = {}
-"""By name; the registry of a process takes each name once."""
+"""Counters by name; the registry of a process takes each name once."""
 
 
 class CospecStatLogger(StatLoggerBase):  # type: ignore[misc]  # Any where vLLM is absent
@@ -48,7 +48,7 @@ class CospecStatLogger(StatLoggerBase):  # type: ignore[misc]  # Any where vLLM 
         self._counters = {name: _counter(name).labels(**labels) for name in COUNTS}
 
     def record(self, *args: object, **kwargs: object) -> None:
-        """Take what is new; vLLM's own statistics are not looked at."""
+        """Take the new counts; vLLM's own statistics are ignored."""
         if self._file is None:
             return
         for name, count in self._file.take().items():
@@ -56,11 +56,11 @@ class CospecStatLogger(StatLoggerBase):  # type: ignore[misc]  # Any where vLLM 
                 self._counters[name].inc(count)
 
     def log(self) -> None:
-        """The same every few seconds, for what came after the last output."""
+        """Do the same every few seconds, for counts that came after the last output."""
         self.record()
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """Do nothing."""
 
 
 def request_overrides(request_id: str) -> int | None:

@@ -1,6 +1,6 @@
 """A server and the processes it starts, as one: none is left behind.
 
-vLLM's engine is another process than its server, and outlives one that is killed.
+vLLM's engine runs in another process than its server, and outlives a server that is killed.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def supervise(command: list[str]) -> int:
     """Run a server until it ends or a signal stops it, and leave no process behind.
 
     vLLM's engine is another process, which outlives a server that is killed. So all of them run in
-    a group of their own, and what is left of the group when the server has ended is killed. A
-    guardian does it should this process itself be killed: asked to stop, vLLM ends its engine at
-    once, but its server waits for open streams, which nobody feeds any more.
+    a group of their own, and the rest of the group is killed when the server has ended. If this
+    process itself is killed, a guardian kills the group: when asked to stop, vLLM ends its engine
+    at once, but its server waits for open streams, which nobody feeds any more.
 
     Returns:
-        The exit status: 0 after SIGTERM, 130 after SIGINT, else the server's own. A server that
-        ends by itself with 0, as vLLM's does when its engine has died, gives 1, so that whoever
-        restarts what failed starts it again.
+        The exit status: 0 after SIGTERM, 130 after SIGINT, else the server's own. If the server
+        ends by itself with 0, as vLLM's does when its engine has died, the status is 1, so that a
+        service manager restarts it.
     """
     stopped_by: list[int] = []
     server: subprocess.Popen[bytes] | None = None
@@ -71,7 +71,7 @@ def supervise(command: list[str]) -> int:
             if stopped_by and deadline is None:
                 deadline = time.monotonic() + PATIENCE_S
             if deadline is not None and (time.monotonic() > deadline or len(stopped_by) > 1):
-                break  # asked twice, or for long enough
+                break  # asked twice, or asked PATIENCE_S ago
             with suppress(subprocess.TimeoutExpired):
                 server.wait(timeout=0.5)
     finally:

@@ -2,9 +2,9 @@
 
 `ArbiterSampler` stands in for the runner's rejection sampler. It edits the target's rows before
 temperature and truncation, where they are what `cospec.engine` shows to arbiters; a row with one
-token left survives both. The draft's logits come from `keep_draft_logits`, by the way on which vLLM
-passes the draft's probabilities, which lines them up with the requests of the step; its hidden
-states, if an arbiter asks for them, travel at their side. The target's come from `keep_hidden`.
+token left survives both. The draft's logits come from `keep_draft_logits`: vLLM passes them in
+place of the draft's probabilities, and lines them up with the requests of the step. The draft's
+hidden states, if an arbiter asks for them, follow its logits; the target's come from `keep_hidden`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def install(
 def follow_drafting(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GPUModelRunner
     """Tell a sampler for which requests the runner drafted nothing: of these it verifies token 0.
 
-    Near ``--max-model-len`` vLLM drafts nothing for all requests of a step.
+    Near ``--max-model-len`` vLLM drafts nothing for any request of a step.
     """
     stock = runner._input_fits_in_drafter
 
@@ -107,12 +107,12 @@ class Step:
     """One verify step of the sampler.
 
     Attributes:
-        draft_logits: Of the drafted rows, (T, V), if there are any.
-        draft_hidden: The states that they were drawn from, (T, H'), if the arbiter asks for them.
+        draft_logits: The draft's logits of the drafted rows, (T, V), if there are any.
+        draft_hidden: The draft's hidden states behind them, (T, H'), if the arbiter asks for them.
         unedited: The target's rows before the arbiter's edit, (T, V).
-        rows: The rows that were ruled on; None before, and in a step without.
-        rulings: The rulings on them.
-        slots: Of the requests, (R,) int64.
+        rows: Rows that were ruled on; None before the ruling, and in a step without one.
+        rulings: Rulings on the rows.
+        slots: Slots of the requests, (R,) int64.
     """
 
     draft_logits: Tensor | None = None
@@ -127,13 +127,13 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     """A rejection sampler whose target rows an arbiter has ruled on.
 
     Args:
-        stock: The runner's own; all its settings are taken over.
+        stock: The runner's own sampler; all its settings are taken over.
         adapter: The arbiter.
         runner: The runner of the requests.
 
     Attributes:
-        hidden: What the target's output matrix was applied to in this step, (T + R, H), if the
-            arbiter asks for it.
+        hidden: Hidden states that the target's output matrix was applied to in this step,
+            (T + R, H), if the arbiter asks for them.
         undrafted: Ids of the requests for which the runner drafted nothing in their last step.
     """
 
@@ -158,11 +158,11 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         """Verify a step, and count what the arbiter did.
 
         Args:
-            metadata: Which rows belong to which request.
-            draft_probs: The draft's logits, (T, V), and after them its hidden states, if it is
-                ours; else its probabilities.
-            logits: The target's, (T + R, V).
-            sampling_metadata: Of the requests.
+            metadata: Assignment of the rows to the requests.
+            draft_probs: The draft's logits, (T, V), followed by its hidden states if they are kept,
+                where the engine keeps logits; else the draft's probabilities.
+            logits: The target's logits, (T + R, V).
+            sampling_metadata: Sampling parameters of the requests.
         """
         # vLLM's order within a step: the target's forward (`keep_hidden` takes its states), this
         # sampler (its processors edit the target's rows, then its kernels accept or resample), and
@@ -190,7 +190,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         return output
 
     def _record(self, step: Step, metadata: Any, sampled: Tensor) -> None:  # Any: as above
-        """Keep the step for the rollouts among its requests, if this worker does that."""
+        """Keep the step for the rollouts among its requests, if this worker records."""
         recorder, rollouts = self.adapter.recorder, self.adapter.table.rollouts
         if recorder is None or not self.adapter.is_reporting:
             return
@@ -200,7 +200,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         recorder.add(keys, metadata.num_draft_tokens, step.rows, step.rulings, sampled)
 
     def _uniforms(self, slots: list[int], num_rows: list[int], device: torch.device) -> Tensor:
-        """Chance of the rulings of a step, (T,): a rollout's is its own, as in our engine."""
+        """Random numbers for a step's rulings, (T,); a rollout draws its own, as in our engine."""
         k, generators = self.adapter.row_arbiter.k, self.adapter.table.generators
         shared = self.adapter.row_arbiter.generator
         parts = []
@@ -268,7 +268,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         rows = VerifiedRows(
             target_logits=logits,
             draft_ids=draft_ids,
-            is_drafted=draft_ids >= is_undrafted[requests],  # of these token 0 is none
+            is_drafted=draft_ids >= is_undrafted[requests],  # undrafted: token 0 is no draft
             requests=requests,
             block_positions=block_positions,
             positions=positions + columns.num_before,
@@ -301,7 +301,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         for request_id in self._runner.input_batch.req_ids:
             new = requests[request_id]
             slot, *known = self._slots.get(request_id, (-1, None, None))
-            # A session that goes on keeps its state, and has other parameters.
+            # A session that goes on keeps its state object, but gets new parameters.
             if known[0] is not new or known[1] is not new.sampling_params:
                 if slot < 0:
                     slot = self._free_slot()
@@ -313,7 +313,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         return found
 
     def _free_slot(self) -> int:
-        """A slot that no request holds which vLLM still knows."""
+        """A slot that is held by no request that vLLM still knows."""
         known = self._runner.requests
         self._slots = {i: held for i, held in self._slots.items() if i in known}
         taken = {slot for slot, *_ in self._slots.values()}
@@ -346,7 +346,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         metadata: Any,  # Any: as above
         sampling_metadata: Any,
     ) -> Tensor:
-        """Compute what the drafter sampled from, as vLLM does from the logits, (T, V)."""
+        """Compute the probabilities that the drafter sampled from, as vLLM does, (T, V)."""
         temperature = sampler_module.expand_batch_to_tokens(
             sampling_metadata.temperature,
             metadata.cu_num_draft_tokens,

@@ -1,6 +1,6 @@
 """The draft's logits in vLLM's first model runner, which hands out probabilities at most.
 
-This file knows vLLM's names and loads without it.
+This file knows vLLM's names and loads without vLLM.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def keep_draft_logits(runner: Any, *, with_hidden: bool) -> None:  # Any: vLLM's GPUModelRunner
     """Make a runner's drafter hand out its logits where it would hand out probabilities.
 
-    With hidden states, what it hands out is (R, V + H'): those that it drew the tokens from follow
-    the logits. It drafts the same tokens as before: the most probable ones, unless it was told to
-    sample. Then requests with a seed get drafts by their seed, which vLLM 0.32 does not heed there.
+    With hidden states, it hands out (R, V + H'): the states that the logits were computed from
+    follow the logits. It drafts the same tokens as before: the most probable ones, unless it was
+    told to sample. If it samples, requests with a seed draft by it, which vLLM 0.32 ignores there.
     """
 
     def sample(

@@ -1,9 +1,9 @@
 """The arbiter in vLLM's second model runner, the default on CUDA. Written from its source.
 
-Rows are those of requests with their bonus rows, the token of a row is drafted in the next one, and
-requests have slots of their own. The draft's logits are a cache that the runner keeps when told to
-sample drafts (``"draft_sample_method": "probabilistic"``); so there is nothing to capture, and an
-arbiter that needs them asks for that option.
+The rows of a request include its bonus row, the token that was drafted from a row is read by the
+next row, and requests have slots of their own. The draft's logits are a cache that the runner keeps
+when told to sample drafts (``"draft_sample_method": "probabilistic"``). So there is nothing to
+capture, and an arbiter that needs them asks for that option.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cospec.vllm_plugin.settings import Settings
 
 WARM_UP = "_warmup_"
-"""Beginning of the names that vLLM gives to the requests of its warm-up."""
+"""Prefix of the request ids in vLLM's warm-up."""
 RUNNER_NAMES = (
     "sampler.sampling_states.temperature.gpu",
     "sampler.sampling_states.temperature.np",
@@ -81,7 +81,7 @@ def install(
 
 
 def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUModelRunner
-    """Let the arbiter rule on what a loaded runner verifies.
+    """Let the arbiter rule on the tokens that a loaded runner verifies.
 
     Raises:
         ConfigError: The runner verifies in a way that we do not know, or keeps no draft logits for
@@ -143,9 +143,9 @@ class FlatRows(NamedTuple):
     read_ids: Tensor
     """The token that each row has read, (N,) int64; -1 for a placeholder."""
     draft_ids: Tensor
-    """The token drafted from each row, which is the next row's, (N,) int64."""
+    """The token drafted from each row, which the next row has read, (N,) int64."""
     is_drafted: Tensor
-    """True if there is one, (N,) bool: not in bonus rows, nor where it is a placeholder."""
+    """True if a token was drafted, (N,) bool; False in bonus rows and for placeholders."""
     requests: Tensor
     """Request of each row, (N,) int64."""
 
@@ -155,7 +155,7 @@ def flatten(draft_sampled: Tensor, cu_num_logits: Tensor) -> FlatRows:
 
     Args:
         draft_sampled: The token that each row has read, -1 for a placeholder, (N,).
-        cu_num_logits: Rows before each request, and of all, (R + 1,).
+        cu_num_logits: Number of rows before each request, then of all rows, (R + 1,).
     """
     here = torch.arange(len(draft_sampled), device=draft_sampled.device)
     ends = cu_num_logits[1:].long()
@@ -170,7 +170,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     """A rejection sampler whose target rows an arbiter has ruled on.
 
     Args:
-        stock: The runner's own; all its settings are taken over.
+        stock: The runner's own sampler; all its settings are taken over.
         adapter: The arbiter.
         req_states: The runner's requests.
     """
@@ -197,7 +197,8 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         """Verify some requests as the stock sampler does, on edited rows.
 
         Returns:
-            The target's processed rows, not edited, (N, V); tokens, (R, K + 1); how many, (R,).
+            The target's processed rows without edits, (N, V); tokens, (R, K + 1); their number,
+            (R,).
         """
         processed = self.sampler.apply_sampling_params(
             logits,
@@ -248,7 +249,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         idx_mapping: Tensor,
         idx_mapping_np: np.ndarray[Any, Any],  # Any: of integers
     ) -> None:
-        """Count what became of some requests; arguments as in `_verify`."""
+        """Count the outcomes of some requests; arguments as in `_verify`."""
 
         def num_rows() -> list[int]:  # waits for the device: for a log of decisions only
             counts: list[int] = cu_num_logits.diff().tolist()
@@ -276,12 +277,13 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         """The rows as the arbiter takes them.
 
         Args:
-            logits: The target's, (N, V).
-            processed: After temperature and truncation, (N, V).
-            draft_logits: By slot and place in the block, (slots, K, V); None if not kept.
-            flat: What was drafted from each row.
+            logits: The target's logits, (N, V).
+            processed: The target's logits after temperature and truncation, (N, V).
+            draft_logits: The draft's logits by slot and place in the block, (slots, K, V); None if
+                they are not kept.
+            flat: Token drafted from each row, and the row's request.
             pos: Position in prompt and text of the token that each row has read, (N,).
-            slots: Of the requests, (N,) int64.
+            slots: Slot of each row's request, (N,) int64.
             block_positions: Place in the block, K in bonus rows of whole blocks, (N,) int64.
             is_greedy: Whether no request samples.
         """

@@ -1,9 +1,9 @@
-"""From an arbiter's rulings to an engine's accept test, and what became of a step.
+"""From an arbiter's rulings to an engine's accept test, and to the counts of a step.
 
-Another engine has its own accept kernels, and they stay. What is edited is their input: where a
-drafted token is kept, the target's row becomes 0 at that token and -inf elsewhere, so that greedy
-and sampled acceptance both take it. The target judged the later rows given the drafted tokens, so
-they are its true verdict on the prefix that then stands.
+Another engine keeps its own accept kernels; only their input is edited. Where a drafted token is
+kept, the target's row becomes 0 at that token and -inf elsewhere, so that greedy and sampled
+acceptance both take it. The target judged the later rows given the drafted tokens, so they are its
+true verdict on the prefix that then stands.
 
 Axes as in `bridge`. This file knows nothing of vLLM.
 """
@@ -28,9 +28,9 @@ class Tally(NamedTuple):
     is_reached: Tensor
     """Mismatches among them, (T,) bool: tokens that stand by ruling, and those rejected."""
     num_overrides: Tensor
-    """By request, (R,) int64."""
+    """Overrides by request, (R,) int64."""
     num_mismatches: Tensor
-    """Those that were reached, by request, (R,) int64."""
+    """Reached mismatches by request, (R,) int64."""
     is_ended: Tensor
     """True if the request has ended with a drafted token, by request, (R,) bool."""
     counts: Tensor
@@ -43,9 +43,9 @@ def ended_before(
     """Return whether each row's request had ended before its block, (T,) bool.
 
     Args:
-        is_ended: Whether an earlier block ended it, (T,) bool.
-        read_ids: The token that each row has read, (T,) int64: a block's first row the last token
-            of the text so far.
+        is_ended: Whether an earlier block ended the request, (T,) bool.
+        read_ids: Token that each row has read, (T,) int64; the first row of a block has read the
+            last token of the text so far.
         block_positions: Place in the block, (T,) int64.
         stop_ids: Tokens that end the request, (T, S) int64.
     """
@@ -56,12 +56,12 @@ def ended_before(
 def force(logits: Tensor, rows: VerifiedRows, rulings: RowRulings) -> Tensor:
     """A copy of the logits in which kept tokens have all the probability.
 
-    Beyond the end of a text nothing is forced: an engine counts what it accepts there.
+    Nothing is forced beyond the end of a text, since an engine counts the tokens it accepts there.
 
     Args:
-        logits: The target's rows, as the engine would accept by them, (T, V).
+        logits: The target's rows that the engine's accept test would use, (T, V).
         rows: The rows.
-        rulings: What was ruled on them.
+        rulings: Rulings on the rows.
 
     Returns:
         (T, V).
@@ -73,7 +73,7 @@ def force(logits: Tensor, rows: VerifiedRows, rulings: RowRulings) -> Tensor:
 
 
 def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) -> Tally:
-    """Count what became of a step.
+    """Count the outcomes of a step.
 
     A drafted token counts if it stands in the text. Where a request samples, overrides are kept
     tokens that are not the target's most probable one, and a token that the accept test let pass is
@@ -81,7 +81,7 @@ def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) ->
 
     Args:
         rows: The rows.
-        rulings: What was ruled on them.
+        rulings: Rulings on the rows.
         num_accepted: Drafted tokens that the engine accepted, by request, (R,).
     """
     accepted = num_accepted.long()[rows.requests]  # (T,)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MARK = "__cospec__"
-"""Set on every function that was wrapped."""
+"""Attribute set on every wrapped function."""
 
 
 def wrap_once(
@@ -20,7 +20,7 @@ def wrap_once(
     """Replace a function by a wrapper around it; a second call does nothing.
 
     Args:
-        owner: Where the function is an attribute.
+        owner: Class or module that has the function as an attribute.
         name: Its name there.
         wrapper: Takes the function, and returns the one to put in its place.
 

@@ -34,7 +34,7 @@ _OWN_ARGUMENTS = {
     "additional_config": "CoSpec sets",
     "worker_extension_cls": "CoSpec sets",
 }
-"""Arguments of ``vllm.LLM`` that other options set, and that the result records by those."""
+"""Arguments of ``vllm.LLM`` that other options set; the result records those options."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class BackendOptions:
     def load(self, source: PairSource, task: Task | None = None) -> ModelPair:
         """Load the pair, for the problems of a task.
 
-        Under vLLM this copy is on the CPU: for tokenizer, token kinds and fingerprint, and in an
-        audit for the draft's choices.
+        Under vLLM this copy is on the CPU. It serves for the tokenizer, the token kinds, the
+        fingerprint and, in an audit, the draft's choices.
 
         Raises:
             ConfigError: The pair or the task has a setting that vLLM does not know.
@@ -94,7 +94,7 @@ class BackendOptions:
         return replace(source, device="cpu").load(pack_weights=False)
 
     def decoders(self, source: PairSource, pair: ModelPair, records: Records) -> Decoders:
-        """Return what makes the arms of an evaluation."""
+        """Return the maker of decoders for the arms of an evaluation."""
         if self.backend == "transformers":
             from cospec.evaluation.arms import EngineDecoders
 
@@ -104,7 +104,7 @@ class BackendOptions:
         return VllmDecoders(pair, self.source(source, pair), records)
 
     def source(self, source: PairSource, pair: ModelPair) -> VllmSource:
-        """Return what vLLM loads of a pair."""
+        """Return the models of a pair that vLLM loads, and its arguments."""
         from cospec.vllm_plugin.backend import VllmSource
 
         target, draft = source.sources()
@@ -113,10 +113,10 @@ class BackendOptions:
         return VllmSource(target, draft, dtype, self._arguments())
 
     def device(self, pair: ModelPair) -> str:
-        """Return where the texts are decoded."""
+        """Return the device on which the texts are decoded."""
         import torch
 
-        if self.backend == "vllm":  # has a copy of the pair's own, on the CPU
+        if self.backend == "vllm":  # `pair` is a copy on the CPU
             return "cuda" if torch.cuda.is_available() else "cpu"
         return str(pair.target.device)
 
@@ -128,7 +128,7 @@ class BackendOptions:
         records: Records,
         threads: int | None = None,
     ) -> RolloutBackend:
-        """Start the backend of a run; `threads` are those of a replica (default: as Ray has it)."""
+        """Start the backend of a run; `threads` is the number per replica (None: Ray's)."""
         if not self._uses_ray:
             return make_backend(self, source, config, records, pair=pair)
         from cospec.backends.ray import RayBackend
@@ -145,7 +145,7 @@ class BackendOptions:
     def arms(
         self, source: PairSource, pair: ModelPair, records: Records, threads: int | None = None
     ) -> Iterator[tuple[Decoders, Player]]:
-        """Make what makes the arms of an evaluation, and what plays them; end it afterwards."""
+        """Make the maker of an evaluation's decoders and the player; close them afterwards."""
         from cospec.backends.jobs import play_here
 
         if not self._uses_ray:
@@ -166,7 +166,7 @@ class BackendOptions:
             remote.close()
 
     def notes(self) -> list[str]:
-        """Return what to know of an audit with these options."""
+        """Return notes on an audit with these options."""
         if self.backend != "vllm" or not self._uses_ray:
             return []
         return [
@@ -214,7 +214,7 @@ class BackendOptions:
 
 
 def records_for(arbiters: Iterable[Arbiter]) -> Records:
-    """Return what a rollout engine has to record for arbiters."""
+    """Return the inputs of arbiters that a rollout engine has to record."""
     from cospec.types import Needs
 
     return "hidden" if any(arbiter.needs & Needs.HIDDEN for arbiter in arbiters) else "scalar"
@@ -228,7 +228,7 @@ def make_backend(
     threads: int | None = None,
     pair: ModelPair | None = None,
 ) -> RolloutBackend:
-    """Make the backend of this process, in a replica after loading the pair."""
+    """Make the backend of this process; a replica gives no pair, and loads it first."""
     set_threads(threads)
     pair = options.load(source) if pair is None else pair
     if options.backend == "vllm":
@@ -243,6 +243,6 @@ def make_backend(
 def make_decoders(
     options: BackendOptions, source: PairSource, records: Records, threads: int | None
 ) -> Decoders:
-    """Make what makes the arms of an evaluation in a replica, after loading the pair."""
+    """Load the pair in a replica, and make the maker of an evaluation's decoders."""
     set_threads(threads)
     return options.decoders(source, options.load(source), records)

@@ -40,9 +40,9 @@ def train_from_log(
     Args:
         options: The log, the rewards and the arbiter that was served.
         pair: Says which arbiter ``bundled`` is; no model is loaded.
-        config: How to train.
+        config: Settings of the training.
         out: Folder of the new arbiter.
-        name: Of the new arbiter; by default the folder's.
+        name: Name of the new arbiter; by default the folder's.
 
     Raises:
         CospecError: An option is missing, or a file cannot be used.
@@ -73,7 +73,7 @@ def train_from_log(
         "optimizer": asdict(config.optimizer),
         "objective": {name: getattr(config.objective, name) for name in OBJECTIVE},
     }
-    # What was measured of the arbiter that was served does not hold of this one.
+    # Measurements of the served arbiter do not hold for the new one.
     kept = {key: value for key, value in arbiter.about.items() if key not in _MEASURED}
     name = name or out.resolve().name
     about = kept | {"name": name, "further_training": digest | metrics}

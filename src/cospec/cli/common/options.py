@@ -27,9 +27,9 @@ class PairOptions(PairSource):
         """Return the spec that `load_arbiter` takes, checked before any model is loaded.
 
         Args:
-            spec: As given; ``bundled`` is the trained arbiter that ships with the bundled pair,
-                ``bundled-scalar`` one that does not see the models' states.
-            has_tune: Whether a rule with a memory may leave it to the tune problems of a benchmark.
+            spec: Spec as given; ``bundled`` is the trained arbiter that ships with the bundled
+                pair, ``bundled-scalar`` one that does not see the models' states.
+            has_tune: Whether a benchmark's tune problems may fill the memory of a rule.
 
         Raises:
             CospecError: There is no such arbiter.
@@ -40,7 +40,7 @@ class PairOptions(PairSource):
         spec = bundled_arbiter(spec, self.pair)
         name, knobs = split_spec(spec)
         if "/" in name and not is_folder(name):
-            # A run loads it twice; the folder is that of one revision, even if the hub moves on.
+            # A run loads it twice; the folder holds one revision, even if the hub moves on.
             spec = f"{download(name)}{':' if knobs else ''}{knobs}"
         arbiter = load_arbiter(spec)
         if isinstance(arbiter, CSD) and not has_tune:
@@ -49,7 +49,7 @@ class PairOptions(PairSource):
 
 
 def given(options: DataclassInstance, default: DataclassInstance) -> dict[str, object]:
-    """Return the options that differ from others, by the names that they have when written."""
+    """Return the options that differ from `default`, by their names on the command line."""
     found: dict[str, object] = {}
     for f in fields(options):
         ours, theirs = getattr(options, f.name), getattr(default, f.name)
@@ -76,7 +76,7 @@ class AnswerOptions:
 
 
 def check_answers(max_new_tokens: int | None, temperature: float) -> None:
-    """Refuse a length or a temperature of answers, before any model is loaded.
+    """Refuse a bad length or temperature of answers, before any model is loaded.
 
     Raises:
         ConfigError: One is out of range.
@@ -149,7 +149,7 @@ class OutputOptions:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use so many CPU threads; None leaves it as it is.
+    """Let torch use this many CPU threads; None changes nothing.
 
     Raises:
         ConfigError: The number is below 1, or far above what the machine has.
@@ -158,7 +158,7 @@ def set_threads(threads: int | None) -> None:
 
     if threads is None:
         return
-    most = 8 * (os.cpu_count() or 1)  # OpenMP allocates for each beforehand, and dies of a billion
+    most = 8 * (os.cpu_count() or 1)  # OpenMP allocates for each beforehand; a billion would crash
     if not 1 <= threads <= most:
         raise ConfigError(f"threads is {threads}; it must be from 1 to {most} on this machine.")
     torch.set_num_threads(threads)

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
 
 _MAX_STANDING = 6
-"""Most arms that are all shown while they run; of more, only the one that has just played."""
+"""Most arms that are all shown while they run; with more, only the one that has just played."""
 
 
 def print_notes(pair: ModelPair, evaluation: Evaluation, told: set[str] | None = None) -> None:
-    """Say on stderr what was found and does no harm, or how it is dealt with.
+    """Print notes on stderr: findings that do no harm, or how they are dealt with.
 
     Args:
         pair: The models.
-        evaluation: What is to be played.
+        evaluation: Evaluation to be played.
         told: Notes that are not repeated; those that are printed are added.
     """
     from cospec.arbiters.guard import SelectiveArbiter
@@ -79,12 +79,13 @@ def check_trained_on(
     """Note on stderr how many problems the trained arbiters have met in training.
 
     Args:
-        arbiters: Who will rule; those that do not tell what they were trained on are passed over.
+        arbiters: Arbiters that will rule; rules are skipped.
         examples: The problems that will be measured on.
-        is_strict: Refuse problems that an arbiter was trained on, and arbiters that do not tell.
+        is_strict: Whether to refuse problems that an arbiter was trained on, and trained arbiters
+            without a record of their problems, which are skipped otherwise.
 
     Raises:
-        ConfigError: It is strict, and there are some.
+        ConfigError: It is strict, and there are such problems or arbiters.
     """
     from cospec.arbiters.learned import LearnedArbiter
     from cospec.tasks.trained_on import overlap
@@ -122,8 +123,8 @@ def play(
     """Play all turns, shown on stderr as they end, and stored if there is a log.
 
     Args:
-        evaluation: What is played.
-        log: Has the turns that are done already.
+        evaluation: Evaluation that is played.
+        log: Log with the turns that are done already.
         part: Name of this part of the run, where it has several.
         warm_up: Whether the arms are warmed up, which is not timed.
 
@@ -140,7 +141,7 @@ def play(
     try:
         with Progress(total, "answers", done=num_answers, label=part) as progress:
             for engine in (arm.engine for arm in evaluation.arms):
-                if isinstance(engine, Engine):  # counts inside a turn, of which some take minutes
+                if isinstance(engine, Engine):  # counts within a turn, as some take minutes
                     engine.on_finished = progress.advance
             num_answers = 0
             for turn in evaluation.turns(done, warm_up=warm_up):
@@ -162,7 +163,7 @@ def play(
 
 
 def _standing(turns: Iterable[Turn]) -> str:
-    """Right answers so far of each arm."""
+    """Right answers of each arm so far."""
     counts: dict[str, list[int]] = {}
     for turn in turns:
         count = counts.setdefault(turn.arm, [0, 0])

@@ -17,9 +17,9 @@ from rich.console import Console
 from cospec.text import visible
 
 _EVERY_S = 60.0
-"""Seconds between two lines at most."""
+"""Most seconds between two lines."""
 _FIRST_S = 10.0
-"""Seconds after which the first expectation is worth something."""
+"""Seconds until the first estimate of the end is good enough to print."""
 
 
 class QuietConsole(Console):
@@ -36,7 +36,7 @@ class Progress:
     Args:
         total: Units of all work.
         unit: Their name in the plural, such as ``problems``.
-        done: Units that an interrupted run has done; they count as no time.
+        done: Units that an interrupted run has done; the estimate of the end leaves them out.
         label: Name of this part of the work, where there are several.
 
     Attributes:
@@ -79,7 +79,7 @@ class Progress:
         self.update(self.done + num)
 
     def update(self, done: float, note: str | None = None) -> None:
-        """Set the number of units that are done, and what to say with it."""
+        """Set the number of units that are done, and the note beside it."""
         self.done = min(done, self._total)
         self._note = self._note if note is None else visible(note)
         described = "  ".join(filter(None, (self._label, self._note)))
@@ -91,7 +91,7 @@ class Progress:
         self._bar.update(self._task, total=self._total)
 
     def line(self, text: str) -> None:
-        """Print a line of one's own with the expected end, where there is no bar."""
+        """Print a text and the expected end as a line, unless there is a bar."""
         if not self._console.is_terminal:
             self._print(visible(text) + self._expected())
 
@@ -113,7 +113,7 @@ class Progress:
         self._console.print(text, markup=False)
 
     def _expected(self) -> str:
-        """Return the time that is left, once it can be told."""
+        """Return the time that is left, once it can be estimated."""
         ours = self.done - self._done_before
         if ours <= 0 or self.done >= self._total:
             return ""
@@ -124,7 +124,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the two units that matter."""
+    """Return a time as text, in at most two units."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

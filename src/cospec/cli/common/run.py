@@ -1,7 +1,7 @@
 """The frame of a command that measures: checks, then a log while it works, then a result file.
 
 The log lets the same command resume after an interruption, and keeps a second run from writing to
-the same file. Knows the pair and JSON, and nothing of what is measured.
+the same file. This module knows the pair and JSON, but not the measurement.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Run:
     """A run of one command, from its checks to its result file.
 
     Args:
-        command: The verb.
-        output: Where the result goes.
+        command: Verb of the command.
+        output: File of the result, and whether it may be replaced.
         threads: CPU threads; None leaves torch's number.
         files: Other files that the command writes, which must not exist either.
 
@@ -81,10 +81,10 @@ class Run:
         """Open the log of the run; None if the result goes to no file.
 
         Args:
-            options: Of the command, settled.
+            options: Settled options of the command.
             pair: The models; hashes of them are part of the configuration.
-            arbiters: By spec; hashes of trained ones are part of the configuration.
-            **about: More that the result depends on, such as hashes of the problems.
+            arbiters: Arbiters by spec; hashes of trained ones are part of the configuration.
+            **about: Other inputs of the result, such as hashes of the problems.
 
         Raises:
             ConfigError: There is an interrupted run with another configuration, or the result was

@@ -14,7 +14,7 @@ Tracker: TypeAlias = Callable[[Json], None]
 
 
 def open_trackers(folder: Path, settings: Json, wandb_project: str | None) -> list[Tracker]:
-    """TensorBoard where it is installed, and W&B where a project is named.
+    """Open TensorBoard if it is installed, and W&B if a project is named.
 
     Raises:
         MissingExtraError: A project is named, and wandb is not installed.

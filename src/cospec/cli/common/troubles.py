@@ -14,7 +14,7 @@ _KEPT = {
     "reproduce": "What is finished is kept, and the same command resumes it.",
     "train": "Finished rounds are kept in the folder --out, and the same command resumes there.",
 }
-"""By verb, what an interruption leaves; of the other verbs nothing is resumed."""
+"""Sentence on resuming after an interruption, by verb; other verbs cannot resume."""
 _OTHER = " Other settings are another run, and need another file or folder."
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -26,7 +26,7 @@ def sentence_for(error: BaseException, verb: str = "") -> str | None:
 
     Args:
         error: The failure.
-        verb: Of the command that failed.
+        verb: Verb of the command that failed.
     """
     kept = f" {_KEPT[verb]}" if verb in _KEPT else ""
     if isinstance(error, OSError) and error.errno in _FULL | _CLOSED | _IN_THE_WAY:

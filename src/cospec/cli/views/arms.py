@@ -15,11 +15,11 @@ from cospec.results import Json
 from cospec.text import visible
 
 Columns: TypeAlias = Mapping[str, Callable[[Json], str]]
-"""By head of a column, what it shows of an arm."""
+"""Function that shows a column's number of an arm, by the column's head."""
 
 
 def _over(name: str) -> Callable[[Json], str]:
-    """A speed-up; a dash for an arm with one turn, of which nobody knows how it would scatter."""
+    """A speed-up; a dash for an arm with one timed turn, whose spread is unknown."""
     return lambda arm: "-" if is_timed_once(arm) else f"{arm[f'speedup_vs_{name}']:.2f}x"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def standing(records: Sequence[Json]) -> str:
-    """Return what some records say so far, in a line."""
+    """Return a line that sums up the records so far."""
     played = [m for record in records for m in record["mismatches"]]
     saved = sum(m["draft_correct"] and not m["target_correct"] for m in played)
     right = sum(record["correct"] for record in records)

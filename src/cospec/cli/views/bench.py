@@ -95,7 +95,7 @@ _COLUMNS: Columns = {
 
 
 def print_cells(cells: Sequence[Json]) -> None:
-    """A table a cell."""
+    """Print one table for each cell."""
     console = Console(soft_wrap=True, highlight=False)
     for cell in cells:
         title = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"

@@ -49,7 +49,7 @@ _COLUMNS: dict[str, Callable[[Json], str]] = {
 
 
 def print_comparison(cells: Sequence[Json]) -> None:
-    """A table a cell: quality and speed of each arm in both runs."""
+    """Print one table for each cell: quality and speed of each arm in both runs."""
     console = table_console(FILE_WIDTH + 8)  # names have settings beside them
     for cell in cells:
         title = f"{cell['task']}, batch {cell['batch_size']}, temperature {cell['temperature']:g}"

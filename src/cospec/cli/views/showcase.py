@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cospec.types import Completion
 
 _MAX_CANDIDATES = 5
-"""Problems decoded in search of one; in half precision, or with an arbiter that rules by chance, a
-problem by itself may come out unlike in a batch."""
+"""Most problems decoded in search of one. In half precision, or with an arbiter that rules by
+chance, a problem by itself may come out differently than in a batch."""
 _MAX_LISTED = 10
 
 
@@ -34,7 +34,7 @@ class Shown:
 
     example: Example
     is_saved: bool
-    """The target alone gets it wrong, and the arbiter's arm right."""
+    """True if the target alone gets it wrong, and the arbiter's arm right."""
     targets_answer: str | None
     painted: Text
     completion: Completion
@@ -44,7 +44,7 @@ def pick(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> Shown 
     """Pick a problem that an override saved, or if there is none, one with an override.
 
     Returns:
-        One with the fewest overrides; None if there was no override at all.
+        Problem with the fewest overrides; None if there was no override at all.
     """
     ours, target = (_of_arm(evaluation, rows, arm) for arm in (engine.arbiter.name, TARGET))
     places = [i for i, row in enumerate(ours) if row["num_overrides"]]
@@ -61,7 +61,7 @@ def pick(evaluation: Evaluation, engine: Engine, rows: Sequence[Json]) -> Shown 
 
 
 def show(evaluation: Evaluation, engine: Engine, shown: Shown | None) -> None:
-    """Print what was picked."""
+    """Print the problem that was picked."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     name = engine.arbiter.name
     if shown is None:
@@ -92,7 +92,7 @@ def _of_arm(evaluation: Evaluation, rows: Sequence[Json], arm: str) -> list[Json
 
 
 def _decode(evaluation: Evaluation, engine: Engine, place: int) -> tuple[Text, Completion]:
-    """One problem again, in colour."""
+    """Decode one problem again, in colour."""
     assert engine.pair.tokenizer is not None
     painter, text = Painter(engine.pair.tokenizer), Text()
     for delta in engine.stream([evaluation.prompts[place]], evaluation.samplings[place]):
