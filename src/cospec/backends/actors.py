@@ -22,19 +22,19 @@ class Actors:
     """Actors of one class; one that dies is replaced.
 
     Args:
-        kind: Their class. It is called with the factory.
+        kind: Class of the actors, called with the factory.
         factory: Makes what an actor works with; it is pickled.
         num_replicas: Actors to start.
-        address: Of a Ray cluster; by default one is started here.
-        gpus: GPUs of one machine that each gets, reserved by a placement group of its own. A
+        address: Address of a Ray cluster; by default one is started here.
+        gpus: GPUs of one machine for each actor, reserved by a placement group of its own. A
             cluster without GPUs decodes on CPUs.
 
     Attributes:
-        ray: The module.
+        ray: The ``ray`` module.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ConfigError: The cluster has no room for them, or Ray is told not to part its GPUs.
+        ConfigError: The cluster has no room for the actors, or Ray may not assign GPUs to them.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Actors:
         return self._actors[n]
 
     def ask_first(self, call: Callable[[Any], Any]) -> Any:  # Any: an actor, an ObjectRef, a result
-        """Return what the first replica answers to a call; it is started again if it has died.
+        """Return the first replica's answer to a call; it is started again if it has died.
 
         Raises:
-            BackendError: It failed three times, as where a model is missing on its machine.
+            BackendError: It failed three times, for example since its machine lacks a model.
         """
         for _ in range(MAX_TRIES):
             try:
@@ -87,11 +87,11 @@ class Actors:
         ) from error
 
     def recover(self, error: Exception, n: int) -> None:
-        """Replace a replica that died; raise what trying again cannot help.
+        """Replace a replica that died; raise errors that another try cannot help.
 
         Raises:
-            CospecError: The replica said that the work cannot be done as it was asked for.
-            BackendError: Its machine is gone, and there is no other for it.
+            CospecError: The replica raised it, since the work cannot be done as asked for.
+            BackendError: The replica's machine is gone, and there is no other for it.
         """
         cause = getattr(error, "cause", None)
         if isinstance(cause, CospecError):
@@ -139,7 +139,7 @@ class Actors:
 
 
 def last_line(error: Exception) -> str:
-    """Return what an error of an actor says, without the traceback in it."""
+    """Return the message of an actor's error, without the traceback in it."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
 
 
@@ -150,7 +150,7 @@ def _connect(address: str | None, num_replicas: int) -> Any:  # Any: the module
     except ImportError:
         raise MissingExtraError("Ray", "ray") from None
     if not ray.is_initialized():
-        is_ours = address is None and not os.environ.get("RAY_ADDRESS")  # Ray's, in its own jobs
+        is_ours = address is None and not os.environ.get("RAY_ADDRESS")  # Ray sets it in its jobs
         here = {"num_cpus": num_replicas, "include_dashboard": False} if is_ours else {}
         ray.init(address, log_to_driver=False, logging_level="warning", **here)
     return ray

@@ -2,8 +2,8 @@
 
 An item carries all that decides its text: the prompt, its settings, and its own stream of random
 numbers. So items may be decoded in any order, in any batch, by any replica, and again after a
-crash, with one result. A handle is the backend's own (caches, token ids, the name of a replica);
-nobody else looks into it.
+crash, with the same result. A handle is the backend's own (caches, token ids, the name of a
+replica); nobody else looks into it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BranchPoint:
 
 
 def foreign(handle: object) -> ConfigError:
-    """The error for a branch whose rollout has no handle, or one of another backend."""
+    """Return the error for a branch whose rollout has no handle, or another backend's."""
     what = "no handle" if handle is None else f"a handle ({type(handle).__name__}) of another one"
     return ConfigError(
         f"the rollout of a branch has {what}, and this backend needs its own; complete the item "
@@ -92,7 +92,7 @@ class RolloutBackend(Protocol):
         Args:
             items: Prompts.
             arbiter: Rules at mismatches.
-            keep_handles: Keep what `branch` needs; it is freed with the rollouts.
+            keep_handles: Keep the data that `branch` needs; it is freed with the rollouts.
         """
         ...
 
@@ -102,13 +102,13 @@ class RolloutBackend(Protocol):
         """Play branches out, in the order of the points.
 
         Args:
-            points: Where they leave.
+            points: Points at which the branches leave their rollouts.
             arbiter: Rules at mismatches.
-            keep_handles: Keep what branches that leave these branches need.
+            keep_handles: Keep the data that branches off these branches need.
 
         Returns:
-            The whole completion of each, whose trace and counts (but for `num_tokens`) begin after
-            the point's token.
+            The whole completion of each branch. Its trace and counts (except `num_tokens`) begin
+            after the point's token.
 
         Raises:
             ConfigError: A rollout was made by another backend, or without handles.

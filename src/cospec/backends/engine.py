@@ -23,7 +23,7 @@ class EngineBackend:
 
     Args:
         pair: The models, which are not changed.
-        config: How to draft and batch.
+        config: Block length, batch size and other decoding options.
         on_finished: Called with the number of completions that each block of decoding ended.
     """
 
@@ -57,10 +57,10 @@ class EngineBackend:
         return self._rollouts(ends, keep_handles)
 
     def as_branch(self, point: BranchPoint) -> engine.Branch:
-        """Return the engine's own branch of a point, with draws of its own.
+        """Return a point as a branch of the engine, with the point's own draws.
 
         Raises:
-            ConfigError: Its rollout is of another pair, or has no handle.
+            ConfigError: Its rollout comes from another pair, or has no handle.
         """
         match point.rollout.handle:
             case (pair, engine.Rollout() as left) if pair is self.pair:

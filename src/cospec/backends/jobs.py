@@ -37,12 +37,15 @@ class Decoder(Protocol):
         *,
         streams: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Complete all prompts, in their order; `streams` are those of their seeds, or places."""
+        """Complete all prompts, in their order.
+
+        Each draws from the stream of its seed that `streams` has for it, by default its index.
+        """
         ...
 
 
 class Decoders(Protocol):
-    """Makes decoders, of one kind of engine."""
+    """Makes decoders with one kind of engine."""
 
     def plain(self, role: Literal["target", "draft"], config: DecodeConfig) -> Decoder:
         """Return a decoder with one model alone."""
@@ -64,7 +67,7 @@ class Job:
     decoder: Decoder
     prompts: Sequence[Prompt]
     sampling: Sequence[SamplingConfig]
-    """One a prompt."""
+    """Settings of each prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,8 @@ class Player(Protocol):
         """Yield each job when it is done, in any order.
 
         Args:
-            jobs: Groups one after the other.
-            warm_up: Played first by each engine that plays a job of the same name; not yielded.
+            jobs: Jobs, one group after the other.
+            warm_up: Jobs that each engine plays before its first one of that name; not yielded.
         """
         ...
 
@@ -103,8 +106,8 @@ def timed(
 ) -> tuple[list[Completion], float]:
     """Complete prompts; return the completions and the seconds that it took.
 
-    Each has a seed of its own, and draws from one stream of it. So what is drawn for a problem does
-    not depend on the others of its chunk.
+    Each prompt has its own seed and draws from one stream of it. So the draws for a problem do not
+    depend on the others in its chunk.
     """
     device = decoder.pair.target.device
     start = _now(device)
@@ -113,6 +116,6 @@ def timed(
 
 
 def _now(device: torch.device) -> float:
-    """The clock, once the device has done all it was given."""
+    """Read the clock, once the device has finished its work."""
     synchronize(device)
     return time.perf_counter()

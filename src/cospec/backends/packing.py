@@ -27,12 +27,12 @@ _step_values = attrgetter(*_STEP)
 _mismatch_values = attrgetter(*(f.name for f in fields(MismatchTrace) if f.name != "features"))
 
 _Values = list[Any]
-"""Fields of a `StepTrace` in order, each mismatch in place of it a tuple of its fields."""
+"""Fields of a `StepTrace` in order, with each mismatch as a tuple of its fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Rollouts without handles and traces, their traces as tuples, and the features apart."""
+    """Rollouts without handles; their traces as tuples, and all features in one tensor."""
 
     rollouts: list[Rollout]
     traces: list[list[_Values]]
@@ -43,7 +43,7 @@ class Packed:
 
 
 def pack(rollouts: Sequence[Rollout]) -> Packed:
-    """Take traces and features out of rollouts, and their handles away."""
+    """Take traces and features out of rollouts, and drop their handles."""
     steps = [step for one in rollouts for step in one.completion.trace]
     found = [m.features for step in steps for m in step.mismatches]
     some = [features for features in found if len(features)]
@@ -72,7 +72,7 @@ def _values(step: StepTrace) -> _Values:
 
 
 def _step(values: _Values, features: Iterator[Tensor]) -> StepTrace:
-    """Return the block of plain values, with the features that are next."""
+    """Make a block from plain values, with the next features."""
     whole = values.copy()
     whole[_PLACE] = tuple(MismatchTrace(*(*m, next(features))) for m in values[_PLACE])
     return StepTrace(*whole)

@@ -1,11 +1,11 @@
 """Rollouts on many engines: one Ray actor a replica, and a queue of work.
 
 Items carry their own random numbers, so that any replica may decode any item, in any order, and
-again: results depend neither on the number of replicas nor on who died. A branch goes to the
+again: results depend neither on the number of replicas nor on their crashes. A branch goes to the
 replica that holds its rollout; if that one has died, its successor decodes the rollout again first.
 
 Work is handed out in chunks. A chunk that fails is taken apart into its items, and an item that
-fails `MAX_TRIES` times is reported by name. This file knows nothing of what a replica runs.
+fails `MAX_TRIES` times is reported by name. This file knows nothing about the replicas' backends.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class BranchStep(NamedTuple):
 
 @dataclass(eq=False)
 class Handle:
-    """A rollout that a replica holds, with all that it takes to make it again.
+    """A rollout that a replica holds, with all data to make it again.
 
-    It knows its way from an item, and no other handle: that would keep all rollouts on the way.
+    It has the steps from an item to the rollout, and no other handle, which would keep all rollouts
+    on the way.
     """
 
     owner: str
@@ -55,12 +56,12 @@ class Handle:
     key: int
     token_ids: tuple[int, ...]
     root: Item
-    arbiter: Any  # Any: an ObjectRef, of the root's arbiter
+    arbiter: Any  # Any: an ObjectRef to the root's arbiter
     steps: tuple[BranchStep, ...] = ()
 
 
 class Left(NamedTuple):
-    """A branch point, on its way to a replica: its rollout is named by the handle."""
+    """A branch point on its way to a replica; the handle names its rollout."""
 
     handle: Handle
     position: int
@@ -71,10 +72,10 @@ class Left(NamedTuple):
 
     @classmethod
     def of(cls, point: BranchPoint, owner: str) -> Left:
-        """Return what a replica of the backend `owner` needs of a point.
+        """Return a point in the form that replicas of the backend `owner` take.
 
         Raises:
-            ConfigError: Its rollout is not of this backend.
+            ConfigError: Its rollout was not made by this backend.
         """
         handle = point.rollout.handle
         if not isinstance(handle, Handle) or handle.owner != owner:
@@ -106,8 +107,8 @@ class Replica:
         """Complete items, or play branches out.
 
         Args:
-            works: All of one kind.
-            keys: Under which the rollouts are held; None to hold none.
+            works: Only items, or only branch points.
+            keys: Keys under which the rollouts are held; None to hold none.
             arbiter: Rules at mismatches.
             forget: Keys that nobody will ask for again.
         """
@@ -130,7 +131,7 @@ class Replica:
     def _point(self, left: Left) -> BranchPoint:
         """Return the point as the backend takes it, on a rollout that it holds."""
         handle = left.handle
-        if handle.key not in self._held:  # it was another replica's, which has died
+        if handle.key not in self._held:  # the replica that held it has died
             self._held[handle.key] = self._again(handle)
         rollout, shared = self._held[handle.key], left.position
         if tuple(rollout.completion.token_ids[:shared]) != handle.token_ids[:shared]:
@@ -153,7 +154,7 @@ class Replica:
 
 @dataclass
 class _Task:
-    """Some work of a call, by its places in it."""
+    """Some work of a call, by its indices in the call."""
 
     places: list[int]
     home: int | None = None
@@ -165,11 +166,11 @@ class RayBackend:
 
     Args:
         factory: Makes a replica's backend; it is pickled.
-        num_replicas: How many.
-        address: Of a Ray cluster; by default one is started here.
-        chunk_size: Most work that a replica gets at a time.
-        gpus_per_replica: GPUs of one machine that each replica gets, reserved by a placement group
-            of its own; with tensor parallelism as many as a model is spread over. A cluster without
+        num_replicas: Number of replicas.
+        address: Address of a Ray cluster; by default one is started here.
+        chunk_size: Most items or branches that a replica gets at a time.
+        gpus_per_replica: GPUs of one machine for each replica, reserved by a placement group of its
+            own; with tensor parallelism, the number that a model is spread over. A cluster without
             GPUs decodes on CPUs.
 
     Attributes:
@@ -235,7 +236,7 @@ class RayBackend:
         waiting, running = deque(tasks), dict[Any, tuple[_Task, int, list[int] | None]]()
         try:
             return self._drain(works, waiting, running, arbiter, keep_handles)
-        finally:  # after an error these go on, and nobody will ask for what they hold
+        finally:  # after an error these go on, and nobody will ask for their rollouts
             for _, n, keys in running.values():
                 self._dead[n].extend(keys or ())
 

@@ -28,9 +28,9 @@ class Way(NamedTuple):
     """One way to decode, as a replica makes it."""
 
     key: int
-    """The same key is the same decoder."""
+    """Number of the decoder: equal keys stand for the same one."""
     who: Literal["target", "draft"] | Arbiter
-    """One model alone, or who rules over both."""
+    """Model that decodes alone, or the arbiter over both models."""
     config: DecodeConfig
 
 
@@ -39,7 +39,7 @@ class ArmReplica:
     """The part that runs in an actor: the decoders of the arms, made when they are first used.
 
     Args:
-        factory: Makes what makes them.
+        factory: Makes the `Decoders` of the replica.
     """
 
     factory: Callable[[], Decoders]
@@ -109,11 +109,11 @@ class RayDecoders:
     """Makes decoders that run on replicas, and plays jobs on them.
 
     Args:
-        pair: A copy of the models in this process: their tokenizer is used.
-        factory: Makes what makes a replica's decoders; it is pickled.
-        num_replicas: How many.
-        address: Of a Ray cluster; by default one is started here.
-        gpus_per_replica: GPUs of one machine that each replica gets.
+        pair: A copy of the models in this process; its tokenizer is used.
+        factory: Makes the `Decoders` of a replica; it is pickled.
+        num_replicas: Number of replicas.
+        address: Address of a Ray cluster; by default one is started here.
+        gpus_per_replica: GPUs of one machine for each replica.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -196,7 +196,7 @@ class _Playing:
             yield JobResult(job, completions, seconds)
 
     def _next(self, n: int) -> None:
-        """Give a replica its next job: of its group, or the first of a group that waits."""
+        """Give a replica the next job of its group, or the first one of a waiting group."""
         if not self._mine[n]:
             if not self._waiting:
                 return
@@ -209,7 +209,7 @@ class _Playing:
 
     def _send(self, job: Job, n: int) -> Any:  # Any: an ObjectRef
         decoder = job.decoder
-        assert isinstance(decoder, RemoteDecoder), "jobs are of decoders that were made here"
+        assert isinstance(decoder, RemoteDecoder), "jobs have decoders that were made here"
         return self._actors[n].decode.remote(decoder.shared, job.prompts, job.sampling)
 
     def _count(self, job: Job, error: Exception) -> None:

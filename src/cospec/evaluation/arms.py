@@ -52,13 +52,13 @@ def make_arms(
     decode: DecodeConfig | None = None,
     decoders: Decoders | None = None,
 ) -> list[Arm]:
-    """The arms target, draft and lossless, and one for each arbiter under its name.
+    """Return the arms target, draft and lossless, and one for each arbiter under its name.
 
     Args:
         pair: The models.
-        arbiters: A spec and the arbiter that it names; the lossless one adds no second arm.
-        decode: How to draft and batch.
-        decoders: Makes what decodes each arm; by default the engine of this package.
+        arbiters: Pairs of a spec and its arbiter; the lossless one adds no second arm.
+        decode: Block length, batch size and other decoding options.
+        decoders: Makes the decoder of each arm; by default the engine of this package.
 
     Raises:
         ConfigError: Two arms would have the same name.

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 Place = tuple[str, int, float]
 """Task, batch size and temperature of a cell."""
-_DECODE = tuple(name for name in DECIDING if name != "num_speculative_tokens")  # of each arm
+_DECODE = tuple(name for name in DECIDING if name != "num_speculative_tokens")  # k is each arm's
 _MODELS = ("pair", "target", "draft")
 _OF_PROBLEMS = ("metadata", "prompts")
 
 
 def conditions(document: Json) -> Json:
-    """All that two runs have to share for their difference to be one of arms, by key.
+    """Return the conditions that two runs must share if only their arms are to differ, by key.
 
-    What a document does not record is left out; the version of CoSpec and its commit are what one
-    may want to compare, and no conditions.
+    Conditions that a document does not record are left out. The version of CoSpec and its commit
+    are no conditions, since one may want to compare them.
     """
     config, provenance = document["config"], document["provenance"]
     evaluation, models = config["evaluation"], config.get("models", {})
@@ -61,14 +61,14 @@ def conditions(document: Json) -> Json:
 
 
 def differences(a: Json, b: Json) -> dict[str, tuple[object, object]]:
-    """Conditions that both documents record and that are not the same, by key.
+    """Return conditions that both documents record with different values, by key.
 
     Names of models count where a document has no hash of their weights.
     """
     ours, theirs = conditions(a), conditions(b)
     names = _MODELS if "fingerprint" in ours and "fingerprint" in theirs else ()
     if ours["problems"] != theirs["problems"]:
-        names = (*names, *_OF_PROBLEMS)  # of course
+        names = (*names, *_OF_PROBLEMS)  # these differ in any case
     return {
         key: (ours[key], theirs[key])
         for key in ours
@@ -81,11 +81,11 @@ def check_alike(a: Json, b: Json, allow: Collection[str] = ()) -> None:
 
     Args:
         a: A result document.
-        b: Another one.
+        b: Another result document.
         allow: Conditions that may differ, by key; ``versions`` stands for those of all libraries.
 
     Raises:
-        ConfigError: Others differ, all of which are listed; or a key is unknown.
+        ConfigError: Other conditions differ (the message lists all), or a key is unknown.
     """
     known = {"versions", *conditions(a), *conditions(b)}
     for key in allow:
@@ -109,19 +109,19 @@ def compare(a: Json, b: Json, *, any_task: bool = False) -> list[Json]:
 
     Args:
         a: A result document of ``eval`` or ``bench`` (``demo`` and ``calibrate`` have its shape).
-        b: Another one; see `check_alike`.
-        any_task: The task may differ, as where one file has two names. Cells are paired by batch
-            size and temperature, and problems by id.
+        b: Another one, made under the same conditions (`check_alike`).
+        any_task: Allow different tasks, as where one file has two names. Cells are then paired by
+            batch size and temperature, and problems by id.
 
     Returns:
-        For each cell that both have: ``task``, ``batch_size``, ``temperature``, and for each common
-        arm that is no ceiling its ``name``, ``num_problems``, ``num_right``, ``settings``,
-        ``num_turns`` (None where a file has no times of turns), ``tokens_per_s`` and
-        ``speedup_vs_target`` in both, the paired comparison
-        (see `paired`; wins are those of b), ``speed_ratio`` (seconds a problem in a over those in
-        b), ``forwards_ratio`` (the same of target forwards; both None where a file has problems
-        that the other lacks) and ``num_texts_unlike`` (None if one of them keeps no texts); and
-        ``only_in_a`` and ``only_in_b``, names of other arms.
+        An entry for each common cell: ``task``, ``batch_size``, ``temperature``, ``arms``, and the
+        names of other arms, ``only_in_a`` and ``only_in_b``. Each common arm that is no ceiling has
+        ``name``, ``num_problems``, ``num_right``, ``settings``, ``num_turns`` (None where a file
+        has no times of turns), ``tokens_per_s`` and ``speedup_vs_target`` in both, and the paired
+        comparison (see `paired`; wins are those of b). It also has ``speed_ratio`` (seconds a
+        problem in a over those in b) and ``forwards_ratio`` (the same for target forwards), both
+        None where a file has problems that the other lacks. ``num_texts_unlike`` is None if one of
+        them keeps no texts.
 
     Raises:
         ConfigError: They have no cell, or no problem, in common.
@@ -143,7 +143,7 @@ def compare(a: Json, b: Json, *, any_task: bool = False) -> list[Json]:
 
 
 def _renamed(theirs: dict[Place, Json], ours: dict[Place, Json]) -> dict[Place, Json]:
-    """Cells under the task of other cells, where each document has one task alone."""
+    """Return cells under the task of other cells, if each document has only one task."""
     (task, *more), others = {task for task, _, _ in ours}, {task for task, _, _ in theirs}
     if more or len(others) > 1:
         return theirs
@@ -155,7 +155,7 @@ def _named(places: Collection[Place]) -> str:
 
 
 def _cells(document: Json) -> dict[Place, Json]:
-    """The cells of a document; one with arms of its own is a cell."""
+    """Return the cells of a document; a document with arms of its own is one cell."""
     cells = document.get("cells")
     if cells is None:
         evaluation = document["config"]["evaluation"]
@@ -170,7 +170,7 @@ def _cells(document: Json) -> dict[Place, Json]:
 
 
 def full_rows(cell: Json) -> dict[str, dict[str, Json]]:
-    """By arm and problem, the rows of a cell with every text in place, if it keeps texts."""
+    """Return the rows of a cell by arm and problem, with every text in place if it keeps texts."""
     if "ids" in cell:  # made by experiments/slim.py
         groups = [
             {} if group is None else {"group": group}
@@ -226,7 +226,7 @@ def _entry(a: Json, b: Json, rows_a: Sequence[Json], rows_b: Sequence[Json]) -> 
     """One arm in both runs."""
     seconds = [arm["seconds"] / arm["num_problems"] for arm in (a, b)]
     forwards = [arm["num_target_forwards"] / arm["num_problems"] for arm in (a, b)]
-    # Times and forwards are of all problems of a file: with others in one of them no ratio holds.
+    # Times and forwards cover all problems of a file: if one has others, there is no ratio.
     is_same = all(arm["num_problems"] == len(rows_a) for arm in (a, b))
     both = list(zip(rows_a, rows_b, strict=True))
     has_texts = all(row["text"] is not None for rows in both for row in rows)
@@ -250,7 +250,7 @@ def worse_arms(cells: Sequence[Json], alpha: float) -> list[str]:
 
     Args:
         cells: From `compare`.
-        alpha: Chance of naming any arm at all if none is worse, at most (Bonferroni).
+        alpha: Largest probability of naming any arm if none is worse (Bonferroni).
     """
     entries = [(cell, arm) for cell in cells for arm in cell["arms"]]
     return [

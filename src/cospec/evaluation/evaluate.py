@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CHUNK_SIZE, _BATCHES_PER_CHUNK = 32, 4
 _NUM_CHUNKS = 5
-"""Fewer tell nothing of the spread of a speed-up (`cospec.evaluation.stats.speedup_interval`)."""
+"""Fewer chunks do not show the spread of a speed-up (see `evaluation.stats.speedup_interval`)."""
 _NUM_WARM_UP_PROMPTS, _NUM_WARM_UP_TOKENS = 2, 8
 
 
@@ -41,31 +41,31 @@ class Evaluation:
     """Arms on the problems of a task.
 
     Args:
-        arms: From `make_arms`.
+        arms: Arms from `make_arms`.
         task: Makes the prompts and scores the answers.
         examples: The problems.
         max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
-            leaves fewer in the pair's context gets those, in every arm.
-        seed: For arbiters that rule by chance, and for sampling.
-        temperature: Of sampling; 0 is greedy.
+            leaves room for fewer in the pair's context gets as many as fit, in every arm.
+        seed: Seed of sampling, and of arbiters that rule by chance.
+        temperature: Temperature of sampling; 0 is greedy.
         chunk_size: Problems of a chunk, a few more where the last chunk would be small. If None, it
             is 4 batches and at least 32; or less, down to one batch, so that there are 5 chunks.
-        exact_prefix_tokens: No arbiter keeps a draft's token among so many first ones of an answer.
+        exact_prefix_tokens: Number of first tokens of each answer without overrides.
         play: Decodes the chunks; by default in this process.
 
     Attributes:
-        first_arm: Place of the arm that begins; the seed picks it, so that it is not always the
-            target that is decoded first.
+        first_arm: Index of the arm that begins. The seed picks it, so that the target is not always
+            decoded first.
         arms: As given.
         task: As given.
         examples: As given.
-        prompts: One an example.
-        samplings: One an example.
+        prompts: Prompt of each example.
+        samplings: Settings of each example.
         max_new_tokens: As given, or the task's.
         temperature: As given.
         exact_prefix_tokens: As given.
-        chunks: Places of the examples of each chunk.
-        num_short_of_room: Prompts that the context leaves fewer than `max_new_tokens`.
+        chunks: Indices of the examples of each chunk.
+        num_short_of_room: Number of prompts that leave room for fewer than `max_new_tokens`.
 
     Raises:
         ConfigError: A number is below 1, or the pair has no tokenizer.
@@ -111,7 +111,7 @@ class Evaluation:
         self.num_short_of_room = sum(
             s.max_new_tokens < limit for s, limit in zip(samplings, limits, strict=True)
         )
-        # Of its own, so that what is drawn for a problem depends on no other (`jobs.timed`).
+        # Each has its own seed, so that its draws depend on no other problem (`jobs.timed`).
         self.samplings = [
             replace(s, seed=seed + i, exact_prefix_tokens=exact_prefix_tokens)
             for i, s in enumerate(samplings)
@@ -122,7 +122,7 @@ class Evaluation:
         ]
 
     def config(self) -> Json:
-        """All that the rows and times depend on, but for the models and the machine."""
+        """Return all that the rows and times depend on, except the models and the machine."""
         engine = self.arms[-1].engine
         return {
             "arms": [arm.name for arm in self.arms],
@@ -140,14 +140,14 @@ class Evaluation:
         }
 
     def turns(self, done: Iterable[Turn] = (), *, warm_up: bool = True) -> Iterator[Turn]:
-        """Every arm on every chunk, after a warm-up that is not timed.
+        """Play every arm on every chunk, after a warm-up that is not timed.
 
         Args:
             done: Turns of an interrupted run, which are not played again.
             warm_up: Leave the warm-up out if False, where no time is reported.
 
         Yields:
-            All turns, those that were done first.
+            All turns, finished ones first.
         """
         done = list(done)
         yield from done
@@ -163,9 +163,9 @@ class Evaluation:
             yield Turn(one.job.group, one.job.name, one.seconds, rows)
 
     def result(self, turns: Iterable[Turn]) -> Json:
-        """The parts of a result document: ``arms``, ``rows`` and the times of ``chunks``.
+        """Return the parts of a result document: ``arms``, ``rows`` and the times of ``chunks``.
 
-        For a mixture there is ``parts`` as well: how good each arm is on each of its tasks.
+        For a mixture there is ``parts`` as well: the quality of each arm on each of its tasks.
         """
         turns = list(turns)
         tasks = {example.id: self.task.part_of(example).name for example in self.examples}
@@ -177,7 +177,7 @@ class Evaluation:
         }
 
     def _order(self) -> list[tuple[int, Arm]]:
-        """Chunk by chunk, the starting arm moving on by one."""
+        """Return the turns chunk by chunk; the starting arm moves on by one."""
         num_arms = len(self.arms)
         return [
             (chunk, self.arms[(self.first_arm + chunk + i) % num_arms])
@@ -186,7 +186,7 @@ class Evaluation:
         ]
 
     def _job(self, arm: Arm, chunk: int) -> Job:
-        """Return what an arm has to decode of a chunk."""
+        """Return the job of an arm on a chunk."""
         members = self.chunks[chunk]
         prompts = [self.prompts[i] for i in members]
         samplings = [self.samplings[i] for i in members]
@@ -216,19 +216,20 @@ class Evaluation:
 
 
 def default_chunk_size(num_problems: int, batch_size: int, num_engines: int = 1) -> int:
-    """Return the size of chunks of several batches, or of one batch where they would be too few.
+    """Return a chunk size of several batches, or down to one where chunks would be too few.
 
     Args:
-        num_problems: To share out.
-        batch_size: Of the engines.
-        num_engines: That play chunks at the same time, each at least one if there are enough.
+        num_problems: Number of problems to share out.
+        batch_size: Batch size of the engines.
+        num_engines: Number of engines that play chunks at the same time. Each gets at least one
+            chunk if there are enough problems.
     """
     most = max(_CHUNK_SIZE, _BATCHES_PER_CHUNK * batch_size)
     return max(batch_size, min(most, num_problems // max(_NUM_CHUNKS, num_engines)))
 
 
 def _chunks(num_problems: int, chunk_size: int) -> list[range]:
-    """Consecutive chunks of at least `chunk_size`, as equal as can be; one if there are too few."""
+    """Return consecutive chunks of at least `chunk_size`, nearly equal; one of all if too few."""
     check_least(1, chunk_size=chunk_size)
     num_chunks = max(1, num_problems // chunk_size)
     edges = [num_problems * i // num_chunks for i in range(num_chunks + 1)]

@@ -39,7 +39,7 @@ def describe_arbiter(arbiter: Arbiter) -> Json:
     """Return a hash of a trained arbiter and its revision on the hub, or of a memory's file."""
     if isinstance(arbiter, CSD) and arbiter.memory != TUNE:
         digest = hashlib.sha256(arbiter.pairs.contiguous().numpy().tobytes())
-        if (arbiter.weights != 1).any():  # of an audit that played some branches
+        if (arbiter.weights != 1).any():  # from an audit that played some branches
             digest.update(arbiter.weights.contiguous().numpy().tobytes())
         return {"num_mismatches": len(arbiter.pairs), "sha256": digest.hexdigest()}
     if not isinstance(arbiter, LearnedArbiter):
@@ -54,15 +54,15 @@ def describe_arbiter(arbiter: Arbiter) -> Json:
         values = weight.detach().float().cpu().contiguous().numpy().tobytes()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + values)
     found = {"sha256": digest.hexdigest()}
-    if arbiter.folder is not None and arbiter.folder.parent.name == "snapshots":  # of the hub
+    if arbiter.folder is not None and arbiter.folder.parent.name == "snapshots":  # from the hub
         found["revision"] = arbiter.folder.name
     return found
 
 
 def describe_problems(examples: Sequence[Example]) -> Json:
-    """Return the number of problems, and hashes of what they are and of all else that they have.
+    """Return the number of problems, and hashes of their texts and of their metadata.
 
-    A scorer may read the latter: tests of a program, a gold query, a row of one's own.
+    A scorer may read metadata: tests of a program, a gold query, a row of one's own.
     """
     problems = [[e.id, e.question, e.answer] for e in examples]
     return {
@@ -73,7 +73,7 @@ def describe_problems(examples: Sequence[Example]) -> Json:
 
 
 def describe_prompts(prompts: Sequence[list[int] | PairPrompt]) -> Json:
-    """Return a hash of what the models read."""
+    """Return a hash of the token ids that the models read."""
     ids = [[one.target, one.draft] if isinstance(one, PairPrompt) else one for one in prompts]
     return {"prompts_sha256": _digest(ids)}
 
@@ -101,10 +101,10 @@ def _json(value: object) -> str:
 
 
 def score_once(task: Task) -> Callable[[Example, str], Score]:
-    """Return the scorer of a task, which looks at each text of a problem once.
+    """Return a scorer for a task that scores each text of a problem only once.
 
-    Most arms, all repeats and many branches write a text that another wrote, and a scorer may run
-    a program. Problems are told apart by their ids.
+    Most arms, all repeats and many branches write a text that another one wrote, and a scorer may
+    run a program. Problems are told apart by their ids.
     """
     known: dict[tuple[str, str], Score] = {}
 
@@ -131,7 +131,7 @@ def draft_prompt_ids(pair: ModelPair, task: Task, example: Example) -> list[int]
 
 
 def target_ids(prompt: list[int] | PairPrompt) -> Sequence[int]:
-    """Return what the target reads of a prompt of `encode_problems`."""
+    """Return the target's token ids in a prompt from `encode_problems`."""
     ids = prompt.target if isinstance(prompt, PairPrompt) else prompt
     assert not isinstance(ids, str)
     return ids
@@ -146,19 +146,19 @@ def encode_problems(
     temperature: float = 0.0,
     context_length: int | None = None,
 ) -> tuple[list[list[int] | PairPrompt], list[SamplingConfig]]:
-    """Prompts and settings of problems, one of each a problem.
+    """Return prompts and settings of problems, one of each for every problem.
 
     Args:
-        pair: What will answer them.
-        task: Makes the prompts, and says what ends an answer.
+        pair: Models that will answer the problems.
+        task: Makes the prompts, and defines where an answer ends.
         examples: The problems.
         max_new_tokens: Most tokens of an answer; the task's own number if None. A prompt that
-            leaves fewer in the context gets those.
-        seed: For sampling, and for arbiters that rule by chance.
-        temperature: Of sampling; 0 is greedy.
-        context_length: Most tokens of a prompt that both models read and its answer; the pair's own
-            number if None. Where the draft has a prompt of its own, each is held to the context of
-            its model.
+            leaves room for fewer gets as many as fit.
+        seed: Seed of sampling, and of arbiters that rule by chance.
+        temperature: Temperature of sampling; 0 is greedy.
+        context_length: Most tokens of a prompt that both models read, with its answer; the pair's
+            own number if None. Where the draft has a prompt of its own, each prompt is limited by
+            the context of its model.
 
     Raises:
         ConfigError: The pair has no tokenizer.
@@ -187,7 +187,7 @@ def encode_problems(
 
 
 def _room(example: Example, ids: list[int], context_length: int, reader: str = "pair") -> int:
-    """Tokens that the prompt leaves in the context of its reader."""
+    """Return the number of tokens that a prompt leaves in the context of its reader."""
     num_left = context_length - len(ids)
     if num_left < 1:
         whose = "" if reader == "pair" else f"{reader}'s "

@@ -1,10 +1,10 @@
 """Intervals and tests of a comparison; pure functions of counts and times.
 
 All intervals are at 95 %. Bootstraps have a fixed seed, so that the same data gives the same
-interval. They are percentile bootstraps over a few units, which are too narrow. So each end is
-moved away from the estimate by t_{n-1} / z * sqrt(n / (n - 1)), as in the expanded percentile
-interval of Hesterberg (2015, "What Teachers Should Know About the Bootstrap", The American
-Statistician 69, on small samples). numpy and scipy are imported on use.
+interval. They are percentile bootstraps over a few units, which are too narrow. So the distance of
+each end from the estimate is multiplied by t_{n-1} / z * sqrt(n / (n - 1)). This is the expanded
+percentile interval of Hesterberg (2015, "What Teachers Should Know About the Bootstrap", The
+American Statistician 69, on small samples). numpy and scipy are imported on use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Chunk: TypeAlias = tuple[float, int]
 
 _LEVEL = 0.95
 _PERCENTILES = (2.5, 97.5)
-_Z = 1.959963984540054  # of the normal law, at this level
+_Z = 1.959963984540054  # quantile of the normal law, at this level
 _NUM_RESAMPLES = 10_000
 _MIN_CHUNKS = 5
 
@@ -33,8 +33,8 @@ def wilson_interval(num_right: int, num_total: int) -> Interval:
     """Wilson's score interval (1927) of a share; it stays in [0, 1] and never has width 0.
 
     Args:
-        num_right: Those of `num_total` that are right.
-        num_total: At least 1.
+        num_right: Number of right ones.
+        num_total: Number of all, at least 1.
     """
     from scipy.stats import binomtest  # noqa: PLC0415  # takes a second
 
@@ -76,9 +76,9 @@ def sign_flip_p(changes: Sequence[int]) -> float:
 
 
 def accuracy_delta_interval(wins: int, losses: int, num_problems: int) -> Interval:
-    """Score interval of (wins - losses) / num_problems, of pairs.
+    """Score interval of (wins - losses) / num_problems, for paired answers.
 
-    It is that of Tango (1998, Statistics in Medicine 17, 891-908) with the continuity correction of
+    It is Tango's (1998, Statistics in Medicine 17, 891-908) with the continuity correction of
     Edwards (1948, Psychometrika 13, 185-187). At 0 it is then Edwards' form of McNemar's test:
     without the correction 4 wins and no loss would exclude 0, where McNemar's exact p is 0.125.
     Without wins and losses it is the exact bound of Clopper and Pearson (1934) on the share of
@@ -104,7 +104,8 @@ def tango_interval(
         wins: Problems that only ours got right.
         losses: Problems that only theirs got right.
         num_problems: All problems.
-        correction: By how much wins - losses may be off without being held against a difference.
+        correction: Continuity correction: subtracted from the distance of wins - losses from the
+            number that a difference predicts.
     """
     n, change = num_problems, wins - losses
 
@@ -131,14 +132,14 @@ def cluster_interval(
 ) -> Interval:
     """Bootstrap interval of a mean change over items that come in clusters, such as templates.
 
-    Where no cluster differs from another, resamples are all alike. There it is the interval over
+    Where no cluster differs from another, all resamples are alike. The interval is then that over
     items, as if they were independent.
 
     Args:
         clusters: Sum of the changes (-1, 0 or 1 each) and number of items of each cluster; there is
             at least one item.
-        over_items: The interval over items. By default it is that of the sums, as if no change of a
-            cluster undid another, which is too narrow where some did.
+        over_items: The interval over items. By default it is computed from the sums, which is too
+            narrow where changes of opposite sign cancel within a cluster.
     """
     found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0) or over_items
     if found is not None:
@@ -156,8 +157,9 @@ def share_interval(
     Where no cluster differs from another, it is Wilson's over the clusters that have items.
 
     Args:
-        clusters: Number of those that count, and of all items, of each; there is at least one item.
-        num_resamples: N, how often the clusters are drawn.
+        clusters: Number of counted items and of all items of each cluster; there is at least one
+            item.
+        num_resamples: Number of bootstrap resamples, N.
     """
     found = _over_clusters(clusters, num_resamples, 0.0)
     if found is not None:
@@ -188,7 +190,7 @@ def _over_clusters(
 def _widened(resampled: NDArray[np.float64], estimate: float, num_units: int) -> Interval:
     """Percentiles of resampled estimates, corrected for the number of units (Hesterberg 2015)."""
     import numpy as np  # noqa: PLC0415
-    from scipy.special import stdtrit  # noqa: PLC0415  # of scipy the part that loads fast
+    from scipy.special import stdtrit  # noqa: PLC0415  # the part of scipy that loads fast
 
     t = float(stdtrit(num_units - 1, (1 + _LEVEL) / 2))
     factor = t / _Z * math.sqrt(num_units / (num_units - 1))
@@ -197,7 +199,7 @@ def _widened(resampled: NDArray[np.float64], estimate: float, num_units: int) ->
 
 
 def speedup(theirs: Sequence[Chunk], ours: Sequence[Chunk]) -> float:
-    """Tokens a second of ours over those of theirs."""
+    """Return the tokens a second of ours over those of theirs."""
     their_rate, our_rate = (
         sum(tokens for _, tokens in part) / sum(seconds for seconds, _ in part)
         for part in (theirs, ours)
@@ -206,7 +208,7 @@ def speedup(theirs: Sequence[Chunk], ours: Sequence[Chunk]) -> float:
 
 
 def speedup_interval(theirs: Sequence[Chunk], ours: Sequence[Chunk]) -> Interval | None:
-    """Bootstrap interval of `speedup`, over chunks that each were measured once for both.
+    """Bootstrap interval of `speedup`, over chunks that were each measured once for both.
 
     Args:
         theirs: Seconds and tokens of each chunk.

@@ -41,11 +41,11 @@ _COUNTED = (
 
 
 def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list[Json]:
-    """One entry an arm, in the order of `arbiters`.
+    """Return one entry for each arm, in the order of `arbiters`.
 
     Args:
         turns: Every chunk once for every arm, in any order.
-        arbiters: By arm, the spec of its arbiter; None for plain decoding.
+        arbiters: Spec of each arm's arbiter, by name of the arm; None for plain decoding.
     """
     by_arm: dict[str, list[Turn]] = {name: [] for name in arbiters}
     for turn in sorted(turns, key=lambda turn: turn.chunk):
@@ -62,7 +62,7 @@ def summarize(turns: Iterable[Turn], arbiters: Mapping[str, str | None]) -> list
 
 
 def rows_by_arm(turns: Iterable[Turn]) -> dict[str, list[Json]]:
-    """By arm, its rows in the order of the problems."""
+    """Return the rows of each arm in the order of the problems."""
     rows: dict[str, list[Json]] = {}
     for turn in sorted(turns, key=lambda turn: turn.chunk):
         rows.setdefault(turn.arm, []).extend(turn.rows)
@@ -70,7 +70,7 @@ def rows_by_arm(turns: Iterable[Turn]) -> dict[str, list[Json]]:
 
 
 def against_both(arms: Sequence[Json], turns: Iterable[Turn]) -> list[Json]:
-    """Add to each arm how it compares with the draft and with lossless decoding (`paired`)."""
+    """Add to each arm its comparison with the draft and with lossless decoding (`paired`)."""
     rows = rows_by_arm(turns)
     return [
         arm | {f"vs_{other}": paired(rows[arm["name"]], rows[other]) for other in (DRAFT, LOSSLESS)}
@@ -83,7 +83,7 @@ def by_part(turns: Iterable[Turn], tasks: Mapping[str, str]) -> dict[str, list[J
 
     Args:
         turns: Every chunk once for every arm, in any order.
-        tasks: By id of a problem, the part that it is from.
+        tasks: Name of the part that each problem comes from, by id of the problem.
     """
     rows: dict[str, dict[str, list[Json]]] = {}
     for turn in sorted(turns, key=lambda turn: turn.chunk):
@@ -99,7 +99,7 @@ def by_part(turns: Iterable[Turn], tasks: Mapping[str, str]) -> dict[str, list[J
 
 
 def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
-    """Right answers of two arms on the same problems, row by row.
+    """Compare the right answers of two arms on the same problems, row by row.
 
     Args:
         ours: Rows with ``correct``.
@@ -107,8 +107,8 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
 
     Returns:
         Wins (only ours is right), losses, McNemar's exact p, and the difference in accuracy with
-        its interval, a point for an arm that is compared with itself. Where rows tell their
-        ``group``, the test and the interval as well in which groups are drawn, not problems.
+        its interval, a point for an arm that is compared with itself. Where rows have a ``group``,
+        also a test and an interval with groups as units.
     """
     pairs = [(a["correct"], b["correct"]) for a, b in zip(ours, theirs, strict=True)]
     wins, losses = pairs.count((True, False)), pairs.count((False, True))
@@ -123,15 +123,15 @@ def paired(ours: Sequence[Json], theirs: Sequence[Json]) -> Json:
 
 
 def p_value(arm: Json) -> float:
-    """Return the p of a comparison: that over groups where problems come in groups."""
+    """Return the p of a comparison, over groups where problems come in groups."""
     p: float = arm["group_p"] if "group_p" in arm else arm["mcnemar_p"]
     return p
 
 
 def _over_groups(ours: Sequence[Json], theirs: Sequence[Json], over_items: Interval) -> Json:
-    """Compare two arms with groups as units; empty for rows without groups, or with one alone.
+    """Compare two arms with groups as units; empty if rows have no groups, or all the same.
 
-    A problem without a group, as in a mixture, is one of its own.
+    A problem without a group, as in a mixture, is a group of its own.
     """
     changes: dict[str, list[int]] = defaultdict(lambda: [0, 0])  # sum, number of problems
     for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -166,7 +166,7 @@ def quality(ours: Sequence[Json], target: Sequence[Json]) -> Json:
 
 
 def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn]) -> Json:
-    """Wall-clock time, and how many times faster than the two exact arms."""
+    """Return wall-clock times, and speed-ups over the two exact arms."""
     seconds = [turn.seconds for turn in ours]
     num_tokens = sum(turn.num_tokens for turn in ours)
     num_right = sum(_total(turn.rows, "correct") for turn in ours)
@@ -186,13 +186,13 @@ def _speed(ours: Sequence[Turn], target: Sequence[Turn], lossless: Sequence[Turn
 
 
 def speeds_alike(arm: Json, part: Json) -> Json:
-    """Return an arm of a document with its speed as this version has it, whatever wrote the file.
+    """Return an arm with its speed as this version reports it, whatever version wrote the file.
 
-    A speed-up of several repeats is the median of theirs; older files have a ratio of means.
+    The speed-up over several repeats is the median of theirs; older files have a ratio of means.
 
     Args:
-        arm: An entry.
-        part: The document or the cell that it is from, whose ``chunks`` tell the number of turns.
+        arm: Entry of an arm.
+        part: Document or cell with that entry; its ``chunks`` tell the number of turns.
     """
     repeats = arm.get("repeats") or {}
     names = [f"speedup_vs_{name}" for name in (TARGET, LOSSLESS)]
@@ -207,7 +207,7 @@ def is_timed_once(arm: Json) -> bool:
 
 
 def counts(rows: Sequence[Json]) -> Json:
-    """Count what decoding did on some rows; no clock has a part in it."""
+    """Add up the counts of decoding over some rows; no clock has a part in them."""
     found = {name: _total(rows, name) for name in _COUNTED}
     num_accepted = found["num_strict_accepts"] + found["num_overrides"]
     num_drafted, num_forwards = found["num_draft_tokens"], found["num_target_forwards"]

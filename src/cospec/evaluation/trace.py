@@ -1,6 +1,6 @@
-"""Problems decoded under an arbiter with every token and mismatch told, for people to look at.
+"""Problems decoded under an arbiter, with every token and mismatch, for people to look at.
 
-The branch that a ruling took is the path itself. Where branches are asked for, the other one of
+The branch that a ruling took is the path itself. Where branches are asked for, the other branch of
 each mismatch is played to its end under the same arbiter, from the caches of the path.
 """
 
@@ -37,22 +37,22 @@ def trace_problems(
     temperature: float = 0.0,
     on_branches: Callable[[int], None] = lambda _: None,
 ) -> list[Json]:
-    """Decode problems and tell the most telling ones in full.
+    """Decode problems and return the most telling ones in full.
 
     Args:
-        engine: With the arbiter, and with traces.
+        engine: Engine with the arbiter, which keeps traces.
         task: Makes the prompts and scores the answers.
         examples: The problems.
-        keep: How many are told: first those that the arbiter won or lost against the target alone,
-            then those with the most overrides.
+        keep: Number of problems to return: first those that the arbiter won or lost against the
+            target alone, then those with the most overrides.
         branches: Whether to play the other branch of each mismatch.
         max_new_tokens: Most tokens of an answer; the task's own number if None.
-        seed: For sampling, and for arbiters that rule by chance.
-        temperature: Of sampling; 0 is greedy.
+        seed: Seed of sampling, and of arbiters that rule by chance.
+        temperature: Temperature of sampling; 0 is greedy.
         on_branches: Called with the number of branches before they are decoded.
 
     Returns:
-        One row a problem that is told.
+        One row for each of these problems.
     """
     prompts, samplings = encode_problems(
         engine.pair, task, examples, max_new_tokens, seed, temperature
@@ -77,7 +77,7 @@ def trace_problems(
 
 
 def _interest(row: Json) -> tuple[bool, int]:
-    """Smaller for a problem that tells more."""
+    """Return a sort key that is smaller for a more telling problem."""
     return row["correct"] == row["target_correct"], -row["num_overrides"]
 
 

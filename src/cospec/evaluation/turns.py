@@ -1,7 +1,7 @@
 """Turns and their log: one arm on one chunk of problems, timed, stored, and never played twice.
 
 The log has one writer at a time. Its lock belongs to the open file, so it ends with the process,
-even if that crashes. This file knows nothing of models, tasks or statistics.
+even if that crashes. This file knows nothing about models, tasks or statistics.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Turn:
 
     @property
     def timing(self) -> Json:
-        """Return what result files keep of it beside the rows."""
+        """Return the values that result files keep beside the rows."""
         return {
             "arm": self.arm,
             "chunk": self.chunk,
@@ -82,8 +82,8 @@ class TurnLog:
 
         Args:
             path: The result file.
-            config: Of the run.
-            provenance: Of the run; when it started does not matter.
+            config: Configuration of the run.
+            provenance: Provenance of the run; its start and duration do not matter.
         """
         here = {key: provenance[key] for key in provenance if key not in ("started", "seconds")}
         return cls(log_path(path), config | {"provenance": here})
@@ -125,16 +125,16 @@ class TurnLog:
 
 
 def log_path(path: Path) -> Path:
-    """Return where the log of a run is kept that writes its result to `path`."""
+    """Return the path of the log of a run that writes its result to `path`."""
     return path.with_name(path.name + ".part.jsonl")
 
 
 def interrupted(path: Path, *keys: str) -> Any:  # Any: whatever JSON holds
-    """Return a value of the configuration of a run that left turns in a log; None without one.
+    """Return a value from the configuration of a run that left turns in a log; None without one.
 
     Args:
         path: The log.
-        *keys: Of the configuration, the outer one first.
+        *keys: Keys of the configuration, the outer one first.
     """
     try:
         head, *turns = path.read_bytes().split(b"\n")[:-1]
@@ -188,7 +188,7 @@ def check_unlocked(path: Path) -> None:
 
 
 def _read(path: Path, lines: list[bytes], config: Json) -> list[Turn]:
-    """Return the turns of an interrupted run, each once, if it had this configuration."""
+    """Return the turns of an interrupted run, if it had this configuration."""
     try:
         head, *rest = map(parse_json, lines)
         theirs, turns = _flat(head["config"]), [Turn(**turn) for turn in rest]

@@ -4,10 +4,10 @@ The guarantee is learn then test (Angelopoulos et al., 2110.01052): each thresho
 hypothesis, that its risk exceeds epsilon, and a p-value that is valid for any finite number of
 problems. They are tested in an order fixed beforehand, from the safest threshold (1, lossless) to
 bolder ones, each at the full level delta, up to the first that is not rejected. A threshold that is
-too risky is certified only if the first such one in the order is rejected, which happens with
-probability delta at most, however the risk runs along the order and however the tests depend on
-each other. It takes problems drawn as the later ones are and independently of each other, and an
-arbiter and settings fixed without them.
+too risky is certified only if the first such threshold in the order is rejected. This happens with
+probability delta at most, however the risk changes along the order and however the tests depend on
+each other. The problems must be drawn independently and like the later ones, and the arbiter and
+its settings must be fixed without them.
 
 Two risks, both against the target alone on the same problem:
 
@@ -64,7 +64,7 @@ def most_accurate(candidates: Sequence[Candidate], cost_weight: float = 0.0) -> 
     """Return the candidate with the best accuracy minus the price of its time.
 
     Args:
-        candidates: The lossless one first. Ties go to the fewest target forwards.
+        candidates: Candidates, the lossless one first. Ties go to the fewest target forwards.
         cost_weight: Price of a target forward, as a share of the lossless candidate's.
     """
     price = cost_weight / candidates[0].num_target_forwards
@@ -77,50 +77,50 @@ def most_accurate(candidates: Sequence[Candidate], cost_weight: float = 0.0) -> 
 def fastest(candidates: Sequence[Candidate]) -> Candidate:
     """Return the candidate with the fewest target forwards per right answer.
 
-    Only those are asked that have no fewer right answers than the target; if numerical noise leaves
-    none, the lossless one it is.
+    Only candidates with at least as many right answers as the target count. If numerical noise
+    leaves none, the lossless one is returned.
 
     Args:
-        candidates: The lossless one first.
+        candidates: Candidates, the lossless one first.
     """
     able = [c for c in candidates if c.wins >= c.losses] or candidates[:1]
     return min(able, key=lambda c: c.num_target_forwards / max(c.accuracy, 1e-9))
 
 
 def harm_p_values(losses: Counts, num_problems: int, epsilon: float) -> Floats:
-    """P-values of the hypotheses that the harm exceeds epsilon.
+    """Return p-values of the hypotheses that the harm exceeds epsilon.
 
-    The exact lower tail of the binomial law at epsilon, which no larger risk can exceed. It is that
-    of independent problems: many questions on few databases are less than they seem.
+    They are exact lower tails of the binomial law at epsilon; a larger risk has a smaller tail. The
+    law assumes independent problems: many questions on few databases count for less.
 
     Args:
         losses: Problems that only the target got right, any shape.
-        num_problems: N.
-        epsilon: In (0, 1).
+        num_problems: Number of problems, N.
+        epsilon: Allowed risk, in (0, 1).
     """
     p_values: Floats = binom.cdf(losses, num_problems, epsilon)
     return p_values
 
 
 def loss_p_values(wins: Counts, losses: Counts, num_problems: int, epsilon: float) -> Floats:
-    """P-values of the hypotheses that the target's accuracy exceeds the arbiter's by over epsilon.
+    """Return p-values of the hypotheses that the arbiter loses more than epsilon of accuracy.
 
     If P(loss) - P(win) > epsilon, then for any number s either P(loss) >= s + epsilon or
-    P(win) <= s. Each side is an exact binomial test (Clopper and Pearson, 1934); the s that makes
-    the larger of the two p-values smallest makes them equal, and twice their value is the p-value:
-    the smallest level at which two one-sided bounds at half the level each rule the hypothesis out.
-    By the union bound it is valid, though s is chosen on the data.
+    P(win) <= s. Each side is an exact binomial test (Clopper and Pearson, 1934). At the s that
+    makes the larger of the two p-values smallest, both are equal, and the result is twice their
+    value: the smallest level at which two one-sided bounds at half the level each rule the
+    hypothesis out. By the union bound it is valid, though s is chosen on the data.
 
-    Why not simpler tests: that of Hoeffding and Bentkus on (difference + 1) / 2 is valid but blind
-    to how rare differences are, so that it needs thousands of problems. A test that is conditional
-    on the problems that differ (McNemar, 1947) is exact for epsilon = 0 only: else the share of
-    losses among them under the hypothesis depends on how many problems differ, which is unknown.
+    Simpler tests do not fit. That of Hoeffding and Bentkus on (difference + 1) / 2 is valid but
+    blind to how rare differences are, so that it needs thousands of problems. A test that is
+    conditional on the problems that differ (McNemar, 1947) is exact for epsilon = 0 only: otherwise
+    the share of losses among them under the hypothesis depends on their number, which is unknown.
 
     Args:
         wins: Problems that only the arbiter got right, any shape.
         losses: Problems that only the target got right, same shape.
-        num_problems: N.
-        epsilon: In (0, 1).
+        num_problems: Number of problems, N.
+        epsilon: Allowed risk, in (0, 1).
     """
 
     def sides(split: Floats) -> tuple[Floats, Floats]:
@@ -140,7 +140,7 @@ def loss_p_values(wins: Counts, losses: Counts, num_problems: int, epsilon: floa
 
 
 def least_num_problems(risk: Risk, epsilon: float, delta: float) -> int:
-    """Problems below which not even an arbiter that never differs from the target is certified."""
+    """Return the fewest problems that certify an arbiter that never differs from the target."""
     level = delta if risk == "harm" else delta / 2
     return math.ceil(math.log(level) / math.log1p(-epsilon))
 
@@ -149,11 +149,11 @@ def num_rejected(p_values: Floats, delta: float) -> Counts:
     """Count the hypotheses that fixed-sequence testing rejects.
 
     Args:
-        p_values: (..., T), in the order in which they are tested.
-        delta: Level.
+        p_values: P-values in the order of the tests, (..., T).
+        delta: Level of each test.
 
     Returns:
-        (...), in [0, T].
+        Numbers in [0, T], (...).
     """
     rejected: Counts = np.cumprod(p_values <= delta, axis=-1).sum(axis=-1)
     return rejected
@@ -165,12 +165,12 @@ def certify(
     """Return the boldest certified candidate, and the test of each one.
 
     Args:
-        candidates: From the safest to the boldest; the first one is lossless, and is the answer
-            where nothing is certified.
-        num_problems: N.
-        risk: The risk that is bounded.
-        epsilon: The risk that is allowed.
-        delta: The probability that a candidate with more risk is certified.
+        candidates: Candidates from the safest to the boldest. The first one is lossless; it is
+            returned where nothing is certified.
+        num_problems: Number of problems, N.
+        risk: Kind of risk that is bounded.
+        epsilon: Allowed risk.
+        delta: Largest probability that a candidate with more risk is certified.
     """
     wins, losses = (np.array([getattr(c, name) for c in candidates]) for name in ("wins", "losses"))
     p_values = harm_p_values(losses, num_problems, epsilon)
@@ -189,19 +189,19 @@ def reliability(
 ) -> Json:
     """Return how often the draft's branch is the better one, by the arbiter's score.
 
-    Mismatches of one problem depend on each other, so that the intervals are on the narrow side.
+    Mismatches of one problem depend on each other, so the intervals are somewhat too narrow.
 
     Args:
         scores: Probability of keeping the draft's token, (N,).
         draft_correct: Whether the draft's branch is right, (N,).
         target_correct: Whether the target's branch is right, (N,).
-        weight: How many mismatches each stands for, (N,); 1 each if None. Intervals are then those
-            of as many mismatches as weigh as much (Kish 1965, "Survey Sampling", section 11.7).
+        weight: Number of mismatches that each one stands for, (N,); 1 each if None. Intervals use
+            the effective sample size (Kish 1965, "Survey Sampling", section 11.7).
 
     Returns:
         ``bins`` of width 0.1, without empty ones, over the mismatches whose branches differ, and
-        ``expected_calibration_error``: the distance of mean score and share, averaged over these
-        mismatches (Guo et al., 1706.04599); None if there are none.
+        ``expected_calibration_error``: the distance between mean score and share, averaged over
+        these mismatches (Guo et al., 1706.04599); None if there are none.
     """
     differ = draft_correct != target_correct
     weight = (np.ones(len(scores)) if weight is None else weight)[differ]
@@ -235,9 +235,9 @@ def check_point(folder: Path, name: str, overwrite: bool, out: Path | None = Non
 
     Args:
         folder: The checkpoint.
-        name: Of the point.
+        name: Name of the point.
         overwrite: Whether a point of this name, or a copy, may be replaced.
-        out: Folder that becomes a copy with the point, so that the checkpoint stays as it is.
+        out: Folder for a copy with the point; the checkpoint itself then stays as it is.
 
     Raises:
         ConfigError: The name cannot be part of an arbiter's spec, or is taken; or the copy exists.

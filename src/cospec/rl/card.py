@@ -100,7 +100,7 @@ def _prompts(least: float | None) -> list[str]:
 
 
 def _guard(rate: float | None) -> list[str]:
-    """Return a line on the guard, or that there is none."""
+    """Return a line on the guard, also if there is none."""
     if rate is None:
         return ["- Guard: none, since the models agreed on all tune problems."]
     return [f"- Guard: it keeps nothing where a text has more than {rate:.3f} mismatches a token."]

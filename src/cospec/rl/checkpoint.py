@@ -50,7 +50,7 @@ class TrainState:
     replay: list[BranchData] = field(default_factory=list)
     """Branches of each round."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
-    """By id of the problem, lossless decoding."""
+    """Lossless decoding of each problem, by id."""
     running_reward: float | None = None
     """Running mean of rewards, for methods that have one."""
     made_from: Json = field(default_factory=dict)
@@ -60,7 +60,7 @@ class TrainState:
         self.best_policy = self.best_policy or self.policy.state_dict()
 
     def take(self, learned: WarmStart) -> None:
-        """Start the rounds from what was learned before them."""
+        """Start the rounds from the policy that was trained before them."""
         self.policy.load_state_dict(learned.policy.state_dict())
         self.start.load_state_dict(learned.start.state_dict())
         if learned.branches is not None:
@@ -95,8 +95,8 @@ class TrainState:
         """Take up the saved state, if there is one.
 
         Raises:
-            CheckpointError: The file is damaged, or of another version.
-            ConfigError: It is of a run with other settings, or on another pair or other data.
+            CheckpointError: The file is damaged, or comes from another version.
+            ConfigError: It belongs to a run with other settings, another pair or other data.
         """
         path = None if folder is None else folder / STATE
         if path is None or not path.exists():
@@ -115,12 +115,12 @@ class TrainState:
         except Exception as error:  # torch raises many kinds for a file that was cut short
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise CheckpointError(
-                f"{path} cannot be resumed from: it is damaged, or of another version of cospec "
+                f"{path} cannot be resumed from: it is damaged, or from another version of cospec "
                 f"({reason}); {_AGAIN}"
             ) from None
         if names:
             raise ConfigError(
-                f"{path} is of a run with other settings ({', '.join(names)}); make the Trainer "
+                f"{path} is from a run with other settings ({', '.join(names)}); make the Trainer "
                 "with the same ones to resume it, or name another folder."
             )
 
@@ -128,7 +128,7 @@ class TrainState:
 def hash_data(
     train: Sequence[Example], tune: Sequence[Example], solved: Sequence[Example]
 ) -> dict[str, str]:
-    """Return hashes of the problems of a run, which resumes with the same ones only."""
+    """Return hashes of the problems of a run, which can only be resumed with the same ones."""
     data = {"data_train": train, "data_tune": tune, "data_solutions": solved}
     return {name: describe_problems(each)["problems_sha256"] for name, each in data.items()}
 
@@ -137,12 +137,12 @@ def open_run(folder: Path, settings: Json) -> None:
     """Make the folder of a run and write its settings, or check that they are the same.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         settings: All that the result depends on.
 
     Raises:
         ConfigError: The folder holds a finished arbiter, or a run with other settings.
-        CheckpointError: What it holds is damaged.
+        CheckpointError: The folder's files are damaged.
     """
     check_run(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,10 +152,10 @@ def open_run(folder: Path, settings: Json) -> None:
 def check_run(folder: Path, settings: Json, *, is_whole: bool = True) -> None:
     """Refuse a folder that holds a finished arbiter or another run; see `open_run`.
 
-    A run without a finished round is none: it may have ended because its settings did not fit.
+    A run without a finished round does not count: wrong settings may have ended it.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         settings: All that the result depends on.
         is_whole: False if hashes of the pair and the data are not known yet.
     """

@@ -4,7 +4,7 @@ Costs are counted in target forwards relative to those of the lossless rollout o
 A branch that keeps the draft's token starts a block of its own here, where the engine would have
 continued in the block that was already verified; the share of that block is taken off its cost.
 vLLM takes the first token after a branch from the forward that reads its prompt, which is not
-counted. Such a token costs what one of the rollout's does on average.
+counted. Such a token counts as much as an average token of the rollout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _SEEDS_PER_ROUND = 10_000
-"""Seeds of a round's draws: up to three a chunk."""
+"""Seeds for the draws of a round; each chunk takes three."""
 
 
 class Collector:
@@ -61,8 +61,8 @@ class Collector:
     def complete(self, arbiter: Arbiter, examples: Sequence[Example]) -> list[Ending]:
         """Decode examples once each, and score them.
 
-        Each draws from a stream of its own, in whatever company it is decoded. So lossless decoding
-        and a policy differ by rulings alone.
+        Each example draws from its own stream, whatever else is decoded with it. So lossless
+        decoding and a policy differ in their rulings alone.
         """
         items = [
             replace(item, stream=_stream(example))
@@ -75,7 +75,7 @@ class Collector:
         ]
 
     def baseline(self, examples: Sequence[Example], known: dict[str, Baseline]) -> list[Baseline]:
-        """Decode examples losslessly, those that are not known; by id, `known` takes them up."""
+        """Decode examples losslessly unless `known` has them by id; it takes up the new ones."""
         new = {example.id: example for example in examples if example.id not in known}
         if new:
             done = self.complete(AlwaysTarget(), list(new.values()))
@@ -89,9 +89,9 @@ class Collector:
         known: dict[str, Baseline],
         seed: int,
     ) -> tuple[list[Played], BranchData]:
-        """Roll all examples out and play branches off them, some problems at a time.
+        """Roll all examples out and play branches off them, chunk by chunk.
 
-        So only the handles of these are held; the rollouts that are returned have none.
+        Only the handles of one chunk are held at a time; the returned rollouts have none.
         """
         seed *= _SEEDS_PER_ROUND
         played: list[Played] = []
@@ -120,11 +120,11 @@ class Collector:
         """Play `group_size` rollouts of each example, group by group.
 
         Args:
-            arbiter: The policy, stochastic; or another one that shows features.
+            arbiter: The stochastic policy, or another arbiter that records features.
             examples: Problems of the round.
-            known: Lossless decoding by id, for the cost. What is missing is added: a greedy rollout
-                that kept no token of the draft is lossless itself, the others are decoded.
-            seed: Of the draws.
+            known: Lossless decoding by id, for the cost. Missing problems are added: a greedy
+                rollout that kept no token of the draft is lossless itself, others are decoded.
+            seed: Seed of the draws.
         """
         size = self._config.rollouts.group_size
         repeated = [example for example in examples for _ in range(size)]
@@ -147,7 +147,7 @@ class Collector:
                 score=score,
                 cost=rollout.completion.stats.num_target_forwards / base[i // size].num_forwards,
                 decisions=[
-                    # A feature that is not finite would make the whole policy so.
+                    # NaN and infinity would spread to the whole policy.
                     m
                     for m in rollout.completion.reached
                     if m.is_open and m.features.isfinite().all()
@@ -166,8 +166,8 @@ class Collector:
     ) -> BranchData:
         """Play the other ruling of chosen decisions out under the same arbiter.
 
-        Decisions are drawn with a probability that grows with the policy's doubt, spread over all
-        rollouts that are given; one place of a text that several rollouts share is played once.
+        Decisions are drawn from all given rollouts, with a probability that grows with the policy's
+        doubt. A place in a text that several rollouts share is played once.
         """
         chosen = self._choose(played, Random(f"branches {seed}"))
         points = [

@@ -142,7 +142,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RidgeConfig:
-    """Settings of policy_iteration: what it fits, and penalties of squared weights."""
+    """Settings of policy_iteration: its features, and the penalties of squared weights."""
 
     scalars: tuple[str, ...] = ()
     """Names of the scalars that the policy sees: with few decisions it overfits many. By default
@@ -174,8 +174,8 @@ class WarmupConfig:
     model tells whose token is the solution's wherever the models differ. Hidden states need tens of
     thousands. All seeds use the same ones. Not for policy_iteration."""
     solutions: Path | None = None
-    """File that caches the decisions read from solutions, for further runs as well, which can ask
-    for more solutions; by default in the run's folder."""
+    """File that caches the decisions read from solutions; by default in the run's folder. Further
+    runs can use it too, and ask for more solutions."""
     solutions_from: Literal["task", "samples"] = "task"
     """task reads the worked solutions that come with the problems; samples lets both models answer
     them and reads those answers, weighed by the task's scores: it works for any task."""
@@ -186,7 +186,7 @@ class WarmupConfig:
     num_samples: tyro.conf.Suppress[int] = 4
     """Answers of each model to a problem, the first one greedy (solutions_from samples)."""
     sample_temperature: tyro.conf.Suppress[float] = 0.7
-    """Temperature of the others."""
+    """Temperature of the answers after the first one."""
     num_solution_epochs: tyro.conf.Suppress[int] = 40
     """Passes over the decisions of the worked solutions."""
 
@@ -225,7 +225,7 @@ class EvaluationConfig:
     num_tune: int = 500
     """Problems of the tune split."""
     patience: tyro.conf.Suppress[int] = 3
-    """Evaluations without a better one after which training stops."""
+    """Number of evaluations without an improvement after which training stops."""
 
     def __post_init__(self) -> None:
         check_least(1, tune_every=self.tune_every, num_tune=self.num_tune, patience=self.patience)
@@ -237,10 +237,10 @@ class TrainConfig:
 
     method: MethodName = "rl"
     """rl; policy_iteration (a linear policy, fitted to all branches so far: for few of them); or a
-    control on the same features and problems: gold (classifier of which branch of the target's path
-    has the right answer), autojudge (of whether the target's own answer stays, 2504.20039), r2r (of
-    whether the sentence means the same, from the draft's features alone, 2505.21600), reinforce (no
-    branches, a running baseline, as DIVERSED, 2604.07622)."""
+    control on the same features and problems. Controls: gold (predicts which branch off the
+    target's path has the right answer), autojudge (predicts whether the target's own answer stays,
+    2504.20039), r2r (predicts whether the sentence keeps its meaning, from the draft's features
+    alone, 2505.21600), reinforce (no branches, a running baseline, as DIVERSED, 2604.07622)."""
     num_rounds: int = 6
     """Rounds of rollouts and updates."""
     seed: int = 0

@@ -38,8 +38,8 @@ def assign_credit(
 
     Args:
         played: Rollouts, group by group.
-        config: The price of cost, the size of groups, the method.
-        running_reward: Running mean of the rounds before.
+        config: Price of cost, size of groups, and method.
+        running_reward: Running mean of rewards in earlier rounds, for methods that have one.
     """
     price = config.objective.cost_weight
     partial = config.objective.partial_reward

@@ -1,9 +1,9 @@
 """Plays forks of worked solutions: places where the text goes on with another token.
 
-A solution tells that one token is right, not that the other one is wrong: that may be another word
-for the same answer. The target goes on from either token, and the task scores what it writes. Where
-both come to the same the decision is worth nothing, and the policy learns no matters of taste. The
-rest of the solution would be an unfair measure of its token: who goes on decides as well.
+A solution tells that one token is right, not that the other one is wrong: that one may be another
+word for the same answer. So the target goes on from either token, and the task scores its text.
+Where both texts score the same, the decision is worth nothing, and the policy learns no matters of
+taste. The rest of the solution would be an unfair measure of its token: it has another author.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ForkPlayer:
         engine: Plain decoding of the target.
         task: Scores the texts.
         examples: Problems, in the order of `Solution.place`.
-        settings: Their settings.
-        start: Place of the first of them.
+        settings: Sampling settings of the problems.
+        start: `Solution.place` of the first problem.
     """
 
     engine: Engine
@@ -41,7 +41,7 @@ class ForkPlayer:
     start: int = 0
 
     def __call__(self, forks: list[Fork]) -> list[float]:
-        """Return what the text after each fork is worth: 1 if its answer is right."""
+        """Return the worth of the text after each fork: 1 if its answer is right, else 0."""
         branches = [
             Branch(self._rollout(fork), fork.position, fork.token_id, stream=fork.solution.place)
             for fork in forks
@@ -53,9 +53,9 @@ class ForkPlayer:
         ]
 
     def judged(self, solutions: Sequence[Solution]) -> list[Solution]:
-        """Return solutions that are no longer than an answer, worth 1 if the task says right.
+        """Return solutions that are no longer than an answer, worth 1 if the task finds them right.
 
-        What is played is cut there too, and judged by the task, so a longer solution, or one in
+        Forks are cut at the same length and scored by the task too. So a longer solution, or one in
         another form, would always be worth more.
         """
         tokenizer = self.engine.pair.tokenizer

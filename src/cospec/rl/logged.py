@@ -1,12 +1,12 @@
 """Further training from production logs: decisions that were served, and a reward for each request.
 
-A server that explores rules now and then by the policy's own coin and logs the probability of what
-it did. Each logged ruling then tells of the policy that is being trained as well, weighted by the
-ratio of both probabilities (importance weighting; truncated as in Ionides 2008). As in a round of
-rollouts, the advantage of a request's rulings is its reward minus the mean: that of its group if
-the rewards name groups (answers to one prompt), else that of all requests.
+A server that explores rules now and then by the policy's own coin and logs the probability of its
+ruling. Weighted by the ratio of both probabilities, each logged ruling then also tells about the
+policy that is being trained (importance weighting, truncated as in Ionides 2008). As in a round of
+rollouts, the advantage of a request's rulings is its reward minus a mean: the mean of its group if
+the rewards name groups (answers to one prompt), else the mean of all requests.
 
-The log tells nothing of costs. If time matters, it has to be in the rewards.
+The log says nothing about costs. If time matters, it has to be in the rewards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cospec.rl.config import TrainConfig
 
 MAX_WEIGHT = 10.0
-"""Importance weights are cut here."""
+"""Largest importance weight; larger ones are cut."""
 _HEAD = "cospec_decisions"
 _MOST = torch.finfo(torch.float32).max
 
@@ -63,7 +63,7 @@ class Rewarded:
     group: str
     """Requests are compared within their group."""
     num_tokens: int | None = None
-    """Length of the answer: decisions after it are no part of it. None for all of them."""
+    """Length of the answer; decisions after it are left out. None to use all decisions."""
 
 
 def read_rewards(path: Path) -> dict[str, Rewarded]:
@@ -110,11 +110,11 @@ def read_log(path: Path, rewards: dict[str, Rewarded], names: Sequence[str]) -> 
 
     Args:
         path: Log of ``cospec serve --decisions``.
-        rewards: By the request's id as its response had it; the log's ids have suffixes.
-        names: Features of the arbiter that is trained.
+        rewards: Rewards by request id, as in the response; the log's ids have suffixes.
+        names: Names of the features of the arbiter that is trained.
 
     Raises:
-        ConfigError: The log is of other features, has no probabilities, or no request has a reward.
+        ConfigError: The log has other features or no probabilities, or no request has a reward.
     """
     torn: list[int] = []
     rows = _rows(path, torn)
@@ -123,12 +123,12 @@ def read_log(path: Path, rewards: dict[str, Rewarded], names: Sequence[str]) -> 
     requests, answered = set[str](), dict[str, Rewarded]()
     num_decisions = num_without = 0
     for number, row in rows:
-        if _HEAD in row:  # of another server that shares the file
+        if _HEAD in row:  # from another server that shares the file
             _check_head(path, row, names)
             continue
         num_decisions += 1
         requests.add(str(row.get("request_id")))
-        if row.get("probability") is None:  # nobody was asked: near the context's end, for one
+        if row.get("probability") is None:  # no arbiter was asked, as near the context's end
             num_without += 1
             continue
         _check_row(path, number, row, len(names))
@@ -142,13 +142,13 @@ def read_log(path: Path, rewards: dict[str, Rewarded], names: Sequence[str]) -> 
             used.append((row, *found))
     if num_decisions == num_without > 0:
         raise ConfigError(
-            f"{path} has no probability: the server ruled by a threshold, which tells nothing of "
+            f"{path} has no probability: the server ruled by a threshold, which says nothing about "
             "the other ruling. Serve with --explore 0.1 or so, and train on that log."
         )
     if not used:
         raise ConfigError(
             f"none of the {len(requests)} requests in {path} has a reward and a ruling by chance; "
-            f"the rewards are of {len(rewards)} requests, such as {next(iter(rewards), 'none')!r}."
+            f"the rewards name {len(rewards)} requests, such as {next(iter(rewards), 'none')!r}."
         )
     kept = [one for one in used if _is_finite(one[0]["features"])]
     if not kept:
@@ -168,12 +168,12 @@ def read_log(path: Path, rewards: dict[str, Rewarded], names: Sequence[str]) -> 
 def _data(
     used: Sequence[tuple[Json, str, Rewarded]], advantages: dict[str, float], counts: Json
 ) -> LoggedData:
-    """Return decisions with what they are worth.
+    """Return decisions with their advantages.
 
     Args:
         used: Decisions, each with its request and the request's reward.
-        advantages: Of the answers, by request.
-        counts: Of all that the log has.
+        advantages: Advantages of the answers, by request.
+        counts: Counts of the whole log.
     """
     keep = torch.tensor([row["keep_draft"] for row, _, _ in used])
     p_keep = torch.tensor([row["probability"] for row, _, _ in used], dtype=torch.float32)
@@ -198,16 +198,16 @@ def train_on_log(
     """Train a copy of an arbiter's policy on logged decisions.
 
     Args:
-        arbiter: Where the training starts; not changed.
-        data: Of `read_log`.
+        arbiter: Arbiter that training starts from; not changed.
+        data: Decisions from `read_log`.
         config: Optimizer, and the weights of entropy and divergence.
 
     Returns:
-        The arbiter, and metrics: of each ruling's weight at the end the mean, the share that is
-        cut, and the effective number of decisions.
+        The trained arbiter, and metrics: among them the mean weight of the rulings at the end, the
+        share of weights that are cut, and the effective number of decisions.
 
     Raises:
-        ConfigError: No reward is better than another of its group, which tells nothing.
+        ConfigError: Rewards do not differ within any group, so there is nothing to learn.
     """
     if not data.advantage.any():  # Adam would follow the entropy bonus alone, in whole steps
         raise ConfigError(
@@ -253,17 +253,17 @@ def train_on_log(
 
 
 def _advantages(answered: dict[str, Rewarded], rewards: dict[str, Rewarded]) -> dict[str, float]:
-    """Rewards minus the mean of their group, by request.
+    """Return rewards minus the mean of their group, by request.
 
-    A named group has all its answers, also those that the log says nothing of, as the two models
-    agreed.
+    The mean of a named group covers all its answers, also those that are not in the log since the
+    two models agreed.
     """
     groups: dict[str, list[float]] = defaultdict(list)
     met = set(map(id, answered.values()))  # several prompts of one request share a reward
     others = [one for one in rewards.values() if one.group and id(one) not in met]
     for rewarded in [*answered.values(), *others]:
         groups[rewarded.group].append(rewarded.reward)
-    # Of rewards that are all alike the mean may be another number, by rounding.
+    # By rounding, the mean of equal rewards may be another number.
     means = {
         group: rewards[0] if len(set(rewards)) == 1 else sum(rewards) / len(rewards)
         for group, rewards in groups.items()
@@ -272,9 +272,9 @@ def _advantages(answered: dict[str, Rewarded], rewards: dict[str, Rewarded]) -> 
 
 
 def _find(rewards: dict[str, Rewarded], logged: str) -> tuple[str, Rewarded] | None:
-    """Find the reward of an answer by its logged id, which vLLM made longer: -PROMPT, -RANDOM.
+    """Find the reward of an answer by its logged id, to which vLLM adds -PROMPT and -RANDOM.
 
-    Only ids of completions have the number of a prompt. Of several answers to a prompt (``n``) each
+    Only ids of completions have the number of a prompt. Each of several answers to a prompt (``n``)
     has its index before the id. Choices of a response are counted over all its prompts, so that
     with one answer each a choice's index is the prompt's number.
     """
@@ -290,10 +290,10 @@ def _find(rewards: dict[str, Rewarded], logged: str) -> tuple[str, Rewarded] | N
 
 
 def _rows(path: Path, torn: list[int] | None = None) -> Iterator[tuple[int, Json]]:
-    """The objects of a JSONL file with their line numbers; blank lines are skipped.
+    """Yield the objects of a JSONL file with their line numbers; blank lines are skipped.
 
-    So are lines that cannot be read, if a list is given for their numbers: a server that is killed
-    may leave half of one.
+    Lines that cannot be read are skipped too if a list is given for their numbers: a server that is
+    killed may leave half of one.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows writes a mark first
@@ -318,8 +318,8 @@ def _rows(path: Path, torn: list[int] | None = None) -> Iterator[tuple[int, Json
 def _check_head(path: Path, head: Json, names: Sequence[str]) -> None:
     if _HEAD not in head:
         raise ConfigError(
-            f"{path} does not begin with the head of a log of decisions; pass what cospec serve "
-            "--decisions wrote."
+            f"{path} does not begin with the head of a log of decisions; pass a file that cospec "
+            "serve --decisions wrote."
         )
     features = head.get("features") or []
     if features != list(names):
@@ -353,5 +353,5 @@ def _check_row(path: Path, number: int, row: Json, num_features: int) -> None:
 
 
 def _is_finite(features: list[float | None]) -> bool:
-    """Return whether all are numbers that float32 holds; a log has null for those that were not."""
+    """Return whether all are numbers that float32 holds; a log has null for NaN and infinity."""
     return all(x is not None and abs(x) <= _MOST for x in features)

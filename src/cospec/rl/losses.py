@@ -5,8 +5,8 @@ bit), its log-probability at the time, and an advantage. Two kinds of credit giv
 
 * group: the reward of a rollout minus the mean of its group, for every decision of the rollout
   (GRPO, 2402.03300; without the division by the spread as in Dr. GRPO, 2503.20783);
-* branch: both rulings of one decision were played out. With ``delta`` the reward for the draft's
-  token minus that for the target's, the expected reward of the decision is linear in the
+* branch: both rulings of one decision were played out, and ``delta`` is the reward for the draft's
+  token minus that for the target's. The expected reward of the decision is linear in the
   probability of the draft's token, with slope ``delta``: no sampling noise of the ruling is left.
 """
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 
 _BASELINE_DECAY = 0.9
-_ROUNDING = 1e-6  # rewards are float32, and Adam would make whole steps of it
+_ROUNDING = 1e-6  # of float32 rewards: Adam would make whole steps of it
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
     """Return each reward minus the mean of its group; groups without spread get exactly 0.
 
     Args:
-        rewards: (P, G), one group a row.
+        rewards: Rewards, one group a row, (P, G).
 
     Returns:
-        (P, G).
+        Advantages, (P, G).
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     return torch.where(has_spread(rewards)[:, None], centred, 0.0)
 
 
 def baseline_advantages(rewards: Tensor, running: float | None) -> tuple[Tensor, float]:
-    """Return each reward minus a running mean, as REINFORCE with a baseline has it.
+    """Return each reward minus a running mean, as in REINFORCE with a baseline.
 
     Args:
-        rewards: Any shape.
+        rewards: Rewards of any shape.
         running: The mean so far; None in the first round, which is compared with its own mean.
 
     Returns:
@@ -85,9 +85,9 @@ def group_loss(
     Args:
         logits: Logits of the current policy, (N,).
         keep: Rulings for the draft, (N,) bool.
-        old_log_prob: Their log-probabilities at the time, (N,).
-        advantages: (N,).
-        clip: Epsilon.
+        old_log_prob: Log-probabilities of the rulings when they were made, (N,).
+        advantages: Advantages, (N,).
+        clip: Epsilon of the clipped ratio.
     """
     ratio = (log_prob(logits, keep) - old_log_prob).exp()
     plain, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
@@ -99,14 +99,15 @@ def logged_loss(
 ) -> Tensor:
     """Return the policy-gradient loss of logged rulings with truncated importance weights.
 
-    The weight of a ruling is its probability now over that when it was made, cut at `most`. It is a
-    constant of the gradient (Ionides 2008): a ruling of a larger weight counts too, `most` times.
+    The weight of a ruling is its probability now over that when it was made, cut at `most`. The
+    gradient treats it as a constant (Ionides 2008): a ruling with a larger weight counts `most`
+    times.
 
     Args:
         logits: Logits of the current policy, (N,).
         keep: Rulings for the draft, (N,) bool.
-        old_log_prob: Their log-probabilities at the time, (N,).
-        advantages: (N,).
+        old_log_prob: Log-probabilities of the rulings when they were made, (N,).
+        advantages: Advantages, (N,).
         most: Largest weight.
     """
     now = log_prob(logits, keep)

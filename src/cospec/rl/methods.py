@@ -1,11 +1,11 @@
 """Training methods: ours and the controls, one object each.
 
-A method says who plays, which branches it learns from, which features it may see, and what is a
-label. The supervised controls take their labels off branches that leave the target's own path, each
-played out by the target.
+A method defines who plays, the branches it learns from, the features it may see, and its labels.
+The supervised controls take their labels from branches off the target's own path, each played out
+by the target.
 
-* gold: the draft's branch is right and the target's is not, or the other way round; others have no
-  weight.
+* gold: the draft's branch is right and the target's is not, or the other way round; other branches
+  have no weight.
 * AutoJudge (2504.20039; garipovroma/autojudge 8a4beb1, ``find_important_tokens*.py``): a token is
   important if the target's own final answer changes, right or wrong. Two branches without an answer
   count as the same answer there (``alt_ans == target_ans`` in the script for MMLU-Pro), and here.
@@ -56,7 +56,7 @@ class Labels(NamedTuple):
 
 
 def same_answer(one: Score, other: Score) -> bool:
-    """Tell whether two texts give one final answer: two right ones do, however each is spelt."""
+    """Tell whether two texts give the same final answer, as two right ones do in any spelling."""
     if one.correct or other.correct:
         return one.correct and other.correct
     return one.extracted == other.extracted
@@ -65,9 +65,9 @@ def same_answer(one: Score, other: Score) -> bool:
 def same_meaning(one: str, other: str) -> bool:
     """Tell whether two texts say the same in the sentence in which they part.
 
-    They do if it has the same numbers in the same order; without numbers, the same letters, so that
-    punctuation, spaces and capitals do not count. A judge that reads would let paraphrases pass,
-    and not another name or sign beside the same numbers.
+    They do if both sentences have the same numbers in the same order, or without numbers the same
+    letters: punctuation, spaces and capitals do not count. A judge that reads would let paraphrases
+    pass, but not another name or sign beside the same numbers.
     """
     parting = num_shared_tokens(one, other)
     ends = [{match.end() for match in _SENTENCE_END.finditer(text)} for text in (one, other)]
@@ -90,7 +90,7 @@ def _harmless(known: KnownBranches) -> Labels:
 
 
 def _balanced(known: KnownBranches) -> Labels:
-    """Give both kinds the same weight in all, as R2R's ``recall_factor`` of 1 does."""
+    """Give both kinds the same total weight, as R2R's ``recall_factor`` of 1 does."""
     label, weight = known.is_harmless, known.weight
     harmless, harmful = weight[label].sum(), weight[~label].sum()
     if not (harmless and harmful):
@@ -99,7 +99,7 @@ def _balanced(known: KnownBranches) -> Labels:
 
 
 def _of_the_judge(features: ScalarFeatures) -> Tensor | None:
-    """Take AutoJudge's two states where there are any, and else all our features."""
+    """Return AutoJudge's two states where there are any; None, for all features, otherwise."""
     return features.is_of_judge if features.num_hidden else None
 
 
@@ -121,18 +121,17 @@ class Method:
     takes_audit: bool = False
     """An audit's branches have labels for it."""
     labels: Callable[[KnownBranches], Labels] | None = None
-    """Labels of a classifier; None follows rewards."""
+    """Labels of a classifier; None to learn from rewards."""
     is_harmless: Callable[[Ending, Ending], bool] = lambda a, b: same_answer(a.score, b.score)
-    """Tells whether two branches come to the same."""
+    """Tells whether two branches have the same outcome."""
     features: Callable[[ScalarFeatures], Tensor | None] = lambda _: None
-    """Picks the features that it may see, (F,) bool; None for all."""
+    """Picks the features that the policy may see, (F,) bool; None for all."""
 
     def player(self, policy: LearnedArbiter) -> Arbiter:
         """Return the arbiter of rollouts and branches.
 
-        It is the policy, ruling by chance or by its threshold, or the target.
-
-        The target's own path is recorded with the policy's features.
+        It is the policy, ruling by chance or by its threshold; or it is the target, whose own path
+        is recorded with the policy's features.
         """
         if self.on_target_path:
             return Observed(AlwaysTarget(), policy.features)
@@ -156,4 +155,4 @@ METHODS: dict[str, Method] = {
         Method("reinforce", has_branches=False, has_running_baseline=True, group_weight=1.0),
     )
 }
-"""By name, all methods."""
+"""All methods, by name."""

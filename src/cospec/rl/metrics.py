@@ -22,7 +22,7 @@ _WON = 0.95
 
 
 def round_metrics(played: Sequence[Played], branches: BranchData, base: Sequence[Baseline]) -> Json:
-    """Return accuracy, cost and overrides of rollouts, and what their branches found."""
+    """Return accuracy, cost and overrides of rollouts, and the outcomes of their branches."""
     decisions = [m for one in played for m in one.decisions]
     stats = [one.rollout.completion.stats for one in played]
     num_accepted = sum(s.num_accepted_tokens for s in stats)
@@ -63,16 +63,16 @@ def tune_metrics(base: Sequence[Baseline], done: Sequence[Ending], cost_weight: 
 
 
 def guard(base: Sequence[Baseline], done: Sequence[Ending]) -> float | None:
-    """Return the `max_mismatch_rate` under which an arbiter wins nearly all that it wins.
+    """Return the `max_mismatch_rate` under which an arbiter keeps nearly all of its wins.
 
-    One win in twenty is given up, and none of fewer: among foreign texts, where the draft
-    disagrees all the time, one can come out right by chance. An arbiter that wins no text by an
-    override, such as one that only saves time, is held to the overrides in the texts that it did
-    not lose; one without any, to the mismatches of all texts. Foreign texts have more of them.
+    At most one win in twenty is given up, and none if there are fewer: a foreign text, where the
+    draft disagrees all the time, can be right by chance. If no text is won by an override, as with
+    an arbiter that only saves time, the rate follows from the overrides in the texts that were not
+    lost. Without any, it follows from the mismatches of all texts; foreign texts have more.
 
     Args:
         base: Lossless decoding of the problems.
-        done: Their answers under the policy.
+        done: Answers to the same problems under the policy.
 
     Returns:
         The rate; None if no text has a mismatch.
@@ -85,7 +85,7 @@ def guard(base: Sequence[Baseline], done: Sequence[Ending]) -> float | None:
         or _highest_rates([one for one in texts if id(one) not in is_lost])
         or _highest_rates(texts, of_overrides=False)
     )
-    # "higher": between two rates, the most that was needed would always be given up.
+    # "higher": interpolation would always give up the win with the highest rate.
     return float(torch.stack(rates).quantile(_WON, interpolation="higher")) if rates else None
 
 

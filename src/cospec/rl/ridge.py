@@ -1,10 +1,10 @@
-"""Penalised logistic regression on branches: what a policy can learn where few of them matter.
+"""Penalised logistic regression on branches, for data in which few of them matter.
 
 A real pair gives one decision that matters for eight that do not, and a hidden state has thousands
-of numbers. So the policy is linear, each weight has a penalty, and what is fitted is logistic
-regression on which token leads to the better answer, weighed by how much better. Playing the policy
-that was fitted, branching off its path and fitting again to all branches is classification-based
-policy iteration (Lagoudakis and Parr 2003, "Reinforcement Learning as Classification").
+of numbers. So the policy is linear, and each weight has a penalty. Logistic regression predicts
+which token leads to the better answer, weighted by the difference. To play the fitted policy,
+branch off its path and fit again to all branches is classification-based policy iteration
+(Lagoudakis and Parr 2003, "Reinforcement Learning as Classification").
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from cospec.rl.methods import Labels
 
 TRUSTED = "log_p_draft"
-"""The scalar beside hidden states: how probable the target finds the draft's token."""
+"""The scalar beside hidden states: the target's log-probability of the draft's token."""
 
 
 def penalties(features: ScalarFeatures, config: RidgeConfig) -> Tensor:
     """Return the penalty of each feature's squared weight, (F,); infinity leaves it out.
 
-    A policy on hidden states sees no embeddings, and if nothing else is said one scalar: with few
-    decisions it would overfit the others.
+    A policy on hidden states sees no embeddings, and by default only one scalar: with few decisions
+    it would overfit the others.
     """
     names = [one.name for one in features.scalars]
     seen = config.scalars or ((TRUSTED,) if features.num_hidden else names)
@@ -46,10 +46,11 @@ def fit(policy: Policy, features: Tensor, labels: Labels, penalty: Tensor) -> fl
     """Fit a linear policy, and its normalization, to labelled decisions.
 
     Args:
-        policy: Linear, with a hidden projection of width 1; whatever it knew is replaced.
-        features: (N, F). Decisions without weight do not count, not even for the normalization.
+        policy: Linear policy with a hidden projection of width 1; its weights are replaced.
+        features: Features of the decisions, (N, F). Decisions without weight do not count, not even
+            for the normalization.
         labels: Label of each decision.
-        penalty: As `penalties` returns it, (F,).
+        penalty: Penalties from `penalties`, (F,).
 
     Returns:
         The mean loss of a decision, in nats, without the penalties; 0 if none has weight.

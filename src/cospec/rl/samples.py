@@ -1,18 +1,18 @@
 """Training data from the models' own answers, for any task with a scorer.
 
 Both models answer problems of the train split, once greedily and then by sampling; the task scores
-the answers; and `cospec.rl.solutions` reads them. Such texts are in words that the pair uses, which
-worked solutions of other authors seldom are.
+the answers; and `cospec.rl.solutions` reads them. Such texts use the pair's own words, which worked
+solutions by other authors seldom do.
 
-An answer by one model follows that model's tokens nearly everywhere, and the two models are not
-right equally often. So the worth of an answer is its reward minus what was to be expected of it:
-the mean reward of the problem's answers, plus how far the author's mean over all problems is from
-the mean of both (an additive model of problem and author). A problem whose answers are all right,
-or all wrong, then says nothing but which author did better than usual; an answer that is right
-where the other model fails counts for its author's tokens, one that is wrong where the other
-succeeds against them, and over all answers of an author the worths add up to zero, so that no
-model is preferred for its general quality. One wrong answer puts the blame on all of its tokens
-where the models differ; which of them was to blame is left to many answers, and to the rounds.
+An answer by one model follows that model's tokens nearly everywhere, and one of the two models is
+right more often. So the worth of an answer is its reward minus its expected reward. An additive
+model of problem and author gives the latter: the mean reward of the problem's answers, plus the
+author's mean over all problems minus the mean of both authors. An answer that is right where the
+other model fails counts for its author's tokens; one that is wrong where the other model succeeds
+counts against them. Over all answers of an author the worths add up to zero, so that no model is
+preferred for its general quality. A problem whose answers are all right, or all wrong, tells only
+which author did better than usual. A wrong answer puts the blame on all of its tokens where the
+models differ; many answers, and the rounds, tell which of them were to blame.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
 
 _LEAST_WORTH = 1e-6
-"""Answers that are worth less are not read."""
+"""Smallest absolute worth of an answer that is read."""
 
 
 def sample_solutions(
@@ -59,8 +59,8 @@ def sample_solutions(
         on_read: Called with the number of answers that were made.
 
     Returns:
-        The answers that are worth something, those that both models gave or that were given twice
-        as one, with the sum of their worths.
+        Answers whose worth is not 0. Equal answers, by one model or by both, are merged into one
+        with the sum of their worths.
     """
     number = config.warmup.num_samples
     prompts, settings = encode_problems(pair, task, examples, config.rollouts.max_new_tokens)
@@ -98,10 +98,10 @@ def answer_worths(rewards: Tensor) -> Tensor:
     """Return the rewards minus the additive model of problem and author.
 
     Args:
-        rewards: Of the answers, by author, problem and sample, (2, P, S).
+        rewards: Rewards of the answers, by author, problem and sample, (2, P, S).
 
     Returns:
-        (2, P, S); they add up to 0 for each author and for each problem.
+        Worths, (2, P, S); they add up to 0 for each author and for each problem.
     """
     of_problem = rewards.mean(dim=(0, 2), keepdim=True)  # (1, P, 1)
     of_author = rewards.mean(dim=(1, 2), keepdim=True)  # (2, 1, 1)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cospec.tasks import Example, Task
 
 _NUM_GUARD_PROMPTS = 2048
-"""Most prompts of training that the prompt guard is made of."""
+"""Most training prompts that the prompt guard is made from."""
 
 
 @dataclass
@@ -43,21 +43,20 @@ class TrainingRun:
         config: Settings.
         train: Problems of the train split; a round takes the next ones, over and over.
         tune: Problems of the tune split.
-        folder: Where the state is kept, made if it does not exist; None for nowhere. A state that
-            is there is resumed.
+        folder: Folder of the saved state, made if it does not exist; None to save nothing. A state
+            in it is resumed.
         solved: Problems of the train split whose worked solutions are trained on first.
         on_read: Called with the number of worked solutions that were read.
 
     Attributes:
-        notes: Differences between an audit that training starts from and the rollouts, which do no
-            great harm.
+        notes: Minor differences between the rollouts and the audit that training starts from.
 
     Raises:
         ConfigError: The folder holds a run with other settings, or on another pair or other data;
-            or the audit to start from is of another pair, or of test problems.
+            or the audit to start from was made with another pair or from test problems.
         PromptError: A prompt fills the context.
-        TaskError: Two problems with other questions or answers have one id, or one whose worked
-            solution is to be read has none.
+        TaskError: Two problems with different questions or answers have the same id, or a problem
+            has no worked solution to read.
     """
 
     pair: ModelPair
@@ -83,7 +82,7 @@ class TrainingRun:
         about = self._about()
         hashes = hash_data(self.train, self.tune, self.solved)
         self.state = TrainState(Policy(*shape), Policy(*shape), made_from=about | hashes)
-        self._is_mid_round = False  # then what is in memory is no state to go on from
+        self._is_mid_round = False  # if True, training cannot go on from the state in memory
         self._folder = None if self.folder is None else Path(self.folder).expanduser()
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +112,7 @@ class TrainingRun:
         return replace(self.arbiter, max_mismatch_rate=rate, prompt_guard=guard, about=about)
 
     def _about(self) -> Json:
-        """Return what is trained, and for which pair."""
+        """Return the pair's fingerprint, the task and the settings."""
         return {
             "pair": {"fingerprint": self.pair.fingerprint},
             "training": {"task": {"task": self.task.name}, "train": self.config.to_dict()},
@@ -127,7 +126,7 @@ class TrainingRun:
         )
 
     def _check_problems(self) -> None:
-        """Refuse problems that would end the run in the middle, or be taken for one another."""
+        """Refuse problems that would stop the run halfway, or be mistaken for one another."""
         known: dict[str, Example] = {}
         for one in (*self.train, *self.tune):
             other = known.setdefault(one.id, one)

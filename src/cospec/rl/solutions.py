@@ -1,14 +1,14 @@
-"""Training data from texts whose worth is known, without a branch played.
+"""Training data from texts of known worth, without playing branches.
 
-Where a problem comes with a solution that the models could have written, or where the models' own
-answers are scored (`cospec.rl.samples`), one forward of each model over the text finds every place
-at which their tokens differ after the text so far, and the text tells whose token is right. At a
-temperature the tokens are drawn as decoding draws them, once for each place. That is teacher
-forcing: far cheaper than two branches played to their ends, and hidden states take tens of
-thousands of such places. It cannot tell whether other words would have been right as well: that is
-left to the rounds, or to a `Fork` at each place, where the target goes on from the other token.
+The texts are worked solutions that come with the problems, or the models' own answers with their
+scores (`cospec.rl.samples`). One forward of each model over a text finds every place at which the
+models' next tokens differ, and the text tells whose token is right. At a temperature the tokens are
+drawn as in decoding, once for each place. This is teacher forcing: far cheaper than playing two
+branches to their ends, and a policy on hidden states needs tens of thousands of such places. It
+cannot tell whether other words would have been right as well: that is left to the rounds, or to a
+`Fork` at each place, where the target goes on from the other token.
 
-The rest of a block is not known here: the features of the block and of what follows are 0, and a
+The rest of a block is not known here. So the features of the block and of later tokens are 0, and a
 policy that is normalized by these decisions leaves them out.
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cospec.models.cache import Output, SavedRow
     from cospec.tasks import Example, Task
 
-_BATCH_SIZE = 16  # on a CPU, what a layer writes stays in its cache
+_BATCH_SIZE = 16  # on a CPU, the output of a layer stays in its cache
 _MAX_LOGITS = 2**27
 """Largest number of logits of one reading, so that a large vocabulary does not fill the memory."""
 
@@ -53,9 +53,9 @@ class Solution:
     """Prompt, solution and the end of the text."""
     num_prompt_tokens: int
     place: int = 0
-    """Index of the problem among all that are read, which decides its draws."""
+    """Index of the problem among all that are read; it decides the draws."""
     worth: float = 1.0
-    """Weight of its decisions; below 0 it is a text to keep away from."""
+    """Weight of its decisions; negative for a text to keep away from."""
 
     @property
     def rest(self) -> list[int]:
@@ -70,7 +70,7 @@ class Fork(NamedTuple):
     position: int
     """Index of the token among those after the prompt."""
     token_id: int
-    """The token that is not the solution's."""
+    """Token to go on with in place of the solution's."""
     cache: SavedRow
     """The target's cache of the whole solution."""
 
@@ -78,16 +78,16 @@ class Fork(NamedTuple):
 def encode_solutions(
     pair: ModelPair, task: Task, examples: Sequence[Example], start: int = 0
 ) -> list[Solution]:
-    """Encode solutions after their prompts, without those that the pair's context does not hold.
+    """Encode solutions after their prompts; those that do not fit into the context are left out.
 
     Args:
         pair: The models.
         task: Makes the prompts.
-        examples: Problems, whose ``metadata`` hold a ``solution`` each.
-        start: Index of the first of them among all that are read.
+        examples: Problems; the ``metadata`` of each hold a ``solution``.
+        start: Index of the first problem among all that are read.
 
     Raises:
-        TaskError: A problem has no worked solution, or one that is no text.
+        TaskError: A problem has no worked solution, or one that is not a text.
     """
     check_solutions(examples)
     tokenizer = pair.tokenizer
@@ -112,10 +112,10 @@ def encode_solutions(
 
 
 def check_solutions(examples: Sequence[Example]) -> None:
-    """Refuse problems without a worked solution, which is a text.
+    """Refuse problems without a worked solution, or with one that is not a text.
 
     Raises:
-        TaskError: There is one.
+        TaskError: There is such a problem.
     """
     for example in examples:
         text = example.metadata.get("solution")
@@ -139,7 +139,9 @@ def solution_decisions(
     temperature: float = 0.0,
     worth_of: Callable[[list[Fork]], list[float]] | None = None,
 ) -> SolutionData:
-    """Find the decisions whose right token a solution tells; where it is neither's, there is none.
+    """Find the decisions for which a solution tells the right token.
+
+    There is no decision where the solution's token is neither model's.
 
     Args:
         pair: The models.
@@ -147,8 +149,8 @@ def solution_decisions(
         solutions: Solutions of problems that no evaluation uses.
         on_read: Called with the number of solutions that were read.
         temperature: Temperature of both models' tokens.
-        worth_of: Tells what the texts after other tokens are worth, such as
-            `cospec.rl.forks.ForkPlayer`; by default nothing.
+        worth_of: Gives the worths of texts that go on from other tokens, such as
+            `cospec.rl.forks.ForkPlayer`; by default these are worth 0.
     """
     found = [SolutionData(torch.empty(0, len(features.names)), torch.empty(0))]
     vocab_size = pair.target.config.get_text_config().vocab_size
@@ -171,7 +173,7 @@ def _decisions(
     temperature: float,
     worth_of: Callable[[list[Fork]], list[float]] | None,
 ) -> SolutionData:
-    """Find the decisions of a few solutions of like length."""
+    """Find the decisions of a few solutions of similar length."""
     device = pair.target.device
     sees_hidden = features.num_hidden > 0
     target, p = _read(pair.target, part, sees_hidden)
@@ -189,7 +191,7 @@ def _decisions(
     is_draft = d[rows, at] == right[rows, at]
     if worth_of is None:
         worth = torch.tensor([one.worth for one in part], device=device)[rows]
-    else:  # before later reads change what the target has stored
+    else:  # before later reads change the target's cache
         caches = [target.save_row(i, len(one.ids)) for i, one in enumerate(part)]
         worth = _gains(part, caches, right, t, d, (rows, at), worth_of)
     none = torch.zeros_like(rows)
@@ -219,7 +221,7 @@ def _decisions(
         target_ids=t[rows, at],
     )
     x, delta = features(batch).cpu(), torch.where(is_draft, worth, -worth).cpu()
-    is_finite = x.isfinite().all(dim=1)  # else the whole policy would not be
+    is_finite = x.isfinite().all(dim=1)  # NaN and infinity would spread to the whole policy
     # Copied: tensors of inference mode cannot take part in training.
     return SolutionData(x[is_finite].clone(), delta[is_finite].clone())
 
@@ -233,20 +235,20 @@ def _gains(
     decisions: tuple[Tensor, Tensor],
     worth_of: Callable[[list[Fork]], list[float]],
 ) -> Tensor:
-    """Return what the solution's token is worth more than the other one, (M,).
+    """Return the worth of the solution's token minus that of the other one, (M,).
 
-    After either token the target goes on by itself. After the solution's token it writes the
-    solution on, up to the next place where it would leave it; so what it writes is what it writes
-    after the fork there, and is the solution where there is no such place.
+    After either token the target goes on by itself. After the solution's token it repeats the
+    solution up to the next place where its own token differs. From there on its text is that of
+    the fork at that place; without such a place its text is the solution.
 
     Args:
-        part: Solutions, B.
-        caches: What the target has stored of each.
+        part: B solutions.
+        caches: The target's cache of each solution.
         right: Tokens of the solutions, (B, R); -1 after their ends.
         target_ids: The target's tokens, (B, R).
-        draft_ids: The draft's, (B, R).
+        draft_ids: The draft's tokens, (B, R).
         decisions: Rows and places of the decisions, (M,) each.
-        worth_of: Plays forks.
+        worth_of: Gives the worths of forks.
     """
     leaves = (right >= 0) & (target_ids != right)  # places where the target leaves the solution
     others = torch.where(leaves, target_ids, draft_ids)
@@ -272,7 +274,7 @@ def _tokens(
 ) -> tuple[Tensor, Tensor]:
     """Return the target's and the draft's token after each place, (B, R) from logits (B, R, V).
 
-    Where the draft's token is accepted, the target's is the same.
+    Where the draft's token is accepted, the target's token is the same.
     """
     if not temperature:
         return target_logits.argmax(dim=-1), draft_logits.argmax(dim=-1)
@@ -307,11 +309,11 @@ def _states_after(
     the text must not see it, so the last mismatch of each row is read first.
 
     Args:
-        target: Has read the B texts, and has room for one token more.
+        target: Model whose cache holds the B texts and has room for one more token.
         part: The texts.
         rows: Rows of the mismatches, in order, (M,).
-        at: Places of the tokens before them in `Solution.rest`, rising in each row, (M,).
-        draft_ids: What is read, (M,).
+        at: Indices in `Solution.rest` of the tokens before them, rising in each row, (M,).
+        draft_ids: Tokens that are read, (M,).
     """
     turn = rank_in_row(rows)
     num_turns = int(turn.max()) + 1
@@ -334,10 +336,10 @@ def _states_after(
 def _read(
     model: PreTrainedModel, part: Sequence[Solution], sees_hidden: bool
 ) -> tuple[CachedModel, Output]:
-    """Return logits (B, R, V) and last hidden states of the texts after their prompts.
+    """Return the model, and logits (B, R, V) and last hidden states of the texts after prompts.
 
-    The model comes first, with a cache of the texts that has room for one token more. What prompts
-    begin with in common is read once.
+    The model's cache holds the texts and has room for one more token. A beginning that prompts
+    share is read once.
     """
     cached = CachedModel(model, capture_hidden=sees_hidden)
     prompts = [one.ids[: one.num_prompt_tokens - 1] for one in part]

@@ -1,8 +1,8 @@
 """The training loop: roll out, branch, update, evaluate, save; one round after another.
 
 A round's problems and draws follow from the seed and the round's number alone, and the state is
-written whole after each round: a run that was killed resumes with the round it was in and ends with
-the same arbiter as one that was not.
+written whole after each round. So a run that was killed resumes with the round it was in, and ends
+with the same arbiter as one that was not.
 """
 
 from __future__ import annotations

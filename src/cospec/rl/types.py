@@ -1,4 +1,4 @@
-"""Nouns of training: data that is collected, and data that a policy is updated on.
+"""Types of training data: collected data, and data that a policy is updated on.
 
 Axes in shapes: N decisions or branches, F features, P problems, G rollouts of a problem.
 """
@@ -37,7 +37,7 @@ class Baseline(NamedTuple):
 
     @classmethod
     def of(cls, ending: Ending) -> Self:
-        """Return what is kept of a lossless text.
+        """Return the baseline of a lossless text.
 
         An answer of one token takes no forward beyond the prompt's in vLLM; it counts as one.
         """
@@ -65,17 +65,17 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class BranchData:
-    """Decisions with the outcome of both rulings: a round's branches, and what is replayed."""
+    """Decisions with the outcomes of both rulings: branches of a round, or replayed ones."""
 
     features: Tensor
     """(N, F)"""
     delta_reward: Tensor
-    """Reward with the draft's token minus that with the target's: -1, 0 or 1, or between where
-    answers that are not right get a part of it, (N,)."""
+    """Reward with the draft's token minus that with the target's: -1, 0 or 1, or a value between
+    where answers that are not right get partial reward, (N,)."""
     delta_cost: Tensor
-    """Cost with the draft's token minus with the target's, (N,)."""
+    """Cost with the draft's token minus that with the target's, (N,)."""
     is_harmless: Tensor
-    """True where both branches come to the same, by the method's own measure, (N,) bool."""
+    """True where both branches have the same outcome by the method's own measure, (N,) bool."""
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -99,7 +99,7 @@ class Decisions(NamedTuple):
     keep: Tensor
     """Rulings for the draft, (N,) bool."""
     advantage: Tensor
-    """Advantage of the rollout of each, (N,)."""
+    """Advantage of each decision's rollout, (N,)."""
 
 
 class KnownBranches(NamedTuple):
@@ -112,19 +112,19 @@ class KnownBranches(NamedTuple):
     delta_reward: Tensor
     """The same without the price, (N,)."""
     is_harmless: Tensor
-    """True where both branches come to the same, (N,) bool."""
+    """True where both branches have the same outcome, (N,) bool."""
     weight: Tensor
-    """Weight of each in the loss, (N,)."""
+    """Weight of each decision in the loss, (N,)."""
 
 
 class SolutionData(NamedTuple):
-    """Decisions whose right token a text of known worth tells."""
+    """Decisions for which a text of known worth tells the right token."""
 
     features: Tensor
     """(N, F) float32"""
     delta: Tensor
-    """Worth of the draft's token, (N,): that of the text (1 for a worked solution) where the
-    draft's token is the text's, and minus that where the target's is."""
+    """Worth of the draft's token, (N,): the worth of the text (1 for a worked solution) where the
+    draft's token is the text's, and minus that worth where the target's token is."""
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

@@ -1,4 +1,4 @@
-"""Updates of a policy: no language model, no loop but that over epochs."""
+"""Updates of a policy: no language model, and no loop other than the one over epochs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cospec.rl.types import Played
 
 
-_BATCH_SIZE, _LEARNING_RATE = 256, 2e-3  # of `imitate`
+_BATCH_SIZE, _LEARNING_RATE = 256, 2e-3  # for `imitate`
 
 
 def round_seed(config: TrainConfig, number: int) -> int:
@@ -50,7 +50,7 @@ def normalize_first(
             "no mismatch was left to the arbiter in the first round: these two models agree on "
             "these problems; pass other problems or another draft."
         )
-    # No override precedes what the target's path shows; once the policy rules, some do.
+    # Decisions on the target's path have no overrides before them; under the policy some have.
     spread = math.inf if method.on_target_path else 1.0
     policy.normalize_by(torch.stack(seen), spread, method.features(features))
 
@@ -60,7 +60,7 @@ def known_branches(replay: Sequence[BranchData], config: TrainConfig) -> KnownBr
 
     Args:
         replay: Branches of each round, the latest last.
-        config: The price of cost, and the decay of old rounds.
+        config: Price of cost, and decay of old rounds.
     """
     weights = [
         torch.full((len(one),), config.branches.replay_decay**age)
@@ -77,8 +77,8 @@ def imitate(policy: Policy, data: SolutionData, config: TrainConfig) -> float:
     """Train a policy on right tokens, in small batches and at a learning rate that falls to zero.
 
     Args:
-        policy: Already normalized; its correction is left as it is.
-        data: Decisions, and whose token was right.
+        policy: Policy, already normalized; its correction is not changed.
+        data: Decisions, and the worths of the draft's tokens.
         config: Weight decay, dropout, seed, and number of passes.
 
     Returns:
@@ -126,13 +126,13 @@ def update(
     """Update a policy on decisions and branches, for `num_epochs` steps.
 
     Args:
-        policy: What is updated.
+        policy: Policy that is updated.
         start: Policy that the divergence is measured from.
-        decisions: Of the round's rollouts; entropy and divergence are those on them, also for the
-            supervised controls (gold, autojudge, r2r).
+        decisions: Decisions of the round's rollouts. Entropy and divergence are measured on them,
+            also for the supervised controls (gold, autojudge, r2r).
         known: Branches of all rounds.
         config: Objective and optimizer.
-        seed: Of the dropout.
+        seed: Seed of the dropout.
 
     Returns:
         Values of the last step: loss, entropy, kl (both in nats) and clip_fraction.

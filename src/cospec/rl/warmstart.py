@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 _SLICE = 128
-"""Problems that are read together; own answers are weighed among those of their slice."""
+"""Problems that are read together; the models' own answers are weighed within their slice."""
 _WRITE_EVERY = 60.0
-"""Least seconds between two writes of the cache: what a killed run loses."""
+"""Least seconds between two writes of the cache; a killed run loses the work since the last."""
 
 
 class WarmStart(NamedTuple):
@@ -49,9 +49,9 @@ class WarmStart(NamedTuple):
     start: Policy
     """Policy that the rounds' divergence is measured from."""
     branches: BranchData | None = None
-    """Branches that the rounds replay as if they were those of a round before the first."""
+    """Branches that the rounds replay like those of an earlier round."""
     metrics: Json = {}  # noqa: RUF012  # never changed
-    """Loss and number of decisions, if there are any before the rounds."""
+    """Loss and number of decisions; empty without training before the rounds."""
 
 
 def warm_start(
@@ -64,7 +64,7 @@ def warm_start(
     folder: Path | None,
     on_read: Callable[[int], None],
 ) -> WarmStart:
-    """Train a copy of a policy on what the settings name, if anything."""
+    """Train a copy of a policy on the audit or the solutions that the settings name, if any."""
     if config.warmup.warm_start is not None:
         return from_audit(policy, features, config)
     if not config.warmup.num_solutions:
@@ -79,8 +79,9 @@ def warm_start(
 def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) -> WarmStart:
     """Train a copy of a policy on the branches of an audit.
 
-    Their costs are not known and count as 0. Where only some mismatches of a problem were played, a
-    branch counts as often as it stands for one, over the mean; so it does when rounds replay it.
+    Costs are not known and count as 0. Where only some mismatches of a problem were played, a
+    branch is weighted by the number of mismatches that it stands for, relative to the mean. Rounds
+    that replay it use the same weight.
 
     Raises:
         ConfigError: The data set cannot be used, or has no mismatches.
@@ -90,7 +91,7 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
     data = read_dataset(path, features.names)
     if not len(data["features"]):
         raise ConfigError(
-            f"{path} has no mismatches to train on: it is of models that agree, or its features "
+            f"{path} has no mismatches to train on: its models agree, or its features "
             "are not finite; audit more problems, or leave the warm start out."
         )
     x, delta = data["features"], data["draft_correct"].float() - data["target_correct"].float()
@@ -112,7 +113,7 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
 def from_solutions(
     policy: Policy, features: ScalarFeatures, data: SolutionData, config: TrainConfig
 ) -> WarmStart:
-    """Train a copy of a policy to pick the tokens of worked solutions, by what its method may see.
+    """Train a copy of a policy to pick the tokens of worked solutions, on its method's features.
 
     The rounds do not train on them again: `kl_weight` keeps the policy close to its start.
 
@@ -143,8 +144,8 @@ def read_solutions(
 ) -> SolutionData:
     """Read the decisions of worked solutions, through a cache on disk.
 
-    A larger number of solutions begins with those of a smaller one, so that a later run can extend
-    the same file.
+    The solutions of a smaller number are the first ones of a larger number, so that a later run can
+    extend the same file.
 
     Raises:
         ConfigError: The cache does not fit the run.
@@ -161,7 +162,7 @@ def read_solutions(
     if warmup.solutions_from == "samples" and num_read % _SLICE and num_read < len(solved):
         raise ConfigError(
             f"{path} holds the answers to {num_read} problems. Their worths are relative to those "
-            f"of up to {_SLICE} problems around them, so that more can follow only a multiple of "
+            f"of up to {_SLICE} problems around them, and more can follow only a multiple of "
             f"{_SLICE}; name another file, or set num_solutions to {num_read}."
         )
     written = time.monotonic()
@@ -217,7 +218,7 @@ def _answers(
 def _about(
     pair: ModelPair, task: Task, features: ScalarFeatures, config: TrainConfig
 ) -> dict[str, str]:
-    """Return what a cache of decisions depends on."""
+    """Return all that a cache of decisions depends on."""
     about = {
         "pair": f"{pair.fingerprint} {pair.target.dtype}",
         "task": task.name,
@@ -225,7 +226,7 @@ def _about(
         "temperature": str(config.rollouts.temperature),
         **_source(config),
     }
-    if Needs.BLOCK_LOG_Q in features.needs:  # caches that do not say so hold something else there
+    if Needs.BLOCK_LOG_Q in features.needs:  # caches without this entry hold other values there
         about["block"] = "left out"
     return about
 
@@ -233,7 +234,7 @@ def _about(
 def _player(
     pair: ModelPair, task: Task, examples: Sequence[Example], config: TrainConfig, start: int
 ) -> ForkPlayer:
-    """Return what plays the forks of the solutions of some problems."""
+    """Return a player of the forks in the solutions of some problems."""
     rollouts = config.rollouts
     _, settings = encode_problems(
         pair, task, examples, rollouts.max_new_tokens, config.seed, rollouts.temperature
@@ -243,7 +244,7 @@ def _player(
 
 
 def _source(config: TrainConfig) -> dict[str, str]:
-    """Return what tells own answers from worked solutions in a cache; nothing for the latter."""
+    """Return the settings of own answers or of forks in a cache; empty for plain solutions."""
     warmup = config.warmup
     if warmup.solutions_from == "task":
         seed = f", seed {config.seed}" if config.rollouts.temperature else ""
@@ -267,18 +268,18 @@ def _read_cache(
     keys = {*about, "solutions_from", "forks", "block"}
     if unlike := sorted(key for key in keys if kept.get(key) != about.get(key)):
         raise ConfigError(
-            f"{path} holds what was read of solutions with another {' and '.join(unlike)}; "
+            f"{path} holds decisions from solutions with another {' and '.join(unlike)}; "
             "delete it, name another file (--solutions), or repeat the command that made it."
         )
     if (num_read := int(kept["num_read"])) > wanted:
         raise ConfigError(
-            f"{path} holds what was read of {num_read} solutions, and num_solutions is {wanted}; "
+            f"{path} holds the decisions of {num_read} solutions, and num_solutions is {wanted}; "
             "delete it, name another file (--solutions), or train on all that it holds."
         )
     ours = _digest(solved[:num_read])
     if kept.get("problems", ours) != ours:  # older files do not say
         raise ConfigError(
-            f"{path} holds what was read of the solutions of {num_read} other problems; delete "
-            "it, name another file (--solutions), or pass the problems that it was made of."
+            f"{path} holds decisions from the solutions of {num_read} other problems; delete "
+            "it, name another file (--solutions), or pass the problems that it was made from."
         )
     return num_read, SolutionData(tensors["features"], tensors["delta"])

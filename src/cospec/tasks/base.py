@@ -1,6 +1,6 @@
-"""A task: problems by split, a prompt for each, and a score for what a model wrote.
+"""A task: problems by split, a prompt for each, and a score for a model's text.
 
-This file knows nothing of data sets. A `Task` is put together from a source of examples and a
+This file knows nothing about data sets. A `Task` is put together from a source of examples and a
 scorer; `cospec.tasks.load` does so for the tasks that have a name.
 """
 
@@ -41,8 +41,8 @@ class Example:
     answer: str
     """The right answer, as the scorer wants it."""
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Other data from the origin, of any type; ``solution`` is a worked answer, ``group`` what
-    problems share that succeed and fail together, such as a database."""
+    """Other data from the origin, of any type; ``solution`` is a worked answer, ``group`` names
+    something that makes problems succeed and fail together, such as a database."""
 
     def __post_init__(self) -> None:
         for name in ("id", "question", "answer"):
@@ -54,7 +54,7 @@ class Example:
 
     @property
     def group(self) -> str | None:
-        """Name of the group that it is from, None if there are none."""
+        """Name of its group; None if there are no groups."""
         found = self.metadata.get("group")
         return None if found is None else str(found)
 
@@ -64,7 +64,7 @@ class Score:
     """The score of one answer."""
 
     reward: float
-    """In [0, 1]."""
+    """Reward in [0, 1]."""
     extracted: str | None = None
     """The final answer found in the text; None if there is none."""
     strict: bool | None = None
@@ -86,23 +86,23 @@ class Score:
         return self.reward == 1
 
     def value(self, partial: float) -> float:
-        """1 for a right answer, and `partial` times its reward for another."""
+        """Return 1 for a right answer, and `partial` times its reward for another."""
         return 1.0 if self.correct else partial * self.reward
 
 
 Scorer: TypeAlias = "Callable[[Example, str], Score | float]"
-"""Says what a text is worth; a number is the reward."""
+"""Function that scores a text; a number is the reward."""
 
 
 class Source(Protocol):
     """Function that returns examples."""
 
     def __call__(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
-        """The problems that ``seed`` picks from a split, all of them if no number is given."""
+        """Return the problems that ``seed`` picks from a split, all if no number is given."""
 
 
 def worked_answer(example: Example, is_chat: bool) -> str:
-    """Return an answer as it is shown to a model: with its solution, if there is one."""
+    """Return an answer as it is shown to a model: its worked solution, if there is one."""
     return str(example.metadata.get("solution") or example.answer)
 
 
@@ -127,8 +127,8 @@ class Task:
     draft_shots: int | None = None
     """Worked examples in a prompt of the draft model's own; None for the target's prompt."""
     beginning: Callable[[Example], str] | None = None
-    """The part of a question that comes first and that others share, such as a schema. Worked
-    examples are then those with the same one, if there are any, and it is not said again."""
+    """Function that returns the part of a question that comes first and that others share, such as
+    a schema. Worked examples then have the same beginning, if possible, and it is not repeated."""
     show: Callable[[Example, bool], str] = worked_answer
     """Function that writes a worked example's answer, in a form that the scorer reads; the second
     argument is True for a chat."""
@@ -140,11 +140,11 @@ class Task:
     def examples(
         self, split: Split, num_problems: int | None = None, seed: int = 0
     ) -> list[Example]:
-        """Problems of a split; no problem is in two splits.
+        """Return problems of a split; no problem is in two splits.
 
         Args:
             split: ``train``, ``tune`` or ``test``.
-            num_problems: How many; all of them if None, which a generated task refuses.
+            num_problems: Number of problems; all of them if None, which a generated task refuses.
             seed: Picks the problems and their order. The first n are the same for every number.
 
         Raises:
@@ -165,14 +165,14 @@ class Task:
         return found
 
     def prompt(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
-        """The prompt for a pair with this tokenizer, or for its target if the draft has its own.
+        """Return the prompt for a pair with this tokenizer; the target's, if the draft has its own.
 
         With a chat template it is token ids (a string would get a second begin-of-sequence token):
         worked examples as turns, a user message, and the start of the answer. Without one it is a
         string.
 
         Raises:
-            TaskError: There are not as many worked examples.
+            TaskError: There are not enough worked examples.
         """
         number = self.chat_shots if tokenizer.chat_template else self.num_shots
         return self._prompt(example, tokenizer, number)
@@ -180,7 +180,7 @@ class Task:
     def draft_prompt(
         self, example: Example, tokenizer: PreTrainedTokenizerBase
     ) -> str | list[int] | None:
-        """The prompt for the draft model; None if it reads the target's."""
+        """Return the prompt for the draft model; None if it reads the target's."""
         if self.draft_shots is None:
             return None
         return self._prompt(example, tokenizer, self.draft_shots)
@@ -206,11 +206,11 @@ class Task:
         )
 
     def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """Strings that end an answer: those of a plain prompt, none for a chat model."""
+        """Return the strings that end an answer: those of a plain prompt, none for a chat model."""
         return () if tokenizer.chat_template else self.stop
 
     def part_of(self, example: Example) -> Task:
-        """The task that says how an example is asked: this one, unless it is a mixture."""
+        """Return the task that an example is asked by: this one, unless it is a mixture."""
         return self
 
     def score(self, example: Example, text: str) -> Score:
@@ -232,11 +232,11 @@ class Task:
         return Score(reward)
 
     def _shots(self, example: Example, number: int) -> list[Example]:
-        """Worked examples for a problem, never itself."""
+        """Return worked examples for a problem, never the problem itself."""
         if not number:
             return []
         if self.beginning is not None:
-            # Nor the same answer in other words.
+            # An example with the same answer is left out too.
             alike = self._by_beginning.get(self.beginning(example), [])
             if alike := [shot for shot in alike if shot.answer != example.answer]:
                 return alike[:number]
@@ -250,7 +250,7 @@ class Task:
 
     @cached_property
     def _first_shots(self) -> list[Example]:
-        """One more than is shown if there are so many, since none is shown its own answer."""
+        """One more example than is shown, if possible: no problem is shown its own answer."""
         number = max(self.num_shots, self.chat_shots, self.draft_shots or 0)
         try:
             return list(self.source("train", number + 1, 0))
@@ -272,7 +272,7 @@ class Task:
         return found
 
     def _asked(self, examples: list[Example], frame: str) -> list[str]:
-        """The message of each problem, without a beginning that the one before has said."""
+        """Return the message of each problem, without a beginning that the last message had."""
         said, found = "", []
         for example in examples:
             beginning = self.beginning(example) if self.beginning else ""

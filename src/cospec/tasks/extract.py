@@ -1,12 +1,12 @@
-r"""Finds the final answer in what a model wrote.
+r"""Finds the final answer in a model's text.
 
-Models end an answer in many ways. From the surest on: ``\boxed{18}`` (what Qwen2.5 and Llama 3
-write when asked to), ``#### 18`` (GSM8K's own form), ``The answer is 18``, and a bare last number.
+Models end an answer in many ways. From the surest on: ``\boxed{18}`` (as Qwen2.5 and Llama 3 write
+when asked to), ``#### 18`` (GSM8K's own form), ``The answer is 18``, and a bare last number.
 Numbers are returned as they were written, without currency and thousands separators, and compared
 as fractions: 18.00 is 18, and 0.5 is 1/2. A percent sign and units are ignored.
 
-A model may write anything, so that every search here takes time linear in the text, or in the last
-`MAX_CHARS` of it, where answers are.
+A model may write anything. So every search here takes time linear in the text, or in its last
+`MAX_CHARS` characters, where answers are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_CHARS = 20_000
-"""The end of a text that is searched."""
+"""Length of the end of a text that is searched."""
 LETTERS = "ABCDE"
 """Letters of the options of a question."""
 _MAX_DIGITS = 1000
@@ -53,7 +53,7 @@ _ORNAMENTS = " \t*_$\\([{~≈"
 
 
 def boxed(text: str) -> list[str]:
-    r"""Return what each ``\boxed{...}`` holds, in order; one that is cut off is left out."""
+    r"""Return the contents of each ``\boxed{...}``, in order; one that is cut off is left out."""
     contents: list[str] = []
     open_braces: list[int | None] = []  # where the content of a box begins; None for other braces
     for match in re.finditer(r"\\boxed\s*\{|\\[{}]|[{}]", text):
@@ -67,20 +67,20 @@ def boxed(text: str) -> list[str]:
 
 
 def all_numbers(text: str) -> list[str]:
-    """The numbers in a text, in order."""
+    """Return the numbers in a text, in order."""
     return list(_numbers(_without_latex(text)))
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text."""
+    """Return the last number in a text."""
     return next(reversed(all_numbers(text)), None)
 
 
 def final_number(text: str) -> str | None:
-    r"""The number that the text gives as its answer.
+    r"""Return the number that the text gives as its answer.
 
-    The last ``\boxed{}`` with a number, else the last ``#### N``, else the last "answer is N", else
-    the last number.
+    In order of preference: the last ``\boxed{}`` with a number, the last ``#### N``, the last
+    "answer is N", the last number.
     """
     plain = _without_latex(text)
     for content in reversed(boxed(plain)):
@@ -115,9 +115,9 @@ def same_number(left: str | None, right: str | None) -> bool:
 
 
 def gold_number(text: str) -> str | None:
-    """The number of a gold answer ("1,234", "$5", "18 apples"); None if it has none or several.
+    """Return the number of a gold answer ("1,234", "$5", "18 apples"); None for none or several.
 
-    None for a power too: of "2^3" only the 2 would be found.
+    It is None for a power too: in "2^3" only the 2 would be found.
     """
     if "^" in text:
         return None
@@ -132,10 +132,10 @@ def gold_number(text: str) -> str | None:
 
 
 def choice(text: str) -> str | None:
-    r"""The letter of the option that the text settles on.
+    r"""Return the letter of the option that the text settles on.
 
-    The last ``\boxed{C}``, else the last "answer is C" or "option C", else the last "(C)", else the
-    last line that is a letter or begins with "C)".
+    In order of preference: the last ``\boxed{C}``, the last "answer is C" or "option C", the last
+    "(C)", the last line that is a letter or begins with "C)".
     """
     text = text[-MAX_CHARS:]
     letter = rf"(?:\(?([{LETTERS}])\b(?!['\u2019])|\(([{LETTERS.lower()}])\))"
@@ -156,7 +156,7 @@ def choice(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The answer in words or signs: in ``<answer>``, boxed, after ``####`` or "answer is".
+    r"""Return the answer in words or signs: in ``<answer>``, boxed, after ``####`` or "answer is".
 
     Without any of these it is the last line.
     """
@@ -170,7 +170,7 @@ def final_answer(text: str) -> str | None:
 
 
 def _tagged(text: str) -> list[str]:
-    """Return what the last ``<answer>`` that is closed holds, if there is one."""
+    """Return the contents of the last ``<answer>`` that is closed, if there is one."""
     end = text.rfind("</answer>")
     while end >= 0:
         before = text.rfind("</answer>", 0, end)
@@ -197,7 +197,7 @@ def _numbers(text: str) -> Iterator[str]:
 
 
 def _right_side(text: str) -> str | None:
-    """The first number after the equations with which the text begins: 18 in "9 * 2 = 18 eggs"."""
+    """Return the first number after the equations that begin a text: 18 in "9 * 2 = 18 eggs"."""
     while match := _LEFT_SIDE.match(text):
         text = text[match.end() :]
     return next(_numbers(text), None)

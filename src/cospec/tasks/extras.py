@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def import_extra(module: str, what: str, extra: str) -> ModuleType:
-    """The module, or an error that has the command to install it.
+    """Return the module, or raise an error that has the command to install it.
 
     Raises:
         MissingExtraError: It is not installed.

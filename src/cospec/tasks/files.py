@@ -1,4 +1,4 @@
-"""Tasks from files: where a named set lies, how its rows are read, and how they are split.
+"""Tasks from files: the places of named sets, and the reading and splitting of their rows.
 
 A named set is read from a *data folder* that holds one folder a set, ``gsm8k/train.jsonl`` and so
 on, with each file as its authors publish it. The folder is the one given, else ``$COSPEC_DATA``,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Row: TypeAlias = "dict[str, Any]"
 """A row as its authors wrote it: values of any type."""
 _HALF = re.compile("[\ud800-\udfff]")
-"""Half of a character, which JSON can write."""
+"""Half of a character (a lone surrogate), which JSON can write."""
 
 
 class _NamedRow(dict[str, Any]):
@@ -61,7 +61,7 @@ class DataSet:
     def rows(
         self, files: tuple[str, ...], hub_split: str, data_dir: Path | None
     ) -> list[tuple[str, Row]]:
-        """The rows of one file, each with its id.
+        """Return the rows of one file, each with its id.
 
         Args:
             files: The names that it may have; the first that exists is read.
@@ -96,7 +96,7 @@ class DataSet:
             rows = datasets.load_dataset(self.hub_id, self.hub_config, split=hub_split)
         except MemoryError:
             raise
-        except Exception as error:  # of the hub's client, of its HTTP library, of parsers
+        except Exception as error:  # from the hub's client, its HTTP library, or parsers
             raise TaskError(
                 f"{missing}, and {self.hub_id} cannot be fetched: {type(error).__name__}: {error} "
                 "-- set COSPEC_DATA, or check the connection."
@@ -109,10 +109,10 @@ class DataSet:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a ``.jsonl``, ``.jsonl.gz``, ``.json`` (a list) or ASDiv's ``.xml`` file.
+    """Return the rows of a ``.jsonl``, ``.jsonl.gz``, ``.json`` (a list) or ASDiv's ``.xml`` file.
 
     Raises:
-        TaskError: It cannot be read, is not what its name says, or holds half of a character.
+        TaskError: It cannot be read, does not fit its name, or holds half of a character.
     """
     rows: Any  # JSON
     try:
@@ -142,7 +142,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _parse_lines(text: str) -> list[Any]:  # Any: JSON
-    """The JSON values of a text with one a line.
+    """Return the JSON values of a text with one a line.
 
     Raises:
         ValueError: A line is no JSON object; it is named.
@@ -161,7 +161,7 @@ def _parse_lines(text: str) -> list[Any]:  # Any: JSON
 
 
 def _texts(row: Row) -> Iterator[str]:
-    """All texts in a row, however deep."""
+    """Yield all texts in a row, however deep."""
     left: list[Any] = [row]
     while left:
         value = left.pop()
@@ -187,11 +187,11 @@ class FileSource:
     """Examples that are all in memory, by split.
 
     Args:
-        name: Of the task, for errors.
+        name: Name of the task, for errors.
         pools: The examples of each split.
-        beginning: Names what the prompt of an example begins with, such as its database; examples
-            with the same one then come in runs, so that whoever decodes a few hundred of them reads
-            each beginning once or twice. By default their order is drawn one by one.
+        beginning: Names the beginning of an example's prompt, such as its database. Examples with
+            the same beginning then come in runs, so that a decoder of a few hundred of them reads
+            each beginning once or twice. By default examples are shuffled one by one.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class FileSource:
         self.beginning = beginning
 
     def __call__(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
-        """The first problems of the split's order under ``seed``."""
+        """Return the first problems of the split's order under ``seed``."""
         pool = list(self.pools.get(split, []))
         wanted = len(pool) if num_problems is None else num_problems
         if not pool or wanted > len(pool):
@@ -248,7 +248,7 @@ def by_hash(examples: Iterable[Example], whole: str | None = None) -> dict[Split
 
 
 def named(name: str, whole: str | None) -> str:
-    """The spec of a set that `by_hash` split, or took whole."""
+    """Return the spec of a set that `by_hash` split, or took whole."""
     return name if whole is None else f"{name},split={whole}"
 
 

@@ -14,7 +14,7 @@ from cospec.tasks.extras import import_extra
 
 NAME = "gsm_symbolic"
 SUFFIX = " Give the result as your final answer. Do not include units."
-"""Ends every question; hashed with it, shown without."""
+"""End of every question, which is hashed with it and shown without."""
 TEMPLATE = "gsm_template"
 """Key of the template in an example's metadata. A user's row may have a ``template`` of its own."""
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -30,12 +30,12 @@ def all_templates() -> tuple[int, ...]:
 
 
 def parse_templates(text: str, *, excluded: bool = False) -> frozenset[int]:
-    """The templates that a list such as ``3/7/20-29`` names, or all others.
+    """Return the templates that a list such as ``3/7/20-29`` names, or all others.
 
     Args:
         text: Numbers and ranges, separated by slashes; a range takes those of its numbers that
             are templates.
-        excluded: Name the templates to leave out.
+        excluded: Whether the list names the templates to leave out.
 
     Raises:
         TaskError: The list is no such list, names no template, or leaves none.
@@ -59,12 +59,12 @@ def parse_templates(text: str, *, excluded: bool = False) -> frozenset[int]:
 
 
 def twin_key(template: int, question: str) -> str:
-    """Return what problems share that differ in names alone: the template and all numbers."""
+    """Return a key that problems share if only names differ: the template and all numbers."""
     return f"{template} {' '.join(_NUMBER.findall(question))}"
 
 
 def _shown(numbers: set[int]) -> str:
-    """Numbers as a list with ranges."""
+    """Return numbers as a list with ranges."""
     ranges: list[list[int]] = []
     for number in sorted(numbers):
         if ranges and ranges[-1][1] == number - 1:

@@ -11,10 +11,10 @@ Options follow after commas: ``jsonl:FILE,scorer=numeric,question=prompt,answer=
 ``question``, ``answer``
     The names of the fields.
 ``split``
-    The split that the whole file is; without it, a hash of the question parts it (`split_of`).
+    The split of the whole file; without it, a hash of each question decides (`split_of`).
 
-The example's metadata is the row. A field ``group`` names what problems share that succeed and fail
-together, such as a document: comparisons then also say what holds over groups.
+The example's metadata is the row. A field ``group`` names something that makes problems succeed and
+fail together, such as a document. Comparisons then also have a test over groups.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def score_exact(example: Example, text: str) -> Score:
 
 
 def _bare(text: str) -> str:
-    """The text without all that `final_answer` may take off; as it is if nothing would be left."""
+    """Return the text without all that `final_answer` may take off, unless nothing is left."""
     text = " ".join(text.split()).casefold()
     return text.lstrip(_MARKS).rstrip(f"{_MARKS}.") or text
 
@@ -74,7 +74,7 @@ SCORERS: dict[str, Scorer] = {
 
 
 def jsonl(path: str, options: dict[str, str]) -> Task:
-    """The task for a user's file.
+    """Return the task for a user's file.
 
     Raises:
         TaskError: The file, a field or the scorer cannot be used.
@@ -120,7 +120,7 @@ def _example(identity: str, row: Row, question: str, answer: str) -> Example:
 
 
 def _final(example: Example) -> str:
-    """The answer, without ``<answer>`` around it; a model's text that is the same must be right."""
+    """Return the answer without ``<answer>`` around it; as a model's text it must be right."""
     marked = re.fullmatch(r"\s*<answer>(.*)</answer>\s*", example.answer, re.DOTALL)
     gold = replace(example, answer=marked[1]) if marked else example
     score = score_exact(gold, example.answer)
@@ -173,7 +173,7 @@ _GOLD: dict[Scorer, Callable[[Example], str]] = {
     score_number: _number,
     score_choice: _letter,
 }
-"""By scorer, the answer as it takes it, which is checked."""
+"""By scorer, a function that checks an answer and returns it in the form that the scorer takes."""
 
 
 def _scorer(spec: str) -> Scorer:

@@ -24,7 +24,7 @@ SPLIT_BY_FILE: dict[str, Callable[[Path | None], Task]] = {
     "aqua": math_sets.aqua,
     "mbpp": programs.mbpp,
 }
-"""Sets whose authors split them."""
+"""Sets with splits by their authors."""
 SPLIT_BY_HASH: dict[str, Callable[[Path | None, str | None], Task]] = {
     "svamp": math_sets.svamp,
     "asdiv": math_sets.asdiv,
@@ -52,8 +52,8 @@ def load_task(
 
     Args:
         spec: One of ``TASK_NAMES``, and options after commas (``key=value``). The sets of one file
-            and ``jsonl:FILE`` take ``split=test``: all of it is that split, and nothing of it may
-            be trained or tuned on. Without it, a tenth of the problems is the test split.
+            and ``jsonl:FILE`` take ``split=test``: the whole set is that split, and no part of it
+            may be trained or tuned on. Without it, a tenth of the problems is the test split.
             `cospec.tasks.jsonl` has the other options of ``jsonl:FILE``.
             ``spider,part=dev`` tests on the development file alone, ``part=train`` on the databases
             held back from the train file. ``sql:FOLDER`` has a user's own databases
@@ -62,13 +62,14 @@ def load_task(
             ``reasoning_gym:gsm_symbolic,templates=3/7/20-29`` takes only these of its templates,
             ``without_templates=`` all others; with ``twins=apart`` (in training and in the test
             alike) no two splits have problems that differ by names alone. A mixture such as
-            ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. Or a
-            name that an installed package registers in the entry point group ``cospec.tasks``.
-            ``shots=8`` shows so many worked examples of the train split before each question; of
-            SQL tasks those of the same database, if there are any. With ``draft_shots=0`` the
-            draft model has a prompt of its own, with so many.
+            ``mix:gsm8k@4+svamp@1`` has four problems of the first for one of the second. A spec may
+            also be a name that an installed package registers in the entry point group
+            ``cospec.tasks``.
+            ``shots=8`` shows eight worked examples of the train split before each question; for
+            SQL tasks those of the same database, if there are any. ``draft_shots=0`` gives the
+            draft model a prompt of its own, with that many.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
-        allow_code_execution: Whether scoring may run what the model wrote, in a sandbox.
+        allow_code_execution: Whether scoring may run the model's programs, in a sandbox.
 
     Raises:
         TaskError: The task is unknown, or its data cannot be used.
@@ -157,7 +158,7 @@ def _from_factory(name: str, factory: Callable[..., object], pairs: list[str]) -
 
 
 def _weighed(part: str) -> tuple[str, int]:
-    """A part of a mixture and its weight: 1 where none is given."""
+    """Return a part of a mixture and its weight: 1 where none is given."""
     spec, at, weight = part.rpartition("@")
     return (spec, int(weight)) if at and weight.isdecimal() else (part, 1)
 

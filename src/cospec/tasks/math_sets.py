@@ -4,8 +4,8 @@ Chat models are asked to reason and to put the answer in ``\boxed{}``; other mod
 examples of the train split. Scoring:
 
 * gsm8k, svamp, asdiv: `final_number` against the gold number. That is lm-evaluation-harness's
-  ``flexible-extract``, but for answers that the text marks: the harness takes the last number of
-  the text in any case. gsm8k also reports ``strict``, the harness's ``strict-match``: ``#### N``.
+  ``flexible-extract``, except for answers that the text marks: the harness always takes the last
+  number of the text. gsm8k also reports ``strict``, the harness's ``strict-match``: ``#### N``.
 * math500: Math-Verify, by mathematical value.
 * aqua: the letter.
 
@@ -91,7 +91,7 @@ def _gsm8k_example(item: tuple[str, Row]) -> Example:
 
 
 def _of_one_file(name: str, examples: Iterable[Example], whole: str | None, scorer: Scorer) -> Task:
-    """The task of a set that has one file."""
+    """Return the task of a set that has one file."""
     source = FileSource(name, by_hash(examples, whole))
     # Worked examples come from the train split, which a set taken whole does not have.
     return Task(named(name, whole), source, scorer, num_shots=0 if whole else NUM_SHOTS)

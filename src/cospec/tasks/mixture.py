@@ -22,24 +22,24 @@ _PART = "part_of_mixture"  # in an example's metadata
 
 @dataclass(frozen=True)
 class Mixture(Task):
-    """A task whose examples are those of its parts, each asked and scored as there: `mixture`."""
+    """A task with the examples of its parts, each asked and scored as in its part: `mixture`."""
 
     parts: Mapping[str, Task] | None = None
-    """By name."""
+    """Tasks by name."""
 
     def part_of(self, example: Example) -> Task:
-        """The task that one of its examples is from."""
+        """Return the task that an example comes from."""
         assert self.parts is not None
         return self.parts[example.metadata[_PART]]
 
     def prompt(self, example: Example, tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
-        """The prompt of the task that the example is from."""
+        """Return the prompt of the task that the example comes from."""
         return self.part_of(example).prompt(example, tokenizer)
 
     def draft_prompt(
         self, example: Example, tokenizer: PreTrainedTokenizerBase
     ) -> str | list[int] | None:
-        """The draft's prompt of the task that the example is from."""
+        """Return the draft's prompt of the task that the example comes from."""
         return self.part_of(example).draft_prompt(example, tokenizer)
 
 
@@ -47,7 +47,7 @@ def mixture(parts: Sequence[tuple[Task, int]]) -> Mixture:
     """Put tasks together.
 
     Args:
-        parts: Tasks, and how many problems of each there are in a cycle of the mixture.
+        parts: Tasks, each with the number of its problems in a cycle of the mixture.
 
     Raises:
         TaskError: A task is there twice, or has no weight.
@@ -68,7 +68,7 @@ class _Parts:
     weights: dict[str, int]
 
     def draw(self, split: Split, num_problems: int | None, seed: int) -> list[Example]:
-        """Problems of all parts: in turns if there is a number, or else part after part."""
+        """Return problems of all parts: in turns if there is a number, or else part after part."""
         if num_problems is None:
             drawn = [self._draw(name, split, None, seed) for name in self.tasks]
             found = [example for examples in drawn for example in examples]
@@ -85,7 +85,7 @@ class _Parts:
         return found
 
     def turns(self) -> Iterator[str]:
-        """Yield the names of the parts without end, in each cycle as often as they weigh."""
+        """Yield the names of the parts without end, each as often per cycle as its weight."""
         while True:  # not `cycle`, which keeps what it has read: a weight may be huge
             for name, weight in self.weights.items():
                 for _ in range(weight):
@@ -98,10 +98,10 @@ class _Parts:
         ]
 
     def score(self, example: Example, text: str) -> Score:
-        """Score a text by the task that the example is from."""
+        """Score a text by the task that the example comes from."""
         return self.tasks[example.metadata[_PART]].score(example, text)
 
 
 def _group_of(part: str, example: Example) -> dict[str, str]:
-    """The group of an example, which two parts may have under one name."""
+    """Return the group of an example with its part, since two parts may have groups of one name."""
     return {} if example.group is None else {"group": f"{part}: {example.group}"}

@@ -1,4 +1,4 @@
-"""Programming sets: humaneval and mbpp. Scoring runs what the model wrote, in `sandbox`.
+"""Programming sets: humaneval and mbpp. Scoring runs the model's programs in `sandbox`.
 
 A chat model is asked for the whole function in a code block. A model without a chat template gets
 HumanEval's prompt as it stands and completes it, up to the first line that leaves the function; for
@@ -33,7 +33,7 @@ def require_permission(is_allowed: bool, name: str) -> None:
     """Refuses a task that runs generated code, unless the user allows it and the sandbox holds.
 
     Raises:
-        CodeExecutionRefusedError: One of the two is not so.
+        CodeExecutionRefusedError: The user does not allow it, or the sandbox does not hold.
     """
     if not is_allowed:
         raise CodeExecutionRefusedError(
@@ -44,9 +44,9 @@ def require_permission(is_allowed: bool, name: str) -> None:
 
 
 def extract_code(text: str, function: str | None = None) -> str | None:
-    """The first code block, preferably the first that defines ``function``; None without one.
+    """Return the first code block, preferably the first that defines ``function``, if there is one.
 
-    A block with nothing in it is none.
+    An empty block does not count.
     """
     blocks = [block for block in _BLOCK.findall(text) if block.strip()]
     defining = [block for block in blocks if function and _defines(block, function)]

@@ -2,8 +2,8 @@
 
 Item i+1 under seed s is item i under seed s+1 for most generators, so two nearby seeds are nearly
 the same problems. Here a seed picks a window of the generator's seeds. Windows of the seeds 0 to
-998 have nothing in common; that of a larger seed may overlap with another. No split hangs on
-this: the split of a problem depends on its text alone (`split_of`). Repeated questions are dropped.
+998 have nothing in common; that of a larger seed may overlap with another. The splits do not depend
+on this: a problem's split follows from its text alone (`split_of`). Repeated questions are dropped.
 
 Scores are 1 or 0: the generators' scorers give part credit to an answer that merely contains the
 right one, so only their full credit counts, and they see the extracted final answer only. Where a
@@ -70,15 +70,15 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "polynomial_equations": lambda roots: len([float(one) for one in roots.split(",") if roots]),
     "word_sorting": lambda words: words.count(","),
 }
-"""By generator, what a right answer has in common with the right one, and its scorer overlooks."""
+"""By generator, a property that right answers share with the gold one and its scorer overlooks."""
 _MOST_MOVES = 1000
 _BOUNDED: dict[str, Callable[[str], bool]] = {
     "propositional_logic": lambda text: re.search(r"[^P-Z\s()¬∧∨→↔]", text) is None,  # noqa: RUF001
     "rubiks_cube": lambda moves: _num_moves(moves) <= _MOST_MOVES,
     "rush_hour": lambda moves: _num_moves(moves) <= _MOST_MOVES,
 }
-"""By generator, tells whether its scorer, which runs in this process, ends soon: it makes so many
-moves, or tries all values of so many names."""
+"""By generator, tells whether its scorer, which runs in this process, ends soon on an answer: it
+makes all moves of the answer, or tries all values of its names."""
 _CHUNK = 1000
 """Items made by one data set object, whose size the generator wants to know beforehand."""
 _STRIDE = 1_000_003
@@ -95,13 +95,13 @@ OPTIONS = ("reasoning", "templates", "without_templates", "twins")
 def reasoning_gym_task(
     name: str, options: Mapping[str, str], *, allow_code_execution: bool = False
 ) -> Task:
-    """The task ``reasoning_gym:NAME``, with the generator's default settings.
+    """Return the task ``reasoning_gym:NAME``, with the generator's default settings.
 
     Args:
-        name: Of the generator.
-        options: By name: with ``reasoning`` ``off``, a chat model is asked for the answer alone, in
-            at most 64 tokens; ``templates`` and ``without_templates`` restrict gsm_symbolic, and
-            with ``twins`` ``apart`` no two splits of it differ by names alone.
+        name: Name of the generator.
+        options: Values by name. With ``reasoning`` ``off``, a chat model is asked for the answer
+            alone, in at most 64 tokens. ``templates`` and ``without_templates`` restrict
+            gsm_symbolic; with ``twins`` ``apart`` no two of its splits differ by names alone.
         allow_code_execution: Whether a scorer may evaluate the answer, in a sandbox.
 
     Raises:
@@ -137,7 +137,7 @@ def _show_tagged(example: Example, is_chat: bool) -> str:
 
 
 def _templates(spec: str, options: Mapping[str, str]) -> frozenset[int] | None:
-    """The templates that the options choose; None for all."""
+    """Return the templates that the options choose; None for all."""
     given = [key for key in ("templates", "without_templates") if key in options]
     if not given:
         return None
@@ -215,7 +215,7 @@ def _draw(
     num_problems: int | None,
     seed: int,
 ) -> list[Example]:
-    """The first problems of a split in the seed's window of generator seeds."""
+    """Return the first problems of a split in the seed's window of generator seeds."""
     if num_problems is None:
         raise TaskError(f"reasoning_gym:{name} has no end; say how many problems (num_problems).")
     if seed >= BUNDLED_TRAINING_SEEDS and split != "train":
@@ -251,7 +251,7 @@ def _draw(
 def _items(
     name: str, start: int, templates: Container[int] | None
 ) -> Iterator[tuple[int, dict[str, Any] | Exception]]:
-    """Generator seeds and their items; some generators give up on some seeds."""
+    """Yield generator seeds and their items; some generators give up on some seeds."""
     for chunk in range(start, start + _STRIDE - _CHUNK, _CHUNK):
         data = _library().create_dataset(name, seed=chunk, size=_CHUNK)
         for i in range(_CHUNK):
@@ -273,7 +273,7 @@ def _example(name: str, generator_seed: int, item: dict[str, Any]) -> Example:
         metadata["solution"] = metadata["answer_cot"].strip()
         metadata["group"] = f"template {metadata['template']}"
         metadata[TEMPLATE] = metadata["template"]
-    if name == "time_intervals":  # of items without a date they have today's, which nobody reads
+    if name == "time_intervals":  # where an item has no date they hold today's, which nobody reads
         del metadata["start_time"], metadata["end_time"]
     return Example(f"{name}/{generator_seed}", question, item["answer"] or "", metadata)
 

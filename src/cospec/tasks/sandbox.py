@@ -115,7 +115,7 @@ def run_program(
 
     Args:
         program: Source code; its tests are part of it. Only the standard library can be imported.
-        limits: What it may use; the defaults if None.
+        limits: Limits of the program; the defaults if None.
         extra_trees: More folders that it can read and import from.
 
     Raises:
@@ -145,7 +145,7 @@ def run_program(
 
 
 def _supervise(request: str, output: IO[bytes], wall_s: float) -> dict[str, str]:
-    """Starts the child, and returns its report; whatever happens, nothing of it is left."""
+    """Starts the child, and returns its report; in any case the child ends."""
     if sys.platform != "linux":
         return {"refused": f"the platform is {sys.platform}"}
     with subprocess.Popen(

@@ -1,9 +1,9 @@
 """The inside of `sandbox`: run by path without site packages, so standard library only.
 
-Three processes: the *outer* one (started by the host, with an empty environment) builds the
-namespaces and the file tree; the *init* (process 1 of the new process namespace) watches the wall
-clock, and its end kills all that is left; the *program* drops every privilege and runs the code.
-Any step that fails ends in a report ``{"refused": …}``, never in a run with less protection.
+There are three processes. The *outer* one (started by the host, with an empty environment) builds
+the namespaces and the file tree. The *init* (process 1 of the new process namespace) watches the
+wall clock, and its end kills all that is left. The *program* drops every privilege and runs the
+code. Any step that fails ends in a report ``{"refused": …}``, never in a run with less protection.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: object) -> None:
-    """Calls a function of libc, and raises what it failed with."""
+    """Calls a function of libc, and raises its error."""
     wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     if getattr(libc, name)(*wide) == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
@@ -79,7 +79,7 @@ def enter_namespaces() -> None:
 
 
 def make_read_only(path: str, flags: int = 0) -> None:
-    """Makes a mount read-only; with ``AT_RECURSIVE`` those below it too."""
+    """Makes a mount read-only; with ``AT_RECURSIVE`` the mounts below it too."""
     what = struct.pack("4Q", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
     call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, what, len(what))
 
@@ -109,7 +109,7 @@ def mount_memory(path: str, options: str) -> None:
 def show(tree: str, target: str) -> None:
     """Make a file or folder of the host, if there is one, readable at ``target``.
 
-    A link shows what it leads to: its own aim may lie outside of all that is shown.
+    A link is shown as its target, which may lie outside of all that is shown.
     """
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.exists(tree):
@@ -192,7 +192,7 @@ def run_program(request: dict[str, Any], user: int, verdict: int) -> NoReturn:
     except SystemExit as error:
         print(f"SystemExit: {error}", file=sys.stderr)
     except BaseException as error:
-        own = error.__traceback__  # this function's frame, which says nothing of the program
+        own = error.__traceback__  # this function's frame, which says nothing about the program
         traceback.print_exception(error.with_traceback(own and own.tb_next))
     os._exit(1)
 

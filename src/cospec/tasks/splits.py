@@ -17,12 +17,12 @@ BUNDLED_TRAINING_SEEDS = 1_000_000_000
 
 
 def normalize(question: str) -> str:
-    """The question with single blanks: two that agree in this are the same problem."""
+    """Return the question with single blanks: two that are equal then are the same problem."""
     return " ".join(question.split())
 
 
 def split_of(question: str) -> Split:
-    """The split of a problem, by a hash of its whole question: a tenth test, a tenth tune."""
+    """Return a problem's split by a hash of its whole question: a tenth is test, a tenth tune."""
     digest = hashlib.sha256(normalize(question).encode()).hexdigest()
     match int(digest, 16) % 10:
         case 0:

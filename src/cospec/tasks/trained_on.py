@@ -1,8 +1,8 @@
 """Remember the questions that an arbiter was trained on, so that a test on them is noticed.
 
-A trained arbiter's folder holds a sorted set of hashes: one of the text of each question of its
-train and tune problems, and one of what twins share (`twin_key`) where a task tells. A hash has
-five bytes: 3,000 questions against 100,000 give a false alarm in one run of 3,600.
+A trained arbiter's folder holds sorted sets of hashes for its train and tune problems: one of the
+texts of the questions, and one of the keys that twins share (`twin_key`) where a task has them. A
+hash has five bytes: 3,000 questions against 100,000 give a false alarm in one run of 3,600.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Overlap:
 def write_trained_on(
     folder: Path, examples: Iterable[Example], more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Write hashes of what an arbiter was trained or tuned on, and `more` from `hashes_of`."""
+    """Write hashes of the problems that an arbiter was trained or tuned on, and `more` hashes.
+
+    These are hexadecimal, from `hashes_of`.
+    """
     names = ("questions", "twins")
     found = {
         name: set(hashes) - {b""} for name, hashes in zip(names, _hashes(examples), strict=True)
@@ -64,7 +67,8 @@ def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:
     """Count the test problems that the arbiter in a folder was trained on.
 
     Returns:
-        None if the folder does not tell: an older version or no ``cospec train`` made it.
+        The counts; None if the folder has no record, since an older version or no ``cospec train``
+        made it.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -83,7 +87,7 @@ def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:
 def unseen(folder: Path, examples: Sequence[Example]) -> list[Example]:
     """Return the problems that the arbiter in a folder was neither trained nor tuned on.
 
-    All of them if the folder does not tell.
+    These are all of them if the folder has no record.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -94,7 +98,7 @@ def unseen(folder: Path, examples: Sequence[Example]) -> list[Example]:
 
 
 def read_hashes(folder: Path) -> dict[str, set[bytes]] | None:
-    """Return the hashes in an arbiter's folder, by kind; None if it does not tell.
+    """Return the hashes in an arbiter's folder, by kind; None if it has no record.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -115,7 +119,7 @@ def read_hashes(folder: Path) -> dict[str, set[bytes]] | None:
 
 
 def _hashes(examples: Iterable[Example]) -> tuple[list[bytes], list[bytes]]:
-    """Hash the text of each question, and what its twins share (empty if its task has none)."""
+    """Hash the text of each question, and the key of its twins (empty if its task has none)."""
     questions, twins = [], []
     for example in examples:
         questions.append(_hash(normalize(example.question)))
@@ -132,7 +136,7 @@ def _hash(text: str) -> bytes:
 
 
 def _packed(hashes: set[bytes]) -> Tensor:
-    """A sorted set, (N, 5) uint8."""
+    """Return hashes as a sorted tensor, (N, 5) uint8."""
     import torch  # noqa: PLC0415
 
     data = bytearray(b"".join(sorted(hashes)))

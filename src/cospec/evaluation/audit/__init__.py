@@ -1,1 +1,1 @@
-"""Audit of a pair: play both branches at each mismatch, and what the results say."""
+"""Audit of a pair: both branches at each mismatch are played, and the results summarized."""

@@ -1,15 +1,15 @@
 """The audit of a pair: at each mismatch on the target's path, whose token leads to a right answer?
 
 A problem is solved by the lossless engine, whose output is the target's alone. At every mismatch
-that an arbiter may override, the draft's token is put down instead and the target alone goes on,
+that an arbiter may override, the draft's token is put in its place and the target alone goes on,
 from the caches of the path. The other branch is the path itself. Under another arbiter (policy
 iteration) both branches are played.
 
 The **oracle path** then takes, from left to right, a branch that is right if one is, and the
-draft's if both are; after an override it goes on along the branch, which has mismatches of its own.
-It is what an arbiter could reach that knew the outcome of every branch.
+draft's if both are. After an override it goes on along the branch, which has mismatches of its own.
+An arbiter that knew the outcome of every branch could follow it.
 
-This file plays and records; `cospec.evaluation.audit.summary` makes numbers of the records.
+This file plays and records; `cospec.evaluation.audit.summary` makes numbers from the records.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Auditor:
 
     Args:
         pair: The models.
-        task: Where the problems come from, and what an answer is worth.
+        task: Makes the prompts and scores the answers.
         config: Settings of the audit.
-        seed: Draws the mismatches if not all are played, and the samples.
-        on_progress: Called with the share of the problems of one `audit` call that is done.
+        seed: Seed of sampling, and of the mismatches that are drawn if not all are played.
+        on_progress: Called with the share of the work of one `audit` call that is done.
         backend: Plays paths and branches; by default the engine of this package.
-        draft: Decodes with the draft alone; likewise.
+        draft: Decodes with the draft alone; by default the engine of this package.
     """
 
     pair: ModelPair
@@ -88,14 +88,15 @@ class Auditor:
 
         Args:
             examples: The problems.
-            first: Place of the first of them among all: each draws random numbers of its own.
+            first: Index of the first problem among all; random numbers depend on these indices.
 
         Returns:
-            A record each: whether the path and the draft alone are right, lengths, ``accepted``
-            (one digit a token of the path: whether the draft alone would have chosen it),
-            ``mismatches`` (position, both tokens, whether each branch is right, features),
-            ``settled`` (positions of those that no arbiter may override, which are not played), and
-            with the oracle the same of its path.
+            A record for each problem: whether the path and the draft alone are right, lengths, and
+            ``accepted`` (one digit a token of the path: whether the draft alone would have chosen
+            it). ``mismatches`` have position, both tokens, whether each branch is right, features.
+            ``settled`` has the positions of mismatches that no arbiter may override, which are not
+            played. With the oracle, ``oracle_correct``, ``oracle_overrides`` and
+            ``oracle_accepted`` tell about its path.
         """
         prompts, sampling = self.encode(examples)
         self._first = first
@@ -139,11 +140,11 @@ class Auditor:
     def oracle_paths(
         self, examples: Sequence[Example], *, exact_prefix_tokens: int = 0
     ) -> list[Completion]:
-        """The oracle paths of some problems alone, with the counts of decoding them in one go.
+        """Return only the oracle paths of some problems, counted as if decoded in one go.
 
         Args:
             examples: The problems.
-            exact_prefix_tokens: Nothing branches off among so many first tokens.
+            exact_prefix_tokens: Number of first tokens at which nothing branches off.
         """
         prompts, sampling = self.encode(examples)
         paths = self._paths(prompts, sampling)
@@ -154,7 +155,7 @@ class Auditor:
     def encode(
         self, examples: Sequence[Example]
     ) -> tuple[list[list[int] | PairPrompt], list[SamplingConfig]]:
-        """Return the prompts of some problems, and how each is sampled.
+        """Return the prompts and sampling settings of some problems.
 
         Raises:
             PromptError: A prompt fills the context of the pair.
@@ -170,7 +171,7 @@ class Auditor:
 
     def _paths(self, prompts: Sequence[Prompt], sampling: list[SamplingConfig]) -> list[Rollout]:
         """Play the paths, which branches can leave."""
-        self._score = score_once(self.task)  # what earlier problems wrote is not asked for again
+        self._score = score_once(self.task)  # scores of earlier problems are not needed again
         pairs = zip(prompts, sampling, strict=True)
         items = [Item(prompt, config, i) for i, (prompt, config) in enumerate(pairs, self._first)]
         return self._backend.complete(items, self._arbiter, keep_handles=True)
@@ -182,7 +183,7 @@ class Auditor:
         keep_handles: bool = False,
         first_stream: int = 0,
     ) -> list[Rollout]:
-        """Play branches out: of each the rollout, the position, the token, and where it is from."""
+        """Play branches out, each given by rollout, position, token and the token's origin."""
         # They draw from streams of their own, and not from those of the paths.
         seed, first_stream = self.seed + 1, first_stream + self._first * _STREAMS_PER_PROBLEM
         points = [
@@ -191,7 +192,7 @@ class Auditor:
         return self._backend.branch(points, self._arbiter, keep_handles=keep_handles)
 
     def _counted(self, example: Example, end: Rollout, num_open: int) -> Completion:
-        """A path with counts of its own: those of a branch begin where it left."""
+        """Return a path with counts of its own, since those of a branch begin where it left."""
         completion = end.completion
         k, digits = self._decode.k, self._accepted(example, completion)
         num_blocks_of_path = num_blocks(digits, k)
@@ -233,7 +234,7 @@ class Auditor:
         return self._score(example, completion.text).correct
 
     def _choose(self, example: Example, completion: Completion) -> list[MismatchTrace]:
-        """The mismatches of a path that are played, in order."""
+        """Return the mismatches of a path that are played, in order."""
         found, limit = reached(completion), self.config.branches_per_problem
         if limit is None or len(found) <= limit:
             return found
@@ -271,7 +272,7 @@ class Auditor:
         records: list[Json],
         start: int = 0,
     ) -> tuple[list[Rollout], list[int]]:
-        """The ends of the oracle paths, and the number of mismatches that each decided.
+        """Return the ends of the oracle paths, and the number of mismatches that each decided.
 
         The draft's token is taken wherever the answer is right with it, and the target's in place
         of it where that mends a wrong answer. All problems go on together, one mismatch at a time.
@@ -307,10 +308,10 @@ class Auditor:
 
 
 def reached(completion: Completion) -> list[MismatchTrace]:
-    """The mismatches that counted and that an arbiter may override, in order.
+    """Return the mismatches that counted and that an arbiter may override, in order.
 
-    Not those that a safety rule settles whatever the ruling: at a token that ends the text, after
-    the last of ``max_corrections``, in a prompt that the arbiter stands back from.
+    Those that a safety rule settles whatever the ruling are left out: at a token that ends the
+    text, after the last of ``max_corrections``, in a prompt that the arbiter stands back from.
     """
     return [m for m in completion.reached if m.is_open]
 

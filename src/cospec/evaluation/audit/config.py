@@ -10,14 +10,14 @@ from cospec.features import FeatureSpec  # noqa: TC001  # the command line resol
 
 @dataclass(frozen=True)
 class AuditConfig(DecodeConfig):
-    """Settings of an audit: how paths and branches are played, and what is recorded of them."""
+    """Settings of an audit: playing of paths and branches, and contents of their records."""
 
     arbiter: str = "lossless"
     """Arbiter that rules on the path and after the branches; lossless audits the target's path."""
     features: FeatureSpec = "scalar"
     """Features of each mismatch in the data set: scalar, or hidden (the models' states as well)."""
     branches_per_problem: int | None = None
-    """Play only so many mismatches of a problem, drawn by seed; by default all."""
+    """Mismatches of a problem to play, drawn by seed; by default all."""
     oracle: bool = True
     """Search the oracle path as well, which costs about as much as all branches."""
     temperature: float = 0.0

@@ -1,4 +1,4 @@
-"""Speed-ups that measured costs predict, by block length, from what was accepted on some paths."""
+"""Speed-ups by block length, predicted from measured costs and the accepted tokens of paths."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def accepted(pair: ModelPair, completion: Completion, prompt: list[int] | None = None) -> str:
-    """Return one digit a token: 1 where the draft's own choice there is what stands.
+    """Return one digit a token: 1 where the token is the draft's own choice.
 
     Args:
         pair: The models.
-        completion: Whatever made it.
+        completion: Completion from any decoder.
         prompt: The draft's own prompt; None for that of the completion.
     """
     prompt, generated = prompt or completion.prompt_ids, completion.token_ids
     ids = torch.tensor([prompt + generated], device=pair.draft_model.device)
-    # Of the prompt only the last token's logits; an index, for a slice is slow (see CachedModel).
+    # The prompt needs only its last token's logits. An index: slices are slow (see CachedModel).
     places = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=ids.device)
     ids = ids.clamp(max=pair.draft_model.config.get_text_config().vocab_size - 1)
     logits = pair.draft_model(input_ids=ids, use_cache=False, logits_to_keep=places).logits
@@ -34,7 +34,7 @@ def accepted(pair: ModelPair, completion: Completion, prompt: list[int] | None =
 
 
 def num_blocks(accepted: str, k: int) -> int:
-    """Target forwards that a path takes with blocks of `k`.
+    """Count the target forwards that a path takes with blocks of `k`.
 
     Args:
         accepted: One digit a token: 1 where the drafted token would stand.
@@ -51,10 +51,10 @@ def num_blocks(accepted: str, k: int) -> int:
 
 
 def predicted_speedups(costs: Costs, paths: Iterable[str]) -> list[dict[str, float]]:
-    """For each k that the costs cover: mean acceptance length and speed-up over the target alone.
+    """Return mean acceptance length and speed-up over the target, for each k that costs cover.
 
     Args:
-        costs: Of the pair.
+        costs: Costs of the pair.
         paths: ``accepted`` of each path, see `num_blocks`.
     """
     paths = list(paths)

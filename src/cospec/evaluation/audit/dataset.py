@@ -30,8 +30,9 @@ def write_dataset(
 
     Tensors: ``features`` (N, F) float32; ``problem``, ``position``, ``draft_id`` and ``target_id``
     (N,) int64; ``draft_correct`` and ``target_correct`` (N,) bool; ``weight`` (N,) float32, the
-    mismatches of its problem that each stands for, 1 if all were played. The file's metadata hold
-    the names of the features, the ids of the problems (which ``problem`` indexes) and `about`.
+    number of its problem's mismatches that each stands for, 1 if all were played. The file's
+    metadata hold the names of the features, the ids of the problems (which ``problem`` indexes) and
+    `about`.
     """
     places = [(i, m) for i, record in enumerate(records) for m in record["mismatches"]]
     tensors = {"problem": torch.tensor([i for i, _ in places], dtype=torch.int64)}
@@ -53,11 +54,11 @@ def write_dataset(
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Return the tensors and metadata of a safetensors file.
 
     Args:
         path: The file.
-        what: What it should be, for the error.
+        what: Name of the expected contents, for the error.
 
     Raises:
         ConfigError: It is no such file.
@@ -71,14 +72,14 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def read_metadata(path: Path, fingerprint: str | None) -> dict[str, str]:
-    """Return what a data set says of itself.
+    """Return the metadata of a data set.
 
     Args:
         path: The file.
-        fingerprint: Of the pair that it should be of; None if that is not known.
+        fingerprint: Fingerprint of the expected pair; None if that is not known.
 
     Raises:
-        ConfigError: It is no such file, or says that it is of another pair.
+        ConfigError: It is no data set, or was made with another pair.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -93,24 +94,24 @@ def read_metadata(path: Path, fingerprint: str | None) -> dict[str, str]:
 
 
 def describe_decoding(config: DecodeConfig) -> dict[str, str]:
-    """Return how mismatches were decoded, for the metadata of their data set.
+    """Return the settings that mismatches were decoded with, for the metadata of their data set.
 
     Args:
-        config: Of an audit or of rollouts, with a ``temperature``.
+        config: Settings of an audit or of rollouts, with a ``temperature``.
     """
     names = (*DECIDING, "temperature")
     return {name: json.dumps(getattr(config, name), default=float) for name in names}
 
 
 def notes_on_decoding(path: Path, config: DecodeConfig) -> tuple[str, ...]:
-    """Return a warning if a data set was decoded otherwise than the rollouts that follow it.
+    """Return a warning if a data set was decoded with other settings than later rollouts.
 
     Args:
-        path: The file; an older one gets none for the settings that it does not tell.
-        config: Of the rollouts, with a ``temperature``.
+        path: The file; settings that an older one does not record are not compared.
+        config: Settings of the rollouts, with a ``temperature``.
 
     Raises:
-        ConfigError: It is no such file.
+        ConfigError: It is no data set.
     """
     metadata, ours = read_metadata(path, None), describe_decoding(config)
     unlike = [
@@ -130,11 +131,11 @@ def count_met(metadata: Mapping[str, str], folder: Path) -> tuple[int, int]:
     """Count the questions of a data set that an arbiter was trained on, and all of them.
 
     Args:
-        metadata: Of the data set; one of an older version has no questions.
-        folder: Of the arbiter, which may not tell what it was trained on.
+        metadata: Metadata of the data set; those of an older version have no questions.
+        folder: Folder of the arbiter; it may have no record of what it was trained on.
 
     Raises:
-        CheckpointError: What the folder tells is damaged.
+        CheckpointError: The folder's record is damaged.
     """
     ours = json.loads(metadata.get("trained_on", "{}")).get("questions", [])
     theirs = read_hashes(folder) or {"questions": set()}
@@ -143,14 +144,14 @@ def count_met(metadata: Mapping[str, str], folder: Path) -> tuple[int, int]:
 
 
 def read_origin(path: Path, fingerprint: str) -> dict[str, list[str]]:
-    """Return the hashes of the questions that a data set was made of; none for older files.
+    """Return the hashes of the questions that a data set was made from; none for older files.
 
     Args:
         path: The file.
-        fingerprint: Of the pair that is to be trained for.
+        fingerprint: Fingerprint of the pair to train for.
 
     Raises:
-        ConfigError: It is no such file, or is of another pair or of test problems.
+        ConfigError: It is no data set, or was made with another pair or from test problems.
     """
     metadata = read_metadata(path, fingerprint)
     if metadata.get("split") == "test":
@@ -163,16 +164,16 @@ def read_origin(path: Path, fingerprint: str) -> dict[str, list[str]]:
 
 
 def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of a data set, by the names that `write_dataset` lists.
+    """Return the tensors of a data set, by the names that `write_dataset` lists.
 
-    Older files have no weights: there each counts once.
+    Older files have no weights: in them each mismatch counts once.
 
     Args:
         path: The file.
-        feature_names: Of the features that it must hold, in order.
+        feature_names: Names of the features that it must hold, in order.
 
     Raises:
-        ConfigError: It is no such file, or holds other features.
+        ConfigError: It is no data set, or holds other features.
     """
     tensors, metadata = read_tensors(path, "a data set of cospec audit")
     names = json.loads(metadata.get("feature_names", "null"))
@@ -183,5 +184,5 @@ def read_dataset(path: Path, feature_names: Sequence[str]) -> dict[str, Tensor]:
             f"{found}; make it with cospec audit --dataset FILE --features ... of this version."
         )
     tensors.setdefault("weight", torch.ones(len(tensors["features"])))
-    is_finite = tensors["features"].isfinite().all(dim=1)  # else the whole policy would not be
+    is_finite = tensors["features"].isfinite().all(dim=1)  # NaN would spread to the whole policy
     return {name: tensor[is_finite] for name, tensor in tensors.items()}

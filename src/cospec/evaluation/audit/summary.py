@@ -1,4 +1,4 @@
-"""The numbers of an audit and what they mean, from the records of an `Auditor`.
+"""The numbers of an audit and their meaning, from the records of an `Auditor`.
 
 Intervals are 95 % bootstrap intervals over problems, since the mismatches of one problem are not
 independent; where no problem differs from another they are Wilson's over problems. Where only some
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("only_draft", "only_target", "both", "neither")
 BINNED = ("gap_p", "log_q_draft", "entropy_p", "lookahead_share", "block_position", "log_position")
-"""Features by whose quartiles the outcomes are reported."""
+"""Features with a report of the outcomes by quartile."""
 NUM_RESAMPLES = 2_000
 
 
 def outcome(mismatch: Json) -> str:
-    """Return whose branch of a mismatch is right, one of `OUTCOMES`."""
+    """Return the name in `OUTCOMES` that tells whose branch of a mismatch is right."""
     match mismatch["draft_correct"], mismatch["target_correct"]:
         case True, True:
             return "both"
@@ -49,12 +49,12 @@ def summarize(
     k: int,
     path: str | None = None,
 ) -> Json:
-    """All numbers of the audit.
+    """Return all numbers of the audit.
 
     Args:
-        records: Of `Auditor.audit`.
-        feature_names: Of the features in them.
-        costs: Measured, for the predicted speed-up.
+        records: Records from `Auditor.audit`.
+        feature_names: Names of the features in them.
+        costs: Measured costs, for the predicted speed-up.
         k: Drafted tokens a block of the audited engine.
         path: Author of the paths' texts; None for the target's own, decoded greedily. For others no
             speed is predicted.
@@ -95,7 +95,7 @@ def summarize(
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Json:
-    """A ratio of sums over problems, with its interval."""
+    """Return a ratio of sums over problems, with its interval."""
     total = below.sum()
     ci = None
     if total:
@@ -105,12 +105,12 @@ def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Json:
 
 
 def _share(values: NDArray[np.float64]) -> Json:
-    """A mean over problems."""
+    """Return a mean over problems."""
     return _ratio(values, np.ones_like(values))
 
 
 def _change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Json:
-    """A mean difference over problems, each right (1) or not (0), which may be negative."""
+    """Return a mean change over problems, each right (1) or not (0); it may be negative."""
     change = after - before
     wins, losses = int((change > 0).sum()), int((change < 0).sum())
     return {
@@ -122,7 +122,7 @@ def _change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Json:
 
 
 def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> NDArray[np.float64]:
-    """Mismatches of each problem by outcome, (problems, 4); those played stand for all."""
+    """Count the mismatches of each problem by outcome, (problems, 4); played ones stand for all."""
     counts = np.zeros((len(records), len(OUTCOMES)))
     for i, record in enumerate(records):
         for mismatch in filter(is_in, record["mismatches"]):
@@ -131,19 +131,20 @@ def _counts(records: Sequence[Json], is_in: Callable[[Json], bool]) -> NDArray[n
 
 
 def _weight(record: Json) -> float:
-    """Return how many mismatches of a problem each one that was played stands for."""
+    """Return the number of mismatches that each played one of a problem stands for."""
     return float(record["num_mismatches"] / len(record["mismatches"]))
 
 
 def _shares(counts: NDArray[np.float64]) -> Json:
-    """The share of each outcome."""
+    """Return the share of each outcome."""
     return {name: _ratio(counts[:, j], counts.sum(axis=1)) for j, name in enumerate(OUTCOMES)}
 
 
 def _one_step(records: Sequence[Json]) -> Json:
-    """Return what one perfect ruling could do: over mismatches, and over problems.
+    """Return the shares that one perfect ruling could make right, of mismatches and of problems.
 
-    The latter takes all branches: a mismatch that was not played may be the one that saves.
+    The share of problems needs all branches: a mismatch that was not played may be the one that
+    saves its problem.
     """
     draft, target, both, neither = _counts(records, lambda _: True).T
     total = draft + target + both + neither
@@ -160,7 +161,7 @@ def _one_step(records: Sequence[Json]) -> Json:
 
 
 def _agreement(counts: NDArray[np.float64]) -> Json:
-    """Measure how often taking the target's token is what the oracle would do."""
+    """Measure how often the oracle would take the target's token."""
     draft, target, both, neither = counts.T
     return {
         "where_branches_differ": _ratio(target, target + draft),
@@ -169,7 +170,7 @@ def _agreement(counts: NDArray[np.float64]) -> Json:
 
 
 def _bins(records: Sequence[Json], feature_names: Sequence[str], name: str) -> list[Json]:
-    """Outcomes by quartile of a feature; equal edges are merged."""
+    """Return the outcomes by quartile of a feature; equal edges are merged."""
     place = list(feature_names).index(name)
     values = [m["features"][place] for r in records for m in r["mismatches"]]
     if not values:
@@ -195,17 +196,17 @@ def _share_of_tokens(records: Sequence[Json]) -> Json:
 
 
 def _acceptance_length(records: Sequence[Json], key: str, k: int) -> float:
-    """Tokens a target forward on these paths."""
+    """Return the tokens a target forward on these paths."""
     blocks = sum(num_blocks(r[key], k) for r in records)
     return sum(len(r[key]) for r in records) / blocks
 
 
 def if_free_stood(records: Sequence[Json]) -> list[str]:
-    """``accepted`` of each path if all drafted tokens stood whose choice is free.
+    """Return ``accepted`` of each path if the draft's token stood wherever the choice is free.
 
     It is free where both branches are right or both wrong. Mismatches that were not played are
-    drawn, at the share of those that were; those that no arbiter may override never stand. An
-    estimate: after an override the text is another one.
+    drawn as free, at the share of those that were; those that no arbiter may override never stand.
+    This is an estimate, since the text changes after an override.
     """
     shares = _shares(_counts(records, lambda _: True))
     share = sum(shares[name]["share"] or 0.0 for name in ("both", "neither"))
@@ -223,7 +224,7 @@ def if_free_stood(records: Sequence[Json]) -> list[str]:
 
 
 def _speed(paths: Sequence[str], costs: Costs) -> Json:
-    """Predicted speed-ups at one batch size, and the best k, from ``accepted`` of each path."""
+    """Predict speed-ups at one batch size, and the best k, from ``accepted`` of each path."""
     by_k = predicted_speedups(costs, paths)
     best = max(by_k, key=lambda row: row["speedup"])
     return {
@@ -237,7 +238,7 @@ def _speed(paths: Sequence[str], costs: Costs) -> Json:
 
 
 def warnings(summary: Json) -> list[str]:
-    """Return warnings before anyone trusts or deploys the pair."""
+    """Return warnings for whoever wants to trust or deploy the pair."""
     found = []
     for speed in summary["speed"]:
         if not speed["pays"]:

@@ -1,7 +1,7 @@
-"""Arms of a benchmark as they are asked for, and the settings to try for each of them.
+"""Requested arms of a benchmark, and the settings to try for each of them.
 
 An arm keeps its name through the whole benchmark, whatever settings tuning chooses. This file knows
-specs and arbiters, and nothing of loaded models or problems.
+specs and arbiters, and nothing about loaded models or problems.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["exact", "rule", "learned", "random", "reference", "ceiling"]
 _UNRULED: dict[str, Kind] = {ASSISTED: "reference", ORACLE: "ceiling"}
 OWN_RULES = ("lossless", "always_draft", "random", "gap", "agreement")
-"""Rules that are no one's proposal: the ends of the scale, chance, and the project's own."""
+"""Rules that nobody has proposed: the ends of the scale, chance, and the project's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArmSpec:
-    """An arm as it is asked for.
+    """A requested arm.
 
     Attributes:
-        name: In reports.
+        name: Name in reports.
         kind: ``exact`` (gives the target's own output), ``rule``, ``learned``, ``random`` (the
             control), ``reference`` (draft alone, and other people's code), or ``ceiling``.
-        tries: Specs of arbiters, as a user gives them, of which the tune split picks one; none for
+        tries: Specs of arbiters, as a user gives them; the tune split picks one. Empty for
             plain decoding, for ``assisted`` and ``oracle``, and for a rate that follows from
             another arm.
-        match: The name of the arm whose share of overrides is taken for a rate.
+        match: Name of the arm whose share of overrides is taken as a rate.
     """
 
     name: str
@@ -58,7 +58,7 @@ def expand_sets(specs: Sequence[str], has_bundled: bool, has_tune: bool = True) 
     """Put the members of named sets in the place of their names, each once.
 
     Args:
-        specs: As given.
+        specs: Specs as the user gave them.
         has_bundled: Whether the pair ships with a trained arbiter.
         has_tune: Whether there are tune problems, without which ``csd`` has no memory.
     """
@@ -74,8 +74,8 @@ def make_specs(
     """Return the arms target, draft and lossless, and one for each spec.
 
     Args:
-        specs: From `expand_sets`: an arbiter as `load_arbiter` takes it, ``assisted``, ``oracle``,
-            or ``random:match=NAME`` with the name or spec of another arm.
+        specs: Specs from `expand_sets`: an arbiter as `load_arbiter` takes it, ``assisted``,
+            ``oracle``, or ``random:match=NAME`` with the name or spec of another arm.
         find: Turns a spec into one that `load_arbiter` takes, or raises.
         tune_knobs: Try the grid of an arbiter whose spec has no settings, or none of the grid's.
 
@@ -114,8 +114,9 @@ def make_specs(
 def _one(spec: str, arbiter: Arbiter, tune_knobs: bool) -> ArmSpec:
     """Return the arm of an arbiter; settings that are given stay as they are.
 
-    A rule has its others tuned if the grid sets none of those: ``csd:memory=FILE``. A class from
-    outside has the grid that it declares (``knobs_to_try``).
+    The other settings of a rule are tuned if the grid has none of the given ones, as with
+    ``csd:memory=FILE``. A class from another package has the grid that it declares
+    (``knobs_to_try``).
     """
     base, _, given = spec.partition(":")
     label = arbiter.name.partition(":")[0]

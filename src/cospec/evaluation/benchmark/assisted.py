@@ -1,9 +1,8 @@
 """Assisted generation of transformers on the same pair, as an outside reference.
 
-It decodes greedily, one prompt at a time (it refuses more), with a constant number of drafted
-tokens and the same threshold of the draft's confidence as the lossless arm, so that it does what
-that one does.
-Tokens and stops are counted by the same code as in every other arm.
+It decodes greedily, one prompt at a time (it refuses more). The number of drafted tokens is
+constant, and the threshold of the draft's confidence is that of the lossless arm, so that both arms
+do the same. Tokens and stops are counted by the same code as in every other arm.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class AssistedEngine:
     def _complete(
         self, index: int, prompt: Prompt, config: SamplingConfig, num_forwards: list[int]
     ) -> Row:
-        """One prompt; `num_forwards` counts those of the draft, which reads the target's prompt."""
+        """Complete one prompt, the target's; `num_forwards` counts the draft's forwards."""
         target = self.pair.target
         read_by_both = prompt.target if isinstance(prompt, PairPrompt) else prompt
         (row,) = make_rows(self.pair, [read_by_both], config)

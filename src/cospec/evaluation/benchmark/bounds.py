@@ -1,7 +1,7 @@
-"""Distance of each arm to what its forwards allow, with costs measured where the cell was played.
+"""Bound of each arm's speed-up by its forwards, with costs measured where the cell was played.
 
-A block costs its draft steps and one target forward; whatever else takes time (prompts, sampling,
-Python, rows that wait for longer blocks) is what an arm's speed-up stays below the bound by.
+A block costs its draft steps and one target forward. All other time (prompts, sampling, Python,
+rows that wait for longer blocks) keeps an arm's speed-up below the bound.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -
     """Set the ``speedup_bound`` of each arm that speculates.
 
     A draft forward of a cascade, which reads several tokens, counts as one over a single token. So
-    the bound of a cascade holds, and may be further from what can be had.
+    the bound of a cascade holds, but may be looser.
 
     Args:
         benchmark: The models and the problems.
         entries: The arms of a cell, with their counts.
-        batch_size: Of the cell.
+        batch_size: Batch size of the cell.
 
     Returns:
-        The costs that were measured.
+        The measured costs.
     """
     blocks = [_block(entry) for entry in entries]
     longest = max((ceil(block[0]) for block in blocks if block), default=0)
@@ -56,7 +56,7 @@ def add_bounds(benchmark: Benchmark, entries: Sequence[Json], batch_size: int) -
 
 
 def _block(entry: Json) -> tuple[float, float] | None:
-    """Drafted tokens and draft steps a block; None if no block was drafted and verified."""
+    """Return drafted tokens and draft steps a block; None if no block was drafted and verified."""
     num_blocks, num_drafted = entry["num_target_forwards"], entry["num_draft_tokens"]
     if not num_blocks or not num_drafted:
         return None
@@ -64,5 +64,5 @@ def _block(entry: Json) -> tuple[float, float] | None:
 
 
 def _prompt_length(benchmark: Benchmark) -> float:
-    """Mean tokens of some of the prompts."""
+    """Return the mean length of some of the prompts, in tokens."""
     return fmean(map(len, prompt_ids(benchmark.pair, benchmark.task, benchmark.test[:16])))

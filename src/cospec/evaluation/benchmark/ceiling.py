@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class OracleEngine:
-    """Finds the oracle path of problems that it knows the answers of.
+    """Finds the oracle path of problems whose answers it knows.
 
     Args:
-        benchmark: The models, the problems, and how.
+        benchmark: Models, problems and settings.
         k: Drafted tokens a block.
         batch_size: Most completions decoded together.
     """
@@ -56,17 +56,17 @@ class OracleEngine:
         *,
         streams: Sequence[int] | None = None,  # greedy: nothing is drawn
     ) -> list[Completion]:
-        """The oracle path of each prompt; settings are those of the benchmark."""
+        """Return the oracle path of each prompt, with the settings of the benchmark."""
         # An evaluation counts its problems' seeds up from its own.
         examples = [self._examples[(config.seed or 0) - self._seed] for config in sampling]
         return self._auditor.oracle_paths(examples, exact_prefix_tokens=self._num_exact)
 
 
 def search(benchmark: Benchmark, k: int, play: PlayPart) -> list[Json]:
-    """The rows of the oracle path on the test problems, greedy.
+    """Return the rows of the oracle path on the test problems, decoded greedily.
 
     Args:
-        benchmark: The models, the problems, and how.
+        benchmark: Models, problems and settings.
         k: Drafted tokens a block.
         play: Plays the turns.
     """
@@ -82,11 +82,11 @@ def search(benchmark: Benchmark, k: int, play: PlayPart) -> list[Json]:
 
 
 def add(cell: Json, rows: Sequence[Json], k: int) -> Json:
-    """A cell with the ceiling as its last arm.
+    """Return a cell with the ceiling as its last arm.
 
     Args:
-        cell: From `cospec.evaluation.benchmark.cells.measure`.
-        rows: From `search`.
+        cell: Cell from `cospec.evaluation.benchmark.cells.measure`.
+        rows: Rows from `search`.
         k: Drafted tokens a block.
     """
     target, rival = (

@@ -1,9 +1,9 @@
 """Measures every arm on the test split: one cell a batch size and temperature, in several repeats.
 
 In a cell all arms take turns, chunk by chunk, and the whole is played again for each repeat. The
-repeats decode the same texts (the same seeds), so that quality is that of the first, whatever the
-temperature; where one differs it is counted. Seconds are the mean. A speed-up is the median of
-those of the repeats, each of which compares arms that were played side by side; so is each end of
+repeats have the same seeds, and so the same texts at any temperature: quality comes from the first
+one, and rows of later ones that differ are counted. Seconds are the mean of the repeats. A speed-up
+is the median over the repeats, in each of which the arms are played side by side; so is each end of
 its interval.
 """
 
@@ -74,7 +74,7 @@ def measure(
         k = arm.engine.num_speculative_tokens
         knob = benchmark.knob(arm)
         entry.update(kind=spec.kind, k=k or None, knob=knob, speedup_bound=None)
-    # The pair's costs in this process say nothing of another engine's.
+    # The pair's costs in this process say nothing about another engine's.
     costs = add_bounds(benchmark, parts["arms"], batch_size) if is_own else None
     return {
         "task": benchmark.task.name,
@@ -90,7 +90,7 @@ def measure(
 def _left_out(
     benchmark: Benchmark, specs: Sequence[ArmSpec], batch_size: int, temperature: float
 ) -> list[Json]:
-    """Arms that cannot take part in a cell, and why."""
+    """Return the arms that cannot take part in a cell, with the reasons."""
     reasons = {}
     if not _assistant_has_room(benchmark):
         reasons[ASSISTED] = "its draft reads the target's prompts, which its context does not hold"
@@ -119,11 +119,11 @@ def _assistant_has_room(benchmark: Benchmark) -> bool:
 def result(
     repeats: Sequence[Sequence[Turn]], arbiters: Mapping[str, str | None], rival: str | None
 ) -> Json:
-    """The numbers of a cell from its turns alone.
+    """Return the numbers of a cell from its turns alone.
 
     Args:
         repeats: The turns of each repeat.
-        arbiters: By arm, the spec of its arbiter; None for plain decoding.
+        arbiters: Spec of each arm's arbiter, by name of the arm; None for plain decoding.
         rival: The arm that the others are compared with besides the target, if there is one.
 
     Returns:
@@ -162,7 +162,7 @@ def result(
 
 
 def _mean(repeats: Sequence[Sequence[Turn]]) -> list[Turn]:
-    """The turns of the first repeat with the mean of the seconds."""
+    """Return the turns of the first repeat, with the mean seconds of all repeats."""
     seconds: dict[tuple[int, str], list[float]] = {}
     for turn in (turn for repeat in repeats for turn in repeat):
         seconds.setdefault((turn.chunk, turn.arm), []).append(turn.seconds)
@@ -170,7 +170,7 @@ def _mean(repeats: Sequence[Sequence[Turn]]) -> list[Turn]:
 
 
 def lean(ours: Sequence[Json], target: Sequence[Json]) -> list[Json]:
-    """Rows of an arm as they are stored: many arms make large files."""
+    """Return the rows of an arm as they are stored: short, since many arms make large files."""
     return [
         {name: row[name] for name in _STORED if name in row}
         | {"text": row["text"] if row["arm"] == TARGET or row["text"] != exact["text"] else None}

@@ -1,16 +1,17 @@
 """Settings of a benchmark, and the order of its parts.
 
 First everything is tuned on the tune split, then the test split is touched, once. The protocol is
-Spec-Bench's (2401.07851: one process, plain decoding in the same run, warm-up, three runs) with
-what it leaves open filled in: k and settings tuned for every arm alike, paired tests, batches and
+Spec-Bench's (2401.07851: one process, plain decoding in the same run, warm-up, three runs). It adds
+what Spec-Bench leaves open: k and settings tuned for every arm alike, paired tests, batches and
 temperatures. No clock has a part in the choice of k and settings, so that the same problems give
 the same choice on any machine:
 
-* Settings are tried at the longest block; an arm takes what is right most often, ties by cost.
-* That setting is tried with each k; an arm takes what costs least.
+* Settings are tried at the longest block. An arm takes the one that is right most often, ties by
+  cost.
+* That setting is tried with each k. An arm takes the k that costs least.
 
-Cost is target forwards plus draft forwards at `BenchConfig.draft_cost` each, of all problems:
-target forwards alone would always choose the longest block.
+Cost is the number of target forwards, plus that of draft forwards at `BenchConfig.draft_cost` each,
+over all problems. Target forwards alone would always choose the longest block.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class BenchConfig(DecodeConfig):
     batch_sizes: tuple[int, ...] = ()
     """Several batch sizes, a table for each; by default that of --batch-size alone."""
     temperatures: tuple[float, ...] = (0.0,)
-    """0 is greedy; a table for each."""
+    """Temperatures, a table for each; 0 is greedy."""
     repeats: int = 3
-    """Times that the test problems are decoded: times are means over them, speed-ups medians, and
-    quality is that of the first."""
+    """Number of times that the test problems are decoded. Seconds are means over the repeats,
+    speed-ups are medians, and quality comes from the first one."""
     tune_k: tuple[int, ...] = ()
     """Drafted tokens a block to try for each arm on the tune split."""
     tune_knobs: bool = False
@@ -57,7 +58,7 @@ class BenchConfig(DecodeConfig):
     """Problems of the tune split, which also choose the best rival; 0 for no tuning."""
     draft_cost: float | None = None
     """Cost of a draft forward in target forwards, for choosing k; by default the ratio of the
-    models' bytes of weights."""
+    sizes of the models' weights."""
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     exact_prefix_tokens: int = 0
@@ -110,7 +111,7 @@ class PlayPart(Protocol):
     """Plays the turns of a part of the run, or finds them in the log."""
 
     def __call__(self, evaluation: Evaluation, part: str, *, warm_up: bool) -> list[Turn]:
-        """All turns of the evaluation, under the name of the part."""
+        """Return all turns of the evaluation, under the name of the part."""
         ...
 
 
@@ -120,15 +121,15 @@ class Benchmark:
 
     Attributes:
         pair: The models.
-        task: Where the problems come from.
+        task: Makes the prompts and scores the answers.
         tune: Problems of the tune split; none if nothing is tuned.
         test: Problems of the test split.
         config: Settings of the benchmark.
-        seed: For sampling, and for arbiters that rule by chance.
-        decoders: Makes what decodes an arm.
-        play: Decodes with it.
-        find: Turns the spec of an arbiter into one that `load_arbiter` takes; documents hold the
-            former, which says nothing of where something is installed.
+        seed: Seed of sampling, and of arbiters that rule by chance.
+        decoders: Makes the decoders of the arms.
+        play: Plays jobs on the decoders.
+        find: Turns the spec of an arbiter into one that `load_arbiter` takes. Documents hold the
+            former, which does not depend on where something is installed.
     """
 
     pair: ModelPair
@@ -153,7 +154,7 @@ class Benchmark:
         return self.decoders.ruled(arbiter, decode)
 
     def arbiter(self, spec: str) -> Arbiter:
-        """The arbiter that a spec names, for the pair."""
+        """Return the arbiter that a spec names, for the pair."""
         from cospec.arbiters import CSD, load_arbiter  # noqa: PLC0415  # brings torch
         from cospec.arbiters.memory import TUNE  # noqa: PLC0415  # brings torch
 
@@ -163,7 +164,7 @@ class Benchmark:
         return arbiter
 
     def knob(self, arm: Arm) -> str | None:
-        """Return the settings in the name of the arbiter of an arm, if it has both."""
+        """Return the settings in the name of an arm's arbiter; None without settings or arbiter."""
         if arm.arbiter is None:
             return None
         return self.arbiter(arm.arbiter).name.partition(":")[2] or None
@@ -191,7 +192,7 @@ class Benchmark:
     def evaluation(
         self, arms: Sequence[Arm], examples: Sequence[Example], temperature: float
     ) -> Evaluation:
-        """Arms on problems, as all parts of the benchmark decode them."""
+        """Return an evaluation of arms on problems, with the settings of all parts."""
         from cospec.evaluation.evaluate import Evaluation  # noqa: PLC0415  # brings torch
 
         return Evaluation(

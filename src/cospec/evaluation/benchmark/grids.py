@@ -1,4 +1,4 @@
-"""The settings that each arbiter is tried with on the tune split: one table, as many for each.
+"""Settings to try for each arbiter on the tune split: one table, with as many for each.
 
 A benchmark in which one rule is tuned and the next is not measures the tuning. Every rule with
 settings has `NUM_TRIES` of them here, from strict to bold, the released constants among them, and
@@ -45,7 +45,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     ),
     "ensemble": tuple(f"draft_weight={w}" for w in (0.1, 0.2, 0.3, 0.4, 0.5)),
 }
-"""By rule: its settings, from strict to bold. Rules without settings have none to try."""
+"""Settings of each rule, from strict to bold. Rules without settings have none to try."""
 
 THRESHOLDS: tuple[str, ...] = tuple(f"threshold={t}" for t in (0.9, 0.8, 0.7, 0.5, 0.3))
 """Settings to try for every trained arbiter."""

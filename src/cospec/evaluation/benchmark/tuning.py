@@ -1,7 +1,7 @@
 """Choice of k and settings of every arm on the tune split, by counts alone.
 
 All arms are tried on the same problems (the protocol is in `cospec.evaluation.benchmark.config`).
-What was tried and what it gave is kept in the result.
+The result keeps all tries and their outcomes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def tune(
     benchmark: Benchmark, specs: Sequence[ArmSpec], temperature: float, play: PlayPart
 ) -> list[Json]:
-    """Try every arm with each of its settings, then the setting that it takes with each k.
+    """Try every arm with each of its settings, then with its best setting and each k.
 
     Returns:
-        An entry each that was tried or follows from one that was: ``arm``, ``kind``,
-        ``temperature``, ``tries`` with their counts and ``cost``, and ``chosen``, the place of the
-        one that is taken. Without tune problems the counts are missing.
+        An entry for each arm that was tried or follows from a tried one: ``arm``, ``kind``,
+        ``temperature``, ``tries`` with their counts and ``cost``, and ``chosen``, the index of the
+        chosen try. Without tune problems the counts are missing.
     """
     ks = benchmark.config.tune_k or (benchmark.config.k,)
     longest, *shorter = sorted(ks, reverse=True)
@@ -68,13 +68,13 @@ def tune(
 
 
 def settings(tuning: Sequence[Json]) -> dict[str, Setting]:
-    """By arm, what was chosen for it."""
+    """Return the chosen setting of each arm."""
     chosen = {entry["arm"]: entry["tries"][entry["chosen"]] for entry in tuning}
     return {name: Setting(one["arbiter"], one["k"]) for name, one in chosen.items()}
 
 
 def best_rival(tuning: Sequence[Json], specs: Sequence[ArmSpec]) -> str | None:
-    """The arm, not trained here, that is right most often on the tune split; ties by cost.
+    """Return the untrained arm that is right most often on the tune split; ties by cost.
 
     None without tune problems.
     """
@@ -109,10 +109,10 @@ def _try(
 
 
 def _arm(benchmark: Benchmark, setting: Setting) -> Arm:
-    """An arm under the name of what it decodes with: two arms may try the same.
+    """Return an arm named after its setting, since two arms may try the same one.
 
-    Checkpoints of one label are told apart by their folders, and arbiters from elsewhere by their
-    settings, which their names need not tell.
+    Checkpoints with the same label are told apart by their folders, and arbiters from other
+    packages by their settings, which their names may lack.
     """
     size = max(benchmark.config.batch_sizes)
     if setting.spec == DRAFT:
@@ -137,14 +137,15 @@ def _tally(rows: Sequence[Json], draft_cost: float) -> Json:
 
 
 def _most_right(tries: Sequence[Json]) -> Json:
-    """The try with most right answers, ties by cost; the first of equals, or where none counts."""
+    """Return the try with most right answers, ties by cost; the first of equals or uncounted."""
     return min(tries, key=lambda one: (-one.get("num_right", 0), one.get("cost", 0)))
 
 
 def _matched(spec: ArmSpec, model: Json, temperature: float) -> Json:
-    """Random overrides at the rate of another arm, with its k.
+    """Return random overrides at the rate of another arm, with its k.
 
-    The rate is of the mismatches that an arbiter may override, for chance is asked about no others.
+    The rate is the share of overrides among the mismatches that an arbiter may override, since the
+    random rule is only asked about these.
     """
     one = model["tries"][model["chosen"]]
     num_open = one.get("num_open_mismatches", one["num_mismatches"])

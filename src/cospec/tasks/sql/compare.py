@@ -1,4 +1,4 @@
-"""Compares the results of two queries: rows as bags, in order where order counts, columns free."""
+"""Compares the results of two queries: rows in order only where it counts, columns in any order."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Groups: TypeAlias = "list[list[Row]]"
 """A result cut into runs of rows whose order does not count: one run where no order counts."""
 
 DIGITS, DIGITS_OF_LARGE = 9, 13
-"""Numbers that agree in so many significant digits are equal; those from 10 ** 9 on have more, as
-whole numbers keep all."""
+"""Significant digits in which equal numbers agree; numbers from 10 ** 9 on need more, since whole
+numbers keep all digits."""
 MAX_ORDERS = 2_000
 """Orders of columns that are tried before two results count as different."""
 
 
 def canonical(rows: Rows) -> list[Row]:
-    """Rows whose cells are equal where SQL values are: 1 and 1.0, and sums in another order."""
+    """Return rows with equal cells for equal SQL values: 1 and 1.0, and sums in another order."""
     return [tuple(map(_cell, row)) for row in rows]
 
 
@@ -44,7 +44,7 @@ def same_results(gold: Sequence[Groups], found: Sequence[list[Row]]) -> bool:
 
     Args:
         gold: The gold query's result on each filling.
-        found: The other's rows on each filling, canonical.
+        found: The other query's rows on each filling, canonical.
     """
     pairs = []
     for groups, rows in zip(gold, found, strict=True):
@@ -66,7 +66,7 @@ def same_results(gold: Sequence[Groups], found: Sequence[list[Row]]) -> bool:
 
 
 def _fits(pairs: Sequence[tuple[list[Row], list[Row]]], order: Sequence[int]) -> bool:
-    """Return whether columns ``order`` of the second results are the first ones of the first."""
+    """Return whether columns ``order`` of each second result are the first ones of its partner."""
     width = len(order)
     return all(
         Counter(row[:width] for row in a) == Counter(tuple(row[i] for i in order) for row in b)
@@ -75,7 +75,7 @@ def _fits(pairs: Sequence[tuple[list[Row], list[Row]]], order: Sequence[int]) ->
 
 
 def _orders(pairs: Sequence[tuple[list[Row], list[Row]]], width: int) -> Iterator[list[int]]:
-    """Orders of columns under which each single column agrees, grown column by column."""
+    """Yield orders of columns under which each single column agrees, grown column by column."""
 
     def contents(side: int, column: int) -> list[Counter[object]]:
         return [Counter(row[column] for row in pair[side]) for pair in pairs]
@@ -100,7 +100,7 @@ def _orders(pairs: Sequence[tuple[list[Row], list[Row]]], width: int) -> Iterato
             continue
         free: list[int] = []
         for j in candidates[len(order)]:
-            # Of columns that are the same cell by cell, one stands for all.
+            # One of several columns that are the same cell by cell stands for all.
             if j not in order and all(cells(j) != cells(other) for other in free):
                 free.append(j)
         stack += [[*order, j] for j in reversed(free)]

@@ -1,8 +1,8 @@
-"""Runs queries in a worker process that lives long, and starts a new one when it does not.
+"""Runs queries in a long-lived worker process, and starts a new one when that has ended.
 
-This needs no permission to execute code, unlike `cospec.tasks.sandbox`: what runs is a statement of
-SQLite under an authorizer that allows reading alone, on a file opened read-only (`worker`), and no
-program of the model's.
+Unlike `cospec.tasks.sandbox`, this needs no permission to execute code. It runs no program of the
+model's, but a statement of SQLite on a file opened read-only, under an authorizer that allows
+reading alone (`worker`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 _WORKER = Path(__file__).with_name("worker.py")
 
 Rows: TypeAlias = "list[list[Any]]"
-"""Cells are what SQLite returns: None, int, float or str."""
+"""Rows of cells as SQLite returns them: None, int, float or str."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ class Executor:
         reverse: bool = False,
         time_s: float | None = None,
     ) -> Rows:
-        """The rows of a query.
+        """Return the rows of a query.
 
         Args:
             path: A SQLite file.
             sql: One statement.
             max_rows: More rows than these are an error; the limit's if None.
-            reverse: Read tables from their end, which shows a result that hangs on their order.
+            reverse: Read tables from their end, which shows a result that depends on their order.
             time_s: Seconds that it may take; the limit's if None.
 
         Raises:
@@ -114,7 +114,7 @@ class Executor:
         return answer
 
     def _read_line(self, descriptor: int, time_s: float) -> bytes | None:
-        """The next line of the worker; None if it is late or the worker is gone."""
+        """Return the next line of the worker; None if it is late or the worker is gone."""
         parts = []
         poll = select.poll()  # `select.select` takes no descriptor from 1,024 on
         poll.register(descriptor, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Finds the SQL query in what a model wrote: in a code block, or bare."""
+"""Finds the SQL query in a model's text: in a code block, or bare."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _FENCE = "```"
 
 
 def extract_query(text: str) -> str | None:
-    """The first statement of the first code block, of one marked ``sql`` if there is one.
+    """Return the first statement of the first code block, preferably of one marked ``sql``.
 
-    Without a block it is the text from the first line that begins with SELECT or WITH, and then
-    from the first such word on. A block that is cut off counts. None if nothing reads as a query.
+    Without a block it is the text from the first line that begins with SELECT or WITH, or else from
+    the first such word on. A block that is cut off counts. None if nothing reads as a query.
     """
     blocks = _blocks(text)
     marked = [code for name, code in blocks if name.lower().startswith("sql")]
@@ -28,7 +28,7 @@ def extract_query(text: str) -> str | None:
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
-    """Name and content of each fenced block; the last one may be open."""
+    """Return name and content of each fenced block; the last one may be open."""
     found = []
     for inside in text.split(_FENCE)[1::2]:
         line, newline, rest = inside.partition("\n")

@@ -3,7 +3,7 @@
 A filling is made in two steps. First every column of every table gets values of its domain: primary
 keys unique, foreign keys among the values they refer to, some of them often and some never. Then
 *witnesses* are planted: for every other gold query, rows that fulfil the query's conditions
-together and hang together by its joins, or miss them in one place. Both steps depend on nothing but
+together and are linked by its joins, or miss them in one place. Both steps depend on nothing but
 schema, queries and the number of the filling.
 """
 
@@ -35,7 +35,7 @@ the most nor the least frequent one has a tie. They get no witnesses."""
 
 
 class Filler:
-    """Fills one schema, as often as is asked for."""
+    """Fills one schema, as often as asked."""
 
     def __init__(self, schema: Schema, queries: Sequence[str]) -> None:
         self.schema = schema
@@ -49,15 +49,15 @@ class Filler:
         self.unique = {name: self._unique_columns(table) for name, table in schema.by_name.items()}
 
     def fill(self, number: int) -> Contents:
-        """The contents of one filling."""
+        """Return the contents of one filling."""
         return _Filling(self, number).contents()
 
     def _unique_columns(self, table: Table) -> list[tuple[str, ...]]:
-        """Sets of columns in which no two rows agree.
+        """Return the sets of columns in which no two rows agree.
 
-        Spider tells one column of a primary key even where it has several. Where that one is a
-        foreign key beside others, the table links other tables, and all its links are the key.
-        Where it is the only foreign key and gold queries group this table by it, it is not unique.
+        Spider tells one column of a primary key even where it has several. Where that column is one
+        of several foreign keys, the table links other tables, and all its links are the key. Where
+        it is the only foreign key and gold queries group this table by it, it is not unique.
         """
         name, key = table.name.lower(), table.primary_key
         links = [c.name for c in table.columns if (name, c.name) in self.foreign]
@@ -68,7 +68,7 @@ class Filler:
         return [] if self.domains[name, key[0]].name in self._grouped(name) else [key]
 
     def _grouped(self, table: str) -> set[str]:
-        """Domains by which gold queries group a table."""
+        """Return the domains by which gold queries group a table."""
         return {
             self.domains[place.table, place.column].name
             for facts in self.facts
@@ -140,7 +140,7 @@ class _Filling:
         return [self.value(key) for _ in range(num_rows)]
 
     def _steps(self, values: Sequence[Cell], num_rows: int) -> list[Cell]:
-        """The first value once, the second twice and so on, as far as the rows go, shuffled."""
+        """Return the first value once, the second twice and so on, shuffled, one for each row."""
         found: list[Cell] = []
         for i, value in enumerate(values):
             rest = num_rows - len(found)
@@ -161,7 +161,7 @@ class _Filling:
         return max(each for each in taken if isinstance(each, int | float)) + 1
 
     def value(self, key: Key) -> Cell:
-        """A value for a column that is no key."""
+        """Return a value for a column that is no key."""
         domain = self.filler.domains[key]
         if domain.has_null and self.dice.chance(0.15):
             return None

@@ -49,11 +49,11 @@ class Fillings:
         self._paths: dict[str, list[str]] = {}
 
     def schema(self, db_id: str) -> Schema:
-        """The schema of that name."""
+        """Return the schema of that name."""
         return self.schemas[db_id]
 
     def paths(self, db_id: str) -> Sequence[str]:
-        """Its fillings."""
+        """Return the files of its fillings."""
         if db_id not in self._paths:
             schema = self.schemas[db_id]
             filler = Filler(schema, self.queries[db_id])

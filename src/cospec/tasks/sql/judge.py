@@ -43,11 +43,11 @@ class Databases(Protocol):
     """Lookup of a schema and of its databases."""
 
     def schema(self, db_id: str) -> Schema:
-        """The schema of that name."""
+        """Return the schema of that name."""
         ...
 
     def paths(self, db_id: str) -> Sequence[str]:
-        """Its SQLite files, each with contents of its own."""
+        """Return its SQLite files, each with contents of its own."""
         ...
 
 
@@ -58,7 +58,7 @@ class Gold:
     paths: tuple[str, ...]
     """The databases on which its result is one answer."""
     results: tuple[Groups, ...]
-    """One for each of them."""
+    """The gold result on each of these databases."""
     is_one_answer: bool = True
     """True if there are enough such databases; else these are all of them."""
     is_slow: bool = False
@@ -113,7 +113,7 @@ class Judge:
         return any(map(asks_the_clock, self.databases.schema(db_id).with_views(query)))
 
     def _gold(self, db_id: str, query: str) -> Gold:
-        """The gold results; those on all databases if on none of them there is one answer."""
+        """Return the gold results that are one answer; those on all databases if none is."""
         query = plain_strings(query, self.databases.schema(db_id).names)
         paths = self.databases.paths(db_id)
         start = time.monotonic()
@@ -125,14 +125,14 @@ class Judge:
         return Gold(tuple(paths[i] for i in used), results, bool(counted), is_slow)
 
     def _gold_groups(self, path: str, query: str) -> tuple[Groups, bool]:
-        """The gold result on one database, and whether it is one answer."""
+        """Return the gold result on one database, and whether it is one answer."""
         rows = canonical(self.executor.run(path, query, time_s=GOLD_TIME_S))
         groups, is_cut = self._ties(path, query, rows)
         reverse = canonical(self.executor.run(path, query, reverse=True, time_s=GOLD_TIME_S))
         return groups, not is_cut and same_results([groups], [reverse])
 
     def _ties(self, path: str, query: str, rows: list[Row]) -> tuple[Groups, bool]:
-        """Rows in runs whose order does not count, and whether LIMIT or OFFSET cuts one."""
+        """Return rows in runs whose order does not count, and whether LIMIT or OFFSET cuts one."""
         form = keyed(query)
         full = rows
         if form is not None:

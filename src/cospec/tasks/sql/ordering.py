@@ -1,13 +1,13 @@
 """The order that a gold query asks for: which rows of its result are tied.
 
-``SELECT a FROM t ORDER BY b`` says nothing of rows with the same ``b``. So the gold query is run
-once more with ``b`` among its columns and without its LIMIT, which shows the ties; a result whose
-beginning or end cuts through a tie is no one answer.
+``SELECT a FROM t ORDER BY b`` does not order rows with the same ``b``. So the gold query is run
+once more with ``b`` among its columns and without its LIMIT, which shows the ties. A result whose
+beginning or end cuts through a tie is not one answer.
 
 With ``b`` among its columns ``SELECT DISTINCT a`` would have other rows. So its ties are shown only
-if each sort key is a column that it selects; those of UNION, INTERSECT and EXCEPT are not. Where
-they are not shown each row has its place, and only reading tables from their end tells a tie
-(`judge`).
+if it selects each of its sort keys as a column; ties of UNION, INTERSECT and EXCEPT are never
+shown. Where ties are not shown each row has its place, and only reading tables from their end
+reveals a tie (`judge`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cospec.tasks.sql.scan import KEYWORDS, ends_operand
 from cospec.tasks.sql.tokens import Token, depths, joined, tokenize
 
 _HIDES_KEYS = {"UNION", "INTERSECT", "EXCEPT", "DISTINCT"}
-"""With these, another column could change the rows; DISTINCT right after SELECT is looked into."""
+"""With these, another column could change the rows; DISTINCT after SELECT is checked apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def is_ordered(sql: str) -> bool:
 
 
 def keyed(sql: str) -> Keyed | None:
-    """The query with its sort keys and without LIMIT.
+    """Return the query with its sort keys and without LIMIT.
 
     None if it has neither ORDER BY nor LIMIT, or if its keys cannot be shown.
     """
@@ -78,9 +78,9 @@ def _num_skipped(texts: list[str], words: list[str], limit: int) -> int | None:
     """Count the rows that OFFSET leaves out; None if it is no plain number.
 
     Args:
-        texts: Of all tokens.
-        words: Those outside of parentheses in upper case, "" for the others.
-        limit: Place of LIMIT.
+        texts: Texts of all tokens.
+        words: Tokens outside of parentheses in upper case, "" for the others.
+        limit: Index of LIMIT.
     """
     rest = words[limit:]
     if "OFFSET" in rest:
@@ -112,7 +112,7 @@ def _keys(parts: list[list[Token]], selected: list[list[Token]]) -> list[list[To
 
 
 def _sense(tokens: list[Token]) -> list[str]:
-    """Return what tokens say, with words in one case."""
+    """Return the texts of tokens, with words in one case."""
     return [token.upper or token.text for token in tokens]
 
 

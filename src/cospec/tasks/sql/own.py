@@ -50,7 +50,7 @@ class Folder:
         self.digest = cache(self._digest)
 
     def paths(self, db_id: str) -> Sequence[str]:
-        """The one file of a database.
+        """Return the one file of a database.
 
         Raises:
             TaskError: There is none.
@@ -89,7 +89,7 @@ class Folder:
 
 
 def own(folder: str, whole: str | None = None) -> Task:
-    """The task of a folder; questions whose gold result is empty, or not one answer, are left out.
+    """Return the task of a folder, without questions whose gold result is empty or not one answer.
 
     A result of one row of zeros and NULLs counts as empty: too many wrong queries give it.
 

@@ -1,4 +1,4 @@
-"""The words in which a model is asked for a query.
+"""The prompt that asks a model for a query.
 
 The schema comes first and the question last, so that the prompts of one database share the longest
 beginning, which a cache can keep.
@@ -25,7 +25,7 @@ _QUESTION = "\n\nQuestion: "
 
 
 def question_text(schema: Schema, question: str) -> str:
-    """Schema, request and question."""
+    """Return schema, request and question as one text."""
     asked = " ".join(question.split())
     return f"SQLite schema:\n{schema.prompt_text()}\n\n{_ASK}{_QUESTION}{asked}"
 
@@ -42,7 +42,7 @@ def schema_of(example: Example) -> str:
 
 
 def sql_task(name: str, source: Source, judge: Judge, num_shots: int = 3) -> Task:
-    """The task of a source of questions and the judge of its databases."""
+    """Return the task of a source of questions and the judge of its databases."""
     return Task(
         name,
         source,

@@ -1,7 +1,7 @@
-"""The facts in a query: which columns it compares with which literals and columns.
+"""The facts in a query: its columns, and the literals and columns that it compares them with.
 
 This reads the SQL of gold queries, token by token, just far enough to fill tables with rows on
-which the query has something to find. It is no parser: what it does not understand it leaves out.
+which the query has something to find. It is no parser: it leaves out what it does not understand.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Scope:
     grouped: list[Place] = field(default_factory=list)
     has_or: bool = False
     min_count: int = 1
-    """Rows of a group that HAVING asks for."""
+    """Least rows of a group that HAVING asks for."""
     joined_by: str = ""
     """The set operator before it: UNION, INTERSECT, EXCEPT or none."""
 
@@ -78,15 +78,15 @@ class Facts:
     scopes: list[Scope]
     conditions: list[Condition]
     equalities: list[tuple[Place, Place]]
-    """Columns compared with ``=``, in a join, with what a subquery selects, or by INTERSECT."""
+    """Columns compared with ``=``, in a join, with a subquery's column, or by INTERSECT."""
     exclusions: list[tuple[Place, Place]]
-    """The same of NOT IN."""
+    """Columns compared with NOT IN."""
     summed: list[Place] = field(default_factory=list)
     """Columns under ``avg`` or ``sum``."""
 
 
 def scan(sql: str, schema: Schema) -> Facts:
-    """The facts of a query."""
+    """Return the facts of a query."""
     return _Scanner(tokenize(sql), schema).facts()
 
 
@@ -216,7 +216,7 @@ class _Scanner:
             (facts.exclusions if is_negated else facts.equalities).append((place, inner))
 
     def _read_flipped(self, place: Place, start: int, facts: Facts) -> None:
-        """``500 < x``."""
+        """Read a comparison such as ``500 < x``."""
         operator = self._word(start - 1)
         if operator in COMPARISONS - {"IN", "LIKE", "BETWEEN"} and start >= 2:
             value = self._literal(start - 2)
@@ -225,7 +225,7 @@ class _Scanner:
                 facts.conditions.append(Condition(place, flipped, (value,), False))
 
     def _read_count(self, i: int) -> None:
-        """``HAVING count(*) > 3`` asks for groups of four."""
+        """Read the size of groups that HAVING asks for: four for ``HAVING count(*) > 3``."""
         if self._word(i) != "COUNT" or self.clause[i] != "HAVING":
             return
         j = i
@@ -270,7 +270,7 @@ class _Scanner:
         return None
 
     def _place(self, i: int) -> tuple[Place | None, int]:
-        """The column reference that begins at a token, and the index after it."""
+        """Return the column reference that begins at a token, and the index after it."""
         if not 0 <= i < len(self.tokens) or self._word(i - 1) == ".":
             return None, i + 1
         token = self.tokens[i]
@@ -303,7 +303,7 @@ def ends_operand(token: Token) -> bool:
 
 
 def own_names(tokens: Sequence[Token]) -> set[str]:
-    """The names that a query gives to columns and tables, and `ROWID`, in lower case."""
+    """Return the names that a query gives to columns and tables, and `ROWID`, in lower case."""
     found = set(ROWID)
     for i, token in enumerate(tokens):
         if token.kind not in ("word", "quoted") or token.upper in KEYWORDS:

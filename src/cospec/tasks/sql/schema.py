@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BEFORE_NAME = {"FROM", "JOIN", ",", "."}
-"""Tokens after which a query names what it reads."""
+"""Tokens before the name of a table or view that a query reads."""
 AFFINITY = {"number": "NUMERIC", "text": "TEXT", "time": "DATETIME", "boolean": "BOOLEAN"}
 """The type of a column, by Spider's word for it."""
 
@@ -76,9 +76,9 @@ class Schema:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The schema's writing of each name (table, view, column), by it in lower case.
+        """The schema's spelling of each name (table, view, column), by the name in lower case.
 
-        Where two are alike, tables win before views, and these before columns.
+        Where two are alike, tables come before views, and views before columns.
         """
         columns = {name.lower(): name for view in self.views for name in view.columns}
         columns |= {c.name.lower(): c.name for table in self.tables for c in table.columns}
@@ -86,7 +86,7 @@ class Schema:
         return columns | views | {name: table.name for name, table in self.by_name.items()}
 
     def prompt_text(self) -> str:
-        """One ``CREATE TABLE`` a line, with types and keys, as models have read schemas, and views.
+        """Return one ``CREATE TABLE`` a line, with types and keys, as models know it, and views.
 
         A generated column is shown like any other.
         """
@@ -94,7 +94,7 @@ class Schema:
         return "\n".join([*map(self._create_statement, self.tables), *views])
 
     def with_views(self, query: str) -> list[str]:
-        """The query, and the statements of all views that it reads, and that they read."""
+        """Return the query and the statements of all views that it or one of them reads."""
         texts = [query]
         for text in texts if self.views else []:  # which grow meanwhile
             read = {b.value.lower() for a, b in pairwise(tokenize(text)) if a.upper in _BEFORE_NAME}
@@ -118,10 +118,10 @@ class Schema:
         return f"CREATE TABLE {quote(table.name)} ({', '.join(parts)});"
 
     def create_statements(self) -> list[str]:
-        """One CREATE TABLE a table, for a filling, which has no views.
+        """Return one CREATE TABLE a table, for a filling, which has no views.
 
         Keys are not declared: the rows respect them, and without an index SQLite reads rows in
-        the order in which they were inserted. Nor is a column generated: all of them are filled.
+        the order in which they were inserted. No column is generated: all of them are filled.
         """
         return [
             f"CREATE TABLE {force_quote(table.name)} ("
@@ -146,22 +146,22 @@ _RESERVED = """
     TRANSACTION UNION UNIQUE UPDATE USING VALUES WHEN WHERE
 """
 RESERVED = frozenset(_RESERVED.split())
-"""Words that SQLite takes for a name in double quotes only; its other keywords it takes plain."""
+"""Words that SQLite takes as names in double quotes only; it takes its other keywords plain."""
 
 
 def quote(name: str) -> str:
-    """The name as a query has to write it: in double quotes if it is no plain word."""
+    """Return the name as a query has to write it: in double quotes if it is no plain word."""
     is_plain = re.fullmatch(r"[^\W\d]\w*", name) and name.upper() not in RESERVED
     return name if is_plain else force_quote(name)
 
 
 def force_quote(name: str) -> str:
-    """The name in double quotes."""
+    """Return the name in double quotes."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def from_spider(row: Mapping[str, Any]) -> Schema:  # Any: JSON
-    """The schema that one row of Spider's ``tables.jsonl`` describes."""
+    """Return the schema that one row of Spider's ``tables.jsonl`` describes."""
     names = row["table_names_original"]
     columns = row["column_names_original"]
     keys = [columns[i] for each in row["primary_keys"] for i in _as_list(each)]
@@ -190,7 +190,7 @@ def _as_list(value: int | list[int]) -> list[int]:
 
 
 def from_sqlite(name: str, connection: sqlite3.Connection) -> Schema:
-    """The schema of a database that exists."""
+    """Return the schema of a database that exists."""
     sql = (
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' "
         "ESCAPE '\\' ORDER BY rowid"
@@ -211,7 +211,7 @@ def from_sqlite(name: str, connection: sqlite3.Connection) -> Schema:
     keys = {table.name.lower(): table.primary_key for table in tables}
 
     def pointed_at(parent: str, column: str | None, place: int) -> str:
-        """The column of a foreign key, which without one is the parent's key, column by column."""
+        """Return the parent's column of a foreign key, by default that of its key at this place."""
         return column or dict(enumerate(keys.get(parent.lower(), ()))).get(place, "rowid")
 
     return Schema(
@@ -223,7 +223,7 @@ def from_sqlite(name: str, connection: sqlite3.Connection) -> Schema:
 
 
 def _views(connection: sqlite3.Connection) -> tuple[View, ...]:
-    """The views of a database, without those that cannot be read, as where their table is gone."""
+    """Return the views of a database that can be read, unlike those whose table is gone."""
     sql = "SELECT name, sql FROM sqlite_master WHERE type = 'view' ORDER BY rowid"
     views = []
     for name, statement in connection.execute(sql).fetchall():

@@ -1,8 +1,8 @@
-"""Rewrites a gold query the way models write SQL, for what learns from worked solutions.
+"""Rewrites a gold query the way models write SQL, for training on worked solutions.
 
-Keywords, functions and aliases such as ``t1`` in upper case, tables and columns as the schema
-writes them, single blanks, strings in single quotes, a semicolon, one fenced block. The result
-means the same to SQLite.
+Keywords, functions and aliases such as ``t1`` get upper case, tables and columns the spelling of
+the schema, and strings single quotes. Blanks are single, and the query stands with a semicolon in
+one fenced block. The result means the same to SQLite.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _TIGHT_AFTER = {"(", "."}
 
 
 def solution(query: str, names: Mapping[str, str]) -> str:
-    """A query as a model would answer with it: rewritten, in one ``sql`` block.
+    """Return a query as a model would answer with it: rewritten, in one ``sql`` block.
 
     Args:
         query: The gold query.
-        names: The schema's writing of its tables and columns, by name in lower case
-            (`Schema.names`); what is quoted and none of them is a string.
+        names: The schema's spelling of its tables and columns, by name in lower case
+            (`Schema.names`); a quoted token that is none of them is a string.
     """
     return f"```sql\n{rewrite(query, names)};\n```"
 
 
 def rewrite(query: str, names: Mapping[str, str]) -> str:
-    """The query in the models' writing, on one line, without a semicolon."""
+    """Return the query as models write it, on one line, without a semicolon."""
     tokens = _plain(tokenize(query), names)
     while tokens and tokens[-1].text == ";":
         tokens.pop()
@@ -58,12 +58,12 @@ def rewrite(query: str, names: Mapping[str, str]) -> str:
 
 
 def plain_strings(query: str, names: Container[str]) -> str:
-    """The query with strings in single quotes, since not every SQLite reads double ones as such."""
+    """Return the query with strings in single quotes: not every SQLite takes double ones."""
     return " ".join(token.text for token in _plain(tokenize(query), names) if token.text != ";")
 
 
 def _plain(tokens: list[Token], names: Container[str]) -> list[Token]:
-    """The tokens with single quotes around what SQLite takes for a string."""
+    """Return the tokens with single quotes around all that SQLite takes for a string."""
     own = own_names(tokens)
 
     def written(token: Token) -> Token:

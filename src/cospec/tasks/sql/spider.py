@@ -1,11 +1,11 @@
-"""Spider 1.0 (Yu et al. 2018, 1809.08887): questions on databases of which no split shares one.
+"""Spider 1.0 (Yu et al. 2018, 1809.08887): questions on databases, each of which is in one split.
 
 The set's own contents are not used: every schema is filled (`filling`), and a query is judged on
-the fillings (`judge`). Of the 140 databases of ``train.jsonl`` a hash of the name makes 20 test and
-10 tune; ``dev_even.jsonl`` is test too. Questions on which the fillings cannot tell the gold query
-from a trivial one are left out (`trivial`); ``left_out.json`` lists them, since finding them takes
-a minute. The list was made with ``dev_even.jsonl``, half of the development file. Questions of the
-whole ``dev.jsonl`` are judged when the task is loaded.
+the fillings (`judge`). Hashes of their names put 20 of the 140 databases of ``train.jsonl`` into
+test and 10 into tune; ``dev_even.jsonl`` is test too. Questions on which the fillings cannot tell
+the gold query from a trivial one are left out (`trivial`); ``left_out.json`` lists them, since
+finding them takes a minute. The list was made with ``dev_even.jsonl``, half of the development
+file. Questions of the whole ``dev.jsonl`` are judged when the task is loaded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARTS = ("all", "dev", "train")
 
 
 def spider(data_dir: Path | None = None, part: str = "all") -> Task:
-    """The task; ``part`` picks the test questions.
+    """Return the task; ``part`` picks the test questions.
 
     Raises:
         TaskError: The data cannot be used, or the part is unknown.
@@ -76,9 +76,9 @@ def spider(data_dir: Path | None = None, part: str = "all") -> Task:
 
 
 def _without_left_out(rows: list[tuple[str, Row]], judge: Judge) -> list[tuple[str, Row]]:
-    """The questions that the judge can use.
+    """Return the questions that the judge can use.
 
-    The list that ships says nothing of ``dev.jsonl``: half of its questions were never judged, and
+    The bundled list does not cover ``dev.jsonl``: half of its questions were never judged, and
     their queries change the fillings of its databases for the other half.
     """
     listed = read_left_out()
@@ -93,17 +93,17 @@ def _without_left_out(rows: list[tuple[str, Row]], judge: Judge) -> list[tuple[s
 
 
 def question_hash(row: Row) -> str:
-    """Name of a question's gold query in the list of those left out."""
+    """Return the name of a question's gold query in the list of those left out."""
     return f"{stable_hash(row['db_id'] + '/' + row['query']):016x}"
 
 
 def read_left_out() -> frozenset[str]:
-    """The gold queries that `trivial.why_trivial` leaves out, found once for the whole set."""
+    """Return the gold queries that `trivial.why_trivial` left out, once for the whole set."""
     return frozenset(json.loads(_LEFT_OUT.read_text(encoding="utf-8")))
 
 
 def split_databases(names: Iterable[str]) -> dict[str, Split]:
-    """The split of each database of the train file: those with the smallest hashes are test."""
+    """Return the split of each database of the train file: the smallest hashes are test."""
     ordered = sorted(set(names), key=lambda name: stable_hash(f"spider/{name}"))
     return {
         name: "test" if i < NUM_TEST else "tune" if i < NUM_TEST + NUM_TUNE else "train"

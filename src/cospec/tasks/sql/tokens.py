@@ -1,7 +1,7 @@
 """Tokens of SQL text, as SQLite cuts it: one pass, linear in any text, never an error.
 
-This file knows nothing of grammar. Text that SQLite would refuse (an open quote, a stray sign)
-still gives tokens, so that what a model wrote can be read without care.
+This file knows nothing about grammar. Text that SQLite would refuse (an open quote, a stray sign)
+still gives tokens, so that any text of a model can be read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Token:
 
     @property
     def upper(self) -> str:
-        """A word or sign in upper case; "" for what is quoted, so that it is no keyword."""
+        """A word or sign in upper case; "" for a quoted token, which is no keyword."""
         return "" if self.kind in ("string", "quoted") else self.text.upper()
 
     @property
@@ -58,7 +58,7 @@ ROWID = {"rowid", "oid", "_rowid_"}
 
 
 def tokenize(sql: str) -> list[Token]:
-    """The tokens of a text, in order."""
+    """Return the tokens of a text, in order."""
     return [
         Token(match.lastgroup, match[0])  # type: ignore[arg-type]  # the groups are the kinds
         for match in _TOKEN.finditer(sql)
@@ -67,12 +67,12 @@ def tokenize(sql: str) -> list[Token]:
 
 
 def joined(tokens: Iterable[Token]) -> str:
-    """SQL text of some tokens."""
+    """Return the SQL text of some tokens."""
     return " ".join(token.text for token in tokens)
 
 
 def first_statement(sql: str) -> str:
-    """The text up to the first semicolon that is not quoted, without that semicolon."""
+    """Return the text up to the first semicolon that is not quoted, without that semicolon."""
     for match in _TOKEN.finditer(sql):
         if match[0] == ";":
             return sql[: match.start()].strip()
@@ -80,7 +80,7 @@ def first_statement(sql: str) -> str:
 
 
 def depths(tokens: list[Token]) -> list[int]:
-    """Open parentheses around each token; those of a pair count as outside it."""
+    """Count the open parentheses around each token; those of a pair count as outside it."""
     depth, found = 0, []
     for token in tokens:
         depth -= token.upper == ")"

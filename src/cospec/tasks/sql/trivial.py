@@ -32,10 +32,10 @@ _ENDS = {
 
 
 def why_trivial(judge: Judge, db_id: str, query: str) -> str | None:
-    """The reason why a question is left out; None if it is not.
+    """Return the reason why a question is left out; None if it is not.
 
-    ``fails``, ``many answers``, ``empty``, or the clause without which the gold query returns the
-    same.
+    It is ``fails``, ``many answers``, ``empty``, or the clause without which the gold query returns
+    the same.
     """
     try:
         gold = judge.gold(db_id, query)
@@ -60,7 +60,7 @@ def is_empty(gold: Gold) -> bool:
 
 
 def without_clauses(query: str) -> list[tuple[str, str]]:
-    """Outermost clauses that a query can do without, and the query without each."""
+    """Return outermost clauses that a query can do without, and the query without each."""
     tokens = [token for token in tokenize(query) if token.text != ";"]
     levels = depths(tokens)
     found = []

@@ -41,11 +41,11 @@ class Domain:
     has_null: bool = False
     """Some gold query asks for NULL."""
     is_summed: bool = False
-    """Some gold query adds it up, so that it holds numbers, as text too."""
+    """Some gold query adds these columns up, so that they hold numbers, even as text."""
 
 
 def domains(schema: Schema, facts: Iterable[Facts]) -> dict[Key, Domain]:
-    """The domain of each column."""
+    """Return the domain of each column."""
     facts = list(facts)
     kinds = {
         (table.name.lower(), column.name): column.kind
@@ -90,12 +90,12 @@ def _add_literals(domain: Domain, condition: Condition) -> None:
 
 
 def fill_pattern(pattern: str, filler: str = "an") -> str:
-    """A text that a LIKE pattern matches."""
+    """Return a text that a LIKE pattern matches."""
     return pattern.replace("%", filler).replace("_", "x")
 
 
 def neighbours(value: Value) -> list[Value]:
-    """Values next to a literal, so that > differs from >= and = from LIKE."""
+    """Return values next to a literal, so that > differs from >= and = from LIKE."""
     if isinstance(value, int):
         return [value - 1, value + 1]
     if isinstance(value, float):
@@ -109,7 +109,7 @@ def neighbours(value: Value) -> list[Value]:
 
 
 def fresh(domain: Domain, dice: Dice, spread: int) -> Value:
-    """A value that no literal asks for; a large spread makes ties rare."""
+    """Return a value that no literal asks for; a large spread makes ties rare."""
     name, numbers = domain.name, [v for v in domain.literals if isinstance(v, int | float)]
     if domain.kind == "boolean":
         texts = [v for v in domain.literals if isinstance(v, str)]

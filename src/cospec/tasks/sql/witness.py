@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 MAX_COPIES = 24
 WIDE = 100_000
-"""Spread of values that are to be new."""
+"""Spread of values that should be new."""
 
 
 def witness_rows(
     facts: Facts, domains: Mapping[Key, Domain], dice: Dice
 ) -> Iterator[tuple[str, dict[str, Cell]]]:
-    """Tables and cells of rows that fulfil a query together, parents in any order.
+    """Yield tables and cells of rows that fulfil a query together, parents in any order.
 
-    Every other time rows follow that miss one condition.
+    Every other time, rows that miss one condition follow.
     """
     yield from _rows(facts, None, domains, dice)
     if facts.conditions and dice.chance(0.5):
@@ -56,7 +56,7 @@ def _rows(
 
 
 def _mentioned(facts: Facts) -> dict[tuple[int, str], list[Place]]:
-    """The columns in joins and conditions, by scope and alias."""
+    """Return the columns in joins and conditions, by scope and alias."""
     found: dict[tuple[int, str], list[Place]] = {
         (scope.number, alias): [] for scope in facts.scopes for alias in scope.tables
     }
@@ -67,14 +67,14 @@ def _mentioned(facts: Facts) -> dict[tuple[int, str], list[Place]]:
 
 
 def _grouped_classes(facts: Facts, places: Callable[[Place], Place]) -> set[Place]:
-    """Columns of the tables by whose columns a query groups: the same in all rows of a group."""
+    """Return columns that are the same in all rows of a group: those of grouped tables."""
     owners = {(place.scope, place.alias) for scope in facts.scopes for place in scope.grouped}
     mentioned = _mentioned(facts)
     return {places(place) for owner in owners for place in mentioned[owner]}
 
 
 def _classes(facts: Facts) -> Callable[[Place], Place]:
-    """Gives the first of all places that a query sets equal."""
+    """Return a function that gives one of all places that a query sets equal to a place."""
     parent: dict[Place, Place] = {}
 
     def root(place: Place) -> Place:
@@ -91,7 +91,7 @@ def _classes(facts: Facts) -> Callable[[Place], Place]:
 def _value(
     condition: Condition, domains: Mapping[Key, Domain], dice: Dice, is_missed: bool
 ) -> Cell:
-    """A value that fulfils a condition, or just misses it."""
+    """Return a value that fulfils a condition, or just misses it."""
     operator, values = condition.operator, condition.values
     domain = domains[condition.place.table, condition.place.column]
     if "NULL" in operator:
@@ -115,7 +115,7 @@ def _value(
 
 
 def _beyond(value: Value, operator: str, is_wanted: bool, dice: Dice) -> Value:
-    """A value above or below a bound, or the bound itself where that decides."""
+    """Return a value above or below a bound, or the bound itself where that decides."""
     if operator.endswith("=") == is_wanted and dice.chance(0.3):
         return value
     is_above = (operator[0] == ">") == is_wanted

@@ -89,7 +89,7 @@ def connect(path: str, is_reversed: bool) -> sqlite3.Connection:
 
 
 def run(connection: sqlite3.Connection, sql: str, max_rows: int) -> dict[str, Any]:
-    """The rows of one query, or the reason why there are none."""
+    """Return the rows of one query, or the reason why there are none."""
     rows: list[list[Any]] = []
     num_bytes = 0
     with contextlib.closing(connection.cursor()) as cursor:
