@@ -1,4 +1,4 @@
-"""Settings of a generation, without torch: the command line reads its options off them."""
+"""Settings of a generation, without torch: the command line builds its options from them."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ class PairPrompt:
     """A prompt in two wordings, each for one model; both go on with the same completion."""
 
     target: str | Sequence[int]
-    """Read by the target, by drafters without a model, and by whoever has one prompt alone."""
+    """Prompt for the target, and for anything that reads only one prompt, such as drafters without
+    a model."""
     draft: str | Sequence[int]
-    """Read by the draft model: one that suits it better, or is shorter."""
+    """Prompt for the draft model, such as one that suits it better or is shorter."""
 
 
 Quantization: TypeAlias = Literal["none", "int8", "int4"]
 """Quantization of a draft's weights."""
 Prompt: TypeAlias = "str | Sequence[int] | PairPrompt"
-"""A text, which is tokenized as it stands, or token ids; or both for each model."""
+"""A text, which is tokenized as it stands; token ids; or a `PairPrompt` with one for each model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +50,23 @@ class SamplingConfig:
     max_new_tokens: int = 256
     """Most tokens to generate."""
     temperature: float = 0.0
-    """0 is greedy; else the logits are divided by it."""
+    """Sampling temperature; 0 is greedy."""
     top_k: int = 0
     """Sample among the k most probable tokens only; 0 for all."""
     top_p: float = 1.0
     """Sample among the fewest tokens whose probabilities add up to this."""
     min_p: float = 0.0
-    """Sample among tokens at least this times as probable as the most probable one."""
+    """Sample among tokens that have at least this share of the most probable one's probability."""
     seed: int | None = None
-    """Seed of the generator of each row, mixed with the prompt's index; None draws one."""
+    """Seed of each row's generator, mixed with the prompt's index; None draws one at random."""
     stop: tuple[str, ...] = ()
-    r"""Strings that end the text, not part of it; on the command line \n is a line break."""
+    r"""Strings that end the text and are not part of it; on the command line \n is a line break."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end the text, besides the target's end-of-sequence tokens."""
     ignore_eos: bool = False
     """Go on after the target's end-of-sequence tokens."""
     exact_prefix_tokens: int = 0
-    """Keep this many first tokens of the completion lossless: no override there."""
+    """Keep this many first tokens of the completion lossless, without any override."""
     override_stop_tokens: bool = False
     """Allow overrides where one of the two tokens would end the text."""
 
@@ -120,7 +121,7 @@ class SamplingConfig:
 
 
 def _is_writable(text: str) -> bool:
-    """Return whether a string is not empty and has no halves of characters, as JSON can hold."""
+    """Return whether a string is not empty and has no lone surrogates, which JSON can hold."""
     try:
         return bool(text.encode())
     except UnicodeEncodeError:
@@ -128,10 +129,10 @@ def _is_writable(text: str) -> bool:
 
 
 def _as_tuple(name: str, values: object, kind: type) -> tuple[Any, ...]:
-    """The values of a list of one kind.
+    """The values of a list, all of one kind.
 
     Raises:
-        ConfigError: It is no such list.
+        ConfigError: The value is no such list.
     """
     if isinstance(values, Iterable) and not isinstance(values, str):
         found = tuple(values)
@@ -150,11 +151,11 @@ _WHOLE_NUMBERS = (
     "prompt_lookup_min",
 )
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
-"""Block length where none is given and no arbiter was trained at one."""
+"""Block length if none is given and no arbiter was trained with one."""
 
 
 def _check_flags(config: SamplingConfig | DecodeConfig) -> None:
-    """Refuse a value that is neither True nor False where one of them is wanted."""
+    """Refuse a value other than True or False for a flag."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(field.default, bool) and not isinstance(value, bool):
@@ -163,58 +164,58 @@ def _check_flags(config: SamplingConfig | DecodeConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """Options of an engine: drafting and batching, whoever rules and whatever is sampled.
+    """Options of an engine for drafting and batching, independent of arbiter and sampling.
 
-    Every command and function that decodes takes it whole, so that a new option is a field here and
-    the place that acts on it.
+    Every command and function that decodes takes the whole object. A new option needs only a field
+    here and the code that acts on it.
     """
 
     num_speculative_tokens: Annotated[int | None, tyro.conf.arg(aliases=["-k"])] = None
-    """Drafted tokens a block (k); by default as many as the arbiter was trained with, 4 for a
+    """Drafted tokens per block (k); by default as many as the arbiter was trained with, 4 for a
     rule."""
     batch_size: int = 8
     """Most prompts decoded together; further ones are admitted as others finish."""
     draft_confidence_threshold: float = 0.0
-    """End a drafted block after a token to which the draft gives a lower probability (0 to 1):
-    drafts that would be thrown away are not made. Lossless decoding stays exact."""
+    """End a drafted block after a token to which the draft gives a lower probability than this,
+    from 0 to 1. This avoids drafts that would be thrown away. Lossless decoding stays exact."""
     adaptive: bool = False
-    """End each block, at -k tokens at most, before a token that is not expected to pay by the
-    draft's confidence, the row's acceptance so far and the cost of forwards: no token is drafted
-    where none pays. Lossless decoding stays exact. It is of the draft model's tokens alone."""
+    """End each block before a token that is not expected to pay, or at -k tokens. The estimate uses
+    the draft's confidence, the row's acceptance so far and the cost of forwards. If no token pays,
+    none is drafted. Lossless decoding stays exact. Only blocks of the draft model are affected."""
     adaptive_cost: float | None = None
-    """Cost of one more drafted token in target steps (its draft step, and what it adds to the
-    target's forward) that --adaptive goes by. By default it is measured once, so that blocks may
-    end elsewhere in another run: commands that measure arms, audit or calibrate have to be given
-    one."""
+    """Cost of one more drafted token for --adaptive, in target steps: its draft step and the longer
+    target forward. By default it is measured once, so blocks may end elsewhere in another run.
+    Commands that measure arms, audit or calibrate require a value."""
     end_blocks_at_stop: bool = False
     """End each block after a token that would end the text: the draft model drafts nothing beyond
-    it, and arbiters look no further. If -k is as long as an answer, an arbiter sees what the target
-    thinks of the whole rest of the draft's answer. Lossless decoding stays exact."""
+    it, and arbiters look no further. If -k is as long as an answer, an arbiter sees the target's
+    view of the whole rest of the draft's answer. Lossless decoding stays exact."""
     max_corrections: int | None = None
-    """Decode the rest of a text losslessly, in blocks of at most 4 tokens of the draft model, after
-    this many corrections by the target. It saves time where blocks are as long as an answer: a
-    draft that was corrected once often will be again, and each time it writes the rest anew."""
+    """After this many corrections by the target, decode the rest of a text losslessly, in blocks of
+    at most 4 tokens of the draft model. This saves time where blocks are as long as an answer: a
+    draft that was corrected once is often corrected again, and each time it rewrites the rest."""
     cascade: bool = False
     """Let the draft model read up to three guessed tokens with its last one and keep those that it
-    would have chosen. It guesses from its earlier drafts, of any row, and from the row's text. Its
-    drafts are the same, up to rounding, in fewer forwards: best at small batches and for texts that
-    are alike. (Cascade Speculative Drafting, 2312.11462)"""
+    would have chosen. It guesses from its earlier drafts in any row and from the row's text. It
+    drafts the same tokens, up to rounding, in fewer forwards. This helps most at small batches and
+    for similar texts. (Cascade Speculative Drafting, 2312.11462)"""
     drafter: DrafterName = "model"
-    """Source of drafted tokens: model (the pair's draft), ngram (prompt lookup: what followed the
-    last tokens where they occurred before), suffix (what most often followed the longest end of the
-    text), or one of these before the model: ngram+model, suffix+model. Arbiters that ask for the
+    """Source of drafted tokens: model, ngram, suffix, ngram+model or suffix+model. The model is the
+    pair's draft. Prompt lookup (ngram) takes the tokens that followed an earlier occurrence of the
+    last ones. A suffix search takes those that most often followed the longest repeated end of the
+    text. With +model, the model drafts where the search finds nothing. Arbiters that ask for the
     draft's logits rule on the model's tokens only."""
     prompt_lookup_max: int = 4
-    """Most last tokens that the ngram drafter searches for."""
+    """Most tokens at the end of the text that the ngram drafter searches for."""
     prompt_lookup_min: int = 2
-    """Fewest last tokens that a drafter must find again in the text."""
+    """Fewest tokens at the end of the text that a drafter must find earlier in it."""
     enable_prefix_caching: tyro.conf.Suppress[bool] = False
-    """Keep the caches of the prompts decoded last for the next call: what a new prompt and one of
-    these begin with is not read again. Within one call it never is. Cached tokens were read beside
-    other prompts, which can change the last bits of what is computed from them."""
+    """Keep the caches of the prompts decoded last for the next call. The beginning that a new
+    prompt shares with one of them is then not read again, as is always so within one call. Cached
+    tokens were read beside other prompts, which can change the last bits of results."""
     keep_trace: tyro.conf.Suppress[bool] = True
-    """Record every mismatch in `Completion.trace`, with what a trained arbiter saw: thousands of
-    numbers each if it sees hidden states."""
+    """Record every mismatch in `Completion.trace`, with the features of a trained arbiter:
+    thousands of numbers per mismatch if it uses hidden states."""
 
     def __post_init__(self) -> None:
         _check_flags(self)
@@ -246,7 +247,8 @@ class DecodeConfig:
         if self.cascade and (self.adaptive or "model" not in self.drafter):
             other = "adaptive" if self.adaptive else f"drafter={self.drafter!r}"
             raise ConfigError(
-                f"cascade is for the draft model's blocks, and not by cost; leave out {other}."
+                "cascade is for blocks of the draft model and cannot be combined with adaptive; "
+                f"leave out {other}."
             )
         fewest, most = self.prompt_lookup_min, self.prompt_lookup_max
         has_most = "suffix" not in self.drafter  # a suffix is as long as it gets
@@ -270,10 +272,10 @@ class DecodeConfig:
             )
 
     def check_cost(self) -> None:
-        """Refuse adaptive blocks without a cost, where a result should not depend on a clock.
+        """Refuse adaptive blocks without a given cost: results must not depend on a clock.
 
         Raises:
-            ConfigError: Each process would measure its own.
+            ConfigError: `adaptive` is on without a cost.
         """
         if self.adaptive and self.adaptive_cost is None:
             raise ConfigError(
@@ -284,7 +286,7 @@ class DecodeConfig:
 
     @property
     def k(self) -> int:
-        """Drafted tokens a block, once `for_arbiters` has filled them in."""
+        """Drafted tokens per block, once `for_arbiters` has filled them in."""
         assert self.num_speculative_tokens is not None, "call for_arbiters first"
         return self.num_speculative_tokens
 
@@ -303,7 +305,7 @@ class DecodeConfig:
         """Fill in the block length that the arbiters were trained with, if none was given.
 
         Raises:
-            ArbiterError: They were trained with several.
+            ArbiterError: They were trained with different block lengths.
         """
         if self.num_speculative_tokens is not None:
             return self
@@ -311,13 +313,13 @@ class DecodeConfig:
         if len(found) > 1:
             raise ArbiterError(
                 f"the arbiters were trained at {' and '.join(map(str, found))} drafted tokens a "
-                "block; say at which they are to rule: -k."
+                "block; pass the number to rule at: -k."
             )
         k = found[0] if found else DEFAULT_NUM_SPECULATIVE_TOKENS
         return dataclasses.replace(self, num_speculative_tokens=k)
 
     def with_options(self, **options: Any) -> Self:  # Any: values of any field
-        """The same with some fields replaced.
+        """The same settings with some fields replaced.
 
         Raises:
             ConfigError: A name is unknown or a value is not allowed.
@@ -334,4 +336,4 @@ DECIDING = tuple(
     for field in dataclasses.fields(DecodeConfig)
     if field.name not in ("batch_size", "enable_prefix_caching", "keep_trace")
 )
-"""Fields on which it depends which mismatches there are and what an arbiter sees of them."""
+"""Fields that determine which mismatches there are and what an arbiter sees of them."""

@@ -1,6 +1,6 @@
 """A completion as coloured HTML, for notebooks: origins in colour, probabilities on hover.
 
-Colours are see-through, so that they suit light and dark pages, and are written into each element:
+Colours are transparent to suit light and dark pages. Each element has its own style, because
 notebooks drop style sheets.
 """
 
@@ -34,9 +34,9 @@ VETOES = {
     "stop_token": "it would end the text or keep it from ending",
     "forbidden": "the target gives it probability 0",
     "non_finite": "the score is not finite",
-    "no_draft": "the drafter tells no probabilities here",
+    "no_draft": "the drafter gives no probabilities here",
 }
-"""Reasons for which the engine turns an override down, by `MismatchTrace.veto`."""
+"""Reasons why the engine turns an override down, by `MismatchTrace.veto`."""
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) -> list[str]:
@@ -45,9 +45,9 @@ def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) 
     A character made of several tokens belongs to the last of them.
 
     Args:
-        tokenizer: Of the tokens.
-        token_ids: T of them.
-        text: Of the completion, which may end before its last token does.
+        tokenizer: Tokenizer of the pair.
+        token_ids: T token ids.
+        text: Text of the completion, which may end before its last token does.
     """
     found, num_told, growing = [], 0, GrowingText(tokenizer)
     for i, token_id in enumerate(token_ids, 1):
@@ -60,13 +60,13 @@ def pieces(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], text: str) 
 
 
 def completion_html(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a completion as HTML: on hover each token tells its probabilities, p and q.
+    """Return a completion as HTML; on hover each token shows its probabilities, p and q.
 
-    A mismatch tells those of both tokens.
+    A mismatch shows those of both tokens.
 
     Args:
-        completion: With its trace, if hovering is to tell anything.
-        tokenizer: Of the pair.
+        completion: Completion, with its trace if hovering is to show probabilities.
+        tokenizer: Tokenizer of the pair.
     """
     mismatches = {m.position: m for m in completion.reached}
     texts = pieces(tokenizer, completion.token_ids, completion.text)
@@ -104,5 +104,5 @@ def _ruling(mismatch: MismatchTrace, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Return a probability; a dash for one that nobody told, as where a token was looked up."""
+    """Return a probability, or a dash if there is none, as for a token that was looked up."""
     return "-" if value is None or math.isnan(value) else f"{value:.3g}"

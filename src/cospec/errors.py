@@ -17,7 +17,7 @@ Each class also subclasses the builtin that a caller without knowledge of CoSpec
     └── MissingExtraError (ImportError)     an optional part that is not installed
 
 ``GenerationInterrupted`` stands apart: it is a ``KeyboardInterrupt``, so that ``except Exception``
-does not swallow Ctrl-C, and it carries what was finished.
+does not swallow Ctrl-C, and it carries the finished completions.
 
 A message says what was wrong, the value got, what is allowed, and what to do.
 """
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from cospec.types import Completion
 
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
-"""Words of torch's allocator, of its reader of files, and of C++."""
+"""Messages from torch's allocator, torch's file reader, and C++."""
 
 
 class CospecError(Exception):
     """Base of all errors that CoSpec raises on purpose.
 
     Attributes:
-        completions: By prompt index, the rows that were finished when the error arose in the
-            middle of a generation; empty otherwise.
+        completions: Finished completions by prompt index, if the error arose during a generation;
+            empty otherwise.
     """
 
     completions: dict[int, Completion]
@@ -101,10 +101,10 @@ class CodeExecutionRefusedError(CospecError, PermissionError):
 
 
 def pip_line(extra: str) -> str:
-    """Return the command that installs an extra from where this package was installed."""
+    """Return the command that installs an extra from the source of this installation."""
     try:
         told = metadata.distribution("cospec").read_text("direct_url.json")
-    except metadata.PackageNotFoundError:  # its sources are run as they are
+    except metadata.PackageNotFoundError:  # run from its sources without installation
         told = None
     origin = json.loads(told or "{}")
     if (url := origin.get("url")) is None:  # from an index
@@ -122,7 +122,7 @@ class MissingExtraError(CospecError, ImportError):
         self._given = what, extra
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
-        """Exceptions are made again from their message, which this one makes itself."""
+        """Pickle the arguments: this class builds its message from them."""
         return type(self), self._given
 
 
@@ -130,7 +130,7 @@ class GenerationInterrupted(KeyboardInterrupt):
     """A generation was interrupted (Ctrl-C).
 
     Attributes:
-        completions: By prompt index, the rows that had finished.
+        completions: Finished completions by prompt index.
     """
 
     def __init__(self, completions: dict[int, Completion]) -> None:
@@ -139,10 +139,10 @@ class GenerationInterrupted(KeyboardInterrupt):
 
 
 def check_least(lowest: int, **values: float | None) -> None:
-    """Refuse values below the lowest one, and those that are not finite; None is no value.
+    """Refuse values that are below the lowest one or not finite; None is allowed.
 
     Raises:
-        ConfigError: One of them is; the message has its name.
+        ConfigError: A value is refused; the message names it.
     """
     for name, value in values.items():
         if value is not None and not lowest <= value < float("inf"):
@@ -150,7 +150,7 @@ def check_least(lowest: int, **values: float | None) -> None:
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
-    """Sentence for a name that is not known, with the nearest one that is."""
+    """Error message for an unknown name, with the nearest known one."""
     names = sorted(allowed)
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."

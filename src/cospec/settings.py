@@ -23,7 +23,7 @@ _KINDS: dict[type, tuple[Any, str]] = {  # Any: what isinstance takes
     str: (str, "a string"),
     Path: (str, "a path"),
 }
-"""By the kind of a field: types of JSON that it takes, and their name."""
+"""By kind of field, the JSON types that it takes and their name in messages."""
 
 
 def to_dict(settings: Any) -> dict[str, Any]:  # Any: a dataclass, and a JSON object
@@ -62,8 +62,8 @@ def from_dict(kind: type[T], values: object, where: str = "") -> T:
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
     """Return a JSON object with the values of its groups beside its own.
 
-    Settings have one name each, so that what an older version recorded without groups and what this
-    one records read alike.
+    Names of settings are unique, so records of older versions without groups read like those of
+    this version.
     """
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -81,7 +81,7 @@ def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: values of fi
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:  # Any: a type, and JSON
-    """Return one value as the kind that its field takes."""
+    """Convert one value to the kind that its field takes."""
     if get_origin(kind) in (Union, types.UnionType):
         if value is None:
             return None

@@ -2,8 +2,8 @@
 
 A **target** and a **draft** language model decode together. In each block the draft proposes ``K``
 tokens (a `Proposal`), the target verifies them in one forward pass, and the places where the two
-disagree form a `MismatchBatch`. An `Arbiter` answers it with a `Ruling`: whose token stands. What
-happened is kept in one `StepTrace` a block, and a finished prompt is a `Completion`.
+disagree form a `MismatchBatch`. An `Arbiter` answers it with a `Ruling`, which says whose token
+stands. A `StepTrace` records each block, and a finished prompt is a `Completion`.
 
 Axes in shapes: B rows, K drafted tokens of a block, V vocabulary, M mismatches, H hidden size.
 ``p`` is the target's distribution and ``q`` the draft's, as in Leviathan et al. (2211.17192); Chen
@@ -43,7 +43,7 @@ class Needs(enum.Flag):
     DRAFT_HIDDEN = enum.auto()
     """The draft's last hidden state from which it drew its token."""
     UNIFORMS = enum.auto()
-    """One uniform number a mismatch from the row's own generator, for a ruling by chance."""
+    """One uniform number per mismatch from the row's own generator, for rulings by chance."""
     BLOCK_LOG_Q = enum.auto()
     """The draft's log-probability of each token of the block; declare DRAFT_LOGITS as well."""
     LOGITS = TARGET_LOGITS | DRAFT_LOGITS
@@ -71,16 +71,16 @@ class Proposal:
 
     Attributes:
         token_ids: Drafted tokens, (B, K) int64. Where a drafter may stop early, K is the length of
-            the longest row, and what comes after a row's own length is padding.
-        lengths: How many of them each row has, (B,) int64.
-        is_finite: Whether the logits of each hold neither NaN nor +inf, (B, K) bool; where not, the
-            token was drawn from the uniform distribution.
-        logits: Raw logits that each was drawn from, K tensors of (B, V); None if it has none.
-        probs: The distributions drawn from, after temperature and truncation, (B, K, V); 0 after a
+            the longest row, and entries after a row's own length are padding.
+        lengths: Number of drafted tokens in each row, (B,) int64.
+        is_finite: Whether the logits of each token hold neither NaN nor +inf, (B, K) bool; where
+            not, the token was drawn from the uniform distribution.
+        logits: Raw logits that each token was drawn from, K tensors of (B, V); None if not kept.
+        probs: Distributions drawn from, after temperature and truncation, (B, K, V); 0 after a
             row's length, so that the residual there is p itself; None when every row is greedy.
         hidden: The draft's last hidden states, K tensors of (B, H); None if absent or not wanted.
         num_forwards: Draft forwards of each row, (B,) int64, 0 where no model drafted: logits and
-            states of such rows are of no meaning. None stands for one forward a drafted token, or
+            states of such rows are meaningless. None stands for one forward per drafted token, or
             for none if the drafter has no model.
     """
 
@@ -106,19 +106,19 @@ class MismatchBatch:
         block_positions: Index of the drafted token in its block, 0 to K - 1, (M,) int64.
         positions: Index of the drafted token in the generated text, (M,) int64.
         num_overrides: Overrides of the row before this block, (M,) int64.
-        num_mismatches: Earlier mismatches of the row, those of its block among them, (M,) int64.
+        num_mismatches: Earlier mismatches of the row, including those of its block, (M,) int64.
         block_lengths: Drafted tokens of its row in this block, at most K, (M,) int64.
         draft_ids: The draft's token, (M,) int64.
         target_ids: The token that stands if the ruling is for the target: its argmax, or when
             sampling a sample of the residual, (M,) int64.
-        target_logits, draft_logits: Raw, (M, V) float.
+        target_logits, draft_logits: Raw logits, (M, V) float.
         lookahead_matches: Whether the target accepts the drafted token i + 1 places after the
             mismatch, (M, K - 1) bool; False where the block has ended.
-        lookahead_log_p: The target's log-probability of those tokens, (M, K - 1) float32; 0 there.
+        lookahead_log_p: The target's log-probability of each, (M, K - 1) float32; 0 past the end.
         target_hidden: State from which the target judged the drafted token, (M, H).
         target_hidden_after: The target's state after reading the drafted token, (M, H).
         draft_hidden: State from which the draft drew its token, (M, H).
-        uniforms: In [0, 1), (M,) float64.
+        uniforms: Random numbers in [0, 1), (M,) float64.
         block_log_q: The draft's log-probability of each token of the block, (M, K); 0 after it.
     """
 
@@ -162,9 +162,9 @@ class Ruling:
 
     Attributes:
         keep_draft: True where the draft's token is to stand, (M,) bool.
-        score: The number that the ruling follows from, larger for the draft, (M,) float. Where it
-            is not finite the engine rules for the target and counts it. None if there is none.
-        features: What the score was computed from, (M, F) float, for the trace; None if untold.
+        score: Number that the ruling is based on, larger for the draft, (M,) float. Where it is not
+            finite, the engine rules for the target and counts the case. None if there is none.
+        features: Inputs of the score, (M, F) float, for the trace; None if not given.
     """
 
     keep_draft: Tensor
@@ -174,7 +174,7 @@ class Ruling:
 
 @runtime_checkable
 class Arbiter(Protocol):
-    """Rules at mismatches. The engine knows nothing else of it."""
+    """Rules at mismatches. The engine uses nothing but this interface."""
 
     @property
     def name(self) -> str:
@@ -187,12 +187,12 @@ class Arbiter(Protocol):
         ...
 
     def rule(self, batch: MismatchBatch) -> Ruling:
-        """Rule on mismatches of a block in one call: on all of them, or on those of some rows."""
+        """Rule on the mismatches of a block in one call: all of them, or those of some rows."""
         ...
 
 
 NO_FEATURES = torch.empty(0)
-"""Features where the arbiter does not tell what it saw."""
+"""Features of a mismatch whose arbiter reports none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +225,11 @@ class MismatchTrace:
     """The safety rule that turned an override down: ``exact_prefix``, ``stop_token``,
     ``forbidden`` or ``non_finite``; or ``no_draft``, where the arbiter was not asked."""
     features: Tensor = field(default=NO_FEATURES, compare=False)
-    """Features that the arbiter saw, (F,) float32 on the CPU, if it tells: `Ruling.features`."""
+    """Features from `Ruling.features`, (F,) float32 on the CPU; empty if the arbiter gave none."""
 
     @property
     def other(self) -> tuple[int, Origin]:
-        """The token that was ruled against, and where it would come from."""
+        """The token that was ruled against, and the origin that it would have."""
         ours, theirs = (self.draft_id, Origin.OVERRIDE), (self.target_id, Origin.CORRECTION)
         return theirs if self.keep_draft else ours
 
@@ -251,15 +251,15 @@ class StepTrace:
 
 @dataclass(slots=True)
 class Stats:
-    """Counts of one completion, or of many added up. Names are vLLM's where it has the idea.
+    """Counts for one completion, or sums over several. Names follow vLLM where it has the count.
 
-    Only tokens that reached the completion count as accepted: what a stop cut off does not.
+    Only tokens that reached the completion count as accepted: those that a stop cut off do not.
     """
 
     num_tokens: int = 0
-    """Generated tokens; in a branch, unlike other counts, with those shared with its rollout."""
+    """Generated tokens; in a branch, unlike other counts, also those shared with its rollout."""
     num_drafts: int = 0
-    """Blocks, each one target forward (the target alone: one a token; the draft alone: none)."""
+    """Blocks, each one target forward (target alone: one per token; draft alone: none)."""
     num_draft_tokens: int = 0
     """Drafted tokens."""
     num_strict_accepts: int = 0
@@ -269,7 +269,7 @@ class Stats:
     num_mismatches: int = 0
     """Mismatches that were reached."""
     num_open_mismatches: int = 0
-    """Those of them that an arbiter could override: no safety rule settled them."""
+    """Reached mismatches that an arbiter could override: no safety rule settled them."""
     num_non_finite_scores: int = 0
     """Arbiter scores that were NaN or infinite, and ruled for the target."""
     num_non_finite_drafts: int = 0
@@ -280,12 +280,12 @@ class Stats:
 
     @property
     def num_target_forwards(self) -> int:
-        """Target forwards, the prompt's own not counted."""
+        """Target forwards, without those that read the prompt."""
         return self.num_drafts
 
     @property
     def num_accepted_tokens(self) -> int:
-        """Drafted tokens that stand, for either reason."""
+        """Drafted tokens that stand: matches and overrides."""
         return self.num_strict_accepts + self.num_overrides
 
     @property
@@ -335,15 +335,15 @@ class Completion:
     """A finished prompt.
 
     Attributes:
-        index: Place of the prompt in the list that was given.
+        index: Index of the prompt in the given list.
         prompt_ids: Token ids of the prompt.
         token_ids: Generated token ids, a stop token included.
-        text: Its text without special tokens, cut before a stop string; "" without a tokenizer.
-        origins: Where each generated token comes from.
-        finish_reason: Why it ended.
+        text: Text without special tokens, cut before a stop string; "" without a tokenizer.
+        origins: Origin of each generated token.
+        finish_reason: Reason why the completion ended.
         stats: Counts.
-        trace: One entry a block; empty if the engine keeps no trace.
-        tokenizer: Colours the completion in notebooks; dropped where it is pickled.
+        trace: One entry per block; empty if the engine keeps no trace.
+        tokenizer: Tokenizer for coloured output in notebooks; dropped when pickled.
     """
 
     index: int
@@ -358,7 +358,7 @@ class Completion:
 
     @property
     def reached(self) -> list[MismatchTrace]:
-        """The mismatches that counted, in order; those that a stop cut off did not."""
+        """The mismatches that counted, in order, without those that a stop cut off."""
         every = (m for step in self.trace for m in step.mismatches)
         return [m for m in every if m.is_reached and m.position < len(self.token_ids)]
 
@@ -386,11 +386,11 @@ class Delta:
     """The addition of one block to one prompt's completion (the streaming form).
 
     Attributes:
-        index: Place of the prompt in the list that was given.
+        index: Index of the prompt in the given list.
         token_ids: New token ids.
-        origins: Where each comes from.
-        text: New text; what may be part of a stop string or of a character comes later.
-        completion: The finished completion, with the last delta; else None.
+        origins: Origin of each new token.
+        text: New text; characters that may belong to a stop string or are incomplete come later.
+        completion: The finished completion in the last delta, else None.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""Arbiters: who rules at a mismatch, and how to name one on the command line."""
+"""Arbiters, which rule at mismatches, and their specs on the command line."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ RULES: dict[str, type[Rule]] = {
         StaticEnsemble,
     )
 }
-"""By name, the arbiters that need no weights."""
+"""Arbiters without weights, by name."""
 _TRAINED_KNOBS = ("threshold", "max_mismatch_rate", "min_prompt_likeness", "point")
 
 
@@ -109,15 +109,15 @@ def load_arbiter(spec: str | Path, pair: ModelPair | None = None) -> Arbiter:
 
     Args:
         spec: The name of a rule with its knobs, ``NAME`` or ``NAME:key=value,key=value``, such as
-            ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``; or the folder or hub id of a
+            ``lossless``, ``gap:max_gap=1.5`` or ``fly:window=6``. Or the folder or hub id of a
             trained arbiter, as it is or with ``:threshold=0.7``, ``:max_mismatch_rate=0.2``,
-            ``:min_prompt_likeness=0`` or ``:point=NAME``; or ``bundled`` or ``bundled-scalar``,
-            with a pair that ships with the package; or a name that an installed package registers
+            ``:min_prompt_likeness=0`` or ``:point=NAME``. Or ``bundled`` or ``bundled-scalar``,
+            with a pair that ships with the package. Or a name that an installed package registers
             in the entry point group ``cospec.arbiters``. A ``Path`` is the folder of a trained one.
-        pair: What it will rule on; a trained arbiter is fitted to its tokenizer and device.
+        pair: Pair that it will rule on; a trained arbiter is fitted to its tokenizer and device.
 
     Raises:
-        ArbiterError: The name or a knob is unknown, or what it names is of another pair.
+        ArbiterError: The name or a knob is unknown, or the arbiter belongs to another pair.
         CheckpointError: A folder holds no trained arbiter.
         ConfigError: A value is not allowed.
     """
@@ -147,7 +147,7 @@ def with_threshold(spec: str, threshold: float | None) -> str:
     """Return the spec of a trained arbiter at a threshold; as it is without one.
 
     Raises:
-        ConfigError: It is a rule: one that has a threshold means another one by it.
+        ConfigError: The spec names a rule, whose threshold would mean something else.
     """
     if threshold is None:
         return spec
@@ -163,9 +163,9 @@ def with_threshold(spec: str, threshold: float | None) -> str:
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """Part the spec of a trained arbiter in folder or hub id, and knobs.
+    """Split the spec of a trained arbiter into folder or hub id, and knobs.
 
-    The name of a folder may hold colons itself.
+    The name of a folder may itself contain colons.
     """
     for folder, _, knobs in ((spec, "", ""), spec.rpartition(":")):
         if is_folder(folder):
@@ -180,7 +180,7 @@ def is_folder(source: str) -> bool:
 
 
 def _from_factory(kind: str, factory: Callable[..., Any], rest: str) -> Arbiter:
-    """Build a rule, or what another package registered, with the knobs of a spec."""
+    """Build a rule, or an arbiter that another package registered, with the knobs of a spec."""
     knobs = settings_of(factory)
     values: dict[str, float | str] = {}
     for part in filter(None, rest.split(",")):

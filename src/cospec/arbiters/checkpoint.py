@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_BLOCK_LENGTH = 1024
-"""Largest block length that a checkpoint may say it was trained at."""
+"""Largest block length that a checkpoint may record for its training."""
 _MAX_CONFIG_BYTES = 2**25
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _OTHERS = ("kinds", "prompt_profile")
@@ -59,11 +59,11 @@ def write_checkpoint(
     """Write a checkpoint; weights first, so that a folder with a config is whole.
 
     Args:
-        folder: Made if it does not exist. If it holds an arbiter with another policy, what else it
-            holds of that one is removed.
+        folder: Folder to write, made if it does not exist. If it holds an arbiter with another
+            policy, the other files of that one are removed.
         policy: The network.
-        more: The tensors that are not its weights, `_OTHERS`.
-        config: Everything else.
+        more: Tensors other than the policy's weights, `_OTHERS`.
+        config: Rest of ``config.json``.
         card: Text of README.md; empty for none.
     """
     tensors = {f"policy.{k}": v.contiguous() for k, v in policy.state_dict().items()}
@@ -86,7 +86,7 @@ def write_checkpoint(
 
 
 def _has_policy(weights: Path, policy: Policy) -> bool:
-    """Return whether a file holds the weights of a policy, as precisely as it holds any."""
+    """Return whether a file holds the weights of a policy, at the precision of the file."""
     try:
         theirs = load_file(weights)
     except (OSError, SafetensorError):
@@ -131,10 +131,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> Json:
-    """Read ``config.json``, and check all of it that the weights have no part in.
+    """Read ``config.json``, and check all of it that does not depend on the weights.
 
     Raises:
-        CheckpointError: It is of no trained arbiter, or damaged.
+        CheckpointError: It belongs to no trained arbiter, or is damaged.
     """
     path = folder / CONFIG
     try:
@@ -189,7 +189,7 @@ def _check_kinds_of_tensors(folder: Path, dtypes: dict[str, str]) -> None:
 def _features(
     folder: Path, saved: Json, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor]
 ) -> ScalarFeatures:
-    """Find the features of a checkpoint, whose number the header of the weights tells."""
+    """Find the features of a checkpoint; the header of the weights tells their number."""
     sizes, width = saved.get("hidden_sizes", [0, 0]), saved.get("embedding_size", 0)
     if not (isinstance(sizes, list) and len(sizes) == 2 and all(map(_is_count, [*sizes, width]))):
         raise _damaged(folder, "features.hidden_sizes or features.embedding_size is no size")
@@ -294,7 +294,7 @@ def _damaged(folder: Path, reason: str) -> CheckpointError:
 
 
 def _restore(folder: Path) -> str:
-    """Return what to do about a damaged folder of the hub's cache; nothing about another."""
+    """Return advice on a damaged folder of the hub's cache; "" for other folders."""
     if folder.parent.name != "snapshots":
         return ""
     return f"delete {folder.parent.parent}, and it is downloaded again; or "

@@ -1,8 +1,8 @@
 """The two guards of a trained arbiter: it stands back from texts unlike those of its training.
 
-A policy may be sure of what it knows nothing of, and none of its features would show it. One guard
-looks at the prompt, before anything is drafted. The other one looks at how often draft and target
-disagree in the text so far.
+A policy may be confident about texts that it knows nothing about, without any feature showing it.
+One guard looks at the prompt, before anything is drafted. The other one looks at how often draft
+and target disagree in the text so far.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NUM_BUCKETS = 1024
 """Buckets of token ids: id i is in bucket i mod 1024."""
 _HEAD_START = 5.0  # tokens, so that a mismatch at the start of a text is nothing unusual
-_MARGIN = 0.1  # in likeness: a few prompts do not show how unlike those of one task can be
+_MARGIN = 0.1  # in likeness: a few prompts do not show how much those of one task differ
 
 
 @runtime_checkable
@@ -36,11 +36,11 @@ class SelectiveArbiter(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PromptGuard:
-    """Knows prompts like those of training by the tokens that they are made of.
+    """Recognizes prompts like those of training by their tokens.
 
     Attributes:
         profile: Share of each bucket of token ids in the prompts of training, (1024,) float32.
-        min_likeness: A prompt that is less like them is foreign; 0 lets all pass.
+        min_likeness: Likeness below which a prompt is foreign; 0 lets all pass.
     """
 
     profile: Tensor
@@ -48,13 +48,13 @@ class PromptGuard:
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> PromptGuard:
-        """Return the guard of prompts of training.
+        """Return the guard for the prompts of a training.
 
-        The least likeness is as far below the lowest of other prompts as that one is below their
-        median, and 0.1 below it at least, so that none of them is foreign.
+        Its least likeness is as far below the lowest of the other prompts as that one is below
+        their median, and at least 0.1 below it, so that none of them is foreign.
 
         Args:
-            prompts: Of training, as token ids.
+            prompts: Prompts of the training, as token ids.
             others: Prompts of the same kind, such as those of the tune split.
         """
         guard = cls(torch.stack([_shares(prompt) for prompt in prompts]).mean(dim=0), 0.0)
@@ -78,10 +78,10 @@ def _shares(prompt: Sequence[int]) -> Tensor:
 
 
 def mismatch_rate(num_mismatches: Tensor, positions: Tensor) -> Tensor:
-    """Return mismatches a token in a text up to each of its mismatches, (M,) float32.
+    """Return the mismatches per token of a text up to each of its mismatches, (M,) float32.
 
     Args:
-        num_mismatches: Before each, (M,).
+        num_mismatches: Number of mismatches before each, (M,).
         positions: Index of each in the text, (M,).
     """
     return (num_mismatches + 1) / (positions + _HEAD_START)

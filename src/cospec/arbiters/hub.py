@@ -1,4 +1,4 @@
-"""Trained arbiters on the Hugging Face hub and in its cache; the one file that asks for them."""
+"""Trained arbiters on the Hugging Face hub and in its cache; only this file asks for them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def download(repo_id: str) -> Path:
         return Path(found)
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
         raise CheckpointError(
-            f"{repo_id} is neither a folder nor a repository of the hub that can be had: {error} "
-            "-- check the name (USER/NAME or USER/NAME@REVISION) and the connection; without one, "
-            "pass a folder, or what `cospec arbiters` lists as cached."
+            f"{repo_id} is neither a folder nor a repository of the hub that can be reached: "
+            f"{error} -- check the name (USER/NAME or USER/NAME@REVISION) and the connection; "
+            "without one, pass a folder, or what `cospec arbiters` lists as cached."
         ) from None
 
 
 def in_cache() -> dict[str, Path]:
-    """Return what the hub's cache holds of repositories, by ``user/name@commit``."""
+    """Return the folders of repositories in the hub's cache, by ``user/name@commit``."""
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415  # heavy
     from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
 
@@ -61,9 +61,9 @@ def push(folder: Path | str, repo_id: str, *, is_private: bool = False) -> str:
     """Upload a trained arbiter, and nothing else that is in its folder.
 
     Args:
-        folder: Of `LearnedArbiter.save`.
+        folder: Folder that `LearnedArbiter.save` wrote.
         repo_id: ``user/name``; made if it does not exist.
-        is_private: Make it a private one.
+        is_private: Whether to make it a private one.
 
     Returns:
         Its address.
@@ -113,8 +113,8 @@ def with_metadata(folder: Path, about: Json) -> str:
     """Return the card of an arbiter with the metadata that the hub reads.
 
     Args:
-        folder: Of the arbiter; its card may be missing.
-        about: Its config.
+        folder: Folder of the arbiter; its card may be missing.
+        about: Config of the arbiter.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData  # noqa: PLC0415  # heavy
 
@@ -140,10 +140,10 @@ def with_metadata(folder: Path, about: Json) -> str:
     )
     path = folder / CARD
     text = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
-    text = _METADATA.sub("", text)  # of a card that was pushed before
+    text = _METADATA.sub("", text)  # metadata of a card that was pushed before
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
 def _is_hub_id(model: str) -> bool:
-    """Return whether this names a model of the hub: it looks like one, and is nothing local."""
+    """Return whether this names a model of the hub: it looks like one and is no local path."""
     return _HUB_ID.fullmatch(model) is not None and not Path(model).exists()

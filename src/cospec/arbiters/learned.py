@@ -38,9 +38,9 @@ _SAMPLING = (
     "override_stop_tokens",
     "exact_prefix_tokens",
 )
-"""Settings of sampling that an operating point holds for, besides `DECIDING`."""
+"""Settings of sampling for which an operating point is valid, besides `DECIDING`."""
 _NEWER = ("adaptive_cost", "prompt_lookup_max", "prompt_lookup_min")
-"""Those of `DECIDING` that points of older versions do not tell; newer ones always do."""
+"""Fields of `DECIDING` that points of older versions do not record; newer ones always do."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,23 @@ class LearnedArbiter:
     policy: Policy
     features: ScalarFeatures
     threshold: float = 0.5
-    """In probability; 1 is lossless. The guard's 0 passes none, so that none may be below 0."""
+    """Probability above which the draft's token is kept; 1 is lossless. It may not be negative, so
+    that the guard's 0 never passes."""
     max_mismatch_rate: float = math.inf
-    """Guard: it keeps nothing where a text has more mismatches for its length."""
+    """Guard: mismatches per token above which nothing is kept."""
     prompt_guard: PromptGuard | None = None
     """Guard: it stands back from prompts unlike those of its training."""
     label: str = "cospec"
     """Its name in reports."""
     explore: float = 0.0
-    """Share of rulings that are left to chance, with the policy's probability; the rest go by the
+    """Share of rulings that are drawn by chance, with the policy's probability; the rest follow the
     threshold. In training it is 1."""
     about: dict[str, Any] = field(default_factory=dict)  # Any: a JSON object
     """The rest of ``config.json``: operating points, pair, training, results."""
     is_bound: bool = True
-    """False if it rules by hidden states and was loaded without the pair that they are of."""
+    """False if it rules by hidden states and was loaded without the pair that they come from."""
     notes: tuple[str, ...] = ()
-    """Warnings to a user on the pair that it was loaded for."""
+    """Warnings for the user about the pair that it was loaded for."""
     folder: Path | None = None
     """Folder that it was loaded from."""
     chosen_for: dict[str, Any] | None = None  # Any: a JSON object
@@ -80,13 +81,13 @@ class LearnedArbiter:
 
     @property
     def name(self) -> str:
-        """Label with the threshold, and with the guards that are not the trained ones."""
+        """Label with the threshold, and with the guards that differ from the trained ones."""
         changed = "".join(f",{key}={value:.4g}" for key, value in self._changed_guards.items())
         return f"{self.label}:threshold={self.threshold:.4g}{changed}"
 
     @property
     def _changed_guards(self) -> dict[str, float]:
-        """Limits of the guards that are not the trained ones."""
+        """Limits of the guards that differ from the trained ones."""
         found, guard = {}, self.prompt_guard
         if self.max_mismatch_rate != _saved_rate(self.about):
             found["max_mismatch_rate"] = self.max_mismatch_rate
@@ -97,7 +98,7 @@ class LearnedArbiter:
 
     @property
     def trained_k(self) -> int | None:
-        """Drafted tokens a block that it was trained with, where that is recorded."""
+        """Drafted tokens per block in its training, if that is recorded."""
         found: int | None = self._trained.get("num_speculative_tokens")
         return found
 
@@ -107,13 +108,13 @@ class LearnedArbiter:
         return flat(self.about.get("training", {}).get("train", {}))
 
     def on(self, pair: ModelPair) -> LearnedArbiter:
-        """Return the same with what the features look up on the device of a pair."""
+        """Return the same with the lookup tables of the features on the device of a pair."""
         return replace(self, features=self.features.on(pair))
 
     def notes_for(
         self, config: DecodeConfig, sampling: SamplingConfig | None = None
     ) -> tuple[str, ...]:
-        """Return warnings to a user on its pair, its point, and blocks unlike those of training."""
+        """Return warnings on its pair, its operating point, and blocks unlike those of training."""
         notes, threshold = self.notes, config.draft_confidence_threshold
         if self.trained_k not in (None, config.k):
             notes += (
@@ -139,7 +140,7 @@ class LearnedArbiter:
             told = [n for n in names if n in theirs or n not in _NEWER]
             unlike = [n for n in told if ours.get(n) != theirs.get(n)]
             unlike += self._changed_guards
-        if unlike and self.threshold < 1:  # which is lossless with any settings
+        if unlike and self.threshold < 1:  # 1 is lossless with any settings
             notes += (
                 f"the operating point of {self.label} was chosen for another {', '.join(unlike)}: "
                 "what was measured or certified of it does not hold here; calibrate it for these "
@@ -149,7 +150,7 @@ class LearnedArbiter:
 
     @property
     def needs(self) -> Needs:
-        """Needs of its features, and of chance if it explores."""
+        """Needs of its features, and uniform numbers if it explores."""
         return self.features.needs | (Needs.UNIFORMS if self.explore else Needs.NOTHING)
 
     def keep_probability(self, score: Tensor) -> Tensor:
@@ -163,13 +164,13 @@ class LearnedArbiter:
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by one forward of the policy for all mismatches; the score is the probability.
 
-        Where the draft disagrees with the target much more often than in training, it may be sure
-        of what it knows nothing of, and nothing it says of itself would show it: there the
-        probability is 0.
+        Where the draft disagrees with the target much more often than in training, the policy may
+        be confident about texts that it knows nothing about, and no feature would show it. There
+        the probability is 0.
 
         Raises:
-            ArbiterError: It rules by hidden states and was loaded without a pair, so that nobody
-                has checked whose states it would see.
+            ArbiterError: It rules by hidden states and was loaded without a pair, so it was not
+                checked which pair's states it would see.
         """
         if not self.is_bound:
             raise ArbiterError(
@@ -179,8 +180,8 @@ class LearnedArbiter:
             )
         x = self.features(batch)  # (M, F)
         with torch.no_grad():
-            logits = self.policy(x.to(self.policy.mean.device)).to(x.device)  # apart in training
-        # Not finite stays so: the sigmoid of infinity would be a sound-looking 1.
+            logits = self.policy(x.to(self.policy.mean.device)).to(x.device)  # devices can differ
+        # Keep non-finite logits visible: the sigmoid of infinity would be a sound-looking 1.
         probability = torch.where(logits.isfinite(), torch.sigmoid(logits), torch.nan)
         probability = guarded(probability, batch, self.max_mismatch_rate)
         if self.explore:
@@ -192,8 +193,8 @@ class LearnedArbiter:
         """Write the checkpoint; weights first, so that a folder with a config is whole.
 
         Args:
-            folder: Made if it does not exist. What it holds of another arbiter is replaced: its
-                card and the list of what it was trained on are removed.
+            folder: Folder to write, made if it does not exist. Another arbiter in it is replaced:
+                its card and its list of training problems are removed.
             card: Text of its README.md.
         """
         points, rate = {DEFAULT_POINT: {"threshold": self.threshold}}, self.max_mismatch_rate
@@ -226,13 +227,13 @@ class LearnedArbiter:
         """Read a checkpoint.
 
         Args:
-            folder: Of `save`.
-            pair: What it will rule on. If it was not trained on it, that is noted, and token kinds
-                are looked up in its tokenizer; with hidden states it is refused. Without a pair, an
-                arbiter with hidden states can be looked at, and refuses to rule.
-            threshold: In place of the saved operating point.
-            max_mismatch_rate: In place of the saved one; infinity switches this guard off.
-            min_prompt_likeness: In place of the saved one; 0 switches this guard off.
+            folder: Folder that `save` wrote.
+            pair: Pair that it will rule on. If it was trained on another pair, a note says so, and
+                token kinds come from this pair's tokenizer; with hidden states it is refused.
+                Without a pair, an arbiter with hidden states can be inspected, but refuses to rule.
+            threshold: Threshold in place of the saved operating point's.
+            max_mismatch_rate: Rate in place of the saved one; infinity switches this guard off.
+            min_prompt_likeness: Likeness in place of the saved one; 0 switches this guard off.
             point: Name of an operating point.
 
         Raises:
@@ -280,7 +281,7 @@ class LearnedArbiter:
 
 
 def are_other(trained: Tensor, ours: Tensor, tokenizer: object) -> bool:
-    """Return whether kinds of tokens are another tokenizer's; rows of padding do not count."""
+    """Return whether kinds of tokens come from another tokenizer; rows of padding do not count."""
     if tokenizer is None:
         return len(trained) != len(ours)
     size = min(len(trained), len(ours))
@@ -288,7 +289,7 @@ def are_other(trained: Tensor, ours: Tensor, tokenizer: object) -> bool:
 
 
 def _point(folder: Path, points: Json, name: str) -> tuple[float, Json | None]:
-    """Return the threshold of an operating point, and what it was chosen for if that is known."""
+    """Return the threshold of an operating point, and the settings it was chosen for, if known."""
     if name not in points:
         raise ArbiterError(unknown_name(f"operating point of {folder}", name, points))
     chosen_for = points[name].get("decoding")
@@ -343,7 +344,7 @@ def _saved_rate(config: dict[str, Any]) -> float:  # Any: a JSON object
 
 
 def decoding_of(config: DecodeConfig, sampling: SamplingConfig | None = None) -> Json:
-    """Return the settings that an operating point holds for, without most at the default."""
+    """Return the settings for which an operating point is valid, without most of the defaults."""
     plain = DecodeConfig()
     found = {name: getattr(config, name) for name in DECIDING}
     found = {n: value for n, value in found.items() if n in _NEWER or value != getattr(plain, n)}
@@ -359,5 +360,5 @@ def decoding_of(config: DecodeConfig, sampling: SamplingConfig | None = None) ->
 def notes_on(
     arbiter: Arbiter, config: DecodeConfig, sampling: SamplingConfig | None = None
 ) -> tuple[str, ...]:
-    """Return warnings to a user of an arbiter that rules on such blocks, sampled in such a way."""
+    """Return an arbiter's warnings for these settings of decoding and sampling."""
     return arbiter.notes_for(config, sampling) if isinstance(arbiter, LearnedArbiter) else ()

@@ -1,8 +1,8 @@
 """Calibrated speculative decoding: a memory of the mismatches that recur, and a gate.
 
-CSD (2604.13634, ACL 2026; no code is released). Its text could not be had: the formula is the one
-of several summaries, tau is in two of them and lambda in one, and what they leave open is decided
-here (see `CSD`).
+CSD (2604.13634, ACL 2026; no code is released). Its text was not available: the formula comes from
+several summaries, tau from two of them and lambda from one. What they leave open is decided here
+(see `CSD`).
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ if TYPE_CHECKING:
     from cospec.types import Completion
 
 TUNE = "tune"
-"""In place of a file: whoever runs the rule counts, and calls `CSD.remembering`."""
+"""Value in place of a file: the caller counts mismatches and calls `CSD.remembering`."""
 _COLUMNS = ("draft_id", "target_id")
-"""Tensors of a file of mismatches, which a data set of ``cospec audit`` has among others."""
+"""Tensors of a file of mismatches; a data set of ``cospec audit`` has them among others."""
 _WEIGHT = "weight"
-"""Tensor of a data set: the mismatches that each row stands for. Without it each counts once."""
+"""Tensor of a data set: the number of mismatches that each row stands for. Without it each counts
+once."""
 _FINGERPRINT = "fingerprint"
 """Metadata of a file: the pair whose mismatches it holds. Older memories do not say."""
 _DECIMALS = 3
 """Decimals that sums of weights are rounded to: thirds in float32 do not add up to whole
 numbers."""
 _BASE = 2**31
-"""Above any token id: a pair of ids is one int64."""
+"""Larger than any token id, so that a pair of ids fits in one int64."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ class CSD(Rule):
     """Calibrated speculative decoding: the pair (x, t) recurs, and p(x) > ratio * p(t).
 
     ``t`` is the target's best token. A pair recurs if calibration saw it at more than `frequency`
-    mismatches (the paper's lambda, 6); the gate's ratio is its tau, 0.01, which it puts as a
+    mismatches (the paper's lambda, 6); the gate's ratio is its tau, 0.01, which it writes as a
     difference of logits. Both conditions are needed there as well: either alone loses answers.
 
-    The paper goes on counting while it decodes. Here the memory is what calibration found and stays
-    so: with counts that grow, a text would depend on those before it and beside it in its batch.
-    Calibration there reads 2,000 to 8,000 prompts; counts of fewer ask for a smaller `frequency`.
-    Where an audit played only some mismatches of a problem, each counts for all it stands for.
-    Assumed, since the summaries do not tell: mismatches are counted on the target's own path, and a
-    bound that is met exactly does not suffice. The paper decodes greedily; here it rules at sampled
-    mismatches too. Lossless with ``ratio=1``.
+    The paper goes on counting while it decodes. Here the memory stays as calibration left it: with
+    growing counts, a text would depend on those before it and beside it in its batch. Calibration
+    there reads 2,000 to 8,000 prompts; fewer prompts need a smaller `frequency`. If an audit played
+    only some mismatches of a problem, each counts for all that it stands for. Assumed, since the
+    summaries do not tell: mismatches are counted on the target's own path, and a bound that is met
+    exactly does not suffice. The paper decodes greedily; here it rules at sampled mismatches too.
+    Lossless with ``ratio=1``.
     """
 
     kind = "csd"
@@ -69,9 +70,9 @@ class CSD(Rule):
     frequency: int = 6
     """A pair recurs if it was counted more often than this."""
     ratio: float = 0.01
-    """Least probability in units of that of the target's best token."""
+    """Least probability relative to that of the target's best token."""
     memory: str = TUNE
-    """File of the mismatches to count, of the same pair of models: ``cospec audit --dataset`` or
+    """File of the mismatches to count, from the same pair of models: ``cospec audit --dataset`` or
     `write_memory` makes one. With ``tune``, ``cospec bench`` counts those of its tune problems."""
 
     def __post_init__(self) -> None:
@@ -80,13 +81,13 @@ class CSD(Rule):
             self.pairs  # noqa: B018  # a bad file is an error now, not at the first mismatch
 
     def check_pair(self, pair: ModelPair) -> None:
-        """Refuse a file of another pair; a draft in another quantization is the same one here.
+        """Refuse a file of another pair; the draft's quantization does not matter.
 
         Args:
-            pair: What the rule will rule on.
+            pair: Pair that the rule will rule on.
 
         Raises:
-            ArbiterError: The file says that it is of another pair. One that does not say passes.
+            ArbiterError: The file names another pair. One that names none passes.
         """
         if self.memory == TUNE:
             return
@@ -100,7 +101,7 @@ class CSD(Rule):
         )
 
     def remembering(self, pairs: Tensor) -> CSD:
-        """The same rule with these mismatches in place of a file's.
+        """The same rule with these mismatches in place of those in a file.
 
         Args:
             pairs: From `mismatch_pairs`.
@@ -161,7 +162,7 @@ def mismatch_pairs(completions: Iterable[Completion]) -> Tensor:
     """The draft's and the target's token of every mismatch that was reached, (N, 2) int64.
 
     Args:
-        completions: Of the lossless arbiter, with traces.
+        completions: Completions of the lossless arbiter, with traces.
     """
     pairs = [
         (mismatch.draft_id, mismatch.target_id)
@@ -177,7 +178,7 @@ def write_memory(path: Path, pairs: Tensor, fingerprint: str | None = None) -> N
     Args:
         path: A safetensors file.
         pairs: From `mismatch_pairs`.
-        fingerprint: Of the pair (`ModelPair.fingerprint`), so that it is not loaded for another.
+        fingerprint: `ModelPair.fingerprint` of the pair, so that no other pair loads the file.
     """
     about = None if fingerprint is None else {_FINGERPRINT: fingerprint}
     write_tensors(path, {name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, about)
@@ -198,7 +199,7 @@ def read_memory(path: Path) -> tuple[Tensor, Tensor]:
     """The mismatches of a file, as `mismatch_pairs` gives them, and how often each counts.
 
     Returns:
-        (N, 2) int64, and (N,) float: 1 each, but for audits that played only some branches.
+        (N, 2) int64, and (N,) float: 1 each, except in audits that played only some branches.
 
     Raises:
         ArbiterError: There is no such file, or it holds no mismatches.
@@ -231,7 +232,7 @@ def read_memory(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _models(fingerprint: str) -> str:
-    """The part of a fingerprint that is the models' own, without the draft's quantization."""
+    """The part of a fingerprint without the draft's quantization."""
     return fingerprint.partition("-")[0]
 
 

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mentored(Rule):
-    """Mentored decoding: by chance, so that x stands with probability min(1, p(x) / (alpha q(x))).
+    """Mentored decoding: x stands by chance, with probability min(1, p(x) / (alpha q(x))).
 
-    Faithful in the chance of acceptance when sampling at temperature 1 without truncation. Not
-    faithful: after a rejection the engine draws from the residual of p and q rather than of
-    p / beta and q, so that the outcome keeps to the budget only nearly; at other temperatures
-    alpha is that of the raw distributions; the author has no greedy version, and greedy mismatches
-    are ruled by the same chance. The released search stops within 20 % of the budget, this one at
-    it. Lossless with ``max_kl=0``.
+    The chance of acceptance is faithful when sampling at temperature 1 without truncation. Three
+    things differ. After a rejection the engine draws from the residual of p and q, not of p / beta
+    and q, so the outcome keeps to the budget only approximately. At other temperatures alpha comes
+    from the raw distributions. The author has no greedy version; here greedy mismatches are ruled
+    by the same chance. The released search stops within 20 % of the budget, this one at it.
+    Lossless with ``max_kl=0``.
     """
 
     kind = "mentored"
@@ -42,10 +42,10 @@ class Mentored(Rule):
     limits: ClassVar[Limits] = {"max_kl": (0, math.inf)}
 
     max_kl: float = 0.1
-    """D, the budget of a token in nats; the author tries 0.1, 0.15 and 0.2."""
+    """D, the budget per token in nats; the author tries 0.1, 0.15 and 0.2."""
 
     def rule(self, batch: MismatchBatch) -> Ruling:
-        """Rule by the number of the accept test, drawn again from where that test fails."""
+        """Rule by the accept test's random number, drawn again from the range where it fails."""
         assert batch.uniforms is not None
         log_p, log_q = batch.log_p.double(), batch.log_q.double()
         log_ratio = gathered(log_p, batch.draft_ids) - gathered(log_q, batch.draft_ids)
@@ -57,10 +57,10 @@ class Mentored(Rule):
 
 
 def least_log_alpha(log_p: Tensor, log_q: Tensor, max_kl: float) -> Tensor:
-    """Logarithm of the least alpha that keeps to the budget, by bisection of the mass moved.
+    """Logarithm of the least alpha that keeps to the budget, by bisection of the moved mass.
 
-    The mass that q has above p / alpha is moved to where p / beta is above q. The less is moved,
-    the smaller is alpha, the larger beta, and the larger KL(p || pi).
+    The mass that q has above p / alpha is moved to where p / beta is above q. The less mass is
+    moved, the smaller is alpha, the larger beta, and the larger KL(p || pi).
 
     Args:
         log_p: The target's log-probabilities, (M, V) float64.

@@ -34,7 +34,7 @@ class Observed:
         return self.arbiter.needs | self.features.needs
 
     def on(self, pair: ModelPair) -> Arbiter:
-        """Return the same with what both look up on the device of a pair."""
+        """Return the same with the lookup tables of both on the device of a pair."""
         return Observed(placed(self.arbiter, pair), self.features.on(pair))
 
     def is_foreign(self, prompt_ids: Sequence[int]) -> bool:
@@ -47,9 +47,9 @@ class Observed:
 
 
 def placed(arbiter: Arbiter, pair: ModelPair) -> Arbiter:
-    """Return an arbiter with what it looks up on the device of a pair, if that is another one.
+    """Return an arbiter with its lookup tables on the device of a pair, if they are elsewhere.
 
-    An arbiter that comes from another process has it where that process had the pair.
+    An arbiter from another process has them on the device that the pair had there.
     """
     if not isinstance(arbiter, LearnedArbiter | Observed):
         return arbiter

@@ -1,7 +1,8 @@
 """Rules of the literature that weigh the target's distribution ``p`` against the draft's ``q``.
 
-Constants are those of the released code named in each class; ``docs/arbiters.md`` has them in one
-table, with where each rule is lossless and what differs from that code. ``x`` is the draft's token.
+Constants are those of the released code named in each class; ``docs/arbiters.md`` lists them in one
+table, with the lossless settings of each rule and its differences from that code. ``x`` is the
+draft's token.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class BiLD(ScoreRule):
     """Big little decoder: max q > fallback and -log p(x) < rollback.
 
     BiLD (2302.07863; kssteven418/BigLittleDecoder ad37f56, ``modeling_t5.py``). There an unsure
-    draft hands over before it proposes; here its token is proposed, and at a mismatch falls to the
-    target. Greedy, as released. Lossless with ``rollback=0``.
+    draft hands over before it proposes; here its token is proposed, and at a mismatch the target's
+    token stands. Greedy, as released. Lossless with ``rollback=0``.
     """
 
     kind = "bild"
@@ -48,9 +49,9 @@ class BiLD(ScoreRule):
 class ChowCascade(ScoreRule):
     """Speculative cascade with Chow's rule: max q > 1 - alpha (2405.19261, eq. 2).
 
-    As in the authors' notebook (google-research, ``speculative_cascades``), confidence is that
+    As in the authors' notebook (google-research, ``speculative_cascades``), confidence is taken
     before temperature, and a draft that is not deferred stands. Its example has an alpha of 0.5;
-    0.2 is that of later comparisons. Lossless with ``alpha=0``.
+    later comparisons use 0.2. Lossless with ``alpha=0``.
     """
 
     kind = "cascade_chow"
@@ -111,8 +112,8 @@ class OptCascade(ScoreRule):
     """Speculative cascade with the plug-in optimal rule: max q > max p - alpha * TV(p, q).
 
     2405.19261, eq. 10. The authors' notebook (see `ChowCascade`) takes the total variation after
-    temperature, so that at a greedy mismatch it is 1 and the rule is Diff; here it is that of the
-    raw distributions. Lossless with ``alpha=-2``.
+    temperature, so that at a greedy mismatch it is 1 and the rule is Diff; here it is taken from
+    the raw distributions. Lossless with ``alpha=-2``.
     """
 
     kind = "cascade_opt"
@@ -134,8 +135,8 @@ class FuzzyJS(ScoreRule):
 
     2502.20704; maxholsman/fsd e92a157, ``fsd_utils.py``, where the arguments of both divergences
     are swapped, so that its ``js_div`` is no Jensen-Shannon divergence, and the test replaces the
-    strict one. Asked only where the strict test failed, as here, it is the author's later version
-    (TensorRT-LLM pull request 12853, which divides by ln 2). Lossless with ``threshold=0``.
+    strict one. The author's later version (TensorRT-LLM pull request 12853, which divides by ln 2)
+    asks it only where the strict test failed, as here. Lossless with ``threshold=0``.
     """
 
     kind = "fsd_js"
@@ -143,7 +144,7 @@ class FuzzyJS(ScoreRule):
     limits: ClassVar[Limits] = {"threshold": (0, math.inf)}
 
     threshold: float = 0.4
-    """Largest divergence; the value of the README's example."""
+    """Largest divergence; the default is from the README's example."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Divergence below the threshold, (M,)."""
@@ -156,8 +157,8 @@ class FuzzyJS(ScoreRule):
 class FuzzyKL(ScoreRule):
     """Fuzzy speculative decoding: KL(p || q) < threshold, in nats.
 
-    What the author of `FuzzyJS` calls ``reverse_kl`` there and says the paper's results were made
-    with, in place of the JS that it names. Lossless with ``threshold=0``.
+    The author of `FuzzyJS` calls this ``reverse_kl`` and says that the paper's results were made
+    with it, in place of the JS that the paper names. Lossless with ``threshold=0``.
     """
 
     kind = "fsd_kl"
@@ -165,7 +166,7 @@ class FuzzyKL(ScoreRule):
     limits: ClassVar[Limits] = {"threshold": (0, math.inf)}
 
     threshold: float = 0.4
-    """Largest divergence; a threshold that was meant for JS."""
+    """Largest divergence; the default was meant for JS."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Divergence below the threshold, (M,)."""
@@ -203,9 +204,9 @@ class JuDi(Rule):
 class CoSD(ScoreRule):
     """Collaborative speculative decoding by rule: q(x) > alpha or p(y) < beta * q(x).
 
-    ``y`` is the target's token; as the paper has it (2502.08020). The released code (ATP-1010/CoSD
-    ef1260b, ``strategies.py``) keeps x where q(x) > p(x) / 2 and p(x) < 1 / 2, never looks at y,
-    and rejects an x that is the target's best. Lossless with ``alpha=1,beta=0``.
+    ``y`` is the target's token; the rule is that of the paper (2502.08020). The released code
+    (ATP-1010/CoSD ef1260b, ``strategies.py``) keeps x where q(x) > p(x) / 2 and p(x) < 1 / 2, never
+    looks at y, and rejects an x that is the target's best. Lossless with ``alpha=1,beta=0``.
     """
 
     kind = "cosd"
@@ -215,7 +216,7 @@ class CoSD(ScoreRule):
     alpha: float = 0.5
     """Confidence of the draft that always suffices."""
     beta: float = 0.5
-    """Bound on the target's confidence in its own token, in units of the draft's confidence."""
+    """Bound on the target's confidence in its own token, relative to the draft's confidence."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Probability above the lower of the two bounds, (M,)."""
@@ -251,7 +252,7 @@ class StaticEnsemble(Rule):
 
 
 LOG_FLOOR = math.log(1e-10)
-"""A smaller probability counts as 1e-10 in a divergence, which is always finite so."""
+"""A smaller probability counts as 1e-10 in a divergence, so that it is always finite."""
 
 
 def divergence(log_a: Tensor, log_b: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ class PolicyConfig:
     dropout: float = 0.0
     """Share of inputs dropped at random in updates."""
     correction: bool = False
-    """After worked solutions, let the rounds learn a linear correction of the logit only, over the
-    scalars (also those that solutions cannot show), and freeze the rest."""
+    """After worked solutions, let the rounds learn only a linear correction of the logit from the
+    scalars (including those that solutions cannot show), and freeze the rest."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "linear"):
@@ -62,13 +62,13 @@ class Policy(nn.Module):
 
     Args:
         num_features: F.
-        config: Its shape.
+        config: Shape of the policy.
         seed: Seed of the initial weights.
         num_hidden: Number of features that are hidden states: the last ones.
 
     Attributes:
-        mean: Subtracted from the features, (F,).
-        std: They are divided by it, (F,).
+        mean: Means, which are subtracted from the features, (F,).
+        std: Spreads, which the features are divided by, (F,).
     """
 
     mean: Tensor
@@ -119,9 +119,9 @@ class Policy(nn.Module):
             self.std[~is_used] = torch.inf
 
     def take_up(self, features: Tensor, is_used: Tensor | None = None) -> None:
-        """Normalize scalars that were left out, by new data.
+        """Normalize, by new data, scalars that were left out before.
 
-        The logit stays as it is: they get weights of 0, and later ones from the correction alone.
+        The logit stays as it is: their weights are 0, and only the correction can give them others.
 
         Args:
             features: (N, F).
@@ -143,8 +143,8 @@ class Policy(nn.Module):
         """Set the weights of a linear policy whose hidden projection has width 1.
 
         Args:
-            weights: Of the normalized features, (F,).
-            bias: Of the logit, a scalar.
+            weights: Weights of the normalized features, (F,).
+            bias: Bias of the logit, a scalar.
         """
         head = self.layers[0]
         assert isinstance(head, nn.Linear) and len(self.layers) == 1
@@ -163,7 +163,7 @@ class Policy(nn.Module):
 
         Args:
             features: Raw, (N, F).
-            generator: Draws the dropout; without one there is none.
+            generator: Generator of the dropout; None for no dropout.
         """
         x = self.corrigible(features, generator)
         return self.correction(x) if self.config.correction else x[:, -1]

@@ -1,4 +1,4 @@
-"""The record of a trained arbiter in its config: for which pair, on what, and how good."""
+"""The record of a trained arbiter in its config: its pair, its task and its accuracy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 FILES = ("config.json", "model.safetensors", CARD, "trained_on.safetensors")
-"""Files of an arbiter; a folder of a training run holds its state and metrics as well."""
+"""Files of an arbiter; the folder of a training run also holds its state and metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The record of an arbiter in its config; "" or None for what it does not tell."""
+    """The record of an arbiter in its config; "" or None for missing entries."""
 
     name: str
     pair: str
     """Name of a bundled pair, or both models."""
     task: str
     k: int | None
-    """Drafted tokens a block in training."""
+    """Drafted tokens per block in training."""
     tune_accuracy: float | None
     """Accuracy on the tune problems, by which the round was chosen."""
     tune_accuracy_target: float | None
@@ -35,7 +35,7 @@ class Record:
         """Read the record of a config.
 
         Args:
-            config: As `LearnedArbiter.about` has it.
+            config: Config, as in `LearnedArbiter.about`.
         """
         pair, training = config.get("pair", {}), flat(config.get("training", {}))
         best, history = config.get("best"), config.get("history")

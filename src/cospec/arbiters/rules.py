@@ -1,4 +1,4 @@
-"""Arbiters without weights: what rules share, the two extremes, chance, and the gap.
+"""Arbiters without weights: the base of all rules, the two extremes, chance, and the gap.
 
 Each is a frozen dataclass whose fields are its knobs. They see a `MismatchBatch` and nothing else.
 The rules of the literature are in `target_rules`, `pair_rules` and `mentored`.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Limits = dict[str, tuple[float, float]]
-"""By knob, the least and the greatest value that is allowed."""
+"""Least and greatest allowed value, by knob."""
 _NUMBERS = ("int", "float", int, float)
 """Annotations of knobs that are numbers."""
 
@@ -54,7 +54,7 @@ class Rule(ABC):
                 number = int(value) if isinstance(value, Integral) else float(value)
             if not abs(number) <= sys.float_info.max:  # no isfinite: it takes no such large int
                 raise ConfigError(f"{f.name} is {value!r}; it must be a finite number.")
-            if is_number:  # numpy's are shown in a way that is no spec
+            if is_number:  # NumPy's have a repr that is no spec
                 object.__setattr__(self, f.name, number)
             if not low <= number <= high:
                 allowed = f"in [{low}, {high}]" if math.isfinite(high) else f"at least {low}"
@@ -103,7 +103,7 @@ class AlwaysDraft(Rule):
 
 @dataclass(frozen=True)
 class RandomOverride(Rule):
-    """Rules for the draft at random: the control for any arbiter of the same rate."""
+    """Rules for the draft at random: the control for any arbiter with the same rate."""
 
     kind = "random"
     needs = Needs.UNIFORMS
@@ -140,7 +140,7 @@ class LogProbGap(Rule):
 
 
 def _shown(value: float | str) -> str:
-    """Return the value of a knob as a spec has it."""
+    """Return the value of a knob as written in a spec."""
     return value if isinstance(value, str) else repr(value).removesuffix(".0")
 
 

@@ -1,7 +1,8 @@
 """Rules of the literature that look at the target's distribution ``p`` alone.
 
-Constants are those of the released code named in each class; ``docs/arbiters.md`` has them in one
-table, with where each rule is lossless and what differs from that code. ``x`` is the draft's token.
+Constants are those of the released code named in each class; ``docs/arbiters.md`` lists them in one
+table, with the lossless settings of each rule and its differences from that code. ``x`` is the
+draft's token.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FLy(Rule):
-    """Training-free loosely speculative decoding (2511.22972), greedy as its released code has it.
+    """Training-free loosely speculative decoding (2511.22972), as in its released greedy code.
 
     When sampling, that code drafts greedily and takes two samples of the target, either of which
     may match. Here drafts are sampled, and a match is what the accept test accepts.
@@ -60,9 +61,9 @@ class FLy(Rule):
 class Agreement(ScoreRule):
     """Keeps x if the target agrees with more than a share of the drafted tokens after it.
 
-    A target that would have written the rest as the draft did, but for this token, takes the
-    draft's answer for a good one. That shows only over a long look-ahead: draft the whole answer
-    (``-k 64 --end-blocks-at-stop``). Ours; FLy asks for the same of a few tokens. Lossless with
+    A target that would have written the rest as the draft did, but for this token, considers the
+    draft's answer a good one. That shows only over a long look-ahead, so draft the whole answer
+    (``-k 64 --end-blocks-at-stop``). Ours; FLy requires the same of a few tokens. Lossless with
     ``min_share=1``.
     """
 
@@ -71,7 +72,7 @@ class Agreement(ScoreRule):
     limits: ClassVar[Limits] = {"min_share": (0, 1)}
 
     min_share: float = 0.93
-    """Share of the drafted tokens ahead that the target has to exceed by its own choices."""
+    """Share of the drafted tokens ahead; the target has to agree with more than that."""
 
     def score(self, batch: MismatchBatch) -> Tensor:
         """Share above the least one, (M,); where nothing is ahead, the share is 0."""
@@ -108,7 +109,7 @@ class TypicalAcceptance(ScoreRule):
 
 @dataclass(frozen=True)
 class Mars(Rule):
-    """Margin-aware verification: x is in the target's top 2, whose logits have a ratio above theta.
+    """Margin-aware verification: x is in the target's top 2, and their logits' ratio exceeds theta.
 
     MARS (5SSjw/MARS 8909b41, ``mars/model/utils.py``), which relaxes only when sampling, and where
     the ratio is above theta rejects every token outside the top 2. A ratio of logits means little
@@ -123,7 +124,7 @@ class Mars(Rule):
     """Least ratio of the second to the largest logit."""
 
     def rule(self, batch: MismatchBatch) -> Ruling:
-        """Rule by the second logit; the score is what it has above theta times the largest."""
+        """Rule by the second logit; the score is its excess over theta times the largest."""
         assert batch.target_logits is not None
         logits = batch.target_logits.float()
         first, second = logits.topk(2, dim=1).values.unbind(dim=1)
@@ -174,7 +175,7 @@ class TopKRatio(Rule):
     k: int = 3
     """Number of the target's best tokens that are candidates."""
     ratio: float = 0.5
-    """Least probability in units of that of the target's best token."""
+    """Least probability relative to that of the target's best token."""
 
     def rule(self, batch: MismatchBatch) -> Ruling:
         """Rule by rank and ratio; the score is the probability above the bound."""
@@ -188,11 +189,11 @@ class SGLangThresholds(ScoreRule):
     """SGLang's thresholds: p(x) > threshold_single, or by chance with p(x) / threshold_acc.
 
     SGLang (``speculative_sampling.cuh``: ``--speculative-accept-threshold-single`` and ``-acc``)
-    draws u and accepts if u <= p(x) / threshold_acc. That u failed at 1 is all that is known of it
-    here, so it is drawn again above p(x). The law is SGLang's at temperature 1 without truncation,
-    where the draft proposes its best token for certain. SGLang's p is that after temperature and
-    truncation; here p is raw. It does not relax greedy decoding, while this does.
-    Lossless with both at 1, which is the default there and here.
+    draws u and accepts if u <= p(x) / threshold_acc. Here all that is known about u is that it
+    failed at a threshold of 1, so it is drawn again above p(x). The law is SGLang's at temperature
+    1 without truncation, if the draft always proposes its best token. SGLang takes p after
+    temperature and truncation; here p is raw. SGLang does not relax greedy decoding, while this
+    does. Lossless with both at 1, which is the default there and here.
     """
 
     kind = "sglang"

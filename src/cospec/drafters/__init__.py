@@ -1,7 +1,7 @@
-"""Drafters: whatever proposes tokens for the target to verify.
+"""Drafters: classes that propose tokens for the target to verify.
 
-`base` has the protocol, and each other file one kind. A drafter of one's own is a class that is
-passed to the engine: ``Engine(pair, arbiter, drafter=MyDrafter)``.
+`base` has the protocol, and each other file one kind. Your own drafter is a class that you pass to
+the engine: ``Engine(pair, arbiter, drafter=MyDrafter)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DRAFTERS: dict[str, type[Drafter]] = {
     "ngram+model": NgramFirst,
     "suffix+model": SuffixFirst,
 }
-"""By name, as `DecodeConfig.drafter` has it."""
+"""Drafters by name, as in `DecodeConfig.drafter`."""
 
 __all__ = [
     "DRAFTERS",

@@ -1,19 +1,19 @@
 """The end of a block by cost: one more token is drafted only while it is expected to pay.
 
 In units of a target step over one token, one more drafted token costs m (its draft step, and what
-it adds to the target's forward). It is of use if it and all before it stand. A token is worth what
-decoding makes of the same time, so that it pays while
+it adds to the target's forward). It helps only if it and all before it stand. It pays if its
+expected gain exceeds the tokens that decoding makes in the same time, that is while
 
     P(all drafted so far stand) * a > m * rate.
 
-``a`` is the row's acceptance so far, over its last tokens and with a weak prior, so that a row that
-has stopped drafting tries again; ``rate`` is the most tokens a target step at which blocks of one
-length could decode with it, max over n of (1 + a + ... + a^n) / (1 + n m). Greedy, the product of
-the draft's confidences is taken for the probability; sampled, where a confidence says little of
-what is accepted, a power of ``a``. Where a <= m nothing is drafted: that is the target alone.
+``a`` is the row's acceptance over its last tokens, with a weak prior so that a row that has stopped
+drafting tries again. ``rate`` is the most tokens per target step that blocks of one length can give
+at this acceptance, max over n of (1 + a + ... + a^n) / (1 + n m). In greedy decoding the
+probability is the product of the draft's confidences. In sampling a confidence says little about
+acceptance, so a power of ``a`` is used. If a <= m nothing is drafted, and the target decodes alone.
 
-A row's decisions depend on its own text and on m alone. They have no part in what a token is, so
-that lossless decoding stays exact.
+A row's decisions depend only on its own text and on m. They do not change which tokens are drafted,
+only how many, so lossless decoding stays exact.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from cospec.sampling import Warper
 
 _NUM_LAST = 128
-"""Last tokens of a row that count."""
+"""Number of last tokens of a row that count."""
 _PRIOR = 4, 1
-"""Tokens that were accepted and rejected before the row's first."""
+"""Accepted and rejected tokens that are assumed before the row's first."""
 
 
 class Pace:
-    """Limits of the blocks of some rows, by what one more token costs and gains.
+    """Ends the blocks of some rows by the cost and the gain of one more token.
 
     Args:
-        rows: As before the block.
+        rows: Rows as they were before the block.
         token_cost: m, in target steps.
         k: Most tokens of a block.
-        device: Of the models.
+        device: Device of the models.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Pace:
 
         Args:
             confidence: Probability that the draft gives to its last token, (B,).
-            warper: Tells the rows that sample; None if none does.
+            warper: Sampling settings of the rows; None if all are greedy.
         """
         stands = confidence
         if warper is not None:
@@ -76,10 +76,10 @@ class Pace:
 
 
 def acceptance(origins: Sequence[Origin]) -> float:
-    """Return the share of drafted tokens that stood where it was decided, in (0, 1).
+    """Return the share of drafted tokens that stood among those that were decided, in (0, 1).
 
     Args:
-        origins: Of a row's tokens so far.
+        origins: Origins of a row's tokens so far.
     """
     last = origins[-_NUM_LAST:]
     accepted = last.count(Origin.MATCH) + last.count(Origin.OVERRIDE) + _PRIOR[0]
@@ -87,7 +87,7 @@ def acceptance(origins: Sequence[Origin]) -> float:
 
 
 def least_reach(share: float, token_cost: float, k: int) -> float:
-    """Return the probability that what was drafted stands, above which one more token pays.
+    """Return the bound on P(all drafted so far stand) above which one more token pays.
 
     Args:
         share: Acceptance, a.

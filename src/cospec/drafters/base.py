@@ -55,10 +55,10 @@ class Drafter:
     Attributes:
         provides: `Needs.DRAFT_LOGITS` and `Needs.DRAFT_HIDDEN`, if its proposals have them. An
             arbiter that needs what is missing is refused when the engine is made.
-        has_model: Whether it runs a model: its forwards are counted, and a branch needs what the
-            drafter kept of the rollout.
+        has_model: Whether it runs a model. If so, its forwards are counted, and a branch needs the
+            drafter's cache of the rollout.
         ends_early: Whether blocks of a batch may differ in length. If so, the target reads each to
-            its own end. Where they never do, False saves a wait for the device.
+            its own end. If they never do, False saves a wait for the device.
     """
 
     provides: ClassVar[Needs] = Needs.NOTHING
@@ -70,8 +70,8 @@ class Drafter:
 
         Args:
             pair: The models.
-            config: How to draft.
-            needs: What the arbiter asks for.
+            config: Block length and other decoding options.
+            needs: Inputs that the arbiter asks for.
 
         Raises:
             CospecError: It cannot draft for this pair, or with these settings.
@@ -86,7 +86,7 @@ class Drafter:
         raise NotImplementedError
 
     def reserve(self, num_rows: int, num_tokens: int) -> None:
-        """Make room for rows of so many tokens."""
+        """Make room for `num_rows` rows of up to `num_tokens` tokens each."""
 
     def prefill(
         self, prompts: list[list[int]], first_row: int, held: list[list[int]] | None = None
@@ -96,11 +96,11 @@ class Drafter:
         Args:
             prompts: Token ids; a list may be empty.
             first_row: Row of the first prompt.
-            held: What rows 0, 1, ... have read, until a prompt replaces it.
+            held: Tokens that rows 0, 1, ... have read, until a prompt replaces them.
         """
 
     def save_row(self, row: int, num_tokens: int) -> Any:  # Any: only `load_row` looks into it
-        """Return what is stored of a row's first tokens, for branches that leave it."""
+        """Return the stored state of a row's first tokens, for branches that start from it."""
 
     def load_row(self, row: int, saved: Any, num_tokens: int) -> None:  # Any: from `save_row`
         """Store the first tokens of a saved row in a row."""
@@ -109,7 +109,7 @@ class Drafter:
         """Store row `source` in place of row `destination`."""
 
     def clear(self, row: int, start: int) -> None:
-        """Forget what is stored of a row from a position on: it may hold NaN."""
+        """Forget a row's stored state from a position on: it may hold NaN."""
 
 
 def found_proposal(
@@ -117,14 +117,14 @@ def found_proposal(
 ) -> Proposal:
     """Return tokens that no model drew as a proposal.
 
-    Where a row samples, each is drawn from a distribution with all its mass on it: it is accepted
-    with p(token), and the residual is p without that token.
+    Where a row samples, each is drawn from a distribution with all its mass on it. It is accepted
+    with probability p(token), and the residual is p without that token.
 
     Args:
         found: Tokens of each row, a list that may be empty.
-        vocab_size: The target's.
-        chance: Of the block.
-        device: Where the proposal is needed.
+        vocab_size: Vocabulary size of the target.
+        chance: Distributions and random numbers of the block.
+        device: Device of the proposal.
     """
     width = max(map(len, found))
     padded = [ids + [0] * (width - len(ids)) for ids in found]

@@ -1,14 +1,14 @@
-"""The draft model speculates on itself: it reads guesses, and keeps what it would have written.
+"""The draft model speculates on itself: it reads guesses and keeps those it would have written.
 
 A forward over four tokens takes about as long as one over a single token. So the draft reads, with
 its last token, a guess of what it will write next, and keeps the guess as far as it would have
-chosen or drawn the same. Its tokens are those of one forward each, up to rounding: a sampled token
-is drawn with the random number of its place, whatever was guessed. This is the vertical cascade of
-Cascade Speculative Drafting (2312.11462): at its end stands a table of n-grams.
+chosen or drawn the same. Its tokens are the same as with one forward each, up to rounding: a
+sampled token is drawn with the random number of its place, whatever was guessed. This is the
+vertical cascade of Cascade Speculative Drafting (2312.11462): at its end stands a table of n-grams.
 
 Guesses come from three places. A row that writes its answer again, after a correction in blocks as
-long as an answer, guesses from the last one. With `DecodeConfig.cascade` every row guesses from
-what the draft has written before (`Ngrams`), and from its own prompt and text.
+long as an answer, guesses from the last one. With `DecodeConfig.cascade` every row guesses from the
+draft's earlier output (`Ngrams`), and from its own prompt and text.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from cospec.sampling import Chance
 
 _MOST_READ = 4
-"""Tokens that a row reads in one forward, its guess among them."""
+"""Most tokens that a row reads in one forward, including its guess."""
 _MOST_ROWS = 24
-"""Tokens that a CPU reads in one forward: of more, each costs time of its own."""
+"""Most tokens that a CPU reads in one forward: each further one takes extra time."""
 _LONGEST_MATCH = 3
-"""Last tokens that are searched for."""
+"""Most last tokens that are searched for."""
 _MOST_TOKENS = 1 << 17
-"""Tokens that are counted before `Ngrams` begins anew: some hundred megabytes at most."""
+"""Tokens that are counted before `Ngrams` begins anew: about a hundred megabytes at most."""
 
 
 def most_read(num_rows: int, device: torch.device) -> int:
@@ -68,7 +68,7 @@ class Ngrams:
             text = [*text, token][-_LONGEST_MATCH:]
 
     def guess(self, text: list[int], most: int) -> list[int]:
-        """Return up to `most` tokens that are likely next, each by the longest known end."""
+        """Return up to `most` tokens that are likely next, each from the longest known end."""
         text = text[-_LONGEST_MATCH:]
         found: list[int] = []
         while len(found) < most:
@@ -90,12 +90,12 @@ def draft_guessing(
     *,
     keep_logits: bool = True,
 ) -> Proposal:
-    """Propose what the model chooses or draws, until each writer's block ends.
+    """Propose the tokens that the model chooses or draws, until each writer's block ends.
 
     Args:
         model: The draft.
-        writers: One a row, one of them open at least; of those that are not, nothing is read.
-        chance: How the rows draw.
+        writers: One per row, at least one of them open; nothing is read for closed ones.
+        chance: Distributions and random numbers of the rows.
         vocab_size: Width of the proposal's logits.
         min_confidence: Probability below which a token is a block's last; 0 for none.
         keep_logits: Whether the proposal has logits.
@@ -104,7 +104,7 @@ def draft_guessing(
         name: [] for name in ("is_finite", "logits", "hidden", "probs")
     }
     behind = [w.unread[:-1] if w.is_open and len(w.unread) > _MOST_READ else [] for w in writers]
-    if any(behind):  # where searches drafted for long; no logits are wanted there
+    if any(behind):  # searches drafted for long; no logits are wanted there
         _read(model, writers, behind, 1)
         for writer, ids in zip(writers, behind, strict=True):
             writer.skip(len(ids))
@@ -123,7 +123,7 @@ def draft_guessing(
         tokens, ends = chosen.tolist(), is_unsure.tolist()
         for r, writer in enumerate(writers):
             if writer.has_guessed and not all(are_sound[r]):
-                # A guess that the model cannot read spoils what is read with it.
+                # A guess that gives NaN spoils the tokens that are read with it.
                 model.clear(r, writer.start)
                 writer.stop_guessing()
                 continue
@@ -145,7 +145,7 @@ def draft_guessing(
 def _choose(
     logits: Tensor, writers: Sequence[Writer], chance: Chance
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Choose or draw what follows each token that was read.
+    """Choose or draw the next token after each one that was read.
 
     Returns:
         The tokens, (B, N); whether their logits are finite, (B, N); and the distributions that they
@@ -165,7 +165,7 @@ def _choose(
 def _read(
     model: CachedModel, writers: Sequence[Writer], given: list[list[int]], num_logits: int
 ) -> Output:
-    """Read tokens of each row from where its writer stands; none of some rows."""
+    """Read tokens of each row from its writer's position; some rows may have none."""
     width = max(map(len, given))
     # A row's padding is a token that the model reads or has read.
     padded = [
@@ -181,7 +181,7 @@ def _read(
 
 
 def _put(steps: list[Tensor], j: int, row: int, value: Tensor, num_rows: int) -> None:
-    """Store a row's value of place j; of rows that have none there it is 0, or True."""
+    """Store a row's value at place j; rows without a value there get 0, or True."""
     if j == len(steps):
         fill = value.dtype == torch.bool
         steps.append(torch.full_like(value, fill).expand(num_rows, *value.shape).clone())
@@ -198,20 +198,20 @@ class Writer:
     """A row's block while the draft writes it.
 
     Args:
-        row: As before the block.
-        num_read: Tokens at its beginning that the model has read.
+        row: The row as it was before the block.
+        num_read: Number of its first tokens that the model has read.
         k: Most tokens of the block.
         ends_at_stop: Whether a token that ends the text is the block's last.
         answer: The row's text as the draft proposed it last; None if it has not.
-        ngrams: Of earlier drafts; None to guess from the last answer alone.
-        most_read: Tokens to read in one forward, the guess among them.
+        ngrams: Counts from earlier drafts; None to guess from the last answer alone.
+        most_read: Most tokens to read in one forward, including the guess.
 
     Attributes:
         drafted: The block's tokens so far.
         start: Position of the first token that the model has not read.
         is_open: Whether the block goes on.
         num_forwards: Forwards so far.
-        has_guessed: Whether what is read last has a guess in it.
+        has_guessed: Whether the tokens read last include a guess.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class Writer:
         return self.start + 1 - self._length
 
     def guess(self) -> list[int]:
-        """Tokens that may follow; none where nothing like the end of the text is known."""
+        """Tokens that may follow; none if the end of the text is not known from before."""
         most = min(self._most_read - len(self.unread), self._k - len(self.drafted) - 1)
         text, found = self._text, list[int]()
         self.has_guessed = False
@@ -279,12 +279,13 @@ class Writer:
         """Take the model's tokens as far as the guess was right.
 
         Args:
-            given: What was read: the unread tokens, and the guess. Empty if the row was not read.
+            given: Tokens that were read: the unread ones, and the guess. Empty if the row was not
+                read.
             chosen: The model's token after each, and padding.
             is_last: Whether that token ends the block.
 
         Returns:
-            Of each token that was taken its place in the block, and where in `chosen` it is.
+            Place in the block and index in `chosen` of each token that was taken.
         """
         if not given:
             return []

@@ -1,9 +1,9 @@
-"""A search before the draft model: it runs only where nothing was found.
+"""A search before the draft model, which runs only where nothing was found.
 
-Which of the two drafts a row's block depends on the text before the block alone, never on the
-random numbers of the block, so that sampled lossless decoding stays exact. Looked-up tokens have no
-distribution of a draft (`Proposal.num_forwards` is 0): an arbiter that needs one is not asked about
-them. The model reads them when it next drafts for the row.
+The choice between the two depends only on the text before a row's block, never on the block's
+random numbers, so sampled lossless decoding stays exact. Looked-up tokens have no draft
+distribution (`Proposal.num_forwards` is 0): an arbiter that needs one is not asked about them. The
+model reads them when it next drafts for the row.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ if TYPE_CHECKING:
     from cospec.types import Needs
 
 _MOST_UNREAD = 32
-"""Tokens that a row reads with the first one of its block; more are read beforehand, and apart."""
+"""Most unread tokens that a row reads with its block; more are read beforehand in a separate
+forward."""
 
 
 class ChainedDrafter(ModelDrafter):
-    """Looks the end of each row up, and runs the draft model for rows where it is new."""
+    """Looks up the end of each row, and runs the draft model for rows where it is new."""
 
     first: ClassVar[type[LookupDrafter]]
-    """Searches before the model runs."""
+    """Drafter that searches before the model runs."""
 
     def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
         """See `Drafter`."""
         super().__init__(pair, config, needs)
         self.ends_early = True
-        # The threshold is of the model's confidence, which a search does not have.
+        # The threshold applies to the model's confidence, which a search does not have.
         self._first = self.first(pair, config.with_options(draft_confidence_threshold=0.0), needs)
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
-        """Take what was found for a row, or else what the model chooses."""
-        for r, row in enumerate(rows):  # the model may not run before the row has grown on
+        """Propose the tokens that were found for a row, or else the model's."""
+        for r, row in enumerate(rows):  # the model may not run before the row grows
             self.forget_drafted(r, len(row.drafted) - 1)
         found = self._first.propose(rows, chance)
         by_model = found.lengths == 0
@@ -61,17 +62,17 @@ class ChainedDrafter(ModelDrafter):
         chosen = self._draft(rows, chance, is_new)
         are_sound = chosen.is_finite.all(dim=1).tolist()
         for r in range(len(rows)):
-            if not is_new[r] and not are_sound[r]:  # read as the padding of a model that needs one
+            if not is_new[r] and not are_sound[r]:  # read as padding by a model that needs it
                 self.clear(r, self._num_read[r])
         return _merged(chosen, found, by_model, num_before)
 
     def _catch_up(self, rows: Sequence[DraftRow], is_wanted: Sequence[bool]) -> list[int]:
-        """Read what the model has missed of rows that were searched for long, but the last token.
+        """Read the tokens that the model missed while searches drafted, all but each row's last.
 
-        Beside the tokens that the other rows read, so many would be mostly padding.
+        Read together with the few tokens of other rows, they would be mostly padding.
 
         Returns:
-            Forwards that it took of each row.
+            Number of forwards for each row.
         """
         rows = [row.drafted for row in rows]
         missed = [
@@ -102,18 +103,18 @@ class SuffixFirst(ChainedDrafter):
 
 
 def _merged(chosen: Proposal, found: Proposal, by_model: Tensor, num_before: Tensor) -> Proposal:
-    """Return what the model chose for some rows, and what was found for the others.
+    """Merge the model's proposal for some rows with the search's for the others.
 
     Args:
-        chosen: By the model.
-        found: By the search.
-        by_model: Which rows are the model's, (B,) bool.
+        chosen: Proposal of the model.
+        found: Proposal of the search.
+        by_model: Mask of the rows that the model drafts, (B,) bool.
         num_before: Forwards of each row before its block, (B,) int64.
     """
     k = max(chosen.token_ids.shape[1], found.token_ids.shape[1])
 
     def merged(ours: Tensor, theirs: Tensor) -> Tensor:  # (B, K) or (B, K, V) each
-        value = int(ours.dtype == torch.bool)  # what is not there is finite
+        value = int(ours.dtype == torch.bool)  # missing tokens count as finite
         a, b = (
             pad(each, (0, 0) * (each.ndim - 2) + (0, k - each.shape[1]), value=value)
             for each in (ours, theirs)
@@ -121,7 +122,7 @@ def _merged(chosen: Proposal, found: Proposal, by_model: Tensor, num_before: Ten
         return torch.where(by_model.view(-1, *[1] * (ours.ndim - 1)), a, b)
 
     def steps(given: list[Tensor] | None) -> list[Tensor] | None:
-        """One entry a place; those of rows that were found are never looked at."""
+        """One entry per place; those of rows that were found are never used."""
         return given and given + given[-1:] * (k - len(given))
 
     forwards = chosen.lengths if chosen.num_forwards is None else chosen.num_forwards

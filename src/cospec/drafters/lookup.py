@@ -1,4 +1,4 @@
-"""The common part of drafters without a model: tokens that are looked up, as a proposal."""
+"""Base of the drafters without a model, which propose tokens that they look up."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Ids: TypeAlias = NDArray[np.int64]
 
 
 class LookupDrafter(Drafter):
-    """Proposes tokens that a search in the text of each row finds; a subclass writes `find`."""
+    """Proposes tokens that a search in the text of each row finds; a subclass implements `find`."""
 
     def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
         """See `Drafter`."""
@@ -34,12 +34,12 @@ class LookupDrafter(Drafter):
         """Texts of the last block's rows, by the `id` of each row's list of generated tokens."""
 
     def find(self, token_ids: Ids) -> list[int]:
-        """Return up to k tokens that may follow a text; none where nothing is found."""
+        """Return up to k tokens that may follow a text; none if nothing is found."""
         raise NotImplementedError
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
-        """Look the last tokens of each row up in it; no token where they are new."""
-        # A text that is known holds its list, so that no other one can have its identity.
+        """Look up the last tokens of each row in its text; propose none where they are new."""
+        # A known text holds its list, so no other list can have the same id.
         texts = [self._texts.get(id(row.generated)) or _Text(row) for row in rows]
         self._texts = {id(text.generated): text for text in texts}
         found = [self.find(text.grown(row)) for text, row in zip(texts, rows, strict=True)]
@@ -47,7 +47,7 @@ class LookupDrafter(Drafter):
 
 
 class _Text:
-    """The tokens of a row as an array: made once, and then only what is new is copied.
+    """The tokens of a row as an array: made once, then only new tokens are copied.
 
     Args:
         row: The row, whose text only ever grows.
@@ -72,11 +72,11 @@ class _Text:
 
 
 def longest_end(ids: Ids, most: int) -> tuple[NDArray[np.intp], int]:
-    """Return where the longest end of a text occurred before: its last places there, its length.
+    """Return where the longest repeated end of a text occurred (its last places), and its length.
 
     Args:
-        ids: The text; its last token alone is searched in all of it, the rest where that occurs.
-        most: Longer ends are not told apart.
+        ids: The text. Only its last token is searched in all of it, the rest where that one occurs.
+        most: Longest end that is searched for.
     """
     places, length = np.flatnonzero(ids[:-1] == ids[-1]), 1
     while length < most and len(places):

@@ -1,4 +1,4 @@
-"""The draft model as a drafter: one forward a token, through a ragged cache of its own."""
+"""The draft model as a drafter: one forward per token, with its own ragged cache."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 class ModelDrafter(CachedModel, Drafter):
-    """Proposes what the draft of a pair chooses.
+    """Proposes the tokens that the draft of a pair chooses.
 
-    It ends a row's block after a token of less than `DecodeConfig.draft_confidence_threshold`, with
-    `DecodeConfig.adaptive` before a token that is not expected to pay (`adaptive`), and with
-    `DecodeConfig.end_blocks_at_stop` after one that would end the text. Rows end each for itself,
-    and the model runs until the last one has. Where a block ends has no part in what its tokens
-    are, so that lossless decoding stays exact.
+    It ends a row's block after a token less probable than
+    `DecodeConfig.draft_confidence_threshold`. With `DecodeConfig.adaptive` it ends a block before a
+    token that is not expected to pay (`adaptive`), and with `DecodeConfig.end_blocks_at_stop` after
+    one that would end the text. Each row ends on its own, and the model runs until the last one has
+    ended. The tokens do not depend on where a block ends, so lossless decoding stays exact.
     """
 
     provides: ClassVar[Needs] = Needs.DRAFT
@@ -52,19 +52,19 @@ class ModelDrafter(CachedModel, Drafter):
         self._k, self._min_confidence = config.k, config.draft_confidence_threshold
         self._pair, self._config = pair, config
         self.ends_early = config.ends_blocks_early
-        # Of a long block they take as much memory as the target's: kept only for who looks at them.
+        # In a long block, logits take as much memory as the target's: kept only if they are used.
         wants = needs & (Needs.DRAFT_LOGITS | Needs.BLOCK_LOG_Q)
         self._keep_logits = config.keep_trace or bool(wants)
         self._target_vocab_size: int = pair.target.config.get_text_config().vocab_size
         self._num_read: dict[int, int] = {}
-        """By row, the number of its first tokens that are in the cache, if so many stand."""
+        """By row, the number of its first tokens in the cache, provided that all of these stand."""
         self._answers: dict[int, list[int]] = {}
-        """By row, its text as it was proposed last, where blocks are as long as an answer."""
+        """By row, its text as it was proposed last, if blocks are as long as an answer."""
         self._ngrams = Ngrams() if config.cascade else None
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""
-        # Where the whole block stood, its last token was never read, and the bonus token neither.
+        # If a whole block stood, neither its last token nor the bonus token was read.
         for r, row in enumerate(rows):
             self.forget_drafted(r, len(row.drafted) - 1)
         return self._draft(rows, chance, [True] * len(rows))
@@ -72,7 +72,7 @@ class ModelDrafter(CachedModel, Drafter):
     def _draft(
         self, rows: Sequence[DraftRow], chance: Chance, is_wanted: Sequence[bool]
     ) -> Proposal:
-        """Choose tokens for the rows that are wanted; of the others nothing is read or drafted."""
+        """Choose tokens for the wanted rows; the others are neither read nor drafted."""
         rows = [row.drafted for row in rows]
         if (most := self._most_read(rows, chance)) > 1:
             self.reserve(len(rows), max(map(len, rows)) + self._k)
@@ -135,13 +135,13 @@ class ModelDrafter(CachedModel, Drafter):
         """Make room for a block; return its window, and the tokens that are read first.
 
         Args:
-            rows: As before the block.
-            is_wanted: Whether the model drafts for them; it does for one at least.
+            rows: Rows as they were before the block.
+            is_wanted: Whether the model drafts for each of them; true for at least one.
 
         Returns:
-            The window; N tokens a row, its last one at the end, (B, N); and which of these the rows
-            that are wanted have not read, (B, N) bool: None if all rows are wanted, where some read
-            again what they have read.
+            The window; the last N tokens of each row, (B, N); and which of these the wanted rows
+            have not read, (B, N) bool. The latter is None if all rows are wanted; then some rows
+            read tokens again.
         """
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
         unread = [(len(row) - self._num_read[r]) * is_wanted[r] for r, row in enumerate(rows)]
@@ -157,7 +157,7 @@ class ModelDrafter(CachedModel, Drafter):
     def _note_read(
         self, rows: Sequence[DraftRow], lengths: list[int], is_wanted: Sequence[bool]
     ) -> None:
-        """Note what is read after a block: not its last token, nor what follows its end."""
+        """Note the tokens read after a block: all but its last token and those after its end."""
         for r, row in enumerate(rows):
             if is_wanted[r]:
                 self._num_read[r] = len(row) + max(lengths[r], 1) - 1
@@ -171,7 +171,7 @@ class ModelDrafter(CachedModel, Drafter):
     def _guessing(
         self, rows: Sequence[DraftRow], chance: Chance, is_wanted: Sequence[bool], most: int
     ) -> Proposal:
-        """Propose what the model chooses; rows guess from their last answers or earlier drafts."""
+        """Propose the model's choices; rows guess from their last answers or earlier drafts."""
         writers = [
             Writer(
                 row,
@@ -203,7 +203,7 @@ class ModelDrafter(CachedModel, Drafter):
         return found
 
     def _remember(self, rows: Sequence[DraftRow], token_ids: Tensor, lengths: list[int]) -> None:
-        """Keep each row's text as it was proposed, where that is a whole answer."""
+        """Keep each row's text as it was proposed, if that is a whole answer."""
         if not self._config.drafts_answers:
             return
         for r, (row, ids) in enumerate(zip(rows, token_ids.tolist(), strict=True)):
@@ -212,14 +212,14 @@ class ModelDrafter(CachedModel, Drafter):
                 self._answers[r] = row.generated + ids[: lengths[r]]
 
     def _limits(self, rows: Sequence[DraftRow]) -> list[int]:
-        """Return the most tokens of each row's block."""
+        """Return the largest number of tokens of each row's block."""
         if self._config.max_corrections is None:
             return [self._k] * len(rows)
         short = min(self._k, DEFAULT_NUM_SPECULATIVE_TOKENS)
         return [short if row.is_lossless else self._k for row in rows]
 
     def _ends(self, rows: Sequence[DraftRow]) -> _Ends:
-        """Return what ends the blocks of some rows."""
+        """Return the conditions that end the blocks of some rows."""
         stops, pace, limits, config = None, None, None, self._config
         if config.end_blocks_at_stop:
             width = max(1, *(len(row.stop_ids) for row in rows))
@@ -236,9 +236,9 @@ class ModelDrafter(CachedModel, Drafter):
         return _Ends(is_open, stops, self._min_confidence, pace, limits)
 
     def forget_drafted(self, row: int, length: int) -> None:
-        """Take what was drafted after the `length` tokens of a row as unread: others stand there.
+        """Mark the tokens after the first `length` ones of a row as unread: others stand there now.
 
-        Needed before the row has grown on, also where the model does not run.
+        Needed before the row grows further, even if the model does not run.
         """
         self._num_read[row] = min(self._num_read.get(row, 0), length)
 
@@ -252,14 +252,14 @@ class ModelDrafter(CachedModel, Drafter):
         self._answers = {r: one for r, one in self._answers.items() if r not in new}
 
     def save_row(self, row: int, num_tokens: int) -> Any:  # Any: as in `Drafter`
-        """Return what was read of the first tokens of a row, and how many those are."""
+        """Return how many of a row's first tokens were read, and their cache."""
         num_read = min(self._num_read.get(row, 0), num_tokens)
         return num_read, super().save_row(row, num_read)
 
     def load_row(self, row: int, saved: Any, num_tokens: int) -> None:  # Any: from `save_row`
-        """Store what was read of the first tokens of a saved row in a row."""
+        """Store the cache of a saved row's first tokens in a row."""
         num_read, stored = saved
-        # A row that was searched for long may be longer than its saved places.
+        # A row that only searches drafted for may be longer than its saved cache.
         self._num_read[row] = min(num_read, num_tokens)
         super().load_row(row, stored, self._num_read[row])
         self._answers.pop(row, None)
@@ -273,19 +273,19 @@ class ModelDrafter(CachedModel, Drafter):
             self._answers[destination] = self._answers.pop(source)
 
     def clear(self, row: int, start: int) -> None:
-        """Forget what is stored of a row from a position on."""
+        """Forget a row's stored state from a position on."""
         super().clear(row, start)
         self.forget_drafted(row, start)
 
 
 class _Ends:
-    """The rows of a batch that draft on.
+    """The rows of a batch that draft on, and the conditions that end their blocks.
 
     Args:
         is_open: Rows that draft on, at first all of them, (B,) bool.
         stops: Tokens that end each row's text, (B, S) padded by -1; None if they end no block.
         min_confidence: Probability below which a token is a block's last; 0 for none.
-        pace: Ends blocks by cost; None if nothing does.
+        pace: Rule that ends blocks by cost; None for no such rule.
         limits: Most tokens of each row's block, (B,); None if all may have k.
     """
 

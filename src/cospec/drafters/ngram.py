@@ -1,9 +1,9 @@
-"""Prompt lookup as a drafter: the text so far, searched for its own last tokens.
+"""Prompt lookup as a drafter: it searches the text so far for its own last tokens.
 
-Where the last n tokens of a row occur earlier in its prompt or completion, what followed them there
-is proposed. It costs no forward, and pays where the output copies from the prompt: summaries, code
-edits, questions about a document. The idea is Saxena's (prompt lookup decoding, 2023); names and
-the order of the search, longest match first, are those of vLLM.
+If the last n tokens of a row occur earlier in its prompt or completion, the tokens that followed
+them there are proposed. This costs no forward, and pays where the output copies from the prompt:
+summaries, code edits, questions about a document. The idea is Saxena's (prompt lookup decoding,
+2023); names and the order of the search, longest match first, are those of vLLM.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class NgramDrafter(LookupDrafter):
-    """Proposes what followed the last tokens of a row where they occurred before."""
+    """Proposes the tokens that followed an earlier occurrence of a row's last tokens."""
 
     def __init__(self, pair: ModelPair, config: DecodeConfig, needs: Needs) -> None:
         """See `Drafter`.
 
         Raises:
-            ConfigError: Blocks are to end by the draft's confidence, which there is none of.
+            ConfigError: Blocks are to end by the draft's confidence, which a search does not have.
         """
         super().__init__(pair, config, needs)
         if config.draft_confidence_threshold:
@@ -40,20 +40,20 @@ class NgramDrafter(LookupDrafter):
         self._longest, self._shortest = config.prompt_lookup_max, config.prompt_lookup_min
 
     def find(self, token_ids: Ids) -> list[int]:
-        """Return what followed the last tokens where they occurred before."""
+        """Return the tokens that followed an earlier occurrence of the last ones."""
         return look_up(token_ids, self._k, self._longest, self._shortest)
 
 
 def look_up(token_ids: list[int] | Ids, k: int, longest: int, shortest: int) -> list[int]:
-    """Return up to k tokens that followed the last ones where they occurred before.
+    """Return up to k tokens that followed an earlier occurrence of the last ones.
 
-    The longest match wins; of several the latest one that k tokens follow, or else the earliest.
+    The longest match wins; among equals, the latest that k tokens follow, or else the earliest.
 
     Args:
         token_ids: The text so far.
         k: Most tokens to return.
         longest: Most last tokens to search for.
-        shortest: Fewest of them.
+        shortest: Fewest last tokens that must match.
     """
     ids = np.asarray(token_ids)
     places, length = longest_end(ids, longest)

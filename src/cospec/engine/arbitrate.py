@@ -1,4 +1,4 @@
-"""The arbiter's call: the mismatches of a block together, and what counts of its rulings."""
+"""The arbiter's call for all mismatches of a block, and which of its rulings count."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Decision(NamedTuple):
     """Reason why the ruling did not count, if it did not."""
     score: float | None = None
     probs: tuple[float, ...] = (math.nan,) * 4
-    """p(draft's), p(target's), q(draft's), q(target's); NaN without a trace, or without a q."""
+    """p(draft's), p(target's), q(draft's), q(target's); NaN without a trace or a q."""
     features: Tensor = NO_FEATURES
-    """Features that the arbiter saw, (F,); empty if it does not tell, or no trace is kept."""
+    """Features that the arbiter saw, (F,); empty if it reports none, or no trace is kept."""
 
 
 def arbitrate(
@@ -51,17 +51,17 @@ def arbitrate(
     """Ask the arbiter about all mismatches of a block: at once, or in parts if memory is short.
 
     Args:
-        arbiter: Who rules.
-        rows: The rows, as before the block.
-        blocks: What the models said of each, on the host.
-        proposal: What was drafted.
-        verified: What the target says of it.
-        chance: How the rows draw.
+        arbiter: Arbiter that rules on them.
+        rows: The rows as they were before the block.
+        blocks: Verified block of each row, on the host.
+        proposal: The drafted tokens.
+        verified: The target's view of the block.
+        chance: Distributions and random numbers of the rows.
         keep_trace: Whether to bring probabilities and features to the host as well.
 
     Returns:
-        By row, the decision at the place of each mismatch. An arbiter that needs what the draft
-        says is not asked about tokens that no model drafted: the target's stand.
+        By row, the decision at the place of each mismatch. An arbiter that needs the draft's logits
+        or states is not asked about tokens that no model drafted; there the target's token stands.
 
     Raises:
         ArbiterError: The answer is not a ruling on each mismatch.
@@ -103,7 +103,7 @@ def arbitrate(
 def _unasked(
     arbiter: Arbiter, blocks: Sequence[Block], proposal: Proposal
 ) -> list[dict[int, Decision]]:
-    """Leave to the target what no model drafted, if the arbiter needs what the draft says."""
+    """Rule for the target where no model drafted and the arbiter needs the draft's output."""
     if proposal.num_forwards is None or not arbiter.needs & Needs.DRAFT:
         return [{} for _ in blocks]
     unasked = Decision(keep_draft=False, is_open=False, veto=Veto.NO_DRAFT)
@@ -111,7 +111,7 @@ def _unasked(
 
 
 def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[Decision]:
-    """Bring what counts of M rulings to the host; with probabilities (4, M) the features too."""
+    """Bring M rulings to the host as decisions; with probabilities (4, M), features too."""
     keep, has_score = ruling.keep_draft, ruling.score is not None
     parts = [keep, vetoes, keep if ruling.score is None else ruling.score]
     parts += [] if probs is None else probs.unbind()

@@ -1,6 +1,6 @@
-"""The rows that are decoded together, and what models and drafter store of them.
+"""The rows that are decoded together, and their state in models and drafter.
 
-Rolling back costs nothing: the cache (see `cospec.models.cache`) is read from where a row stands.
+Rolling back costs nothing: reading goes on from a row's length (see `cospec.models.cache`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Rows 0, 1, ... of the stores, decoded in step; a subclass says how.
+    """Rows 0, 1, ... of the stores, decoded in step; a subclass implements `step`.
 
     Args:
-        stores: Models and drafters that store something of each row, the main model first.
-        num_ahead: Most tokens that a row grows by in one step.
+        stores: Models and drafters that store state for each row, the main model first.
+        num_ahead: Most tokens that a row can grow by in one step.
     """
 
     def __init__(self, stores: Sequence[Store], num_ahead: int) -> None:
@@ -43,9 +43,9 @@ class Batch:
 
     @torch.inference_mode()
     def admit(self, rows: list[Row]) -> None:
-        """Add rows, which are all prompts or all branches.
+        """Add rows, either all prompts or all branches.
 
-        Of prompts all but the last token is read, of branches it is loaded.
+        All but the last token of a row is read for prompts, and loaded for branches.
         """
         first = len(self.rows)
         num_prompts = sum(row.caches is None for row in rows)
@@ -69,7 +69,7 @@ class Batch:
     def drop_finished(self) -> None:
         """Free the cache rows of finished prompts; the last rows move into the gaps.
 
-        Once there was NaN, what is freed is cleared: it would spoil the prompt that comes there.
+        After NaN has occurred, freed rows are cleared: NaN would spoil the next prompt there.
         """
         for i in reversed(range(len(self.rows))):
             if self.rows[i].finish_reason is None:
@@ -91,7 +91,7 @@ class Batch:
         return ids, torch.tensor([len(row) - 1 for row in self.rows], device=device)
 
     def _save_finished(self) -> None:
-        """Keep what is stored of finished rows that branches may leave."""
+        """Save the caches of finished rows that branches may start from."""
         for r, row in enumerate(self.rows):
             if row.finish_reason and row.keep_caches:
                 row.caches = [
@@ -111,5 +111,5 @@ class Batch:
 
 
 def _seen(rows: Sequence[Row], store: int) -> list[Row | DraftView]:
-    """Return rows as a store sees them, whose draft may have a prompt of its own."""
+    """Return rows as a store sees them: the draft may have its own prompt."""
     return [row.drafted if store else row for row in rows]

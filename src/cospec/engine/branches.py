@@ -1,4 +1,4 @@
-"""Rollouts that branches can leave: the same text up to a token, and another one there."""
+"""Rollouts, and branches of them: the same text up to a token, and another token there."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A completion that branches can leave.
+    """A completion that branches can start from.
 
     Attributes:
-        completion: What was generated.
+        completion: The completion.
         config: Its settings.
-        caches: What target and drafter stored of it; None if that was not kept.
-        draft_prompt_ids: What the draft model read in place of the prompt; None for the same.
+        caches: Caches of target and drafter; None if they were not kept.
+        draft_prompt_ids: Prompt that the draft model read; None for the same.
     """
 
     completion: Completion
@@ -37,12 +37,12 @@ class Branch:
     """Another token at one place of a rollout.
 
     Attributes:
-        rollout: The rollout that it leaves.
+        rollout: Rollout that it starts from.
         position: Index of the token in the generated text; the tokens before it are shared.
         token_id: The token that stands there instead.
-        origin: Where that token comes from: the draft's token at a mismatch is an override.
-        stream: Stream of the rollout's seed that it draws from; by default one that no prompt has,
-            by its place in the list and its position: numbers that the rollout has not drawn.
+        origin: Origin of that token: the draft's token at a mismatch is an override.
+        stream: Stream of the rollout's seed to draw from. The default depends on its index in the
+            list and its position, and is one that no prompt has, so that its numbers are new.
     """
 
     rollout: Rollout
@@ -57,9 +57,9 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
 
     Args:
         pair: The models.
-        index: Place in the list of branches.
-        branch: Where it leaves.
-        needs_draft: Whether the drafter needs what it stored of the rollout.
+        index: Index in the list of branches.
+        branch: Branch to start.
+        needs_draft: Whether the drafter needs its cache of the rollout.
 
     Raises:
         ConfigError: The rollout or the target has no such token, or the caches were not kept.

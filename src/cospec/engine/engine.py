@@ -1,4 +1,4 @@
-"""Generation for lists of prompts: who waits, who is decoded, who is done.
+"""Generation for lists of prompts: which of them wait, are decoded, or are done.
 
 One block is `SpeculativeBatch.step`, or for one model alone `PlainBatch.step`. The engine knows an
 arbiter and a drafter only by their protocols.
@@ -41,25 +41,26 @@ class Engine:
 
     Args:
         pair: The models.
-        arbiter: Who rules at mismatches, such as `cospec.arbiters.AlwaysTarget` (lossless).
-        config: How to draft and batch.
-        drafter: Who proposes: a name as in `DecodeConfig.drafter`, or a class of one's own.
+        arbiter: Arbiter that rules at mismatches, such as `cospec.arbiters.AlwaysTarget`
+            (lossless).
+        config: Block length, batch size and other decoding options.
+        drafter: Drafter, given by a name as in `DecodeConfig.drafter` or as your own class.
         on_finished: Called after each block with the number of completions that it ended.
         **options: Fields of `DecodeConfig` that replace those of `config`.
 
     Attributes:
-        config: How it drafts and batches, its block length filled in.
-        num_speculative_tokens: Drafted tokens a block (k); 0 where nothing is drafted.
+        config: Decoding options, with the block length filled in.
+        num_speculative_tokens: Drafted tokens per block (k); 0 if nothing is drafted.
         batch_size: Most prompts decoded together.
 
     Raises:
         ConfigError: An option is unknown or out of range.
-        ArbiterError: The arbiter is none, or needs what the drafter does not have.
+        ArbiterError: `arbiter` is no arbiter, or needs inputs that the drafter lacks.
         PairError: The drafter needs a draft model, and the pair has none.
     """
 
     _kept: Batch | None = None
-    """Without rows, whose caches the next call begins with."""
+    """Batch without rows, with the caches that the next call begins with."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Engine:
         config: DecodeConfig | None = None,
         **options: Any,  # Any: as above
     ) -> Engine:
-        """Plain decoding of the target: the baseline of every comparison."""
+        """Plain decoding with the target, the baseline of every comparison."""
         return PlainEngine(pair, "target", config, **options)
 
     @classmethod
@@ -112,7 +113,7 @@ class Engine:
         config: DecodeConfig | None = None,
         **options: Any,  # Any: as above
     ) -> Engine:
-        """Plain decoding of the draft; the target's stop tokens end it."""
+        """Plain decoding with the draft; the target's stop tokens end it."""
         return PlainEngine(pair, "draft", config, **options)
 
     @property
@@ -138,16 +139,16 @@ class Engine:
             prompts: Texts or lists of token ids. A text is tokenized as it stands; for chat models
                 see `ModelPair.encode_chat`. A `PairPrompt` has one for each model.
             sampling: Settings for all prompts, or one for each; greedy by default.
-            streams: Stream of its seed that each prompt draws from; by default its place.
+            streams: Stream of each prompt's seed to draw from; by default its index.
 
         Returns:
-            One completion a prompt, in their order.
+            One completion per prompt, in their order.
 
         Raises:
             PromptError: A prompt is empty, too long or of an unknown kind. Nothing was generated.
             ConfigError: The settings do not fit the prompts or the pair. Nothing was generated.
-            NonFiniteError: The target returned NaN or infinity; `completions` has what was done.
-            GenerationInterrupted: Ctrl-C; `completions` has what was done.
+            NonFiniteError: The target gave NaN or infinity; `completions` has the finished ones.
+            GenerationInterrupted: Ctrl-C; `completions` has the finished ones.
         """
         rows = make_rows(self.pair, prompts, sampling, streams, self.reader)
         with _handing_over(rows):
@@ -163,26 +164,26 @@ class Engine:
         streams: Sequence[int] | None = None,
         keep_caches: bool = True,
     ) -> list[Rollout]:
-        """The same as `generate`, each completion with what `branches` need to leave it.
+        """Complete all prompts like `generate`, and keep what `branches` needs to start from them.
 
         Args:
             prompts: As in `generate`.
             sampling: As in `generate`.
             streams: As in `generate`.
-            keep_caches: Whether branches can leave the results (it takes memory).
+            keep_caches: Whether branches can start from the results (takes memory).
         """
         rows = make_rows(self.pair, prompts, sampling, streams, self.reader)
         return self._run(rows, keep_caches)
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
-        """Play branches out, each from the caches of the rollout that it leaves.
+        """Complete branches, each from the caches of its rollout.
 
         Args:
-            branches: Any number, of any rollouts of engines on the same pair.
-            keep_caches: Whether branches can leave the results in turn (it takes memory).
+            branches: Branches of any rollouts of engines on the same pair.
+            keep_caches: Whether branches can start from the results in turn (takes memory).
 
         Returns:
-            One rollout a branch: the whole completion, whose trace and counts (but for
+            One rollout per branch: the whole completion, whose trace and counts (except
             `num_tokens`) begin at the branch.
         """
         needs_draft = self._drafter.has_model
@@ -195,7 +196,7 @@ class Engine:
     def _run(self, rows: deque[Row], keep_caches: bool) -> list[Rollout]:
         for row in rows:
             row.keep_caches = keep_caches
-            row.keep_probs = False  # nobody learns from them, and replicas would send them
+            row.keep_probs = False  # training does not use them, and replicas would send them
         with _handing_over(rows):
             for _ in self._blocks(in_order(row for row in rows if not row.finish_reason)):
                 pass
@@ -214,17 +215,17 @@ class Engine:
         prompts: Sequence[Prompt],
         sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
     ) -> Iterator[Delta]:
-        """The same as `generate`, as it comes: one delta a prompt and block.
+        """Stream what `generate` returns: one delta per prompt and block.
 
         Yields:
-            What was added; the last delta of a prompt holds its completion.
+            Additions to a prompt's completion; the last delta holds the whole completion.
         """
         for rows in self._blocks(make_rows(self.pair, prompts, sampling, reader=self.reader)):
             for row in rows:
                 yield row.delta()
 
     def _blocks(self, waiting: deque[Row]) -> Iterator[list[Row]]:
-        """Decode block by block; after each, the rows that took part."""
+        """Decode block by block; after each, yield the rows that took part."""
         batch, self._kept = self._kept or self._new_batch(), None
         is_sound = False
         try:
@@ -243,7 +244,7 @@ class Engine:
                     self.on_finished(sum(row.finish_reason is not None for row in batch.rows))
                 batch.drop_finished()
             is_sound = True
-        except GeneratorExit:  # nobody reads on, perhaps after the last block
+        except GeneratorExit:  # the caller stopped reading, perhaps after the last block
             batch.drop_finished()
             is_sound = not batch.rows
             raise
@@ -259,8 +260,8 @@ class Engine:
         """Refuse an arbiter that needs what the drafter lacks, and a drafter without its model.
 
         Raises:
-            ArbiterError: The first.
-            CospecError: The second, or another setting that the drafter does not take.
+            ArbiterError: The arbiter needs inputs that the drafter lacks.
+            CospecError: The pair lacks the drafter's model, or the drafter refuses a setting.
         """
         missing = self.arbiter.needs & Needs.DRAFT & ~self._drafter.provides
         if missing:
@@ -276,7 +277,7 @@ class Engine:
 
 @contextmanager
 def _handing_over(rows: Iterable[Row]) -> Iterator[None]:
-    """Let an error, or Ctrl-C, carry the rows that have ended."""
+    """Attach the completions of finished rows to an error or Ctrl-C."""
 
     def ended() -> dict[int, Completion]:
         return {row.index: row.completion() for row in rows if row.finish_reason}
@@ -295,7 +296,7 @@ def _handing_over(rows: Iterable[Row]) -> Iterator[None]:
 
 
 class _NoArbiter:
-    """Stands in where nothing is drafted, so that there is nothing to rule on."""
+    """Stands in where nothing is drafted, and so nothing is ruled on."""
 
     name = "none"
     needs = Needs.NOTHING
@@ -305,12 +306,12 @@ class _NoArbiter:
 
 
 class PlainEngine(Engine):
-    """Decodes prompts with one model of a pair alone.
+    """Decodes prompts with only one model of a pair.
 
     Args:
         pair: The models.
-        role: The one that decodes.
-        config: How to batch.
+        role: Model that decodes.
+        config: Batch size and other decoding options.
         **options: Fields of `DecodeConfig` that replace those of `config`.
 
     Raises:
@@ -340,13 +341,13 @@ class PlainEngine(Engine):
         return self._role
 
     def branches(self, branches: Sequence[Branch], *, keep_caches: bool = False) -> list[Rollout]:
-        """Play branches out with the target alone, from rollouts of any engine on the pair."""
+        """Complete branches with the target alone, from rollouts of any engine on the pair."""
         if self._role == "draft":
             raise ConfigError("draft-only decoding has no branches; use an engine with a target.")
         return super().branches(branches, keep_caches=keep_caches)
 
     def _run(self, rows: deque[Row], keep_caches: bool) -> list[Rollout]:
-        # A branch would load the draft's as the target's.
+        # A branch would load the draft's caches as the target's.
         return super()._run(rows, keep_caches and self._role == "target")
 
     def _new_batch(self) -> Batch:

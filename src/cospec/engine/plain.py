@@ -1,4 +1,4 @@
-"""Plain decoding of one model: a forward a token, nothing drafted, nothing ruled on."""
+"""Plain decoding with one model: one forward per token, nothing drafted, nothing ruled on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PlainBatch(Batch):
 
     Args:
         model: The model.
-        is_target: Whether it is the target, whose forwards are counted apart from the draft's.
+        is_target: Whether it is the target, whose forwards are counted separately from the draft's.
     """
 
     def __init__(self, model: PreTrainedModel, *, is_target: bool) -> None:

@@ -34,10 +34,10 @@ def make_rows(
 
     Args:
         pair: The models.
-        prompts: Texts, token ids, or both for each model.
+        prompts: Texts, token ids, or a `PairPrompt` with one for each model.
         sampling: As in `Engine.generate`.
-        streams: Stream of its seed that each prompt draws from; by default its place.
-        reader: Which models read them.
+        streams: Stream of each prompt's seed to draw from; by default its index.
+        reader: Models that read the prompts.
 
     Raises:
         PromptError: A prompt is empty, too long or of an unknown kind.
@@ -65,7 +65,7 @@ def make_rows(
             f"got {len(sampling)} sampling configs for {len(prompts)} prompts; pass one for "
             "all, or one for each."
         )
-    limits = context_lengths(pair, reader)  # read once: a configuration takes its time
+    limits = context_lengths(pair, reader)  # read once: a configuration is slow to read
     vocab_size = pair.target.config.get_text_config().vocab_size
     rows: deque[Row] = deque()
     for i, (prompt, config) in enumerate(zip(prompts, sampling, strict=True)):
@@ -87,7 +87,7 @@ def make_rows(
 def _texts(
     prompt: Prompt, reader: Reader
 ) -> tuple[str | Sequence[int], str | Sequence[int] | None]:
-    """Return what the row's prompt is, and that of the draft where it reads its own."""
+    """Return the row's prompt, and the draft's own prompt if it reads another one."""
     if not isinstance(prompt, PairPrompt):
         return prompt, None
     if reader == "both":
@@ -96,7 +96,7 @@ def _texts(
 
 
 def context_lengths(pair: ModelPair, reader: Reader) -> list[int]:
-    """Return the context lengths of the models that read: the target's before the draft's."""
+    """Return the context lengths of the models that read, the target's before the draft's."""
     if reader == "both":
         return [context_of(model) for model in pair.models]
     return [context_of(pair.target if reader == "target" else pair.draft_model)]
@@ -106,11 +106,11 @@ def check_room(row: Row, limits: list[int]) -> None:
     """Check that a row's prompts and completion fit.
 
     Args:
-        row: Any.
-        limits: Context lengths of the models that read it, as of `context_lengths`.
+        row: Row to check.
+        limits: Context lengths of the models that read it, from `context_lengths`.
 
     Raises:
-        PromptError: They do not.
+        PromptError: They do not fit.
     """
     own, num_new = row.draft_prompt_ids, row.config.max_new_tokens
     rooms = [(row.prompt_ids, min(limits))]

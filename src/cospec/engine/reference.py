@@ -43,18 +43,18 @@ def reference_decode(
 
     Args:
         pair: The models.
-        arbiter: Who rules at mismatches.
+        arbiter: Arbiter that rules at mismatches.
         prompt_ids: Token ids.
         sampling: Settings; stop strings are not supported here.
-        num_speculative_tokens: K.
-        draft_confidence_threshold: A block ends after a less probable token.
-        end_blocks_at_stop: A block ends after a token that would end the text.
-        max_corrections: Afterwards nothing is overridden, and a block has 4 tokens at most.
-        draft_prompt_ids: What the draft reads in place of the prompt; None for the same.
-        index: Place in the list of prompts, which the random numbers depend on.
+        num_speculative_tokens: Drafted tokens per block, K.
+        draft_confidence_threshold: Probability below which a token ends its block.
+        end_blocks_at_stop: Whether a block ends after a token that would end the text.
+        max_corrections: Corrections after which nothing is overridden and blocks are short.
+        draft_prompt_ids: Prompt that the draft reads; None for the same.
+        index: Index in the list of prompts, which the random numbers depend on.
 
     Returns:
-        The generated token ids, and where each comes from.
+        The generated token ids, and the origin of each.
     """
     most = num_speculative_tokens
     is_foreign = isinstance(arbiter, SelectiveArbiter) and arbiter.is_foreign(prompt_ids)

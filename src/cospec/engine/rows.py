@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _MOST_BYTES = 64
-"""Tokens before those that may hold a stop string which are decoded as well, at most."""
+"""Most tokens to decode before those that may hold a stop string."""
 
 
 @dataclass(slots=True)
@@ -31,20 +31,20 @@ class Row:
     """A prompt that is being completed.
 
     Attributes:
-        index: Place of the prompt in the list that was given.
+        index: Index of the prompt in the given list.
         prompt_ids: Its token ids.
         config: Its settings.
         stop_ids: Token ids that end it.
-        tokenizer: For text and stop strings; None if the pair has none.
+        tokenizer: Tokenizer for text and stop strings; None if the pair has none.
         special_ids: Tokens that decoded text leaves out; empty without stop strings.
-        draft_prompt_ids: What the draft model reads in place of the prompt; None for the same.
-        keep_caches: Whether to save what is stored of it when it finishes.
-        keep_probs: Whether its trace tells the probabilities of all its tokens.
-        caches: What target and drafter have read already, when a branch waits to be admitted or
-            `keep_caches` has saved it.
+        draft_prompt_ids: Prompt that the draft model reads; None for the same.
+        keep_caches: Whether to save its caches when it finishes.
+        keep_probs: Whether its trace has the probabilities of all its tokens.
+        caches: Caches of target and drafter, of a branch that waits to be admitted or as saved by
+            `keep_caches`; else None.
         is_foreign: Whether the arbiter stands back from its prompt.
-        is_lossless: Whether no arbiter rules on it, or none any more.
-        is_stopped: Asked after each token whether the text ends there; None for no such question.
+        is_lossless: Whether no override is allowed in it, at all or from now on.
+        is_stopped: Callback that tells after each token whether the text ends there, or None.
     """
 
     index: int
@@ -76,7 +76,7 @@ class Row:
         self.draw_from(self.index)
 
     def draw_from(self, stream: int) -> None:
-        """Draw from a stream of the seed, whatever was drawn before."""
+        """Switch to the beginning of a stream of the seed."""
         self.generator = row_generator(self.config, stream)
 
     def __len__(self) -> int:
@@ -90,11 +90,11 @@ class Row:
         return self if ids is None else DraftView(self, ids)
 
     def last_tokens(self, num_tokens: int) -> list[int]:
-        """The last tokens; the first one repeated if there are not so many."""
+        """The last tokens; if there are too few, the first one is repeated."""
         return _last_tokens(self.prompt_ids, self.generated, num_tokens)
 
     def count(self, origin: Origin) -> int:
-        """Count the tokens of an origin, where only what came since the last call is looked at."""
+        """Count the tokens of an origin; only those since the last call are looked at."""
         if self._num_counted < len(self.origins):
             self._counts.update(self.origins[self._num_counted :])
             self._num_counted = len(self.origins)
@@ -114,7 +114,7 @@ class Row:
         """Return whether a stop string ends within the last token."""
         if not self.config.stop:
             return False
-        # A token adds at least a byte, so that a stop string spans at most this many of them, and
+        # A token adds at least one byte, so a stop string spans at most this many tokens, besides
         # special tokens, which add none.
         left = max(len(s.encode()) for s in self.config.stop) + 1
         start = len(self.generated)
@@ -122,7 +122,7 @@ class Row:
             start -= 1
             left -= self.generated[start] not in self.special_ids
         text = self._decode(self.generated[start:])
-        # Tokens of single bytes are decoded together: from within a character none is readable.
+        # Single-byte tokens are decoded together: text that starts within a character is broken.
         for earlier in range(start - 1, max(-1, start - _MOST_BYTES), -1):
             if not text.startswith(BROKEN):
                 break
@@ -151,7 +151,7 @@ class Row:
         return text if cut < 0 else text[:cut]
 
     def _text_so_far(self) -> str:
-        """The same as `text`, where only what came since the last delta is decoded."""
+        """The same as `text`, but only tokens since the last delta are decoded."""
         if self.tokenizer is None or self.finish_reason:
             return self.text()
         if self._growing is None:
@@ -161,7 +161,7 @@ class Row:
         return self._cut(self._growing.text)
 
     def delta(self) -> Delta:
-        """Return what came since the last call, with the completion if the row is finished."""
+        """Return the additions since the last call, with the completion if the row is finished."""
         text = self._text_so_far()
         end = len(text) if self.finish_reason else self._num_final_chars(text)
         sent_tokens, sent_chars = self.num_sent_tokens, self.num_sent_chars
@@ -207,7 +207,7 @@ class DraftView:
 
     Args:
         row: The row.
-        prompt_ids: What the draft model reads.
+        prompt_ids: Prompt that the draft model reads.
     """
 
     def __init__(self, row: Row, prompt_ids: list[int]) -> None:
@@ -221,7 +221,7 @@ class DraftView:
         return len(self.prompt_ids) + len(self._row.generated)
 
     def last_tokens(self, num_tokens: int) -> list[int]:
-        """The last tokens; the first one repeated if there are not so many."""
+        """The last tokens; if there are too few, the first one is repeated."""
         return _last_tokens(self.prompt_ids, self._row.generated, num_tokens)
 
 

@@ -1,10 +1,10 @@
 """One step of speculative decoding: propose, verify, arbitrate, walk.
 
 The host waits for the device about ten times a block. After the forwards and after the arbiter it
-fetches what came out (where the arbiter shows its features to the trace, these as well). The other
-waits are for small things: lists that it sends, such as last tokens, and choices of rows whose
-number it has to know. Where blocks may end early it waits after each drafted token and before the
-target's forward too, to read no further than they go.
+fetches the results (with features for the trace, if the arbiter reports them). The other waits are
+for small things: lists that it sends, such as last tokens, and selections of rows whose number it
+needs. Where blocks may end early, it also waits after each drafted token and before the target's
+forward, to read nothing beyond their ends.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class SpeculativeBatch(Batch):
 
     Args:
         pair: The models.
-        arbiter: Who rules at mismatches.
-        drafter: Who proposes.
-        config: How to draft and batch.
+        arbiter: Arbiter that rules at mismatches.
+        drafter: Drafter that proposes tokens.
+        config: Block length, batch size and other decoding options.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class SpeculativeBatch(Batch):
         verified = verify(self._read(proposal), proposal, chance)
         blocks = self._to_host(proposal, verified)
         if any(0 in block.is_finite for block in blocks):
-            # A drafted token that the target cannot read spoils the places before it as well, for
-            # the mask gives it a weight of 0, and 0 times NaN is NaN. Token by token it cannot.
+            # A drafted token whose states are NaN also spoils the places before it: the mask gives
+            # it a weight of 0, and 0 times NaN is NaN. Reading token by token avoids that.
             self._clear_ahead([self._target])
             verified = verify(self._read_one_by_one(proposal), proposal, chance)
             blocks = self._to_host(proposal, verified)
@@ -101,7 +101,7 @@ class SpeculativeBatch(Batch):
     def _read(self, proposal: Proposal) -> Output:
         """Read the last token and the drafted ones, in one forward of the target.
 
-        Of what comes after the end of a row's block nothing is read.
+        Nothing after the end of a row's block is read.
         """
         end = max(map(len, self.rows)) + self._k
         self._target.reserve(len(self.rows), end)
@@ -125,12 +125,12 @@ class SpeculativeBatch(Batch):
         return Output(logits, torch.cat(hidden, dim=1) if hidden else None)
 
     def _token_ids(self, proposal: Proposal) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each row's last token and its drafted ones, (B, K + 1), and where they begin."""
+        """Return each row's last token and drafted ones, (B, K + 1), and their first positions."""
         last, starts = self._last_tokens(proposal.token_ids.device)
         return torch.cat([last, proposal.token_ids], dim=1), starts
 
     def _to_host(self, proposal: Proposal, verified: Verification) -> list[Block]:
-        """Bring what the walk needs to the host in one go."""
+        """Bring the inputs of the walk to the host in one go."""
         flags = (verified.is_match, verified.is_finite, proposal.is_finite)
         parts = [proposal.token_ids, verified.target_ids, *(flag.long() for flag in flags)]
         num_forwards = proposal.num_forwards
@@ -145,7 +145,7 @@ class SpeculativeBatch(Batch):
         return [Block(*row) for row in zip(*lists, strict=True)]
 
     def _walk(self, blocks: list[Block], decisions: list[dict[int, Decision]]) -> None:
-        """Append to each row what stands of its block; a row's error comes after the others."""
+        """Append to each row the tokens of its block that stand; raise a row's error last."""
         error = None
         for row, block, decided in zip(self.rows, blocks, decisions, strict=True):
             try:

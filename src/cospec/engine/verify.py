@@ -1,7 +1,7 @@
 """The accept test of a proposal, and the mismatches that follow: mathematics on tensors only.
 
-Knows nothing of caches, rows or arbiters. The rules are those of Leviathan et al. (2211.17192):
-greedy, a drafted token is accepted if it is the target's argmax; sampled, if u < p(x) / q(x).
+Knows nothing of caches, rows or arbiters. The rules are those of Leviathan et al. (2211.17192): a
+drafted token is accepted if it is the target's argmax (greedy), or if u < p(x) / q(x) (sampled).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _MOST_LOGITS = 1 << 26
-"""Logits that float32 copies are made of at once: a whole block may have some hundred million."""
+"""Most logits to copy to float32 at once: a whole block may have a hundred million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Verification:
     Attributes:
         target_ids: The token that stands at each place if the drafted one does not, and after the
             row's last place the bonus token, (B, K + 1).
-        is_match: Whether the target accepts the drafted token, (B, K); like all that is there, of
-            no meaning after a row's length.
+        is_match: Whether the target accepts the drafted token, (B, K); meaningless after a row's
+            length, like all values there.
         is_finite: Whether the logits of a place hold neither NaN nor +inf, (B, K + 1).
-        logits: Raw, (B, K + 1, V).
-        draft_probs: The drafted tokens' probabilities in what is sampled from, after temperature
-            and truncation, (B, K); None if every row is greedy.
+        logits: Raw logits, (B, K + 1, V).
+        draft_probs: The target's probabilities of the drafted tokens after temperature and
+            truncation, (B, K); None if every row is greedy.
         hidden: Last hidden states, (B, K + 1, H), if asked for.
     """
 
@@ -59,8 +59,8 @@ def verify(output: Output, proposal: Proposal, chance: Chance) -> Verification:
 
     Args:
         output: The target's forward over the last token and the K drafted ones.
-        proposal: What was drafted.
-        chance: How the rows draw.
+        proposal: The drafted tokens.
+        chance: Distributions and random numbers of the rows.
     """
     logits, drafted = output.logits, proposal.token_ids
     top, target_ids = logits.max(dim=-1)  # the maximum is NaN if any entry is
@@ -74,8 +74,8 @@ def verify(output: Output, proposal: Proposal, chance: Chance) -> Verification:
     for part in _parts(k + 1, logits[:, 0].numel()):
         p, q, ids = chance.warper.probs(logits[:, part]), proposal.probs[:, part], drafted[:, part]
         p_drafted = p[:, : ids.shape[1]]  # the bonus token's place has none
-        # What stands in the place of a token is drawn for every place beforehand, from numbers of
-        # its own: the residual where one was drafted, p where the block has ended (q is 0 there).
+        # A replacement is drawn for every place beforehand, with its own random numbers: from the
+        # residual where a token was drafted, from p where the block has ended (q is 0 there).
         instead = torch.cat([residual(p_drafted, q), p[:, ids.shape[1] :]], dim=1)
         found.append(
             (
@@ -91,7 +91,7 @@ def verify(output: Output, proposal: Proposal, chance: Chance) -> Verification:
 
 
 def _parts(number: int, num_logits: int) -> list[slice]:
-    """Cut so many places or mismatches, of so many logits each, into parts that fit in memory."""
+    """Split places or mismatches, with `num_logits` logits each, into parts that fit in memory."""
     size = max(1, _MOST_LOGITS // num_logits)
     return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 
@@ -99,13 +99,13 @@ def _parts(number: int, num_logits: int) -> list[slice]:
 def parts_of_rows(
     where: Sequence[tuple[int, ...]], num_logits: int
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Cut mismatches, of so many logits each, into parts that an arbiter has room for.
+    """Split mismatches into parts that an arbiter can rule on without running out of memory.
 
-    The cuts are between rows, since what it sees of a mismatch depends on others of its row.
+    A row is never split, since what an arbiter sees of a mismatch depends on others of its row.
 
     Args:
-        where: Of each mismatch its row first, in order.
-        num_logits: V.
+        where: A tuple for each mismatch, its row first, in row order.
+        num_logits: Logits of each mismatch, V.
     """
     most, part = max(1, _MOST_LOGITS // num_logits), list[tuple[int, ...]]()
     for _, group in groupby(where, itemgetter(0)):
@@ -119,7 +119,7 @@ def parts_of_rows(
 
 
 def is_cut(verified: Verification, batch: MismatchBatch, warper: Warper | None) -> Tensor | None:
-    """Return whether truncation took the drafted token from p, (M,) bool; None if all is greedy."""
+    """Return which drafted tokens truncation removed from p, (M,) bool; None if all is greedy."""
     if warper is None or verified.draft_probs is None:
         return None
     p = verified.draft_probs[batch.rows, batch.block_positions]
@@ -135,17 +135,16 @@ def collect_mismatches(
     needs: Needs,
     chance: Chance,
 ) -> MismatchBatch:
-    """Return the mismatches of a block with all that an arbiter declared it needs.
+    """Return the mismatches of a block with the inputs that an arbiter needs.
 
     Args:
         verified: The target's view of the block.
-        proposal: What was drafted.
+        proposal: The drafted tokens.
         rows: Rows of the mismatches, (M,).
         places: Their places in the block, (M,).
-        history: Tokens that each row had generated before the block, and how many of them were
-            overrides and how many corrections, (B, 3).
-        needs: What to supply.
-        chance: How the rows draw.
+        history: Generated tokens, overrides and corrections of each row before the block, (B, 3).
+        needs: Inputs to supply.
+        chance: Distributions and random numbers of the rows.
     """
     supply: dict[Needs, Callable[[], tuple[Tensor, ...]]] = {
         Needs.TARGET_LOGITS: lambda: (verified.logits[rows, places],),
@@ -174,8 +173,8 @@ def collect_mismatches(
 def _target_states(verified: Verification, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Return the target's states before and after the drafted tokens, each (M, H).
 
-    The target has read the drafted token at the next place: its state after that token is what it
-    would go on from if the token is kept, and costs nothing.
+    The target has already read the drafted token at the next place. Its state after that token,
+    from which it would go on if the token is kept, thus costs nothing.
     """
     assert verified.hidden is not None, "the target was not asked for hidden states"
     return verified.hidden[rows, places], verified.hidden[rows, places + 1]
@@ -201,7 +200,7 @@ def _block_log_q(proposal: Proposal, rows: Tensor) -> Tensor:
 def _look_ahead(
     verified: Verification, proposal: Proposal, rows: Tensor, places: Tensor
 ) -> LookAhead:
-    """Look ahead from each mismatch, each (M, K - 1)."""
+    """Return the look-ahead from each mismatch, two tensors of (M, K - 1)."""
     used, inverse = torch.unique_consecutive(rows, return_inverse=True)  # R rows with a mismatch
     drafted = proposal.token_ids[used]  # (R, K)
     num_rows, k = drafted.shape
@@ -223,11 +222,11 @@ def _look_ahead(
 def standing_probs(verified: Verification, proposal: Proposal) -> Tensor:
     """Return probabilities of the tokens that stand unless a ruling says otherwise.
 
-    They are the drafted token where the target accepts it, and the target's own elsewhere.
+    These are the drafted tokens that the target accepts, and the target's own elsewhere.
 
     Args:
         verified: The target's view of the block.
-        proposal: What was drafted.
+        proposal: The drafted tokens.
 
     Returns:
         (B, K + 1, 2): p and q before temperature and truncation; q is NaN where no model drafted.
@@ -254,8 +253,8 @@ def trace_probs(verified: Verification, proposal: Proposal, batch: MismatchBatch
 
     Args:
         verified: The target's view of the block.
-        proposal: What was drafted.
-        batch: Its mismatches.
+        proposal: The drafted tokens.
+        batch: Mismatches of the block.
 
     Returns:
         (4, M): p(draft's), p(target's), q(draft's), q(target's); q is NaN if there are no logits.

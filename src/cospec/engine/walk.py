@@ -1,9 +1,9 @@
 """The walk over a verified block: plain Python on the host.
 
-Left to right: a match stands; a mismatch ruled for the draft stands (an override) and the walk
-goes on, since the target has already judged what follows *given* the drafted token; a mismatch
-ruled for the target emits the target's token and ends the block; a block kept whole earns one
-bonus token.
+Left to right, a match stands. A mismatch ruled for the draft stands too (an override), and the walk
+goes on, since the target has already judged what follows *given* the drafted token. A mismatch
+ruled for the target emits the target's token and ends the block. A block kept whole earns one bonus
+token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Block(NamedTuple):
     """One row of a verified block, on the host; flags are 0 or 1."""
 
     length: int
-    """Number of tokens drafted for the row; what the lists hold after them is padding."""
+    """Number of tokens drafted for the row; later entries of the lists are padding."""
     drafted: list[int]
     """K drafted tokens."""
     target_ids: list[int]
@@ -41,8 +41,8 @@ class Block(NamedTuple):
     num_forwards: int
     """Draft forwards that it took; 0 if no model drafted the tokens."""
     probs: Sequence[Sequence[float]] = ()
-    """p and q of the drafted token where the target accepts it, and of the target's own elsewhere:
-    K + 1 pairs, q NaN where no model drafted; empty if nobody wants them."""
+    """p and q at each place, of the drafted token if the target accepts it, else of the target's
+    own: K + 1 pairs, q NaN where no model drafted; empty if not wanted."""
 
     def mismatches(self) -> list[int]:
         """Places that the target does not accept."""
@@ -56,11 +56,11 @@ def walk(
     *,
     keep_trace: bool,
 ) -> None:
-    """Append to `row` what stands of a block, and count it.
+    """Append the tokens of a block that stand to `row`, and count them.
 
     Args:
-        row: The row, as before the block.
-        block: What the models said.
+        row: The row as it was before the block.
+        block: The verified block of the row.
         decisions: The decision that counts at each mismatch, by place.
         keep_trace: Whether to record the block in the row's trace.
 
@@ -110,7 +110,7 @@ def walk(
 
 
 def non_finite_error(index: int, position: int, who: str = "target") -> NonFiniteError:
-    """The error of a prompt whose next token no model can say."""
+    """Return the error for a prompt whose next logits are not finite."""
     return NonFiniteError(
         f"the {who}'s logits hold NaN or infinity for prompt {index} at generated token "
         f"{position}; check the weights, or load the pair in another dtype (float16 overflows "
@@ -121,7 +121,7 @@ def non_finite_error(index: int, position: int, who: str = "target") -> NonFinit
 def _probs(
     block: Block, decisions: dict[int, Decision], place: int, origin: Origin
 ) -> tuple[float, float | None]:
-    """Return the probabilities of the token that stands at a place; None for an untold q."""
+    """Return the probabilities of the token that stands at a place; None for a missing q."""
     if origin is Origin.OVERRIDE:
         p, _, q, _ = decisions[place].probs
     else:

@@ -1,6 +1,6 @@
 """Feature specs: which features an arbiter sees, fitted to a pair, and how a checkpoint names them.
 
-Features are raw; whoever learns from them normalizes and freezes what it normalized with.
+Features are raw; the learner normalizes them with means and spreads that it freezes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cospec.types import MismatchBatch, Needs
 
 FeatureSpec: TypeAlias = Literal["scalar", "hidden"]
-"""Names of what `make_features` makes."""
+"""Names of specs that `make_features` takes."""
 
 SCALAR_NAMES = tuple(feature.name for feature in SCALARS[max(SCALARS)])
 """Names of the latest scalars, in order."""
@@ -36,7 +36,7 @@ class ScalarFeatures:
 
     Attributes:
         kinds: Index into `KINDS` of each token, (V,) int64.
-        version: Of the spec.
+        version: Version of the spec.
     """
 
     kinds: Tensor
@@ -54,7 +54,7 @@ class ScalarFeatures:
 
     @cached_property
     def needs(self) -> Needs:
-        """Union of what the features need."""
+        """Union of the features' needs."""
         needs = [one.needs for one in self.scalars] + [one.needs for one in self.states]
         return reduce(or_, needs)
 
@@ -88,7 +88,7 @@ class ScalarFeatures:
         raise AssertionError(f"the scalar spec has no {states.name}")
 
     def on(self, pair: ModelPair) -> Self:
-        """Return the same features with what they look up on the device of a pair."""
+        """Return the same features with their lookup tables on the device of a pair."""
         return replace(self, kinds=self.kinds.to(pair.target.device))
 
     def __call__(self, batch: MismatchBatch) -> Tensor:
@@ -112,8 +112,8 @@ class HiddenFeatures(ScalarFeatures):
 
     Attributes:
         hidden_sizes: Widths of the target's and the draft's states.
-        embeddings: The target's of all tokens, (V, E); (0, E) until it is known of which pair; None
-            in version 1.
+        embeddings: The target's embeddings of all tokens, (V, E); (0, E) until fitted to a pair;
+            None in version 1.
     """
 
     hidden_sizes: tuple[int, int]
@@ -178,10 +178,10 @@ def make_features(spec: FeatureSpec, pair: ModelPair) -> ScalarFeatures:
 
 
 def saved_features(saved: dict[str, Any], kinds: Tensor) -> ScalarFeatures | None:  # Any: JSON
-    """Return the features that a checkpoint names; None if this version has none of its hash.
+    """Return the features that a checkpoint names; None if this version has none with its hash.
 
     Args:
-        saved: `ScalarFeatures.to_dict`; those of older versions do not say which one they are.
+        saved: Result of `ScalarFeatures.to_dict`; older ones do not record their version.
         kinds: As in `ScalarFeatures`.
     """
     found: list[ScalarFeatures] = [ScalarFeatures(kinds, version=v) for v in sorted(SCALARS)]
@@ -204,5 +204,5 @@ def _embeddings(pair: ModelPair) -> Tensor:
 
 
 def spec_hash(names: tuple[str, ...]) -> str:
-    """Return a short hash of a list of features, by which a checkpoint knows its own."""
+    """Return a short hash of a list of features, by which a checkpoint identifies its own."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

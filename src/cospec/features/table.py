@@ -1,13 +1,13 @@
 """The features: name, needs and formula side by side, by version.
 
-A version is for ever: checkpoints name theirs. To add a feature or to change a formula, add a new
-version to `SCALARS` (a list that extends or replaces rows of the last one), and with it to
-`HIDDEN`, and pin its values (tests/features/test_versions.py tells how).
+Versions never change: checkpoints name theirs. To add a feature or to change a formula, add a new
+version to `SCALARS` (a list that extends the last one or replaces rows of it) and to `HIDDEN`. Then
+pin its values (see tests/features/test_versions.py).
 
-Where the ideas come from: the gap and rank of relaxed acceptance rules, entropies and divergences
-of cascades (2405.19261) and fuzzy decoding (2502.20704), the look-ahead of FLy (2511.22972), the
-position in block and text of our own audit, the confidence over a whole answer of language model
-cascades (2404.10136).
+Sources of the ideas: gap and rank come from relaxed acceptance rules, entropies and divergences
+from cascades (2405.19261) and fuzzy decoding (2502.20704), the look-ahead from FLy (2511.22972).
+The position in block and text comes from our own audit, the confidence over a whole answer from
+language model cascades (2404.10136).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from cospec.types import MismatchBatch
 
 FLOOR = -20.0
-"""Log-probabilities are cut there. Logarithms are natural."""
+"""Smallest log-probability; smaller ones are cut to it. Logarithms are natural."""
 
 
 @dataclass(frozen=True)
 class MismatchView:
-    """A batch of mismatches with what several formulas share, each computed once.
+    """A batch of mismatches with values that several formulas share, each computed once.
 
     Attributes:
         batch: M mismatches.
         kinds: Index into `KINDS` of each token, (V,) int64.
-        embeddings: The target's of all tokens, (V, E), where a spec has them.
+        embeddings: The target's embeddings of all tokens, (V, E), if the spec has them.
     """
 
     batch: MismatchBatch
@@ -135,7 +135,7 @@ class Feature:
     value: Callable[[MismatchView], Tensor]
     """(M,) float32, finite if the logits are."""
     of_draft: bool = False
-    """The draft alone tells it, before the target has read anything."""
+    """True if the draft alone gives it, before the target has read anything."""
 
 
 def _flag(i: int) -> Callable[[MismatchView], Tensor]:
@@ -192,8 +192,8 @@ _SCALARS_2 = (
     Feature("lookahead_mismatches", _AHEAD, lambda v: v.num_ahead - v.matches.sum(dim=1)),
 )
 SCALARS: dict[int, tuple[Feature, ...]] = {1: _SCALARS_1, 2: _SCALARS_2}
-"""By version, the scalars: the same for every pair, so that an arbiter of one pair can be
-tried on another, and in every engine, so that an arbiter trained here rules alike in vLLM."""
+"""Scalars by version. They are the same for every pair, so that an arbiter can be tried on another
+pair, and in every engine, so that an arbiter trained here rules alike in vLLM."""
 
 
 def _state(state: Tensor | None) -> Tensor:
@@ -208,18 +208,18 @@ def _embedding(view: MismatchView, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class States:
-    """A vector of a mismatch that means something on one pair only, as wide as the pair says."""
+    """A vector of a mismatch that is meaningful for one pair only, with a width set by the pair."""
 
     name: str
     needs: Needs
     width: str
-    """Setting of the spec that says how wide: target, draft, or embedding."""
+    """Setting of the spec that has the width: target, draft, or embedding."""
     value: Callable[[MismatchView], Tensor]
     """(M, width)."""
     of_draft: bool = False
     """As in `Feature`."""
     of_judge: bool = False
-    """AutoJudge (2504.20039) looks at it, and at nothing else."""
+    """True if AutoJudge (2504.20039) uses it; AutoJudge uses nothing else."""
 
 
 _STATES = (
@@ -255,4 +255,4 @@ HIDDEN: dict[int, tuple[int, tuple[States, ...]]] = {
     2: (1, (*_STATES, *_EMBEDDINGS)),
     3: (2, (*_STATES, *_EMBEDDINGS)),
 }
-"""By version, what the ``hidden`` spec has: a version of the scalars, and states after them."""
+"""Contents of the ``hidden`` spec by version: a version of the scalars, and states after them."""

@@ -8,7 +8,7 @@ transformers does for a single token): the same sums, nothing copied.
 
 Rows read different numbers of tokens where blocks end early. All layers but attention look at one
 token at a time, so a model can be given the tokens of all rows as a single row without padding
-(`without_padding`). Only here they are laid out by rows again, short rows apart from long ones.
+(`without_padding`). Only attention lays them out by rows again, short rows apart from long ones.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NAME, _PADDED = "cospec_sdpa", "cospec_sdpa_padded"
-"""As models name it that can go without padding, and those that cannot."""
+"""Names of the attention in models that can go without padding, and in those that cannot."""
 _ROW_MULTIPLE = 4
-"""In bfloat16 on a CPU queries are filled up to so many: the last two or three of them, after each
-32, can have other bits than the same ones among more."""
+"""In bfloat16 on a CPU, queries are padded to a multiple of this. Otherwise the last two or three
+after each 32 can have other bits than the same queries among more."""
 _LEAST_LENGTH = 16
-"""Shorter rows are all computed together: there a second call costs more than padding."""
+"""Shorter padded rows are all computed together: a second call would cost more than padding."""
 
 
 def sums_in_parts(device: torch.device, dtype: torch.dtype) -> bool:
@@ -49,11 +49,11 @@ class _Part(NamedTuple):
     """Some rows that are padded to one length."""
 
     rows: Tensor | slice
-    """Their places among the B rows."""
+    """Indices of these among the B rows."""
     tokens: Tensor | slice
-    """Places of their tokens among the T tokens."""
+    """Indices of their tokens among the T tokens."""
     padded: Tensor
-    """Places of these among the padded tokens of the part."""
+    """Indices of these among the padded tokens of the part."""
     length: int
 
 
@@ -65,8 +65,8 @@ def without_padding(places: Tensor, num_rows: int, length: int) -> Iterator[None
     """Give models that use `grouped_attention` T tokens of B rows as one row of T.
 
     Args:
-        places: Where they stand among the B n tokens of padded rows, (T,) int64. The mask that the
-            model is given is of the padded rows, (B, 1, n, S).
+        places: Indices of these tokens among the B n tokens of padded rows, (T,) int64. The mask
+            that the model is given covers the padded rows, (B, 1, n, S).
         num_rows: B.
         length: n.
     """
@@ -78,7 +78,7 @@ def without_padding(places: Tensor, num_rows: int, length: int) -> Iterator[None
 
 
 def _short_and_long(places: Tensor, num_rows: int, length: int) -> list[_Part]:
-    """Part rows of at most a quarter of the length from the others; on a CPU, where it pays."""
+    """Separate rows of at most a quarter of the length from the others, on a CPU where it pays."""
     whole = [_Part(slice(None), slice(None), places, length)]
     if places.device.type != "cpu" or length < _LEAST_LENGTH:
         return whole
@@ -106,7 +106,7 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,  # Any: what else a model passes to its attention function
 ) -> tuple[Tensor, None]:
-    """Compute the same as transformers' ``sdpa``, for G query heads a key-value head.
+    """Compute the same as transformers' ``sdpa``, for G query heads per key-value head.
 
     Args:
         module: The attention layer.
@@ -114,8 +114,8 @@ def grouped_attention(
         key: (B, heads / G, S, D).
         value: (B, heads / G, S, D).
         attention_mask: Added to the scores, (B, 1, n, S).
-        scaling: Of the scores; 1 / sqrt(D) if None.
-        **kwargs: For transformers' own function, which does all that is not grouped and masked.
+        scaling: Factor of the scores; 1 / sqrt(D) if None.
+        **kwargs: For transformers' own function, which computes what is not grouped and masked.
 
     Returns:
         (B, n, heads, D), or (1, T, heads, D), and None.
@@ -173,13 +173,13 @@ def can_go_without_padding(model: PreTrainedModel) -> bool:
 
 
 def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Let a model use `grouped_attention`, unless its attention is one that takes our masks.
+    """Let a model use `grouped_attention`, unless its own attention takes our masks.
 
-    Flash attention and kernels of the hub take none: they would read past their keys, which on a
-    GPU ends the process.
+    Flash attention and kernels from the hub take no masks: they would read past their keys, which
+    ends the process on a GPU.
 
     Raises:
-        UnsupportedModelError: It has an attention that takes no masks, and no other.
+        UnsupportedModelError: Its attention takes no masks and cannot be changed.
     """
     name = model.config._attn_implementation
     if name in ("eager", "flex_attention", _NAME, _PADDED):
@@ -194,14 +194,14 @@ def use_grouped_attention(model: PreTrainedModel) -> None:
 
 
 def keep_padding(model: PreTrainedModel) -> bool:
-    """Let a model that failed without padding be read with it; return whether it was without."""
+    """Make a model that failed without padding use it; return False if it already did."""
     if not can_go_without_padding(model):
         return False
     model.set_attn_implementation(_PADDED)
     return True
 
 
-# At import, so that a process finds it which gets a model from another one.
+# At import, so that a process that gets a model from another one finds it.
 for _name in (_NAME, _PADDED):
     AttentionInterface.register(_name, grouped_attention)
     AttentionMaskInterface.register(_name, sdpa_mask)

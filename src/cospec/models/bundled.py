@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BUNDLED = "bundled:"
-"""Names of bundled pairs begin so."""
+"""Prefix of the names of bundled pairs."""
 BUNDLED_PAIRS = {"family": ("target", "family"), "specialist": ("generalist", "specialist")}
-"""By name: folders of the target and of the draft."""
+"""Folders of the target and of the draft, by name."""
 BUNDLED_ARBITERS = ("bundled", "bundled-scalar")
-"""Names of the trained arbiters that ship with each of them; the first sees hidden states."""
+"""Names of the trained arbiters that ship with each pair; the first sees hidden states."""
 
 
 def bundled_home() -> Path:
@@ -48,7 +48,7 @@ def bundled_name(folders: Sequence[str | None]) -> str | None:
     """Name of the pair that ships with the package in these folders; None if there is none.
 
     Args:
-        folders: Of the target and of the draft.
+        folders: Folders of the target and of the draft.
     """
     for name, pair in BUNDLED_PAIRS.items():
         if list(folders) == [str(bundled_home() / folder) for folder in pair]:
@@ -71,8 +71,8 @@ def bundled_arbiter(spec: str, pair: str | None) -> str:
     """Return the spec of an arbiter with its folder in place of a bundled name.
 
     Args:
-        spec: As given; ``bundled`` is the trained arbiter that ships with the pair,
-            ``bundled-scalar`` one that does not see the models' states. Others stay.
+        spec: Spec as given; ``bundled`` is the trained arbiter that ships with the pair,
+            ``bundled-scalar`` one that does not see the models' states. Other specs stay.
         pair: Name of the pair; None if it is not a bundled one.
 
     Raises:

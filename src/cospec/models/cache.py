@@ -38,9 +38,9 @@ SavedRow: TypeAlias = "list[tuple[Tensor, Tensor]]"
 
 
 class Window(NamedTuple):
-    """The places of the next tokens of a range of rows, and the masks of what they see.
+    """The places of the next tokens of a range of rows, and their attention masks.
 
-    One window is computed a block; the draft's steps read column ranges of it.
+    One window is computed per block; the draft's steps read column ranges of it.
     """
 
     positions: Tensor
@@ -50,13 +50,13 @@ class Window(NamedTuple):
     masks: dict[str, Tensor]
     """By layer type: additive mask, (B, 1, n, S)."""
     rows: slice | Tensor
-    """Cache rows, B of them: a range, whose strips are seen in place, or any, which are copied."""
+    """B cache rows: a range, whose strips are read in place, or indices of strips to copy."""
     wanted: Tensor | None = None
-    """Places of the tokens that have to be read among all B n, (T,) int64, ascending; None for all.
-    Slots of others hold what they held, or padding where the model cannot do without."""
+    """Indices of the tokens to read among all B n, (T,) int64, ascending; None for all. Slots of
+    the others stay as they were, or get padding if the model needs it."""
 
     def only(self, is_wanted: Tensor) -> Window:
-        """The window of the tokens that are marked, (B, n) bool; others need not be read."""
+        """The window of the marked tokens, (B, n) bool; others need not be read."""
         wanted = is_wanted.flatten().nonzero()[:, 0]
         return self._replace(wanted=None if len(wanted) == is_wanted.numel() else wanted)
 
@@ -72,7 +72,7 @@ class Output(NamedTuple):
     """The output of a forward."""
 
     logits: Tensor
-    """(B, N, V) of the last N tokens of the window; of no meaning for those that were not read."""
+    """(B, N, V) of the last N tokens of the window; meaningless for those that were not read."""
     hidden: Tensor | None
     """Hidden states that the output matrix was applied to, (B, N, H), if asked for."""
 
@@ -100,9 +100,9 @@ class _RaggedCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer: store (B, heads, n, size), return all that is seen.
+        """Called by each attention layer: store (B, heads, n, size), return all visible slots.
 
-        Without padding, what is stored is (1, heads, T, size).
+        Without padding, the stored tensors are (1, heads, T, size).
         """
         assert self._window is not None and self._flat_slots is not None, "aim first"
         if layer_idx == len(self.buffers):
@@ -121,7 +121,7 @@ class _RaggedCache(Cache):
         return seen[0], seen[1]
 
     def rounded_up(self, num_slots: int) -> int:
-        """The next number of slots that may be stored or read."""
+        """Round up to a number of slots that may be stored or read."""
         return -(-num_slots // self._slot_multiple) * self._slot_multiple
 
     def _allocate(self, states: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class _RaggedCache(Cache):
                 buffer[destination] = buffer[source]
 
     def share(self, sources: list[int], rows: list[int], num_slots: int) -> None:
-        """Give each of `rows`, at once, the first slots of the row of `sources` in its place."""
+        """Copy the first slots of each row of `sources` to its row of `rows`, all at once."""
         for pair in self.buffers:
             for buffer in pair:
                 buffer[rows, :num_slots] = buffer[sources, :num_slots]
@@ -183,13 +183,13 @@ class _RaggedCache(Cache):
 
 
 class CachedModel:
-    """A causal language model, the ragged cache of one engine, and how to read into it.
+    """A causal language model with the ragged cache of one engine.
 
     Attributes:
         model: The Hugging Face model, in evaluation mode.
         context_length: Most positions that a row may have.
         vocab_size: Width of the logits.
-        device: Where its inputs go.
+        device: Device of its inputs.
     """
 
     def __init__(self, model: PreTrainedModel, capture_hidden: bool = False) -> None:
@@ -208,7 +208,7 @@ class CachedModel:
         self._windows_by_type = attention_windows(config)
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
-        # There attention sums 512 places at a time, fewer in an order that depends on their number.
+        # Such attention sums 512 places at a time; for fewer, the order depends on their number.
         is_cut = sums_in_parts(self.device, self._dtype)
         self._cache = _RaggedCache(512 if is_cut else _SLOT_MULTIPLE)
         self._spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
@@ -247,7 +247,7 @@ class CachedModel:
             starts: Position of each row's first token, (B,) int64 on the model's device. Negative
                 positions are read as 0.
             num_tokens: n.
-            max_end: At least max(starts) + n; known to the caller without asking the device.
+            max_end: At least max(starts) + n; the caller knows it without asking the device.
             rows: Cache rows of the entries of `starts`, (B,) int64; the first B by default.
         """
         span = min(self._cache.rounded_up(max_end), self._cache.num_slots)
@@ -271,8 +271,8 @@ class CachedModel:
 
         Args:
             token_ids: (B, n) int64.
-            window: Where they go, of the same B and n.
-            num_logits: N, of how many last tokens the logits are wanted.
+            window: Their places, with the same B and n.
+            num_logits: Number of last tokens to return logits for, N.
         """
         if window.wanted is not None:
             if can_go_without_padding(self.model):
@@ -308,7 +308,7 @@ class CachedModel:
     def _forward(
         self, token_ids: Tensor, positions: Tensor, window: Window, keep: int | Tensor
     ) -> Output:
-        """Run the model; of the tokens of `keep` (a last number or indices), return the output."""
+        """Run the model; return the output for the tokens of `keep` (a last number or indices)."""
         self._cache.aim(window)
         masks: Any = window.masks  # Any: a tensor or a dict, as the model class has it
         if len(masks) == 1:
@@ -338,13 +338,13 @@ class CachedModel:
     ) -> None:
         """Read whole token lists into rows `first_row`, `first_row` + 1, ... from position 0 on.
 
-        What some of them begin with (a system prompt, worked examples, a database's schema) is read
-        once, or copied from a row that has it.
+        A shared beginning (a system prompt, worked examples, a database's schema) is read once, or
+        copied from a row that has it.
 
         Args:
             prompts: Token ids; a list may be empty.
             first_row: Cache row of the first prompt.
-            held: What rows 0, 1, ... have read from position 0 on, until a prompt replaces it.
+            held: Tokens that rows 0, 1, ... have read from position 0 on, until replaced.
         """
         plan = plan_prefill(prompts, held or [])
         self._copy([(g.donor, first_row + g.places[0], g.num_held) for g in plan])
@@ -360,19 +360,19 @@ class CachedModel:
         self._read_spans(prompts, first_row, rests)
 
     def _copy(self, copies: list[tuple[int, int, int]]) -> None:
-        """Copy first slots from row to row: (source, destination, how many)."""
+        """Copy first slots from row to row: (source, destination, number of slots)."""
         wanted = [copy for copy in copies if copy[2]]
         if wanted:
             sources, rows, numbers = map(list, zip(*wanted, strict=True))
-            self._cache.share(sources, rows, max(numbers))  # what is too much is read over
+            self._cache.share(sources, rows, max(numbers))  # the surplus is overwritten
 
     def _read_spans(
         self, prompts: list[list[int]], first_row: int, spans: list[tuple[int, int, int]]
     ) -> None:
-        """Read token ranges (place in `prompts`, start, end), those of like length together.
+        """Read token ranges (place in `prompts`, start, end), those of similar length together.
 
-        Where a model needs padding, a shorter range is lengthened at its start by tokens that were
-        read already, or where there are none at its end by tokens that are hidden until they are
+        If a model needs padding, a shorter range starts earlier, with tokens that were read
+        already. If there are none, it ends later, with tokens that are hidden until they are
         overwritten.
         """
         spans = sorted((s for s in spans if s[2] > s[1]), key=lambda s: s[1] - s[2])

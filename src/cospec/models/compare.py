@@ -1,4 +1,4 @@
-"""Checks of what two models of a pair have to share, and notes on how they may differ.
+"""Checks that two models fit together as a pair, and notes on how they differ.
 
 Tokenizers are compared by what each id stands for, not by size: Qwen2.5 0.5B and 72B have
 vocabularies of different width that differ in padding rows only.
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _OWN = (
-    "CoSpec's own engine can also draft what both spell alike: --allow-different-tokenizers, from "
-    "Python allow_different_tokenizers=True."
+    "CoSpec's own engine can also draft tokens that both spell alike: "
+    "--allow-different-tokenizers, from Python allow_different_tokenizers=True."
 )
 _SAMPLE_TEXTS = (
     "Janet's ducks lay 16 eggs per day; she sells 3.5 of them for $1,234.50.",
@@ -36,7 +36,7 @@ def compare_tokenizers(
         another chat template.
 
     Raises:
-        TokenizerMismatchError: An id stands for two strings, or the same text becomes other ids.
+        TokenizerMismatchError: An id stands for two strings, or the same text gets different ids.
     """
     ours, theirs = target.get_vocab(), draft.get_vocab()
     strings = {i: token for token, i in ours.items()}
@@ -71,11 +71,11 @@ def compare_tokenizers(
 def match_models(
     models: list[PreTrainedModel], tokenizers: list[PreTrainedTokenizerBase] | None
 ) -> list[str]:
-    """Compare two loaded models, let the draft learn the target's ids if it has to; return notes.
+    """Compare two loaded models, translate the draft's ids if needed, and return notes.
 
     Args:
         models: The target and the draft.
-        tokenizers: Where they may differ: a draft with another one learns the target's ids.
+        tokenizers: Their tokenizers, if they may differ: the draft then learns the target's ids.
     """
     notes = []
     if tokenizers is not None:
@@ -83,7 +83,7 @@ def match_models(
             notes = compare_tokenizers(*tokenizers)
         except TokenizerMismatchError:
             target, draft = models
-            probe(draft)  # as it is: afterwards, logits of the tokens that it lacks hide all others
+            probe(draft)  # as it is: afterwards, logits of tokens that it lacks hide all others
             width = target.config.get_text_config().vocab_size
             notes = [translate(draft, tokenizers[1], tokenizers[0], width, _SAMPLE_TEXTS)]
     return notes + _compare_models(*models)

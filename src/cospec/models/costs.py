@@ -1,9 +1,9 @@
-"""Measured costs of a pair's forwards on this machine, and the most that blocks can gain at them.
+"""Measured costs of a pair's forwards on this machine, and the largest speed-up that they allow.
 
 A block of k costs k draft steps and one target forward over k + 1 tokens; plain decoding costs one
 target forward over one token for each. Everything else (prompts, sampling, Python) is left out, so
-that what follows is what the models allow (Leviathan et al., 2211.17192, section 3.3, with the
-measured cost of a longer forward in place of a constant).
+the bound depends on the models alone (Leviathan et al., 2211.17192, section 3.3, with the measured
+cost of a longer forward in place of a constant).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from cospec.models.pair import ModelPair
 
 _CONTEXT = 256
-"""Tokens in the cache where nothing is known of the texts."""
+"""Tokens in the cache if nothing is known about the texts."""
 _TOKEN_COSTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, int, int], float]] = (
     WeakKeyDictionary()
 )
-"""By draft, then by target, k and batch size."""
+"""Costs by draft, then by target, k and batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class Costs:
     context: int
     """Tokens in the cache before it."""
     draft_step_s: float
-    """One draft forward over one token a row."""
+    """One draft forward over one token per row."""
     verify_s: list[float]
-    """Entry n - 1: one target forward over n tokens a row, with all logits."""
+    """Entry n - 1: one target forward over n tokens per row, with all logits."""
 
     @property
     def token_s(self) -> float:
-        """One more drafted token a row: a draft step, and what the target's forward takes more."""
+        """One more drafted token per row: a draft step, and the longer target forward."""
         num_more = len(self.verify_s) - 1
         added = (self.verify_s[-1] - self.verify_s[0]) / num_more if num_more else 0.0
         return self.draft_step_s + max(0.0, added)
@@ -58,9 +58,9 @@ class Costs:
         """Speed-up over the target alone if nothing but these forwards took time.
 
         Args:
-            acceptance_length: Tokens a block.
-            num_drafted: Tokens drafted for a block, which the target reads.
-            num_steps: Draft steps of a block: fewer where tokens were looked up.
+            acceptance_length: Tokens per block.
+            num_drafted: Drafted tokens per block, which the target reads.
+            num_steps: Draft steps per block; fewer than `num_drafted` where tokens were looked up.
         """
         lengths = np.arange(len(self.verify_s))
         verify_s = float(np.interp(num_drafted, lengths, self.verify_s))
@@ -68,7 +68,7 @@ class Costs:
 
 
 def token_cost(pair: ModelPair, k: int, batch_size: int) -> float:
-    """Return the cost of one more drafted token in target steps, measured once a process.
+    """Return the cost of one more drafted token in target steps, measured once per process.
 
     Args:
         pair: The models.
@@ -118,7 +118,7 @@ def _medians(
 
 
 def _filled(model: PreTrainedModel, context: int, batch_size: int, num_tokens: int) -> CachedModel:
-    """Return a model that has read `context` tokens a row and has room for `num_tokens` more."""
+    """Return a model that has read `context` tokens per row and has room for `num_tokens` more."""
     cached = CachedModel(model)
     ids = torch.arange(batch_size * context).view(batch_size, context) * 7 % cached.vocab_size
     cached.reserve(batch_size, context + num_tokens)
@@ -127,7 +127,7 @@ def _filled(model: PreTrainedModel, context: int, batch_size: int, num_tokens: i
 
 
 def _seconds(cached: CachedModel, context: int, batch_size: int, num_tokens: int) -> float:
-    """Time a forward over `num_tokens` tokens a row, which overwrite those of the last one."""
+    """Time a forward over `num_tokens` tokens per row, which overwrite those of the last one."""
     starts = torch.full((batch_size,), context, device=cached.device)
     ids = torch.arange(batch_size, device=cached.device)[:, None].expand(-1, num_tokens)
     ids = ids % cached.vocab_size
@@ -140,6 +140,6 @@ def _seconds(cached: CachedModel, context: int, batch_size: int, num_tokens: int
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all that it was given."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -35,7 +35,7 @@ _FOR_TOKENIZERS = (
     "token",
     "trust_remote_code",
 )
-"""Arguments of ``from_pretrained`` that hold for a tokenizer as for its model."""
+"""Arguments of ``from_pretrained`` that apply to a tokenizer as well as to its model."""
 SPREADS = ("balanced", "sequential")
 """Ways to spread the layers of a model over all GPUs, as ``device_map`` of transformers."""
 
@@ -67,7 +67,7 @@ def load_model(
     has_accelerate = importlib.util.find_spec("accelerate") is not None
     if "device_map" not in kwargs:
         place = as_device(device)
-        if place.type == "cuda" and has_accelerate:  # else it is all in the machine's memory first
+        if place.type == "cuda" and has_accelerate:  # else the whole model is in CPU memory first
             kwargs["device_map"] = {"": place}
     elif not has_accelerate:
         raise MissingExtraError("accelerate, which spreads a model over devices,", "spread")
@@ -96,7 +96,7 @@ def load_tokenizer(
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: There is none, it is damaged, or it needs a package that is not installed.
+        CheckpointError: It is missing or damaged, or needs a package that is not installed.
     """
     kept = {k: v for k, v in kwargs.items() if k in _FOR_TOKENIZERS}
     arguments = _locate(source)
@@ -109,7 +109,7 @@ def as_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     """A torch dtype from its name, or "auto".
 
     Raises:
-        ConfigError: The name is none of those allowed.
+        ConfigError: The name is not allowed.
     """
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
@@ -160,12 +160,12 @@ def _require_gguf() -> None:
         import accelerate  # noqa: F401, PLC0415
         import gguf  # noqa: F401, PLC0415
     except ImportError as error:
-        raise MissingExtraError("what reads GGUF files", "gguf") from error
+        raise MissingExtraError("the reader of GGUF files", "gguf") from error
 
 
 @contextmanager
 def _explained(source: str | Path) -> Iterator[None]:
-    """Turn what the readers of a checkpoint raise into a sentence; out of memory stays as it is."""
+    """Turn errors of checkpoint readers into clear messages; out of memory stays as it is."""
     try:
         yield
     except ImportError as error:

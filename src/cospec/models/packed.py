@@ -1,14 +1,13 @@
-"""Linear layers whose weights are kept in the layout that the CPU's matrix kernels want.
+"""Linear layers whose weights are kept in the layout of the CPU's matrix kernels.
 
 A plain ``torch.nn.Linear`` on a CPU rearranges its weight on every call, which at the few rows of a
 decode step costs more than the product itself. oneDNN can do that once. The two operators are those
-that torch's own compiler inserts (``torch._inductor``, "mkldnn weight packing"); they are not part
-of torch's public interface, so that they are probed, and where the probe fails nothing is packed.
+that torch's own compiler inserts (``torch._inductor``, "mkldnn weight packing"). They are not part
+of torch's public interface, so they are probed; if the probe fails, nothing is packed.
 
 A packed product gives each row the same bits whatever rows are beside it. On some processors that
-does not hold for a single row, which then gets company (`_least_rows`). Plain products promise
-nothing of the kind. In bfloat16 that shows in texts, so there every layer is packed; in float32
-small ones stay plain.
+does not hold for a single row, which is then padded (`_least_rows`). Plain products do not promise
+it. In bfloat16 this shows in texts, so every layer is packed; in float32 small ones stay plain.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 LEAST_WEIGHTS = {torch.float32: 1 << 20, torch.bfloat16: 1}
 """Smaller matrices stay as they are: the processor caches them, and there is little to gain."""
 _NUM_ROWS = 8
-"""Rows that the layout is made for; others are as exact, and hardly slower."""
+"""Number of rows that the layout is made for; others are as exact and hardly slower."""
 
 
 class PackedLinear(nn.Module):
@@ -58,11 +57,11 @@ class PackedLinear(nn.Module):
 def pack_weights(model: PreTrainedModel) -> int:
     """Replace the linear layers of a model on a CPU by packed ones, in place.
 
-    An output matrix that is the embeddings as well is copied: these are needed plain. A packed
-    model cannot be saved or trained: its state dict has no packed weights.
+    An output matrix that is tied to the embeddings is copied, since embeddings must stay plain. A
+    packed model cannot be saved or trained: its state dict has no packed weights.
 
     Returns:
-        How many layers were packed: 0 where this build of torch or this processor cannot.
+        Number of packed layers: 0 if this build of torch or this processor cannot pack.
     """
     num_packed = 0
     for parent in list(model.modules()):
@@ -100,7 +99,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 @cache
 def _least_rows(dtype: torch.dtype) -> int:
-    """Return how many rows a product has at least; fewer are filled up with zeros.
+    """Return the least number of rows of a product; fewer are padded with zeros.
 
     With AVX-512 (EPYC, Zen 5), four rows take three quarters of the time of one.
     Elsewhere it is two if a single row has other bits than the same row among others, else one.
@@ -114,7 +113,7 @@ def _least_rows(dtype: torch.dtype) -> int:
 
 
 def _samples(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Make a weight (1536, 1536) and rows (5, 1536): narrower ones can hide what differs."""
+    """Make a weight (1536, 1536) and rows (5, 1536): narrower ones can hide differences."""
     generator = torch.Generator().manual_seed(0)
     weight, rows = (torch.randn(n, 1536, generator=generator).to(dtype) for n in (1536, 5))
     return weight, rows

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PLACES = ("device_map", "max_memory", "offload_folder")
-"""Arguments of ``from_pretrained`` that say where the layers of a target go."""
+"""Arguments of ``from_pretrained`` that place the layers of a target."""
 _CHANGED = packed.PackedLinear | quantized.Int8Linear
 _PLAIN = "_cospec_plain"
-"""Attribute of a model that was packed or quantized, which copies of it have as well: the bytes
-that fingerprints are made of, from before."""
+"""Attribute of a packed or quantized model, and of copies of it: the bytes for its fingerprint,
+from before that change."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class ModelPair:
         target: The model whose distribution is ``p``.
         draft: The model that proposes, ``q``; None where tokens are drafted without a model.
         tokenizer: The target's; None for pairs that work on token ids only.
-        notes: Differences that were found and do not matter, or how they are resolved.
-        draft_quantization: Of the draft's weights, if not those of its checkpoint.
+        notes: Differences between the models that do no harm, or how they are resolved.
+        draft_quantization: Quantization of the draft's weights; none if they are as loaded.
 
     Raises:
         UnsupportedModelError: A model cannot roll back its state.
@@ -103,21 +103,21 @@ class ModelPair:
             target: Hub id, folder or ``.gguf`` file of the target; or the name of a pair that
                 ships with the package, such as ``bundled:family``.
             draft: The same for the draft; without one, tokens are drafted without a model.
-            dtype: Of both models' weights; "auto" is what each checkpoint has.
-            device: Of both models; "auto" is CUDA where there is one, else the CPU. "balanced" and
-                "sequential" spread the layers of the target over all GPUs, and the draft is on the
-                first of them.
-            allow_pickle: Load checkpoints that are no safetensors. Unpickling runs code that the
-                file holds: only for files you trust.
-            pack_weights: On a CPU, keep the weights in the layout of its matrix kernels where it
-                has them (`cospec.models.packed`): faster, and these give a row the same bits in any
-                batch. The models of the pair can then not be saved or trained.
-            draft_quantization: Of the draft's weights: none, or int8 or int4 on a CPU, with which
-                its steps over a few rows are faster and its proposals a little worse
+            dtype: Data type of both models' weights; "auto" is that of each checkpoint.
+            device: Device of both models; "auto" is CUDA if there is one, else the CPU. "balanced"
+                and "sequential" spread the layers of the target over all GPUs, and the draft is on
+                the first of them.
+            allow_pickle: Load pickled checkpoints as well. Unpickling runs code that the file
+                holds: only for files you trust.
+            pack_weights: On a CPU, keep the weights in the layout of its matrix kernels, if it has
+                them (`cospec.models.packed`). This is faster and gives a row the same bits in any
+                batch, but the models can then not be saved or trained.
+            draft_quantization: Quantization of the draft's weights: none, or int8 or int4 on a CPU,
+                which make steps over a few rows faster and proposals a little worse
                 (`cospec.models.quantized`).
-            allow_different_tokenizers: Draft what both tokenizers spell alike (`models.translate`).
+            allow_different_tokenizers: Draft tokens that both tokenizers spell alike (`translate`).
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``; but
-                ``device_map``, ``max_memory`` and ``offload_folder`` are for the target alone.
+                ``device_map``, ``max_memory`` and ``offload_folder`` apply to the target alone.
 
         Raises:
             ConfigError: There is no bundled pair of that name, or the draft cannot be quantized.
@@ -146,7 +146,7 @@ class ModelPair:
         return pair
 
     def _change_weights(self, pack_weights: bool) -> None:
-        """Quantize the draft if that is asked for, and pack what is not."""
+        """Quantize the draft if that is asked for, and pack all other weights."""
         samples = [_sample(model) for model in self.models]
         if self.draft_quantization != "none":
             quantized.quantize_weights(self.draft_model, self.draft_quantization)
@@ -165,7 +165,7 @@ class ModelPair:
         """The draft, where one is needed.
 
         Raises:
-            PairError: There is none.
+            PairError: The pair has no draft.
         """
         if self.draft is None:
             raise PairError(
@@ -176,7 +176,7 @@ class ModelPair:
 
     @cached_property
     def special_token_ids(self) -> dict[str, int]:
-        """The special tokens of the tokenizer, by their text: all that decoded text leaves out."""
+        """Ids of special tokens by their text: all tokens that decoded text leaves out."""
         if self.tokenizer is None:
             return {}
         try:
@@ -189,9 +189,9 @@ class ModelPair:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash that tells this pair from others: shapes of all weights and some of them.
+        """A short hash that identifies this pair, from the shapes and some values of all weights.
 
-        The kind of a draft's quantized weights follows after a hyphen.
+        If the draft is quantized, the kind follows after a hyphen.
         """
         digest = hashlib.sha256()
         for model in self.models:
@@ -201,7 +201,7 @@ class ModelPair:
 
     @property
     def draft_size(self) -> float:
-        """Bytes that a step of the draft reads over the bytes of the target's weights."""
+        """Bytes that a step of the draft reads, divided by the bytes of the target's weights."""
         of_prompts = sum(layer.weight.nbytes for layer in quantized.int4_layers(self.draft_model))
         return (weight_bytes(self.draft_model) - of_prompts) / weight_bytes(self.target)
 
@@ -220,8 +220,8 @@ class ModelPair:
         """Token ids of a text.
 
         Raises:
-            PromptError: The text is no Unicode text: it holds half of a character. JSON can write
-                one (a lone surrogate), and so can an argument of the command line.
+            PromptError: The text holds half of a character (a lone surrogate), as JSON and
+                arguments of the command line can.
         """
         assert self.tokenizer is not None, "texts need a tokenizer"
         try:
@@ -239,10 +239,10 @@ class ModelPair:
         """Token ids of a conversation in the target's chat template, ready to be answered.
 
         Args:
-            messages: ``{"role": …, "content": …}`` each.
+            messages: Messages, each ``{"role": …, "content": …}``.
 
         Raises:
-            PromptError: This is no such list, or the template refuses it.
+            PromptError: `messages` is no such list, or the template refuses it.
             TokenizerMismatchError: The pair has no tokenizer, or it has no chat template.
         """
         is_list = isinstance(messages, Sequence) and len(messages) > 0
@@ -271,7 +271,7 @@ class ModelPair:
 
 
 def context_of(model: PreTrainedModel) -> int:
-    """Most tokens of prompt and completion together that a model reads."""
+    """Most tokens of prompt and completion together that a model can read."""
     return context_length(model.config.get_text_config())
 
 
@@ -284,7 +284,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 def num_weights(model: PreTrainedModel) -> int:
-    """Numbers in a model's weights, without the copy that a changed output matrix is."""
+    """Number of values in a model's weights, without the copied output matrix of changed models."""
     number = sum(weight.shape.numel() for weight in _distinct(model))
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if isinstance(output, _CHANGED) and model.config.tie_word_embeddings:
@@ -306,7 +306,7 @@ def _load(
     device: str | torch.device,
     **kwargs: Any,  # Any: as in from_pretrained
 ) -> list[PreTrainedModel]:
-    """Load a target, which may be spread over devices, and a draft to where the target begins."""
+    """Load a target, which may be spread over devices, and a draft on the target's first device."""
     places = {key: kwargs.pop(key) for key in _PLACES if key in kwargs}
     target = load_model(sources[0], device=device, **places, **kwargs)
     if target.device.type == "meta":
@@ -318,7 +318,7 @@ def _load(
 
 
 def _sample(model: PreTrainedModel) -> bytes:
-    """Return the shapes of all weights of a model and some of their numbers."""
+    """Return the shapes of all weights of a model and some of their values."""
     return b"".join(
         f"{name} {tuple(weight.shape)}".encode()
         + weight.flatten()[:64].float().cpu().numpy().tobytes()
@@ -327,12 +327,12 @@ def _sample(model: PreTrainedModel) -> bytes:
 
 
 def _weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a model by name; those that wait on a disk or on the CPU are fetched."""
+    """The weights of a model by name; those offloaded to a disk or the CPU are fetched."""
     for name, weight in model.state_dict().items():
         if not weight.is_meta:
             yield name, weight
             continue
-        import accelerate.utils  # noqa: PLC0415  # has put it there
+        import accelerate.utils  # noqa: PLC0415  # installed, since it has offloaded them
 
         owner, _, own_name = name.rpartition(".")
         module = model.get_submodule(owner)

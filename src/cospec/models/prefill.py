@@ -1,4 +1,4 @@
-"""Plans the reading of prompts, so that what several of them begin with is read once.
+"""Plans the reading of prompts, so that a beginning that several share is read once.
 
 Knows token ids and rows, nothing of models or caches.
 """
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LEAST_SHARED = 16
-"""Tokens that prompts must begin with in common to be read once for all of them."""
+"""Fewest common first tokens that are read once for several prompts."""
 _COMPARED = 64
 """Tokens that are compared at once."""
 _MOST_ALIKE = 128
-"""Prompts of a group at most."""
+"""Most prompts in a group."""
 
 
 class PrefillGroup(NamedTuple):
     """Prompts whose common beginning is read once."""
 
     places: list[int]
-    """In the list of prompts; the first one's row is read into, the others copy from it."""
+    """Indices of the prompts; the first one's row is read into, the others copy from it."""
     num_shared: int
-    """Tokens that all of them begin with."""
+    """Number of tokens that all of them begin with."""
     donor: int
     """Row that has read some of these already; meaningless if `num_held` is 0."""
     num_held: int
@@ -41,7 +41,7 @@ def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[Prefil
 
     Args:
         prompts: Token ids of prompts to be read.
-        held: What each row has read, in use or not.
+        held: Tokens that each row has read, in use or not.
     """
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     rows = sorted(range(len(held)), key=held.__getitem__)
@@ -76,9 +76,9 @@ def plan_prefill(prompts: list[list[int]], held: list[list[int]]) -> list[Prefil
 def cheapest_order(prompts: Sequence[Sequence[int]]) -> list[int]:
     """Return the order in which prompts are cheap to read a few at a time.
 
-    Where half of all tokens can be shared between neighbours that begin alike (beyond what all
-    begin with), these are neighbours; else those of like length are, the longest first, so that
-    they are read together.
+    If neighbours that begin alike can share more than half of all tokens (beyond the beginning that
+    all share), prompts are sorted by their beginnings. Otherwise they are sorted by length, the
+    longest first, so that those of similar length are read together.
 
     Args:
         prompts: Token ids.
@@ -92,11 +92,12 @@ def cheapest_order(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _donor(prompt: list[int], held: list[list[int]], rows: list[int]) -> tuple[int, int]:
-    """Return the row that has read most of what a prompt begins with, and how many tokens of it.
+    """Return the row that shares the longest beginning with a prompt, and how many tokens that is.
 
     Args:
         prompt: Token ids.
-        held: What rows have read, sorted, so that the best row is next to the place of the prompt.
+        held: Tokens that rows have read, sorted, so that the best row is next to the prompt's
+            place.
         rows: The row of each of them.
     """
     place = bisect_left(held, prompt)

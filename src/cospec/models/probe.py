@@ -1,4 +1,4 @@
-"""A trial of a loaded model: what is read through the cache has to be what it says without."""
+"""Check of a loaded model: its logits must be the same with the ragged cache as without a cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 _PASSED: WeakKeyDictionary[PreTrainedModel, tuple[str, int]] = WeakKeyDictionary()
-"""Models that passed, each with the attention and the forward that it had."""
+"""Models that passed, each with the attention and the forward that it had then."""
 
 
 @torch.inference_mode()
@@ -23,11 +23,11 @@ def probe(model: PreTrainedModel) -> None:
     """Check on a few tokens that ragged reading and rolling back change nothing.
 
     Two rows of different length are read, rolled back, and read on, one further than the other;
-    their last logits have to be those of a forward without a cache. A model that passed is not read
-    again: `custom_generate` makes a pair in each call.
+    their last logits have to be those of a forward without a cache. A model that passed is not
+    checked again: `custom_generate` makes a pair in each call.
 
     Raises:
-        UnsupportedModelError: They are not, so that output would silently be wrong.
+        UnsupportedModelError: The logits differ, so that output would silently be wrong.
     """
     forward = getattr(model.forward, "__func__", model.forward)
     state = str(model.config._attn_implementation), id(forward)

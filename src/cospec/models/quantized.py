@@ -1,14 +1,14 @@
 """A draft with 8-bit or 4-bit weights: its proposals need not be exact, the target verifies them.
 
-At one row a CPU spends its time on reading weights, and 8-bit ones are a quarter of float32's. Each
-output of a layer has a scale of its own; activations are bfloat16. The operator is the one that
-torch's compiler takes for weight-only int8 (``torch._weight_int8pack_mm``). It was compared with
-oneDNN's 8-bit product and torchao (`experiments/speed_real`): both are slower where there is no
-AVX-512, and the latter would be one more dependency.
+With one row a CPU spends its time on reading weights, and 8-bit ones are a quarter of float32's.
+Each output of a layer has its own scale; activations are bfloat16. The operator is the one that
+torch's compiler uses for weight-only int8 (``torch._weight_int8pack_mm``). It was compared with
+oneDNN's 8-bit product and torchao (`experiments/speed_real`): both are slower without AVX-512, and
+the latter would be one more dependency.
 
 With 4 bits each group of 32 weights of an output has a scale and a zero point. Few rows are
-multiplied by ``torch.ops.aten._weight_int4pack_mm_for_cpu``, which torchao takes as well. Prompts
-are read with 8-bit weights, which are kept beside the others.
+multiplied by ``torch.ops.aten._weight_int4pack_mm_for_cpu``, which torchao uses as well. Prompts
+are read with 8-bit weights, which are kept beside the 4-bit ones.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from cospec.config import Quantization
 
 _MOST_ROWS = {torch.bfloat16: 24, torch.float32: 48}
-"""Up to so many rows are multiplied as they are kept; more, as a prompt has, are faster with a
-weight that is made float for the call, of the type that the processor multiplies fast
-(`_float_type`)."""
+"""Most rows that are multiplied with the quantized weight itself. More rows, as in a prompt, are
+faster with a weight that is converted for the call to the float type that the processor multiplies
+fast (`_float_type`)."""
 _SLICE = 5 << 20
-"""Weights that are made float at once: more memory than that is asked of the system every time."""
+"""Most weights to convert to float at once: larger buffers are requested anew every time."""
 _WIDTH_MULTIPLE = 32  # the operators read beyond rows of an odd width, and can crash
 _GROUP = 32
 """Weights that share a scale and a zero point in 4 bits."""
@@ -85,8 +85,8 @@ class Int4Linear(Int8Linear):
     """A linear layer with a 4-bit weight for a few rows, and an 8-bit one for prompts.
 
     Args:
-        linear: The layer that it replaces; its weight is not kept. Its outputs are a multiple of
-            16.
+        linear: The layer that it replaces; its weight is not kept. The number of its outputs is a
+            multiple of 16.
     """
 
     packed: Tensor
@@ -118,12 +118,12 @@ class Int4Linear(Int8Linear):
 def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> None:
     """Replace the linear layers of a draft on a CPU by 8-bit or 4-bit ones, in place.
 
-    An output matrix that is the embeddings as well is copied: these stay as they are. With int4, a
-    layer whose outputs are no multiple of 16 has 8 bits.
+    An output matrix that is tied to the embeddings is copied, since embeddings stay as they are.
+    With int4, a layer whose number of outputs is no multiple of 16 has 8 bits.
 
     Raises:
-        ConfigError: The model is not on a CPU, has no layer that can be replaced, or this build of
-            torch has no right product of that kind.
+        ConfigError: The model is not on a CPU or has no layer that can be replaced, or this build
+            of torch has no correct product of that kind.
     """
     if model.device.type != "cpu":
         raise ConfigError(
@@ -132,8 +132,8 @@ def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> Non
         )
     if not can_quantize(kind):
         raise ConfigError(
-            f"draft_quantization is {kind}, and this build of torch has no such product that is "
-            "right on this processor; leave it out."
+            f"draft_quantization is {kind}, and this build of torch has no correct product of "
+            "that kind on this processor; leave it out."
         )
     found = [
         (parent, name, child)

@@ -31,8 +31,8 @@ class PairSource:
     allow_pickle: bool = False
     """Load pickled checkpoints, which can run any code they hold."""
     draft_quantization: Quantization = "none"
-    """Weights of the draft: none (as loaded), or int8 or int4 on a CPU. Its steps over a few rows
-    are then faster and its proposals a little worse; lossless decoding stays exact."""
+    """Quantization of the draft's weights: none (as loaded), or int8 or int4 on a CPU, which make
+    steps over a few rows faster and proposals a little worse; lossless decoding stays exact."""
     allow_different_tokenizers: bool = False
     """Let a draft with another tokenizer propose the tokens that both spell alike."""
 
@@ -40,7 +40,7 @@ class PairSource:
         """Return target and draft as hub ids, folders or files; no draft if none is named.
 
         Args:
-            needs_draft: Refuse a source without a draft.
+            needs_draft: Whether to refuse a source without a draft.
 
         Raises:
             ConfigError: A model is not named, or there is no such bundled pair.
@@ -59,7 +59,7 @@ class PairSource:
         """Load the pair; one without a draft if none is needed or named.
 
         Args:
-            needs_draft: Refuse a source without a draft.
+            needs_draft: Whether to refuse a source without a draft.
             pack_weights: As in `ModelPair.from_pretrained`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Checks that a model can be decoded, and exactly; its positions as the configuration has them."""
+"""Checks that a model can be decoded exactly, and the positions that its configuration allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SWITCHING_ROPES = {"dynamic", "longrope"}
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Refuse what cannot roll back.
+    """Refuse a model that cannot roll back.
 
     Raises:
         UnsupportedModelError: A recurrent, hybrid, chunked or encoder-decoder model.
@@ -46,22 +46,22 @@ def check_supported(model: PreTrainedModel) -> None:
 
 
 def warn_of_mixed_rows(target: PreTrainedModel) -> None:
-    """Warn, once a name, of a target whose logits for a token depend on those beside it.
+    """Warn, once per name, of a target whose logits for a token depend on the tokens beside it.
 
-    bitsandbytes multiplies in 16 bits those inputs that are large for any token of a forward, and
-    all others in 8.
+    bitsandbytes multiplies inputs that are large for any token of a forward in 16 bits, and all
+    others in 8.
     """
     if getattr(target, "is_loaded_in_8bit", False):
         _warn(
-            f"the target {target.name_or_path} has 8-bit weights of bitsandbytes, with which what "
-            "it says of a token depends on the tokens that are read with it: lossless output need "
-            "not be that of the target alone; load it without load_in_8bit for that"
+            f"the target {target.name_or_path} has 8-bit weights of bitsandbytes, with which its "
+            "logits for a token depend on the tokens that are read with it: lossless output can "
+            "differ from that of the target alone; load it without load_in_8bit to avoid that"
         )
 
 
 @cache
 def _warn(text: str) -> None:
-    """Say something once."""
+    """Log a warning once."""
     _log.warning("note: %s", text)
 
 
@@ -83,7 +83,7 @@ def context_length(config: PretrainedConfig) -> int:
 
 
 def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
-    """By layer type, how far a token sees back; None for all the way."""
+    """By layer type, the number of last tokens that a token sees; None for all."""
     sliding = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     if not kinds:

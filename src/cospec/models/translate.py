@@ -1,10 +1,10 @@
-"""A draft that speaks another vocabulary, made to speak the target's.
+"""Translation of a draft with another vocabulary to the target's token ids.
 
 Only tokens that both tokenizers spell alike are ever drafted, as in token-level intersection (Timor
 et al., 2502.05202, algorithm 4) and vLLM. Here the draft's own embedding and output matrices are
 rearranged, so that the rest of the package sees a model over the target's ids. A token of the
 target that the draft lacks is read as the mean of the tokens that spell it, and has next to no
-probability. Which tokens are drafted has no part in what lossless decoding gives: it stays exact.
+probability. Lossless decoding stays exact, whichever tokens are drafted.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _NEVER = -1e4  # as a logit: exp of it is 0 in float32, and no sum of it is NaN
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MARKED = ("eos_token_id", "bos_token_id", "pad_token_id", "unk_token_id")
-"""The first one counts where the target has one id for several."""
+"""Special tokens; the first one counts if the target has one id for several."""
 POOR = 0.9
-"""Share of shared tokens in texts below which hardly a block is accepted."""
+"""Share of shared tokens in texts below which hardly any block is accepted."""
 
 
 def translate(
@@ -40,14 +40,14 @@ def translate(
     """Let a draft read and write the target's ids, in place.
 
     Args:
-        draft: With matrices of its own.
+        draft: Draft whose matrices are rearranged.
         theirs: The draft's tokenizer.
         ours: The target's.
-        width: Of the target's logits.
-        texts: Samples, to tell how much of a text has shared tokens.
+        width: Width of the target's logits.
+        texts: Sample texts, to measure the share of shared tokens.
 
     Returns:
-        A note on what the two have in common.
+        A note on the tokens that the two have in common.
 
     Raises:
         UnsupportedModelError: The draft's last layer is not a linear one.
@@ -73,7 +73,7 @@ def translate(
     bias = new.bias.data.zero_() if head.bias is None else head.bias.detach()[place]
     new.bias.data = bias.masked_fill(~is_shared.to(bias.device), _NEVER)
     embedding.weight, embedding.num_embeddings = nn.Parameter(read), width
-    embedding.padding_idx = None  # of the draft's own vocabulary, and beyond this one perhaps
+    embedding.padding_idx = None  # an id of the draft's own vocabulary, perhaps beyond this one
     model.set_output_embeddings(new)
     config = draft.config.get_text_config()
     config.vocab_size, config.tie_word_embeddings = width, False
@@ -81,7 +81,7 @@ def translate(
 
 
 def shared_ids(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Return the draft's id of each target's id that it spells alike."""
+    """Return the draft's id for each of the target's ids that it spells alike."""
     known = {text: i for i, text in _spellings(theirs).items()}
     found = {i: known[text] for i, text in _spellings(ours).items() if text in known}
     marked: dict[int, int] = {}
@@ -93,9 +93,9 @@ def shared_ids(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -
 
 
 def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes | str]:
-    """Return by id the bytes of each token, in whatever alphabet its tokenizer writes them.
+    """Return the bytes of each token by id, whatever alphabet its tokenizer writes them in.
 
-    Special tokens are their names, so that none is taken for the text that looks like it.
+    Special tokens stay names, so that none is taken for the text that looks like it.
     """
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
     spaces = [sum(token.startswith(sign) for token in vocabulary) for sign in ("\u2581", "\u0120")]
@@ -141,7 +141,7 @@ def _share_of_texts(
 def _note(of_vocabulary: float, of_texts: float) -> str:
     note = (
         f"draft and target tokenize differently: the draft has {of_vocabulary:.1%} of the target's "
-        f"tokens, and {of_texts:.1%} of those of sample texts, and drafts no others; cospec info "
+        f"tokens, which make up {of_texts:.1%} of sample texts, and drafts no others; cospec info "
         "tells how often its choice stands"
     )
     if of_texts < POOR:

@@ -1,7 +1,7 @@
 """The semantics of rulings, as functions on tensors: engine, trainer and vLLM plugin share them.
 
-`mismatches` makes what an arbiter sees, `vetoes` says which of its rulings do not count. Only the
-slow reference decoder says the same again, and tests hold the two equal.
+`mismatches` builds the batch that an arbiter sees; `vetoes` finds the rulings that do not count.
+Only the slow reference decoder has its own copy of this, and tests check that both agree.
 """
 
 from cospec.rulings.mismatches import (

@@ -1,7 +1,7 @@
 """The batch of mismatches that an arbiter sees, and how its columns are computed.
 
-Axes: T drafted tokens in the order of their rows, those of a block adjacent; M mismatches, each one
-of them.
+Axes: T drafted tokens in the order of their rows, those of a block adjacent; M mismatches among
+them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def make_batch(
     supply: Mapping[Needs, Callable[[], tuple[Tensor, ...]]],
     **columns: Tensor,
 ) -> MismatchBatch:
-    """Build the batch that an arbiter sees, with what it declared it needs and no more.
+    """Build the batch that an arbiter sees, with only the inputs that it needs.
 
     Args:
-        needs: Of the arbiter.
-        supply: By need, what gives its `COLUMNS`; called only if they are needed.
+        needs: Needs of the arbiter.
+        supply: By need, a function that returns its `COLUMNS`; called only if they are needed.
         **columns: The fields that every arbiter sees.
     """
     for need, names in COLUMNS.items():
@@ -52,7 +52,7 @@ def check_ruling(ruling: object, batch: MismatchBatch, name: str) -> None:
     """Check that an arbiter's answer is a ruling on each mismatch of a batch.
 
     Raises:
-        ArbiterError: It is not.
+        ArbiterError: It is no such ruling.
     """
     if not isinstance(ruling, Ruling):
         raise ArbiterError(f"arbiter {name} answered {ruling!r}; it must return a Ruling.")
@@ -94,20 +94,20 @@ class LookAhead(NamedTuple):
 
 
 def token_log_p(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Return log-probabilities of tokens (...) by raw logits (..., V), (...) float32."""
+    """Return log-probabilities of tokens (...) under raw logits (..., V), (...) float32."""
     logits = logits.float()
     return logits.gather(-1, token_ids[..., None])[..., 0] - logits.logsumexp(dim=-1)
 
 
 def in_width(logits: Tensor, vocab_size: int) -> Tensor:
-    """Return logits (..., V) in the target's width: what only one of two models has is padding."""
+    """Return logits in the target's width, (..., V): padded with -inf, or cut if they are wider."""
     if logits.shape[-1] == vocab_size:
         return logits
     return torch.nn.functional.pad(logits, (0, vocab_size - logits.shape[-1]), value=-torch.inf)
 
 
 def token_probs(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Return probabilities of N tokens a row (M, N) by raw logits (M, V), (M, N) float32."""
+    """Return probabilities of N tokens per row (M, N) under raw logits (M, V), (M, N) float32."""
     logits = logits.float()
     return (logits.gather(1, token_ids) - logits.logsumexp(dim=1, keepdim=True)).exp()
 
@@ -122,14 +122,14 @@ def look_ahead(
 ) -> LookAhead:
     """Return the target's view of the drafted tokens after each mismatch.
 
-    It judged them given the drafted tokens before, so that this is its view of what follows if the
-    draft's token is kept.
+    The target judged each given the drafted tokens before it, so this is its view of the text that
+    follows if the draft's token is kept.
 
     Args:
-        index: Which of the tokens the mismatches are, (M,).
-        num_ahead: N, how far to look.
+        index: Indices of the mismatches among the T tokens, (M,).
+        num_ahead: Tokens to look ahead, N.
         blocks: Block of each token, (T,).
-        is_drafted: Whether there is one, and not padding, (T,) bool.
+        is_drafted: Whether each is a drafted token rather than padding, (T,) bool.
         is_match: Whether the target accepts it, (T,) bool.
         log_p: Its log-probability, (T,) float32.
     """
@@ -142,10 +142,10 @@ def whole_block(first: Tensor, k: int, blocks: Tensor, is_drafted: Tensor, log_q
     """Return the draft's log-probability of each token of a block, (M, K); 0 after its end.
 
     Args:
-        first: Which of the tokens is the first of each mismatch's block, (M,).
+        first: Index of the first token of each mismatch's block, (M,).
         k: K, the most tokens of a block.
         blocks: Block of each token, (T,).
-        is_drafted: Whether there is one, and not padding, (T,) bool.
+        is_drafted: Whether each is a drafted token rather than padding, (T,) bool.
         log_q: Its log-probability, (T,) float32.
     """
     places = first[:, None] + torch.arange(k, device=first.device)  # (M, K)
@@ -163,6 +163,6 @@ def _inside(
 
 
 def rank_in_row(rows: Tensor) -> Tensor:
-    """Return how many entries of its row precede each, (M,), from their rows in order."""
+    """Return the number of entries before each in the same row, (M,), given their rows in order."""
     rows = rows.contiguous()
     return torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)

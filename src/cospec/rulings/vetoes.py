@@ -21,16 +21,16 @@ class Veto(enum.IntEnum):
 
     NONE = 0
     FORBIDDEN = 1
-    """The target gives the drafted token probability 0, of which a sound score may be infinite."""
+    """The target gives the drafted token probability 0; a sound score may be infinite there."""
     NON_FINITE = 2
     """The arbiter's score is NaN or infinite."""
     EXACT_PREFIX = 3
-    """Nothing is overridden there: the first ``exact_prefix_tokens``, a text after its last
-    correction, or a prompt that the arbiter stands back from."""
+    """No override is allowed there: in the first ``exact_prefix_tokens``, after
+    ``max_corrections``, or for a prompt that the arbiter stands back from."""
     STOP_TOKEN = 4
     """One of the two tokens would end the text."""
     NO_DRAFT = 5
-    """The arbiter needs what the draft says of the token, and no model drafted it: not asked."""
+    """The arbiter needs the draft's output, and no model drafted the token: it was not asked."""
 
 
 def find_vetoes(
@@ -44,9 +44,9 @@ def find_vetoes(
     """Return the veto that a ruling for the draft meets at each mismatch, (M,) int64.
 
     Args:
-        score: The number that the arbiter's ruling follows from, (M,) float, if it gives one.
+        score: Number that the arbiter's ruling is based on, (M,) float, if it gives one.
         draft_logit: The target's raw logit of the draft's token, (M,).
-        is_cut: Whether truncation takes it from the target's distribution, (M,) bool.
+        is_cut: Whether truncation removes it from the target's distribution, (M,) bool.
         is_exact: Whether its place in the text is to stay lossless, (M,) bool.
         is_stop: Whether one of the two tokens ends the text and may not be overridden, (M,) bool.
     """
