@@ -1,12 +1,13 @@
 """Speed and accuracy inside vLLM: target alone, stock speculation, and CoSpec, in one run.
 
 Arms, each an engine in a process of its own, in turns (``--num-turns``) on the same machine:
-``target`` decodes plainly; ``stock`` is vLLM's draft-model speculation without the plugin; ``lossless`` has
-the plugin with the arbiter at threshold 1 (a rule: the arbiter ``lossless``), which rules and never
-overrides; ``cospec`` has the arbiter as it is. Each arm solves all problems greedily at the highest
-concurrency (its accuracy and counts; in its first turn), and then the first few again in timed
-trials at each concurrency, the engine warm: tokens per second of the median trial. What an arm
-measured in a turn is kept beside the result file, and a run that was stopped goes on with the next.
+``target`` decodes plainly; ``stock`` is vLLM's draft-model speculation without the plugin;
+``lossless`` has the plugin with the arbiter at threshold 1 (a rule: the arbiter ``lossless``),
+which rules and never overrides; ``cospec`` has the arbiter as it is. Each arm solves all problems
+greedily at the highest concurrency (its accuracy and counts; in its first turn), and then the first
+few again in timed trials at each concurrency, the engine warm: tokens per second of the median
+trial. What an arm measured in a turn is kept beside the result file, and a run that was stopped
+goes on with the next.
 
 Usage::
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import sys
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
+from cospec.models import packed
 from cospec.models.cache import CachedModel
 from cospec.models.packed import LEAST_WEIGHTS, PackedLinear, can_pack, pack_weights
 from cospec.models.pair import num_weights, weight_bytes
@@ -149,6 +150,17 @@ def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokeni
 
 @needs_packing
 @pytest.mark.usefixtures("packs_small")
+def test_a_pair_says_where_its_weights_cannot_be_packed(tmp_path, tokenizer, monkeypatch):
+    """Found: it decoded more slowly, and nobody learned why."""
+    random_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(packed, "can_pack", lambda dtype: dtype == torch.float32)
+    load = partial(ModelPair.from_pretrained, tmp_path, tmp_path, device="cpu")
+    assert load(dtype="float32").notes == load(dtype="bfloat16", pack_weights=False).notes == ()
+    (note,) = load(dtype="bfloat16").notes
+    assert "no packed products for torch.bfloat16: decoding is slower" in note
+
+
 def test_small_layers_stay_and_a_tied_output_matrix_is_copied():
     model = random_model("llama", vocab_size=512, hidden_size=256, intermediate_size=512)
     model.config.tie_word_embeddings = True

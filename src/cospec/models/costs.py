@@ -47,13 +47,6 @@ class Costs:
     verify_s: list[float]
     """Entry n - 1: one target forward over n tokens per row, with all logits."""
 
-    @property
-    def token_s(self) -> float:
-        """One more drafted token per row: a draft step, and the longer target forward."""
-        num_more = len(self.verify_s) - 1
-        added = (self.verify_s[-1] - self.verify_s[0]) / num_more if num_more else 0.0
-        return self.draft_step_s + max(0.0, added)
-
     def bound(self, acceptance_length: float, num_drafted: float, num_steps: float) -> float:
         """Speed-up over the target alone if nothing but these forwards took time.
 

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -70,6 +72,17 @@ def pack_weights(model: PreTrainedModel) -> int:
                 setattr(parent, name, PackedLinear(child))
                 num_packed += 1
     return num_packed
+
+
+def notes_on(models: Sequence[PreTrainedModel]) -> list[str]:
+    """Return a note if weights on the CPU cannot be packed here."""
+    dtypes = {model.dtype for model in models if model.device.type == "cpu"}
+    return [
+        f"this processor or build of torch has no packed products for {dtype}: decoding is slower, "
+        "and the last bits of a row can depend on its batch."
+        for dtype in sorted(dtypes, key=str)
+        if not can_pack(dtype)
+    ]
 
 
 def _is_packable(weight: Tensor) -> bool:

@@ -124,8 +124,7 @@ class ModelPair:
             CheckpointError: A checkpoint is missing, corrupt or pickled.
             PairError: The two cannot work together.
         """
-        if draft_quantization not in get_args(Quantization):
-            allowed = get_args(Quantization)
+        if draft_quantization not in (allowed := get_args(Quantization)):
             raise ConfigError(unknown_name("draft quantization", draft_quantization, allowed))
         if str(target).startswith(BUNDLED):
             if draft is not None:
@@ -140,6 +139,7 @@ class ModelPair:
         models = _load(sources, device, dtype=dtype, allow_pickle=allow_pickle, **kwargs)
         if draft is not None:
             notes += match_models(models, tokenizers if allow_different_tokenizers else None)
+        notes += packed.notes_on(models) if pack_weights else []
         own = None if draft is None else models[1]
         pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
         pair._change_weights(pack_weights)

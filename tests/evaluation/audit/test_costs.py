@@ -48,8 +48,6 @@ def test_costs_are_measured_for_every_length() -> None:
 
 def test_the_bound_is_what_the_forwards_of_a_block_allow():
     costs = Costs(1, 10, 0.25, [1.0, 1.0, 1.5])
-    assert costs.token_s == 0.5
     assert costs.bound(3.0, 2, 2) == 3 / 2
     assert costs.bound(3.0, 2, 0) == 3 / 1.5, "looked up"
     assert costs.bound(2.0, 1.5, 1.5) == 2 / (0.375 + 1.25), "between two measured lengths"
-    assert Costs(1, 10, 0.25, [1.0, 0.9]).token_s == 0.25
