@@ -148,8 +148,6 @@ def test_the_fingerprint_of_a_pair_is_that_of_its_plain_weights(tmp_path, tokeni
     assert copied.fingerprint == plain.fingerprint, "found: a copy had another one"
 
 
-@needs_packing
-@pytest.mark.usefixtures("packs_small")
 def test_a_pair_says_where_its_weights_cannot_be_packed(tmp_path, tokenizer, monkeypatch):
     """Found: it decoded more slowly, and nobody learned why."""
     random_model("llama").save_pretrained(tmp_path)
@@ -161,6 +159,8 @@ def test_a_pair_says_where_its_weights_cannot_be_packed(tmp_path, tokenizer, mon
     assert "no packed products for torch.bfloat16: decoding is slower" in note
 
 
+@needs_packing
+@pytest.mark.usefixtures("packs_small")
 def test_small_layers_stay_and_a_tied_output_matrix_is_copied():
     model = random_model("llama", vocab_size=512, hidden_size=256, intermediate_size=512)
     model.config.tie_word_embeddings = True
