@@ -43,7 +43,7 @@ for alpha in 0.3 0.2 0.1 0 -0.1 -0.2 -0.3; do tune+=(--arbiter "cascade_diff:alp
 [[ -e $work/tune_rule.json ]] || cospec eval --target "$more" --draft src/cospec/bundled/family --dtype float32 -k 16 --threads 1 \
     --task reasoning_gym:gsm_symbolic --split tune --num-problems 300 --batch-size 100 \
     "${tune[@]}" --json "$work/tune_rule.json"
-decode taught_more --target "$more" --alpha ALPHA  # the best of tune_rule.json
+decode taught_more --target "$more" --alpha -0.3  # the best of tune_rule.json
 "${heldout[@]}" test --work "$work/taught_more" --tiers 10 --target "$more" \
-    --arms shipped --shipped src/cospec/bundled/arbiters/family
+    --arms shipped --shipped src/cospec/bundled/arbiters/family-scalar
 python experiments/equal_teaching/summarise.py "$work"

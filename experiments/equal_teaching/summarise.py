@@ -22,6 +22,8 @@ from experiments.heldout_templates import summarise as heldout  # noqa: E402
 from cospec.results import write_json  # noqa: E402
 
 RESULT = Path(__file__).parent / "equal_teaching_family.json"
+MORE_TIERS = 125
+"""Tiers of solutions that ``more`` learned."""
 NAMES = {
     "taught_target": {
         "lossless": "taught",
@@ -64,7 +66,7 @@ ROWS = {
     "taught_pair-arbiter": "the same two, with an arbiter that learned the same 8,000",
     "taught_more": "target taught 100,000",
     "taught_more-rule": "target taught 100,000, with a rule",
-    "taught_more-shipped": "target taught 100,000, with the shipped arbiter",
+    "taught_more-shipped": "target taught 100,000, with the shipped `bundled-scalar`",
     "taught_more-arbiter": "target taught 100,000, with an arbiter that learned 8,000 of them",
 }
 AGAINST = {
@@ -95,6 +97,7 @@ def merged() -> heldout.Json:
     result, own = heldout.read("family"), json.loads(RESULT.read_text(encoding="utf-8"))
     assert result["problems_sha256"] == own["problems_sha256"], "they are paired by problem"
     result["arms"] |= own["arms"]
+    result["has_twin_more"] = own["has_twin_more"]
     return result
 
 
@@ -115,6 +118,17 @@ def table() -> str:
         speed = "" if arm in ("draft", "taught_draft") else f"{sums[0] / sums[1]:.2f}"
         right = f"{bits.count('1') / len(bits):.1%}"
         lines.append(f"| {label} | {right} | {' | '.join(gains)} | {speed} |")
+    return "\n".join(lines)
+
+
+def twins() -> str:
+    """Gains over the target on problems with and without a twin among the 100,000 solutions."""
+    result = merged()
+    result |= {"has_twin": result["has_twin_more"]}
+    lines = ["| | all | with a twin | without |", "| --- | --- | --- | --- |"]
+    for arm in ("shipped", "taught_more"):
+        gains = [heldout.gain(result, arm, "lossless", group) for group in ("01", "1", "0")]
+        lines.append(f"| {ROWS[arm]} | {' | '.join(gains)} |")
     return "\n".join(lines)
 
 
@@ -141,8 +155,12 @@ def main() -> None:
         arms = {names[arm]: found for arm, found in decoded["arms"].items() if arm in names}
         result["arms"] |= arms
         result["provenance"] = decoded["provenance"]
+    if "has_twin_more" not in result:  # minutes: 100,000 problems are made again
+        found = {"tested": result["tested"]}
+        heldout.add_twins(found, MORE_TIERS)
+        result["has_twin_more"] = found["has_twin"]
     write_json(RESULT, result)
-    print(table())
+    print(table(), twins(), sep="\n\n")
 
 
 if __name__ == "__main__":

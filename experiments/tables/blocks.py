@@ -366,6 +366,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "rules_unmeasured": rules.unmeasured,
     "audits": audits,
     "equal_teaching": teaching.table,
+    "equal_teaching_twins": teaching.twins,
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
     "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),

@@ -7,3 +7,9 @@ mkdir -p runs
 # vllm_speed_specialist.json: commit 55c16c0, 5 min, AMD EPYC, 2 cores, 1 thread.
 python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled \
     -k 16 --num-problems 200 --json runs/vllm_speed_specialist.json
+
+# vllm_speed_real.json: commit 6810fe2, 17 min, AMD EPYC, 2 cores, 2 threads. Texts of 64 tokens.
+OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_speed.py \
+    --target "$TARGET" --draft "$DRAFT" --arbiter gap:max_gap=1 --task gsm8k --data-dir "$DATA" -k 4 \
+    --dtype bfloat16 --num-problems 12 --num-timed 6 --num-trials 3 --concurrency 1 \
+    --max-new-tokens 64 --max-model-len 2048 --json runs/vllm_speed_real.json
