@@ -47,3 +47,13 @@ decode taught_more --target "$more" --alpha -0.3  # the best of tune_rule.json
 "${heldout[@]}" test --work "$work/taught_more" --tiers 10 --target "$more" \
     --arms shipped --shipped src/cospec/bundled/arbiters/family-scalar
 python experiments/equal_teaching/summarise.py "$work"
+
+# What teaching costs on other tasks that the models know.
+for task in chain_sum products gcd simple_geometry; do
+    common=(--dtype float32 -k 16 --threads 1 --task "reasoning_gym:$task" --split test --num-problems 300
+        --seed 20 --batch-size 100)
+    cospec eval --pair bundled:family "${common[@]}" --arbiter bundled --json "$work/other_${task}_family.json"
+    cospec eval --target "$more" --draft src/cospec/bundled/family "${common[@]}" \
+        --json "$work/other_${task}_taught.json"
+done
+python experiments/equal_teaching/other_tasks.py "$work"

@@ -18,6 +18,7 @@ from cospec.evaluation.stats import (
 )
 from cospec.models.costs import Costs
 from cospec.rl.calibrate import harm_p_values, num_rejected
+from experiments.equal_teaching import other_tasks
 from experiments.equal_teaching import summarise as teaching
 from experiments.heldout_templates import summarise as heldout
 from experiments.tables import rules, twins
@@ -367,6 +368,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "audits": audits,
     "equal_teaching": teaching.table,
     "equal_teaching_twins": teaching.twins,
+    "other_tasks": other_tasks.table,
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
     "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),
