@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from statistics import stdev
+from statistics import median, stdev
 from typing import TYPE_CHECKING, Any
 
 from examples.safety import summary as safety
@@ -236,7 +236,7 @@ def vllm_speed(name: str) -> str:
     stock = of["stock"].entry["trials"]
 
     def rate(trials: dict[str, list[float]], size: str) -> float:
-        return sorted(trials[size])[len(trials[size]) // 2]
+        return median(trials[size])
 
     def row(arm: Arm) -> list[str]:
         rates = [(rate(arm.entry["trials"], n), rate(stock, n)) for n in ("1", "8")]
