@@ -177,6 +177,25 @@ def test_a_sampled_path_does_not_depend_on_the_size_of_chunks(pair, task) -> Non
         assert [one[name] for one in parts] == [one[name] for one in whole]
 
 
+@pytest.mark.parametrize("has_oracle", [False, True])
+def test_progress_is_told_by_the_answers_decoded(pair, task, examples, has_oracle) -> None:
+    """Found: 5 % of the work were said to be paths, so that two minutes were told as 32."""
+    auditor, shares = Auditor(pair, task, config(oracle=has_oracle)), []
+    auditor.on_progress = shares.append
+    records = auditor.audit(examples)
+    num_paths = 2 * len(examples)
+    num_branches = 2 * sum(len(record["mismatches"]) for record in records)
+    first = next(i for i, share in enumerate(shares) if share)
+    whole_answers = num_paths + 0.5 * num_branches * (2 if has_oracle else 1)
+    assert set(shares[:first]) == {0}
+    assert shares[first] > num_paths / whole_answers
+    assert shares == sorted(shares)
+    shares.clear()
+    auditor.audit(examples)  # the share of paths is known now
+    assert shares == sorted(shares)
+    assert any(0 < share < num_paths / whole_answers for share in shares)
+
+
 def test_scored_texts_are_kept_for_the_problems_of_one_call(pair, task, examples) -> None:
     """Found: every text of an audit stayed in memory to its end."""
     texts = []

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from cospec.types import Completion, MismatchTrace
 
 
-_PATHS_SHARE = 0.05
-"""Rough share of the paths in the work on some problems: there are many more branches."""
+_BRANCH_WORK = 0.5
+"""Rough work of a branch, which begins somewhere along its path, in whole answers."""
 _STREAMS_PER_PROBLEM = 1 << 20
 """Streams of random numbers for a problem: more than it has branches."""
 
@@ -56,7 +56,8 @@ class Auditor:
         task: Makes the prompts and scores the answers.
         config: Settings of the audit.
         seed: Seed of sampling, and of the mismatches that are drawn if not all are played.
-        on_progress: Called with the share of the work of one `audit` call that is done.
+        on_progress: Called with the share of the work of one `audit` call that is done. While the
+            first call decodes its paths it is 0, since the number of branches is not known.
         backend: Plays paths and branches; by default the engine of this package.
         draft: Decodes with the draft alone; by default the engine of this package.
     """
@@ -82,6 +83,7 @@ class Auditor:
         if isinstance(self._draft, Engine):
             self._draft.on_finished = self._count
         self._phase, self._num_finished, self._first = (0.0, 0.0, 1), 0, 0
+        self._paths_share = 0.0  # of the work on a call's problems; at first it is not known
 
     def audit(self, examples: Sequence[Example], first: int = 0) -> list[Json]:
         """Play some problems and all that branches off them.
@@ -100,7 +102,7 @@ class Auditor:
         """
         prompts, sampling = self.encode(examples)
         self._first = first
-        self._begin(0, _PATHS_SHARE, 2 * len(examples))
+        self._begin(0, self._paths_share, 2 * len(examples))
         paths = self._paths(prompts, sampling)
         streams = range(first, first + len(examples))  # those of the paths
         alone = self._draft.generate(prompts, sampling, streams=streams)
@@ -109,8 +111,10 @@ class Auditor:
             for example, path in zip(examples, paths, strict=True)
         ]
         num_branches = sum(map(len, chosen)) * (1 if self._taken else 2)
-        end = (1 + _PATHS_SHARE) / 2 if self.config.oracle else 1.0
-        self._begin(_PATHS_SHARE, end, num_branches)
+        work = num_branches * _BRANCH_WORK * (2 if self.config.oracle else 1)
+        self._paths_share = 2 * len(examples) / (2 * len(examples) + work)
+        end = (1 + self._paths_share) / 2 if self.config.oracle else 1.0
+        self._begin(self._paths_share, end, num_branches)
         outcomes = self._play(examples, paths, chosen)
         records = []
         for i, (example, path) in enumerate(zip(examples, paths, strict=True)):
