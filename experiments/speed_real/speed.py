@@ -63,6 +63,7 @@ from cospec.models.costs import measure_costs
 from cospec.models.load import load_model
 from cospec.models.prefill import cheapest_order
 from cospec.models.quantized import quantize_weights
+from cospec.models.shortlist import shorten_head
 from cospec.results import Provenance, check_writable, document, write_json
 from cospec.tasks import load_task
 from cospec.types import Stats
@@ -72,6 +73,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "text_to_sql"))
 from arms import prompt, shots
 
 TARGET = "target"
+KINDS = ("int8", "int4", "int8 short", "int4 short")
+"""Weights of the draft; a short one has a shortened vocabulary (``--draft-vocab-size``)."""
 Generate = Callable[[Sequence[Any], Sequence[SamplingConfig]], list[Any]]
 """Completes prompts, as `Engine.generate` does."""
 
@@ -87,10 +90,10 @@ def main() -> None:
     source = options.pair or options.target
     pair = ModelPair.from_pretrained(source, options.draft, dtype=options.dtype)
     pairs = {"none": pair}
-    for kind in ("int8", "int4"):
+    for kind in KINDS:
         if not options.arms or any(kind_of(arm) == kind for arm in [options.base, *options.arms]):
             draft = bundled_models(source)[1] if options.pair else options.draft
-            pairs[kind] = with_quantized_draft(pair, draft, kind)
+            pairs[kind] = with_quantized_draft(pair, draft, kind, options.draft_vocab_size)
     runs = arms(pairs, options) | plain_arms(source, options)
     kept = options.json.with_suffix(".rows")
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
@@ -214,6 +217,7 @@ def parse() -> argparse.Namespace:
         "--read-first", action="store_true", help="read each prompt before it is timed (batch 1)"
     )
     parser.add_argument("--allow-code-execution", action="store_true", help="for mbpp")
+    parser.add_argument("--draft-vocab-size", type=int, default=16384, help="of short drafts")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-model-len", type=int, default=4096, help="of vLLM's engines")
@@ -227,18 +231,23 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def with_quantized_draft(pair: ModelPair, draft: str | Path, kind: str) -> ModelPair:
+def with_quantized_draft(
+    pair: ModelPair, draft: str | Path, kind: str, num_first: int
+) -> ModelPair:
     """Return a pair with the same target, and its draft loaded once more and quantized."""
     model = load_model(draft, dtype=pair.target.dtype, device="cpu")
-    quantized = ModelPair(pair.target, model, pair.tokenizer, draft_quantization=kind)
-    quantize_weights(model, kind)  # after the pair has checked that its cache gives the same logits
-    return quantized
+    ModelPair(pair.target, model)  # checks that its cache gives the same logits
+    bits, _, short = kind.partition(" ")
+    quantize_weights(model, bits)
+    if short:
+        shorten_head(model, num_first, pair.eos_token_ids.union(pair.special_token_ids.values()))
+    return ModelPair(pair.target, model, pair.tokenizer)
 
 
 def kind_of(arm: str) -> str:
-    """Return the quantization of an arm's draft: its name begins with it."""
+    """Return the kind of an arm's draft: its name begins with it."""
     first = arm.partition(", ")[0]
-    return first if first in ("int8", "int4") else "none"
+    return first if first in KINDS else "none"
 
 
 def arms(pairs: dict[str, ModelPair], options: argparse.Namespace) -> dict[str, Generate]:

@@ -74,7 +74,7 @@ class Proposal:
             the longest row, and entries after a row's own length are padding.
         lengths: Number of drafted tokens in each row, (B,) int64.
         is_finite: Whether the logits of each token hold neither NaN nor +inf, (B, K) bool; where
-            not, the token was drawn from the uniform distribution.
+            not, a greedy row has token 0, and a sampled row a token drawn uniformly.
         logits: Raw logits that each token was drawn from, K tensors of (B, V); None if not kept.
         probs: Distributions drawn from, after temperature and truncation, (B, K, V); 0 after a
             row's length, so that the residual there is p itself; None when every row is greedy.

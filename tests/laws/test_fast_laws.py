@@ -20,6 +20,7 @@ from cospec.models import costs
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
 from cospec.models.quantized import can_quantize, quantize_weights
+from cospec.models.shortlist import shorten_head
 from cospec.types import Needs, Origin, Ruling, Stats
 from tests.conftest import FAMILIES, TableModel, family_pair
 from tests.laws.decoding import GREEDY, PROMPTS, expected_ids
@@ -43,7 +44,7 @@ FRESH = [3, 0, 1, 2]
 """Ends in tokens that are new together."""
 CHEAP = [
     *("int8", "suffix", "ngram+model", "int8, suffix+model", "adaptive", "int8, adaptive"),
-    *("ends", "cascade", "int8, cascade", "ngram", "int4"),
+    *("ends", "cascade", "int8, cascade", "ngram", "int4", "int8, short", "int4, short"),
 ]
 GRID = [
     pytest.param(
@@ -70,6 +71,8 @@ def cheap(family: str, way: str) -> tuple[ModelPair, dict[str, Any]]:
             pytest.skip("its layers are convolutions, and no others fit")
         draft = copy.deepcopy(pair.draft)
         quantize_weights(draft, kind)
+        if "short" in parts:
+            shorten_head(draft, 32, pair.eos_token_ids)
         pair = ModelPair(pair.target, draft)
     if "adaptive" in parts:
         return pair, dict(adaptive=True, adaptive_cost=PAYS)

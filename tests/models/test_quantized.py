@@ -103,7 +103,7 @@ def test_a_layer_of_an_odd_height_has_8_bits_beside_4_bit_ones():
     model = random_model("llama", vocab_size=100)
     quantize_weights(model, "int4")
     assert type(model.get_output_embeddings()) is Int8Linear
-    assert type(model.model.layers[0].mlp.up_proj) is Int4Linear
+    assert type(model.model.layers[0].down) is Int4Linear
 
 
 @pytest.mark.parametrize("kind", KINDS)

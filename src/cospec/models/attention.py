@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from threading import local
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from weakref import ref
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -57,6 +59,8 @@ class _Part(NamedTuple):
     length: int
 
 
+_last_mask = local()
+"""The mask that `_for_groups` made last, by thread."""
 _parts: ContextVar[list[_Part] | None] = ContextVar("_parts", default=None)
 
 
@@ -159,12 +163,26 @@ def _attend(
         )
         return output
     grouped = query.reshape(num_rows, -1, num_shared * length, size)  # (B, heads / G, G n, D)
-    mask = attention_mask.repeat(1, 1, num_shared, 1)  # (B, 1, G n, S)
-    if is_cut and (missing := -grouped.shape[2] % _ROW_MULTIPLE):
-        grouped, mask = (pad(one, (0, 0, 0, missing)) for one in (grouped, mask))
+    missing = -grouped.shape[2] % _ROW_MULTIPLE if is_cut else 0
+    if missing:
+        grouped = pad(grouped, (0, 0, 0, missing))
+    mask = _for_groups(attention_mask, num_shared, missing)
     found = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     found = found[:, :, : num_shared * length]
     return found.reshape(num_rows, num_heads, length, size).transpose(1, 2).contiguous(), None
+
+
+def _for_groups(mask: Tensor, num_shared: int, num_padding: int) -> Tensor:
+    """Repeat a mask, (B, 1, n, S), for the G query heads of a group: (B, 1, G n + padding, S).
+
+    All layers of a forward share one mask, so the last result is kept.
+    """
+    last = getattr(_last_mask, "found", None)
+    if last is not None and last[0]() is mask and last[1:3] == (num_shared, num_padding):
+        return cast("Tensor", last[3])
+    found = pad(mask.repeat(1, 1, num_shared, 1), (0, 0, 0, num_padding))
+    _last_mask.found = (ref(mask), num_shared, num_padding, found)
+    return found
 
 
 def can_go_without_padding(model: PreTrainedModel) -> bool:

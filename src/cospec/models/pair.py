@@ -17,7 +17,7 @@ from cospec.errors import (
     UnsupportedModelError,
     unknown_name,
 )
-from cospec.models import packed, quantized
+from cospec.models import packed, quantized, shortlist
 from cospec.models.attention import keep_padding, use_grouped_attention
 from cospec.models.bundled import BUNDLED, bundled_models
 from cospec.models.compare import compare_tokenizers, ids_of, match_models
@@ -50,6 +50,7 @@ class ModelPair:
         tokenizer: The target's; None for pairs that work on token ids only.
         notes: Differences between the models that do no harm, or how they are resolved.
         draft_quantization: Quantization of the draft's weights; none if they are as loaded.
+        draft_vocab_size: Number of first tokens that the draft always considers; None for all.
 
     Raises:
         UnsupportedModelError: A model cannot roll back its state.
@@ -61,6 +62,7 @@ class ModelPair:
     tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
     draft_quantization: Quantization = "none"
+    draft_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.draft is not None and self.draft.device != self.target.device:
@@ -70,6 +72,7 @@ class ModelPair:
             )
         if self.draft is not None and (kind := quantized.quantization(self.draft)) != "none":
             object.__setattr__(self, "draft_quantization", kind)
+            object.__setattr__(self, "draft_vocab_size", shortlist.draft_vocab_size(self.draft))
         warn_of_mixed_rows(self.target)
         for model in self.models:
             check_supported(model)
@@ -94,6 +97,7 @@ class ModelPair:
         allow_pickle: bool = False,
         pack_weights: bool = True,
         draft_quantization: Quantization = "none",
+        draft_vocab_size: int | None = None,
         allow_different_tokenizers: bool = False,
         **kwargs: Any,  # Any: whatever transformers' from_pretrained takes
     ) -> ModelPair:
@@ -115,21 +119,20 @@ class ModelPair:
             draft_quantization: Quantization of the draft's weights: none, or int8 or int4 on a CPU,
                 which make steps over a few rows faster and proposals a little worse
                 (`cospec.models.quantized`).
+            draft_vocab_size: Number of first token ids that a quantized draft always considers; all
+                others only once it has read them (`cospec.models.shortlist`). None for all.
             allow_different_tokenizers: Draft tokens that both tokenizers spell alike (`translate`).
             **kwargs: For both models' ``from_pretrained``, such as ``trust_remote_code``; but
                 ``device_map``, ``max_memory`` and ``offload_folder`` apply to the target alone.
 
         Raises:
-            ConfigError: There is no bundled pair of that name, or the draft cannot be quantized.
+            ConfigError: There is no bundled pair of that name, or the draft cannot be changed so.
             CheckpointError: A checkpoint is missing, corrupt or pickled.
             PairError: The two cannot work together.
         """
-        if draft_quantization not in (allowed := get_args(Quantization)):
-            raise ConfigError(unknown_name("draft quantization", draft_quantization, allowed))
+        _check_kind(draft_quantization)
         if str(target).startswith(BUNDLED):
-            if draft is not None:
-                raise ConfigError(f"{target} names both models; leave out draft ({draft}).")
-            target, draft = bundled_models(str(target))
+            target, draft = _bundled(str(target), draft)
             dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
         sources = [target] if draft is None else [target, draft]
         tokenizers = [load_tokenizer(source, **kwargs) for source in sources]
@@ -140,20 +143,24 @@ class ModelPair:
         if draft is not None:
             notes += match_models(models, tokenizers if allow_different_tokenizers else None)
         notes += packed.notes_on(models) if pack_weights else []
+        notes += [] if draft_vocab_size is None else [shortlist.NOTE]
         own = None if draft is None else models[1]
-        pair = cls(models[0], own, tokenizers[0], tuple(notes), draft_quantization)
-        pair._change_weights(pack_weights)
-        return pair
+        changes = draft_quantization, draft_vocab_size
+        return cls(models[0], own, tokenizers[0], tuple(notes), *changes)._changed(pack_weights)
 
-    def _change_weights(self, pack_weights: bool) -> None:
-        """Quantize the draft if that is asked for, and pack all other weights."""
+    def _changed(self, pack_weights: bool) -> ModelPair:
+        """Quantize the draft and shorten its vocabulary if asked to, and pack all other weights."""
         samples = [_sample(model) for model in self.models]
         if self.draft_quantization != "none":
             quantized.quantize_weights(self.draft_model, self.draft_quantization)
+        if self.draft_vocab_size is not None:
+            always = self.eos_token_ids.union(self.special_token_ids.values())
+            shortlist.shorten_head(self.draft_model, self.draft_vocab_size, always)
         for model, sample in zip(self.models, samples, strict=True):
             num_packed = packed.pack_weights(model) if pack_weights else 0
             if num_packed or quantized.quantization(model) != "none":
                 setattr(model, _PLAIN, sample)
+        return self
 
     @property
     def models(self) -> tuple[PreTrainedModel, ...]:
@@ -191,19 +198,24 @@ class ModelPair:
     def fingerprint(self) -> str:
         """A short hash that identifies this pair, from the shapes and some values of all weights.
 
-        If the draft is quantized, the kind follows after a hyphen.
+        If the draft is quantized, the kind follows after a hyphen, and the size of a shortened
+        vocabulary after another.
         """
         digest = hashlib.sha256()
         for model in self.models:
             digest.update(getattr(model, _PLAIN, None) or _sample(model))
         end = "" if self.draft_quantization == "none" else f"-{self.draft_quantization}"
+        end += "" if self.draft_vocab_size is None else f"-{self.draft_vocab_size}"
         return digest.hexdigest()[:16] + end
 
     @property
     def draft_size(self) -> float:
         """Bytes that a step of the draft reads, divided by the bytes of the target's weights."""
-        of_prompts = sum(layer.weight.nbytes for layer in quantized.int4_layers(self.draft_model))
-        return (weight_bytes(self.draft_model) - of_prompts) / weight_bytes(self.target)
+        unread = sum(layer.weight.nbytes for layer in quantized.int4_layers(self.draft_model))
+        if self.draft_vocab_size is not None:
+            head = self.draft_model.get_output_embeddings()  # type: ignore[no-untyped-call]
+            unread += head.weight.nbytes
+        return (weight_bytes(self.draft_model) - unread) / weight_bytes(self.target)
 
     @property
     def context_length(self) -> int:
@@ -270,6 +282,18 @@ class ModelPair:
         return self.encode(text, add_special_tokens=False)
 
 
+def _check_kind(kind: str) -> None:
+    if kind not in (allowed := get_args(Quantization)):
+        raise ConfigError(unknown_name("draft quantization", kind, allowed))
+
+
+def _bundled(name: str, draft: str | Path | None) -> tuple[Path, Path]:
+    """Return the folders of a bundled pair."""
+    if draft is not None:
+        raise ConfigError(f"{name} names both models; leave out draft ({draft}).")
+    return bundled_models(name)
+
+
 def context_of(model: PreTrainedModel) -> int:
     """Most tokens of prompt and completion together that a model can read."""
     return context_length(model.config.get_text_config())
@@ -287,6 +311,9 @@ def num_weights(model: PreTrainedModel) -> int:
     """Number of values in a model's weights, without the copied output matrix of changed models."""
     number = sum(weight.shape.numel() for weight in _distinct(model))
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(output, shortlist.ShortlistHead):
+        number -= output.first.weight.numel()
+        output = output.rows
     if isinstance(output, _CHANGED) and model.config.tie_word_embeddings:
         number -= output.weight.shape.numel()
     return number

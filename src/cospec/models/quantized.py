@@ -13,6 +13,7 @@ are read with 8-bit weights, which are kept beside the 4-bit ones.
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from cospec.errors import ConfigError
+from cospec.models.fused import fuse_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +82,24 @@ class Int8Linear(nn.Module):
         """Multiply a few rows, (n, in_features) bfloat16, to (n, out_features) bfloat16."""
         return torch._weight_int8pack_mm(rows, self.weight, self.scales)
 
+    def part(self, outputs: Tensor | slice) -> Int8Linear:
+        """Return an 8-bit layer of some of the outputs, by their indices."""
+        part = copy(self)
+        part.__class__ = Int8Linear
+        part._parameters = dict(self._parameters)
+        part._buffers = {"weight": self.weight[outputs], "scales": self.scales[outputs]}
+        bias = None if self.bias is None else self.bias.detach()[outputs]
+        part.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        part.out_features = len(part.weight)
+        return part
+
+    def plain(self) -> nn.Linear:
+        """Return a float32 layer with the rounded weights."""
+        linear = nn.Linear(self.in_features, self.out_features, device="meta")
+        weight = self.weight.float() * self.scales.float()[:, None]
+        linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), self.bias
+        return linear
+
 
 class Int4Linear(Int8Linear):
     """A linear layer with a 4-bit weight for a few rows, and an 8-bit one for prompts.
@@ -118,6 +138,7 @@ class Int4Linear(Int8Linear):
 def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> None:
     """Replace the linear layers of a draft on a CPU by 8-bit or 4-bit ones, in place.
 
+    Decoder layers of a common kind become `fused.FusedLayer`, with fewer and larger linear layers.
     An output matrix that is tied to the embeddings is copied, since embeddings stay as they are.
     With int4, a layer whose number of outputs is no multiple of 16 has 8 bits.
 
@@ -135,26 +156,37 @@ def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> Non
             f"draft_quantization is {kind}, and this build of torch has no correct product of "
             "that kind on this processor; leave it out."
         )
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear and child.in_features % _WIDTH_MULTIPLE == 0
-    ]
-    if not found:
+    heights = [child.out_features % _HEIGHT_MULTIPLE for _, _, child in _fitting(model)]
+    if not heights:
         raise ConfigError(
             f"draft_quantization is {kind}, and {type(model).__name__} has no linear layer of a "
             f"width that {_WIDTH_MULTIPLE} divides; leave it out."
         )
-    heights = [child.out_features % _HEIGHT_MULTIPLE for *_, child in found]
     if kind == "int4" and all(heights):
         raise ConfigError(
             f"draft_quantization is int4, and {type(model).__name__} has no linear layer whose "
             f"number of outputs {_HEIGHT_MULTIPLE} divides; take int8."
         )
-    for (parent, name, child), rest in zip(found, heights, strict=True):
-        layer = Int8Linear if rest or kind == "int8" else Int4Linear
-        setattr(parent, name, layer(child))
+
+    def changed(linear: nn.Linear) -> nn.Module:
+        if linear.in_features % _WIDTH_MULTIPLE:
+            return linear
+        has_4_bits = kind == "int4" and not linear.out_features % _HEIGHT_MULTIPLE
+        return Int4Linear(linear) if has_4_bits else Int8Linear(linear)
+
+    fuse_layers(model, changed)
+    for parent, name, child in _fitting(model):
+        setattr(parent, name, changed(child))
+
+
+def _fitting(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """Return the linear layers that can be quantized, each after its parent and its name."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child.in_features % _WIDTH_MULTIPLE == 0
+    ]
 
 
 def quantization(model: PreTrainedModel) -> Quantization:

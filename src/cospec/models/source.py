@@ -33,6 +33,9 @@ class PairSource:
     draft_quantization: Quantization = "none"
     """Quantization of the draft's weights: none (as loaded), or int8 or int4 on a CPU, which make
     steps over a few rows faster and proposals a little worse; lossless decoding stays exact."""
+    draft_vocab_size: int | None = None
+    """Number of first token ids that a quantized draft always considers, such as 16384; all others
+    only once it has read them. Steps are faster, and lossless greedy decoding stays exact."""
     allow_different_tokenizers: bool = False
     """Let a draft with another tokenizer propose the tokens that both spell alike."""
 
@@ -78,5 +81,6 @@ class PairSource:
             allow_pickle=self.allow_pickle,
             pack_weights=pack_weights,
             draft_quantization=self.draft_quantization,
+            draft_vocab_size=self.draft_vocab_size,
             allow_different_tokenizers=self.allow_different_tokenizers,
         )

@@ -45,7 +45,12 @@ def test_a_target_spread_over_gpus_has_no_replicas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("draft_quantization", "int8"), ("allow_different_tokenizers", True)]
+    ("setting", "value"),
+    [
+        ("draft_quantization", "int8"),
+        ("draft_vocab_size", 16384),
+        ("allow_different_tokenizers", True),
+    ],
 )
 def test_what_vllm_would_leave_out_of_a_pair_is_refused(setting, value) -> None:
     """Found: vLLM loaded a draft with another tokenizer as it was."""

@@ -85,7 +85,11 @@ class BackendOptions:
                 f"draft_shots of {task.name} gives the draft a prompt of its own, and vLLM's draft "
                 "reads the target's; leave it out, or decode with --backend transformers."
             )
-        for name, plain in (("draft_quantization", "none"), ("allow_different_tokenizers", False)):
+        for name, plain in (
+            ("draft_quantization", "none"),
+            ("draft_vocab_size", None),
+            ("allow_different_tokenizers", False),
+        ):
             if (value := getattr(source, name)) != plain:
                 raise ConfigError(
                     f"{name} is {value}, which vLLM does not know; leave it out, or decode with "
