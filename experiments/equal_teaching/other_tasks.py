@@ -3,7 +3,8 @@
     python experiments/equal_teaching/other_tasks.py FOLDER
 
 FOLDER holds the evaluations that `run.sh` makes: for each task, other_TASK_family.json (the target
-as it was, and the pair with its arbiter) and other_TASK_taught.json (the taught target).
+as it was, and the pair with its arbiter), other_TASK_taught.json (the taught target) and
+other_TASK_draft.json (the target as it was with a taught draft, under a rule and an arbiter).
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from cospec.results import write_json
 
 RESULT = Path(__file__).parent / "other_tasks.json"
 TASKS = ("chain_sum", "products", "gcd", "simple_geometry")
-ARMS = {"target": "target", "taught": "taught target", "arbiter": "target, with its arbiter"}
+ARMS = {
+    "target": "target",
+    "taught": "taught target",
+    "arbiter": "target, with its arbiter",
+    "draft": "taught draft alone",
+    "draft_rule": "target and taught draft, with a rule",
+    "draft_arbiter": "the same two, with an arbiter",
+}
 
 Json = dict[str, Any]
 
@@ -33,20 +41,26 @@ def gather(folder: Path) -> Json:
     """The bits of the arms on each task."""
     tasks, own = {}, {}
     for task in TASKS:
-        own, taught = (
+        own, taught, draft = (
             json.loads((folder / f"other_{task}_{name}.json").read_text(encoding="utf-8"))
-            for name in ("family", "taught")
+            for name in ("family", "taught", "draft")
         )
         keys = "problems_sha256", "prompts_sha256"
         assert all(
-            own["config"]["evaluation"][k] == taught["config"]["evaluation"][k] for k in keys
+            own["config"]["evaluation"][k] == one["config"]["evaluation"][k]
+            for one in (taught, draft)
+            for k in keys
         )
-        arbiter = own["arms"][-1]["name"]
+        arbiter, (rule, ruled) = own["arms"][-1]["name"], (one["name"] for one in draft["arms"][-2:])
         tasks[task] = {
             "target": bits(own, "target"),
             "taught": bits(taught, "target"),
             "arbiter": bits(own, arbiter),
+            "draft": bits(draft, "draft"),
+            "draft_rule": bits(draft, rule),
+            "draft_arbiter": bits(draft, ruled),
             "name_of_arbiter": arbiter,
+            "name_of_rule": rule,
         }
     return {"schema": 1, "command": "other_tasks", "tasks": tasks, "provenance": own["provenance"]}
 
@@ -55,7 +69,7 @@ def table() -> str:
     """Share right of each arm, and its paired difference to the target as it was."""
     tasks = json.loads(RESULT.read_text(encoding="utf-8"))["tasks"]
     tasks["all four"] = {arm: "".join(tasks[task][arm] for task in TASKS) for arm in ARMS}
-    lines = [f"| | {' | '.join(ARMS.values())} |", "| --- | --- | --- | --- |"]
+    lines = [f"| | {' | '.join(ARMS.values())} |", "| --- " * (1 + len(ARMS)) + "|"]
     for task, found in tasks.items():
         cells = []
         for arm in ARMS:

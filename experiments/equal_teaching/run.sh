@@ -48,6 +48,21 @@ decode taught_more --target "$more" --alpha -0.3  # the best of tune_rule.json
     --arms shipped --shipped src/cospec/bundled/arbiters/family-scalar
 python experiments/equal_teaching/summarise.py "$work"
 
+# The draft with as many solutions (twenty minutes), alone and with either target. Of each pair's
+# rule the setting that 300 tune problems chose; fewer target forwards break ties.
+more_draft=$work/more-draft
+python experiments/equal_teaching/teach.py bundled:family draft "$more_draft" --tiers 125 --epochs 1
+tuned() {
+    [[ -e $work/tune_rule_$1.json ]] || cospec eval "${@:2}" --dtype float32 -k 16 --threads 1 \
+        --task reasoning_gym:gsm_symbolic --split tune --num-problems 300 --batch-size 100 \
+        "${tune[@]}" --json "$work/tune_rule_$1.json"
+}
+tuned draft --target src/cospec/bundled/target --draft "$more_draft"
+tuned pair --target "$more" --draft "$more_draft"
+decode taught_draft_more --draft "$more_draft" --alpha 0.1  # the best of tune_rule_draft.json
+decode taught_pair_more --target "$more" --draft "$more_draft" --alpha 0
+python experiments/equal_teaching/summarise.py "$work"
+
 # What teaching costs on other tasks that the models know.
 for task in chain_sum products gcd simple_geometry; do
     common=(--dtype float32 -k 16 --threads 1 --task "reasoning_gym:$task" --split test --num-problems 300
@@ -55,5 +70,8 @@ for task in chain_sum products gcd simple_geometry; do
     cospec eval --pair bundled:family "${common[@]}" --arbiter bundled --json "$work/other_${task}_family.json"
     cospec eval --target "$more" --draft src/cospec/bundled/family "${common[@]}" \
         --json "$work/other_${task}_taught.json"
+    cospec eval --target src/cospec/bundled/target --draft "$more_draft" "${common[@]}" \
+        --arbiter cascade_diff:alpha=0.1 --json "$work/other_${task}_draft.json" \
+        --arbiter "$work/taught_draft_more/family/seen-seed0-n8000"
 done
 python experiments/equal_teaching/other_tasks.py "$work"

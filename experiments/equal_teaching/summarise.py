@@ -47,6 +47,15 @@ NAMES = {
         "shipped": "taught_more-shipped",
         "seen-seed0-n8000": "taught_more-arbiter",
     },
+    "taught_draft_more": {
+        "draft": "more_draft",
+        "rule": "more_draft-rule",
+        "seen-seed0-n8000": "more_draft-arbiter",
+    },
+    "taught_pair_more": {
+        "rule": "more_pair-rule",
+        "seen-seed0-n8000": "more_pair-arbiter",
+    },
 }
 """By folder, the arms of `heldout.py` and their names in the result."""
 ROWS = {
@@ -68,7 +77,14 @@ ROWS = {
     "taught_more-rule": "target taught 100,000, with a rule",
     "taught_more-shipped": "target taught 100,000, with the shipped `bundled-scalar`",
     "taught_more-arbiter": "target taught 100,000, with an arbiter that learned 8,000 of them",
+    "more_draft": "draft taught 100,000, alone",
+    "more_draft-rule": "target and draft taught 100,000, with a rule",
+    "more_draft-arbiter": "target and draft taught 100,000, with an arbiter that learned 8,000",
+    "more_pair-rule": "both taught 100,000, with a rule",
+    "more_pair-arbiter": "both taught 100,000, with an arbiter that learned 8,000",
 }
+ALONE = ("draft", "taught_draft", "more_draft")
+"""Arms of a draft that decodes alone."""
 AGAINST = {
     "taught_again": "taught_again",
     "taught_pair-rule": "taught_again",
@@ -76,6 +92,11 @@ AGAINST = {
     "taught_more-rule": "taught_more",
     "taught_more-shipped": "taught_more",
     "taught_more-arbiter": "taught_more",
+    "more_draft": "taught_more",
+    "more_draft-rule": "taught_more",
+    "more_draft-arbiter": "taught_more",
+    "more_pair-rule": "taught_more",
+    "more_pair-arbiter": "taught_more",
 }
 """By arm, the taught target that it is held against, if not the first one."""
 
@@ -83,7 +104,7 @@ AGAINST = {
 def taught(folder: Path, model: str) -> list[tuple[Path, heldout.Json]]:
     """The taught ones of a model with what is known of them, the best on tune problems first.
 
-    ``more`` is the target with more solutions.
+    ``more`` is a model with more solutions.
     """
     found = [
         (path.parent, json.loads(path.read_text(encoding="utf-8")))
@@ -115,7 +136,7 @@ def table() -> str:
         others = "lossless", AGAINST.get(arm, "taught")
         gains = ["" if arm == other else heldout.gain(result, arm, other) for other in others]
         sums = [sum(result["arms"][arm][n]) for n in ("num_tokens", "num_target_forwards")]
-        speed = "" if arm in ("draft", "taught_draft") else f"{sums[0] / sums[1]:.2f}"
+        speed = "" if arm in ALONE else f"{sums[0] / sums[1]:.2f}"
         right = f"{bits.count('1') / len(bits):.1%}"
         lines.append(f"| {label} | {right} | {' | '.join(gains)} | {speed} |")
     return "\n".join(lines)

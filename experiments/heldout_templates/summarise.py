@@ -150,10 +150,11 @@ def contest(pair: str) -> str:
 def _rivals(arm: str) -> list[str]:
     """The arms that one is held against."""
     solved, _, method = arm.rpartition("-")
+    rivals = [f"{solved}-rounds"] if method in ("gold", "autojudge") else []
     if arm.startswith("fold-"):
-        rivals = [arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds")]
+        rivals += [arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds")]
         return ["fold-seed0-n8000", *rivals] if "-scratch" in arm else rivals
-    return [f"{solved}-rounds"] if method in ("gold", "autojudge") else []
+    return rivals
 
 
 def _forwards(result: Json, arm: str) -> float:

@@ -34,7 +34,7 @@ class PairSource:
     """Quantization of the draft's weights: none (as loaded), or int8 or int4 on a CPU, which make
     steps over a few rows faster and proposals a little worse; lossless decoding stays exact."""
     draft_vocab_size: int | None = None
-    """Number of first token ids that a quantized draft always considers, such as 16384; all others
+    """Number of first token ids that a quantized draft always considers, such as 32768; all others
     only once it has read them. Steps are faster, and lossless greedy decoding stays exact."""
     allow_different_tokenizers: bool = False
     """Let a draft with another tokenizer propose the tokens that both spell alike."""

@@ -48,7 +48,7 @@ def test_a_target_spread_over_gpus_has_no_replicas() -> None:
     ("setting", "value"),
     [
         ("draft_quantization", "int8"),
-        ("draft_vocab_size", 16384),
+        ("draft_vocab_size", 32768),
         ("allow_different_tokenizers", True),
     ],
 )
