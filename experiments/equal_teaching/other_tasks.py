@@ -51,7 +51,10 @@ def gather(folder: Path) -> Json:
             for one in (taught, draft)
             for k in keys
         )
-        arbiter, (rule, ruled) = own["arms"][-1]["name"], (one["name"] for one in draft["arms"][-2:])
+        arbiter, (rule, ruled) = (
+            own["arms"][-1]["name"],
+            (one["name"] for one in draft["arms"][-2:]),
+        )
         tasks[task] = {
             "target": bits(own, "target"),
             "taught": bits(taught, "target"),

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 from cospec.models.attention import use_grouped_attention
 from cospec.models.cache import CachedModel
@@ -60,6 +61,58 @@ def test_a_layer_that_computes_something_else_is_left_as_it_is():
     fuse_layers(model, lambda linear: linear)
     assert type(layer) is type(model.model.layers[0])
     assert isinstance(model.model.layers[1], FusedLayer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["SmolLM3", "Helium", "Granite", "Qwen3", "Phi3", "Olmo2"])
+def test_layers_with_these_names_that_compute_something_else_are_left(name, dtype):
+    """Found: in half precision layers without rotation, or with another one, were fused."""
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        **({"residual_multiplier": 0.5} if name == "Granite" else {}),
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    ids = torch.arange(1, 13)[None]
+    with torch.inference_mode():
+        expected = model(ids, use_cache=False).logits
+        fuse_layers(model, lambda linear: linear)
+        found = model(ids, use_cache=False).logits
+    error = (found - expected).float().norm() / expected.float().norm()
+    assert error < (1e-4 if dtype == torch.float32 else 0.03)
+    fused = [isinstance(module, FusedLayer) for module in model.model.layers]
+    assert fused == [name == "SmolLM3" and bool(use) for use in _rotates(config)]
+
+
+def _rotates(config):
+    return getattr(config, "no_rope_layers", [0] * config.num_hidden_layers)
+
+
+def test_a_layer_in_two_places_is_fused_once():
+    model = random_model("llama")
+    model.model.layers[1] = model.model.layers[0]
+    expected = model(torch.arange(9)[None], use_cache=False).logits
+    fuse_layers(model, lambda linear: linear)
+    assert model.model.layers[1] is model.model.layers[0]
+    assert isinstance(model.model.layers[0], FusedLayer)
+    found = model(torch.arange(9)[None], use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_returns_a_tuple_is_left_as_it_is():
+    model = random_model("llama")
+    layer = model.model.layers[0]
+    plain = layer.forward
+    layer.forward = lambda *args, **kwargs: (plain(*args, **kwargs),)
+    fuse_layers(model, lambda linear: linear)
+    assert model.model.layers[0] is layer
 
 
 def test_other_attention_is_left_as_it_is():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.errors import ConfigError
 from cospec.models.pair import num_weights, weight_bytes
 from cospec.models.quantized import Int4Linear, Int8Linear, can_quantize, quantize_weights
-from cospec.models.shortlist import NOTE, ShortlistHead, shorten_head
+from cospec.models.shortlist import NOTE, Shortlist, ShortlistHead, shorten_head, shortlist_of
 from tests.conftest import random_model, some_prompts
 
 pytestmark = pytest.mark.skipif(not can_quantize(), reason="no 8-bit product here")
@@ -29,55 +29,82 @@ def head(layer, *, bias=False):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_listed_tokens_have_their_logits_and_others_the_least(layer, bias):
     whole = head(layer, bias=bias)
-    short = ShortlistHead(whole, 32)
-    short.add(torch.tensor([[40, 95], [40, 3]]))
+    short = ShortlistHead(whole, 32, torch.tensor([50]))
+    tokens = Shortlist(short)
+    tokens.add(torch.tensor([[40, 95], [40, 3]]))
     x = torch.randn(2, 3, 64)
     with torch.inference_mode():
-        found, expected = short(x), Int8Linear.forward(whole.part(slice(None)), x)
-        first = whole(x)[..., :32]
+        expected, first = short(x), whole(x)[..., :32]
+        with tokens.used():
+            found = short(x)
+    assert torch.equal(expected, Int8Linear.forward(whole.part(slice(None)), x))
     error = (found[..., :32] - first).norm() / first.norm()
     assert error < (0.05 if layer is Int4Linear else 1e-6)  # 4 bits are rounded from 8
-    assert torch.equal(found[..., [40, 95]], expected[..., [40, 95]])
-    others = [i for i in range(32, 96) if i not in (40, 95)]
+    assert torch.equal(found[..., [40, 50, 95]], expected[..., [40, 50, 95]])
+    others = [i for i in range(32, 96) if i not in (40, 50, 95)]
     least = found[..., :32].amin(dim=-1, keepdim=True)
     assert torch.equal(found[..., others], least.expand(2, 3, len(others)))
 
 
-def quantized(**changes):
-    model = random_model("llama", vocab_size=96, **changes)
-    quantize_weights(model, "int8")
-    return model
+def short_pair(size=32):
+    draft = random_model("llama", vocab_size=96, seed=1)
+    quantize_weights(draft, "int8")
+    target = random_model("llama", vocab_size=96)
+    shorten_head(draft, size, [*ModelPair(target).eos_token_ids, 96, -1])  # ids that it lacks
+    return ModelPair(target, draft)
 
 
-def test_a_token_is_listed_once_the_model_has_read_it_and_a_copy_lists_its_own():
-    whole = quantized()
-    model = copy.deepcopy(whole)
-    shorten_head(model, 32, [90])
-    other = copy.deepcopy(model)
-    with torch.inference_mode():
-        before = model(torch.tensor([[5, 6]])).logits[0, -1]
-        after = model(torch.tensor([[70, 5, 6]])).logits[0, -1]
-        expected = whole(torch.tensor([[70, 5, 6]])).logits[0, -1]
-        apart = other(torch.tensor([[5, 6]])).logits[0, -1]
-    assert before[70] == before[71] != before[90]
-    assert after[70] == expected[70] != after[71]
-    assert torch.equal(apart, before)
+def decoded(pair, **options):
+    engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=4, **options)
+    return engine, engine.generate(some_prompts(4), SAMPLING)
 
 
-def test_texts_stay_the_targets_and_a_drafted_word_was_read_before():
-    pair = ModelPair(random_model("llama", vocab_size=96), quantized(seed=1))
-    shorten_head(pair.draft, 32, pair.eos_token_ids)
-    pair = ModelPair(pair.target, pair.draft)
+SAMPLING = SamplingConfig(max_new_tokens=24, ignore_eos=True)
+
+
+def test_texts_stay_the_targets_and_a_drafted_token_was_read_before():
+    pair = short_pair()
     assert pair.draft_vocab_size == 32
-    engine = Engine(pair, load_arbiter("lossless"), num_speculative_tokens=4)
-    sampling = SamplingConfig(max_new_tokens=24, ignore_eos=True)
-    prompts = some_prompts(4)
-    found = engine.generate(prompts, sampling)
-    expected = Engine.target_only(pair).generate(prompts, sampling)
+    assert pair.draft.config._attn_implementation == "cospec_sdpa"
+    _, found = decoded(pair)
+    expected = Engine.target_only(pair).generate(some_prompts(4), SAMPLING)
     assert [c.token_ids for c in found] == [c.token_ids for c in expected]
     read = {i for c in found for i in (*c.prompt_ids, *c.token_ids)} | {*range(32)}
     drafted = {m.draft_id for c in found for step in c.trace for m in step.mismatches}
     assert drafted and drafted <= read | pair.eos_token_ids
+
+
+def test_a_list_is_of_one_call_or_is_kept_with_the_prefixes():
+    """Found: it was the model's, so that an arm profited from the texts of those before it."""
+    pair = short_pair()
+    for keeps in (False, True):
+        engine, first = decoded(pair, enable_prefix_caching=keeps)
+        again = engine.generate(some_prompts(4), SAMPLING)
+        counts = [sum(c.stats.num_drafts for c in done) for done in (first, again)]
+        assert counts[1] < counts[0] if keeps else counts[1] == counts[0]
+    fresh = decoded(short_pair())[1]
+    assert [c.stats for c in fresh] == [c.stats for c in decoded(pair)[1]]
+
+
+def test_whoever_reads_whole_texts_sees_all_logits():
+    """Found: the list had the tokens of the text that an audit reads at once."""
+    pair = short_pair()
+    ids = torch.tensor([[70, 5, 6]])
+    with torch.inference_mode():
+        before = pair.draft(ids).logits
+        decoded(pair)
+        assert torch.equal(pair.draft(ids).logits, before)
+    others = before[0, :, 32:]
+    assert (others != others[:, :1]).any(dim=1).all()
+
+
+def test_engines_share_a_draft_in_threads():
+    """Found: they wrote to one list, and the process died."""
+    pair = short_pair()
+    expected = [c.token_ids for c in decoded(pair)[1]]
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(decoded, pair) for _ in range(6)]
+        assert all([c.token_ids for c in one.result()[1]] == expected for one in found)
 
 
 @pytest.fixture
@@ -99,7 +126,7 @@ def test_a_loaded_pair_tells_of_it_and_counts_what_a_step_reads(saved):
     rows = short.draft.get_output_embeddings()
     fewer = (rows.weight.nbytes - rows.first.weight.nbytes) / weight_bytes(short.target)
     assert short.draft_size == pytest.approx(whole.draft_size - fewer)
-    listed = rows._is_listed.nonzero()[:, 0].tolist()
+    listed = shortlist_of(short.draft)._is_listed.nonzero()[:, 0].tolist()
     always = {*short.special_token_ids.values(), *short.eos_token_ids}
     assert {*listed} == {*range(32), *always}
 
@@ -112,6 +139,21 @@ def test_a_size_that_cannot_be_cut_is_refused(saved, size):
         )
 
 
-def test_a_draft_that_is_not_quantized_is_refused(saved):
-    with pytest.raises(ConfigError, match="is not quantized; pass draft_quantization"):
-        ModelPair.from_pretrained(saved / "target", saved / "draft", draft_vocab_size=32)
+@pytest.mark.parametrize(
+    ("size", "kind", "match"),
+    [
+        (32, "none", "draft_vocab_size is 32, and draft_quantization is none; pass int8 or int4"),
+        ("32", "int8", "draft_vocab_size is '32'; it must be a whole number"),
+        (32.0, "int8", r"draft_vocab_size is 32\.0; it must be a whole number"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(size, kind, match):
+    with pytest.raises(ConfigError, match=match):
+        ModelPair.from_pretrained(
+            "nowhere", "nowhere", draft_quantization=kind, draft_vocab_size=size
+        )
+
+
+def test_a_draft_whose_output_matrix_is_not_quantized_is_refused():
+    with pytest.raises(ConfigError, match="output matrix is not quantized; pass draft_quantiz"):
+        shorten_head(random_model("llama"), 32, [])

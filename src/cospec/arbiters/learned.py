@@ -323,8 +323,9 @@ def _fit(
             )
         note = (
             f"the arbiter {folder.name} was trained with draft_quantization "
-            f"{trained.partition('-')[2] or 'none'}, and here it is {pair.draft_quantization}: "
-            "the draft proposes other tokens, with other probabilities"
+            f"{trained.partition('-')[2] or 'none'}, and here it is "
+            f"{ours.partition('-')[2] or 'none'}: the draft proposes other tokens, with other "
+            "probabilities"
         )
         return features.on(pair), (note,) if is_requantized else ()
     if features.num_hidden:

@@ -12,6 +12,7 @@ from cospec.drafters.base import Drafter, found_proposal
 from cospec.drafters.cascade import Ngrams, Writer, draft_guessing, most_read
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
+from cospec.models.shortlist import shortlist_of
 from cospec.rulings import in_width, token_log_p
 from cospec.sampling import draw
 from cospec.types import Needs, Proposal
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from cospec.config import DecodeConfig
     from cospec.drafters.base import DraftRow
-    from cospec.models.cache import Window
+    from cospec.models.cache import Output, Window
     from cospec.models.pair import ModelPair
     from cospec.sampling import Chance, Warper
 
@@ -61,6 +62,15 @@ class ModelDrafter(CachedModel, Drafter):
         self._answers: dict[int, list[int]] = {}
         """By row, its text as it was proposed last, if blocks are as long as an answer."""
         self._ngrams = Ngrams() if config.cascade else None
+        self._shortlist = shortlist_of(pair.draft_model)
+
+    def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
+        """Read tokens into the cache, as `CachedModel.read`; with a shortlist they are listed."""
+        if self._shortlist is None:
+            return super().read(token_ids, window, num_logits)
+        self._shortlist.add(token_ids.clamp(max=self.vocab_size - 1))
+        with self._shortlist.used():
+            return super().read(token_ids, window, num_logits)
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:
         """Choose k tokens for each row, or fewer where the model grows unsure."""

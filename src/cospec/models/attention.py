@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import local
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import ref
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+_GROUPS = "_cospec_groups"
+"""Attribute of a mask: what `_for_groups` made of it."""
 _NAME, _PADDED = "cospec_sdpa", "cospec_sdpa_padded"
 """Names of the attention in models that can go without padding, and in those that cannot."""
 _ROW_MULTIPLE = 4
@@ -59,8 +59,6 @@ class _Part(NamedTuple):
     length: int
 
 
-_last_mask = local()
-"""The mask that `_for_groups` made last, by thread."""
 _parts: ContextVar[list[_Part] | None] = ContextVar("_parts", default=None)
 
 
@@ -136,7 +134,8 @@ def grouped_attention(
         padded = tokens.new_zeros(len(keys) * part.length, *tokens.shape[1:])
         padded[places] = tokens[part.tokens]
         padded = padded.view(len(keys), part.length, *tokens.shape[1:]).transpose(1, 2)
-        mask = attention_mask[part.rows, :, : part.length]
+        is_whole = isinstance(part.rows, slice)
+        mask = attention_mask if is_whole else attention_mask[part.rows, :, : part.length]
         one, _ = _attend(module, padded, keys, values, mask, scaling, **kwargs)
         found[part.tokens] = one.flatten(0, 1)[places]
     return found[None], None
@@ -175,14 +174,14 @@ def _attend(
 def _for_groups(mask: Tensor, num_shared: int, num_padding: int) -> Tensor:
     """Repeat a mask, (B, 1, n, S), for the G query heads of a group: (B, 1, G n + padding, S).
 
-    All layers of a forward share one mask, so the last result is kept.
+    All layers of a forward share one mask, so the result is kept with it.
     """
-    last = getattr(_last_mask, "found", None)
-    if last is not None and last[0]() is mask and last[1:3] == (num_shared, num_padding):
-        return cast("Tensor", last[3])
-    found = pad(mask.repeat(1, 1, num_shared, 1), (0, 0, 0, num_padding))
-    _last_mask.found = (ref(mask), num_shared, num_padding, found)
-    return found
+    known: dict[tuple[int, int], Tensor] = mask.__dict__.setdefault(_GROUPS, {})
+    if (num_shared, num_padding) not in known:
+        found = mask.repeat(1, 1, num_shared, 1)
+        found = pad(found, (0, 0, 0, num_padding)) if num_padding else found
+        known[num_shared, num_padding] = found
+    return known[num_shared, num_padding]
 
 
 def can_go_without_padding(model: PreTrainedModel) -> bool:

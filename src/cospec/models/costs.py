@@ -9,6 +9,7 @@ cost of a longer forward in place of a constant).
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from cospec.models.cache import CachedModel
+from cospec.models.shortlist import shortlist_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,10 +126,12 @@ def _seconds(cached: CachedModel, context: int, batch_size: int, num_tokens: int
     starts = torch.full((batch_size,), context, device=cached.device)
     ids = torch.arange(batch_size, device=cached.device)[:, None].expand(-1, num_tokens)
     ids = ids % cached.vocab_size
+    short = shortlist_of(cached.model)
     synchronize(cached.device)
     start = time.perf_counter()
     window = cached.window(starts, num_tokens, context + num_tokens)
-    cached.read(ids, window, num_tokens)
+    with short.used() if short is not None else nullcontext():
+        cached.read(ids, window, num_tokens)
     synchronize(cached.device)
     return time.perf_counter() - start
 

@@ -8,6 +8,7 @@ always in its order: this is for drafts, whose last bits do not matter to lossle
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -89,17 +90,21 @@ def fuse_layers(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) 
     """
     if model.config._attn_implementation not in _MASKS:
         return
+    made: dict[int, FusedLayer] = {}  # a layer can be in several places
     for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if _is_fusible(layer):
-                setattr(parent, name, FusedLayer(layer, make))
+        for name, child in list(parent._modules.items()):
+            layer: Layer = child
+            if id(layer) not in made and _is_fusible(layer):
+                made[id(layer)] = FusedLayer(layer, make)
                 for projection in _ATTENTION:
                     delattr(layer.self_attn, projection)
+            if id(layer) in made:
+                setattr(parent, name, made[id(layer)])
 
 
 def _is_fusible(layer: Layer) -> bool:
     """Tell whether a fused layer with the same weights computes the same."""
-    if {name for name, _ in layer.named_children()} != _LAYER:
+    if layer is None or {name for name, _ in layer.named_children()} != _LAYER:
         return False
     attention, mlp = layer.self_attn, layer.mlp
     names = [{name for name, _ in one.named_children()} for one in (attention, mlp)]
@@ -115,26 +120,26 @@ def _is_fusible(layer: Layer) -> bool:
 
 
 def _agrees(layer: Layer) -> bool:
-    """Run a layer and its fused form on random numbers, and compare what they add."""
-    weight: Tensor = layer.mlp.down_proj.weight
-    dtype, device, length = weight.dtype, weight.device, 3
-    generator = torch.Generator().manual_seed(0)
-    given = torch.randn(1, length, len(weight), generator=generator).to(device, dtype)
-    angles = torch.randn(1, length, layer.self_attn.head_dim // 2, generator=generator)
-    angles = torch.cat([angles, angles], dim=-1).to(device)
-    arguments = {
-        "attention_mask": torch.zeros(1, 1, length, length, dtype=dtype, device=device),
-        "position_embeddings": (angles.cos().to(dtype), angles.sin().to(dtype)),
-    }
+    """Run a layer and its fused form in float32 on random numbers, and compare what they add."""
     try:
+        plain = deepcopy(layer).float()
+        width, head_dim, length = plain.mlp.down_proj.out_features, plain.self_attn.head_dim, 3
+        device = plain.mlp.down_proj.weight.device
+        generator = torch.Generator().manual_seed(0)
+        given = torch.randn(1, length, width, generator=generator).to(device)
+        angles = torch.randn(1, length, head_dim // 2, generator=generator).repeat(1, 1, 2)
+        arguments = {
+            "attention_mask": torch.zeros(1, 1, length, length, device=device),
+            "position_embeddings": (angles.cos().to(device), angles.sin().to(device)),
+        }
         with torch.inference_mode():
-            expected = layer(given, **arguments)
-            found = FusedLayer(layer, lambda linear: linear)(given, **arguments)
-    except (RuntimeError, TypeError, AttributeError):
+            expected = plain(given, **arguments)
+            found = FusedLayer(plain, lambda linear: linear)(given, **arguments)
+    except (RuntimeError, TypeError, AttributeError, ValueError, LookupError, AssertionError):
         return False
-    expected = expected[0] if isinstance(expected, tuple) else expected
-    error, size = (found - expected).float().norm(), (expected - given).float().norm()
-    return bool(error <= (1e-4 if dtype == torch.float32 else 0.03) * size)
+    if not isinstance(expected, torch.Tensor):  # whoever calls it takes its first output
+        return False
+    return bool((found - expected).norm() <= 1e-4 * (expected - given).norm())
 
 
 def _children(parent: Layer, names: tuple[str, ...]) -> list[nn.Linear]:
@@ -167,4 +172,5 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (B, n, heads, D) by the angles of its positions, (B, n, D) each."""
     first, second = states.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
-    return torch.addcmul(states * cos[:, :, None], turned, sin[:, :, None])
+    found = torch.addcmul(states * cos[:, :, None], turned, sin[:, :, None])
+    return found.to(states.dtype)  # some models rotate in float32

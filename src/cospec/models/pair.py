@@ -130,7 +130,7 @@ class ModelPair:
             CheckpointError: A checkpoint is missing, corrupt or pickled.
             PairError: The two cannot work together.
         """
-        _check_kind(draft_quantization)
+        _check_draft(draft_quantization, draft_vocab_size)
         if str(target).startswith(BUNDLED):
             target, draft = _bundled(str(target), draft)
             dtype = "float32" if dtype == "auto" else dtype  # shipped in half the bytes
@@ -212,9 +212,7 @@ class ModelPair:
     def draft_size(self) -> float:
         """Bytes that a step of the draft reads, divided by the bytes of the target's weights."""
         unread = sum(layer.weight.nbytes for layer in quantized.int4_layers(self.draft_model))
-        if self.draft_vocab_size is not None:
-            head = self.draft_model.get_output_embeddings()  # type: ignore[no-untyped-call]
-            unread += head.weight.nbytes
+        unread += shortlist.unread_bytes(self.draft_model)
         return (weight_bytes(self.draft_model) - unread) / weight_bytes(self.target)
 
     @property
@@ -282,9 +280,22 @@ class ModelPair:
         return self.encode(text, add_special_tokens=False)
 
 
-def _check_kind(kind: str) -> None:
+def _check_draft(kind: str, vocab_size: object) -> None:
+    """Refuse settings of a draft before anything is loaded."""
     if kind not in (allowed := get_args(Quantization)):
         raise ConfigError(unknown_name("draft quantization", kind, allowed))
+    if vocab_size is None:
+        return
+    if type(vocab_size) is not int:
+        raise ConfigError(
+            f"draft_vocab_size is {vocab_size!r}; it must be a whole number, such as 32768, or be "
+            "left out for all tokens."
+        )
+    if kind == "none":
+        raise ConfigError(
+            f"draft_vocab_size is {vocab_size}, and draft_quantization is none; pass int8 or int4, "
+            "or leave draft_vocab_size out."
+        )
 
 
 def _bundled(name: str, draft: str | Path | None) -> tuple[Path, Path]:
@@ -304,6 +315,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
     # Packed weights tell no size of their own.
     held = sum(weight.shape.numel() * weight.dtype.itemsize for weight in _distinct(model))
     in_4_bits = quantized.int4_layers(model)
+    held -= shortlist.shared_bytes(model)
     return held + sum(layer.packed.nbytes + layer.groups.nbytes for layer in in_4_bits)
 
 
@@ -312,7 +324,9 @@ def num_weights(model: PreTrainedModel) -> int:
     number = sum(weight.shape.numel() for weight in _distinct(model))
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if isinstance(output, shortlist.ShortlistHead):
-        number -= output.first.weight.numel()
+        number -= sum(
+            one.numel() for one in (output.first.weight, output.first.bias) if one is not None
+        )
         output = output.rows
     if isinstance(output, _CHANGED) and model.config.tie_word_embeddings:
         number -= output.weight.shape.numel()

@@ -13,7 +13,6 @@ are read with 8-bit weights, which are kept beside the 4-bit ones.
 
 from __future__ import annotations
 
-from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -84,13 +83,13 @@ class Int8Linear(nn.Module):
 
     def part(self, outputs: Tensor | slice) -> Int8Linear:
         """Return an 8-bit layer of some of the outputs, by their indices."""
-        part = copy(self)
-        part.__class__ = Int8Linear
-        part._parameters = dict(self._parameters)
-        part._buffers = {"weight": self.weight[outputs], "scales": self.scales[outputs]}
+        part = Int8Linear.__new__(Int8Linear)
+        nn.Module.__init__(part)
         bias = None if self.bias is None else self.bias.detach()[outputs]
         part.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        part.out_features = len(part.weight)
+        part.register_buffer("weight", self.weight[outputs])
+        part.register_buffer("scales", self.scales[outputs])
+        part.in_features, part.out_features = self.in_features, len(part.weight)
         return part
 
     def plain(self) -> nn.Linear:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 _BRANCH_WORK = 0.5
 """Rough work of a branch, which begins somewhere along its path, in whole answers."""
+_MOST_PATHS = 0.9
+"""Most that the paths of the next problems are taken for, whatever those before had."""
 _STREAMS_PER_PROBLEM = 1 << 20
 """Streams of random numbers for a problem: more than it has branches."""
 
@@ -112,9 +114,11 @@ class Auditor:
         ]
         num_branches = sum(map(len, chosen)) * (1 if self._taken else 2)
         work = num_branches * _BRANCH_WORK * (2 if self.config.oracle else 1)
-        self._paths_share = 2 * len(examples) / (2 * len(examples) + work)
-        end = (1 + self._paths_share) / 2 if self.config.oracle else 1.0
-        self._begin(self._paths_share, end, num_branches)
+        num_paths = max(1, 2 * len(examples))
+        start = max(self._paths_share, num_paths / (num_paths + work))  # it never runs backwards
+        self._paths_share = min(_MOST_PATHS, num_paths / (num_paths + work))
+        end = (1 + start) / 2 if self.config.oracle else 1.0
+        self._begin(start, end, num_branches)
         outcomes = self._play(examples, paths, chosen)
         records = []
         for i, (example, path) in enumerate(zip(examples, paths, strict=True)):
