@@ -147,7 +147,7 @@ def twins() -> str:
     result = merged()
     result |= {"has_twin": result["has_twin_more"]}
     lines = ["| | all | with a twin | without |", "| --- | --- | --- | --- |"]
-    for arm in ("shipped", "taught_more"):
+    for arm in ("shipped", "taught_more", "more_draft-arbiter", "more_pair-arbiter"):
         gains = [heldout.gain(result, arm, "lossless", group) for group in ("01", "1", "0")]
         lines.append(f"| {ROWS[arm]} | {' | '.join(gains)} |")
     return "\n".join(lines)
