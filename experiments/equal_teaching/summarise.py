@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT))
 
 from experiments.heldout_templates import summarise as heldout  # noqa: E402
 
-from cospec.results import write_json  # noqa: E402
+from cospec.results import read_text, write_json  # noqa: E402
 
-RESULT = Path(__file__).parent / "equal_teaching_family.json"
+RESULT = Path(__file__).parent / "equal_teaching_family.json.gz"
 MORE_TIERS = 125
 """Tiers of solutions that ``more`` learned."""
 NAMES = {
@@ -115,7 +115,7 @@ def taught(folder: Path, model: str) -> list[tuple[Path, heldout.Json]]:
 
 def merged() -> heldout.Json:
     """The held-out result of the pair with the arms of this one."""
-    result, own = heldout.read("family"), json.loads(RESULT.read_text(encoding="utf-8"))
+    result, own = heldout.read("family"), json.loads(read_text(RESULT))
     assert result["problems_sha256"] == own["problems_sha256"], "they are paired by problem"
     result["arms"] |= own["arms"]
     result["has_twin_more"] = own["has_twin_more"]
@@ -162,7 +162,7 @@ def main() -> None:
     if args.best:
         print(taught(args.work, args.best)[0][0])
         return
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = json.loads(read_text(RESULT))
     kinds = "target", "draft", "more"
     models = [about for kind in kinds for _, about in taught(args.work, kind)]
     settings = "model", "rate", "epochs", "num_solutions", "bfloat16_products"

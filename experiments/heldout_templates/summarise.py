@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cospec.evaluation.stats import cluster_interval, mcnemar_p
-from cospec.results import write_json
+from cospec.results import read_text, write_json
 
 HERE = Path(__file__).parent
 Json = dict[str, Any]
@@ -167,9 +167,12 @@ def _forwards(result: Json, arm: str) -> float:
 
 def read(pair: str) -> Json:
     """The result file of a pair."""
-    path = HERE / f"heldout_templates_{pair}.json"
-    result: Json = json.loads(path.read_text(encoding="utf-8"))
+    result: Json = json.loads(read_text(_path(pair)))
     return result
+
+
+def _path(pair: str) -> Path:
+    return HERE / f"heldout_templates_{pair}.json.gz"
 
 
 def main() -> None:
@@ -193,7 +196,7 @@ def main() -> None:
             head = {"schema": 1, "command": "heldout_templates", "pair": f"bundled:{pair}"}
             result = head | found
             add_twins(result, args.tiers)
-        write_json(HERE / f"heldout_templates_{pair}.json", result)
+        write_json(_path(pair), result)
         print(table(pair), contest(pair), sep="\n\n")
 
 

@@ -6,6 +6,7 @@ import json
 from functools import cache
 
 from cospec.evaluation.stats import cluster_interval
+from cospec.results import read_text
 from experiments.tables.rows import EXPERIMENTS, Arm, Json, arms
 
 GROUPS = {"all": "01", "twins": "1", "others": "0"}
@@ -14,7 +15,7 @@ GROUPS = {"all": "01", "twins": "1", "others": "0"}
 @cache
 def found() -> Json:
     """What ``experiments/twins/twins.py`` wrote."""
-    document: Json = json.loads((EXPERIMENTS / "twins/result.json").read_text(encoding="utf-8"))
+    document: Json = json.loads(read_text(EXPERIMENTS / "twins/result.json.gz"))
     return document
 
 

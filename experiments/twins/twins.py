@@ -1,6 +1,6 @@
 """Near-duplicates of test problems among the solved train problems, and the gain without them.
 
-    python experiments/twins/twins.py --out experiments/twins/result.json
+    python experiments/twins/twins.py --out experiments/twins/result.json.gz
 
 A *twin* of a test problem is a solved train problem of the same template with the same numbers in
 the same order: only names differ, so its worked solution has the same arithmetic. The result file
