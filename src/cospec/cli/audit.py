@@ -142,17 +142,20 @@ class Audit:
 
         lengths = [r["num_prompt_tokens"] + r["num_tokens"] // 2 for r in records]
         context, found = sum(lengths) // len(lengths), []
-        for size in options.cost_batch_sizes:
-            try:
-                found.append(
-                    measure_costs(
-                        pair, max_tokens=options.max_k + 1, context=context, batch_size=size
+        longest = options.max_k + 1
+        with Progress(len(options.cost_batch_sizes), "batch sizes", label="costs") as progress:
+            for size in options.cost_batch_sizes:
+                try:
+                    costs = measure_costs(
+                        pair, max_tokens=longest, context=context, batch_size=size
                     )
-                )
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                tell([f"costs at batch {size} are left out: the forwards do not fit into memory"])
+                    found.append(costs)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    left_out = f"costs at batch {size} are left out"
+                    tell([f"{left_out}: the forwards do not fit into memory"])
+                progress.advance(1)
         return found
 
     def _origin(self, task: Task, examples: Sequence[Example], pair: ModelPair) -> dict[str, str]:

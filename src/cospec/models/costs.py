@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 _CONTEXT = 256
 """Tokens in the cache if nothing is known about the texts."""
+_NUM_WARM = 2
+"""First trials, which warm up and are left out."""
+_LEAST_TRIALS, _ENOUGH_S = 3, 60.0
+"""Trials that are made in any case, and seconds after which no other one begins."""
 _TOKEN_COSTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, int, int], float]] = (
     WeakKeyDictionary()
 )
@@ -88,7 +92,7 @@ def measure_costs(
         max_tokens: Longest target forward.
         context: Tokens in the cache; cut to what the pair's context holds.
         batch_size: Rows of every forward.
-        num_trials: Trials of each forward; the first two warm up and are left out.
+        num_trials: Trials of each forward, or three if these took a minute. Two more warm up.
     """
     lengths = range(1, max_tokens + 1)
     context, (draft, *verify) = _medians(pair, lengths, context, batch_size, num_trials)
@@ -106,10 +110,13 @@ def _medians(
     steps = [(_filled(pair.draft_model, context, batch_size, 1), 1)]
     steps += [(target, n) for n in lengths]
     seconds: list[list[float]] = [[] for _ in steps]
-    for _ in range(num_trials + 2):
+    start = time.monotonic()
+    for trial in range(num_trials + _NUM_WARM):
+        if trial >= _NUM_WARM + _LEAST_TRIALS and time.monotonic() - start > _ENOUGH_S:
+            break
         for (cached, n), found in zip(steps, seconds, strict=True):
             found.append(_seconds(cached, context, batch_size, n))
-    return context, [median(found[2:]) for found in seconds]
+    return context, [median(found[_NUM_WARM:]) for found in seconds]
 
 
 def _filled(model: PreTrainedModel, context: int, batch_size: int, num_tokens: int) -> CachedModel:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from cospec.evaluation.audit.costs import num_blocks, predicted_speedups
+from cospec.models import costs as measured
 from cospec.models.costs import Costs, measure_costs
 from tests.conftest import family_pair
 
@@ -44,6 +45,16 @@ def test_costs_are_measured_for_every_length() -> None:
     assert len(costs.verify_s) == 3 and min(costs.verify_s) > 0 and costs.draft_step_s > 0
     assert costs.context + 3 <= family_pair("llama").context_length
     assert Costs(**asdict(costs)) == costs
+
+
+@pytest.mark.parametrize(("enough_s", "num_trials"), [(60.0, 9), (-1.0, 5)])
+def test_a_slow_pair_gets_three_trials_after_two_that_warm_up(monkeypatch, enough_s, num_trials):
+    """Found: an audit of three problems measured costs for ten minutes, and told nothing."""
+    made = []
+    monkeypatch.setattr(measured, "_ENOUGH_S", enough_s)
+    monkeypatch.setattr(measured, "_seconds", lambda *args: made.append(args) or float(len(made)))
+    measure_costs(family_pair("llama"), max_tokens=2, context=8, num_trials=7)
+    assert len(made) == 3 * num_trials  # the draft's step, and two lengths of the target's
 
 
 def test_the_bound_is_what_the_forwards_of_a_block_allow():
