@@ -28,4 +28,9 @@ for method in rl gold autojudge; do  # controls that learned from the same solut
 done
 heldout bundled:family test --arms \
     seen-seed0-n8000-rounds seen-seed0-n8000-gold seen-seed0-n8000-autojudge
+for method in gold autojudge rl; do  # and on left-out templates, an hour and a half
+    heldout bundled:family train --tiers 10 --rounds --num-rounds 2 --method $method
+done
+heldout bundled:family test --arms \
+    fold-seed0-n8000-rounds fold-seed0-n8000-gold fold-seed0-n8000-autojudge
 python experiments/heldout_templates/summarise.py "$work" --tiers 10

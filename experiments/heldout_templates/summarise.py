@@ -153,6 +153,7 @@ def _rivals(arm: str) -> list[str]:
     rivals = [f"{solved}-rounds"] if method in ("gold", "autojudge") else []
     if arm.startswith("fold-"):
         rivals += [arm.replace("fold-", "seen-"), "rule", "shipped", arm.removesuffix("-rounds")]
+        rivals += [f"{solved}-again"] if method in ("gold", "autojudge", "rounds") else []
         return ["fold-seed0-n8000", *rivals] if "-scratch" in arm else rivals
     return rivals
 
