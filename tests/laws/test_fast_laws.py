@@ -45,6 +45,7 @@ FRESH = [3, 0, 1, 2]
 CHEAP = [
     *("int8", "suffix", "ngram+model", "int8, suffix+model", "adaptive", "int8, adaptive"),
     *("ends", "cascade", "int8, cascade", "ngram", "int4", "int8, short", "int4, short"),
+    "int8, cascade, short",
 ]
 GRID = [
     pytest.param(

@@ -12,8 +12,16 @@ from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
 from cospec.errors import ConfigError
 from cospec.models.pair import num_weights, weight_bytes
 from cospec.models.quantized import Int4Linear, Int8Linear, can_quantize, quantize_weights
-from cospec.models.shortlist import NOTE, Shortlist, ShortlistHead, shorten_head, shortlist_of
+from cospec.models.shortlist import (
+    NOTE,
+    Shortlist,
+    ShortlistHead,
+    shorten_head,
+    shortlist_of,
+    using,
+)
 from tests.conftest import random_model, some_prompts
+from tests.laws.known_law import FALSE_ALARM_RATE, p_value
 
 pytestmark = pytest.mark.skipif(not can_quantize(), reason="no 8-bit product here")
 needs_int4 = pytest.mark.skipif(not can_quantize("int4"), reason="no 4-bit product here")
@@ -35,7 +43,7 @@ def test_listed_tokens_have_their_logits_and_others_the_least(layer, bias):
     x = torch.randn(2, 3, 64)
     with torch.inference_mode():
         expected, first = short(x), whole(x)[..., :32]
-        with tokens.used():
+        with using(tokens):
             found = short(x)
     assert torch.equal(expected, Int8Linear.forward(whole.part(slice(None)), x))
     error = (found[..., :32] - first).norm() / first.norm()
@@ -72,6 +80,21 @@ def test_texts_stay_the_targets_and_a_drafted_token_was_read_before():
     read = {i for c in found for i in (*c.prompt_ids, *c.token_ids)} | {*range(32)}
     drafted = {m.draft_id for c in found for step in c.trace for m in step.mismatches}
     assert drafted and drafted <= read | pair.eos_token_ids
+
+
+def test_sampled_tokens_follow_the_targets_law():
+    """Tokens that are not listed are hardly ever drafted: they come from the residual."""
+    pair, prompt, num_draws = short_pair(), some_prompts(1)[0], 4000
+    settings = SamplingConfig(max_new_tokens=2, temperature=1.0, seed=0, ignore_eos=True)
+    engine = Engine(
+        pair, load_arbiter("lossless"), num_speculative_tokens=2, batch_size=500, keep_trace=False
+    )
+    done = engine.generate([prompt] * num_draws, settings)
+    with torch.inference_mode():
+        probs = pair.target(torch.tensor([prompt])).logits[0, -1].double().softmax(0)
+    counts = torch.tensor([c.token_ids[0] for c in done]).bincount(minlength=len(probs))
+    assert p_value(counts, probs) > FALSE_ALARM_RATE
+    assert sum(c.stats.num_strict_accepts for c in done) > num_draws / 8
 
 
 def test_a_list_is_of_one_call_or_is_kept_with_the_prefixes():

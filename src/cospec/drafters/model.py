@@ -12,7 +12,7 @@ from cospec.drafters.base import Drafter, found_proposal
 from cospec.drafters.cascade import Ngrams, Writer, draft_guessing, most_read
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
-from cospec.models.shortlist import shortlist_of
+from cospec.models.shortlist import shortlist_of, using
 from cospec.rulings import in_width, token_log_p
 from cospec.sampling import draw
 from cospec.types import Needs, Proposal
@@ -66,10 +66,9 @@ class ModelDrafter(CachedModel, Drafter):
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
         """Read tokens into the cache, as `CachedModel.read`; with a shortlist they are listed."""
-        if self._shortlist is None:
-            return super().read(token_ids, window, num_logits)
-        self._shortlist.add(token_ids.clamp(max=self.vocab_size - 1))
-        with self._shortlist.used():
+        if self._shortlist is not None:
+            self._shortlist.add(token_ids.clamp(max=self.vocab_size - 1))
+        with using(self._shortlist):
             return super().read(token_ids, window, num_logits)
 
     def propose(self, rows: Sequence[DraftRow], chance: Chance) -> Proposal:

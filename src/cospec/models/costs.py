@@ -9,7 +9,6 @@ cost of a longer forward in place of a constant).
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from cospec.models.cache import CachedModel
-from cospec.models.shortlist import shortlist_of
+from cospec.models.shortlist import shortlist_of, using
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +136,7 @@ def _seconds(cached: CachedModel, context: int, batch_size: int, num_tokens: int
     synchronize(cached.device)
     start = time.perf_counter()
     window = cached.window(starts, num_tokens, context + num_tokens)
-    with short.used() if short is not None else nullcontext():
+    with using(short):
         cached.read(ids, window, num_tokens)
     synchronize(cached.device)
     return time.perf_counter() - start

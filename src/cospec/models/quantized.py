@@ -38,7 +38,7 @@ _WIDTH_MULTIPLE = 32  # the operators read beyond rows of an odd width, and can 
 _GROUP = 32
 """Weights that share a scale and a zero point in 4 bits."""
 _LEVELS = 16
-_HEIGHT_MULTIPLE = 16  # outputs that the 4-bit operator takes at once
+HEIGHT_MULTIPLE = 16  # outputs that the 4-bit operator takes at once
 
 
 class Int8Linear(nn.Module):
@@ -155,7 +155,7 @@ def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> Non
             f"draft_quantization is {kind}, and this build of torch has no correct product of "
             "that kind on this processor; leave it out."
         )
-    heights = [child.out_features % _HEIGHT_MULTIPLE for _, _, child in _fitting(model)]
+    heights = [child.out_features % HEIGHT_MULTIPLE for _, _, child in _fitting(model)]
     if not heights:
         raise ConfigError(
             f"draft_quantization is {kind}, and {type(model).__name__} has no linear layer of a "
@@ -164,13 +164,13 @@ def quantize_weights(model: PreTrainedModel, kind: Quantization = "int8") -> Non
     if kind == "int4" and all(heights):
         raise ConfigError(
             f"draft_quantization is int4, and {type(model).__name__} has no linear layer whose "
-            f"number of outputs {_HEIGHT_MULTIPLE} divides; take int8."
+            f"number of outputs {HEIGHT_MULTIPLE} divides; take int8."
         )
 
     def changed(linear: nn.Linear) -> nn.Module:
         if linear.in_features % _WIDTH_MULTIPLE:
             return linear
-        has_4_bits = kind == "int4" and not linear.out_features % _HEIGHT_MULTIPLE
+        has_4_bits = kind == "int4" and not linear.out_features % HEIGHT_MULTIPLE
         return Int4Linear(linear) if has_4_bits else Int8Linear(linear)
 
     fuse_layers(model, changed)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from cospec.errors import ConfigError
-from cospec.models.quantized import Int4Linear, Int8Linear
+from cospec.models.quantized import HEIGHT_MULTIPLE, Int4Linear, Int8Linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,7 +33,6 @@ NOTE = (
     "and those of an arbiter that keeps drafted tokens, can depend on the other texts of a call"
 )
 """Note for a pair."""
-_MULTIPLE = 16  # outputs that the 4-bit operator takes at once
 
 
 class Shortlist:
@@ -59,17 +58,18 @@ class Shortlist:
         ids = self._is_listed[num_first:].nonzero()[:, 0] + num_first
         self.listed = ids, self._head.rows.part(ids)
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Let the head multiply the rows of this list alone, in this thread."""
-        token = _used.set(self)
-        try:
-            yield
-        finally:
-            _used.reset(token)
-
 
 _used: ContextVar[Shortlist | None] = ContextVar("_used", default=None)
+
+
+@contextmanager
+def using(tokens: Shortlist | None) -> Iterator[None]:
+    """Let heads multiply the rows of a list alone, in this thread; with None, all rows."""
+    token = _used.set(tokens)
+    try:
+        yield
+    finally:
+        _used.reset(token)
 
 
 class ShortlistHead(nn.Module):
@@ -129,10 +129,10 @@ def shorten_head(model: PreTrainedModel, num_first: int, always: Iterable[int]) 
             "or leave it out."
         )
     most = head.out_features - 1
-    if not _MULTIPLE <= num_first <= most or num_first % _MULTIPLE:
+    if not HEIGHT_MULTIPLE <= num_first <= most or num_first % HEIGHT_MULTIPLE:
         raise ConfigError(
-            f"draft_vocab_size is {num_first}; it must be a multiple of {_MULTIPLE} from "
-            f"{_MULTIPLE} to {most}, or be left out for all {head.out_features} tokens."
+            f"draft_vocab_size is {num_first}; it must be a multiple of {HEIGHT_MULTIPLE} from "
+            f"{HEIGHT_MULTIPLE} to {most}, or be left out for all {head.out_features} tokens."
         )
     ids = torch.tensor(sorted(i for i in always if 0 <= i <= most), dtype=torch.int64)
     short = ShortlistHead(head, num_first, ids)
