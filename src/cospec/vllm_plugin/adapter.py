@@ -29,6 +29,7 @@ from cospec.vllm_plugin.verdicts import count_step
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -287,11 +288,12 @@ def exploring(arbiter: Arbiter, share: float) -> Arbiter:
     return replace(arbiter, explore=share)
 
 
-def to_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Copy numbers from the host to a device, (N,) int64, without waiting for it."""
-    is_pinned = device.type == "cuda"
-    host = torch.tensor(values, dtype=torch.int64, pin_memory=is_pinned)
-    return host.to(device, non_blocking=True)
+def to_device(values: Sequence[int] | np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Copy integers from the host to a device, as int64 and without waiting for it."""
+    host = torch.as_tensor(values, dtype=torch.int64)
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 def is_first_tensor_rank() -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cospec.arbiters.learned import LearnedArbiter
+from cospec.arbiters.rules import AlwaysTarget
 from cospec.rulings import (
     COLUMNS,
     Veto,
@@ -141,6 +142,7 @@ class RowRulings:
             rules by chance; else None.
         vetoes: The `Veto` that turned a ruling down, (T,) int64; None if no arbiter was asked.
         is_free: Whether a ruling for the draft would have counted, (T,) bool; None likewise.
+        keeps_none: Whether it is known without waiting for the device that no token is kept.
     """
 
     keep_draft: Tensor
@@ -152,6 +154,7 @@ class RowRulings:
     probability: Tensor | None = None
     vetoes: Tensor | None = None
     is_free: Tensor | None = None
+    keeps_none: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,10 +200,10 @@ class RowArbiter:
             others = rows.target_logits.scatter(1, rows.safe_ids[:, None], float("-inf"))
             target_ids = torch.where(rows.is_sampled, others.argmax(dim=-1), argmax)
             may_differ = is_mismatch | (rows.is_sampled & rows.is_drafted)
-        nothing = torch.zeros_like(is_mismatch)
-        if any(getattr(rows, name) is None for name in self._inputs):
-            return RowRulings(nothing, is_mismatch, target_ids, nothing)
         asked = may_differ & rows.is_open & top.isfinite()
+        if self._is_idle(rows, asked):
+            nothing = torch.zeros_like(is_mismatch)
+            return RowRulings(nothing, is_mismatch, target_ids, nothing, keeps_none=True)
         keep, score, features = self._ask(rows, asked, is_mismatch, target_ids)
         if rows.thresholds is not None and score is not None:
             # The guard of a trained arbiter is a score of 0, which no threshold lets pass.
@@ -227,6 +230,18 @@ class RowArbiter:
             torch.where((asked & keep) | is_non_finite, vetoes, int(Veto.NONE)),
             is_free,
         )
+
+    def _is_idle(self, rows: VerifiedRows, asked: Tensor) -> bool:
+        """Return whether there is nothing to ask, or nobody to see a ruling that keeps nothing."""
+        if any(getattr(rows, name) is None for name in self._inputs):
+            return True
+        if isinstance(self.arbiter, AlwaysTarget) and not self.keep_features:
+            return True
+        return self._waits(asked) and not bool(asked.any())
+
+    def _waits(self, tensor: Tensor) -> bool:
+        """Return whether to wait for a tensor's device, so as to ask about few rows or none."""
+        return tensor.device.type == "cpu" if self.is_compact is None else self.is_compact
 
     def _is_exact(self, rows: VerifiedRows) -> Tensor:
         """Return where nothing is overridden, (T,) bool."""
@@ -258,12 +273,11 @@ class RowArbiter:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The arbiter's bare rulings, scores and features, (T,), (T,) and (T, F)."""
         num_rows, device = len(asked), asked.device
-        is_compact = device.type == "cpu" if self.is_compact is None else self.is_compact
-        index = asked.nonzero()[:, 0] if is_compact else torch.arange(num_rows, device=device)
-        if not len(index):
-            return torch.zeros_like(asked), None, None
+        index = torch.arange(num_rows, device=device)
+        if self._waits(asked):
+            index = index[asked]
         size = max(1, MAX_ELEMENTS // rows.target_logits.shape[1])
-        whole = self._batch(rows, is_mismatch, target_ids)
+        whole = self._batch(rows, asked, is_mismatch, target_ids)
         parts = []
         for chunk in torch.split(index, size):
             batch = _select(whole, chunk)
@@ -271,7 +285,17 @@ class RowArbiter:
             check_ruling(parts[-1], batch, self.arbiter.name)
         return _spread(parts, index, num_rows, self.keep_features)
 
-    def _batch(self, rows: VerifiedRows, is_mismatch: Tensor, target_ids: Tensor) -> MismatchBatch:
+    def _log_p_after(self, rows: VerifiedRows, asked: Tensor) -> Tensor:
+        """Log-probabilities of the drafted tokens after each row that is asked about, (T,)."""
+        if not self._waits(asked):
+            return token_log_p(rows.target_logits, rows.safe_ids)
+        (after,) = (_count_before(asked, rows.block_positions) > 0).nonzero(as_tuple=True)
+        log_p = token_log_p(rows.target_logits[after], rows.safe_ids[after])
+        return log_p.new_zeros(len(asked)).index_put((after,), log_p)
+
+    def _batch(
+        self, rows: VerifiedRows, asked: Tensor, is_mismatch: Tensor, target_ids: Tensor
+    ) -> MismatchBatch:
         """All rows, as an arbiter sees them."""
         num_rows, device = len(target_ids), target_ids.device
         is_drafted = rows.is_before_end if self.end_blocks_at_stop else rows.is_drafted
@@ -295,7 +319,7 @@ class RowArbiter:
                     blocks=rows.requests,
                     is_drafted=is_drafted,
                     is_match=~is_mismatch,
-                    log_p=token_log_p(rows.target_logits, rows.safe_ids),
+                    log_p=self._log_p_after(rows, asked),
                 ),
                 Needs.BLOCK_LOG_Q: lambda: (_block_log_q(rows, first, self.k, is_drafted),),
                 Needs.UNIFORMS: lambda: (

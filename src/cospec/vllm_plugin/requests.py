@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NUMBERS = ("num_overrides", "num_mismatches", "is_ended", "is_open", "max_tokens", "num_before")
+"""Integers of each request, the counts of its steps first; `is_ended` counts its ends."""
 NOTHING_BEFORE = RolloutRequest("", 0, 0)
 
 MAX_STOP_IDS = 64
@@ -75,12 +77,7 @@ class RequestTable:
     ) -> None:
         self._has_thresholds, self._min_threshold = has_thresholds, min_threshold
         self._has_rollouts = has_rollouts
-        self._num_overrides = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._num_mismatches = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._is_open = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self._max_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._num_before = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._is_ended = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._numbers = torch.zeros(len(_NUMBERS), num_slots, dtype=torch.int64, device=device)
         self._thresholds = torch.full((num_slots,), float("nan"), device=device)
         self._stop_ids = torch.full((num_slots, 1), -1, dtype=torch.int64, device=device)
         self.rollouts: dict[int, RolloutRequest] = {}
@@ -89,7 +86,7 @@ class RequestTable:
     @property
     def num_slots(self) -> int:
         """Number of slots that there is room for."""
-        return len(self._is_open)
+        return self._numbers.shape[1]
 
     def add(
         self,
@@ -128,13 +125,16 @@ class RequestTable:
             prompt_ids = prompt_ids or []
             prompt_ids = prompt_ids[: len(prompt_ids) - before.num_before]
             is_open = is_open and not arbiter.is_foreign(prompt_ids)
-        self._num_overrides[slot] = before.num_overrides
-        self._num_mismatches[slot] = before.num_mismatches
-        self._num_before[slot] = before.num_before
-        self._is_ended[slot] = False
-        self._is_open[slot] = is_open
         max_tokens = 2**62 if params.max_tokens is None else params.max_tokens
-        self._max_tokens[slot] = before.num_before + max_tokens
+        numbers = {
+            "num_overrides": before.num_overrides,
+            "num_mismatches": before.num_mismatches,
+            "is_open": is_open,
+            "max_tokens": before.num_before + max_tokens,
+            "num_before": before.num_before,
+            "is_ended": False,
+        }
+        self._numbers[:, slot] = torch.tensor([int(numbers[name]) for name in _NUMBERS])
         asked = settings.threshold
         self._thresholds[slot] = float("nan") if asked is None else max(asked, self._min_threshold)
         self._stop_ids[slot] = -1
@@ -158,32 +158,32 @@ class RequestTable:
         Args:
             slots: Slot of each row, (T,) int64, on the device.
         """
+        numbers = dict(zip(_NUMBERS, self._numbers[:, slots].unbind(), strict=True))
         return RequestColumns(
-            num_overrides=self._num_overrides[slots],
-            num_mismatches=self._num_mismatches[slots],
-            is_open=self._is_open[slots],
+            num_overrides=numbers["num_overrides"],
+            num_mismatches=numbers["num_mismatches"],
+            is_open=numbers["is_open"] != 0,
             stop_ids=self._stop_ids[slots],
-            max_tokens=self._max_tokens[slots],
-            num_before=self._num_before[slots],
-            is_ended=self._is_ended[slots],
+            max_tokens=numbers["max_tokens"],
+            num_before=numbers["num_before"],
+            is_ended=numbers["is_ended"] != 0,
             thresholds=self._thresholds[slots] if self._has_thresholds else None,
         )
 
     def counts(self, slot: int) -> Tensor:
         """Return a copy of the overrides and the reached mismatches of a request, (2,) int64."""
-        return torch.stack([self._num_overrides[slot], self._num_mismatches[slot]])
+        return self._numbers[:2, slot].clone()
 
     def restore_counts(self, slot: int, counts: Tensor) -> None:
         """Continue a request from the numbers that `counts` returned."""
-        self._num_overrides[slot], self._num_mismatches[slot] = counts[0], counts[1]
+        self._numbers[:2, slot] = counts
 
     def add_counts(
         self, slots: Tensor, num_overrides: Tensor, num_mismatches: Tensor, is_ended: Tensor
     ) -> None:
         """Add the counts of a step, (R,) each, to the requests in `slots`; see `verdicts.Tally`."""
-        self._num_overrides.index_add_(0, slots, num_overrides)
-        self._num_mismatches.index_add_(0, slots, num_mismatches)
-        self._is_ended[slots] |= is_ended
+        counts = torch.stack([num_overrides, num_mismatches, is_ended.long()])
+        self._numbers[: len(counts)].index_add_(1, slots, counts)
 
     def _make_room(self, num_slots: int, num_stop_ids: int) -> None:
         """Widen the columns; their length at least doubles, so that this is rare."""
@@ -191,12 +191,7 @@ class RequestTable:
         if more:
             more -= self.num_slots
             pad = torch.nn.functional.pad
-            self._num_overrides = pad(self._num_overrides, (0, more))
-            self._num_mismatches = pad(self._num_mismatches, (0, more))
-            self._is_open = pad(self._is_open, (0, more))
-            self._max_tokens = pad(self._max_tokens, (0, more))
-            self._num_before = pad(self._num_before, (0, more))
-            self._is_ended = pad(self._is_ended, (0, more))
+            self._numbers = pad(self._numbers, (0, more))
             self._thresholds = pad(self._thresholds, (0, more), value=float("nan"))
             self._stop_ids = pad(self._stop_ids, (0, 0, 0, more), value=-1)
         wider = num_stop_ids - self._stop_ids.shape[1]

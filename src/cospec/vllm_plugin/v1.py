@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from vllm.v1.sample import rejection_sampler as sampler_module
 
@@ -241,20 +242,14 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     ) -> tuple[VerifiedRows, Tensor]:
         """The rows of the step, and the slots of its requests, (R,)."""
         runner, device = self._runner, logits.device
-        num_reqs, num_rows = len(metadata.num_draft_tokens), len(logits)
         slot_list = self._find_slots()
-        undrafted = [int(one in self.undrafted) for one in runner.input_batch.req_ids[:num_reqs]]
-        host = [*slot_list, *runner.input_batch.num_prompt_tokens[:num_reqs].tolist(), *undrafted]
-        slots, prompt_lens, is_undrafted = torch.split(to_device(host, device), num_reqs)
-        ends = metadata.cu_num_draft_tokens.long()  # (R,)
-        here = torch.arange(num_rows, device=device)
-        requests = torch.searchsorted(ends, here, right=True)  # (T,)
-        starts = torch.nn.functional.pad(ends[:-1], (1, 0))
+        requests, row_slots, prompt_lens, is_undrafted, block_positions = self._layout(
+            slot_list, metadata.num_draft_tokens, device
+        )
         draft_ids = metadata.draft_token_ids.long()
         read_at = metadata.logits_indices[metadata.target_logits_indices]
-        block_positions = here - starts[requests]
-        positions = runner.positions[read_at].long() + 1 - prompt_lens[requests]
-        columns = self.adapter.table.columns(slots[requests])
+        positions = runner.positions[read_at].long() + 1 - prompt_lens
+        columns = self.adapter.table.columns(row_slots)
         target_hidden = target_hidden_after = None
         if self.hidden is not None:
             target_hidden = self.hidden[metadata.target_logits_indices]
@@ -268,7 +263,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         rows = VerifiedRows(
             target_logits=logits,
             draft_ids=draft_ids,
-            is_drafted=draft_ids >= is_undrafted[requests],  # undrafted: token 0 is no draft
+            is_drafted=draft_ids >= is_undrafted,  # undrafted: token 0 is no draft
             requests=requests,
             block_positions=block_positions,
             positions=positions + columns.num_before,
@@ -292,7 +287,22 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
                 columns.stop_ids,
             ),
         )
-        return rows, slots
+        return rows, to_device(slot_list, device)
+
+    def _layout(self, slots: list[int], num_rows: list[int], device: torch.device) -> Tensor:
+        """What the host knows of the rows, (5, T) int64, in one copy to the device.
+
+        Returns:
+            Request, slot, number of prompt tokens, 1 if nothing was drafted, place in the block.
+        """
+        batch, counts = self._runner.input_batch, np.asarray(num_rows)
+        num_reqs = len(num_rows)
+        is_undrafted = [request_id in self.undrafted for request_id in batch.req_ids[:num_reqs]]
+        lengths, starts = batch.num_prompt_tokens[:num_reqs], counts.cumsum() - counts
+        by_request = np.stack([np.arange(num_reqs), slots, lengths, is_undrafted, starts])
+        by_row = np.repeat(by_request, counts, axis=1)
+        by_row[-1] = np.arange(by_row.shape[1]) - by_row[-1]
+        return to_device(by_row, device)
 
     def _find_slots(self) -> list[int]:
         """Slots of the step's requests; new ones are added to the table."""

@@ -50,11 +50,13 @@ def ended_before(
         stop_ids: Tokens that end the request, (T, S) int64.
     """
     first = torch.arange(len(read_ids), device=read_ids.device) - block_positions
-    return is_ended | (read_ids[first][:, None] == stop_ids).any(dim=1)
+    return is_ended | (read_ids[first, None] == stop_ids).any(dim=1)
 
 
 def force(logits: Tensor, rows: VerifiedRows, rulings: RowRulings) -> Tensor:
-    """A copy of the logits in which kept tokens have all the probability.
+    """Return the logits with all the probability on kept tokens.
+
+    It is a copy, unless no token is kept and no request samples.
 
     Nothing is forced beyond the end of a text, since an engine counts the tokens it accepts there.
 
@@ -66,6 +68,8 @@ def force(logits: Tensor, rows: VerifiedRows, rulings: RowRulings) -> Tensor:
     Returns:
         (T, V).
     """
+    if rulings.keeps_none and rows.is_sampled is None:
+        return logits
     keep_draft, draft_ids = rulings.keep_draft & rows.is_in_text, rows.draft_ids
     index = torch.where(keep_draft, draft_ids, 0)[:, None]
     own = torch.where(keep_draft[:, None], 0.0, logits.gather(1, index))
@@ -90,12 +94,16 @@ def count_step(rows: VerifiedRows, rulings: RowRulings, num_accepted: Tensor) ->
     is_override = stands & rulings.keep_draft & rulings.is_mismatch
     is_end = rows.block_positions == accepted
     is_reached = is_override | (in_block & is_end)
-    none = torch.zeros_like(num_accepted, dtype=torch.int64)
-    num_overrides, num_mismatches, num_ends = (
-        none.index_add(0, rows.requests, column.long())
-        for column in (is_override, is_reached, stands & rows.is_stop)
+    is_strict, is_non_finite = stands & ~is_override, is_reached & rulings.is_non_finite
+    columns = [is_strict, is_override, is_reached, is_non_finite, stands & rows.is_stop]
+    none = torch.zeros(len(columns), len(num_accepted), dtype=torch.int64, device=accepted.device)
+    by_request = none.index_add(1, rows.requests, torch.stack(columns).long())  # (5, R)
+    _, num_overrides, num_mismatches, _, num_ends = by_request
+    return Tally(
+        is_counted=stands | is_reached,
+        is_reached=is_reached,
+        num_overrides=num_overrides,
+        num_mismatches=num_mismatches,
+        is_ended=num_ends > 0,
+        counts=by_request[:4].sum(dim=1),
     )
-    columns = [stands & ~is_override, is_override, is_reached, is_reached & rulings.is_non_finite]
-    counts = torch.stack(columns).sum(dim=1)
-    is_counted = stands | (in_block & is_end)
-    return Tally(is_counted, is_reached, num_overrides, num_mismatches, num_ends > 0, counts)
