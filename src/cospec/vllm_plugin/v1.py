@@ -290,7 +290,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         return rows, to_device(slot_list, device)
 
     def _layout(self, slots: list[int], num_rows: list[int], device: torch.device) -> Tensor:
-        """What the host knows of the rows, (5, T) int64, in one copy to the device.
+        """Copy what the host knows of the rows to the device, (5, T) int64.
 
         Returns:
             Request, slot, number of prompt tokens, 1 if nothing was drafted, place in the block.
