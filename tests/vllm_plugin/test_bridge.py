@@ -279,6 +279,24 @@ def test_ruling_on_all_rows_is_ruling_on_those_that_can_be_kept(arbiter, is_samp
     assert compact.keep_draft.any() and not compact.keep_draft.all()
     assert torch.equal(compact.target_ids, full.target_ids)
     assert torch.equal(compact.is_non_finite, full.is_non_finite)
+    if compact.features is not None:
+        asked = compact.features.isfinite().all(dim=1)
+        assert asked.any()
+        torch.testing.assert_close(compact.features[asked], full.features[asked])
+
+
+def test_a_step_without_a_row_to_rule_on_asks_nobody_and_copies_nothing():
+    p, q, ids = blocks(6, 11)
+    rows, recorder = flat(p, q, ids), Recorder(AlwaysDraft())
+    closed = replace(rows, is_open=torch.zeros_like(rows.is_open))
+    rulings = RowArbiter(recorder, K)(closed)
+    assert not recorder.seen and not rulings.keep_draft.any() and rulings.is_mismatch.any()
+    assert force(closed.target_logits, closed, rulings) is closed.target_logits
+    sampled = replace(closed, is_sampled=torch.ones_like(rows.is_open))
+    edited = force(closed.target_logits, sampled, rulings)  # vLLM divides it in place
+    assert edited is not closed.target_logits and torch.equal(edited, closed.target_logits)
+    assert not RowArbiter(AlwaysTarget(), K)(rows).keep_draft.any()
+    assert RowArbiter(recorder, K)(rows).keep_draft.any() and recorder.seen
 
 
 def test_rows_in_pieces_are_ruled_on_as_in_one_call(monkeypatch):
