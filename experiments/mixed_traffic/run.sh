@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Everything behind the table of README.md; each step is skipped where its files exist.
+# Needs pip install -e '.[tasks]' (reasoning-gym 0.1.25). One thread, an hour and a half.
+# Usage: run.sh FOLDER TEACHING, where TEACHING is the folder of equal_teaching/run.sh.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+work=${1:?usage: run.sh FOLDER TEACHING} teaching=${2:?usage: run.sh FOLDER TEACHING}
+export OMP_NUM_THREADS=1
+target=src/cospec/bundled/target draft=$teaching/more-draft
+pair=(--target "$target" --draft "$draft" --dtype float32 -k 16 --threads 1)
+r=reasoning_gym
+mix=mix:$r:gsm_symbolic@4+$r:chain_sum@1+$r:products@1+$r:gcd@1+$r:simple_geometry@1
+
+# Two arbiters, by reinforcement alone.
+cospec train "${pair[@]}" --task "$mix" --out "$work/scalar"
+cospec train "${pair[@]}" --task "$mix" --features hidden \
+    --config experiments/mixed_traffic/hidden.json --out "$work/hidden"
+
+# The rule's alpha, from tune problems of the mixture.
+rules=()
+for alpha in 0.4 0.3 0.2 0.1 0 -0.1 -0.2; do rules+=(--arbiter "cascade_diff:alpha=$alpha"); done
+[[ -e $work/tune_rule_mix.json ]] || cospec eval "${pair[@]}" --task "$mix" --split tune \
+    --num-problems 400 --batch-size 100 "${rules[@]}" --json "$work/tune_rule_mix.json"
+
+# The arbiter of equal_teaching that read 8,000 solutions, as it is, with its limit on mismatches,
+# and trained further on the mixture.
+solutions=$teaching/taught_draft_more/family/seen-seed0-n8000
+[[ -e $work/solutions_limited ]] || python experiments/mixed_traffic/mixed.py limit \
+    "$target" "$draft" "$solutions" "$work/solutions_limited"
+[[ -e $work/rounds ]] || python experiments/mixed_traffic/mixed.py rounds \
+    "$target" "$draft" "$solutions" "$work/rounds"
+
+# The test. ALPHA is the best of tune_rule_mix.json.
+test=(--split test --num-problems 300 --seed 20 --batch-size 100)
+for task in gsm_symbolic chain_sum products gcd simple_geometry; do
+    [[ -e $work/$task.json ]] || cospec eval "${pair[@]}" --task "$r:$task" "${test[@]}" \
+        --arbiter "cascade_diff:alpha=${ALPHA:-0.4}" --arbiter "$solutions" \
+        --arbiter "$work/solutions_limited" --arbiter "$work/scalar" --arbiter "$work/hidden" \
+        --arbiter "$work/rounds" \
+        --json "$work/$task.json"
+done
+[[ -e $work/taught.json ]] || cospec eval --target "$teaching/more-0.1-1" \
+    --draft src/cospec/bundled/family --dtype float32 -k 16 --threads 1 \
+    --task "$r:gsm_symbolic" "${test[@]}" --json "$work/taught.json"
+python experiments/mixed_traffic/mixed.py gather "$work"
