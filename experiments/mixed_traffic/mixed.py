@@ -5,9 +5,10 @@
     python experiments/mixed_traffic/mixed.py gather FOLDER
 
 ``limit`` copies an arbiter that was trained on `gsm_symbolic` to OUT with the limit on mismatches
-that ``cospec train`` would have given it. ``rounds`` trains it further on the mixture. FOLDER holds the evaluations that `run.sh` makes: for each
-task, TASK.json (the pair) and, for `gsm_symbolic`, taught.json (the taught target alone). The
-taught target's answers to the other tasks are those of `experiments/equal_teaching`.
+that ``cospec train`` would have given it. ``rounds`` trains it further on the mixture. FOLDER holds
+the evaluations that `run.sh` makes: for each task, TASK.json (the pair) and, for `gsm_symbolic`,
+taught.json (the taught target alone). The taught target's answers to the other tasks are those of
+`experiments/equal_teaching`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ LABELS = {
     "taught": "taught target alone",
 }
 
+ARMS = tuple(LABELS)
+
 Json = dict[str, Any]
 
 
@@ -87,8 +90,9 @@ def trainer_of(args: argparse.Namespace, task_name: str, config: TrainConfig) ->
         warmup=WarmupConfig(num_solutions=1),  # they were read before
     )
     task = load_task(task_name)
-    num_rounds = max(1, config.num_rounds)
-    train = task.examples("train", num_rounds * config.rollouts.prompts_per_round, config.seed)
+    train = task.examples(
+        "train", config.num_rounds * config.rollouts.prompts_per_round, config.seed
+    )
     tune = task.examples("tune", config.evaluation.num_tune, config.seed)
     backend = EngineBackend(pair, config.rollouts)
     trainer = Trainer(pair, backend, task, config, train, tune, Path(f"{args.out}-state"))
@@ -102,7 +106,7 @@ def trainer_of(args: argparse.Namespace, task_name: str, config: TrainConfig) ->
 
 def limit(args: argparse.Namespace) -> None:
     """Give an arbiter of `gsm_symbolic` its limit, from tune problems of that task."""
-    trainer = trainer_of(args, f"reasoning_gym:{HOME}", TrainConfig(num_rounds=0))
+    trainer = trainer_of(args, f"reasoning_gym:{HOME}", TrainConfig())
     replace(trainer.take_best(), prompt_guard=None).save(args.out)
 
 
