@@ -49,17 +49,6 @@ if TYPE_CHECKING:
 
 RESULT = Path(__file__).parent / "mixed_traffic.json"
 HOME = "gsm_symbolic"
-ARMS = (
-    "target",
-    "draft",
-    "rule",
-    "solutions",
-    "solutions_limited",
-    "scalar",
-    "hidden",
-    "rounds",
-    "taught",
-)
 LABELS = {
     "target": "target",
     "draft": "taught draft alone",
