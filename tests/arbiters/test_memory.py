@@ -144,6 +144,9 @@ def test_a_data_set_of_an_audit_is_a_memory(tmp_path):
     records = [{"id": str(i), "mismatches": each} for i, each in enumerate(found)]
     write_dataset(path, records, ["some"], {})
     assert CSD(memory=str(path)).pairs.tolist() == [[7, 9], [7, 9], [5, 7]]
+    write_dataset(path, records, ["some"], {"temperature": "0.7"})
+    with pytest.raises(ArbiterError, match=r"an audit at temperature 0\.7, whose target tokens"):
+        CSD(memory=str(path))
 
 
 def test_a_mismatch_counts_as_often_as_the_number_that_it_stands_for(tmp_path):

@@ -69,8 +69,11 @@ def test_a_prompt_that_cannot_be_decoded_is_refused_before_the_first_token(
 
 @pytest.mark.parametrize(
     "prompts",
-    [[7, 8, 9], [None], [[[7, 8]]], [["seven"]], [[7.5]], [7.0], torch.tensor([[7, 8], [9, 7]])],
-    ids=["one prompt", "none", "too deep", "words", "fractions", "a number", "a tensor"],
+    [
+        *([7, 8, 9], [None], [[[7, 8]]], [["seven"]], [[7.5]], [7.0], [b"seven"]),
+        torch.tensor([[7, 8], [9, 7]]),
+    ],
+    ids=["one prompt", "none", "too deep", "words", "fractions", "a number", "bytes", "a tensor"],
 )
 def test_a_prompt_of_an_unknown_kind_is_refused_with_a_sentence(llama_pair, prompts):
     """Found: bare TypeErrors and ValueErrors from inside, and token 7.5 was read as 7."""

@@ -58,6 +58,8 @@ def test_padded_vocabularies_of_another_width_are_exact_and_in_range(llama_pair,
         assert all(0 <= i < VOCAB for i in completion.token_ids)
         assert all(i < width for i in drafted_ids(completion))
         assert completion.stats.num_non_finite_drafts == 0
+    for completion in Engine.draft_only(pair).generate(prompts, sampling):
+        assert all(0 <= i < min(VOCAB, width) for i in completion.token_ids)
 
 
 @pytest.mark.parametrize("width", [3, 7])

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cospec import Engine, ModelPair, SamplingConfig, load_arbiter
+from cospec.engine import Branch
 from cospec.errors import ConfigError
 from cospec.models.pair import num_weights, weight_bytes
 from cospec.models.quantized import Int4Linear, Int8Linear, can_quantize, quantize_weights
@@ -107,6 +108,22 @@ def test_a_list_is_of_one_call_or_is_kept_with_the_prefixes():
         assert counts[1] < counts[0] if keeps else counts[1] == counts[0]
     fresh = decoded(short_pair())[1]
     assert [c.stats for c in fresh] == [c.stats for c in decoded(pair)[1]]
+
+
+def test_a_branch_is_drafted_with_the_list_of_its_rollout():
+    """Found: it was drafted with an empty list, and so by another q than the rollout."""
+    engine = Engine(
+        short_pair(), load_arbiter("always_draft"), num_speculative_tokens=4, batch_size=1
+    )
+    generator = torch.Generator().manual_seed(0)
+    for length in range(40, 46):
+        prompt = torch.randint(32, 96, (length,), generator=generator).tolist()
+        (rollout,) = engine.rollouts([prompt], SAMPLING)
+        whole = rollout.completion
+        place = whole.trace[1].position - 1  # the end of the first block
+        point = Branch(rollout, place, whole.token_ids[place], whole.origins[place])
+        (branch,) = engine.branches([point])
+        assert branch.completion.token_ids == whole.token_ids
 
 
 def test_whoever_reads_whole_texts_sees_all_logits():

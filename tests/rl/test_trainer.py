@@ -326,6 +326,10 @@ def test_a_run_is_resumed_by_a_trainer_alike_and_by_no_other(pair, task, tmp_pat
         "cost_weight, seed": {"config": unlike.config},
         "data_train": {"train": it.train[1:]},
         "data_tune": {"tune": [replace(it.tune[0], answer="x")]},
+        "data_train, data_tune": {  # found: other tests of a program were resumed with
+            name: [replace(one, metadata={"test": "another"}) for one in getattr(it, name)]
+            for name in ("train", "tune")
+        },
         "data_solutions": {"solved": it.train},
         "fingerprint": {"pair": ModelPair(pair.draft, pair.target, pair.tokenizer)},
         "task": {"task": replace(task, name="another")},

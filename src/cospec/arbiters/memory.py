@@ -162,7 +162,8 @@ def mismatch_pairs(completions: Iterable[Completion]) -> Tensor:
     """The draft's and the target's token of every mismatch that was reached, (N, 2) int64.
 
     Args:
-        completions: Completions of the lossless arbiter, with traces.
+        completions: Greedy completions of the lossless arbiter, with traces: where a target
+            samples, its token need not be its best one, which `CSD` looks up.
     """
     pairs = [
         (mismatch.draft_id, mismatch.target_id)
@@ -202,7 +203,7 @@ def read_memory(path: Path) -> tuple[Tensor, Tensor]:
         (N, 2) int64, and (N,) float: 1 each, except in audits that played only some branches.
 
     Raises:
-        ArbiterError: There is no such file, or it holds no mismatches.
+        ArbiterError: There is no such file, or it holds no mismatches of greedy decoding.
     """
     hint = "it must be a file that cospec audit --dataset FILE or write_memory wrote."
     if not path.is_file():
@@ -210,10 +211,17 @@ def read_memory(path: Path) -> tuple[Tensor, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             columns = [file.get_tensor(name) for name in _COLUMNS]
+            about = file.metadata() or {}
             has_weights = _WEIGHT in file.keys()  # noqa: SIM118
             weights = file.get_tensor(_WEIGHT) if has_weights else torch.ones(columns[0].shape)
     except (OSError, SafetensorError) as error:
         raise ArbiterError(f"memory of arbiter csd is {str(path)!r}: {error}; {hint}") from error
+    if float(about.get("temperature", 0)) > 0:
+        raise ArbiterError(
+            f"memory of arbiter csd is {str(path)!r}, an audit at temperature "
+            f"{about['temperature']}, whose target tokens are draws; count mismatches of greedy "
+            "decoding (cospec audit --temperature 0)."
+        )
     first, second = columns
     is_int = first.dtype == second.dtype == torch.int64
     if not is_int or first.dim() != 1 or first.shape != second.shape:

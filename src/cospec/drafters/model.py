@@ -63,6 +63,7 @@ class ModelDrafter(CachedModel, Drafter):
         """By row, its text as it was proposed last, if blocks are as long as an answer."""
         self._ngrams = Ngrams() if config.cascade else None
         self._shortlist = shortlist_of(pair.draft_model)
+        self._has_unlisted = False
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
         """Read tokens into the cache, as `CachedModel.read`; with a shortlist they are listed."""
@@ -82,7 +83,7 @@ class ModelDrafter(CachedModel, Drafter):
         self, rows: Sequence[DraftRow], chance: Chance, is_wanted: Sequence[bool]
     ) -> Proposal:
         """Choose tokens for the wanted rows; the others are neither read nor drafted."""
-        rows = [row.drafted for row in rows]
+        rows = self._as_drafted(rows)
         if (most := self._most_read(rows, chance)) > 1:
             self.reserve(len(rows), max(map(len, rows)) + self._k)
             return self._guessing(rows, chance, is_wanted, most)
@@ -137,6 +138,16 @@ class ModelDrafter(CachedModel, Drafter):
             probs=torch.cat(probs, dim=1) if probs else None,
             hidden=hidden or None,
         )
+
+    def _as_drafted(self, rows: Sequence[DraftRow]) -> list[DraftRow]:
+        """Return rows as the model sees them; tokens of loaded ones, unread here, are listed."""
+        views: list[DraftRow] = [row.drafted for row in rows]
+        if self._shortlist is not None and self._has_unlisted:
+            for row in views:
+                ids = torch.tensor(row.prompt_ids + row.generated, device=self.device)
+                self._shortlist.add(ids.clamp(max=self.vocab_size - 1))
+        self._has_unlisted = False
+        return views
 
     def _begin(
         self, rows: Sequence[DraftRow], is_wanted: Sequence[bool]
@@ -271,6 +282,7 @@ class ModelDrafter(CachedModel, Drafter):
         # A row that only searches drafted for may be longer than its saved cache.
         self._num_read[row] = min(num_read, num_tokens)
         super().load_row(row, stored, self._num_read[row])
+        self._has_unlisted = True
         self._answers.pop(row, None)
 
     def copy_row(self, source: int, destination: int) -> None:

@@ -351,4 +351,5 @@ class PlainEngine(Engine):
         return super()._run(rows, keep_caches and self._role == "target")
 
     def _new_batch(self) -> Batch:
-        return PlainBatch(self._model, is_target=self._role == "target")
+        vocab_size = self.pair.target.config.get_text_config().vocab_size
+        return PlainBatch(self._model, vocab_size, is_target=self._role == "target")

@@ -9,6 +9,7 @@ import torch
 from cospec.engine.batch import Batch
 from cospec.engine.walk import non_finite_error
 from cospec.models.cache import CachedModel
+from cospec.rulings import in_width
 from cospec.sampling import Chance, draw
 from cospec.types import Origin
 
@@ -21,11 +22,12 @@ class PlainBatch(Batch):
 
     Args:
         model: The model.
+        vocab_size: The target's number of tokens; a wider draft chooses among these alone.
         is_target: Whether it is the target, whose forwards are counted separately from the draft's.
     """
 
-    def __init__(self, model: PreTrainedModel, *, is_target: bool) -> None:
-        self._model = CachedModel(model)
+    def __init__(self, model: PreTrainedModel, vocab_size: int, *, is_target: bool) -> None:
+        self._model, self._vocab_size = CachedModel(model), vocab_size
         super().__init__([self._model], num_ahead=1)
         self._is_target = is_target
 
@@ -37,7 +39,8 @@ class PlainBatch(Batch):
         configs = [row.config for row in self.rows]
         chance = Chance.draw(configs, [row.generator for row in self.rows], 0, model.device)
         ids, starts = self._last_tokens(model.device)
-        logits = model.read(ids, model.window(starts, 1, end)).logits  # (B, 1, V)
+        logits = model.read(ids, model.window(starts, 1, end)).logits
+        logits = in_width(logits, self._vocab_size)  # (B, 1, V)
         top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
         if chance.warper is not None:
             chosen = draw(chance.warper.probs(logits), chance.numbers.target)

@@ -151,6 +151,8 @@ def _encode(pair: ModelPair, index: int, prompt: str | Sequence[int], vocab_size
         ids = pair.encode(prompt)
     else:
         try:
+            if isinstance(prompt, bytes | bytearray):  # a text, not a list of ids
+                raise TypeError
             ids = [operator.index(i) for i in prompt]
         except TypeError:
             raise PromptError(

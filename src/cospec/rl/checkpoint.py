@@ -128,9 +128,15 @@ class TrainState:
 def hash_data(
     train: Sequence[Example], tune: Sequence[Example], solved: Sequence[Example]
 ) -> dict[str, str]:
-    """Return hashes of the problems of a run, which can only be resumed with the same ones."""
+    """Return hashes of the problems of a run, which can only be resumed with the same ones.
+
+    They include the metadata: a scorer may read it, and solutions are part of it.
+    """
     data = {"data_train": train, "data_tune": tune, "data_solutions": solved}
-    return {name: describe_problems(each)["problems_sha256"] for name, each in data.items()}
+    told = {name: describe_problems(each) for name, each in data.items()}
+    return {
+        name: f"{one['problems_sha256']} {one['metadata_sha256']}" for name, one in told.items()
+    }
 
 
 def open_run(folder: Path, settings: Json) -> None:
