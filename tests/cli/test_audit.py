@@ -125,6 +125,33 @@ def test_an_interrupted_audit_goes_on_where_it_was(tiny, problems, tmp_path, mon
     assert cut["rows"] == whole["rows"]
 
 
+def test_a_resumed_audit_replaces_no_data_set_but_its_own(tiny, problems, tmp_path, monkeypatch):
+    """Found: one that another run had finished in the meantime was lost without a word."""
+    task = f"jsonl:{problems},scorer=numeric,split=test"
+    command = ["audit", "--task", task, "--split", "test", "--max-new-tokens", 6, "--max-k", 1]
+    command += ["--problems-per-chunk", 2, "--cost-batch-sizes", 1]
+    command += ["--dataset", tmp_path / "data.safetensors"]
+    audit, num_left = Auditor.audit, [1]
+
+    def audit_once(self, examples, first):
+        if not num_left:
+            raise KeyboardInterrupt
+        num_left.pop()
+        return audit(self, examples, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Auditor, "audit", audit_once)
+        with pytest.raises(SystemExit):
+            tiny(*command, "--json", tmp_path / "cut.json")
+    tiny(*command, "--num-problems", 2, "--json", tmp_path / "other.json")
+    theirs = (tmp_path / "data.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="is of another run than the one that is resumed"):
+        tiny(*command, "--json", tmp_path / "cut.json")
+    assert (tmp_path / "data.safetensors").read_bytes() == theirs
+    tiny(*command, "--json", tmp_path / "cut.json", "--overwrite")
+    assert (tmp_path / "data.safetensors").read_bytes() != theirs
+
+
 @pytest.mark.parametrize("option", ["--branches-per-problem", "--problems-per-chunk", "--max-k"])
 def test_numbers_below_one_are_refused(tiny, problems, option, refusal) -> None:
     name = option.strip("-").replace("-", "_")

@@ -59,6 +59,20 @@ def bench(seconds=2.0, right=(1, 0, 0, 0), knob="max_gap=1", **conditions):
     return document
 
 
+def test_an_arbiter_that_was_trained_again_is_told():
+    """Found: its answers were called not reproduced, since nothing was known to differ."""
+    ours, theirs = bench(), bench()
+    for document, digest in ((ours, "a"), (theirs, "b")):
+        document["config"]["arbiters"] = {"my-arbiter": {"sha256": digest}}
+    expected = {"arbiters.my-arbiter": ({"sha256": "a"}, {"sha256": "b"})}
+    assert differences(ours, theirs) == expected
+    with pytest.raises(ConfigError, match=r"arbiters\.my-arbiter: {'sha256': 'a'}"):
+        check_alike(ours, theirs)
+    check_alike(ours, theirs, ["arbiters"])
+    del theirs["config"]["arbiters"]  # as older results are
+    assert not differences(ours, theirs)
+
+
 @pytest.mark.parametrize("name", ["prompts", "metadata"])
 def test_other_prompts_or_metadata_of_the_same_problems_are_told(name):
     """Found: a file with other worked examples, tests or databases was taken for the same."""

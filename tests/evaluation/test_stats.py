@@ -170,6 +170,17 @@ def test_where_no_cluster_differs_the_interval_is_that_of_items():
     assert share_interval([(3.0, 3.0)] * 5) == wilson_interval(5, 5)
 
 
+def test_an_interval_over_too_few_changed_clusters_holds_0():
+    """Found: it lay above 0 beside an exact p of 0.125, the least that four clusters can have."""
+    four = [(1, 10), (2, 10), (1, 10), (1, 10)]
+    assert sign_flip_p([change for change, _ in four]) == 0.125
+    low, high = cluster_interval(four)
+    assert low == 0 < high
+    low, high = cluster_interval([(-change, size) for change, size in four] + [(0, 10)])
+    assert low < high == 0
+    assert cluster_interval([*four, (2, 10), (1, 10)])[0] > 0
+
+
 def test_clusters_without_items_have_no_part_in_their_interval():
     filled = [(1.0, 1), (0.0, 3), (1.0, 2)]
     for interval in (cluster_interval, share_interval):

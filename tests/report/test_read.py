@@ -47,6 +47,20 @@ def test_every_kind_of_file_finds_its_place(results):
     assert len(found.sources) == 7
 
 
+def test_files_of_something_else_in_a_folder_are_passed_over_and_cut_results_are_not(tmp_path):
+    """Found: a note ended the report, and a megabyte in another encoding was in the message."""
+    (tmp_path / "notes.json").write_text("hello")
+    (tmp_path / "rows.jsonl").write_bytes(("x" * 1000).encode("utf-16"))
+    with pytest.raises(ConfigError, match="found no results"):
+        read_all([tmp_path])
+    with pytest.raises(ConfigError, match=r"rows\.jsonl is damaged") as error:
+        read_all([tmp_path / "rows.jsonl"])
+    assert len(str(error.value)) < 500
+    (tmp_path / "cut.json").write_text('{"schema": 1, "command": "eval"')
+    with pytest.raises(ConfigError, match=r"cut\.json is damaged"):
+        read_all([tmp_path])
+
+
 @pytest.mark.parametrize(
     "section, document", [("decode", eval_document), ("bench", bench_document)]
 )

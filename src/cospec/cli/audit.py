@@ -85,7 +85,7 @@ class Audit:
         from cospec.cli.common.play import tell
         from cospec.cli.views.audit import show
         from cospec.evaluation.audit.auditor import Auditor
-        from cospec.evaluation.audit.dataset import write_dataset
+        from cospec.evaluation.audit.dataset import check_own, write_dataset
         from cospec.evaluation.audit.summary import summarize
         from cospec.evaluation.problems import describe_problems
 
@@ -113,7 +113,10 @@ class Audit:
         )
         about = {"evaluation": {"task": task.name, **describe_problems(examples)}}
         settled = replace(self, audit=options)
+        origin = settled._origin(task, examples, pair)
         with run.log(settled, pair, {options.arbiter: arbiter}, **about) as log:
+            if options.dataset is not None and not self.output.overwrite:
+                check_own(options.dataset, [example.id for example in examples], origin)
             records = self._play(auditor, examples, log)
             # Speed-ups are predicted only for the target's own path, on the measured engine.
             is_told = arbiter.name == "lossless" and not options.temperature
@@ -125,7 +128,6 @@ class Audit:
                 path = f"{path or 'the target'} at temperature {options.temperature:g}"
             summary = summarize(records, names, costs, options.k, path)
             if options.dataset is not None:
-                origin = settled._origin(task, examples, pair)
                 write_dataset(options.dataset, records, names, origin)
             run.write(
                 summary=summary,

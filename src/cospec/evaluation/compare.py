@@ -46,6 +46,7 @@ def conditions(document: Json) -> Json:
         "exact_prefix_tokens": evaluation.get("exact_prefix_tokens", 0),  # once not recorded
         **{name: config["pair"][name] for name in _MODELS},
         **models,
+        **{f"arbiters.{spec}": known for spec, known in config.get("arbiters", {}).items()},
         **{name: provenance[name] for name in ("dtype", "device", "threads")},
     }
     engine = config.get("engine", {})
@@ -82,12 +83,13 @@ def check_alike(a: Json, b: Json, allow: Collection[str] = ()) -> None:
     Args:
         a: A result document.
         b: Another result document.
-        allow: Conditions that may differ, by key; ``versions`` stands for those of all libraries.
+        allow: Conditions that may differ, by key; ``versions`` stands for those of all libraries,
+            ``arbiters`` for the weights or memories of all arbiters.
 
     Raises:
         ConfigError: Other conditions differ (the message lists all), or a key is unknown.
     """
-    known = {"versions", *conditions(a), *conditions(b)}
+    known = {"versions", "arbiters", *conditions(a), *conditions(b)}
     for key in allow:
         if key not in known:
             raise ConfigError(unknown_name("condition in --allow:", key, known))

@@ -27,6 +27,8 @@ _PERCENTILES = (2.5, 97.5)
 _Z = 1.959963984540054  # quantile of the normal law, at this level
 _NUM_RESAMPLES = 10_000
 _MIN_CHUNKS = 5
+_LEAST_CLUSTERS = 6
+"""Changed clusters that a sign-flip test needs for p < 0.05: five give 2 / 2^5 at least."""
 
 
 def wilson_interval(num_right: int, num_total: int) -> Interval:
@@ -133,7 +135,8 @@ def cluster_interval(
     """Bootstrap interval of a mean change over items that come in clusters, such as templates.
 
     Where no cluster differs from another, all resamples are alike. The interval is then that over
-    items, as if they were independent.
+    items, as if they were independent. Where fewer than `_LEAST_CLUSTERS` clusters changed, no test
+    over clusters can be significant, so the interval is widened to hold 0.
 
     Args:
         clusters: Sum of the changes (-1, 0 or 1 each) and number of items of each cluster; there is
@@ -141,8 +144,10 @@ def cluster_interval(
         over_items: The interval over items. By default it is computed from the sums, which is too
             narrow where changes of opposite sign cancel within a cluster.
     """
-    found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0) or over_items
-    if found is not None:
+    found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0)
+    if found is not None and sum(change != 0 for change, _ in clusters) < _LEAST_CLUSTERS:
+        found = min(found[0], 0.0), max(found[1], 0.0)
+    if found := found or over_items:
         return found
     sums = [change for change, _ in clusters]
     wins, losses = (round(sum(max(0.0, sign * s) for s in sums)) for sign in (1, -1))

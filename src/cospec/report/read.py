@@ -61,7 +61,7 @@ def read_all(paths: Sequence[Path | str]) -> Inputs:
     for path in map(Path, paths):
         if path.is_dir():
             for file in sorted(p for p in path.iterdir() if p.name.endswith(_ENDS)):
-                if file.name.endswith(".part.jsonl") or not _read(file, inputs):
+                if _is_foreign(file) or not _read(file, inputs):
                     inputs.passed_over.append(file)
         elif not path.exists():
             raise ConfigError(f"{path} does not exist; pass result files or folders of them.")
@@ -76,6 +76,20 @@ def read_all(paths: Sequence[Path | str]) -> Inputs:
             f"{', '.join(_READERS)}."
         )
     return inputs
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a file of a folder is of something else: no results, not even damaged ones."""
+    if path.name.endswith(".part.jsonl"):
+        return True
+    if path.suffix == ".safetensors":
+        return False
+    try:
+        return not read_text(path).lstrip().startswith("{")
+    except UnicodeDecodeError:
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def _read(path: Path, inputs: Inputs) -> bool:
@@ -93,7 +107,8 @@ def _read(path: Path, inputs: Inputs) -> bool:
         _READERS[command](path, document, inputs)
     except _DAMAGE as error:
         raise ConfigError(
-            f"{path} is damaged or of another version ({error!r}); write it again, or leave it out."
+            f"{path} is damaged or of another version ({type(error).__name__}: {error!s:.200}); "
+            "write it again, or leave it out."
         ) from None
     inputs.sources.append(
         ResultSource(path.name, command, document.get("argv", []), document.get("provenance", {}))

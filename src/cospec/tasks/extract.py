@@ -31,6 +31,7 @@ _NUMBER = re.compile(
     (?<![\d^])(?<!\^\{)                               # in "m^2" it is no number
     (?:(?P<whole>\d+)\ (?=\d+/[1-9]))?                # "3 1/2"
     (?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\w)\.\d+)
+    (?P<exponent>[eE][+-]?\d{1,3}(?!\w))?           # "1.5e3"
     (?:/(?P<under>[1-9]\d*)(?![\d/]))?
     """,
     re.VERBOSE,
@@ -48,6 +49,10 @@ _LATEX = [
     )
 ]
 _LEFT_SIDE = re.compile(r"(?:\\(?:times|cdot|div)|[^=A-Za-z\\]|\b[A-Za-z]\b)*=")
+_MOST_BOXES = 20
+_HASHES = re.compile(  # the answer may follow a heading
+    r"####(?:[ \t*_]*+(?:(?:the )?(?:final )?answer)?+[ \t*_:]*+\n\s*+)?([^\n]*)", re.IGNORECASE
+)
 _PHRASE = re.compile(r"\banswer\b[\s*_]*(?:is|are|would be|will be|=|:)[\s*_:]*", re.IGNORECASE)
 _ORNAMENTS = " \t*_$\\([{~≈"
 
@@ -83,7 +88,7 @@ def final_number(text: str) -> str | None:
     "answer is N", the last number.
     """
     plain = _without_latex(text)
-    for content in reversed(boxed(plain)):
+    for content in boxed(plain)[: -_MOST_BOXES - 1 : -1]:  # nested ones repeat each other
         if (number := _right_side(content)) is not None:
             return number
     for match in reversed(list(re.finditer(r"####([^\n]*)", plain))):
@@ -135,7 +140,7 @@ def choice(text: str) -> str | None:
     r"""Return the letter of the option that the text settles on.
 
     In order of preference: the last ``\boxed{C}``, the last "answer is C" or "option C", the last
-    "(C)", the last line that is a letter or begins with "C)".
+    "(C)", the last line that is a letter or begins with "C)", "C." or "C:".
     """
     text = text[-MAX_CHARS:]
     letter = rf"(?:\(?([{LETTERS}])\b(?!['\u2019])|\(([{LETTERS.lower()}])\))"
@@ -148,7 +153,7 @@ def choice(text: str) -> str | None:
     for pattern in (
         rf"{phrase}[\s*$_]*+(?:\\text\w*\{{)?{letter}",
         rf"\(([{LETTERS}])\)()",
-        rf"(?m)^[ \t\r*$]*([{LETTERS}])(?:\)|[ \t\r*$.]*$)()",
+        rf"(?m)^[ \t\r*$]*([{LETTERS}])(?:\)|[.:][\s*]|[ \t\r*$.]*$)()",
     ):
         if found := re.findall(pattern, text):
             return "".join(found[-1]).upper()
@@ -161,8 +166,11 @@ def final_answer(text: str) -> str | None:
     Without any of these it is the last line.
     """
     text = text[-MAX_CHARS:]
-    if marked := _tagged(text) or boxed(text) or re.findall(r"####([^\n]*)", text):
-        return str(marked[-1]).strip() or None
+    if marked := _tagged(text) or boxed(text):
+        return marked[-1].strip() or None
+    if marked := _HASHES.findall(text):
+        phrase = _PHRASE.search(marked[-1])
+        return marked[-1][phrase.end() if phrase else 0 :].strip() or None
     phrases = list(_PHRASE.finditer(text))
     lines = (text[phrases[-1].end() :] if phrases else text).strip().splitlines()
     line = "" if not lines else lines[0] if phrases else lines[-1]
@@ -193,7 +201,8 @@ def _numbers(text: str) -> Iterator[str]:
         sign = "-" if match["sign"] or match["late_sign"] else ""
         whole = f"{match['whole']} " if match["whole"] else ""
         under = f"/{match['under']}" if match["under"] else ""
-        yield sign + whole + match["digits"].replace(",", "") + under
+        digits = match["digits"].replace(",", "") + (match["exponent"] or "")
+        yield sign + whole + digits + under
 
 
 def _right_side(text: str) -> str | None:

@@ -54,8 +54,13 @@ def score_exact(example: Example, text: str) -> Score:
 
 
 def _bare(text: str) -> str:
-    """Return the text without all that `final_answer` may take off, unless nothing is left."""
+    r"""Return the text without all that `final_answer` may take off, unless nothing is left.
+
+    A ``\text{}`` around all of it goes as well.
+    """
     text = " ".join(text.split()).casefold()
+    if match := re.fullmatch(r"\\(?:text\w*|mathrm)\s*\{(.*)\}", text):
+        text = match[1].strip()
     return text.lstrip(_MARKS).rstrip(f"{_MARKS}.") or text
 
 

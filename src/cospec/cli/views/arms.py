@@ -99,3 +99,7 @@ def print_parts(parts: Mapping[str, Sequence[Json]]) -> None:
     for name, cells in shown.items():
         table.add_row(visible(name), *cells)
     console.print(table, markup=False)
+    console.print(
+        "p: exact McNemar test, or a test over the groups where problems come in groups.",
+        soft_wrap=True,
+    )

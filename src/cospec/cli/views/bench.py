@@ -104,6 +104,8 @@ def print_cells(cells: Sequence[Json]) -> None:
         shown = [arm | {"name": _label(arm)} for arm in cell["arms"]]
         console.print(f"\n{title}", markup=False)
         print_table(shown, _COLUMNS, _WIDTH)
+        if any("num_groups" in arm for arm in cell["arms"]):
+            console.print("rival p: a test over the groups that problems come in.")
         for arm in cell["arms"]:
             if "num_groups" in arm and arm["arbiter"] is not None and arm["name"] != LOSSLESS:
                 console.print(f"{visible(arm['name'])}: {over_groups(arm)}", markup=False)

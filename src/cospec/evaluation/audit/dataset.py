@@ -53,6 +53,28 @@ def write_dataset(
     write_tensors(path, tensors, metadata)
 
 
+def check_own(path: Path, ids: Sequence[str], about: Mapping[str, str]) -> None:
+    """Refuse to replace a data set, unless it is of the run that writes it once more.
+
+    Args:
+        path: The file, which may be missing.
+        ids: Ids of the run's problems.
+        about: Origin that the run's data set records.
+
+    Raises:
+        ConfigError: There is a file of something else.
+    """
+    if not path.exists():
+        return
+    metadata = read_metadata(path, None)
+    same_ids = json.loads(metadata.get("problem_ids", "[]")) == list(ids)
+    if not same_ids or not about.items() <= metadata.items():
+        raise ConfigError(
+            f"{path} exists and is of another run than the one that is resumed; name another file "
+            "for --dataset, move that one, or pass --overwrite."
+        )
+
+
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and metadata of a safetensors file.
 
