@@ -1,7 +1,7 @@
 """Gather the answers of a pair in mixed traffic; `experiments/readme.py` makes the table from them.
 
     python experiments/mixed_traffic/mixed.py limit TARGET DRAFT ARBITER OUT
-    python experiments/mixed_traffic/mixed.py rounds TARGET DRAFT ARBITER OUT
+    python experiments/mixed_traffic/mixed.py rounds TARGET DRAFT ARBITER OUT [--method gold]
     python experiments/mixed_traffic/mixed.py gather FOLDER
 
 ``limit`` copies an arbiter that was trained on `gsm_symbolic` to OUT with the limit on mismatches
@@ -58,6 +58,7 @@ LABELS = {
     "scalar": "pair, arbiter trained on the mixture, scalars",
     "hidden": "pair, arbiter trained on the mixture, hidden states",
     "rounds": "pair, arbiter of the 8,000 solutions, trained further on the mixture",
+    "gold": "the same, trained further by `gold`",
     "taught": "taught target alone",
 }
 
@@ -105,13 +106,14 @@ def limit(args: argparse.Namespace) -> None:
 
 
 def rounds(args: argparse.Namespace) -> None:
-    """Train an arbiter of `gsm_symbolic` further, by reinforcement on the mixture.
+    """Train an arbiter of `gsm_symbolic` further on the mixture, by reinforcement or `gold`.
 
     It starts `CAUTION` logits lower. A bold policy that is wrong at every mismatch learns nothing:
     a branch with one other ruling goes on boldly and ends as wrong.
     """
     others = "+".join(f"reasoning_gym:{task}@1" for task in OTHERS)
     config = TrainConfig(
+        method=args.method,
         num_rounds=4,
         optimizer=OptimizerConfig(weight_decay=0.1, learning_rate=1e-3),
         evaluation=EvaluationConfig(tune_every=1),
@@ -127,9 +129,9 @@ def gather(folder: Path) -> Json:
     for task in (HOME, *OTHERS):
         one = json.loads((folder / f"{task}.json").read_text(encoding="utf-8"))
         names = [arm["name"] for arm in one["arms"]]
-        ours = ["target", "draft", *names[-6:]]
+        ours = ["target", "draft", *names[-7:]]
         tasks[task] = {arm: bits(one, name) for arm, name in zip(ARMS, ours, strict=False)}
-        tasks[task]["names"] = names[-6:]
+        tasks[task]["names"] = names[-7:]
         if task == HOME:
             taught = json.loads((folder / "taught.json").read_text(encoding="utf-8"))
             key = "problems_sha256"
@@ -196,6 +198,7 @@ def main() -> None:
         trained = stages.add_parser(stage)
         for name in ("target", "draft", "arbiter", "out"):
             trained.add_argument(name, type=Path)
+        trained.add_argument("--method", default="rl", choices=["rl", "gold"])
     stages.add_parser("gather").add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.stage == "limit":

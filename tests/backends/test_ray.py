@@ -17,7 +17,13 @@ from cospec.backends.base import BranchPoint, Item
 from cospec.backends.engine import EngineBackend
 from cospec.errors import BackendError, ConfigError, PromptError
 from cospec.types import Origin
-from tests.backends.tiny import DOOMED, DiesOnce, failing_backend, tiny_backend
+from tests.backends.tiny import (
+    DOOMED,
+    DiesOnce,
+    failing_backend,
+    impossible_backend,
+    tiny_backend,
+)
 from tests.conftest import some_prompts
 from tests.rl.conftest import arbiter, coin
 
@@ -179,6 +185,16 @@ def test_a_replica_whose_place_is_gone_is_named_and_not_waited_for(many, monkeyp
     monkeypatch.setattr(many.replicas, "_groups", [many.replicas._groups[0], lost])
     with pytest.raises(BackendError, match="replica 1 died, and within 60 seconds Ray found no"):
         many.replicas.recover(ray.exceptions.RayActorError(), 1)
+
+
+def test_what_a_replica_cannot_be_made_with_is_told_at_once() -> None:
+    """Found: its error had lost its kind, was tried three times and blamed on an item."""
+    from cospec.backends.ray import RayBackend
+
+    backend = RayBackend(impossible_backend, 1)
+    with pytest.raises(ConfigError, match="no such model here"):
+        backend.complete(items(), COIN)
+    backend.close()
 
 
 def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cospec.backends.engine import EngineBackend
 from cospec.config import DecodeConfig
+from cospec.errors import ConfigError
 from tests.conftest import family_pair
 
 if TYPE_CHECKING:
@@ -57,3 +58,8 @@ class DiesOnce(EngineBackend):
             self.once.write_text("it was killed")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().branch(points, arbiter, **options)
+
+
+def impossible_backend() -> EngineBackend:
+    """Raise what a user has to mend."""
+    raise ConfigError("no such model here")

@@ -151,6 +151,22 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
             "--speculative-config is what cospec serve sets itself",
         ),
         (
+            ("--pair", "bundled:specialist", "--draft-options", '{"num-speculative-tokens": 9}'),
+            "draft_options names num_speculative_tokens, which --draft and -k say",
+        ),
+        (
+            (
+                *("--pair", "bundled:specialist", "--draft-options"),
+                '{"rejection_sample_method": "synthetic"}',
+            ),
+            "rejection_sample_method of the speculative_config is 'synthetic'; with CoSpec it must",
+        ),
+        (("--pair", "bundled:specialist", "--decisions", "."), ". is a folder; name a file in it"),
+        (
+            ("--pair", "bundled:specialist", "--additional-conf", "{}"),
+            "--additional-conf is what cospec serve sets itself",
+        ),
+        (
             ("--pair", "bundled:specialist", "--additional-config.foo", "1"),
             "--additional-config.foo is what cospec serve sets itself",
         ),

@@ -163,6 +163,7 @@ def test_a_ruling_of_a_cut_weight_still_teaches() -> None:
         ([HEAD | {"features": 3}, row()], "with no features, and the arbiter sees"),
         ([HEAD, row() | {"features": [0.0]}], "is damaged"),
         ([HEAD, row(feature="0.0")], "is damaged"),
+        ([HEAD, row() | {"position": None}], "is damaged"),
         ([HEAD, {k: v for k, v in row().items() if k != "request_id"}], "needs a request_id"),
         ([HEAD, row("other")], "none of the 1 requests"),
     ],

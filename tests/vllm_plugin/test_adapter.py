@@ -60,6 +60,14 @@ def test_a_slot_holds_what_its_request_asked_for():
     assert table.columns(torch.tensor([2])).thresholds.isnan().all()
 
 
+def test_a_threshold_where_a_rule_rules_decodes_losslessly(caplog):
+    """Found: without the server, which refuses it, threshold 1 had overrides."""
+    table = RequestTable(1, CPU, has_thresholds=False)
+    table.add(0, params(extra_args={"cospec": "threshold=1"}))
+    assert column(table, "is_open", 0) == [False]
+    assert "it wants threshold 1, and a rule has none" in caplog.text
+
+
 def test_no_request_gets_a_threshold_below_the_operators():
     table = RequestTable(3, CPU, has_thresholds=True, min_threshold=0.5)
     table.add(0, params(extra_args={"cospec": "threshold=0.25"}))

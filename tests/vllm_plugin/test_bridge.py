@@ -296,6 +296,12 @@ def test_a_step_without_a_row_to_rule_on_asks_nobody_and_copies_nothing():
     edited = force(closed.target_logits, sampled, rulings)  # vLLM divides it in place
     assert edited is not closed.target_logits and torch.equal(edited, closed.target_logits)
     assert not RowArbiter(AlwaysTarget(), K)(rows).keep_draft.any()
+
+    class Changed(AlwaysTarget):
+        def rule(self, batch):
+            return AlwaysDraft().rule(batch)
+
+    assert RowArbiter(Changed(), K)(rows).keep_draft.any()
     assert RowArbiter(recorder, K)(rows).keep_draft.any() and recorder.seen
 
 

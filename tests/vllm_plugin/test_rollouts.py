@@ -48,6 +48,7 @@ def test_drafts_that_wait_a_step_keep_their_logits() -> None:
         _draft_probs=first,
         _draft_prob_req_ids=["a", "b"],
         _get_spec_decode_draft_probs=lambda _: None,
+        rejection_sampler=types.SimpleNamespace(undrafted=set()),
     )
     keep_drafts(runner)
     ask = runner._get_spec_decode_draft_probs
@@ -57,7 +58,14 @@ def test_drafts_that_wait_a_step_keep_their_logits() -> None:
     assert ask(steps[1]).equal(torch.cat([second[0], first[1, :2]]))
     waiting = inspect.getclosurevars(ask).nonlocals["kept"]["b"]
     assert waiting.untyped_storage().nbytes() == waiting.nbytes, "not those of the whole batch"
+    runner.rejection_sampler.undrafted = {"b"}  # placeholders wait for it now
+    assert ask(steps[1]) is None
+    runner.rejection_sampler.undrafted = set()
+    assert ask(steps[1]) is None
+    runner._draft_prob_req_ids, runner._draft_probs = ["a", "b"], first
+    assert ask(steps[1]).equal(torch.cat([first[0], first[1, :2]]))
     del runner.requests["b"]
+    runner._draft_probs, runner._draft_prob_req_ids = second, ["a"]
     ask(steps[0])
     runner.requests["b"] = 1  # another request of that name
     assert ask(steps[1]) is None

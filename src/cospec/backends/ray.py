@@ -15,6 +15,7 @@ import itertools
 import math
 import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ from uuid import uuid4
 from cospec.backends.actors import MAX_TRIES, Actors, last_line
 from cospec.backends.base import BranchPoint, Item, Rollout, foreign
 from cospec.backends.packing import Packed, pack, unpack
-from cospec.errors import BackendError
+from cospec.errors import BackendError, CospecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,7 +100,12 @@ class Replica:
     _held: dict[int, Rollout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._backend = self.factory()
+        with suppress(CospecError):  # the first call raises it again, and can carry it
+            self._backend  # noqa: B018
+
+    @cached_property
+    def _backend(self) -> RolloutBackend:
+        return self.factory()
 
     def play(
         self, works: list[Work], keys: list[int] | None, arbiter: Arbiter, forget: list[int]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cospec.backends.actors import MAX_TRIES, Actors, last_line
 from cospec.backends.jobs import Job, JobResult, timed
-from cospec.errors import BackendError
+from cospec.errors import BackendError, CospecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +48,12 @@ class ArmReplica:
     _made: dict[int, Decoder] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._decoders = self.factory()
+        with suppress(CospecError):  # the first call raises it again, and can carry it
+            self._decoders  # noqa: B018
+
+    @cached_property
+    def _decoders(self) -> Decoders:
+        return self.factory()
 
     def decode(
         self, way: Way, prompts: Sequence[Prompt], sampling: Sequence[SamplingConfig]

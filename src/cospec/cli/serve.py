@@ -26,9 +26,9 @@ from cospec.vllm_plugin.supervise import supervise
 if TYPE_CHECKING:
     from cospec.types import Arbiter
 
-_OURS = {"--model", "-sc"} | {
-    f"--{name}{sep}config" for name in ("speculative", "additional") for sep in "-_"
-}
+_OURS = "--speculative-config", "--additional-config"
+_LEAST_PREFIX = len("--add")
+"""vLLM takes shortened options: of ours, those of this length on are told apart from its own."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,8 @@ class Serve:
                 raise ConfigError(
                     f"the folder of {self.decisions} does not exist; create it first."
                 )
+            if path.is_dir():
+                raise ConfigError(f"{self.decisions} is a folder; name a file in it.")
             max_bytes = self.decisions_max_mb * 1_000_000
             log = DecisionLogSettings(str(path), self.decisions_rate, max_bytes)
         return Settings(
@@ -167,7 +169,7 @@ class Serve:
         """
         for argument in self.vllm:
             name = argument.partition("=")[0]
-            if name.partition(".")[0] in _OURS:  # vLLM takes --additional-config.KEY too
+            if _is_ours(name):
                 raise ConfigError(
                     f"{name} is what cospec serve sets itself; "
                     "use --target, --draft, -k and --draft-options, or start vLLM yourself "
@@ -203,10 +205,14 @@ class Serve:
                 f"draft_options is {self.draft_options!r}; it must be a JSON object, such as "
                 '{"draft_tensor_parallel_size": 1}.'
             )
+        options = {key.replace("-", "_"): value for key, value in options.items()}  # as vLLM does
         if both := sorted(taken & set(options)):
             raise ConfigError(
                 f"draft_options names {both[0]}, which --draft and -k say; leave it out there."
             )
+        from cospec.vllm_plugin.adapter import check_speculation
+
+        check_speculation(options)
         return options
 
     def check(self, settings: Settings, arbiter: Arbiter) -> list[str]:
@@ -265,6 +271,14 @@ class Serve:
             f"the arbiter {arbiter.label} was trained on another pair by name ({known}); measure "
             "it on this one (cospec eval) before you trust it"
         ]
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether an option of vLLM is one that this command sets, in any spelling."""
+    plain = name.partition(".")[0].replace("_", "-")  # vLLM takes --additional-config.KEY too
+    if plain in ("--model", "-sc"):
+        return True
+    return len(plain) >= _LEAST_PREFIX and any(ours.startswith(plain) for ours in _OURS)
 
 
 def speculative_config(

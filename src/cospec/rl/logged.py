@@ -345,10 +345,11 @@ def _check_row(path: Path, number: int, row: Json, num_features: int) -> None:
         and len(features) == num_features
         and all(isinstance(x, float | int | None) for x in features)
     )
-    is_named = isinstance(row.get("request_id"), str)
-    if not is_named or not isinstance(keep, bool) or (0 < p < 1 and not is_whole):
+    is_placed = isinstance(row.get("request_id"), str) and type(row.get("position", 0)) is int
+    if not is_placed or not isinstance(keep, bool) or (0 < p < 1 and not is_whole):
         raise ConfigError(
-            f"{where} is damaged: it needs a request_id, keep_draft and {num_features} features."
+            f"{where} is damaged: it needs a request_id, a whole position, keep_draft and "
+            f"{num_features} features."
         )
 
 

@@ -27,7 +27,7 @@ from cospec.vllm_plugin.rollouts import Recorder
 from cospec.vllm_plugin.verdicts import count_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from torch import Tensor
@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ONLY = {
+    "rejection_sample_method": "standard",
+    "use_heterogeneous_vocab": False,
+    "use_local_argmax_reduction": False,
+    "enable_adaptive_verification": False,
+    "parallel_drafting": False,
+}
+"""Options of the speculative configuration that allow one value alone."""
 MAX_BLOCK_LENGTH = 128
 """Most drafted tokens a block, which vLLM's rejection sampler asserts (MAX_SPEC_LEN)."""
 
@@ -198,21 +206,25 @@ def check_engine(vllm_config: Any) -> None:  # Any: vLLM's VllmConfig
             'speculative_config, such as {"method": "draft_model", "model": FOLDER, '
             '"num_speculative_tokens": 6}.'
         )
-    wanted = {
-        "rejection_sample_method": ("standard",),
-        "use_heterogeneous_vocab": (False,),
-        "use_local_argmax_reduction": (False,),
-        "enable_adaptive_verification": (False,),
-        "parallel_drafting": (False,),
-    }
-    for name, allowed in wanted.items():
-        value = getattr(speculative, name, allowed[0])
-        if value not in allowed:
+    check_speculation({n: getattr(speculative, n) for n in _ONLY if hasattr(speculative, n)})
+    check_block_length(speculative.num_speculative_tokens)
+
+
+def check_speculation(options: Mapping[str, object]) -> None:
+    """Refuse options of vLLM's speculative configuration that the plugin cannot work with.
+
+    Args:
+        options: Values by name; others may be among them.
+
+    Raises:
+        ConfigError: There is such an option.
+    """
+    for name, allowed in _ONLY.items():
+        if (value := options.get(name, allowed)) != allowed:
             raise ConfigError(
                 f"{name} of the speculative_config is {value!r}; with CoSpec it must be "
-                f"{allowed[0]!r}."
+                f"{allowed!r}."
             )
-    check_block_length(speculative.num_speculative_tokens)
 
 
 def check_block_length(k: int) -> None:

@@ -110,6 +110,12 @@ class RequestTable:
         settings = _settings_of(params)
         stop_ids = _stop_ids_of(params)
         is_open = settings.enabled and is_plain(params) and not has_lora
+        if settings.threshold is not None and not self._has_thresholds:
+            logger.warning(  # the server refuses it; engines in Python may have no such check
+                "CoSpec decodes a request losslessly: it wants threshold %g, and a rule has none",
+                settings.threshold,
+            )
+            is_open = False
         is_open = is_open and len(stop_ids) <= MAX_STOP_IDS
         if len(stop_ids) > MAX_STOP_IDS:
             logger.warning(

@@ -165,6 +165,8 @@ def keep_drafts(runner: Any) -> None:  # Any: vLLM's GPUModelRunner
     kept: dict[str, Tensor] = {}
 
     def draft_probs(metadata: Any) -> Tensor | None:  # Any: vLLM's SpecDecodeMetadata
+        for request_id in runner.rejection_sampler.undrafted:  # their placeholders have none
+            kept.pop(request_id, None)
         if runner._draft_probs is None or runner._draft_prob_req_ids is None:
             found: Tensor | None = stock(metadata)  # no logits: near the context's end
             return found
