@@ -222,6 +222,13 @@ def test_strict_accepts_and_overrides_are_counted_apart(server):
     specs = [answer.model_extra["metrics"]["speculative_decoding"] for answer in answers]
     assert sum(spec["num_overrides"] for spec in specs) == overrides
     assert sum(spec["num_strict_accepts"] for spec in specs) == strict
+    answers = [complete(server, n, max_tokens=5) for n in range(40, 48)]
+    short = {name: value - after[name] for name, value in tell().items()}
+    ours = short["cospec:num_strict_accepts_total"] + short["cospec:num_overrides_total"]
+    accepted = short["vllm:spec_decode_num_accepted_tokens_total"]
+    assert 0 < ours < accepted, "vLLM counts accepted tokens after the end of a text too"
+    specs = [answer.model_extra["metrics"]["speculative_decoding"] for answer in answers]
+    assert sum(s["num_overrides"] + s["num_strict_accepts"] for s in specs) == accepted
 
 
 def test_decisions_are_written_as_they_are_counted(server):
