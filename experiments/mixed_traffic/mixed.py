@@ -30,6 +30,7 @@ from cospec.models import ModelPair
 from cospec.results import write_json
 from cospec.rl.config import (
     EvaluationConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     RolloutConfig,
     TrainConfig,
@@ -115,6 +116,7 @@ def rounds(args: argparse.Namespace) -> None:
     config = TrainConfig(
         method=args.method,
         num_rounds=4,
+        objective=ObjectiveConfig(entropy_bonus=0.0),
         optimizer=OptimizerConfig(weight_decay=0.1, learning_rate=1e-3),
         evaluation=EvaluationConfig(tune_every=1),
     )
