@@ -1,7 +1,7 @@
 """Gather the answers of a pair in mixed traffic; `experiments/readme.py` makes the table from them.
 
     python experiments/mixed_traffic/mixed.py limit TARGET DRAFT ARBITER OUT
-    python experiments/mixed_traffic/mixed.py rounds TARGET DRAFT ARBITER OUT [--method gold]
+    python experiments/mixed_traffic/mixed.py rounds TARGET DRAFT ARBITER OUT
     python experiments/mixed_traffic/mixed.py gather FOLDER
 
 ``limit`` copies an arbiter that was trained on `gsm_symbolic` to OUT with the limit on mismatches
@@ -58,21 +58,17 @@ LABELS = {
     "solutions_limited": "the same, with its limit on mismatches",
     "scalar": "pair, arbiter trained on the mixture, scalars",
     "hidden": "pair, arbiter trained on the mixture, hidden states",
-    "rounds": "pair, arbiter of the 8,000 solutions, trained further on the mixture",
-    "gold": "the same, trained further by `gold`",
+    "one_step": "pair, arbiter of the 8,000 solutions, then trained on the mixture",
     "taught": "taught target alone",
 }
 
 ARMS = tuple(LABELS)
-CAUTION = 5.0
 
 Json = dict[str, Any]
 
 
-def trainer_of(
-    args: argparse.Namespace, task_name: str, config: TrainConfig, caution: float = 0.0
-) -> Trainer:
-    """A trainer whose policy is that of an arbiter with hidden states, so many logits lower."""
+def trainer_of(args: argparse.Namespace, task_name: str, config: TrainConfig) -> Trainer:
+    """A trainer whose policy is that of an arbiter with hidden states."""
     set_threads(1)
     pair = ModelPair.from_pretrained(str(args.target), str(args.draft), dtype="float32")
     policy = LearnedArbiter.load(args.arbiter, pair, threshold=0.5).policy
@@ -92,8 +88,6 @@ def trainer_of(
     trainer = Trainer(pair, backend, task, config, train, tune, Path(f"{args.out}-state"))
     if not trainer.state.best:  # a correction that had no rounds is 0
         weights = {k: v for k, v in policy.state_dict().items() if not k.startswith("correction")}
-        head = f"layers.{len(policy.layers) - 1}.bias"
-        weights[head] = weights[head] - caution
         trainer.state.policy.load_state_dict(weights)
         trainer.state.start.load_state_dict(weights)
         trainer.keep(trainer.evaluate() | {"round": 0}, print)
@@ -107,20 +101,16 @@ def limit(args: argparse.Namespace) -> None:
 
 
 def rounds(args: argparse.Namespace) -> None:
-    """Train an arbiter of `gsm_symbolic` further on the mixture, by reinforcement or `gold`.
-
-    It starts `CAUTION` logits lower. A bold policy that is wrong at every mismatch learns nothing:
-    a branch with one other ruling goes on boldly and ends as wrong.
-    """
+    """Train an arbiter of `gsm_symbolic` further on the mixture, off the target's own path."""
     others = "+".join(f"reasoning_gym:{task}@1" for task in OTHERS)
     config = TrainConfig(
-        method=args.method,
-        num_rounds=4,
+        method="one_step",
+        num_rounds=3,
         objective=ObjectiveConfig(entropy_bonus=0.0),
         optimizer=OptimizerConfig(weight_decay=0.1, learning_rate=1e-3),
         evaluation=EvaluationConfig(tune_every=1),
     )
-    trainer = trainer_of(args, f"mix:reasoning_gym:{HOME}@4+{others}", config, CAUTION)
+    trainer = trainer_of(args, f"mix:reasoning_gym:{HOME}@4+{others}", config)
     replace(trainer.run(print), prompt_guard=None).save(args.out)
 
 
@@ -131,9 +121,9 @@ def gather(folder: Path) -> Json:
     for task in (HOME, *OTHERS):
         one = json.loads((folder / f"{task}.json").read_text(encoding="utf-8"))
         names = [arm["name"] for arm in one["arms"]]
-        ours = ["target", "draft", *names[-7:]]
+        ours = ["target", "draft", *names[-6:]]
         tasks[task] = {arm: bits(one, name) for arm, name in zip(ARMS, ours, strict=False)}
-        tasks[task]["names"] = names[-7:]
+        tasks[task]["names"] = names[-6:]
         if task == HOME:
             taught = json.loads((folder / "taught.json").read_text(encoding="utf-8"))
             key = "problems_sha256"
@@ -200,7 +190,6 @@ def main() -> None:
         trained = stages.add_parser(stage)
         for name in ("target", "draft", "arbiter", "out"):
             trained.add_argument(name, type=Path)
-        trained.add_argument("--method", default="rl", choices=["rl", "gold"])
     stages.add_parser("gather").add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.stage == "limit":

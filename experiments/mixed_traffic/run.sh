@@ -27,12 +27,8 @@ for alpha in 0.4 0.3 0.2 0.1 0 -0.1 -0.2; do rules+=(--arbiter "cascade_diff:alp
 solutions=$teaching/taught_draft_more/family/seen-seed0-n8000
 [[ -e $work/solutions_limited ]] || python experiments/mixed_traffic/mixed.py limit \
     "$target" "$draft" "$solutions" "$work/solutions_limited"
-for method in rl gold; do
-    out=$work/rounds
-    [[ $method == rl ]] || out=$work/gold
-    [[ -e $out ]] || python experiments/mixed_traffic/mixed.py rounds \
-        "$target" "$draft" "$solutions" "$out" --method "$method"
-done
+[[ -e $work/one_step ]] || python experiments/mixed_traffic/mixed.py rounds \
+    "$target" "$draft" "$solutions" "$work/one_step"
 
 # The test. ALPHA is the best of tune_rule_mix.json.
 test=(--split test --num-problems 300 --seed 20 --batch-size 100)
@@ -40,7 +36,7 @@ for task in gsm_symbolic chain_sum products gcd simple_geometry; do
     [[ -e $work/$task.json ]] || cospec eval "${pair[@]}" --task "$r:$task" "${test[@]}" \
         --arbiter "cascade_diff:alpha=${ALPHA:-0.4}" --arbiter "$solutions" \
         --arbiter "$work/solutions_limited" --arbiter "$work/scalar" --arbiter "$work/hidden" \
-        --arbiter "$work/rounds" --arbiter "$work/gold" \
+        --arbiter "$work/one_step" \
         --json "$work/$task.json"
 done
 [[ -e $work/taught.json ]] || cospec eval --target "$teaching/more-0.1-1" \

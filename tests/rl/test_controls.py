@@ -1,4 +1,4 @@
-"""The controls: what they play, what their labels say, and which features they see."""
+"""Methods that follow the target: what they play, learn from and see."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cospec import ModelPair
 
 
-@pytest.mark.parametrize("method", ["gold", "autojudge"])
+@pytest.mark.parametrize("method", ["one_step", "gold", "autojudge"])
 @pytest.mark.parametrize(
     ("pattern", "delta", "is_same"),
     [
@@ -80,7 +80,12 @@ def test_a_control_learns_from_branches_that_leave_the_targets_own_path(
 
 
 @pytest.mark.parametrize(
-    ("method", "patterns"), [("gold", [Y_WINS, X_SPOILS]), ("autojudge", [X_SPOILS])]
+    ("method", "patterns"),
+    [
+        ("one_step", [Y_WINS, X_SPOILS]),
+        ("gold", [Y_WINS, X_SPOILS]),
+        ("autojudge", [X_SPOILS]),
+    ],
 )
 def test_a_control_learns_what_its_labels_say(table, tmp_path, method, patterns) -> None:
     """To keep each y, which wins an answer (or leaves it as it is), and no x, which loses one."""
@@ -93,7 +98,7 @@ def test_a_control_learns_what_its_labels_say(table, tmp_path, method, patterns)
     with torch.no_grad():
         assert torch.equal(it.state.policy(features) > 0, is_y) and is_y.any() and not is_y.all()
     assert metrics["branch_gain"] == float(delta_reward[is_y].sum()) / 8
-    assert (metrics["branch_gain"] > 0) == (method == "gold")
+    assert (metrics["branch_gain"] > 0) == (method != "autojudge")
 
 
 def test_autojudge_learns_from_answers_that_stay_where_no_reward_differs(table, tmp_path) -> None:

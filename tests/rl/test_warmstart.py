@@ -46,7 +46,7 @@ def test_what_an_audit_tells_is_learnt_before_the_first_round(pair, task, tmp_pa
     assert torch.equal(it.state.policy.mean, mean)
 
 
-@pytest.mark.parametrize("method", ["rl", "gold", "policy_iteration"])
+@pytest.mark.parametrize("method", ["rl", "one_step", "gold", "policy_iteration"])
 def test_an_audit_alone_makes_an_arbiter_and_its_card(pair, task, tmp_path, method) -> None:
     path = audit_file(tmp_path)
     it = trainer(pair, task, warm_start=path, method=method, num_rounds=0)
@@ -117,7 +117,7 @@ def test_an_audit_that_was_decoded_otherwise_than_the_rollouts_is_noted(
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="methods rl, policy_iteration, gold, and"):
+    with pytest.raises(ConfigError, match="methods rl, one_step, policy_iteration, gold, and"):
         trainer(pair, task, warm_start=tmp_path / "x", method="autojudge")
     with pytest.raises(ConfigError, match="not a data set of cospec audit"):
         trainer(pair, task, warm_start=tmp_path / "x").run()

@@ -168,7 +168,7 @@ class WarmupConfig:
     """Training data for the policy before the first round."""
 
     warm_start: Path | None = None
-    """Data set of a cospec audit of this pair to train on first (rl, policy_iteration, gold)."""
+    """Data set of a cospec audit of this pair to train on first (rl, one_step, policy_iteration, gold)."""
     num_solutions: int = 0
     """Problems of the train split whose worked solutions are trained on first: one forward of each
     model tells whose token is the solution's wherever the models differ. Hidden states need tens of
@@ -236,11 +236,13 @@ class TrainConfig:
     """Training of an arbiter."""
 
     method: MethodName = "rl"
-    """rl; policy_iteration (a linear policy, fitted to all branches so far: for few of them); or a
-    control on the same features and problems. Controls: gold (predicts which branch off the
-    target's path has the right answer), autojudge (predicts whether the target's own answer stays,
-    2504.20039), r2r (predicts whether the sentence keeps its meaning, from the draft's features
-    alone, 2505.21600), reinforce (no branches, a running baseline, as DIVERSED, 2604.07622)."""
+    """rl; one_step (as rl, off the target's own path: for a start that is too bold, and tasks that
+    the draft does not know); policy_iteration (a linear policy, fitted to all branches so far: for
+    few of them); or a control on the same features and problems. Controls: gold (predicts which
+    branch off the target's path has the right answer), autojudge (predicts whether the target's own
+    answer stays, 2504.20039), r2r (predicts whether the sentence keeps its meaning, from the
+    draft's features alone, 2505.21600), reinforce (no branches, a running baseline, as DIVERSED,
+    2604.07622)."""
     num_rounds: int = 6
     """Rounds of rollouts and updates."""
     seed: int = 0

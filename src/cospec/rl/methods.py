@@ -1,6 +1,13 @@
 """Training methods: ours and the controls, one object each.
 
 A method defines who plays, the branches it learns from, the features it may see, and its labels.
+
+* rl (ours): the policy plays, and each branch flips one of its rulings.
+* one_step (ours): the target plays, and each branch keeps one drafted token and goes on with the
+  target. So a ruling is judged as if it were the only one: one step of policy improvement over the
+  target (the rollout algorithm of Bertsekas, Tsitsiklis and Wu 1997). A policy that is wrong at
+  every mismatch learns from that, and not from flips of one ruling: the others spoil both branches.
+
 The supervised controls take their labels from branches off the target's own path, each played out
 by the target.
 
@@ -42,7 +49,9 @@ if TYPE_CHECKING:
     from cospec.tasks.base import Score
     from cospec.types import Arbiter
 
-MethodName: TypeAlias = Literal["rl", "policy_iteration", "gold", "autojudge", "r2r", "reinforce"]
+MethodName: TypeAlias = Literal[
+    "rl", "one_step", "policy_iteration", "gold", "autojudge", "r2r", "reinforce"
+]
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
@@ -142,6 +151,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("rl", takes_audit=True),
+        Method("one_step", on_target_path=True, takes_audit=True),
         Method("policy_iteration", is_ridge=True, takes_audit=True, labels=_gold),
         Method("gold", on_target_path=True, takes_audit=True, labels=_gold),
         Method("autojudge", on_target_path=True, labels=_harmless, features=_of_the_judge),
