@@ -168,7 +168,8 @@ class WarmupConfig:
     """Training data for the policy before the first round."""
 
     warm_start: Path | None = None
-    """Data set of a cospec audit of this pair to train on first (rl, one_step, policy_iteration, gold)."""
+    """Data set of a cospec audit of this pair to train on first (rl, one_step, policy_iteration,
+    gold)."""
     num_solutions: int = 0
     """Problems of the train split whose worked solutions are trained on first: one forward of each
     model tells whose token is the solution's wherever the models differ. Hidden states need tens of
