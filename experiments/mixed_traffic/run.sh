@@ -34,7 +34,7 @@ solutions=$teaching/taught_draft_more/family/seen-seed0-n8000
 test=(--split test --num-problems 300 --seed 20 --batch-size 100)
 for task in gsm_symbolic chain_sum products gcd simple_geometry; do
     [[ -e $work/$task.json ]] || cospec eval "${pair[@]}" --task "$r:$task" "${test[@]}" \
-        --arbiter "cascade_diff:alpha=${ALPHA:-0.4}" --arbiter "$solutions" \
+        --arbiter "cascade_diff:alpha=${ALPHA:--0.2}" --arbiter "$solutions" \
         --arbiter "$work/solutions_limited" --arbiter "$work/scalar" --arbiter "$work/hidden" \
         --arbiter "$work/one_step" \
         --json "$work/$task.json"

@@ -21,6 +21,7 @@ from cospec.rl.calibrate import harm_p_values, num_rejected
 from experiments.equal_teaching import other_tasks
 from experiments.equal_teaching import summarise as teaching
 from experiments.heldout_templates import summarise as heldout
+from experiments.mixed_traffic import mixed
 from experiments.tables import rules, twins
 from experiments.tables.rows import Arm, Json, arms, database_changes, parts, read
 
@@ -369,6 +370,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "equal_teaching": teaching.table,
     "equal_teaching_twins": teaching.twins,
     "other_tasks": other_tasks.table,
+    "mixed_traffic": mixed.table,
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
     "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),
