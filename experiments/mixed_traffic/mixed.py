@@ -17,9 +17,10 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, pvariance
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cospec.arbiters.learned import LearnedArbiter
@@ -125,6 +126,8 @@ def gather(folder: Path) -> Json:
         tasks[task] = {arm: bits(one, name) for arm, name in zip(ARMS, ours, strict=False)}
         tasks[task]["names"] = names[-6:]
         if task == HOME:
+            rows = {row["id"]: row["group"] for row in one["rows"]}
+            tasks[task]["templates"] = [int(rows[name].split()[1]) for name in sorted(rows)]
             taught = json.loads((folder / "taught.json").read_text(encoding="utf-8"))
             key = "problems_sha256"
             assert taught["config"]["evaluation"][key] == one["config"]["evaluation"][key]
@@ -151,14 +154,22 @@ def against_target(tasks: Sequence[Json], arm: str) -> str:
 
 
 def over_mixture(tasks: Json, arm: str, other: str) -> str:
-    """Difference of two arms over the mixture, half of it home, with a 95 % interval."""
+    """Difference of two arms over the mixture, half of it home, with a 95 % interval.
+
+    At home it is over the templates: problems of one may depend on each other.
+    """
     mean = variance = 0.0
     for task in (HOME, *OTHERS):
         weight = 0.5 if task == HOME else 0.5 / len(OTHERS)
         bits_of = zip(tasks[task][arm], tasks[task][other], strict=True)
         changes = [int(a) - int(b) for a, b in bits_of]
+        units = tasks[task].get("templates", range(len(changes)))
+        sums: Counter[int] = Counter()
+        for unit, change in zip(units, changes, strict=True):
+            sums[unit] += change - fmean(changes)
+        spread = sum(x * x for x in sums.values()) * len(sums) / (len(sums) - 1)
         mean += weight * fmean(changes)
-        variance += weight**2 * pvariance(changes) / len(changes)
+        variance += weight**2 * spread / len(changes) ** 2
     low, middle, high = (100 * (mean + side * 1.96 * math.sqrt(variance)) for side in (-1, 0, 1))
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 

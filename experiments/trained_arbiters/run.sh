@@ -68,3 +68,11 @@ cospec bench --pair bundled:specialist --task reasoning_gym:gsm_symbolic --num-p
     --seed 55 --arms runs/specialist-corrected-seed0 runs/specialist-corrected-seed1 \
     runs/specialist-corrected-seed2 --num-tune-problems 0 -k 16 --batch-sizes 1 4 16 --repeats 3 \
     --threads 1 --json runs/speed_specialist_corrected.json
+
+# margins_*.json: AMD EPYC, 1 thread each, both at once, 24 min.
+for pair in family specialist; do
+    cospec bench --pair "bundled:$pair" --task reasoning_gym:gsm_symbolic --num-problems 240 \
+        --seed 101 --arms bundled lossless --num-tune-problems 0 -k 16 --batch-sizes 1 16 \
+        --repeats 3 --threads 1 --json "runs/margins_$pair.json" &
+done
+wait
