@@ -14,6 +14,7 @@ taught.json (the taught target alone). The taught target's answers to the other 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import sys
@@ -28,7 +29,7 @@ from cospec.backends.engine import EngineBackend
 from cospec.cli.common.options import set_threads
 from cospec.evaluation.stats import accuracy_delta_interval, mcnemar_p
 from cospec.models import ModelPair
-from cospec.results import write_json
+from cospec.results import read_text
 from cospec.rl.config import (
     EvaluationConfig,
     ObjectiveConfig,
@@ -49,7 +50,7 @@ from other_tasks import bits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-RESULT = Path(__file__).parent / "mixed_traffic.json"
+RESULT = Path(__file__).parent / "mixed_traffic.json.gz"
 HOME = "gsm_symbolic"
 LABELS = {
     "target": "target",
@@ -176,7 +177,7 @@ def over_mixture(tasks: Json, arm: str, other: str) -> str:
 
 def table() -> str:
     """Share right of each arm at home, elsewhere and over the mixture, with differences."""
-    tasks = json.loads(RESULT.read_text(encoding="utf-8"))["tasks"]
+    tasks = json.loads(read_text(RESULT))["tasks"]
     parts = [tasks[HOME]], [tasks[task] for task in OTHERS]
     header = "", "at home", "on the four others", "mixture", "over the target", "over the rule"
     lines = [header, ["---"] * len(header)]
@@ -208,7 +209,9 @@ def main() -> None:
     elif args.stage == "rounds":
         rounds(args)
     else:
-        write_json(RESULT, gather(args.folder))
+        # Without a time, so that the same run gives the same file.
+        data = json.dumps(gather(args.folder)).encode()
+        RESULT.write_bytes(gzip.compress(data, 9, mtime=0))
         print(table())
 
 
