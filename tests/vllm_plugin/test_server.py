@@ -273,7 +273,7 @@ def test_a_minute_of_load_brings_no_error_and_no_growth(server):
         assert run.returncode == 0, run.stdout + run.stderr
         print(run.stdout)
 
-    load(120, 300)  # until all buffers are there, however slow the machine
+    load(120, 1000)  # until all buffers are there, however slow the machine
     before, pids = server.rss_bytes(), server.pids
     load(60, 1500)
     grown = server.rss_bytes() - before

@@ -194,8 +194,11 @@ class Serve:
         """The user's part of the speculative configuration.
 
         Raises:
-            ConfigError: It is no JSON object, or sets what other options set.
+            ConfigError: It is no JSON object, sets what other options set, or asks for what the
+                plugin cannot work with.
         """
+        from cospec.vllm_plugin.adapter import check_speculation
+
         try:
             options = parse_json(self.draft_options)
         except ValueError:
@@ -210,8 +213,6 @@ class Serve:
             raise ConfigError(
                 f"draft_options names {both[0]}, which --draft and -k say; leave it out there."
             )
-        from cospec.vllm_plugin.adapter import check_speculation
-
         check_speculation(options)
         return options
 
