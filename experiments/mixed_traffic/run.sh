@@ -12,9 +12,9 @@ r=reasoning_gym
 mix=mix:$r:gsm_symbolic@4+$r:chain_sum@1+$r:products@1+$r:gcd@1+$r:simple_geometry@1
 
 # Two arbiters, by reinforcement alone.
-cospec train "${pair[@]}" --task "$mix" --out "$work/scalar"
-cospec train "${pair[@]}" --task "$mix" --features hidden --num-rounds 4 --tune-every 1 \
-    --config experiments/mixed_traffic/hidden.json --out "$work/hidden"
+[[ -e $work/scalar/config.json ]] || cospec train "${pair[@]}" --task "$mix" --out "$work/scalar"
+[[ -e $work/hidden/config.json ]] || cospec train "${pair[@]}" --task "$mix" --features hidden \
+    --num-rounds 4 --tune-every 1 --config experiments/mixed_traffic/hidden.json --out "$work/hidden"
 
 # The rule's alpha, from tune problems of the mixture.
 rules=()

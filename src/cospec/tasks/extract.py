@@ -50,6 +50,7 @@ _LATEX = [
 ]
 _LEFT_SIDE = re.compile(r"(?:\\(?:times|cdot|div)|[^=A-Za-z\\]|\b[A-Za-z]\b)*=")
 _MOST_BOXES = 20
+"""Last boxes that are searched for a number."""
 _HASHES = re.compile(  # the answer may follow a heading
     r"####(?:[ \t*_]*+(?:(?:the )?(?:final )?answer)?+[ \t*_:]*+\n\s*+)?([^\n]*)", re.IGNORECASE
 )
