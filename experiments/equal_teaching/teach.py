@@ -3,7 +3,9 @@
     python experiments/equal_teaching/teach.py bundled:family target OUT --tiers 10
 
 The solutions are those of `experiments/heldout_templates/heldout.py`: ``--tiers`` and ``--fold``
-mean the same, and without ``--fold`` they are of all templates. Optimisers, loss and batches are
+mean the same, and without ``--fold`` they are of all templates. With ``--others`` there are
+solutions of the four tasks of `other_tasks.py` as well, written as for the models when they were
+made. Optimisers, loss and batches are
 those that the models were made with (`tools/train_bundled.py`), at a share of the peak rates
 (``--rate``) that falls to zero in a straight line. OUT becomes a model folder, in float32, with a
 ``taught.json`` beside the weights: the losses, the cost, and the accuracy on tune problems. A run
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -29,12 +32,15 @@ from cospec.models import ModelPair
 from cospec.models.bundled import bundled_models
 from cospec.results import write_json
 from cospec.rl.solutions import encode_solutions
+from cospec.tasks import load_task
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY / "experiments" / "heldout_templates")]
 
+from bundled_data import WRITERS  # noqa: E402
 from bundled_models import collate, grouped, has_bfloat16  # noqa: E402
 from heldout import SOLUTION_SEED, TIER, parts_of, task_of  # noqa: E402
+from other_tasks import TASKS as OTHERS  # noqa: E402
 from train_bundled import TARGET, TrainSpec, make_optimizers, train_step  # noqa: E402
 
 Row = tuple[list[int], list[float]]
@@ -44,7 +50,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from cospec.tasks import Example
+    from cospec.tasks import Example, Task
 
 SPEC = TrainSpec(TARGET, base_seed=0, mixture="", num_tokens=0)
 """Rates, loss weights and batch sizes of the bundled models; the rest of it is not used."""
@@ -63,11 +69,21 @@ def solved_problems(fold: int | None, num_tiers: int) -> list[Example]:
     return found
 
 
-def rows_of(pair: ModelPair, examples: list[Example]) -> list[Row]:
+def solved_others(name: str, count: int) -> list[Example]:
+    """Problems of another task with their worked solutions; the few without one are left out."""
+    found = []
+    for example in load_task(f"reasoning_gym:{name}").examples("train", count, SOLUTION_SEED):
+        item = {"metadata": example.metadata, "answer": example.answer}
+        if solution := WRITERS[name](item):
+            found.append(replace(example, metadata={"solution": solution}))
+    return found
+
+
+def rows_of(pair: ModelPair, task: Task, examples: list[Example]) -> list[Row]:
     """Ids and loss weights of each solution after its prompt."""
     return [
         (s.ids, [SPEC.prompt_weight] * s.num_prompt_tokens + [1.0] * len(s.rest[1:]))
-        for s in encode_solutions(pair, task_of(None), examples)
+        for s in encode_solutions(pair, task, examples)
     ]
 
 
@@ -138,7 +154,7 @@ def resumed(
 
 def settings(args: argparse.Namespace) -> dict[str, object]:
     """Return what a run's steps depend on."""
-    names = ("pair", "model", "tiers", "fold", "rate", "epochs", "seed")
+    names = ("pair", "model", "tiers", "fold", "others", "rate", "epochs", "seed")
     return {name: getattr(args, name) for name in names}
 
 
@@ -161,6 +177,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the model; a finished one is kept")
     parser.add_argument("--tiers", type=int, default=5, help="200 solutions of each fold")
     parser.add_argument("--fold", type=int, help="whose templates are left out")
+    parser.add_argument("--others", type=int, default=0, help="solutions of each other task")
     parser.add_argument("--rate", type=float, default=0.1, help="share of the peak learning rates")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the batches")
@@ -177,15 +194,17 @@ def main() -> None:
         folders[args.model], dtype=torch.float32, attn_implementation="eager"
     )  # eager attention is faster on short rows
     before = accuracy(pair, args.model, args.fold, args.num_tune)
-    rows = rows_of(pair, solved_problems(args.fold, args.tiers))
+    rows = rows_of(pair, task_of(None), solved_problems(args.fold, args.tiers))
+    for name in OTHERS if args.others else ():
+        task = load_task(f"reasoning_gym:{name}")
+        rows += rows_of(pair, task, solved_others(name, args.others))
     losses, seconds = teach(model, rows, args)
     model.set_attn_implementation("sdpa")
     model.save_pretrained(args.out)
     pair.tokenizer.save_pretrained(args.out)
     taught = ModelPair.from_pretrained(**folders | {args.model: args.out}, dtype="float32")
     about = {
-        **{name: getattr(args, name) for name in ("pair", "model", "fold", "rate", "epochs")},
-        "seed": args.seed,
+        **{name: value for name, value in settings(args).items() if name != "tiers"},
         "bfloat16_products": has_bfloat16(),
         "num_solutions": len(rows),
         "num_tokens": args.epochs * sum(len(ids) for ids, _ in rows),

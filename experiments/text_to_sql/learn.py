@@ -46,7 +46,12 @@ FEW = RidgeConfig(
     scalar_penalty=10.0,
 )
 """Scalars that tell something each, for blocks as long as an answer."""
-KINDS = {"few": FEW, "scalars": RidgeConfig(), "hidden": RidgeConfig()}
+KINDS = {
+    "few": FEW,
+    "scalars": RidgeConfig(),
+    "hidden": RidgeConfig(),
+    "hidden_few": RidgeConfig(scalars=FEW.scalars),
+}
 """Policies by name, and what is fitted."""
 HIDDEN = HiddenFeatures(torch.zeros(1, dtype=torch.int64), (1536, 896), torch.empty(0, 1536))
 """Of this pair, to know which number is what."""
@@ -189,9 +194,14 @@ def area(score, is_draft) -> float:
     return float(((ours > theirs).float() + (ours == theirs).float() / 2).mean())
 
 
+def features_of(kind) -> ScalarFeatures:
+    """Return the features that a kind of policy is fitted to."""
+    return HIDDEN if kind.startswith("hidden") else ScalarFeatures(HIDDEN.kinds)
+
+
 def learned(x, worth, kind) -> Policy:
     """Fit a linear policy, of scalars or of hidden states, to the decisions that matter."""
-    features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
+    features = features_of(kind)
     policy = Policy(len(features.names), LINEAR, 0, features.num_hidden)
     labels = Labels(worth > 0, (worth != 0).float())
     fit(policy, x[:, : len(features.names)], labels, penalties(features, KINDS[kind]))
@@ -202,7 +212,7 @@ def save(policy, questions, options) -> None:
     """Save a policy as an arbiter of the pair, and the prompts that it knows."""
     pair = ModelPair.from_pretrained(*options.pair, dtype="float32", pack_weights=False)
     about = {"pair": {"fingerprint": pair.fingerprint}, "name": options.out.name}
-    spec = "hidden" if options.kind == "hidden" else "scalar"
+    spec = "hidden" if options.kind.startswith("hidden") else "scalar"
     arbiter = LearnedArbiter(policy, make_features(spec, pair), about=about)
     if options.prompts:
         task = load_task("spider", data_dir=options.prompts)

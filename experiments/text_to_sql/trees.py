@@ -30,13 +30,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from halves import LITERAL
-from learn import HIDDEN, KINDS, LINEAR, RULES, save
+from learn import HIDDEN, KINDS, LINEAR, RULES, features_of, save
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
 from cospec.arbiters.checkpoint import read_checkpoint
 from cospec.arbiters.policy import Policy
-from cospec.features import ScalarFeatures
 from cospec.rl.methods import Labels
 from cospec.rl.ridge import fit, penalties
 from cospec.tasks import load_task
@@ -238,7 +237,7 @@ def logits(policy, x):
 def by_labels(trees, kind, rounds=1) -> Policy:
     """Fit to which token is better, with the policy of the round before going on."""
     x = torch.cat([tree.x for tree in trees])
-    features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
+    features = features_of(kind)
     policy = Policy(len(features.names), LINEAR, 0, features.num_hidden)
     keeps = [torch.ones(len(tree.x), dtype=torch.bool) for tree in trees]
     for _ in range(rounds):
@@ -257,7 +256,7 @@ def by_rounds(trees, kind) -> Policy:
 def by_reward(trees, kind) -> Policy:
     """Fit to the expected number of right answers, from the policy of the labels on."""
     policy = by_labels(trees, kind)
-    features = HIDDEN if kind == "hidden" else ScalarFeatures(HIDDEN.kinds)
+    features = features_of(kind)
     penalty = penalties(features, KINDS[kind])
     scale = penalty.rsqrt()
     sizes = [len(tree.x) for tree in trees]
