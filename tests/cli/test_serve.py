@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,27 @@ def test_an_arbiter_for_another_bundled_pair_is_said_aloud(run):
     assert "was not trained on this pair" in notes
 
 
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        ((), True),
+        (("--generation-config", "vllm"), False),
+        (("--override-generation-config", '{"repetition_penalty": 1.0}'), False),
+        (
+            ("--generation-config=vllm", '--override-generation-config={"presence_penalty": 1}'),
+            True,
+        ),
+    ],
+)
+def test_a_penalty_of_the_targets_generation_config_is_said_aloud(run, tmp_path, options, is_told):
+    """Found: vLLM puts it into each request, and such requests are decoded losslessly."""
+    target = tmp_path / "target"
+    shutil.copytree(TARGET, target)
+    (target / "generation_config.json").write_text('{"repetition_penalty": 1.05, "top_p": 0.8}')
+    _, notes = dry(run, "--target", target, "--draft", DRAFT, "--arbiter", "gap", "--", *options)
+    assert ("requests with a penalty are decoded losslessly" in " ".join(notes.split())) is is_told
+
+
 def test_a_rule_needs_no_training_and_gets_no_note(run):
     options, notes = dry(run, "--target", TARGET, "--draft", DRAFT, "--arbiter", "gap:max_gap=1")
     assert "note" not in notes
@@ -162,6 +184,10 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
             "rejection_sample_method of the speculative_config is 'synthetic'; with CoSpec it must",
         ),
         (("--pair", "bundled:specialist", "--decisions", "."), ". is a folder; name a file in it"),
+        (
+            ("--pair", "bundled:specialist", "--spec-tokens", "4"),
+            "--spec-tokens is what cospec serve sets itself",
+        ),
         (
             ("--pair", "bundled:specialist", "--additional-conf", "{}"),
             "--additional-conf is what cospec serve sets itself",

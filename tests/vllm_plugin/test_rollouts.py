@@ -44,12 +44,14 @@ def test_drafts_that_wait_a_step_keep_their_logits() -> None:
     first, second = torch.randn(2, 3, 5), torch.randn(1, 3, 5)
     runner = types.SimpleNamespace(
         requests={"a": 0, "b": 0},
-        input_batch=types.SimpleNamespace(req_ids=["a", "b"]),
+        input_batch=types.SimpleNamespace(req_ids=["a", "b"], spec_token_ids=[[1], [1]]),
+        use_async_scheduling=False,
         _draft_probs=first,
         _draft_prob_req_ids=["a", "b"],
         _get_spec_decode_draft_probs=lambda _: None,
         rejection_sampler=types.SimpleNamespace(undrafted=set()),
     )
+    empty = torch.cat([second[0], torch.zeros(2, 5)])
     keep_drafts(runner)
     ask = runner._get_spec_decode_draft_probs
     steps = [types.SimpleNamespace(num_draft_tokens=n) for n in ([3, 0], [3, 2])]
@@ -58,17 +60,23 @@ def test_drafts_that_wait_a_step_keep_their_logits() -> None:
     assert ask(steps[1]).equal(torch.cat([second[0], first[1, :2]]))
     waiting = inspect.getclosurevars(ask).nonlocals["kept"]["b"]
     assert waiting.untyped_storage().nbytes() == waiting.nbytes, "not those of the whole batch"
+    assert not runner.rejection_sampler.placeholders
+    for runner.use_async_scheduling, spec in ((True, [1]), (False, [-1])):
+        runner.input_batch.spec_token_ids[1] = spec  # "b" comes back with placeholders
+        assert ask(steps[1]).equal(empty)
+        assert runner.rejection_sampler.placeholders == {"b"}
+    runner.input_batch.spec_token_ids[1] = [1]
     runner.rejection_sampler.undrafted = {"b"}  # placeholders wait for it now
-    assert ask(steps[1]) is None
+    assert ask(steps[1]).equal(empty)
     runner.rejection_sampler.undrafted = set()
-    assert ask(steps[1]) is None
+    assert ask(steps[1]).equal(empty)
     runner._draft_prob_req_ids, runner._draft_probs = ["a", "b"], first
     assert ask(steps[1]).equal(torch.cat([first[0], first[1, :2]]))
     del runner.requests["b"]
     runner._draft_probs, runner._draft_prob_req_ids = second, ["a"]
     ask(steps[0])
     runner.requests["b"] = 1  # another request of that name
-    assert ask(steps[1]) is None
+    assert ask(steps[1]).equal(empty)
     runner._draft_probs = None  # drafted without logits
     assert ask(steps[0]) is None
 

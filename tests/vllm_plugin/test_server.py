@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,6 +205,11 @@ def test_other_bad_requests_are_refused(server):
         complete(server, 48, max_tokens=-1)
     with pytest.raises(openai.BadRequestError):
         server.client().completions.create(model=MODEL, prompt="x " * 3000, max_tokens=4)
+
+
+def test_the_log_names_the_arbiter(server):
+    """Found: vLLM shows infos of its own loggers alone."""
+    assert re.search(r"CoSpec: arbiter \S+ rules in this engine", server.log.read_text())
 
 
 def test_strict_accepts_and_overrides_are_counted_apart(server):

@@ -206,6 +206,27 @@ def test_token_0_is_a_draft_unless_nothing_was_drafted(steps, drafted, expected)
     assert not sampler.undrafted, "ended requests are forgotten"
 
 
+def test_a_placeholder_has_no_draft_probability():
+    """Then vLLM rejects it, and the residual that it draws from is the target's own law."""
+    from cospec.vllm_plugin.v1 import ArbiterSampler
+
+    batch = types.SimpleNamespace(req_ids=["a", "b"])
+    adapter = Adapter(
+        RowArbiter(load_arbiter("lossless"), 3),
+        RequestTable(1, torch.device("cpu"), has_thresholds=False),
+    )
+    runner = types.SimpleNamespace(input_batch=batch)
+    sampler = ArbiterSampler(types.SimpleNamespace(), adapter, runner)
+    metadata = types.SimpleNamespace(
+        num_draft_tokens=[2, 3], cu_num_draft_tokens=torch.tensor([2, 5])
+    )
+    sampling = types.SimpleNamespace(temperature=torch.tensor([1.0, 0.0]))
+    logits = torch.randn(5, 4)
+    sampler.placeholders = {"a"}
+    probs = sampler._draft_probs(logits, metadata, sampling)
+    assert probs[:2].eq(0).all() and probs[2:].equal(logits[2:].softmax(dim=-1))
+
+
 @pytest.mark.parametrize("with_hidden", [False, True])
 def test_a_drafter_that_samples_hands_out_its_logits_as_they_were(with_hidden):
     """Not divided by the temperature, as vLLM leaves them, and the states behind them."""

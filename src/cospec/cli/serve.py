@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -24,6 +25,8 @@ from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
 from cospec.vllm_plugin.supervise import supervise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cospec.types import Arbiter
 
 _OURS = "--speculative-config", "--additional-config"
@@ -229,6 +232,7 @@ class Serve:
 
         models = self.models()
         notes = compare_tokenizers(*(load_tokenizer(source) for source in models))
+        notes += notes_on_penalties(models[0], self.vllm)
         widths = [vocab_size(source) for source in models]
         if None not in widths and widths[0] != widths[1]:
             raise ConfigError(
@@ -277,9 +281,45 @@ class Serve:
 def _is_ours(name: str) -> bool:
     """Return whether an option of vLLM is one that this command sets, in any spelling."""
     plain = name.partition(".")[0].replace("_", "-")  # vLLM takes --additional-config.KEY too
-    if plain in ("--model", "-sc"):
+    if plain in ("--model", "-sc") or plain.startswith("--spec-"):
         return True
     return len(plain) >= _LEAST_PREFIX and any(ours.startswith(plain) for ours in _OURS)
+
+
+def notes_on_penalties(target: str, arguments: Sequence[str]) -> list[str]:
+    """Return a note if every request has a penalty unless it says otherwise.
+
+    vLLM takes default sampling parameters from the target's generation config, and requests with a
+    penalty are decoded losslessly.
+
+    Args:
+        target: Hub id or folder of the target.
+        arguments: Arguments for vLLM.
+    """
+    from transformers import GenerationConfig
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--generation-config", default="auto")
+    parser.add_argument("--override-generation-config", type=parse_json, default={})
+    given, _ = parser.parse_known_args(arguments)
+    found: dict[str, Any] = {}  # Any: a JSON object
+    if given.generation_config != "vllm":
+        source = target if given.generation_config == "auto" else given.generation_config
+        try:
+            found = GenerationConfig.from_pretrained(source).to_dict()
+        except OSError:  # a model without one
+            found = {}
+    found |= given.override_generation_config
+    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    neutral = {key: no for key, no in neutral.items() if found.get(key) not in (None, no)}
+    if not neutral:
+        return []
+    named = ", ".join(f"{key} {found[key]}" for key in neutral)
+    return [
+        f"the target's generation config gives each request {named}, and requests with a penalty "
+        "are decoded losslessly; to let the arbiter rule, pass --override-generation-config "
+        f"'{json.dumps(neutral)}', or --generation-config vllm to drop all its defaults"
+    ]
 
 
 def speculative_config(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
     from cospec.vllm_plugin.settings import Settings
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.cospec")  # vLLM shows infos of its own loggers alone
 
 _ONLY = {
     "rejection_sample_method": "standard",

@@ -51,6 +51,9 @@ _HONOURED = {
     "prompt_lookup_min",
 }
 """Options of `DecodeConfig` that act on vLLM; all others are refused."""
+_NUM_LAST_BLOCKS = 3
+"""vLLM drafts nothing for a whole batch if one text is so near the end of the context: it adds the
+block just verified, the next one, and with async scheduling the one in flight."""
 _WORKER = "cospec.vllm_plugin.rollouts.RolloutWorker"
 
 
@@ -130,8 +133,8 @@ class VllmBackend:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of a prompt and its answer, with room for a last block."""
-        return self._room - self.config.k
+        """Most tokens of a prompt and its answer, with room for the last blocks."""
+        return self._room - _NUM_LAST_BLOCKS * self.config.k
 
     def forget_prompts(self) -> None:
         """Empty vLLM's prefix cache, so that the next prompts are read whole."""
@@ -256,12 +259,12 @@ def check_row(row: Row, room: int, k: int) -> None:
         raise ConfigError(
             "override_stop_tokens is set; on vLLM no arbiter rules on a token that ends a text."
         )
-    most = len(row.prompt_ids) + config.max_new_tokens + k
-    if most > room:  # vLLM drafts nothing for a whole batch if one text is too near the end
+    most = len(row.prompt_ids) + config.max_new_tokens + _NUM_LAST_BLOCKS * k
+    if most > room:
         raise ConfigError(
             f"a prompt of {len(row.prompt_ids)} tokens with max_new_tokens {config.max_new_tokens} "
-            f"and blocks of {k} takes {most} tokens, and vLLM's max_model_len is {room}; lower "
-            "max_new_tokens."
+            f"and {_NUM_LAST_BLOCKS} blocks of {k} take {most} tokens, and vLLM's max_model_len is "
+            f"{room}; lower max_new_tokens."
         )
 
 

@@ -158,14 +158,24 @@ def keep_drafts(runner: Any) -> None:  # Any: vLLM's GPUModelRunner
     """Keep the draft's logits for each request until its drafts are verified.
 
     vLLM keeps those of its last drafting step alone. If a request was left out of that step (for
-    want of room in the batch), the logits of all requests are missing when it is verified, and
-    nothing can be ruled on.
+    want of room in the batch), or has placeholders in place of drafts, the logits of all requests
+    are missing when it is verified, and nothing can be ruled on. Placeholders get logits of 0, and
+    the sampler is told whose they are.
     """
     stock = runner._get_spec_decode_draft_probs
     kept: dict[str, Tensor] = {}
 
+    def is_drafted(place: int, request_id: str) -> bool:
+        """Tell whether a request has drafts: one that waited for a step may have lost them."""
+        if request_id in runner._draft_prob_req_ids:
+            return True
+        is_waiting = request_id in kept and not runner.use_async_scheduling
+        return is_waiting and runner.input_batch.spec_token_ids[place][0] >= 0
+
     def draft_probs(metadata: Any) -> Tensor | None:  # Any: vLLM's SpecDecodeMetadata
-        for request_id in runner.rejection_sampler.undrafted:  # their placeholders have none
+        sampler = runner.rejection_sampler
+        sampler.placeholders = set()
+        for request_id in sampler.undrafted:  # their placeholders have none
             kept.pop(request_id, None)
         if runner._draft_probs is None or runner._draft_prob_req_ids is None:
             found: Tensor | None = stock(metadata)  # no logits: near the context's end
@@ -178,11 +188,14 @@ def keep_drafts(runner: Any) -> None:  # Any: vLLM's GPUModelRunner
             one = kept[request_id]
             if one.untyped_storage().nbytes() > one.nbytes:  # a view keeps a whole batch's
                 kept[request_id] = one.clone()
+        parts = []
         wanted = zip(runner.input_batch.req_ids, metadata.num_draft_tokens, strict=False)
-        needed = [(request_id, n) for request_id, n in wanted if n]
-        if not needed or any(request_id not in kept for request_id, _ in needed):
-            found = stock(metadata)
-            return found
-        return torch.cat([kept[request_id][:n] for request_id, n in needed]).contiguous()
+        for place, (request_id, n) in enumerate(wanted):
+            if n and is_drafted(place, request_id):
+                parts.append(kept[request_id][:n])
+            elif n:
+                sampler.placeholders.add(request_id)
+                parts.append(runner._draft_probs.new_zeros(n, runner._draft_probs.shape[-1]))
+        return torch.cat(parts).contiguous() if parts else None
 
     runner._get_spec_decode_draft_probs = draft_probs

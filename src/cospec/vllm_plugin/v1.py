@@ -136,6 +136,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         hidden: Hidden states that the target's output matrix was applied to in this step,
             (T + R, H), if the arbiter asks for them.
         undrafted: Ids of the requests for which the runner drafted nothing in their last step.
+        placeholders: Ids of the requests without drafts in this step, if draft logits are kept.
     """
 
     def __init__(self, stock: Any, adapter: Adapter, runner: Any) -> None:  # Any: vLLM's
@@ -148,6 +149,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         self._step = Step()
         self.hidden: Tensor | None = None
         self.undrafted: set[str] = set()
+        self.placeholders: set[str] = set()
 
     def forward(
         self,
@@ -205,8 +207,10 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         k, generators = self.adapter.row_arbiter.k, self.adapter.table.generators
         shared = self.adapter.row_arbiter.generator
         parts = []
-        for slot, n in zip(slots, num_rows, strict=True):
-            if n and (own := generators.get(slot)) is not None:
+        ids = self._runner.input_batch.req_ids
+        for request_id, slot, n in zip(ids, slots, num_rows, strict=True):
+            own = None if request_id in self.placeholders else generators.get(slot)
+            if n and own is not None:
                 # The last k of a block's numbers: see `cospec.sampling.Uniforms`.
                 drawn = torch.rand(4 * k + 1, generator=own, dtype=torch.float64)[3 * k + 1 :][:n]
                 parts.append(drawn.to(device))
@@ -356,7 +360,10 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         metadata: Any,  # Any: as above
         sampling_metadata: Any,
     ) -> Tensor:
-        """Compute the probabilities that the drafter sampled from, as vLLM does, (T, V)."""
+        """Compute the probabilities that the drafter sampled from, as vLLM does, (T, V).
+
+        Those of a placeholder are 0: it is rejected, and the target's law is drawn from.
+        """
         temperature = sampler_module.expand_batch_to_tokens(
             sampling_metadata.temperature,
             metadata.cu_num_draft_tokens,
@@ -365,7 +372,12 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             replace_to=1,
         )
         warm = draft_logits.clone().div_(temperature[:, None])
-        return warm.softmax(dim=-1, dtype=torch.float32)
+        probs = warm.softmax(dim=-1, dtype=torch.float32)
+        if self.placeholders:
+            counts = zip(self._runner.input_batch.req_ids, metadata.num_draft_tokens, strict=True)
+            is_real = [i not in self.placeholders for i, n in counts for _ in range(n)]
+            probs *= to_device(is_real, probs.device)[:, None]
+        return probs
 
     def _get_logprobs_tensors(
         self,
