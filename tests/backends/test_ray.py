@@ -207,6 +207,19 @@ def test_a_place_that_the_cluster_does_not_have_is_refused() -> None:
             RayBackend(tiny_backend, 1, gpus_per_replica=2)
 
 
+def test_a_cluster_that_is_not_there_is_told_by_its_option(monkeypatch) -> None:
+    """Found: Ray's own error with a traceback, which advises another option."""
+    from cospec.backends import actors
+
+    def init(*_: object, **__: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConfigError, match=r"no Ray cluster at auto .*Could not .*--ray-address"):
+        actors._connect("auto", 2)
+
+
 def test_gpus_that_ray_is_told_not_to_part_are_refused(monkeypatch) -> None:
     from cospec.backends.ray import RayBackend
 

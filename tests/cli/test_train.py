@@ -135,13 +135,21 @@ def test_an_arbiter_can_learn_from_hidden_states(tiny, command, letters, tmp_pat
     assert "arbiter:threshold=0.5" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["gold", "r2r"])
-def test_a_control_is_trained_by_its_method(tiny, command, letters, tmp_path, method) -> None:
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("gold", "A control, trained by the method gold"),
+        ("r2r", "A control, trained by the method r2r"),
+        ("one_step", "Trained on single rulings off the target's own path"),
+    ],
+)
+def test_a_card_says_how_its_arbiter_was_trained(tiny, command, tmp_path, method, told) -> None:
     tiny(*command, "--method", method)
     config = json.loads((tmp_path / "arbiter" / "config.json").read_text())
     assert config["training"]["train"]["method"] == method
     card = (tmp_path / "arbiter" / "README.md").read_text()
-    assert f"A control, trained by the method {method}" in card and "reinforcement" not in card
+    assert told in card and "reinforcement" not in card
+    assert "(the target's path on train problems;" in card
     rounds = (tmp_path / "arbiter" / "metrics.jsonl").read_text().splitlines()
     assert all("branch_gain" in json.loads(line) for line in rounds)
     assert LearnedArbiter.load(tmp_path / "arbiter").threshold == 0.5

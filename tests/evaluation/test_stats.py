@@ -164,8 +164,7 @@ def test_an_interval_stays_where_its_number_can_be():
 def test_where_no_cluster_differs_the_interval_is_that_of_items():
     """Found: points such as +0.0 (0.0 to 0.0) after 0 wins and 0 losses."""
     assert cluster_interval([(0.0, 4)] * 5) == accuracy_delta_interval(0, 0, 20)
-    assert cluster_interval([(1.0, 4)] * 5) == accuracy_delta_interval(5, 0, 20)
-    assert cluster_interval([(-2.0, 9)]) == accuracy_delta_interval(0, 2, 9)
+    assert cluster_interval([(1.0, 4)] * 6) == accuracy_delta_interval(6, 0, 24)
     assert share_interval([(0, 3)] * 5) == wilson_interval(0, 5)
     assert share_interval([(3.0, 3.0)] * 5) == wilson_interval(5, 5)
 
@@ -179,6 +178,9 @@ def test_an_interval_over_too_few_changed_clusters_holds_0():
     low, high = cluster_interval([(-change, size) for change, size in four] + [(0, 10)])
     assert low < high == 0
     assert cluster_interval([*four, (2, 10), (1, 10)])[0] > 0
+    alike = [(3, 10)] * 5  # the interval is that over items here
+    assert accuracy_delta_interval(15, 0, 50)[0] > 0
+    assert cluster_interval(alike)[0] == cluster_interval(alike, (0.2, 0.4))[0] == 0
 
 
 def test_clusters_without_items_have_no_part_in_their_interval():

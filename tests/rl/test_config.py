@@ -40,6 +40,10 @@ from tests.rl.conftest import train_config
             "group_weight is 0.5, and gold learns from labels",
         ),
         (
+            {"group_weight": 0.5, "group_size": 2, "method": "one_step"},
+            "group_weight is 0.5, and in one_step the target plays",
+        ),
+        (
             {"group_weight": 0.5, "group_size": 2, "method": "reinforce"},
             "group_weight is 0.5, and that of reinforce is always 1.0",
         ),

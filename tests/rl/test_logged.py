@@ -134,6 +134,16 @@ def test_requests_are_compared_within_their_group(tmp_path) -> None:
     assert data.advantage.tolist() == [0.5, -0.5, 0.0]
 
 
+def test_a_group_of_null_is_no_group(tmp_path) -> None:
+    """Found: all such requests were one group, with those that are not in the log."""
+    lines = [
+        {"request_id": name, "reward": r, "group": None} for name, r in (("a", 1.0), ("b", 0.0))
+    ]
+    path = write(tmp_path, "rewards", [*lines, {"request_id": "c", "reward": 9.0, "group": None}])
+    data = read_log(write(tmp_path, "log", [HEAD, row("a"), row("b")]), read_rewards(path), NAMES)
+    assert data.advantage.tolist() == [0.5, -0.5]
+
+
 def test_a_group_is_all_its_answers_those_without_a_free_ruling_too(tmp_path) -> None:
     given = rewards(tmp_path, ("a", 1.0, "x"), ("b", 0.0, "x"))
     data = read_log(

@@ -216,7 +216,10 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
     other = solving(pair, task, solutions=path, num_rounds=0, seed=1)
     with monkeypatch.context() as patch:
         patch.setattr(warmstart, "solution_decisions", lambda *_: stop({}))
+        told: list[int] = []
+        other.on_read = told.append
         other.run()  # nothing is left to read
+    assert sum(told) == 3 == warmstart.num_cached(path), "what was read before counts as done"
     assert torch.equal(one.state.policy.mean, other.state.policy.mean)
     with pytest.raises(ConfigError, match="of 3 solutions, and num_solutions is 2; delete it"):
         solving(pair, task, solutions=path, num_solutions=2).run()
@@ -227,6 +230,7 @@ def test_what_was_read_of_solutions_is_shared_by_runs_alike_and_by_no_others(
     with pytest.raises(ConfigError, match="solutions with another forks; delete it"):
         solving(pair, task, solutions=path, play_forks=True).run()
     path.write_text("no")
+    assert warmstart.num_cached(path) == 0
     with pytest.raises(ConfigError, match="is not what was read of solutions"):
         solving(pair, task, solutions=path).run()
 

@@ -7,6 +7,7 @@ several summaries, tau from two of them and lambda from one. What they leave ope
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import dataclass, replace
@@ -91,7 +92,7 @@ class CSD(Rule):
         """
         if self.memory == TUNE:
             return
-        counted_on = read_fingerprint(Path(os.path.expanduser(self.memory)))
+        counted_on = self._about.get(_FINGERPRINT)
         if counted_on is None or _models(counted_on) == _models(pair.fingerprint):
             return
         raise ArbiterError(
@@ -99,6 +100,19 @@ class CSD(Rule):
             f"of this one in another dtype (its fingerprint is {counted_on!r}, and this one's "
             f"{pair.fingerprint!r}); count those of this pair (docs/arbiters.md tells how)."
         )
+
+    @property
+    def counted_on(self) -> dict[str, list[str]] | None:
+        """Hashes of the questions whose mismatches the memory holds; None if it does not say."""
+        found = None if self.memory == TUNE else self._about.get("trained_on")
+        hashes: dict[str, list[str]] | None = None if found is None else json.loads(found)
+        return hashes
+
+    @property
+    def _about(self) -> dict[str, str]:
+        """Metadata of the file."""
+        with safe_open(Path(os.path.expanduser(self.memory)), "pt") as file:
+            return file.metadata() or {}
 
     def remembering(self, pairs: Tensor) -> CSD:
         """The same rule with these mismatches in place of those in a file.
@@ -183,17 +197,6 @@ def write_memory(path: Path, pairs: Tensor, fingerprint: str | None = None) -> N
     """
     about = None if fingerprint is None else {_FINGERPRINT: fingerprint}
     write_tensors(path, {name: pairs[:, i].contiguous() for i, name in enumerate(_COLUMNS)}, about)
-
-
-def read_fingerprint(path: Path) -> str | None:
-    """Return the fingerprint of the pair that a memory was counted on; None if it does not say.
-
-    Args:
-        path: A file that `read_memory` takes.
-    """
-    with safe_open(path, "pt") as file:
-        about: dict[str, str] = file.metadata() or {}
-    return about.get(_FINGERPRINT)
 
 
 def read_memory(path: Path) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class Actors:
                 self.recover(failed, 0)
                 error = failed
         raise BackendError(
-            f"a replica failed {MAX_TRIES} times before its first work: {last_line(error)}"
+            f"the first replica failed {MAX_TRIES} times: {last_line(error)}"
         ) from error
 
     def recover(self, error: Exception, n: int) -> None:
@@ -144,7 +144,12 @@ def last_line(error: Exception) -> str:
 
 
 def _connect(address: str | None, num_replicas: int) -> Any:  # Any: the module
-    """Connect to a cluster, or start one on this machine; return Ray."""
+    """Connect to a cluster, or start one on this machine; return Ray.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        ConfigError: There is no cluster at the address.
+    """
     try:
         ray = importlib.import_module("ray")
     except ImportError:
@@ -152,5 +157,12 @@ def _connect(address: str | None, num_replicas: int) -> Any:  # Any: the module
     if not ray.is_initialized():
         is_ours = address is None and not os.environ.get("RAY_ADDRESS")  # Ray sets it in its jobs
         here = {"num_cpus": num_replicas, "include_dashboard": False} if is_ours else {}
-        ray.init(address, log_to_driver=False, logging_level="warning", **here)
+        try:
+            ray.init(address, log_to_driver=False, logging_level="warning", **here)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"there is no Ray cluster at {address or os.environ.get('RAY_ADDRESS')} "
+                f"({last_line(error)}); start one (ray start --head), name its address with "
+                "--ray-address, or leave that out for a cluster on this machine."
+            ) from None
     return ray

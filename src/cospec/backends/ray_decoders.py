@@ -107,8 +107,10 @@ class RemoteDecoder:
     ) -> list[Completion]:
         """Complete all prompts on the first replica, in their order, each from one stream."""
         assert streams is None, "replicas draw for all from one stream"
-        done = self.actors[0].decode.remote(self.shared, prompts, sampling)
-        completions: list[Completion] = self.actors.ray.get(done)[0]
+        completions: list[Completion]
+        completions, *_ = self.actors.ask_first(
+            lambda actor: actor.decode.remote(self.shared, prompts, sampling)
+        )
         return completions
 
 

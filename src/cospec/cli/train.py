@@ -270,6 +270,8 @@ class Train:
 
     def _num_completions(self, trainer: Trainer) -> int:
         """Return the most texts left: solutions, lossless, rollouts, branches, tune split."""
+        from cospec.rl.warmstart import num_texts
+
         config, left = self.train, self.train.num_rounds - trainer.state.round
         round_size = config.rollouts.prompts_per_round * (
             1 + round(config.rollouts.group_size * (1 + config.branches_per_rollout))
@@ -277,9 +279,7 @@ class Train:
         warmup, num_tune = config.warmup, config.evaluation.num_tune
         num_first = 0
         if not trainer.state.best and (warmup.num_solutions or warmup.warm_start is not None):
-            # Both models write each sample, and then all are read.
-            each = 4 * warmup.num_samples if warmup.solutions_from == "samples" else 1
-            num_first = warmup.num_solutions * each + num_tune
+            num_first = warmup.num_solutions * num_texts(config) + num_tune
         return num_first + left * round_size + num_tune * (1 + left // config.evaluation.tune_every)
 
     def _report(self, trainer: Trainer, metrics: Json, trackers: list[Tracker]) -> None:
@@ -302,6 +302,7 @@ class Train:
         """Print the plan and the expected time, estimated from a small round."""
         from cospec.cli.common.play import tell
         from cospec.rl.trainer import Trainer
+        from cospec.rl.warmstart import num_cached
 
         task, train, tune, solved = problems
         config = self.train
@@ -318,8 +319,9 @@ class Train:
         if solved:
             started = time.perf_counter()
             small.warm_up()
-            read_s = (time.perf_counter() - started) * len(solved) / len(small.solved)
-            print(f"{len(solved)} worked solutions first: {read_s / 60:.0f} min")
+            num_left = len(solved) - num_cached(config.warmup.solutions)
+            read_s = (time.perf_counter() - started) * num_left / len(small.solved)
+            print(f"{num_left} worked solutions first: {read_s / 60:.0f} min")
         seconds = small.play_round()["seconds"]
         round_s = seconds * config.rollouts.prompts_per_round / size
         share = config.evaluation.num_tune / (size * (1 + config.rollouts.group_size))

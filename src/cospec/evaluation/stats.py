@@ -136,7 +136,7 @@ def cluster_interval(
 
     Where no cluster differs from another, all resamples are alike. The interval is then that over
     items, as if they were independent. Where fewer than `_LEAST_CLUSTERS` clusters changed, no test
-    over clusters can be significant, so the interval is widened to hold 0.
+    over clusters can be significant, so either interval is widened to hold 0.
 
     Args:
         clusters: Sum of the changes (-1, 0 or 1 each) and number of items of each cluster; there is
@@ -144,14 +144,14 @@ def cluster_interval(
         over_items: The interval over items. By default it is computed from the sums, which is too
             narrow where changes of opposite sign cancel within a cluster.
     """
-    found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0)
-    if found is not None and sum(change != 0 for change, _ in clusters) < _LEAST_CLUSTERS:
-        found = min(found[0], 0.0), max(found[1], 0.0)
-    if found := found or over_items:
-        return found
     sums = [change for change, _ in clusters]
-    wins, losses = (round(sum(max(0.0, sign * s) for s in sums)) for sign in (1, -1))
-    return accuracy_delta_interval(wins, losses, round(sum(size for _, size in clusters)))
+    found = _over_clusters(clusters, _NUM_RESAMPLES, -1.0) or over_items
+    if found is None:
+        wins, losses = (round(sum(max(0.0, sign * s) for s in sums)) for sign in (1, -1))
+        found = accuracy_delta_interval(wins, losses, round(sum(size for _, size in clusters)))
+    if sum(change != 0 for change in sums) < _LEAST_CLUSTERS:
+        found = min(found[0], 0.0), max(found[1], 0.0)
+    return found
 
 
 def share_interval(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cospec.rl.methods import METHODS
 from cospec.settings import flat
 
 if TYPE_CHECKING:
@@ -22,8 +23,11 @@ def write_card(about: Json) -> str:
     method = train["method"]
     how = {
         "rl": "Trained by reinforcement learning on final answers with CoSpec.",
+        "one_step": "Trained on single rulings off the target's own path with CoSpec.",
         "policy_iteration": "Trained by policy iteration on final answers with CoSpec.",
     }.get(method, f"A control, trained by the method {method} of CoSpec.")
+    player = "the target's path" if METHODS[method].on_target_path else "stochastic policy"
+    player = "policy by its threshold" if METHODS[method].is_ridge else player
     best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
     rounds = [row for row in about["history"] if row["round"]]
     if not best["round"]:
@@ -58,7 +62,7 @@ def write_card(about: Json) -> str:
             *_guard(about["best"].get("max_mismatch_rate")),
             *_prompts(about.get("min_prompt_likeness")),
             "",
-            "Training, by round (stochastic policy on train problems; tune: threshold 0.5):",
+            f"Training, by round ({player} on train problems; tune: threshold 0.5):",
             "",
             "| round | right | target alone | override rate | acceptance length | tune right |",
             "| --- | --- | --- | --- | --- | --- |",

@@ -102,7 +102,7 @@ class ObjectiveConfig:
 
     cost_weight: float = 0.05
     """Price of time (lambda): reward lost per target forward, as a share of lossless decoding's.
-    Methods other than rl and reinforce only choose the round by it."""
+    Methods other than rl, one_step and reinforce only choose the round by it."""
     partial_reward: tyro.conf.Suppress[float] = 0.0
     """Weight of the scorer's reward for answers that are not right; 0 counts right answers alone.
     Evaluations always do."""
@@ -275,6 +275,11 @@ class TrainConfig:
             raise ConfigError(
                 f"group_weight is {self.objective.group_weight}, and {self.method} learns from "
                 "labels, which have no advantages; set it to 0."
+            )
+        if self.objective.group_weight and method.on_target_path:
+            raise ConfigError(
+                f"group_weight is {self.objective.group_weight}, and in {self.method} the target "
+                "plays, whose rulings are no draws of the policy; set it to 0."
             )
         if self.objective.group_weight and method.group_weight is not None:
             raise ConfigError(

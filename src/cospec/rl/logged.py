@@ -95,7 +95,8 @@ def read_rewards(path: Path) -> dict[str, Rewarded]:
                 )
         if index is not None:
             name = f"{index}_{name}"  # as vLLM calls them
-        rewarded = Rewarded(float(reward), str(row.get("group", "")), num_tokens)
+        group = row.get("group")  # null is none
+        rewarded = Rewarded(float(reward), "" if group is None else str(group), num_tokens)
         if found.setdefault(name, rewarded) != rewarded:
             raise ConfigError(
                 f"{path}, line {number}: {row!r}, and an earlier line gives that request the "

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from cospec.engine import Engine
 from cospec.errors import ConfigError
@@ -133,6 +134,24 @@ def from_solutions(
     return WarmStart(learned, copy.deepcopy(learned), metrics=metrics)
 
 
+def num_texts(config: TrainConfig) -> int:
+    """Return how many texts are decoded or read for each worked solution."""
+    # Both models write each sample, and then all are read.
+    is_sampled = config.warmup.solutions_from == "samples"
+    return 4 * config.warmup.num_samples if is_sampled else 1
+
+
+def num_cached(path: Path | None) -> int:
+    """Return the number of solutions that a file of their decisions holds; 0 if it cannot tell."""
+    if path is None or not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            return int((file.metadata() or {}).get("num_read", 0))
+    except (OSError, SafetensorError):
+        return 0
+
+
 def read_solutions(
     pair: ModelPair,
     task: Task,
@@ -156,6 +175,7 @@ def read_solutions(
     if path is not None and path.exists():
         num_read, found = _read_cache(path, about, solved, warmup.num_solutions)
         parts = [found]
+        on_read(num_read * num_texts(config))
     elif path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     answers = None if path is None else path.with_name(f"{path.name}.answers")

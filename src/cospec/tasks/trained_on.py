@@ -74,8 +74,21 @@ def overlap(folder: Path, examples: Sequence[Example]) -> Overlap | None:
         CheckpointError: The file is damaged.
     """
     known = read_hashes(folder)
-    if known is None:
-        return None
+    return None if known is None else _overlap(known, examples)
+
+
+def overlap_of(hashes: Mapping[str, Sequence[str]], examples: Sequence[Example]) -> Overlap:
+    """Count the test problems among questions that are known by their hashes.
+
+    Args:
+        hashes: From `hashes_of`.
+        examples: The test problems.
+    """
+    known = {name: set(map(bytes.fromhex, hashes.get(name, ()))) for name in ("questions", "twins")}
+    return _overlap(known, examples)
+
+
+def _overlap(known: Mapping[str, set[bytes]], examples: Sequence[Example]) -> Overlap:
     same = [
         (question in known["questions"], twin in known["twins"])
         for question, twin in zip(*_hashes(examples), strict=True)

@@ -76,10 +76,10 @@ def tell(notes: Iterable[str]) -> None:
 def check_trained_on(
     arbiters: Iterable[Arbiter], examples: Sequence[Example], is_strict: bool
 ) -> None:
-    """Note on stderr how many problems the trained arbiters have met in training.
+    """Note on stderr how many problems arbiters have met in training, or in a memory of csd.
 
     Args:
-        arbiters: Arbiters that will rule; rules are skipped.
+        arbiters: Arbiters that will rule; other rules are skipped.
         examples: The problems that will be measured on.
         is_strict: Whether to refuse problems that an arbiter was trained on, and trained arbiters
             without a record of their problems, which are skipped otherwise.
@@ -87,20 +87,28 @@ def check_trained_on(
     Raises:
         ConfigError: It is strict, and there are such problems or arbiters.
     """
+    from cospec.arbiters import CSD
     from cospec.arbiters.learned import LearnedArbiter
-    from cospec.tasks.trained_on import overlap
+    from cospec.arbiters.memory import TUNE
+    from cospec.tasks.trained_on import Overlap, overlap, overlap_of
 
-    told = {arbiter.folder: arbiter for arbiter in arbiters if isinstance(arbiter, LearnedArbiter)}
-    for folder, arbiter in told.items():
-        found = None if folder is None else overlap(folder, examples)
+    told: dict[str, Overlap | None] = {}
+    for arbiter in arbiters:
+        if isinstance(arbiter, LearnedArbiter):
+            known = arbiter.folder
+            told[arbiter.label] = None if known is None else overlap(known, examples)
+        elif isinstance(arbiter, CSD) and arbiter.memory != TUNE:
+            hashes = arbiter.counted_on
+            told[arbiter.name] = None if hashes is None else overlap_of(hashes, examples)
+    for label, found in told.items():
         if found is None and is_strict:
             raise ConfigError(
-                f"{arbiter.label} does not tell what it was trained on (an older version made it), "
+                f"{label} does not tell what it was trained on (an older version made it), "
                 "so that --strict has nothing to compare; leave it out."
             )
         if found is None or not found.num_same + found.num_twins:
             continue
-        note = f"{arbiter.label} was trained on {found.num_same} of these {len(examples)} problems"
+        note = f"{label} was trained on {found.num_same} of these {len(examples)} problems"
         if found.num_same and is_strict:
             raise ConfigError(
                 f"{note}; draw others (--split test, another --seed), or leave --strict out to "
