@@ -68,7 +68,8 @@ class SamplingConfig:
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of the completion lossless, without any override."""
     override_stop_tokens: bool = False
-    """Allow overrides where one of the two tokens would end the text."""
+    """Allow overrides where one of the two tokens is a stop token. Where one completes a stop
+    string, they are always allowed."""
 
     def __post_init__(self) -> None:
         _check_flags(self)

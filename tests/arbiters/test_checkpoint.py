@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cospec import ModelPair, load_arbiter
-from cospec.arbiters import LogProbGap, with_threshold
+from cospec.arbiters import LogProbGap, checkpoint, with_threshold
 from cospec.arbiters.guard import PromptGuard
 from cospec.arbiters.learned import LearnedArbiter
 from cospec.arbiters.policy import Policy, PolicyConfig
@@ -334,6 +334,18 @@ def put(config: dict[str, Any], name: str, value: Any) -> None:
     for key in path:
         config = config.setdefault(key, {})
     config[last] = value
+
+
+def test_an_empty_tensor_is_no_proof_of_a_width(tmp_path, monkeypatch) -> None:
+    """Found: a header with the shape [0, N] let a few bytes ask for gigabytes of names."""
+    hidden(family_pair("llama")).save(tmp_path)
+    features = json.loads((tmp_path / "config.json").read_text())["features"]
+    change_config(tmp_path, features=features | {"hidden_sizes": [HUGE, HUGE]})
+    weights = load_file(tmp_path / checkpoint.WEIGHTS)
+    save_file(weights | {"policy.mean": torch.empty(0, HUGE)}, tmp_path / checkpoint.WEIGHTS)
+    monkeypatch.setattr(checkpoint, "saved_features", lambda *_: pytest.fail("names were made"))
+    with pytest.raises(CheckpointError, match=r"hidden_sizes or features.embedding_size"):
+        LearnedArbiter.load(tmp_path)
 
 
 @pytest.mark.parametrize("case", HOSTILE)

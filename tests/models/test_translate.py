@@ -167,6 +167,27 @@ def test_kinds_of_tokenizers_spell_the_same_bytes_alike():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_byte_token_gives_way_to_a_plain_one_of_the_same_bytes(order):
+    """Found: <0x2E> was drafted for a full stop, which no target writes so."""
+    pieces = Vocabulary("<s>", *["▁", "<0x2E>", ".", "<0x0A>"][::order])
+    byte_level = Vocabulary("<s>", "Ġ", ".", "Ċ")
+    for theirs, ours in ((pieces, byte_level), (byte_level, pieces)):
+        found = translate.shared_ids(theirs, ours)
+        names = {(theirs.tokens[b], ours.tokens[a]) for a, b in found.items()}
+        assert {frozenset(one) for one in names} == {
+            frozenset(one) for one in (("<s>",), ("▁", "Ġ"), (".",), ("<0x0A>", "Ċ"))
+        }
+
+
+def test_a_token_beyond_the_drafts_matrix_is_not_shared(tokenizer, other):
+    """Found: an IndexError where a tokenizer has a token more than its model."""
+    draft = random_model("llama", vocab_size=len(other) - 2)  # without "and" and "qu"
+    assert len(other) - 2 in translate.shared_ids(other, tokenizer).values()
+    translate.translate(draft, other, tokenizer, VOCAB, PROMPTS)
+    assert draft.get_input_embeddings().weight.shape[0] == VOCAB
+
+
 @pytest.mark.parametrize("shared", ["pad_token_id", "unk_token_id"])
 def test_a_target_that_ends_with_its_padding_ends_with_the_drafts_end(shared):
     """Found: the draft's row of padding was read as the end, and the draft alone never ended."""

@@ -195,7 +195,8 @@ def _features(
         raise _damaged(folder, "features.hidden_sizes or features.embedding_size is no size")
     if not isinstance(saved.get("hash"), str) or not _is_count(saved.get("version", 1)):
         raise _damaged(folder, "features.hash or features.version is missing, or of another kind")
-    num_features = max(shapes.get("policy.mean", (0,)), default=0)
+    mean = shapes.get("policy.mean", ())
+    num_features = mean[0] if len(mean) == 1 else 0  # a shape with a 0 in it may claim any width
     if max(*sizes, width) > num_features:
         raise _unfit(folder, ["features.hidden_sizes or features.embedding_size"])
     kinds = read("kinds").long()

@@ -52,15 +52,17 @@ def translate(
     Raises:
         UnsupportedModelError: The draft's last layer is not a linear one.
     """
-    shared = shared_ids(theirs, ours)
-    ids = torch.tensor([shared.get(i, 0) for i in range(width)])  # (V,)
-    is_shared = torch.tensor([i in shared for i in range(width)])
     model: Any = draft  # its accessors are not typed
     embedding = model.get_input_embeddings()
+    num_rows = len(embedding.weight)  # a tokenizer may have more tokens, such as one for padding
+    shared = {a: b for a, b in shared_ids(theirs, ours).items() if b < num_rows}
+    ids = torch.tensor([shared.get(i, 0) for i in range(width)])  # (V,)
+    is_shared = torch.tensor([i in shared for i in range(width)])
     weight = embedding.weight.detach()
     read = weight[ids.to(weight.device)]  # (V, H)
     for i, pieces in _spelt_by(theirs, ours, set(range(min(width, len(ours)))) - shared.keys()):
-        read[i] = weight[pieces].float().mean(dim=0)
+        if max(pieces) < num_rows:
+            read[i] = weight[pieces].float().mean(dim=0)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise UnsupportedModelError(
@@ -95,22 +97,26 @@ def shared_ids(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -
 def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes | str]:
     """Return the bytes of each token by id, whatever alphabet its tokenizer writes them in.
 
-    Special tokens stay names, so that none is taken for the text that looks like it.
+    Special tokens stay names, so that none is taken for the text that looks like it. A byte token
+    is left out if a plain token spells the same: no tokenizer writes ``<0x2E>`` where it has ``.``.
     """
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
     spaces = [sum(token.startswith(sign) for token in vocabulary) for sign in ("\u2581", "\u0120")]
     alphabet = _byte_alphabet()
     found: dict[int, bytes | str] = {}
+    by_byte: dict[int, bytes] = {}
     for token, i in vocabulary.items():
         if i in special:
             found[i] = token
         elif spaces[0] > spaces[1]:  # as SentencePiece writes them
-            byte = _BYTE.fullmatch(token)
-            plain = token.replace("\u2581", " ").encode()
-            found[i] = bytes.fromhex(byte[1]) if byte else plain
+            if byte := _BYTE.fullmatch(token):
+                by_byte[i] = bytes.fromhex(byte[1])
+            else:
+                found[i] = token.replace("\u2581", " ").encode()
         else:
             found[i] = bytes(alphabet[c] for c in token) if alphabet.keys() >= set(token) else token
-    return found
+    plain = set(found.values())
+    return found | {i: byte for i, byte in by_byte.items() if byte not in plain}
 
 
 def _byte_alphabet() -> dict[str, int]:

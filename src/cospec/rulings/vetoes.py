@@ -28,7 +28,7 @@ class Veto(enum.IntEnum):
     """No override is allowed there: in the first ``exact_prefix_tokens``, after
     ``max_corrections``, or for a prompt that the arbiter stands back from."""
     STOP_TOKEN = 4
-    """One of the two tokens would end the text."""
+    """One of the two tokens is a stop token."""
     NO_DRAFT = 5
     """The arbiter needs the draft's output, and no model drafted the token: it was not asked."""
 
