@@ -58,7 +58,8 @@ def main() -> None:
     if options.fit:
         options.kind, way = options.fit.split(".")
         options.prompts = None  # no guard
-        save(WAYS[way]([tree for tree in trees if len(tree.x)], options.kind), set(), options)
+        policy = WAYS[way]([tree for tree in trees if len(tree.x)], options.kind)
+        save(policy, set(), options, dtype="auto")
     else:
         tabulate(trees, [], options)
 

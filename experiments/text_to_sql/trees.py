@@ -37,7 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cospec.arbiters.checkpoint import read_checkpoint
 from cospec.arbiters.policy import Policy
 from cospec.rl.methods import Labels
-from cospec.rl.ridge import fit, penalties
+from cospec.rl.ridge import fit, fit_reward, penalties
 from cospec.tasks import load_task
 from cospec.tasks.sql.dice import stable_hash
 
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 WIDTH = len(HIDDEN.names)
 NUM_ROUNDS = 5
-REWARD_SCALE = 4.0
-"""Right answers count so much beside the penalty on weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,38 +253,12 @@ def by_rounds(trees, kind) -> Policy:
 
 def by_reward(trees, kind) -> Policy:
     """Fit to the expected number of right answers, from the policy of the labels on."""
-    policy = by_labels(trees, kind)
-    features = features_of(kind)
-    penalty = penalties(features, KINDS[kind])
-    scale = penalty.rsqrt()
-    sizes = [len(tree.x) for tree in trees]
+    policy, features = by_labels(trees, kind), features_of(kind)
     x = torch.cat([tree.x for tree in trees])[:, : len(features.names)]
-    x = pad_sequence((policy.normalized(x) * scale).split(sizes), True)
-    corrected = pad_sequence([tree.corrected for tree in trees], True)
-    is_there = pad_sequence([torch.ones(size) for size in sizes], True)
+    corrected = torch.cat([tree.corrected for tree in trees]).float()
     kept = torch.tensor([float(tree.kept) for tree in trees])
-    (head,) = policy.layers
-    weights = head.weight.detach()[0]
-    if policy.num_hidden:
-        weights = torch.cat([weights[:-1], weights[-1] * policy.projection.weight.detach()[0]])
-    found = torch.cat([torch.where(scale > 0, weights / scale, 0), head.bias.detach()])
-    found.requires_grad_()
-    optimizer = torch.optim.LBFGS([found], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        score = x @ found[:-1] + found[-1]
-        stay = torch.nn.functional.logsigmoid(score) * is_there
-        before = stay.cumsum(1) - stay
-        stop = (before + torch.nn.functional.logsigmoid(-score)).exp() * is_there
-        reward = (stop * corrected).sum() + (stay.sum(1).exp() * kept).sum()
-        total = found[:-1].square().sum() / 2 - REWARD_SCALE * reward
-        total.backward()
-        return total
-
-    optimizer.step(closure)
-    with torch.no_grad():
-        policy.set_linear(found[:-1] * scale, found[-1])
+    sizes = [len(tree.x) for tree in trees]
+    fit_reward(policy, x, sizes, corrected, kept, penalties(features, KINDS[kind]))
     return policy
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from cospec.arbiters.policy import Policy, PolicyConfig
 from cospec.errors import ConfigError
-from cospec.features import HiddenFeatures, ScalarFeatures
+from cospec.evaluation.audit.dataset import write_dataset
+from cospec.features import SCALAR_NAMES, HiddenFeatures, ScalarFeatures
 from cospec.rl.config import RidgeConfig, TrainConfig
 from cospec.rl.methods import Labels
-from cospec.rl.ridge import TRUSTED, fit, penalties
+from cospec.rl.ridge import TRUSTED, fit, fit_reward, penalties
 from tests.rl.conftest import train_config
 from tests.rl.helpers import X_SPOILS, Y_WINS, assert_same_state, audit_file, learner, letters
 from tests.rl.helpers import trainer as tiny
@@ -140,3 +142,107 @@ def test_a_killed_run_resumes(pair, task, tmp_path) -> None:
 def test_penalties_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="state_penalty is 0"):
         train_config(state_penalty=0.0)
+
+
+def answers() -> tuple[torch.Tensor, list[int], torch.Tensor, torch.Tensor]:
+    """Sixty problems of one to four mismatches, whose rewards follow from the first feature."""
+    random = torch.Generator().manual_seed(1)
+    sizes = torch.randint(1, 5, (60,), generator=random).tolist()
+    x = torch.randn(sum(sizes), 6, generator=random)
+    corrected = (x[:, 0] + torch.randn(len(x), generator=random) < -0.3).float()
+    kept = (torch.rand(60, generator=random) < 0.4).float()
+    return x, sizes, corrected, kept
+
+
+def expected_by_hand(keep: list[float], corrected: list[float], kept: float) -> float:
+    """Expected reward of one problem: the draft's tokens stand up to the first correction."""
+    total, reached = 0.0, 1.0
+    for p, reward in zip(keep, corrected, strict=True):
+        total += reached * (1 - p) * reward
+        reached *= p
+    return total + reached * kept
+
+
+def test_the_expected_reward_is_that_of_all_answers_and_cannot_be_raised() -> None:
+    """It equals the sum over answers, and no small step along any weight improves it."""
+    x, sizes, corrected, kept = answers()
+    penalty = torch.tensor([0.1] * 5 + [math.inf])
+    policy = linear(6, 0)
+    fit(policy, x, Labels(corrected == 0, torch.ones(len(x))), penalty)
+    ends = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+
+    def by_hand() -> float:
+        keep = policy(x).sigmoid().tolist()
+        parts = [
+            expected_by_hand(keep[a:b], corrected[a:b].tolist(), one)
+            for (a, b), one in zip(pairwise(ends), kept.tolist(), strict=True)
+        ]
+        return sum(parts) / len(parts)
+
+    def objective() -> float:
+        weights = policy.layers[0].weight[0].detach()
+        used = penalty < math.inf
+        return 4 * 60 * by_hand() - float((penalty * weights.square())[used].sum()) / 2
+
+    before = by_hand()
+    found = fit_reward(policy, x, sizes, corrected, kept, penalty)
+    assert found == pytest.approx(by_hand(), abs=1e-5) and found > before
+    assert policy.layers[0].weight[0, 5] == 0, "a feature that is left out"
+    best, weights = objective(), policy.layers[0].weight.detach().clone()
+    for i in range(5):
+        for step in (-0.05, 0.05):
+            with torch.no_grad():
+                policy.layers[0].weight[0, i] += step
+            assert objective() < best + 1e-3
+            with torch.no_grad():
+                policy.layers[0].weight.copy_(weights)
+
+
+def test_a_policy_gives_back_the_weights_that_it_was_set_to() -> None:
+    for num_hidden in (0, 9):
+        policy = linear(12, num_hidden)
+        weights, bias = torch.randn(12), torch.randn(())
+        policy.set_linear(weights, bias)
+        found, found_bias = policy.linear()
+        torch.testing.assert_close(found, weights)
+        assert found_bias == bias
+
+
+def test_an_audit_of_whole_answers_makes_an_arbiter_of_one_correction(pair, task, tmp_path) -> None:
+    x, sizes, corrected, kept = answers()
+    x = torch.cat([x, torch.zeros(len(x), len(SCALAR_NAMES) - 6)], dim=1)
+    path = tmp_path / "whole.safetensors"
+    config = dict(method="one_correction", warm_start=path, max_corrections=1, num_rounds=0)
+    config |= dict(group_size=1, group_weight=0.0, scalar_penalty=0.1)
+
+    def write(outcomes: list[bool]) -> None:
+        rows = iter(zip(x.tolist(), outcomes, corrected.bool().tolist(), strict=True))
+        records = [
+            {"id": str(i), "mismatches": [mismatch(*next(rows)) for _ in range(size)]}
+            for i, size in enumerate(sizes)
+        ]
+        write_dataset(path, records, SCALAR_NAMES, {})
+
+    write([bool(one) for one, size in zip(kept, sizes, strict=True) for _ in range(size)])
+    it = tiny(pair, task, **config)
+    it.run()
+    (only,) = it.state.history
+    assert 0.5 < only["expected_accuracy"] < 1
+    assert it.arbiter.policy.linear()[0][0] > 0, "the target is wrong where the feature is large"
+    write([i % 2 == 0 for i in range(len(x))])
+    with pytest.raises(ConfigError, match="does not hold all answers with one correction"):
+        tiny(pair, task, **config).run()
+
+
+def mismatch(features: list[float], kept: bool, corrected: bool) -> dict[str, object]:
+    found = {"position": 0, "draft_id": 1, "target_id": 2, "features": features}
+    return found | {"draft_correct": kept, "target_correct": corrected}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"warm_start": None, "num_rounds": 1}, {"max_corrections": None}, {"num_rounds": 2}]
+)
+def test_one_correction_says_what_it_needs(changes) -> None:
+    settings = dict(method="one_correction", warm_start="x", max_corrections=1, num_rounds=0)
+    with pytest.raises(ConfigError, match=r"--warm-start FILE --max-corrections 1 --num-rounds 0"):
+        train_config(group_weight=0.0, **settings | changes)

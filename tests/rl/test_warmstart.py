@@ -117,7 +117,7 @@ def test_an_audit_that_was_decoded_otherwise_than_the_rollouts_is_noted(
 
 
 def test_an_audit_that_cannot_be_learnt_from_is_refused(pair, task, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="methods rl, one_step, policy_iteration, gold, and"):
+    with pytest.raises(ConfigError, match="policy_iteration, one_correction, gold, and"):
         trainer(pair, task, warm_start=tmp_path / "x", method="autojudge")
     with pytest.raises(ConfigError, match="not a data set of cospec audit"):
         trainer(pair, task, warm_start=tmp_path / "x").run()

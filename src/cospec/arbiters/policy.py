@@ -150,11 +150,22 @@ class Policy(nn.Module):
         assert isinstance(head, nn.Linear) and len(self.layers) == 1
         num_scalars = len(weights) - self.num_hidden
         scalars = weights[:num_scalars]
+        with torch.no_grad():
+            if self.num_hidden:
+                self.projection.weight.copy_(weights[None, num_scalars:])
+                scalars = torch.cat([scalars, scalars.new_ones(1)])
+            head.weight.copy_(scalars[None])
+            head.bias.copy_(bias)
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """Return the weights of a linear policy, (F,), and its bias, as `set_linear` takes them."""
+        head = self.layers[0]
+        assert isinstance(head, nn.Linear) and len(self.layers) == 1
+        weights = head.weight.detach()[0]
         if self.num_hidden:
-            self.projection.weight.copy_(weights[None, num_scalars:])
-            scalars = torch.cat([scalars, scalars.new_ones(1)])
-        head.weight.copy_(scalars[None])
-        head.bias.copy_(bias)
+            states = weights[-1] * self.projection.weight.detach()[0]
+            weights = torch.cat([weights[:-1], states])
+        return weights, head.bias.detach()[0]
 
     def forward(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return logits, (N,), from raw features (N, F).

@@ -24,6 +24,7 @@ def write_card(about: Json) -> str:
     how = {
         "rl": "Trained by reinforcement learning on final answers with CoSpec.",
         "one_step": "Trained on single rulings off the target's own path with CoSpec.",
+        "one_correction": "Trained on the expected reward of answers with one correction.",
         "policy_iteration": "Trained by policy iteration on final answers with CoSpec.",
     }.get(method, f"A control, trained by the method {method} of CoSpec.")
     player = "the target's path" if METHODS[method].on_target_path else "stochastic policy"

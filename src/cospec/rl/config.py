@@ -42,11 +42,11 @@ class RolloutConfig(DecodeConfig):
     max_new_tokens: int | None = None
     """Most tokens of an answer; by default the task's."""
     adaptive: tyro.conf.Suppress[bool] = False
-    """As in `DecodeConfig`; set in a config file, like the six below."""
+    """As in `DecodeConfig`; set in a config file, like others below."""
     adaptive_cost: tyro.conf.Suppress[float | None] = None
     """As in `DecodeConfig`, and needed by adaptive blocks."""
-    max_corrections: tyro.conf.Suppress[int | None] = None
-    """As in `DecodeConfig`."""
+    max_corrections: int | None = None
+    """After this many corrections by the target, decode the rest of a text losslessly."""
     cascade: tyro.conf.Suppress[bool] = False
     """As in `DecodeConfig`."""
     drafter: tyro.conf.Suppress[DrafterName] = "model"
@@ -111,7 +111,8 @@ class ObjectiveConfig:
     entropy_bonus: tyro.conf.Suppress[float] = 0.05
     """Reward for an undecided policy, per nat of entropy."""
     kl_weight: tyro.conf.Suppress[float] = 0.0
-    """Penalty for leaving the starting policy, per nat of divergence. Not for policy_iteration."""
+    """Penalty for leaving the starting policy, per nat of divergence. Not for policy_iteration and
+    one_correction."""
     clip: tyro.conf.Suppress[float] = 0.2
     """Epsilon of the clipped ratio."""
 
@@ -142,7 +143,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RidgeConfig:
-    """Settings of policy_iteration: its features, and the penalties of squared weights."""
+    """Settings of linear policies: their features, and the penalties of squared weights."""
 
     scalars: tuple[str, ...] = ()
     """Names of the scalars that the policy sees: with few decisions it overfits many. By default
@@ -169,11 +170,11 @@ class WarmupConfig:
 
     warm_start: Path | None = None
     """Data set of a cospec audit of this pair to train on first (rl, one_step, policy_iteration,
-    gold)."""
+    one_correction, gold)."""
     num_solutions: int = 0
     """Problems of the train split whose worked solutions are trained on first: one forward of each
     model tells whose token is the solution's wherever the models differ. Hidden states need tens of
-    thousands. All seeds use the same ones. Not for policy_iteration."""
+    thousands. All seeds use the same ones. Not for policy_iteration and one_correction."""
     solutions: Path | None = None
     """File that caches the decisions read from solutions; by default in the run's folder. Further
     runs can use it too, and ask for more solutions."""
@@ -239,11 +240,12 @@ class TrainConfig:
     method: MethodName = "rl"
     """rl; one_step (as rl, off the target's own path: for a start that is too bold, and tasks that
     the draft does not know); policy_iteration (a linear policy, fitted to all branches so far: for
-    few of them); or a control on the same features and problems. Controls: gold (predicts which
-    branch off the target's path has the right answer), autojudge (predicts whether the target's own
-    answer stays, 2504.20039), r2r (predicts whether the sentence keeps its meaning, from the
-    draft's features alone, 2505.21600), reinforce (no branches, a running baseline, as DIVERSED,
-    2604.07622)."""
+    few of them); one_correction (a linear policy for --max-corrections 1, trained on an audit of
+    all answers that it can write, by their expected reward); or a control on the same features and
+    problems. Controls: gold (predicts which branch off the target's path has the right answer),
+    autojudge (predicts whether the target's own answer stays, 2504.20039), r2r (predicts whether
+    the sentence keeps its meaning, from the draft's features alone, 2505.21600), reinforce (no
+    branches, a running baseline, as DIVERSED, 2604.07622)."""
     num_rounds: int = 6
     """Rounds of rollouts and updates."""
     seed: int = 0
@@ -328,7 +330,17 @@ class TrainConfig:
         if warmup.num_solutions and (warmup.warm_start is not None or method.is_ridge):
             raise ConfigError(
                 f"num_solutions is {warmup.num_solutions}, which goes without warm_start and not "
-                "with the method policy_iteration; set it to 0, or leave those."
+                "with the methods policy_iteration and one_correction; set it to 0, or leave those."
+            )
+        if not method.has_one_correction:
+            return
+        settings = {"max_corrections": self.rollouts.max_corrections, "num_rounds": self.num_rounds}
+        if warmup.warm_start is None or settings != {"max_corrections": 1, "num_rounds": 0}:
+            told = ", ".join(f"{name} is {value}" for name, value in settings.items())
+            raise ConfigError(
+                f"{told}, and warm_start is {warmup.warm_start}: {self.method} trains on an audit "
+                "(cospec audit --arbiter always_draft --max-corrections 1 --dataset FILE) and "
+                "plays no rounds; pass --warm-start FILE --max-corrections 1 --num-rounds 0."
             )
 
     def to_dict(self) -> dict[str, Any]:  # Any: a JSON object

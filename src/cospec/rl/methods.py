@@ -21,7 +21,7 @@ by the target.
   the two sentences differs. Here `same_meaning` stands in for that judge.
 * reinforce: no branches; REINFORCE with a running baseline, as DIVERSED (2604.07622).
 
-policy_iteration is ours as well, for few decisions: see `cospec.rl.ridge`.
+policy_iteration and one_correction are ours as well, for few decisions: see `cospec.rl.ridge`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ if TYPE_CHECKING:
     from cospec.types import Arbiter
 
 MethodName: TypeAlias = Literal[
-    "rl", "one_step", "policy_iteration", "gold", "autojudge", "r2r", "reinforce"
+    "rl",
+    "one_step",
+    "policy_iteration",
+    "one_correction",
+    "gold",
+    "autojudge",
+    "r2r",
+    "reinforce",
 ]
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
@@ -121,6 +128,8 @@ class Method:
     """Rollouts are the target's own path, and the target alone plays branches out."""
     is_ridge: bool = False
     """The policy is linear, plays by its threshold, and is fitted to all branches each round."""
+    has_one_correction: bool = False
+    """It learns from an audit of all answers with one correction, by their expected reward."""
     has_branches: bool = True
     """Branches are played."""
     has_running_baseline: bool = False
@@ -153,6 +162,13 @@ METHODS: dict[str, Method] = {
         Method("rl", takes_audit=True),
         Method("one_step", on_target_path=True, takes_audit=True),
         Method("policy_iteration", is_ridge=True, takes_audit=True, labels=_gold),
+        Method(
+            "one_correction",
+            is_ridge=True,
+            has_one_correction=True,
+            takes_audit=True,
+            labels=_gold,
+        ),
         Method("gold", on_target_path=True, takes_audit=True, labels=_gold),
         Method("autojudge", on_target_path=True, labels=_harmless, features=_of_the_judge),
         Method(

@@ -19,6 +19,7 @@ from cospec.evaluation.problems import encode_problems
 from cospec.results import write_json, write_tensors
 from cospec.rl.forks import ForkPlayer
 from cospec.rl.methods import METHODS
+from cospec.rl.ridge import fit_reward, penalties
 from cospec.rl.samples import sample_solutions
 from cospec.rl.solutions import Solution, encode_solutions, solution_decisions
 from cospec.rl.types import BranchData, Decisions, SolutionData
@@ -28,6 +29,8 @@ from cospec.types import Needs
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from torch import Tensor
 
     from cospec.arbiters.policy import Policy
     from cospec.features import ScalarFeatures
@@ -104,11 +107,32 @@ def from_audit(policy: Policy, features: ScalarFeatures, config: TrainConfig) ->
     if METHODS[config.method].is_ridge:
         loss = refit(learned, features, known, config)
         metrics = {"loss": loss, "num_branches": len(branches)}
+        if METHODS[config.method].has_one_correction:
+            penalty = penalties(features, config.ridge)
+            metrics["expected_accuracy"] = fit_reward(learned, x, *_answers_of(data, path), penalty)
         return WarmStart(learned, copy.deepcopy(learned), branches, metrics)
     learned.normalize_by(x, math.inf)
     start = copy.deepcopy(learned)
     update(learned, start, Decisions(x, none.bool(), none), known, config, round_seed(config, 0))
     return WarmStart(learned, start, branches, {"num_branches": len(branches)})
+
+
+def _answers_of(data: dict[str, Tensor], path: Path) -> tuple[list[int], Tensor, Tensor]:
+    """Return what `fit_reward` takes of an audit under `always_draft` with one correction.
+
+    Raises:
+        ConfigError: The audit is another one.
+    """
+    _, counts = torch.unique_consecutive(data["problem"], return_counts=True)
+    sizes = counts.tolist()
+    kept = torch.split(data["draft_correct"].float(), sizes)
+    if any(one.min() < one.max() for one in kept) or (data["weight"] != 1).any():
+        raise ConfigError(
+            f"{path} does not hold all answers with one correction; make it with cospec audit "
+            "--arbiter always_draft --max-corrections 1 --dataset FILE, without "
+            "--branches-per-problem."
+        )
+    return sizes, data["target_correct"].float(), torch.stack([one[0] for one in kept])
 
 
 def from_solutions(
