@@ -208,9 +208,9 @@ def learned(x, worth, kind) -> Policy:
     return policy
 
 
-def save(policy, questions, options, dtype="float32") -> None:
+def save(policy, questions, options) -> None:
     """Save a policy as an arbiter of the pair, and the prompts that it knows."""
-    pair = ModelPair.from_pretrained(*options.pair, dtype=dtype, pack_weights=False)
+    pair = ModelPair.from_pretrained(*options.pair, dtype="float32", pack_weights=False)
     about = {"pair": {"fingerprint": pair.fingerprint}, "name": options.out.name}
     spec = "hidden" if options.kind.startswith("hidden") else "scalar"
     arbiter = LearnedArbiter(policy, make_features(spec, pair), about=about)

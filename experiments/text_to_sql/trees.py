@@ -122,10 +122,19 @@ def tabulate(trees, others, options) -> None:
         "target": sum(tree.right(torch.zeros(len(tree.x), dtype=torch.bool)) for tree in trees),
         "best": sum(max([tree.kept, *tree.corrected.tolist()]) for tree in trees),
         "thresholds": {name: best_stop(trees, rule) for name, rule in RULES.items()},
-        "right": crossed(trees, others),
     }
+    rights = crossed(trees, others)
+    table["right"] = {name: sum(right.values()) for name, right in rights.items()}
     print(json.dumps(table, indent=1))
     if options.json:
+        alone = {"target": torch.zeros, "draft": torch.ones}
+        for name, keep in alone.items():
+            rights[name] = {t.question: t.right(keep(len(t.x)) > 0) for t in trees}
+        table["correct"] = {
+            name: "".join(str(int(right[t.question])) for t in trees)
+            for name, right in rights.items()
+        }
+        table["groups"] = [t.database for t in trees]
         options.json.write_text(json.dumps(table, indent=1) + "\n")
 
 
@@ -184,19 +193,20 @@ def read(folder: Path, data: Path) -> list[Tree]:
     return found
 
 
-def crossed(trees, others) -> dict[str, float]:
-    """Right answers of each arm, fitted to nine tenths of the queries and tried on the last.
+def crossed(trees, others) -> dict[str, dict[str, float]]:
+    """Whether each arm is right, by question, if it is fitted to the nine tenths without it.
 
     The thresholds of the rules are fitted to `trees` alone: they differ by pair.
     """
-    right: dict[str, float] = {}
+    right: dict[str, dict[str, float]] = {}
     for tenth in range(10):
         train = [tree for tree in trees if stable_hash(tree.query) % 10 != tenth]
         test = [tree for tree in trees if stable_hash(tree.query) % 10 == tenth]
         more = [tree for tree in others if stable_hash(tree.query) % 10 != tenth]
         some, every = ([t for t in one if len(t.x)] for one in (train, train + more))
         for name, score in fitted(some, every).items():
-            right[name] = right.get(name, 0) + sum(tree.right(score(tree.x) > 0) for tree in test)
+            found = right.setdefault(name, {})
+            found |= {tree.question: tree.right(score(tree.x) > 0) for tree in test}
     return right
 
 
