@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Logic without reasoning on the real pair: the commands of the published run, from the root of the repository.
+# Logic on the real pair in blocks of four: the commands of the older run, from the root of the repository.
 # Options as of the commits named; see the README beside this file.
 set -euo pipefail
 mkdir -p runs

@@ -22,7 +22,7 @@ from experiments.equal_teaching import other_tasks
 from experiments.equal_teaching import summarise as teaching
 from experiments.heldout_templates import summarise as heldout
 from experiments.mixed_traffic import mixed
-from experiments.tables import rules, twins
+from experiments.tables import left_out, rules, twins
 from experiments.tables.rows import Arm, Json, arms, database_changes, parts, read
 
 if TYPE_CHECKING:
@@ -329,6 +329,7 @@ COMPARISONS = (
     *("demo", "eval_family", "eval_family_batch16", "eval_family_corrected", "eval_specialist"),
     *("eval_specialist_batch16", "eval_specialist_corrected", "eval_real_gsm8k"),
     *("eval_real_gsm8k_660", "eval_real_gsm8k_mlp", "eval_real_logic"),
+    "eval_whole_answers",
     *("guard_family", "guard_specialist", "eval_family_hidden", "eval_specialist_hidden"),
 )
 BENCHES = (
@@ -371,6 +372,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "equal_teaching_twins": teaching.twins,
     "other_tasks": other_tasks.table,
     "mixed_traffic": mixed.table,
+    **{name: partial(left_out.table, name) for name in ("left_out_logic",)},
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
     "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),

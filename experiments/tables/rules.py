@@ -61,6 +61,7 @@ REAL = (
     Column("GSM8K, other problems", "eval_real_gsm8k"),
     Column("GSM8K, more problems", "eval_real_gsm8k_660", {TRAINED: "real-gsm8k"}, (TRAINED,)),
     Column("logic", "eval_real_logic", {TRAINED: "real-logic"}),
+    Column("logic, whole answers", "eval_whole_answers", {TRAINED: "arbiter"}, ("gap",)),
 )
 
 

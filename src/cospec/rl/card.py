@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cospec.rl.methods import METHODS
+from cospec.rl.methods import METHODS, MethodName
 from cospec.settings import flat
 
 if TYPE_CHECKING:
     from cospec.results import Json
+
+
+_HOW = {
+    "rl": "Trained by reinforcement learning on final answers with CoSpec.",
+    "one_step": "Trained on single rulings off the target's own path with CoSpec.",
+    "policy_iteration": "Trained by policy iteration on final answers with CoSpec.",
+}
+"""Origin of an arbiter, by method."""
 
 
 def write_card(about: Json) -> str:
@@ -21,14 +29,7 @@ def write_card(about: Json) -> str:
     models = pair.get("pair") or f"{pair.get('target')} with {pair.get('draft')}"
     train = flat(training["train"])
     method = train["method"]
-    how = {
-        "rl": "Trained by reinforcement learning on final answers with CoSpec.",
-        "one_step": "Trained on single rulings off the target's own path with CoSpec.",
-        "one_correction": "Trained on the expected reward of answers with one correction.",
-        "policy_iteration": "Trained by policy iteration on final answers with CoSpec.",
-    }.get(method, f"A control, trained by the method {method} of CoSpec.")
-    player = "the target's path" if METHODS[method].on_target_path else "stochastic policy"
-    player = "policy by its threshold" if METHODS[method].is_ridge else player
+    how = _HOW.get(method, f"A control, trained by the method {method} of CoSpec.")
     best = next(row for row in about["history"] if row["round"] == about["best"]["round"])
     rounds = [row for row in about["history"] if row["round"]]
     if not best["round"]:
@@ -63,7 +64,7 @@ def write_card(about: Json) -> str:
             *_guard(about["best"].get("max_mismatch_rate")),
             *_prompts(about.get("min_prompt_likeness")),
             "",
-            f"Training, by round ({player} on train problems; tune: threshold 0.5):",
+            f"Training, by round ({_player(method)} on train problems; tune: threshold 0.5):",
             "",
             "| round | right | target alone | override rate | acceptance length | tune right |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -75,6 +76,12 @@ def write_card(about: Json) -> str:
             "",
         ]
     )
+
+
+def _player(method: MethodName) -> str:
+    if METHODS[method].is_ridge:
+        return "policy by its threshold"
+    return "the target's path" if METHODS[method].on_target_path else "stochastic policy"
 
 
 def _solutions(train: Json, first: Json) -> list[str]:
