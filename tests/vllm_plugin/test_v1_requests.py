@@ -206,17 +206,19 @@ def test_token_0_is_a_draft_unless_nothing_was_drafted(steps, drafted, expected)
     assert not sampler.undrafted, "ended requests are forgotten"
 
 
-def test_a_placeholder_has_no_draft_probability():
+def test_a_placeholder_has_no_draft_probability(monkeypatch):
     """Then vLLM rejects it, and the residual that it draws from is the target's own law."""
-    from cospec.vllm_plugin.v1 import ArbiterSampler
+    from cospec.vllm_plugin import cpu_repairs, v1
 
+    name = "expand_batch_to_tokens"
+    monkeypatch.setattr(v1.sampler_module, name, getattr(cpu_repairs, name))
     batch = types.SimpleNamespace(req_ids=["a", "b"])
     adapter = Adapter(
         RowArbiter(load_arbiter("lossless"), 3),
         RequestTable(1, torch.device("cpu"), has_thresholds=False),
     )
     runner = types.SimpleNamespace(input_batch=batch)
-    sampler = ArbiterSampler(types.SimpleNamespace(), adapter, runner)
+    sampler = v1.ArbiterSampler(types.SimpleNamespace(), adapter, runner)
     metadata = types.SimpleNamespace(
         num_draft_tokens=[2, 3], cu_num_draft_tokens=torch.tensor([2, 5])
     )
