@@ -300,8 +300,14 @@ def notes_on_penalties(target: str, arguments: Sequence[str]) -> list[str]:
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--generation-config", default="auto")
-    parser.add_argument("--override-generation-config", type=parse_json, default={})
+    parser.add_argument("--override-generation-config", default="{}")
     given, _ = parser.parse_known_args(arguments)
+    try:
+        changes = parse_json(given.override_generation_config)
+    except ValueError:
+        changes = None
+    if not isinstance(changes, dict):  # vLLM says what is wrong with it
+        return []
     found: dict[str, Any] = {}  # Any: a JSON object
     if given.generation_config != "vllm":
         source = target if given.generation_config == "auto" else given.generation_config
@@ -309,7 +315,7 @@ def notes_on_penalties(target: str, arguments: Sequence[str]) -> list[str]:
             found = GenerationConfig.from_pretrained(source).to_dict()
         except OSError:  # a model without one
             found = {}
-    found |= given.override_generation_config
+    found |= changes
     neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     neutral = {key: no for key, no in neutral.items() if found.get(key) not in (None, no)}
     if not neutral:
