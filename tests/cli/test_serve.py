@@ -129,6 +129,7 @@ def test_an_arbiter_for_another_bundled_pair_is_said_aloud(run):
         ((), True),
         (("--generation-config", "vllm"), False),
         (("--override-generation-config", '{"repetition_penalty": 1.0}'), False),
+        (("--override-generation-config", "3"), False),
         (
             ("--generation-config=vllm", '--override-generation-config={"presence_penalty": 1}'),
             True,
