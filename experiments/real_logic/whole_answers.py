@@ -1,13 +1,13 @@
 """Compare ways to fit an arbiter of one correction on left-out problems of an audit.
 
-    python experiments/real_logic/whole_answers.py AUDIT [--groups FILE] [--json FILE]
+    python experiments/real_logic/whole_answers.py AUDIT [--arms ARBITER RULE...] [--json FILE]
 
 AUDIT.json and AUDIT.safetensors are what `run.sh` makes with ``cospec audit --arbiter always_draft
 --max-corrections 1``. For each problem they hold the draft's answer and, for each of its mismatches
 in turn, the answer after the target takes over there. So they hold all that an arbiter of one
 correction can write. The ways to fit are those of `experiments/text_to_sql/trees.py`. One of them,
 hidden_few.reward, is ``cospec train --method one_correction`` with hidden states and
-`examples/few_scalars.json`. With --groups, all questions of a group are left out together.
+`examples/few_scalars.json`. With --arms nothing is fitted: FILE has what each arbiter writes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,11 @@ from cospec.results import read_text
 sys.path.append(str(Path(__file__).parents[1] / "text_to_sql"))
 
 from learn import HIDDEN
-from trees import Tree, tabulate
+from trees import Tree, play, tabulate
 
 
-def read(audit: Path, groups: Path | None) -> list[Tree]:
+def read(audit: Path) -> list[Tree]:
     """Read the problems of an audit, each with all answers that one correction can give."""
-    lines = [] if groups is None else groups.read_text(encoding="utf-8").splitlines()
-    group_of = {str(n): str(json.loads(line)["group"]) for n, line in enumerate(lines)}
     with safe_open(audit.with_suffix(".safetensors"), "pt") as file:
         ids = json.loads(file.metadata()["problem_ids"])
         names = json.loads(file.metadata()["feature_names"])
@@ -40,22 +38,25 @@ def read(audit: Path, groups: Path | None) -> list[Tree]:
     assert len(names) == len(HIDDEN.names)
     rows = json.loads(read_text(audit.with_suffix(".json")))["rows"]
     kept = {row["id"]: float(row["correct"]) for row in rows}
-    found = []
-    for i, name in enumerate(ids):
-        here, group = problem == i, group_of.get(name.rpartition("/")[2], name)
-        found.append(Tree(name, group, group, features[here], corrected[here].long(), kept[name]))
-    return found
+    return [
+        Tree(name, name, name, features[problem == i], corrected[problem == i].long(), kept[name])
+        for i, name in enumerate(ids)
+    ]
 
 
 def main() -> None:
-    """Print the table of the left-out problems."""
+    """Print the table of the left-out problems, or what arms write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("audit", type=Path, help="the audit's files, without their suffix")
-    parser.add_argument("--groups", type=Path, help="JSONL file of the questions, with groups")
+    parser.add_argument("--arms", nargs="+", help="folders of arbiters, and rules with a number")
     parser.add_argument("--json", type=Path, help="the table as a file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tabulate(read(options.audit, options.groups), [], options)
+    trees = read(options.audit)
+    if options.arms:
+        play(trees, options)
+    else:
+        tabulate(trees, [], options)
 
 
 if __name__ == "__main__":

@@ -372,7 +372,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "equal_teaching_twins": teaching.twins,
     "other_tasks": other_tasks.table,
     "mixed_traffic": mixed.table,
-    **{name: partial(left_out.table, name) for name in ("left_out_logic",)},
+    "left_out_logic": partial(left_out.table, "left_out_logic"),
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
     "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),
