@@ -287,15 +287,19 @@ def arms(pairs: dict[str, ModelPair], options: argparse.Namespace) -> dict[str, 
             )
         found |= {arm_name(kind, way): run for way, run in ways.items()}
     whole = {"num_speculative_tokens": options.answer_tokens, "end_blocks_at_stop": True}
+    limits: dict[str, int | None] = {"": None}
+    if options.max_corrections is not None:
+        limits[", then lossless"] = options.max_corrections
     for spec in options.arbiters:
         for kind, one in pairs.items():
-            arbiter = load_arbiter(spec, one)
             for cascade, way in ((False, spec), (True, f"cascade, {spec}")):
                 config = DecodeConfig(**whole | common, cascade=cascade)
-                found[arm_name(kind, way)] = Engine(one, arbiter, config).generate
-                if (most := options.max_corrections) is not None:
-                    engine = Engine(one, arbiter, config, max_corrections=most)
-                    found[arm_name(kind, f"{way}, then lossless")] = engine.generate
+                for rest, most in limits.items():
+                    name = arm_name(kind, way + rest)
+                    if not options.arms or name in options.arms:
+                        arbiter = load_arbiter(spec, one)
+                        engine = Engine(one, arbiter, config, max_corrections=most)
+                        found[name] = engine.generate
     if options.target_gguf:
         found["llama.cpp"] = llama_cpp(pair, options)
     else:

@@ -3,6 +3,7 @@
 A marker is ``timed FILE MEASURE ARM OTHER``. ARM and OTHER are names of arms, or parts of them that
 one arm has, with ~ for a space. MEASURE is ``over`` (tokens a second of ARM over those of OTHER),
 ``over_prompts`` or ``over_databases`` (its interval, drawn over these), ``seconds`` (a question).
+``questions`` and ``questions_interval`` are ``over`` and ``over_prompts`` by the question.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ def value(spec: str) -> str:
     if measure == "seconds":
         return f"{sum(seconds for seconds, _ in ours.values()) / len(ours):.2f}"
     theirs = _by_question(document, other[0])
-    if measure == "over":
+    if measure.startswith("questions"):
+        ours, theirs = ({q: (s, 1) for q, (s, _) in arm.items()} for arm in (ours, theirs))
+    if measure in ("over", "questions"):
         return f"{speedup(_each(theirs), _each(ours)):.2f}"
-    if measure == "over_prompts":
+    if measure in ("over_prompts", "questions_interval"):
         found = speedup_interval(_each(theirs), _each(ours))
     elif measure == "over_databases":
         found = speedup_interval(_by_database(theirs), _by_database(ours))
