@@ -18,12 +18,12 @@ cospec eval --target real/target --draft real/draft --task gsm8k --data-dir data
     --num-problems 660 --seed 72 --max-new-tokens 512 -k 4 --batch-size 75 --threads 2 \
     --arbiter runs/real-gsm8k:threshold=0.7 --json runs/eval_real_gsm8k_660.json
 
-# eval_real_gsm8k.json: commit ede23ce, 56 min, Intel Xeon, 1 thread.
+# eval_real_gsm8k.json.gz: commit ede23ce, 56 min, Intel Xeon, 1 thread.
 cospec eval --target real/target --draft real/draft --task gsm8k --data-dir data --split test \
     --num-problems 150 --seed 1 --max-new-tokens 512 -k 4 --batch-size 75 --threads 1 \
     --arbiter gap:max_gap=1 --json runs/eval_real_gsm8k.json
 
-# eval_real_gsm8k_mlp.json: commit 4dfdd45, 99 min, AMD EPYC, 2 cores, 1 thread.
+# eval_real_gsm8k_mlp.json.gz: commit 4dfdd45, 99 min, AMD EPYC, 2 cores, 1 thread.
 cospec eval --target real/target --draft real/draft --task gsm8k --data-dir data \
     --num-problems 150 --seed 2 --max-new-tokens 512 -k 4 --batch-size 75 --threads 1 \
     --arbiter runs/real-gsm8k-mlp --json runs/eval_real_gsm8k_mlp.json

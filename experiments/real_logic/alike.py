@@ -22,8 +22,8 @@ from cospec.tasks import Example, load_task
 
 HERE = Path(__file__).parent
 TASK = "reasoning_gym:propositional_logic,reasoning=off"
-RESULTS = ("left_out_logic", "eval_whole_answers", "more_test_logic")
-SETS = (("train", 1200, 0), ("test", 400, 72), ("test", 300, 74))
+RESULTS = ("left_out_logic", "eval_whole_answers", "more_test_logic", "new_test_logic")
+SETS = (("train", 1200, 0), ("test", 400, 72), ("test", 300, 74), ("test", 600, 75))
 """Split, number and seed of the problems in `run.sh`."""
 NAMES = "PQRS"
 

@@ -2,8 +2,9 @@
 
 A marker is ``timed FILE MEASURE ARM OTHER``. ARM and OTHER are names of arms, or parts of them that
 one arm has, with ~ for a space. MEASURE is ``over`` (tokens a second of ARM over those of OTHER),
-``over_prompts`` or ``over_databases`` (its interval, drawn over these), ``seconds`` (a question).
-``questions`` and ``questions_interval`` are ``over`` and ``over_prompts`` by the question.
+``over_prompts`` or ``over_databases`` (its interval, drawn over these), ``seconds`` (a question),
+``right`` (answers). ``questions`` and ``questions_interval`` are ``over`` and ``over_prompts`` by
+the question.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ def value(spec: str) -> str:
     """The text of a marked number."""
     name, measure, arm, *other = spec.split()
     document = read(name)
+    if measure == "right":
+        return str(sum(row["correct"] for row in _rows(document, arm)))
     ours = _by_question(document, arm)
     if measure == "seconds":
         return f"{sum(seconds for seconds, _ in ours.values()) / len(ours):.2f}"
@@ -35,12 +38,17 @@ def value(spec: str) -> str:
 
 
 def _by_question(document: Json, part: str) -> dict[str, tuple[float, int]]:
-    """Seconds and tokens of each question, by an arm's name, or a part of it."""
+    """Seconds and tokens of each question."""
+    rows = _rows(document, part)
+    return {f"{row['task']} {row['id']}": (row["seconds"], row["num_tokens"]) for row in rows}
+
+
+def _rows(document: Json, part: str) -> list[Json]:
+    """Return the rows of an arm, given by its name or a part of it."""
     part = part.replace("~", " ")
     names = [one["arm"] for one in document["arms"]]
     (arm,) = {part} & {*names} or {name for name in names if part in name}
-    rows = [row for row in document["rows"] if row["arm"] == arm]
-    return {f"{row['task']} {row['id']}": (row["seconds"], row["num_tokens"]) for row in rows}
+    return [row for row in document["rows"] if row["arm"] == arm]
 
 
 def _each(timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:

@@ -149,6 +149,7 @@ def play(trees, options) -> None:
         kept = sum(int(keep.int().cumprod(0).sum()) for keep in keeps)
         arms.append(
             {"name": name, "num_problems": len(trees), "num_overrides": kept}
+            | {"num_tokens": 0, "num_target_forwards": 0}  # not counted
             | {"correct": "".join(str(int(one)) for one in right)}
         )
         print(f"{name}: {int(sum(right))} of {len(right)} right, {kept} overrides")
