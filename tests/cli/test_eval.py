@@ -54,6 +54,9 @@ def test_eval_prints_a_table_and_writes_the_document(evaluate, tmp_path, capsys)
             assert found["wins"] == pairs.count((True, False))
             assert found["losses"] == pairs.count((False, True))
     assert [line.split(": won/lost")[0] for line in out.splitlines()[-2:]] == names[3:]
+    lengths = [arm["num_tokens"] / arm["num_problems"] for arm in document["arms"]]
+    told = f"; {lengths[-1]:.0f} tokens a text, the target's {lengths[0]:.0f}"
+    assert out.splitlines()[-1].endswith(told)
     assert len(document["chunks"]) == 5 * 2, "chunks of a batch"
     assert document["num_resumed_turns"] == 0
     config = document["config"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from cospec import Engine, SamplingConfig, load_arbiter
 from cospec.config import DecodeConfig
 from cospec.drafters import ModelDrafter
+from cospec.engine import Branch
 from cospec.engine.rows import Row
+from cospec.models.cache import CachedModel
 from cospec.sampling import Chance
 from cospec.types import Needs
 from tests.conftest import some_prompts
-from tests.laws.decoding import covering
+from tests.laws.decoding import GREEDY, covering
 
 K = 4
 ARBITERS = ["lossless", "gap:max_gap=1", "chow_average:min_log_q=-1.3"]
@@ -59,3 +63,54 @@ def test_texts_are_the_same_without_a_trace(llama_pair, drafter, arbiter, temper
     assert [c.token_ids for c in found] == [c.token_ids for c in plain]
     assert [c.stats for c in found] == [c.stats for c in plain]
     assert any(c.trace for c in found) and not any(c.trace for c in plain)
+
+
+@pytest.fixture
+def num_read(monkeypatch):
+    """Tokens that each model has read, by its identity."""
+    found, read = Counter(), CachedModel.read
+
+    def spied(self, token_ids, window, num_logits=1):
+        found[id(self.model)] += token_ids.numel() if window.wanted is None else len(window.wanted)
+        return read(self, token_ids, window, num_logits)
+
+    monkeypatch.setattr(CachedModel, "read", spied)
+    return found
+
+
+def adaptive(pair, cost, **options):
+    """A lossless engine with adaptive blocks; at a cost of 1 no draft pays, at 0 each does."""
+    arbiter = load_arbiter("lossless")
+    return Engine(pair, arbiter, adaptive=True, adaptive_cost=cost, **options)
+
+
+def test_the_draft_reads_no_prompt_where_no_draft_pays(llama_pair, num_read):
+    """Found: beside a real target its reading of prompts took a ninth of the time."""
+    adaptive(llama_pair, 1.0).generate(some_prompts(12), GREEDY)
+    assert num_read[id(llama_pair.draft_model)] == 0 < num_read[id(llama_pair.target)]
+
+
+def test_a_branch_drafts_where_its_rollout_read_nothing(llama_pair):
+    prompts = some_prompts(4)
+    rollouts = adaptive(llama_pair, 1.0).rollouts(prompts, GREEDY, keep_caches=True)
+    branches = [Branch(rollout, 3, 7) for rollout in rollouts]
+    ends = adaptive(llama_pair, 0.0, batch_size=2).branches(branches)
+    expected = Engine.target_only(llama_pair).branches(branches)
+    assert [one.completion.token_ids for one in ends] == [
+        one.completion.token_ids for one in expected
+    ]
+    assert all(one.completion.stats.num_draft_forwards for one in ends)
+
+
+def test_prompts_that_wait_share_what_was_read_before(llama_pair, num_read):
+    engine = adaptive(llama_pair, 0.0, enable_prefix_caching=True, batch_size=2)
+    common = list(range(6, 46))
+    read = []
+    for end in ([50, 51], [52, 53]):
+        num_read.clear()
+        engine.generate([[*common, *end], [*common, *reversed(end)]], GREEDY)
+        read.append(num_read[id(llama_pair.draft_model)])
+    fresh = adaptive(llama_pair, 0.0, batch_size=2)
+    num_read.clear()
+    fresh.generate([[*common, 52, 53], [*common, 53, 52]], GREEDY)
+    assert num_read[id(llama_pair.draft_model)] - read[1] == len(common)

@@ -46,6 +46,7 @@ class ChainedDrafter(ModelDrafter):
         """See `Drafter`."""
         super().__init__(pair, config, needs)
         self.ends_early = True
+        self._waits = False  # a row whose search fails catches up before its cost is asked
         # The threshold applies to the model's confidence, which a search does not have.
         self._first = self.first(pair, config.with_options(draft_confidence_threshold=0.0), needs)
 

@@ -64,6 +64,10 @@ class ModelDrafter(CachedModel, Drafter):
         self._ngrams = Ngrams() if config.cascade else None
         self._shortlist = shortlist_of(pair.draft_model)
         self._has_unlisted = False
+        self._waits = config.adaptive
+        """True if prompts are read when a row first drafts: perhaps no draft ever pays."""
+        self._held: dict[int, list[int]] = {}
+        """By row, the tokens that it was last read from, if prompts wait: others may begin so."""
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
         """Read tokens into the cache, as `CachedModel.read`; with a shortlist they are listed."""
@@ -164,6 +168,7 @@ class ModelDrafter(CachedModel, Drafter):
             read tokens again.
         """
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
+        self._read_waiting(rows)
         unread = [(len(row) - self._num_read[r]) * is_wanted[r] for r, row in enumerate(rows)]
         width = max(unread)
         starts = torch.tensor([len(row) - width for row in rows], device=self.device)
@@ -173,6 +178,19 @@ class ModelDrafter(CachedModel, Drafter):
             return window, ids, None
         number = torch.tensor(unread, device=self.device)[:, None]
         return window, ids, torch.arange(width, device=self.device) >= width - number
+
+    def _read_waiting(self, rows: Sequence[DraftRow]) -> None:
+        """Read all rows of which nothing was read, but their last token, if prompts wait."""
+        waiting = [r for r in range(len(rows)) if self._waits and not self._num_read[r]]
+        if not waiting:
+            return
+        texts: list[list[int]] = [[] for _ in rows]  # an empty one leaves its row as it is
+        for r in waiting:
+            texts[r] = (rows[r].prompt_ids + rows[r].generated)[:-1]
+        held = [self._held.get(r, []) for r in range(1 + max(self._held, default=-1))]
+        super().prefill(texts, 0, held)
+        for r in waiting:
+            self._held[r], self._num_read[r] = texts[r], len(texts[r])
 
     def _note_read(
         self, rows: Sequence[DraftRow], lengths: list[int], is_wanted: Sequence[bool]
@@ -265,10 +283,13 @@ class ModelDrafter(CachedModel, Drafter):
     def prefill(
         self, prompts: list[list[int]], first_row: int, held: list[list[int]] | None = None
     ) -> None:
-        """Read the prompts of new rows; see `Drafter`."""
-        super().prefill(prompts, first_row, held)
+        """Read the prompts of new rows, or let them wait; see `Drafter`."""
         new = range(first_row, first_row + len(prompts))
-        self._num_read |= dict(zip(new, map(len, prompts), strict=True))
+        if self._waits:
+            self._num_read |= dict.fromkeys(new, 0)
+        else:
+            super().prefill(prompts, first_row, held)
+            self._num_read |= dict(zip(new, map(len, prompts), strict=True))
         self._answers = {r: one for r, one in self._answers.items() if r not in new}
 
     def save_row(self, row: int, num_tokens: int) -> Any:  # Any: as in `Drafter`
@@ -282,6 +303,7 @@ class ModelDrafter(CachedModel, Drafter):
         # A row that only searches drafted for may be longer than its saved cache.
         self._num_read[row] = min(num_read, num_tokens)
         super().load_row(row, stored, self._num_read[row])
+        self._held.pop(row, None)
         self._has_unlisted = True
         self._answers.pop(row, None)
 
@@ -289,6 +311,7 @@ class ModelDrafter(CachedModel, Drafter):
         """Store row `source` in place of row `destination`."""
         super().copy_row(source, destination)
         self._num_read[destination] = self._num_read.get(source, 0)
+        self._held[destination] = self._held.get(source, [])
         self._answers.pop(destination, None)
         if source in self._answers:
             self._answers[destination] = self._answers.pop(source)
@@ -297,6 +320,7 @@ class ModelDrafter(CachedModel, Drafter):
         """Forget a row's stored state from a position on."""
         super().clear(row, start)
         self.forget_drafted(row, start)
+        self._held[row] = self._held.get(row, [])[:start]
 
 
 class _Ends:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cospec.cli.views.tables import FILE_WIDTH, table_console
-from cospec.evaluation.summary import DRAFT, LOSSLESS, is_timed_once, p_value
+from cospec.evaluation.summary import DRAFT, LOSSLESS, TARGET, is_timed_once, p_value
 from cospec.results import Json
 from cospec.text import visible
 
@@ -58,9 +58,13 @@ def print_table(arms: Iterable[Json], columns: Columns = COLUMNS, width: int = F
     console.print(table, markup=False)
 
 
-def print_pairs(arms: Iterable[Json]) -> None:
-    """Print what each arbiter won and lost against the draft, and against lossless decoding."""
+def print_pairs(arms: Sequence[Json]) -> None:
+    """Print what each arbiter won and lost against draft and lossless, and how long its texts are.
+
+    A speed in tokens a second tells nothing of how many tokens an answer has.
+    """
     console = Console(highlight=False)
+    lengths = {arm["name"]: arm["num_tokens"] / arm["num_problems"] for arm in arms}
     for arm in arms:
         if arm["arbiter"] is None or arm["name"] == LOSSLESS:
             continue
@@ -69,7 +73,9 @@ def print_pairs(arms: Iterable[Json]) -> None:
             for other in (DRAFT, LOSSLESS)
             for pair in [arm[f"vs_{other}"]]
         ]
-        console.print(f"{visible(arm['name'])}: won/lost {', '.join(said)}", markup=False)
+        length = f"{lengths[arm['name']]:.0f} tokens a text, the target's {lengths[TARGET]:.0f}"
+        line = f"{visible(arm['name'])}: won/lost {', '.join(said)}; {length}"
+        console.print(line, markup=False, soft_wrap=True)
         if "num_groups" in arm:
             others = [f"p {arm[f'vs_{o}']['group_p']:.2g} against {o}" for o in (DRAFT, LOSSLESS)]
             console.print(f"  {over_groups(arm)}, {', '.join(others)}", markup=False)
