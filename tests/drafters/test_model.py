@@ -114,3 +114,33 @@ def test_prompts_that_wait_share_what_was_read_before(llama_pair, num_read):
     num_read.clear()
     fresh.generate([[*common, 52, 53], [*common, 53, 52]], GREEDY)
     assert num_read[id(llama_pair.draft_model)] - read[1] == len(common)
+
+
+@pytest.mark.parametrize("way", ["load", "copy", "clear"])
+def test_a_waiting_prompt_copies_nothing_from_a_row_that_was_replaced(llama_pair, way):
+    common = list(range(6, 46))
+    texts = [[*common, 50], list(range(50, 9, -1)), [*common, 51]]
+    rows = [Row(i, ids, SamplingConfig(), frozenset(), None) for i, ids in enumerate(texts)]
+    config = DecodeConfig(num_speculative_tokens=K, adaptive=True, adaptive_cost=0.0)
+
+    def drafter(*read):
+        found = ModelDrafter(llama_pair, config, Needs.NOTHING)
+        found.reserve(3, 64)
+        found.prefill([row.prompt_ids[:-1] for row in read], 0)
+        found.propose(read, Chance(None, None))
+        return found
+
+    with torch.inference_mode():
+        ours = drafter(*rows[:2])
+        if way == "load":
+            ours.load_row(0, drafter(rows[1]).save_row(0, 40), 40)
+        elif way == "copy":
+            ours.copy_row(1, 0)
+        else:
+            ours.clear(0, 0)
+        ours.prefill([rows[2].prompt_ids[:-1]], 1)
+        again = [rows[1], rows[2]]
+        found = ours.propose(again, Chance(None, None)).logits
+        expected = drafter(*again).propose(again, Chance(None, None)).logits
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)

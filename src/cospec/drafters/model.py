@@ -67,7 +67,8 @@ class ModelDrafter(CachedModel, Drafter):
         self._waits = config.adaptive
         """True if prompts are read when a row first drafts: perhaps no draft ever pays."""
         self._held: dict[int, list[int]] = {}
-        """By row, the tokens that it was last read from, if prompts wait: others may begin so."""
+        """By row, the first tokens in its cache, if prompts wait. The batch's own list has a new
+        prompt as soon as it waits, and forgets the older one that the row still holds."""
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
         """Read tokens into the cache, as `CachedModel.read`; with a shortlist they are listed."""
