@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Logic without reasoning on the real pair, in blocks as long as an answer; two cores, two hours.
+# Logic without reasoning on the real pair, in blocks as long as an answer; two cores, three hours.
 # Needs pip install -e '.[tasks]'. Run it from the root of the repository.
 set -euo pipefail
 mkdir -p runs
@@ -19,17 +19,20 @@ cospec train "${pair[@]}" "${blocks[@]}" --method one_correction --features hidd
     --config examples/few_scalars.json --warm-start runs/logic.safetensors --num-rounds 0 \
     --num-tune 100 --out runs/logic-arbiter
 
+# The arbiter that was tested: the same weights, without the guards that `cospec train` adds.
+tested=experiments/real_logic/arbiter
+
 # The test, once: half an hour.
 cospec eval "${pair[@]}" "${blocks[@]}" --split test --num-problems 400 --seed 72 \
-    --arbiter gap:max_gap=2.40625 --arbiter runs/logic-arbiter \
+    --arbiter gap:max_gap=2.40625 --arbiter $tested \
     --json runs/eval_whole_answers.json
 
 # Speed at batch 1: 27, 9 and 6 minutes, and nothing may run beside it. The common beginning of the
 # prompts is kept; then every prompt is read anew; then prompts are read before the clock starts.
-ours="runs/logic-arbiter, then lossless" rule="gap:max_gap=2.40625, then lossless"
+ours="$tested, then lossless" rule="gap:max_gap=2.40625, then lossless"
 speed=(--target real/target --draft real/draft --data-dir data --dtype auto --threads 2
     --tasks reasoning_gym:propositional_logic,reasoning=off
-    --arbiters runs/logic-arbiter gap:max_gap=2.40625 --answer-tokens 32 --max-corrections 1)
+    --arbiters $tested gap:max_gap=2.40625 --answer-tokens 32 --max-corrections 1)
 python experiments/speed_real/speed.py "${speed[@]}" --seed 75 --count 100 --prefix-caching \
     --arms target draft "lossless, threshold" "cascade, threshold" "int8, cascade, threshold" \
     "cascade, $ours" "cascade, $rule" --json runs/logic_prefix.json
@@ -47,7 +50,7 @@ later() {
         --arbiter always_draft --features hidden --no-oracle --dataset "runs/$1.safetensors" \
         --json "runs/$1.json"
     python experiments/real_logic/whole_answers.py "runs/$1" --json "runs/$1_test_logic.json" \
-        --arms runs/logic-arbiter gap:max_gap=2.40625
+        --arms $tested gap:max_gap=2.40625
 }
 later more 192 74
 later new 600 75
