@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -270,6 +270,26 @@ def test_an_answer_that_a_scorer_would_take_for_ever_is_wrong_at_once(
     assert time.process_time() - started < 1
     if key is not None:
         assert task.score(example, f"<answer>{example.metadata[key]}</answer>").correct
+
+
+@pytest.mark.parametrize("name", ["propositional_logic", "rubiks_cube", "graph_color"])
+def test_a_worked_example_has_a_right_answer_where_many_are_right(
+    name: str, plain_tokenizer: Any
+) -> None:
+    """Found: ``shots`` showed empty answers."""
+    task = load_task(f"reasoning_gym:{name},shots=1")
+    (shot,) = task.examples("train", 1)
+    prompt = str(task.prompt(task.examples("test", 1)[0], plain_tokenizer))
+    worked = prompt.removeprefix(f"Question: {shot.question}\nAnswer:")
+    assert worked != prompt
+    assert task.score(shot, worked.partition("\n\n")[0]).correct
+
+
+@pytest.mark.parametrize("name", ["boxnet", "rush_hour"])
+def test_a_generator_without_answers_shows_none(name: str, plain_tokenizer: Any) -> None:
+    task = load_task(f"reasoning_gym:{name},shots=1")
+    with pytest.raises(TaskError, match=r"no answer that could be shown.*leave shots out"):
+        task.prompt(task.examples("test", 1)[0], plain_tokenizer)
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -71,6 +71,8 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "word_sorting": lambda words: words.count(","),
 }
 """By generator, a property that right answers share with the gold one and its scorer overlooks."""
+_RIGHT_ANSWERS = ("example_answer", "example_correct_answer", "possible_answer")
+"""Metadata with one right answer, where a generator gives none because many are right."""
 _MOST_MOVES = 1000
 _BOUNDED: dict[str, Callable[[str], bool]] = {
     "propositional_logic": lambda text: re.search(r"[^P-Z\s()¬∧∨→↔]", text) is None,  # noqa: RUF001
@@ -133,7 +135,13 @@ def reasoning_gym_task(
 
 
 def _show_tagged(example: Example, is_chat: bool) -> str:
-    return f"<answer>{example.answer}</answer>"
+    """Write a right answer; some generators keep one among the metadata, two have none."""
+    found = example.answer or next(filter(None, map(example.metadata.get, _RIGHT_ANSWERS)), None)
+    if found is None:
+        raise TaskError(
+            f"{example.id} has no answer that could be shown as a worked example; leave shots out."
+        )
+    return f"<answer>{found if isinstance(found, str) else json.dumps(found)}</answer>"
 
 
 def _templates(spec: str, options: Mapping[str, str]) -> frozenset[int] | None:
