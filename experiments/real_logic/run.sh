@@ -54,3 +54,7 @@ later() {
 }
 later more 192 74
 later new 600 75
+
+# Controls: fixed answers, a strict judge, and examples in the target's prompt (five minutes).
+python experiments/real_logic/controls.py runs/eval_whole_answers.json --target real/target \
+    --json runs/controls.json

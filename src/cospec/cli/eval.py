@@ -38,7 +38,12 @@ class Eval(AnswerOptions):
         """Evaluate, show and write."""
         from cospec.arbiters import load_arbiter
         from cospec.cli.common.play import check_trained_on, play, print_notes
-        from cospec.cli.views.arms import print_pairs, print_parts, print_table
+        from cospec.cli.views.arms import (
+            print_fixed_answer,
+            print_pairs,
+            print_parts,
+            print_table,
+        )
         from cospec.evaluation.arms import check_names, make_arms
         from cospec.evaluation.evaluate import Evaluation, default_chunk_size
 
@@ -77,3 +82,5 @@ class Eval(AnswerOptions):
             print_parts(parts["parts"])
         print_table(parts["arms"])  # after writing: a closed pipe must not cost the result
         print_pairs(parts["arms"])
+        if "fixed_answer" in parts:
+            print_fixed_answer(parts["fixed_answer"], parts["arms"])

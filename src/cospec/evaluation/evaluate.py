@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cospec.backends.jobs import Job, play_here
 from cospec.errors import check_least
+from cospec.evaluation.fixed import best_fixed_answer
 from cospec.evaluation.problems import (
     describe_problems,
     describe_prompts,
@@ -165,14 +166,20 @@ class Evaluation:
     def result(self, turns: Iterable[Turn]) -> Json:
         """Return the parts of a result document: ``arms``, ``rows`` and the times of ``chunks``.
 
-        For a mixture there is ``parts`` as well: the quality of each arm on each of its tasks.
+        For a mixture there is ``parts`` as well: the quality of each arm on each of its tasks. For
+        other tasks there is `best_fixed_answer` as ``fixed_answer``, if there is one.
         """
         turns = list(turns)
         tasks = {example.id: self.task.part_of(example).name for example in self.examples}
-        parts = {"parts": by_part(turns, tasks)} if len(set(tasks.values())) > 1 else {}
+        rows = [row for turn in turns for row in turn.rows]
+        if len(set(tasks.values())) > 1:
+            parts = {"parts": by_part(turns, tasks)}
+        else:
+            fixed = best_fixed_answer(self._score, self.examples, rows)
+            parts = {"fixed_answer": fixed} if fixed else {}
         return parts | {
             "arms": against_both(summarize(turns, {a.name: a.arbiter for a in self.arms}), turns),
-            "rows": [row for turn in turns for row in turn.rows],
+            "rows": rows,
             "chunks": [turn.timing for turn in turns],
         }
 

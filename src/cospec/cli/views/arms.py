@@ -81,6 +81,17 @@ def print_pairs(arms: Sequence[Json]) -> None:
             console.print(f"  {over_groups(arm)}, {', '.join(others)}", markup=False)
 
 
+def print_fixed_answer(fixed: Json, arms: Sequence[Json]) -> None:
+    """Print a fixed answer, if it has half as many right ones as the best arm."""
+    if 2 * fixed["accuracy"] >= max(arm["accuracy"] for arm in arms):
+        Console(highlight=False).print(
+            f"a fixed answer, {visible(repr(fixed['answer']))} to every problem, is right at "
+            f"{fixed['accuracy']:.1%}: compare the arms with it before you credit them",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
 def over_groups(arm: Json) -> str:
     """Say what an arm gains over the target with groups of problems as units."""
     low, high = (100 * end for end in arm["accuracy_delta_groups_ci95"])
