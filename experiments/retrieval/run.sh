@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The controls by search; a minute on one core. Needs pip install -e '.[tasks]' (reasoning-gym
+# 0.1.25). Run it from the root of the repository.
+set -euo pipefail
+mkdir -p runs
+python experiments/retrieval/retrieval.py --json runs/retrieval.json
