@@ -19,8 +19,8 @@ cospec train "${pair[@]}" "${blocks[@]}" --method one_correction --features hidd
     --config examples/few_scalars.json --warm-start runs/logic.safetensors --num-rounds 0 \
     --num-tune 100 --out runs/logic-arbiter
 
-# The arbiter that was tested: the same weights, without the guards that `cospec train` adds.
-tested=experiments/real_logic/arbiter
+# The arbiter that was tested has the same weights, without the guards that `cospec train` adds.
+tested=runs/logic-arbiter:max_mismatch_rate=inf,min_prompt_likeness=0
 
 # The test, once: half an hour.
 cospec eval "${pair[@]}" "${blocks[@]}" --split test --num-problems 400 --seed 72 \
@@ -50,7 +50,7 @@ later() {
         --arbiter always_draft --features hidden --no-oracle --dataset "runs/$1.safetensors" \
         --json "runs/$1.json"
     python experiments/real_logic/whole_answers.py "runs/$1" --json "runs/$1_test_logic.json" \
-        --arms $tested gap:max_gap=2.40625
+        --arms runs/logic-arbiter gap:max_gap=2.40625
 }
 later more 192 74
 later new 600 75
