@@ -3,12 +3,14 @@
     python experiments/mixed_traffic/mixed.py limit TARGET DRAFT ARBITER OUT
     python experiments/mixed_traffic/mixed.py rounds TARGET DRAFT ARBITER OUT
     python experiments/mixed_traffic/mixed.py gather FOLDER
+    python experiments/mixed_traffic/mixed.py gather_mixture FOLDER
 
 ``limit`` copies an arbiter that was trained on `gsm_symbolic` to OUT with the limit on mismatches
 that ``cospec train`` would have given it. ``rounds`` trains it further on the mixture. FOLDER holds
 the evaluations that `run.sh` makes: for each task, TASK.json (the pair) and, for `gsm_symbolic`,
 taught.json (the taught target alone). The taught target's answers to the other tasks are those of
-`experiments/equal_teaching`.
+`experiments/equal_teaching`. ``gather_mixture`` does the same for models that were taught all five
+tasks: TASK.json is of the pair with the taught draft, taught_TASK.json of the taught target.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RESULT = Path(__file__).parent / "mixed_traffic.json.gz"
+MIXTURE_RESULT = Path(__file__).parent / "mixture_taught.json.gz"
 HOME = "gsm_symbolic"
 LABELS = {
     "target": "target",
@@ -61,6 +64,19 @@ LABELS = {
     "scalar": "pair, arbiter trained on the mixture, scalars",
     "hidden": "pair, arbiter trained on the mixture, hidden states",
     "one_step": "pair, arbiter of the 8,000 solutions, then trained on the mixture",
+    "taught": "taught target alone",
+}
+ROUTED = {
+    "router: taught target at home, target elsewhere": ("taught", "target"),
+    "router: arbiter of the 8,000 solutions at home, target elsewhere": ("solutions", "target"),
+}
+"""Arms that send each prompt by its task: to one arm at home, and to another elsewhere."""
+MIXTURE_LABELS = {
+    "target": "target",
+    "draft": "taught draft alone",
+    "rule": "pair, best rule on the mixture",
+    "one_step": "pair, arbiter trained on the mixture by `one_step`, scalars",
+    "scalar": "pair, arbiter trained on the mixture by `rl`, scalars",
     "taught": "taught target alone",
 }
 
@@ -144,6 +160,31 @@ def gather(folder: Path) -> Json:
     }
 
 
+def gather_mixture(folder: Path) -> Json:
+    """The bits of all arms of the models that were taught all five tasks."""
+    tasks = {}
+    for task in (HOME, *OTHERS):
+        pair, taught = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            for name in (f"{task}.json", f"taught_{task}.json")
+        )
+        key = "problems_sha256"
+        assert taught["config"]["evaluation"][key] == pair["config"]["evaluation"][key]
+        names = [arm["name"] for arm in pair["arms"]]
+        arms = zip(MIXTURE_LABELS, ["target", "draft", *names[-3:]], strict=False)
+        tasks[task] = {arm: bits(pair, name) for arm, name in arms}
+        tasks[task] |= {"names": names[-3:], "taught": bits(taught, "target")}
+        if task == HOME:
+            rows = {row["id"]: row["group"] for row in pair["rows"]}
+            tasks[task]["templates"] = [int(rows[name].split()[1]) for name in sorted(rows)]
+    return {
+        "schema": 1,
+        "command": "mixed_traffic",
+        "tasks": tasks,
+        "provenance": pair["provenance"],
+    }
+
+
 def against_target(tasks: Sequence[Json], arm: str) -> str:
     """Won, lost and exact p against the target, over the problems of some tasks together."""
     changes = [
@@ -176,12 +217,25 @@ def over_mixture(tasks: Json, arm: str, other: str) -> str:
 
 
 def table() -> str:
-    """Share right of each arm at home, elsewhere and over the mixture, with differences."""
+    """The arms of the pair whose draft was taught one task, and routers between them."""
     tasks = json.loads(read_text(RESULT))["tasks"]
+    for label, (home, elsewhere) in ROUTED.items():
+        for task, arms in tasks.items():
+            arms[label] = arms[home if task == HOME else elsewhere]
+    return table_of(tasks, LABELS | {label: label for label in ROUTED})
+
+
+def mixture_table() -> str:
+    """The arms of models that were taught all five tasks."""
+    return table_of(json.loads(read_text(MIXTURE_RESULT))["tasks"], MIXTURE_LABELS)
+
+
+def table_of(tasks: Json, labels: dict[str, str]) -> str:
+    """Share right of each arm at home, elsewhere and over the mixture, with differences."""
     parts = [tasks[HOME]], [tasks[task] for task in OTHERS]
     header = "", "at home", "on the four others", "mixture", "over the target", "over the rule"
     lines = [header, ["---"] * len(header)]
-    for arm, label in LABELS.items():
+    for arm, label in labels.items():
         shares = [fmean(fmean(map(int, one[arm])) for one in part) for part in parts]
         cells = [f"{share:.1%}" for share in shares]
         if arm != "target":
@@ -194,6 +248,11 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def write(path: Path, result: Json) -> None:
+    """Write a result without a time, so that the same run gives the same file."""
+    path.write_bytes(gzip.compress(json.dumps(result).encode(), 9, mtime=0))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -202,17 +261,19 @@ def main() -> None:
         trained = stages.add_parser(stage)
         for name in ("target", "draft", "arbiter", "out"):
             trained.add_argument(name, type=Path)
-    stages.add_parser("gather").add_argument("folder", type=Path)
+    for stage in ("gather", "gather_mixture"):
+        stages.add_parser(stage).add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.stage == "limit":
         limit(args)
     elif args.stage == "rounds":
         rounds(args)
-    else:
-        # Without a time, so that the same run gives the same file.
-        data = json.dumps(gather(args.folder)).encode()
-        RESULT.write_bytes(gzip.compress(data, 9, mtime=0))
+    elif args.stage == "gather":
+        write(RESULT, gather(args.folder))
         print(table())
+    else:
+        write(MIXTURE_RESULT, gather_mixture(args.folder))
+        print(mixture_table())
 
 
 if __name__ == "__main__":

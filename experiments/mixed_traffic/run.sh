@@ -43,3 +43,31 @@ done
     --draft src/cospec/bundled/family --dtype float32 -k 16 --threads 1 \
     --task "$r:gsm_symbolic" "${test[@]}" --json "$work/taught.json"
 python experiments/mixed_traffic/mixed.py gather "$work"
+
+# Models that were taught all five tasks, at about the same cost (a quarter of an hour each), and
+# arbiters of the pair with that draft, by reinforcement alone (half an hour each). ALPHA2 is the
+# best of its tune_rule_mix.json.
+more=$work/mixture
+teach() {
+    python experiments/equal_teaching/teach.py bundled:family "$1" "$more/$1" --tiers "$2" \
+        --others "$3" --rate 0.1 --epochs 1
+}
+mkdir -p "$more"
+teach draft 50 10000
+teach target 9 1800
+pair=(--target "$target" --draft "$more/draft" --dtype float32 -k 16 --threads 1)
+[[ -e $more/tune_rule_mix.json ]] || cospec eval "${pair[@]}" --task "$mix" --split tune \
+    --num-problems 400 --batch-size 100 "${rules[@]}" --json "$more/tune_rule_mix.json"
+for method in one_step rl; do
+    [[ -e $more/$method/config.json ]] || cospec train "${pair[@]}" --task "$mix" \
+        --method $method --out "$more/$method"
+done
+for task in gsm_symbolic chain_sum products gcd simple_geometry; do
+    [[ -e $more/taught_$task.json ]] || cospec eval --target "$more/target" \
+        --draft src/cospec/bundled/family --dtype float32 -k 16 --threads 1 --task "$r:$task" \
+        "${test[@]}" --json "$more/taught_$task.json"
+    [[ -e $more/$task.json ]] || cospec eval "${pair[@]}" --task "$r:$task" "${test[@]}" \
+        --arbiter "cascade_diff:alpha=${ALPHA2:--0.2}" --arbiter "$more/one_step" \
+        --arbiter "$more/rl" --json "$more/$task.json"
+done
+python experiments/mixed_traffic/mixed.py gather_mixture "$more"

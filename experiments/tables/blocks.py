@@ -372,6 +372,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "equal_teaching_twins": teaching.twins,
     "other_tasks": other_tasks.table,
     "mixed_traffic": mixed.table,
+    "mixture_taught": mixed.mixture_table,
     "left_out_logic": partial(left_out.table, "left_out_logic"),
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),

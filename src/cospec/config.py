@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, get_
 
 import tyro
 
-from cospec.errors import ArbiterError, ConfigError, check_least, unknown_name
+from cospec.errors import ArbiterError, ConfigError, check_least, unknown_name, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +79,8 @@ class SamplingConfig:
         object.__setattr__(self, "stop_token_ids", tuple(map(int, stop_token_ids)))
         for name, kind in _NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, kind) and not (name == "seed" and value is None):
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            if not is_number and not (name == "seed" and value is None):
                 raise ConfigError(f"{name} is {value!r}; it must be {kind.__name__.lower()}.")
             if type(value) not in (int, float, type(None)):  # such as numpy's, which are no JSON
                 plain = int(value) if kind is Integral else float(value)
@@ -222,11 +223,8 @@ class DecodeConfig:
         _check_flags(self)
         for name in _WHOLE_NUMBERS:
             value = getattr(self, name)
-            is_open = value is None and name in ("num_speculative_tokens", "max_corrections")
-            if not is_open and (not isinstance(value, Integral) or isinstance(value, bool)):
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
-            if not is_open:
-                object.__setattr__(self, name, int(value))  # NumPy's are no JSON
+            if value is not None or name not in ("num_speculative_tokens", "max_corrections"):
+                object.__setattr__(self, name, whole_number(name, value))  # NumPy's are no JSON
         if self.num_speculative_tokens is not None and self.num_speculative_tokens < 1:
             raise ConfigError(
                 f"num_speculative_tokens is {self.num_speculative_tokens}; it must be at least 1. "
@@ -234,7 +232,8 @@ class DecodeConfig:
             )
         check_least(1, batch_size=self.batch_size, max_corrections=self.max_corrections)
         threshold = self.draft_confidence_threshold
-        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+        if not is_number or not 0 <= threshold <= 1:
             raise ConfigError(
                 f"draft_confidence_threshold is {threshold}; it is a "
                 "probability, from 0 (blocks are never ended early) to 1."
@@ -261,7 +260,8 @@ class DecodeConfig:
 
     def _check_adaptive(self) -> None:
         cost = self.adaptive_cost
-        if cost is not None and (not isinstance(cost, Real) or not 0 <= cost < float("inf")):
+        is_number = isinstance(cost, Real) and not isinstance(cost, bool)
+        if cost is not None and (not is_number or not 0 <= cost < float("inf")):
             raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
         if cost is not None and not self.adaptive:
             raise ConfigError(

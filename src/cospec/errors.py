@@ -28,6 +28,7 @@ import difflib
 import errno
 import json
 from importlib import metadata
+from numbers import Integral
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -147,6 +148,17 @@ def check_least(lowest: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not lowest <= value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be at least {lowest}.")
+
+
+def whole_number(name: str, value: object) -> int:
+    """Return a whole number as an int, also one of NumPy's.
+
+    Raises:
+        ConfigError: It is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number.")
+    return int(value)
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:

@@ -54,6 +54,20 @@ def test_what_is_loaded_rules_as_what_was_saved(shape, tmp_path) -> None:
     assert files == ["config.json", "model.safetensors"], "no parts are left behind"
 
 
+def test_what_the_default_point_says_stays_with_its_threshold(folder, tmp_path) -> None:
+    """Found: saving again forgot the settings that the threshold was chosen for."""
+    point = {"threshold": 0.625, "p_value": 0.01}
+    change_config(folder, operating_points={"default": point})
+    again = LearnedArbiter.load(folder)
+    again.save(tmp_path / "same")
+    replace(again, threshold=0.5).save(tmp_path / "other")
+    points = [
+        json.loads((tmp_path / name / "config.json").read_text())["operating_points"]["default"]
+        for name in ("same", "other")
+    ]
+    assert points == [point, {"threshold": 0.5}]
+
+
 def test_the_config_tells_what_the_arbiter_is(folder) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["features"]["names"] == list(SCALAR_NAMES)

@@ -14,7 +14,7 @@ from cospec.engine import Branch
 from cospec.engine.rows import Row
 from cospec.models.cache import CachedModel
 from cospec.sampling import Chance
-from cospec.types import Needs
+from cospec.types import Needs, Origin
 from tests.conftest import some_prompts
 from tests.laws.decoding import GREEDY, covering
 
@@ -100,6 +100,21 @@ def test_a_branch_drafts_where_its_rollout_read_nothing(llama_pair):
         one.completion.token_ids for one in expected
     ]
     assert all(one.completion.stats.num_draft_forwards for one in ends)
+
+
+def test_a_row_whose_block_ends_before_it_begins_is_not_read(llama_pair, num_read):
+    """Found: when one row drafted again, all rows read as many tokens as it had missed."""
+    texts = [list(range(6, 46)), list(range(50, 9, -1))]
+    rows = [Row(i, ids, SamplingConfig(), frozenset(), None) for i, ids in enumerate(texts)]
+    rows[1].origins = [Origin.CORRECTION] * 100
+    config = DecodeConfig(num_speculative_tokens=K, adaptive=True, adaptive_cost=0.5)
+    drafter = ModelDrafter(llama_pair, config, Needs.NOTHING)
+    with torch.inference_mode():
+        drafter.reserve(2, 64)
+        drafter.prefill([ids[:-1] for ids in texts], 0)
+        first, second = drafter.propose(rows, Chance(None, None)).lengths.tolist()
+    assert first > second == 0
+    assert num_read[id(llama_pair.draft_model)] == len(texts[0]) + first - 1
 
 
 def test_prompts_that_wait_share_what_was_read_before(llama_pair, num_read):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from cospec.arbiters import load_arbiter
@@ -188,6 +190,52 @@ def test_what_cannot_be_branched_from_is_refused() -> None:
             engine.branches([Branch(rollout, 0, token_id)])
     with pytest.raises(ConfigError, match="draft-only"):
         Engine.draft_only(pair).branches([Branch(rollout, 0, 7)])
+    with pytest.raises(ConfigError, match=r"position of a branch is 1\.0"):
+        engine.branches([Branch(rollout, 1.0, 7)])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"token_id of a branch is 9\.0"):
+        engine.branches([Branch(rollout, 1, 9.0)])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="stream of a branch is -1"):
+        engine.branches([Branch(rollout, 0, 7, stream=-1)])
+
+
+def test_a_branch_takes_numpys_numbers_and_is_json() -> None:
+    pair = family_pair("llama")
+    engine = lossless(pair)
+    (rollout,) = engine.rollouts(some_prompts(1), CONFIG)
+    places = [Branch(rollout, np.int64(1), np.int64(9)), Branch(rollout, 1, 9)]
+    ours, plain = (branch.completion.to_dict() for branch in engine.branches(places))
+    assert json.loads(json.dumps(ours))["token_ids"] == plain["token_ids"]
+
+
+def test_a_branch_that_ends_with_its_own_token_counts_as_finished() -> None:
+    pair, done = family_pair("llama"), list[int]()
+    (rollout,) = lossless(pair).rollouts(some_prompts(1), CONFIG)
+    engine = Engine(pair, load_arbiter("lossless"), on_finished=done.append)
+    engine.branches([Branch(rollout, 1, EOS), Branch(rollout, 1, 7)])
+    assert sum(done) == 2
+
+
+def test_a_prompt_after_a_branch_copies_nothing_that_the_draft_has_not_read() -> None:
+    """Found: the search had drafted for the branch, and the draft had read nothing of it."""
+    pair, beginning = family_pair("llama"), [*range(6, 46)]
+    greedy = SamplingConfig(max_new_tokens=20, ignore_eos=True)
+    slow = Engine(pair, load_arbiter("lossless"), adaptive=True, adaptive_cost=5.0)
+    (rollout,) = slow.rollouts([beginning + [7, 8] * 4], replace(greedy, max_new_tokens=2))
+
+    def searching(**options: bool) -> Engine:
+        return Engine(
+            pair,
+            load_arbiter("always_draft"),
+            num_speculative_tokens=4,
+            drafter="ngram+model",
+            prompt_lookup_min=1,
+            **options,
+        )
+
+    keeping = searching(enable_prefix_caching=True)
+    keeping.branches([Branch(rollout, 0, 7)])
+    (after,), (fresh,) = (e.generate([[*beginning, 9]], greedy) for e in (keeping, searching()))
+    assert after.token_ids == fresh.token_ids
 
 
 def test_a_sampled_branch_draws_numbers_that_its_rollout_has_not_drawn() -> None:

@@ -37,7 +37,7 @@ def test_a_draft_of_another_mind_is_not(found):
 
 
 def test_the_verdict_says_whether_it_pays(found):
-    slow, fast = ({"k": 3, "mean_acceptance_length": 2.0, "speedup": s} for s in (WORTH - 0.2, 1.9))
+    slow, fast = ({"k": 4, "mean_acceptance_length": 2.0, "speedup": s} for s in (WORTH - 0.2, 1.9))
     assert "does not pay here: at best 0.90 times" in replace(found, speedups=[slow]).verdict
     verdict = replace(found, speedups=[slow, fast]).verdict
-    assert "about 1.9 times as fast as the target alone: -k 3." in verdict
+    assert "about 1.9 times as fast as the target alone: -k 4." in verdict

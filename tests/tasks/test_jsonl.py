@@ -109,7 +109,7 @@ def test_a_users_own_function_scores(file: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", r"mine/0 has no text or number in the field 'question'; its fields are 'prompt'"),
+        ("", r"mine/0 .* has no field 'question'; its fields are 'prompt'"),
         ("question=prompt,answer=gold,scorer=number", "did you mean 'numeric'"),
         ("question=prompt,answer=gold,scorer=no.such:thing", "cannot be imported"),
         ("question=prompt,answer=gold,scorer=json:thing", "cannot be imported"),
@@ -127,6 +127,42 @@ def test_options_that_do_not_fit_are_refused(
     monkeypatch.syspath_prepend(file.parent)
     with pytest.raises(TaskError, match=message):
         load_task(",".join(filter(None, [f"jsonl:{file}", options])))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "has no rows"),
+        ('{"question": null, "answer": "3"}\n', "the field 'question' is None; .* Repair the row"),
+        ('{"question": true, "answer": "3"}\n', "the field 'question' is True"),
+        ('{"question": " ", "answer": "3"}\n', "the question is empty"),
+        (
+            '{"question": "a b", "answer": "3"}\n{"question": "a  b", "answer": "4"}\n',
+            "bad/0 and bad/1 ask the same question .* '3' and '4'",
+        ),
+    ],
+)
+def test_rows_that_ask_nothing_or_two_things_are_refused(
+    rows: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(rows)
+    with pytest.raises(TaskError, match=message):
+        load_task(f"jsonl:{path}")
+
+
+def test_a_question_that_is_asked_again_counts_once(tmp_path: Path) -> None:
+    """Found: a file written twice had half the variance."""
+    path = tmp_path / "twice.jsonl"
+    rows = "".join(f'{{"question": "What is {i}?", "answer": "{i}"}}\n' for i in range(5))
+    path.write_text(rows + rows)
+    examples = load_task(f"jsonl:{path},split=test").examples("test")
+    assert sorted(example.id for example in examples) == [f"twice/{i}" for i in range(5)]
+
+
+def test_an_option_that_is_given_twice_is_refused(file: Path) -> None:
+    with pytest.raises(TaskError, match="'scorer' of jsonl is given twice"):
+        load_task(f"jsonl:{file},question=prompt,answer=gold,scorer=exact,scorer=numeric")
 
 
 def test_a_split_that_does_not_exist_is_refused(file: Path) -> None:

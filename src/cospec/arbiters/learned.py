@@ -197,11 +197,13 @@ class LearnedArbiter:
                 its card and its list of training problems are removed.
             card: Text of its README.md.
         """
-        points, rate = {DEFAULT_POINT: {"threshold": self.threshold}}, self.max_mismatch_rate
+        rate, points = self.max_mismatch_rate, dict(self.about.get("operating_points", {}))
+        if points.get(DEFAULT_POINT, {}).get("threshold") != self.threshold:
+            points[DEFAULT_POINT] = {"threshold": self.threshold}
         config = {
             "features": self.features.to_dict(),
             "policy": asdict(self.policy.config),
-            "operating_points": self.about.get("operating_points", {}) | points,
+            "operating_points": points,
             "max_mismatch_rate": rate if math.isfinite(rate) else None,  # JSON has no infinity
         }
         tensors, guard = {"kinds": self.features.kinds.to(torch.uint8)}, self.prompt_guard

@@ -16,7 +16,7 @@ import tyro
 from cospec.cli.common.backends import BackendOptions
 from cospec.cli.common.logged import OBJECTIVE, LogOptions, train_from_log
 from cospec.cli.common.options import PairOptions, given, set_threads
-from cospec.cli.common.progress import Progress
+from cospec.cli.common.progress import Progress, duration
 from cospec.cli.common.run import to_json
 from cospec.errors import ConfigError
 from cospec.results import Json, Provenance, parse_json, write_text
@@ -321,7 +321,7 @@ class Train:
             small.warm_up()
             num_left = len(solved) - num_cached(config.warmup.solutions)
             read_s = (time.perf_counter() - started) * num_left / len(small.solved)
-            print(f"{num_left} worked solutions first: {read_s / 60:.0f} min")
+            print(f"{num_left} worked solutions first: {duration(read_s)}")
         seconds = small.play_round()["seconds"]
         round_s = seconds * config.rollouts.prompts_per_round / size
         share = config.evaluation.num_tune / (size * (1 + config.rollouts.group_size))
@@ -333,7 +333,7 @@ class Train:
             f"{num_rollouts} rollouts and {num_branches} branches each; "
             f"{len(train)} train and {len(tune)} tune problems\n"
             f"expected: {round_s:.0f} s a round, "
-            f"{(config.num_rounds * round_s + tune_s) / 60:.0f} min in all "
+            f"{duration(config.num_rounds * round_s + tune_s)} in all "
             f"(a round of {size} problems took {seconds:.0f} s; longer batches are faster)"
         )
 

@@ -61,10 +61,7 @@ class ChainedDrafter(ModelDrafter):
             return replace(found, num_forwards=torch.zeros_like(found.lengths))
         num_before = torch.tensor(self._catch_up(rows, is_new), device=self.device)
         chosen = self._draft(rows, chance, is_new)
-        are_sound = chosen.is_finite.all(dim=1).tolist()
-        for r in range(len(rows)):
-            if not is_new[r] and not are_sound[r]:  # read as padding by a model that needs it
-                self.clear(r, self._num_read[r])
+        self._clear_unsound(chosen.is_finite, is_new)
         return _merged(chosen, found, by_model, num_before)
 
     def _catch_up(self, rows: Sequence[DraftRow], is_wanted: Sequence[bool]) -> list[int]:

@@ -94,9 +94,9 @@ class ModelDrafter(CachedModel, Drafter):
             return self._guessing(rows, chance, is_wanted, most)
         ends, may_end = self._ends(rows), self._config.ends_blocks_early
         if not all(is_wanted):  # the other blocks end before they begin
-            wanted = torch.tensor(is_wanted, device=self.device)
-            ends.is_open, may_end = ends.is_open & wanted, True
-        if may_end and not ends.is_open.any():
+            ends.is_open, may_end = ends.is_open & torch.tensor(is_wanted, device=self.device), True
+        is_wanted = ends.is_open.tolist() if may_end else is_wanted
+        if not any(is_wanted):
             return found_proposal([[] for _ in rows], self._target_vocab_size, chance, self.device)
         window, ids, is_unread = self._begin(rows, is_wanted)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
@@ -132,13 +132,14 @@ class ModelDrafter(CachedModel, Drafter):
                     break
         known = lengths.tolist() if may_end else [len(drafted)] * len(rows)
         self._note_read(rows, known, is_wanted)
-        token_ids = torch.cat(drafted, dim=1)
+        token_ids, is_finite = torch.cat(drafted, dim=1), torch.cat(are_sound, dim=1)
+        self._clear_unsound(is_finite, is_wanted)
         if chance.warper is None:
             self._remember(rows, token_ids, known)
         return Proposal(
             token_ids=token_ids,
             lengths=lengths,
-            is_finite=torch.cat(are_sound, dim=1),
+            is_finite=is_finite,
             logits=logits or None,
             probs=torch.cat(probs, dim=1) if probs else None,
             hidden=hidden or None,
@@ -169,7 +170,7 @@ class ModelDrafter(CachedModel, Drafter):
             read tokens again.
         """
         self.reserve(len(rows), end := max(map(len, rows)) + self._k)
-        self._read_waiting(rows)
+        self._read_waiting(rows, is_wanted)
         unread = [(len(row) - self._num_read[r]) * is_wanted[r] for r, row in enumerate(rows)]
         width = max(unread)
         starts = torch.tensor([len(row) - width for row in rows], device=self.device)
@@ -180,9 +181,10 @@ class ModelDrafter(CachedModel, Drafter):
         number = torch.tensor(unread, device=self.device)[:, None]
         return window, ids, torch.arange(width, device=self.device) >= width - number
 
-    def _read_waiting(self, rows: Sequence[DraftRow]) -> None:
-        """Read all rows of which nothing was read, but their last token, if prompts wait."""
-        waiting = [r for r in range(len(rows)) if self._waits and not self._num_read[r]]
+    def _read_waiting(self, rows: Sequence[DraftRow], is_wanted: Sequence[bool]) -> None:
+        """Read wanted rows of which nothing was read, but their last token, if prompts wait."""
+        waits = [self._waits and one for one in is_wanted]
+        waiting = [r for r, one in enumerate(waits) if one and not self._num_read[r]]
         if not waiting:
             return
         texts: list[list[int]] = [[] for _ in rows]  # an empty one leaves its row as it is
@@ -200,6 +202,14 @@ class ModelDrafter(CachedModel, Drafter):
         for r, row in enumerate(rows):
             if is_wanted[r]:
                 self._num_read[r] = len(row) + max(lengths[r], 1) - 1
+
+    def _clear_unsound(self, is_finite: Tensor, is_wanted: Sequence[bool]) -> None:
+        """Clear rows that were only padding, for a model that needs it, and gave NaN."""
+        if all(is_wanted):
+            return
+        for r, is_sound in enumerate(is_finite.all(dim=1).tolist()):
+            if not is_wanted[r] and not is_sound:
+                self.clear(r, self._num_read[r])
 
     def _most_read(self, rows: Sequence[DraftRow], chance: Chance) -> int:
         """Return how many tokens of a row to read in a forward; 1 where nothing is guessed."""

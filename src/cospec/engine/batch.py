@@ -60,7 +60,9 @@ class Batch:
                 if row.caches is not None:
                     saved: Any = row.caches[s] if s < len(row.caches) else None
                     store.load_row(r, saved, len(row) - 1)
-            stored[first : first + len(rows)] = prompts
+            # A drafter may have saved less than a prompt: of branches, only the main model's count.
+            known = prompts if num_prompts or s == 0 else [[] for _ in rows]
+            stored[first : first + len(rows)] = known
         for row in rows:
             row.caches = None
         self.rows += rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cospec.engine.prompts import check_room, context_lengths, make_row
-from cospec.errors import ConfigError
+from cospec.errors import ConfigError, whole_number
 from cospec.types import Completion, Origin
 
 if TYPE_CHECKING:
@@ -72,22 +72,27 @@ def branch_row(pair: ModelPair, index: int, branch: Branch, *, needs_draft: bool
             "of an engine that has both (draft-only decoding keeps none), or pass keep_caches=True "
             "to the engine's branches."
         )
-    if not 0 <= branch.position < len(parent.token_ids):
+    position = whole_number("position of a branch", branch.position)
+    token_id = whole_number("token_id of a branch", branch.token_id)
+    if not 0 <= position < len(parent.token_ids):
         raise ConfigError(
-            f"a branch leaves at token {branch.position}; its rollout has tokens 0 to "
+            f"a branch leaves at token {position}; its rollout has tokens 0 to "
             f"{len(parent.token_ids) - 1}."
         )
     vocab_size = pair.target.config.get_text_config().vocab_size
-    if not 0 <= branch.token_id < vocab_size:
+    if not 0 <= token_id < vocab_size:
         raise ConfigError(
-            f"a branch has token {branch.token_id}; the target has tokens 0 to {vocab_size - 1}."
+            f"a branch has token {token_id}; the target has tokens 0 to {vocab_size - 1}."
         )
     row = make_row(pair, index, parent.prompt_ids, branch.rollout.config)
-    own = (1 + branch.position) * 2**32 + index
-    row.draw_from(own if branch.stream is None else branch.stream)
-    row.generated = parent.token_ids[: branch.position]
-    row.origins = parent.origins[: branch.position]
+    own = (1 + position) * 2**32 + index
+    stream = own if branch.stream is None else whole_number("stream of a branch", branch.stream)
+    if stream < 0:
+        raise ConfigError(f"stream of a branch is {stream}; a stream is 0 or positive.")
+    row.draw_from(stream)
+    row.generated = parent.token_ids[:position]
+    row.origins = parent.origins[:position]
     row.caches, row.draft_prompt_ids = caches, branch.rollout.draft_prompt_ids
     check_room(row, context_lengths(pair, "both" if needs_draft else "target"))
-    row.emit(branch.token_id, branch.origin)
+    row.emit(token_id, branch.origin)
     return row

@@ -197,6 +197,8 @@ class Engine:
         for row in rows:
             row.keep_caches = keep_caches
             row.keep_probs = False  # training does not use them, and replicas would send them
+        if self.on_finished is not None and (num_done := sum(bool(r.finish_reason) for r in rows)):
+            self.on_finished(num_done)  # branches that end with their own token
         with _handing_over(rows):
             for _ in self._blocks(in_order(row for row in rows if not row.finish_reason)):
                 pass

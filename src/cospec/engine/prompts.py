@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cospec.config import PairPrompt, SamplingConfig
 from cospec.engine.rows import Row
-from cospec.errors import ConfigError, PromptError
+from cospec.errors import ConfigError, PromptError, whole_number
 from cospec.models.pair import context_of
 from cospec.models.prefill import cheapest_order
 
@@ -78,7 +78,7 @@ def make_rows(
     if streams is not None and len(streams) != len(prompts):
         raise ConfigError(f"got {len(streams)} streams for {len(prompts)} prompts; pass one each.")
     for row, stream in zip(rows, () if streams is None else streams, strict=streams is not None):
-        if stream < 0:
+        if whole_number("one of streams", stream) < 0:
             raise ConfigError(f"streams has {stream}; a stream is 0 or positive.")
         row.draw_from(int(stream))
     return rows

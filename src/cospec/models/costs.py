@@ -33,10 +33,10 @@ _NUM_WARM = 2
 """First trials, which warm up and are left out."""
 _LEAST_TRIALS, _ENOUGH_S = 3, 60.0
 """Trials that are made in any case, and seconds after which no other one begins."""
-_TOKEN_COSTS: WeakKeyDictionary[PreTrainedModel, dict[tuple[int, int, int], float]] = (
-    WeakKeyDictionary()
-)
-"""Costs by draft, then by target, k and batch size."""
+_TOKEN_COSTS: WeakKeyDictionary[
+    PreTrainedModel, WeakKeyDictionary[PreTrainedModel, dict[tuple[int, int], float]]
+] = WeakKeyDictionary()
+"""Costs by draft, then by target, then by k and batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ def token_cost(pair: ModelPair, k: int, batch_size: int) -> float:
         k: Longest block.
         batch_size: Rows of every forward.
     """
-    known = _TOKEN_COSTS.setdefault(pair.draft_model, {})
-    key = id(pair.target), k, batch_size
+    by_target = _TOKEN_COSTS.setdefault(pair.draft_model, WeakKeyDictionary())
+    known, key = by_target.setdefault(pair.target, {}), (k, batch_size)
     if key not in known:
         draft, one, most = _medians(pair, (1, k + 1), _CONTEXT, batch_size, num_trials=5)[1]
         known[key] = (draft + max(0.0, most - one) / k) / one

@@ -40,6 +40,7 @@ _LATEX = [
     (re.compile(pattern), plain)
     for pattern, plain in (
         ("[\u2212\u2010\u2011]", "-"),
+        ("(?<![\\w)\\]}%])\u2013(?=\\d)", "-"),  # in "3\u20135" it is no sign
         (r"\{,\}|(?<=,)\\!", ","),
         (r"(?<=\d)(?:\\[,;:! ]|[\u00a0\u2009\u202f])(?=\d{3})", ""),
         (r"\\([$%])", r"\1"),
@@ -48,7 +49,7 @@ _LATEX = [
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r"\1/\2"),
     )
 ]
-_LEFT_SIDE = re.compile(r"(?:\\(?:times|cdot|div)|[^=A-Za-z\\]|\b[A-Za-z]\b)*=")
+_LEFT_SIDE = re.compile(r"(?:\\(?:times|cdot|div)|[^=A-Za-z\\]|\b(?:[A-Za-z]|of)\b)*=")
 _MOST_BOXES = 20
 """Last boxes that are searched for a number."""
 _HASHES = re.compile(  # the answer may follow a heading
@@ -90,7 +91,7 @@ def final_number(text: str) -> str | None:
     """
     plain = _without_latex(text)
     for content in boxed(plain)[: -_MOST_BOXES - 1 : -1]:  # nested ones repeat each other
-        if (number := _right_side(content)) is not None:
+        if (number := _right_side(re.sub(r"^-\s+(?=[$\d.])", "-", content))) is not None:
             return number
     for match in reversed(list(re.finditer(r"####([^\n]*)", plain))):
         rest = match[1].lstrip(_ORNAMENTS)
@@ -140,19 +141,21 @@ def gold_number(text: str) -> str | None:
 def choice(text: str) -> str | None:
     r"""Return the letter of the option that the text settles on.
 
-    In order of preference: the last ``\boxed{C}``, the last "answer is C" or "option C", the last
-    "(C)", the last line that is a letter or begins with "C)", "C." or "C:".
+    In order of preference: the last ``\boxed{C}``, the last "answer is C", the last "option C", the
+    last "(C)", the last line that is a letter or begins with "C)", "C." or "C:".
     """
-    text = text[-MAX_CHARS:]
-    letter = rf"(?:\(?([{LETTERS}])\b(?!['\u2019])|\(([{LETTERS.lower()}])\))"
-    phrase = (  # possessive, or the runs of ornaments would share a long one in cubically many ways
-        r"\b(?i:answer|option|choice)\b[\s*_]*+(?i:is|:|would be)?+[\s:*_]*+(?i:option|choice)?+"
-    )
+    text, small = text[-MAX_CHARS:], LETTERS.lower()
+    letter = rf"(?:\(?([{LETTERS}])\b(?!['\u2019])|\(([{small}])\))"
+    # Possessive, or the runs of ornaments would share a long one in cubically many ways.
+    named = r"[\s:*_]*+(?i:option|choice|the letter)?+[\s*$_]*+(?:\\(?:text|math)\w*\s*\{|\\)?"
+    says = r"\b(?i:answer)\b[\s*_]*+(?i:is|:|would be)"
+    weak = r"\b(?i:answer|option|choice)\b[\s*_]*+(?i:is|:|would be)?+"
     for content in reversed(boxed(text)):
-        if match := re.match(rf"(?:\\text\w*\s*\{{|[\s$*])*{letter}", content):
+        if match := re.match(rf"(?:\\(?:text|math)\w*\s*\{{|[\s$*])*{letter}", content):
             return (match[1] or match[2]).upper()
     for pattern in (
-        rf"{phrase}[\s*$_]*+(?:\\text\w*\{{)?{letter}",
+        rf"(?m){says}{named}(?:{letter}|([{small}])(?=[ \t.*]*$))",
+        rf"{weak}{named}{letter}",
         rf"\(([{LETTERS}])\)()",
         rf"(?m)^[ \t\r*$]*([{LETTERS}])(?:\)|[.:][\s*]|[ \t\r*$.]*$)()",
     ):
@@ -174,6 +177,7 @@ def final_answer(text: str) -> str | None:
         return marked[-1][phrase.end() if phrase else 0 :].strip() or None
     phrases = list(_PHRASE.finditer(text))
     lines = (text[phrases[-1].end() :] if phrases else text).strip().splitlines()
+    lines = [line for line in lines if not line.startswith("```")]
     line = "" if not lines else lines[0] if phrases else lines[-1]
     return line.strip("*_` \t").removesuffix(".") or None
 

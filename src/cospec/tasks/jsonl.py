@@ -9,7 +9,7 @@ Options follow after commas: ``jsonl:FILE,scorer=numeric,question=prompt,answer=
     gets the example and the text and returns a `Score`, or a number in [0, 1]. With ``exact`` a
     gold answer of several lines stands in ``<answer>...</answer>``, as in the models' texts.
 ``question``, ``answer``
-    The names of the fields.
+    The names of the fields. A question that is asked again is left out.
 ``split``
     The split of the whole file; without it, a hash of each question decides (`split_of`).
 
@@ -35,6 +35,7 @@ from cospec.tasks.base import Example, Score, Task, worked_answer
 from cospec.tasks.extract import LETTERS, final_answer, gold_number
 from cospec.tasks.files import FileSource, by_hash, read_rows
 from cospec.tasks.math_sets import score_choice, score_number
+from cospec.tasks.splits import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,16 +90,33 @@ def jsonl(path: str, options: dict[str, str]) -> Task:
         raise TaskError(f"there is no file {path!r}; the form is jsonl:FILE,scorer=numeric.")
     scorer = _scorer(options.get("scorer", "exact"))
     fields = options.get("question", "question"), options.get("answer", "answer")
-    examples = [
-        _example(f"{file.stem}/{number}", row, *fields)
-        for number, row in enumerate(read_rows(file))
-    ]
+    if not (rows := read_rows(file)):
+        raise TaskError(f"{path!r} has no rows; give it one JSON object a line.")
+    examples = [_example(f"{file.stem}/{i}", row, *fields) for i, row in enumerate(rows)]
+    examples = _asked_once(examples)
     _check_groups(examples)
     if scorer in _GOLD:
         examples = [replace(each, answer=_GOLD[scorer](each)) for each in examples]
     name = ",".join([f"jsonl:{path}", *(f"{key}={value}" for key, value in options.items())])
     source = FileSource(name, by_hash(examples, options.get("split")))
     return Task(name, source, scorer, chat="{question}", show=_SHOWN.get(scorer, worked_answer))
+
+
+def _asked_once(examples: Sequence[Example]) -> list[Example]:
+    """Leave out repeated questions: they would count as further evidence.
+
+    Raises:
+        TaskError: A question has two answers.
+    """
+    first: dict[str, Example] = {}
+    for example in examples:
+        same = first.setdefault(normalize(example.question), example)
+        if same.answer != example.answer:
+            raise TaskError(
+                f"{same.id} and {example.id} ask the same question and have the answers "
+                f"{same.answer!r} and {example.answer!r}; keep one of them (ids count from 0)."
+            )
+    return list(first.values())
 
 
 def _check_groups(examples: Sequence[Example]) -> None:
@@ -111,11 +129,19 @@ def _check_groups(examples: Sequence[Example]) -> None:
 
 def _example(identity: str, row: Row, question: str, answer: str) -> Example:
     for field in (question, answer):
-        if not isinstance(row.get(field), str | int | float):
+        if field not in row:
             raise TaskError(
-                f"{identity} has no text or number in the field {field!r}; its fields are "
+                f"{identity} (the first is 0) has no field {field!r}; its fields are "
                 f"{', '.join(map(repr, row))}. Name the right ones by question= and answer=."
             )
+        value = row[field]
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise TaskError(
+                f"{identity} (the first is 0): the field {field!r} is {value!r}; it must be a text "
+                "or a number. Repair the row, or leave it out."
+            )
+    if not str(row[question]).strip():
+        raise TaskError(f"{identity} (the first is 0): the question is empty; leave the row out.")
     gold = row[answer]
     if isinstance(gold, float) and not math.isfinite(gold):  # NaN, as pandas writes none
         raise TaskError(f"{identity}: the answer is {gold}; give one, or leave the row out.")

@@ -171,5 +171,7 @@ def _options(task: str, pairs: list[str], allowed: tuple[str, ...]) -> dict[str,
             raise TaskError(unknown_name(f"option of {task}", key, allowed or ["none"]))
         if not equals:
             raise TaskError(f"the option {key!r} of {task} has no value; write {key}=VALUE.")
+        if key in options:
+            raise TaskError(f"the option {key!r} of {task} is given twice; give it once.")
         options[key] = value
     return options

@@ -11,14 +11,18 @@ scorer gives full credit for more than the right answer, the size of the answer 
 gsm_symbolic is scored here by its final number, sign included, which its own scorer ignores; it
 can be restricted to some of its templates (`cospec.tasks.gsm_symbolic`).
 
-The items of isomorphic_strings, knight_swap, polynomial_multiplication, ransom_note and word_ladder
+list_functions draws from Python's global random numbers, which are seeded for each item here. The
+items of isomorphic_strings, knight_swap, polynomial_multiplication, ransom_note and word_ladder
 also depend on ``PYTHONHASHSEED`` (reasoning-gym 0.1.25): set it to draw the same ones again.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import json
+import random
 import re
 from functools import cache, partial
 from pathlib import Path
@@ -68,19 +72,21 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "letter_jumble": lambda words: len(words.split()),
     "number_sorting": lambda numbers: [float(one) for one in ast.literal_eval(numbers)],
     "polynomial_equations": lambda roots: len([float(one) for one in roots.split(",") if roots]),
+    "time_intervals": lambda text: (re.findall("[a-z]+", text.lower()) or ["days"])[0].rstrip("s"),
     "word_sorting": lambda words: words.count(","),
 }
 """By generator, a property that right answers share with the gold one and its scorer overlooks."""
 _RIGHT_ANSWERS = ("example_answer", "example_correct_answer", "possible_answer")
 """Metadata with one right answer, where a generator gives none because many are right."""
 _MOST_MOVES = 1000
-_BOUNDED: dict[str, Callable[[str], bool]] = {
+_ALLOWED: dict[str, Callable[[str], bool]] = {
+    "complex_arithmetic": lambda text: "nan" not in text.casefold(),
     "propositional_logic": lambda text: re.search(r"[^P-Z\s()¬∧∨→↔]", text) is None,  # noqa: RUF001
     "rubiks_cube": lambda moves: _num_moves(moves) <= _MOST_MOVES,
     "rush_hour": lambda moves: _num_moves(moves) <= _MOST_MOVES,
 }
-"""By generator, tells whether its scorer, which runs in this process, ends soon on an answer: it
-makes all moves of the answer, or tries all values of its names."""
+"""By generator, tells whether its scorer, which runs in this process, can judge an answer. NaN is
+right for one; others make all moves of the answer, or try all values of its names, without end."""
 _CHUNK = 1000
 """Items made by one data set object, whose size the generator wants to know beforehand."""
 _STRIDE = 1_000_003
@@ -124,24 +130,27 @@ def reasoning_gym_task(
     source = partial(_draw, name, _templates(spec, options), _keeps_twins_apart(spec, options))
     is_number = name == GSM_SYMBOLIC
     scorer = score_number if is_number else partial(score_generated, name)
+    show = partial(_show_tagged, name)
     spec += "".join(f",{key}={value}" for key, value in options.items() if value != "on")
     if reasoning == "off":
-        return Task(
-            spec, source, scorer, chat=DIRECT, show=_show_tagged, max_new_tokens=_DIRECT_TOKENS
-        )
+        return Task(spec, source, scorer, chat=DIRECT, show=show, max_new_tokens=_DIRECT_TOKENS)
     if is_number:
         return Task(spec, source, scorer)
-    return Task(spec, source, scorer, chat=TAGGED, show=_show_tagged)
+    return Task(spec, source, scorer, chat=TAGGED, show=show)
 
 
-def _show_tagged(example: Example, is_chat: bool) -> str:
+def _show_tagged(name: str, example: Example, is_chat: bool) -> str:
     """Write a right answer; some generators keep one among the metadata, two have none."""
-    found = example.answer or next(filter(None, map(example.metadata.get, _RIGHT_ANSWERS)), None)
-    if found is None:
+    if example.answer:
+        return f"<answer>{example.answer}</answer>"
+    found = next(filter(None, map(example.metadata.get, _RIGHT_ANSWERS)), None)
+    text = f"<answer>{found if isinstance(found, str) else json.dumps(found)}</answer>"
+    if found is None or not score_generated(name, example, text).correct:  # some are wrong
         raise TaskError(
-            f"{example.id} has no answer that could be shown as a worked example; leave shots out."
+            f"{example.id} has no right answer that could be shown as a worked example; show fewer "
+            "(shots), or none."
         )
-    return f"<answer>{found if isinstance(found, str) else json.dumps(found)}</answer>"
+    return text
 
 
 def _templates(spec: str, options: Mapping[str, str]) -> frozenset[int] | None:
@@ -173,6 +182,7 @@ def score_generated(name: str, example: Example, text: str) -> Score:
     answer = final_answer(text)
     if answer is None:
         return Score(0.0)
+    answer = re.sub(r"[ \t]+\n", "\n", answer)  # grids are compared with their blanks
     entry = {
         "question": example.question,
         "answer": example.answer or None,
@@ -181,9 +191,11 @@ def score_generated(name: str, example: Example, text: str) -> Score:
     if name in EVALUATES:
         return Score(float(_is_right_in_sandbox(name, answer, entry)), answer)
     try:
-        is_right = (
-            _can_be_right(name, answer, example.answer) and _score_answer(name)(answer, entry) == 1
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # one prints what it thinks of an answer
+            is_right = (
+                _can_be_right(name, answer, example.answer)
+                and _score_answer(name)(answer, entry) == 1
+            )
     except Exception:  # some scorers fail on what they cannot parse
         is_right = False
     return Score(float(is_right), answer)
@@ -191,7 +203,7 @@ def score_generated(name: str, example: Example, text: str) -> Score:
 
 def _can_be_right(name: str, answer: str, gold: str) -> bool:
     """Return whether an answer may be shown to the generator's own scorer."""
-    if name in _BOUNDED and not _BOUNDED[name](answer):
+    if name in _ALLOWED and not _ALLOWED[name](answer):
         return False
     key = _KEYS.get(name)
     return key is None or key(answer) == key(gold)
@@ -240,7 +252,8 @@ def _draw(
         if isinstance(item, Exception):
             fault = item
         elif (
-            (key := normalize(item["question"])) not in found
+            item["answer"] != ""  # no text, which cannot be told from no answer
+            and (key := normalize(item["question"])) not in found
             and split_of(key) == split
             and (not is_apart or split_of(twin_key(item["metadata"]["template"], key)) == split)
         ):
@@ -265,12 +278,16 @@ def _items(
         for i in range(_CHUNK):
             if templates is not None and data.task_indices[i] not in templates:
                 continue
+            state = random.getstate()
+            random.seed(chunk + i)
             try:
                 item = data[i]
                 if name == GSM_SYMBOLIC:
                     item["metadata"]["template"] = data.task_indices[i]
             except Exception as error:
                 item = error
+            finally:
+                random.setstate(state)
             yield chunk + i, item
 
 
