@@ -83,7 +83,7 @@ def test_the_problems_of_the_package_are_the_default(tiny, monkeypatch, tmp_path
     with pytest.raises(SystemExit, match="this build ships no problems"):
         tiny("demo", "--arbiter", "gap")
     (tmp_path / "bundled").mkdir()
-    lines = [json.dumps({"id": i, "question": "hens", "answer": "1"}) for i in range(3)]
+    lines = [json.dumps({"id": i, "question": f"{i} hens", "answer": "1"}) for i in range(3)]
     (tmp_path / "bundled" / "problems.jsonl").write_text("\n".join(lines))
     with pytest.raises(SystemExit, match="3 test problems, 80 asked for"):
         tiny("demo", "--arbiter", "gap")
@@ -99,7 +99,8 @@ def test_a_file_of_ones_own_is_solved_whole_by_default(tiny, problems, tmp_path)
 def test_problems_that_share_an_id_are_refused(tiny, tmp_path):
     """Found: they shared scores, which are kept by id."""
     path = tmp_path / "twice.jsonl"
-    rows = [{"id": i, "question": "hens", "answer": "1"} for i in (1, 2, 1)]
+    asked = enumerate((1, 2, 1))
+    rows = [{"id": one, "question": f"{i} hens", "answer": "1"} for i, one in asked]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(SystemExit, match="has 2 problems with the id '1'; give each an id of its"):
         tiny("demo", "--problems", path, "--num-problems", 3, "--arbiter", "gap")
