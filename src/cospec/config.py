@@ -79,8 +79,7 @@ class SamplingConfig:
         object.__setattr__(self, "stop_token_ids", tuple(map(int, stop_token_ids)))
         for name, kind in _NUMBERS.items():
             value = getattr(self, name)
-            is_number = isinstance(value, kind) and not isinstance(value, bool)
-            if not is_number and not (name == "seed" and value is None):
+            if not _is_a(kind, value) and not (name == "seed" and value is None):
                 raise ConfigError(f"{name} is {value!r}; it must be {kind.__name__.lower()}.")
             if type(value) not in (int, float, type(None)):  # such as numpy's, which are no JSON
                 plain = int(value) if kind is Integral else float(value)
@@ -154,6 +153,11 @@ _WHOLE_NUMBERS = (
 )
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 """Block length if none is given and no arbiter was trained with one."""
+
+
+def _is_a(kind: type[Any], value: object) -> bool:
+    """Return whether a value is such a number; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_flags(config: SamplingConfig | DecodeConfig) -> None:
@@ -232,8 +236,7 @@ class DecodeConfig:
             )
         check_least(1, batch_size=self.batch_size, max_corrections=self.max_corrections)
         threshold = self.draft_confidence_threshold
-        is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
-        if not is_number or not 0 <= threshold <= 1:
+        if not _is_a(Real, threshold) or not 0 <= threshold <= 1:
             raise ConfigError(
                 f"draft_confidence_threshold is {threshold}; it is a "
                 "probability, from 0 (blocks are never ended early) to 1."
@@ -260,8 +263,7 @@ class DecodeConfig:
 
     def _check_adaptive(self) -> None:
         cost = self.adaptive_cost
-        is_number = isinstance(cost, Real) and not isinstance(cost, bool)
-        if cost is not None and (not is_number or not 0 <= cost < float("inf")):
+        if cost is not None and (not _is_a(Real, cost) or not 0 <= cost < float("inf")):
             raise ConfigError(f"adaptive_cost is {cost}; it must be 0 or positive.")
         if cost is not None and not self.adaptive:
             raise ConfigError(
