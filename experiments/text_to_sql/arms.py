@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import sys
 import time
 from dataclasses import dataclass
 from functools import reduce
@@ -59,6 +61,10 @@ def main() -> None:
         help="known databases: show so many of the draft's questions and answers in the prompt",
     )
     parser.add_argument(
+        "--nearest", action="store_true", help="show those most like the question, likest last"
+    )
+    parser.add_argument("--rotate", type=int, default=0, help="as in tune_draft.py")
+    parser.add_argument(
         "--target-alone-is-shown", action="store_true", help="the draft gets the question alone"
     )
     parser.add_argument("--chunk", type=int, default=64, help="questions between two savings")
@@ -72,6 +78,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.shots and not options.known_databases:
         parser.error("--shots needs --known-databases: no other question is of a shown database")
+    if options.nearest and not options.shots:
+        parser.error("--nearest needs --shots: how many of them to show")
     rows = [json.loads(line) for line in options.out.open()] if options.out.exists() else []
     if not options.summary:
         rows = decode(options, rows)
@@ -88,7 +96,7 @@ def decode(options, rows):
     examples = task.examples("train" if options.known_databases else options.split)
     if options.known_databases:
         examples = short_schemas(examples, task, pair.tokenizer)
-        examples = known(examples, options.known_databases)
+        examples = known(examples, options.known_databases, options.rotate)
     elif options.split == "train":  # the draft may have been tuned on the others
         examples = half(examples, "arbiter", options.arbiter_quarters)
     if options.one_wording:
@@ -96,7 +104,8 @@ def decode(options, rows):
     # Databases by a hash of their names, so that a run which is stopped early has a fair sample.
     examples = sorted(examples, key=lambda e: stable_hash(f"order/{e.metadata['db_id']}"))
     examples = examples[: options.count]
-    shown = shots(task, options.shots) if options.shots else {}
+    most = sys.maxsize if options.nearest else options.shots
+    shown = shots(task, most, options.rotate) if options.shots else {}
     by_id = {row["id"]: row for row in rows}
     for start in range(0, len(examples), options.chunk):
         some = examples[start : start + options.chunk]
@@ -104,7 +113,15 @@ def decode(options, rows):
         missing = [arm for arm in options.arms if not all(arm in arms for arms in done)]
         if not missing:
             continue
-        prompts = [prompt(task, example, pair.tokenizer, shown) for example in some]
+        prompts = [
+            prompt(
+                task,
+                example,
+                pair.tokenizer,
+                nearest(shown, example, options.shots) if options.nearest else shown,
+            )
+            for example in some
+        ]
         for arm, column, seconds in play(pair, task, some, prompts, missing, options):
             right = sum(entry["correct"] for entry in column)
             print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
@@ -118,9 +135,9 @@ def decode(options, rows):
     return list(by_id.values())
 
 
-def shots(task, count):
+def shots(task, count, rotate=0):
     """The first questions of each database, by a hash, that drafts are tuned on."""
-    found = one_wording(known(task.examples("train"), "draft"))
+    found = one_wording(known(task.examples("train"), "draft", rotate))
     found.sort(key=lambda example: stable_hash(f"shot/{example.id}"))
     by_database: dict[str, list] = {}
     for example in found:
@@ -128,6 +145,18 @@ def shots(task, count):
         if len(some) < count:
             some.append(example)
     return by_database
+
+
+def nearest(shown, example, count):
+    """Of the questions of its database those that share most words with an example, likest last."""
+    words = frozenset(re.findall(r"\w+", example.metadata["question"].lower()))
+
+    def likeness(other):
+        others = frozenset(re.findall(r"\w+", other.metadata["question"].lower()))
+        return len(words & others) / len(words | others)
+
+    database = example.metadata["db_id"]
+    return {database: sorted(shown.get(database, []), key=likeness)[-count:]}
 
 
 def prompt(task, example, tokenizer, shown):

@@ -60,6 +60,7 @@ def parsed() -> argparse.Namespace:
         choices=("arbiter", "test"),
         help="train questions: this part of each database's queries",
     )
+    parser.add_argument("--rotate", type=int, default=0, help="as in tune_draft.py")
     parser.add_argument(
         "--decoded",
         type=Path,
@@ -97,7 +98,7 @@ def main() -> None:
     paths = Engine(pair, observed, decode)
     ends = None if options.no_branches else finisher(options, pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
-    shown = shots(task, options.shots) if options.shots else {}
+    shown = shots(task, options.shots, options.rotate) if options.shots else {}
     wanted = chosen(options, task, pair.tokenizer)
     missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]
     while missing:
@@ -115,7 +116,7 @@ def chosen(options, task, tokenizer) -> dict[str, list[Example]]:
     if options.known_databases == "test":
         asked = short_schemas(asked, task, tokenizer)
     if options.known_databases:
-        asked = known(asked, options.known_databases)
+        asked = known(asked, options.known_databases, options.rotate)
     elif options.split == "train":
         asked = half(asked, "arbiter", options.arbiter_quarters)
     first = {example.id for example in one_wording(asked)}

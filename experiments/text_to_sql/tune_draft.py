@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--known-databases", action="store_true", help="learn from a part of each database"
     )
+    parser.add_argument("--rotate", type=int, default=0, help="parts begin so many twentieths on")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter and the order")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -77,7 +78,7 @@ def main() -> None:
     task = load_task("spider", data_dir=options.data)
     some = task.examples("train")
     if options.known_databases:
-        some = known(some, "draft")
+        some = known(some, "draft", options.rotate)
     else:
         some = half(some, "draft", options.arbiter_quarters)
     train = []
