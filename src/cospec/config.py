@@ -197,9 +197,10 @@ class DecodeConfig:
     it, and arbiters look no further. If -k is as long as an answer, an arbiter sees the target's
     view of the whole rest of the draft's answer. Lossless decoding stays exact."""
     max_corrections: int | None = None
-    """After this many corrections by the target, decode the rest of a text losslessly, in blocks of
-    at most 4 tokens of the draft model. This saves time where blocks are as long as an answer: a
-    draft that was corrected once is often corrected again, and each time it rewrites the rest."""
+    """After this many corrections by the target, decode the rest of a text losslessly. The draft
+    model's blocks then have at most 10 tokens and end after one to which it gives less than 0.8.
+    This saves time where blocks are as long as an answer: a draft that was corrected once is often
+    corrected again, and each time it rewrites the rest."""
     cascade: bool = False
     """Let the draft model read up to three guessed tokens with its last one and keep those that it
     would have chosen. It guesses from its earlier drafts in any row and from the row's text. It

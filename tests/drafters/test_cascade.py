@@ -48,7 +48,12 @@ CASCADES = [
     {"num_speculative_tokens": 4},
     {"num_speculative_tokens": 10, "draft_confidence_threshold": 0.05},
     {"num_speculative_tokens": 5, "drafter": "ngram+model"},
-    {"num_speculative_tokens": 16, "end_blocks_at_stop": True, "max_corrections": 1},
+    {
+        "num_speculative_tokens": 16,
+        "end_blocks_at_stop": True,
+        "max_corrections": 1,
+        "draft_confidence_threshold": 1e-9,  # blocks of ten tokens after the correction
+    },
 ]
 RULED = [("lossless", 4), ("random:rate=0.5", 1)]
 """Arbiters with a batch size each."""
@@ -107,6 +112,7 @@ def test_a_cascade_is_of_the_models_whole_blocks(options):
 
 
 def test_texts_that_go_on_lossless_write_again_too(monkeypatch):
+    monkeypatch.setattr("cospec.drafters.model._REST_CONFIDENCE", 1e-9)  # blocks of ten tokens
     pair, ends = family_pair("llama"), {"max_corrections": 1, "num_speculative_tokens": 16}
     found = decode(pair, "agreement:min_share=0.4", 3, **ends)
     monkeypatch.setattr(ModelDrafter, "_remember", lambda *_: None)

@@ -108,26 +108,34 @@ def test_and_does_where_blocks_end_with_the_text(family, arbiter, sampling, batc
 
 
 @pytest.mark.parametrize(
-    ("arbiter", "sampling", "most", "batch"),
+    ("arbiter", "sampling", "most", "batch", "least"),
     [
-        (arbiter, list(BOTH)[i], [1, 3][(i + j) % 2], [3, 1][(i + j // 2) % 2])
+        (arbiter, list(BOTH)[i], [1, 3][(i + j) % 2], [3, 1][(i + j // 2) % 2], [1e-9, 0.0][j % 2])
         for j, arbiter in enumerate(ARBITERS)
         for i in [(j + 1) // 2 % 2]
     ],
 )
 def test_and_does_where_a_text_goes_on_lossless_after_some_corrections(
-    llama_pair, arbiter, sampling, most, batch
+    llama_pair, arbiter, sampling, most, batch, least
 ):
     pair, sampling = llama_pair, some_of(sampling, batch)
-    expected = slowly(pair, arbiter, sampling, num_speculative_tokens=6, max_corrections=most)
+    expected = slowly(
+        pair,
+        arbiter,
+        sampling,
+        num_speculative_tokens=12,
+        max_corrections=most,
+        draft_confidence_threshold=least,
+    )
     done = decode(
         pair,
         arbiter,
-        6,
+        12,
         batch,
         prompts=PROMPTS[: len(sampling)],
         sampling=sampling,
         max_corrections=most,
+        threshold=least,
     )
     assert told(done) == expected
     assert_it_rules(arbiter, done)
@@ -136,7 +144,8 @@ def test_and_does_where_a_text_goes_on_lossless_after_some_corrections(
         if at:
             assert Origin.OVERRIDE not in completion.origins[at[0] :]
             late = [s.num_draft_tokens for s in completion.trace if s.position > at[0]]
-            assert max(late, default=0) <= 4
+            assert max(late, default=0) <= 10
+            assert not least or set(late[:1]) <= {10}, "each token is more probable than that"
 
 
 class Timid:
@@ -175,7 +184,7 @@ def test_texts_of_prompts_that_the_arbiter_stands_back_from_are_lossless(
         if is_foreign and config.is_greedy:
             assert one.token_ids == expected_ids("llama", one.prompt_ids)[:16]
         if is_foreign and most:
-            assert max(step.num_draft_tokens for step in one.trace) <= 4
+            assert max(step.num_draft_tokens for step in one.trace) <= 6
     branches = [Branch(one, 2, one.completion.token_ids[2]) for one in rollouts]
     for one, is_foreign in zip(engine.branches(branches), foreign, strict=True):
         assert is_foreign == (Origin.OVERRIDE not in one.completion.origins[3:])

@@ -86,7 +86,6 @@ def draft_guessing(
     writers: Sequence[Writer],
     chance: Chance,
     vocab_size: int,
-    min_confidence: float,
     *,
     keep_logits: bool = True,
 ) -> Proposal:
@@ -97,12 +96,13 @@ def draft_guessing(
         writers: One per row, at least one of them open; nothing is read for closed ones.
         chance: Distributions and random numbers of the rows.
         vocab_size: Width of the proposal's logits.
-        min_confidence: Probability below which a token is a block's last; 0 for none.
         keep_logits: Whether the proposal has logits.
     """
     steps: dict[str, list[Tensor]] = {  # K of (B, ...) each
         name: [] for name in ("is_finite", "logits", "hidden", "probs")
     }
+    confidences = [writer.min_confidence for writer in writers]
+    least = torch.tensor(confidences, device=model.device)[:, None]  # (B, 1)
     behind = [w.unread[:-1] if w.is_open and len(w.unread) > _MOST_READ else [] for w in writers]
     if any(behind):  # searches drafted for long; no logits are wanted there
         _read(model, writers, behind, 1)
@@ -115,8 +115,8 @@ def draft_guessing(
         logits = in_width(output.logits, vocab_size)  # (B, N, V)
         chosen, is_finite, probs = _choose(logits, writers, chance)
         is_unsure = torch.zeros_like(is_finite)
-        if min_confidence:
-            is_unsure = ~(token_log_p(logits, chosen).exp() >= min_confidence)  # NaN is unsure
+        if any(confidences):
+            is_unsure = ~(token_log_p(logits, chosen).exp() >= least)  # NaN is unsure
         are_sound = [one[: len(ids)] for one, ids in zip(is_finite.tolist(), given, strict=True)]
         found = {"is_finite": is_finite, "hidden": output.hidden, "probs": probs}
         found["logits"] = logits if keep_logits else None
@@ -201,6 +201,7 @@ class Writer:
         row: The row as it was before the block.
         num_read: Number of its first tokens that the model has read.
         k: Most tokens of the block.
+        min_confidence: Probability below which a token is the block's last; 0 for none.
         ends_at_stop: Whether a token that ends the text is the block's last.
         answer: The row's text as the draft proposed it last; None if it has not.
         ngrams: Counts from earlier drafts; None to guess from the last answer alone.
@@ -212,6 +213,7 @@ class Writer:
         is_open: Whether the block goes on.
         num_forwards: Forwards so far.
         has_guessed: Whether the tokens read last include a guess.
+        min_confidence: As given.
     """
 
     def __init__(
@@ -220,6 +222,7 @@ class Writer:
         num_read: int,
         k: int,
         *,
+        min_confidence: float,
         ends_at_stop: bool,
         answer: list[int] | None,
         ngrams: Ngrams | None,
@@ -229,6 +232,7 @@ class Writer:
         self._num_prompt, self._length = len(row.prompt_ids), len(row)
         self._k, self._stop_ids = k, row.stop_ids if ends_at_stop else ()
         self._answer, self._ngrams, self._most_read = answer, ngrams, most_read
+        self.min_confidence = min_confidence
         self.start = min(num_read, self._length - 1)
         self.drafted: list[int] = []
         self.is_open, self.num_forwards, self.has_guessed = True, 0, False

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cospec.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 from cospec.drafters.adaptive import Pace
 from cospec.drafters.base import Drafter, found_proposal
 from cospec.drafters.cascade import Ngrams, Writer, draft_guessing, most_read
@@ -30,13 +30,20 @@ if TYPE_CHECKING:
     from cospec.sampling import Chance, Warper
 
 
+_REST_TOKENS = 10
+"""Most tokens of a block where a text goes on lossless after its last correction."""
+_REST_CONFIDENCE = 0.8
+"""Probability below which a token ends such a block, if the options give none."""
+
+
 class ModelDrafter(CachedModel, Drafter):
     """Proposes the tokens that the draft of a pair chooses.
 
     It ends a row's block after a token less probable than
-    `DecodeConfig.draft_confidence_threshold`. With `DecodeConfig.adaptive` it ends a block before a
-    token that is not expected to pay (`adaptive`), and with `DecodeConfig.end_blocks_at_stop` after
-    one that would end the text. Each row ends on its own, and the model runs until the last one has
+    `DecodeConfig.draft_confidence_threshold`, and after the last of `max_corrections` after one
+    less probable than 0.8. With `DecodeConfig.adaptive` it ends a block before a token that is not
+    expected to pay (`adaptive`), and with `DecodeConfig.end_blocks_at_stop` after one that would
+    end the text. Each row ends on its own, and the model runs until the last one has
     ended. The tokens do not depend on where a block ends, so lossless decoding stays exact.
     """
 
@@ -226,12 +233,15 @@ class ModelDrafter(CachedModel, Drafter):
                 row,
                 self._num_read.get(r, 0),
                 limit,
+                min_confidence=confidence,
                 ends_at_stop=self._config.end_blocks_at_stop,
                 answer=self._answers.get(r),
                 ngrams=self._ngrams,
                 most_read=most,
             )
-            for r, (row, limit) in enumerate(zip(rows, self._limits(rows), strict=True))
+            for r, (row, (limit, confidence)) in enumerate(
+                zip(rows, self._bounds(rows), strict=True)
+            )
         ]
         for writer, is_open in zip(writers, is_wanted, strict=True):
             writer.is_open = is_open
@@ -240,7 +250,6 @@ class ModelDrafter(CachedModel, Drafter):
             writers,
             chance,
             self._target_vocab_size,
-            self._min_confidence,
             keep_logits=self._keep_logits,
         )
         for r, (row, writer) in enumerate(zip(rows, writers, strict=True)):
@@ -260,16 +269,18 @@ class ModelDrafter(CachedModel, Drafter):
             if is_whole and lengths[r]:
                 self._answers[r] = row.generated + ids[: lengths[r]]
 
-    def _limits(self, rows: Sequence[DraftRow]) -> list[int]:
-        """Return the largest number of tokens of each row's block."""
+    def _bounds(self, rows: Sequence[DraftRow]) -> list[tuple[int, float]]:
+        """Return most tokens of each row's block, and the probability below which one ends it."""
+        usual = self._k, self._min_confidence
         if self._config.max_corrections is None:
-            return [self._k] * len(rows)
-        short = min(self._k, DEFAULT_NUM_SPECULATIVE_TOKENS)
-        return [short if row.is_lossless else self._k for row in rows]
+            return [usual] * len(rows)
+        confidence = self._min_confidence or _REST_CONFIDENCE * (not self._config.adaptive)
+        rest = min(self._k, _REST_TOKENS), confidence
+        return [rest if row.is_lossless else usual for row in rows]
 
     def _ends(self, rows: Sequence[DraftRow]) -> _Ends:
         """Return the conditions that end the blocks of some rows."""
-        stops, pace, limits, config = None, None, None, self._config
+        stops, pace, config = None, None, self._config
         if config.end_blocks_at_stop:
             width = max(1, *(len(row.stop_ids) for row in rows))
             padded = [[*row.stop_ids, *[-1] * (width - len(row.stop_ids))] for row in rows]
@@ -279,10 +290,8 @@ class ModelDrafter(CachedModel, Drafter):
             if cost is None:  # measured once a process
                 cost = token_cost(self._pair, config.k, config.batch_size)
             pace = Pace(rows, cost, self._k, self.device)
-        if config.max_corrections is not None:
-            limits = torch.tensor(self._limits(rows), device=self.device)
         is_open = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        return _Ends(is_open, stops, self._min_confidence, pace, limits)
+        return _Ends(is_open, stops, pace, self._bounds(rows), self._k)
 
     def forget_drafted(self, row: int, length: int) -> None:
         """Mark the tokens after the first `length` ones of a row as unread: others stand there now.
@@ -340,23 +349,27 @@ class _Ends:
     Args:
         is_open: Rows that draft on, at first all of them, (B,) bool.
         stops: Tokens that end each row's text, (B, S) padded by -1; None if they end no block.
-        min_confidence: Probability below which a token is a block's last; 0 for none.
         pace: Rule that ends blocks by cost; None for no such rule.
-        limits: Most tokens of each row's block, (B,); None if all may have k.
+        bounds: By row, most tokens of its block, and the probability below which a token is its
+            last; 0 for none.
+        k: Most tokens of any block.
     """
 
     def __init__(
         self,
         is_open: Tensor,
         stops: Tensor | None,
-        min_confidence: float,
         pace: Pace | None,
-        limits: Tensor | None,
+        bounds: Sequence[tuple[int, float]],
+        k: int,
     ) -> None:
         self.is_open = is_open if pace is None else pace.is_open
-        self._stops, self._min_confidence, self._pace = stops, min_confidence, pace
-        self._limits = limits
-        self._by_confidence = bool(min_confidence) or pace is not None
+        self._stops, self._pace = stops, pace
+        limits, confidences = zip(*bounds, strict=True)
+        of = partial(torch.tensor, device=is_open.device)
+        self._limits = of(limits) if min(limits) < k else None
+        self._min_confidence = of(confidences) if any(confidences) else 0.0
+        self._by_confidence = any(confidences) or pace is not None
 
     def after(self, place: int, ids: Tensor, logits: Tensor, warper: Warper | None) -> None:
         """Close rows that end with the tokens (B, 1) drawn from logits (B, V) at a place."""

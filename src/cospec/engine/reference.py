@@ -60,9 +60,7 @@ def reference_decode(
     is_foreign = isinstance(arbiter, SelectiveArbiter) and arbiter.is_foreign(prompt_ids)
     warper = Warper([sampling], pair.target.device)
     generator = row_generator(sampling, index)
-    stop_ids = set(sampling.stop_token_ids)
-    if not sampling.ignore_eos:
-        stop_ids |= pair.eos_token_ids
+    stop_ids = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else pair.eos_token_ids)}
     tokens, origins, seen = list(prompt_ids), list[Origin](), draft_prompt_ids or prompt_ids
     of = partial(torch.tensor, device=pair.target.device)
     while True:
@@ -74,12 +72,13 @@ def reference_decode(
         draft_logits: list[Tensor] = []
         num_corrections = origins.count(Origin.CORRECTION)
         is_lossless = is_foreign or num_corrections >= (max_corrections or math.inf)
-        is_short = is_lossless and max_corrections is not None
-        for j in range(min(most, 4) if is_short else most):
+        is_short = is_lossless and bool(max_corrections)
+        for j in range(min(most, 10) if is_short else most):
             logits = _logits(pair.draft_model, seen + tokens[len(prompt_ids) :] + drafted)[-1]
             draft_logits.append(logits)
             drafted.append(int(draw(warper.probs(logits[None, None]), u_draft[None, None, j])))
-            is_unsure = logits.softmax(dim=-1)[drafted[-1]] < draft_confidence_threshold
+            least = draft_confidence_threshold or 0.8 * is_short
+            is_unsure = logits.softmax(dim=-1)[drafted[-1]] < least
             if is_unsure or (end_blocks_at_stop and drafted[-1] in stop_ids):
                 break
         k = len(drafted)
