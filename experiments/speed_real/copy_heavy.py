@@ -1,10 +1,11 @@
-"""Prompts whose answers copy from them, for speed.py: Spec-Bench's summaries and retrieval rows.
+"""Prompts whose answers copy from them, for speed.py: summaries, retrieval, code editing.
 
 Usage: python experiments/speed_real/copy_heavy.py DATA OUT --count 10
 
-DATA is the folder of data sets, OUT a folder: it gets ``summarization.jsonl`` and ``rag.jsonl``,
-with the first rows of each kind that are not longer than --longest characters. Spec-Bench (Xia et
-al., 2401.07851) has no answers that a program can check, so nothing counts as right::
+DATA is the folder of data sets, OUT a folder. It gets ``summarization.jsonl`` and ``rag.jsonl``,
+with the first rows of each kind of Spec-Bench (Xia et al., 2401.07851), and ``editing.jsonl``,
+which asks for one more check in the first solutions of HumanEval (Chen et al., 2107.03374). No
+prompt is longer than --longest characters. Nothing judges the answers, so none counts as right::
 
     speed.py --tasks jsonl:OUT/rag.jsonl,scorer=copy_heavy:nothing --read-first --prefix-caching
 """
@@ -12,6 +13,7 @@ al., 2401.07851) has no answers that a program can check, so nothing counts as r
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +23,28 @@ from cospec.tasks import Score
 if TYPE_CHECKING:
     from cospec.tasks import Example
 
-KINDS = "summarization", "rag"
+EDIT = """Let {entry_point} begin with a check that raises ValueError if an argument is None. \
+Answer with the whole code and nothing else.
+
+```python
+{prompt}{canonical_solution}```"""
 
 
 def nothing(_: Example, text: str) -> Score:
     """Score of a text that nobody can judge."""
     return Score(0.0, text)
+
+
+def questions(data: Path) -> dict[str, list[tuple[object, str]]]:
+    """Return the ids and questions of each kind."""
+    lines = (data / "spec_bench" / "question.jsonl").read_text(encoding="utf-8").splitlines()
+    asked: dict[str, list[tuple[object, str]]] = {"rag": [], "summarization": [], "editing": []}
+    for row in map(json.loads, lines):
+        if row["category"] in asked:
+            asked[row["category"]].append((row["question_id"], row["turns"][0]))
+    with gzip.open(data / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:
+        asked["editing"] = [(row["task_id"], EDIT.format(**row)) for row in map(json.loads, file)]
+    return asked
 
 
 def main() -> None:
@@ -37,18 +55,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10, help="of each kind")
     parser.add_argument("--longest", type=int, default=3_000, help="characters of a prompt")
     options = parser.parse_args()
-    lines = (options.data / "spec_bench" / "question.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in lines.splitlines()]
     options.out.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        asked = [
-            {"id": row["question_id"], "question": row["turns"][0], "answer": "none"}
-            for row in rows
-            if row["category"] == kind and len(row["turns"][0]) <= options.longest
+    for kind, asked in questions(options.data).items():
+        rows = [
+            {"id": name, "question": question, "answer": "none"}
+            for name, question in asked
+            if len(question) <= options.longest
         ][: options.count]
-        text = "".join(json.dumps(row) + "\n" for row in asked)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         (options.out / f"{kind}.jsonl").write_text(text, encoding="utf-8")
-        print(f"{kind}: {len(asked)} prompts")
+        print(f"{kind}: {len(rows)} prompts")
 
 
 if __name__ == "__main__":
