@@ -22,7 +22,7 @@ from experiments.equal_teaching import other_tasks
 from experiments.equal_teaching import summarise as teaching
 from experiments.heldout_templates import summarise as heldout
 from experiments.mixed_traffic import mixed
-from experiments.tables import left_out, rules, twins
+from experiments.tables import known, left_out, rules, twins
 from experiments.tables.rows import Arm, Json, arms, database_changes, parts, read
 
 if TYPE_CHECKING:
@@ -373,6 +373,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "other_tasks": other_tasks.table,
     "mixed_traffic": mixed.table,
     "mixture_taught": mixed.mixture_table,
+    "known_pairs": known.table,
     "left_out_logic": partial(left_out.table, "left_out_logic"),
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
