@@ -56,21 +56,35 @@ answers three test_three_passes --max-corrections 1 \
 # and without. The kept arbiter's tree was made without --max-corrections, which changes one text in
 # twenty.
 tree() {
-    python collect.py "$target" "$work/three" "$data" "$work/$1" --questions 2000 \
+    python collect.py "$target" "$work/$1" "$data" "$work/$2" --questions 2000 \
         --arbiter always_draft --finish target --max-corrections 1 "${blocks[@]}" \
-        --batch-size 32 --threads 2 --known-databases "${@:2}"
+        --batch-size 32 --threads 2 --known-databases "${@:3}"
 }
-tree tree arbiter --every-wording --shots 8
-tree tree_test test --shots 8
+tree three tree arbiter --every-wording --shots 8
+tree three tree_test test --shots 8
 [ -e "$work/known_arbiter_shown/config.json" ] || python trees.py "$data" "$work/tree" \
     --fit scalars.rounds --pair "$target" "$work/three" --out "$work/known_arbiter_shown"
 python trees.py "$data" "$work/tree_test" --json "$work/test_own_arbiter.json" \
     --arms "$work/known_arbiter_shown" "$work/known_arbiter_three" cascade_diff:alpha=0.0159 \
     agreement:min_share=0.938 chow_average:min_log_q=-0.0334
-tree plain arbiter --every-wording
-tree plain_test test
+tree three plain arbiter --every-wording
+tree three plain_test test
 [ -e "$work/own/config.json" ] || python trees.py "$data" "$work/plain" \
     --fit few.labels --pair "$target" "$work/three" --out "$work/own"
 python trees.py "$data" "$work/plain_test" --json "$work/test_best_pair.json" \
     --arms "$work/known_arbiter_three" "$work/own" chow_average:min_log_q=-0.0334 \
     cascade_diff:alpha=0.184 gap:max_gap=4.385 agreement:min_share=0.894
+
+# The pair with the shown target again, on other questions and with another draft.
+tune rotated "${known[@]}" --passes 3 --bfloat16 --rotate 10
+tree rotated rotated_test test --shots 8 --rotate 10
+tree rotated rotated_tree arbiter --every-wording --shots 8 --rotate 10
+[ -e "$work/rotated_arbiter/config.json" ] || python trees.py "$data" "$work/rotated_tree" \
+    --fit scalars.rounds --pair "$target" "$work/rotated" --out "$work/rotated_arbiter"
+python trees.py "$data" "$work/rotated_test" --json "$work/test_rotated.json" \
+    --arms known_arbiter_shown "$work/rotated_arbiter" cascade_diff:alpha=0.0159 \
+    agreement:min_share=0.938 chow_average:min_log_q=-0.0334
+# The target alone, shown the eight queries whose questions are likest.
+python arms.py "$target" "$work/rotated" "$data" "$work/nearest.jsonl" --known-databases test \
+    --one-wording --count 2000 --threads 2 --chunk 64 --batch 32 --rotate 10 --shots 8 --nearest \
+    --arms target_only --json "$work/nearest.json"
