@@ -16,6 +16,7 @@ from cospec.models.cache import CachedModel
 from cospec.sampling import Chance
 from cospec.types import Needs, Origin
 from tests.conftest import some_prompts
+from tests.engine.helpers import table_pair
 from tests.laws.decoding import GREEDY, covering
 
 K = 4
@@ -159,3 +160,22 @@ def test_a_waiting_prompt_copies_nothing_from_a_row_that_was_replaced(llama_pair
         expected = drafter(*again).propose(again, Chance(None, None)).logits
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+@pytest.mark.parametrize(("confidence", "most"), [(0.81, 10), (0.79, 1)])
+def test_after_the_last_correction_blocks_are_short_and_end_where_the_draft_is_unsure(
+    confidence, most, cascade
+):
+    """The draft counts on with the given confidence, and the target does not after 2."""
+    table = torch.full([32, 32], (1 - confidence) / 31)
+    table[range(31), range(1, 32)] = confidence
+    target = table.clone()
+    target[2, 9] = 0.9
+    pair = table_pair(target, table)
+    config = {"num_speculative_tokens": 20, "max_corrections": 1, "cascade": cascade}
+    sampling = SamplingConfig(max_new_tokens=20, ignore_eos=True)
+    engine = Engine(pair, load_arbiter("lossless"), **config)
+    (found,) = engine.generate([[0]], sampling)
+    assert found.token_ids == [1, 2, *range(9, 27)]
+    assert [step.num_draft_tokens for step in found.trace[:2]] == [20, most]
