@@ -55,6 +55,7 @@ REAL = (
     _sql("known databases, first draft", "test_known"),
     _sql("known databases, tuned target", "test_both_tuned"),
     _sql("known databases, shown target", "test_own_arbiter", "own_arbiter"),
+    _sql("known databases, shown target, other questions", "test_rotated", "published"),
     _sql("new databases", "test_kept_draft"),
     _sql("new databases, earlier draft", "test_agreement"),
     Column("GSM8K", "bench_real_gsm8k"),
