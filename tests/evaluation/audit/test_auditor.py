@@ -249,7 +249,8 @@ def test_mismatches_after_the_last_correction_are_not_played(pair, task, example
     def seen(record):
         return [(m["position"], m["draft_id"], m["draft_correct"]) for m in record["mismatches"]]
 
-    some = Auditor(pair, task, config(max_corrections=2)).audit(examples)
+    same_blocks = {"draft_confidence_threshold": 1e-9}
+    some = Auditor(pair, task, config(max_corrections=2, **same_blocks)).audit(examples)
     for one, other in zip(whole, some, strict=True):
         assert other["num_mismatches"] == len(other["mismatches"]) <= 2
         assert seen(other) == seen(one)[: len(other["mismatches"])]
