@@ -25,15 +25,10 @@ from cospec.tasks import Example, load_task
 SQL = Path(__file__).parents[1] / "text_to_sql"
 sys.path.append(str(SQL))
 
-from halves import known  # noqa: E402  # a script of the repository
+from halves import known, words_of  # noqa: E402  # a script of the repository
 from retrieval import likeness  # noqa: E402  # beside this script
 
 TASKS = ("gsm_symbolic", "chain_sum", "products", "gcd", "simple_geometry")
-
-
-def words_of(text: str) -> frozenset[str]:
-    """Return the words of a text in lower case."""
-    return frozenset(re.findall(r"[a-z]+", text.lower()))
 
 
 def sql(data: Path) -> dict[str, int]:

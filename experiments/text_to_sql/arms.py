@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from halves import half, known, one_wording, short_schemas
+from halves import half, known, one_wording, short_schemas, words_of
 
 from cospec import Engine, ModelPair, PairPrompt, SamplingConfig
 from cospec.arbiters import load_arbiter
@@ -34,6 +33,10 @@ from cospec.evaluation.stats import mcnemar_p
 from cospec.tasks import load_task
 from cospec.tasks.sql.dice import stable_hash
 from cospec.types import Arbiter, Completion, Origin
+
+sys.path.append(str(Path(__file__).parents[1] / "retrieval"))
+
+from retrieval import likeness  # a script of the repository
 
 BASE = "lossless"
 ALONE = ("draft_only", "target_only")
@@ -149,14 +152,10 @@ def shots(task, count, rotate=0):
 
 def nearest(shown, example, count):
     """Of the questions of its database those that share most words with an example, likest last."""
-    words = frozenset(re.findall(r"\w+", example.metadata["question"].lower()))
-
-    def likeness(other):
-        others = frozenset(re.findall(r"\w+", other.metadata["question"].lower()))
-        return len(words & others) / len(words | others)
-
-    database = example.metadata["db_id"]
-    return {database: sorted(shown.get(database, []), key=likeness)[-count:]}
+    words, database = words_of(example.metadata["question"]), example.metadata["db_id"]
+    some = shown.get(database, [])
+    likest = sorted(some, key=lambda one: likeness(words, words_of(one.metadata["question"])))
+    return {database: likest[-count:]}
 
 
 def prompt(task, example, tokenizer, shown):

@@ -62,6 +62,11 @@ def known(examples: Sequence[Example], name: str, rotate: int = 0) -> list[Examp
     return found
 
 
+def words_of(text: str) -> frozenset[str]:
+    """Return the words of a text in lower case."""
+    return frozenset(re.findall(r"[a-z]+", text.lower()))
+
+
 def short_schemas(examples: Sequence[Example], task: Task, tokenizer: Tokenizer) -> list[Example]:
     """The questions whose databases have schemas of at most `LONGEST_PREFIX` tokens."""
     prompts: dict[str, list[list[int]]] = {}

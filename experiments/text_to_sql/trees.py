@@ -17,7 +17,8 @@ well, of the same nine tenths. Three ways to fit, all to right answers alone:
 * rounds: the same, again and again, with the policy just fitted going on from there.
 * reward: gradient ascent on the expected share of right answers, over all answers of the tree.
 
-With --arms nothing is fitted: FILE has what each arbiter, and each model alone, writes.
+With --arms nothing is fitted: FILE has what each arbiter, and each model alone, writes. A rule
+without a number has the one that is best on TREES itself: an upper bound for the rule.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def tabulate(trees, others, options) -> None:
 def play(trees, options) -> None:
     """Print the right answers of arms, and write a bit a question."""
     scores = {"lossless": lambda x: -torch.ones(len(x)), "draft_only": lambda x: torch.ones(len(x))}
-    scores |= {arm: score_of(arm) for arm in options.arms}
+    scores |= {arm: score_of(arm, trees) for arm in options.arms}
     arms = []
     for name, score in scores.items():
         keeps = [score(tree.x) > 0 for tree in trees]
@@ -162,13 +163,19 @@ def play(trees, options) -> None:
         options.json.write_text(json.dumps(document) + "\n")
 
 
-def score_of(arm):
-    """Return the score of mismatches, positive for the draft, of a folder or a rule's spec."""
+def score_of(arm, trees):
+    """Return the score of mismatches, positive for the draft, of a folder or a rule's spec.
+
+    A rule without a number gets the best one for these trees, chosen in hindsight.
+    """
     if Path(arm).is_dir():
         policy = read_checkpoint(Path(arm)).policy
         return lambda x: logits(policy, x)
     name, _, setting = arm.partition(":")
     knob, _, number = setting.partition("=")
+    if not setting:
+        edge = best_stop(trees, RULES[name])
+        return lambda x: RULES[name](x) - edge
     edge = float(number) if knob.startswith("min_") else -float(number)  # alpha, max_gap
     return lambda x: RULES[name](x) - edge
 
