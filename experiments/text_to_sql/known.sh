@@ -82,8 +82,11 @@ tree rotated rotated_tree arbiter --every-wording --shots 8 --rotate 10
 [ -e "$work/rotated_arbiter/config.json" ] || python trees.py "$data" "$work/rotated_tree" \
     --fit scalars.rounds --pair "$target" "$work/rotated" --out "$work/rotated_arbiter"
 python trees.py "$data" "$work/rotated_test" --json "$work/test_rotated.json" \
-    --arms known_arbiter_shown "$work/rotated_arbiter" cascade_diff:alpha=0.0159 \
-    agreement:min_share=0.938 chow_average:min_log_q=-0.0334
+    --arms known_arbiter_shown known_arbiter_three "$work/rotated_arbiter" \
+    cascade_diff:alpha=0.0159 gap:max_gap=1.938 agreement:min_share=0.938 chow_average:min_log_q=-0.0334
+# The best number of each rule in hindsight.
+python trees.py "$data" "$work/rotated_test" --json "$work/hindsight_rotated.json" \
+    --arms known_arbiter_shown cascade_diff gap agreement chow_average
 # The target alone, shown the eight queries whose questions are likest.
 python arms.py "$target" "$work/rotated" "$data" "$work/nearest.jsonl" --known-databases test \
     --one-wording --count 2000 --threads 2 --chunk 64 --batch 32 --rotate 10 --shots 8 --nearest \
