@@ -153,6 +153,9 @@ _WHOLE_NUMBERS = (
 )
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 """Block length if none is given and no arbiter was trained with one."""
+_REST_TOKENS, _REST_CONFIDENCE = 10, 0.8
+"""Bounds of a block where a text goes on losslessly after its last correction: its most tokens, and
+the probability below which one ends it, if the options give none."""
 
 
 def _is_a(kind: type[Any], value: object) -> bool:
@@ -299,6 +302,22 @@ class DecodeConfig:
         """Return whether the draft model may end a block before its k tokens."""
         by_text = self.end_blocks_at_stop or self.max_corrections is not None
         return bool(by_text or self.adaptive or self.draft_confidence_threshold)
+
+    @property
+    def ends_by_confidence(self) -> bool:
+        """Return whether the draft's probability of a token may end a block."""
+        return any(self.block_bounds(is_lossless=flag)[1] for flag in (False, True))
+
+    def block_bounds(self, *, is_lossless: bool) -> tuple[int, float]:
+        """Return most tokens of a block, and the probability below which a token ends it.
+
+        Args:
+            is_lossless: Whether no override is allowed in the text, at all or from now on.
+        """
+        if self.max_corrections is None or not is_lossless:
+            return self.k, self.draft_confidence_threshold
+        confidence = self.draft_confidence_threshold or _REST_CONFIDENCE * (not self.adaptive)
+        return min(self.k, _REST_TOKENS), confidence
 
     @property
     def drafts_answers(self) -> bool:

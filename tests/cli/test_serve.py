@@ -56,7 +56,7 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
     options, notes = dry(
         run, "--target", TARGET, "--draft", DRAFT, "--arbiter", ARBITER, "-k", 6,
         "--threshold", 0.7, "--exact-prefix-tokens", 2, "--end-blocks-at-stop",
-        "--max-corrections", 3, "--any-vllm-version",
+        "--max-corrections", 3, "--any-vllm-version", "--draft-confidence-threshold", 0.4,
         "--decisions", tmp_path / "d.jsonl", "--decisions-rate", 0.5, "--decisions-max-mb", 3,
         "--", "--port", 8001,
     )  # fmt: skip
@@ -72,6 +72,7 @@ def test_a_dry_run_prints_the_command_with_what_the_plugin_is_told(run, tmp_path
     assert settings.arbiter_spec == f"{ARBITER}:threshold=0.7"
     assert settings.exact_prefix_tokens == 2
     assert settings.end_blocks_at_stop
+    assert settings.draft_confidence_threshold == 0.4
     assert settings.any_vllm_version
     assert settings.max_corrections == 3
     assert settings.decisions.path == str(tmp_path / "d.jsonl")

@@ -112,7 +112,7 @@ def test_a_cascade_is_of_the_models_whole_blocks(options):
 
 
 def test_texts_that_go_on_lossless_write_again_too(monkeypatch):
-    monkeypatch.setattr("cospec.drafters.model._REST_CONFIDENCE", 1e-9)  # blocks of ten tokens
+    monkeypatch.setattr("cospec.config._REST_CONFIDENCE", 1e-9)  # blocks of ten tokens
     pair, ends = family_pair("llama"), {"max_corrections": 1, "num_speculative_tokens": 16}
     found = decode(pair, "agreement:min_share=0.4", 3, **ends)
     monkeypatch.setattr(ModelDrafter, "_remember", lambda *_: None)

@@ -85,16 +85,25 @@ def on(job):
 
     result = {}
     first, *others = job["arbiters"]
-    llm, runner = make(job, {"arbiter": first} | job.get("settings", {}))
+    settings = {"arbiter": first} | job.get("settings", {})
+    llm, runner = make(job, settings, disable_log_stats=False)
     adapter = runner.rejection_sampler.adapter
     judge, counts = adapter.row_arbiter, adapter.counts
+
+    def total():
+        """Counts of the plugin and of vLLM itself."""
+        prefix = "vllm:spec_decode_"
+        names = [f"{prefix}num_drafts", f"{prefix}num_draft_tokens"]
+        stock = {one.name: one.value for one in llm.get_metrics() if one.name in names}
+        return counts.drain() | {name.removeprefix(prefix): n for name, n in stock.items()}
+
     greedy = dict(temperature=0, max_tokens=job["max_tokens"])
     for spec in (first, *others):
         if spec != first:
             adapter.row_arbiter = replace(judge, arbiter=other(spec, judge.arbiter))
-        before = counts.drain()
+        before = total()
         texts = generate(llm, job["prompts"], **greedy)
-        new = {name: n - before[name] for name, n in counts.drain().items()}
+        new = {name: n - before[name] for name, n in total().items()}
         result[spec] = {"texts": texts, "counts": new}
     adapter.row_arbiter = replace(judge, arbiter=load_arbiter("always_draft"))
     some = job["prompts"][: job["num_opted_out"]]

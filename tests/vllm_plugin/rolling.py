@@ -35,8 +35,7 @@ def opened(job):
     config = DecodeConfig(
         num_speculative_tokens=job["k"],
         batch_size=job["batch_size"],
-        end_blocks_at_stop=job.get("end_blocks_at_stop", False),
-        max_corrections=job.get("max_corrections"),
+        **job.get("decode", {}),
     )
     source = VllmSource(target, draft, "float32")
     vllm = VllmBackend(pair, source, config, records=job.get("records", "scalar"))

@@ -82,13 +82,20 @@ def test_completions_decisions_and_branches_are_those_of_our_engine(name, tmp_pa
 
 @pytest.mark.slow
 @requires_vllm
-def test_so_they_are_in_blocks_as_long_as_an_answer(tmp_path) -> None:
-    """vLLM drafts on after the draft's text has ended, and nothing of that counts."""
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"end_blocks_at_stop": True},
+        {"end_blocks_at_stop": True, "max_corrections": 1, "draft_confidence_threshold": 0.5},
+    ],
+    ids=["at stops", "by confidence and after a correction"],
+)
+def test_so_they_are_in_long_blocks_that_end_by_themselves(ends, tmp_path) -> None:
     learned = f"{HOME / 'arbiters' / 'specialist-scalar'}:max_mismatch_rate=inf"
     arbiters = [["agreement:min_share=0.7", False], [learned, False]]
-    prompts = encoded_problems(load_tokenizer(bundled_models("bundled:specialist")[0]), 16)
+    prompts = encoded_problems(load_tokenizer(bundled_models("bundled:specialist")[0]), 32)
     job = a_job("specialist", arbiters=arbiters, prompts=prompts, max_tokens=80)
-    found = run("law", job | dict(k=40, end_blocks_at_stop=True), tmp_path)
+    found = run("law", job | dict(k=40, decode=ends), tmp_path)
     for spec, by_kind in found.items():
         for kind, told in by_kind.items():
             assert told["different"] == [], (spec, kind)
@@ -99,11 +106,12 @@ def test_so_they_are_in_blocks_as_long_as_an_answer(tmp_path) -> None:
 @pytest.mark.slow
 @requires_vllm
 def test_so_they_are_if_corrected_texts_go_on_lossless(tmp_path) -> None:
-    """With blocks of 4 both engines draft alike after a correction as well."""
-    prompts = encoded_problems(load_tokenizer(bundled_models("bundled:specialist")[0]), 16)
+    prompts = encoded_problems(load_tokenizer(bundled_models("bundled:specialist")[0]), 32)
     job = a_job("specialist", arbiters=[["gap:max_gap=2", False]], prompts=prompts, max_tokens=80)
-    job |= dict(k=4, end_blocks_at_stop=True)
-    free, limited = (run("law", job | some, tmp_path) for some in ({}, {"max_corrections": 1}))
+    free, limited = (
+        run("law", job | dict(k=16, decode={"end_blocks_at_stop": True} | some), tmp_path)
+        for some in ({}, {"max_corrections": 1})
+    )
     (to_the_end,), (until_then,) = free.values(), limited.values()
     for kind, told in until_then.items():
         assert told["different"] == [], kind
@@ -209,7 +217,6 @@ def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role
         {"drafter": "ngram"},
         {"adaptive": True},
         {"cascade": True},
-        {"draft_confidence_threshold": 0.5},
     ],
     ids=lambda option: next(iter(option)),
 )

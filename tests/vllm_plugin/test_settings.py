@@ -38,6 +38,7 @@ def test_settings_are_read_and_round_trip():
         ({"arbiter": "gap", "threshold": "x"}, "threshold of .* is 'x'; it must be a number"),
         ({"arbiter": "gap", "threshold": float("nan")}, "threshold of .* is nan"),
         ({"arbiter": "gap", "threshold": True}, "threshold of .* is True"),
+        ({"arbiter": "gap", "draft_confidence_threshold": 2}, "draft_confidence_threshold of .* 2"),
         ({"arbiter": "gap", "exact_prefix_tokens": -1}, "is -1; it must be an integer of at least"),
         ({"arbiter": "gap", "exact_prefix_tokens": 1.5}, "is 1.5; it must be an integer"),
         ({"arbiter": "gap", "max_corrections": 0}, "is 0; it must be an integer of at least 1"),

@@ -103,14 +103,21 @@ def test_hidden_states_are_those_of_our_engine(pair, job, stock, tmp_path):
     assert judged[HIDDEN_KEEPS_NOTHING]["texts"] == stock["texts"]
 
 
-def test_blocks_as_long_as_an_answer_are_those_of_our_engine(pair, job, tmp_path):
-    """vLLM drafts on after the draft's text has ended; the arbiter must not look there."""
-    whole = {"end_blocks_at_stop": True}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"end_blocks_at_stop": True},
+        {"end_blocks_at_stop": True, "max_corrections": 1},
+        {"draft_confidence_threshold": 0.3},
+    ],
+    ids=["at stops", "after a correction", "by confidence"],
+)
+def test_blocks_end_where_those_of_our_engine_do(settings, pair, job, tmp_path):
     arbiters = ["chow_average:min_log_q=-0.1", "agreement:min_share=0.7", "lossless"]
-    job = job | dict(k=40, settings=whole, arbiters=arbiters, prompts=job["prompts"][:30])
+    job = job | dict(k=40, settings=settings, arbiters=arbiters, prompts=job["prompts"][:30])
     judged = run("on", job, tmp_path)
     for spec in arbiters:
-        assert_like_ours(spec, pair, job, judged, num_speculative_tokens=40, **whole)
+        assert_like_ours(spec, pair, job, judged, num_speculative_tokens=40, **settings)
     assert len({str(judged[spec]["texts"]) for spec in arbiters}) == len(arbiters)
 
 

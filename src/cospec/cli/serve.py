@@ -64,9 +64,13 @@ class Serve:
     further (cospec train --from-log)."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
+    draft_confidence_threshold: float = 0.0
+    """End a drafted block after a token to which the draft gives a lower probability than this. On
+    a GPU, add --no-async-scheduling."""
     end_blocks_at_stop: bool = False
-    """Let the arbiter look no further than a drafted token that would end the text, as the option
-    of the same name does elsewhere; for arbiters that rule in blocks as long as an answer."""
+    """End each block after a drafted token that would end the text; for arbiters that rule in
+    blocks as long as an answer. On a GPU, add --no-async-scheduling: without it vLLM drafts on, and
+    the arbiter looks no further than that token."""
     max_corrections: int | None = None
     """Decode losslessly after the target has put this many tokens of its own into a text."""
     decisions: Path | None = None
@@ -143,6 +147,7 @@ class Serve:
             arbiter=arbiter,
             threshold=self.threshold,
             exact_prefix_tokens=self.exact_prefix_tokens,
+            draft_confidence_threshold=self.draft_confidence_threshold,
             end_blocks_at_stop=self.end_blocks_at_stop,
             any_vllm_version=self.any_vllm_version,
             max_corrections=self.max_corrections,
@@ -245,6 +250,7 @@ class Serve:
             exploring(arbiter, settings.explore)
         decode = DecodeConfig(
             num_speculative_tokens=self.num_speculative_tokens,
+            draft_confidence_threshold=settings.draft_confidence_threshold,
             end_blocks_at_stop=settings.end_blocks_at_stop,
             max_corrections=settings.max_corrections,
         )

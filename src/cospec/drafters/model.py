@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,10 +9,11 @@ import torch
 from cospec.drafters.adaptive import Pace
 from cospec.drafters.base import Drafter, found_proposal
 from cospec.drafters.cascade import Ngrams, Writer, draft_guessing, most_read
+from cospec.drafters.ends import Ends
 from cospec.models.cache import CachedModel
 from cospec.models.costs import token_cost
 from cospec.models.shortlist import shortlist_of, using
-from cospec.rulings import in_width, token_log_p
+from cospec.rulings import in_width
 from cospec.sampling import draw
 from cospec.types import Needs, Proposal
 
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
     from cospec.drafters.base import DraftRow
     from cospec.models.cache import Output, Window
     from cospec.models.pair import ModelPair
-    from cospec.sampling import Chance, Warper
-
-
-_REST_TOKENS = 10
-"""Most tokens of a block where a text goes on lossless after its last correction."""
-_REST_CONFIDENCE = 0.8
-"""Probability below which a token ends such a block, if the options give none."""
+    from cospec.sampling import Chance
 
 
 class ModelDrafter(CachedModel, Drafter):
@@ -57,8 +51,7 @@ class ModelDrafter(CachedModel, Drafter):
             PairError: The pair has no draft.
         """
         super().__init__(pair.draft_model, Needs.DRAFT_HIDDEN in needs)
-        self._k, self._min_confidence = config.k, config.draft_confidence_threshold
-        self._pair, self._config = pair, config
+        self._pair, self._config, self._k = pair, config, config.k
         self.ends_early = config.ends_blocks_early
         # In a long block, logits take as much memory as the target's: kept only if they are used.
         wants = needs & (Needs.DRAFT_LOGITS | Needs.BLOCK_LOG_Q)
@@ -271,14 +264,9 @@ class ModelDrafter(CachedModel, Drafter):
 
     def _bounds(self, rows: Sequence[DraftRow]) -> list[tuple[int, float]]:
         """Return most tokens of each row's block, and the probability below which one ends it."""
-        usual = self._k, self._min_confidence
-        if self._config.max_corrections is None:
-            return [usual] * len(rows)
-        confidence = self._min_confidence or _REST_CONFIDENCE * (not self._config.adaptive)
-        rest = min(self._k, _REST_TOKENS), confidence
-        return [rest if row.is_lossless else usual for row in rows]
+        return [self._config.block_bounds(is_lossless=row.is_lossless) for row in rows]
 
-    def _ends(self, rows: Sequence[DraftRow]) -> _Ends:
+    def _ends(self, rows: Sequence[DraftRow]) -> Ends:
         """Return the conditions that end the blocks of some rows."""
         stops, pace, config = None, None, self._config
         if config.end_blocks_at_stop:
@@ -291,7 +279,7 @@ class ModelDrafter(CachedModel, Drafter):
                 cost = token_cost(self._pair, config.k, config.batch_size)
             pace = Pace(rows, cost, self._k, self.device)
         is_open = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        return _Ends(is_open, stops, pace, self._bounds(rows), self._k)
+        return Ends(is_open, stops, pace, self._bounds(rows), self._k)
 
     def forget_drafted(self, row: int, length: int) -> None:
         """Mark the tokens after the first `length` ones of a row as unread: others stand there now.
@@ -341,45 +329,3 @@ class ModelDrafter(CachedModel, Drafter):
         super().clear(row, start)
         self.forget_drafted(row, start)
         self._held[row] = self._held.get(row, [])[:start]
-
-
-class _Ends:
-    """The rows of a batch that draft on, and the conditions that end their blocks.
-
-    Args:
-        is_open: Rows that draft on, at first all of them, (B,) bool.
-        stops: Tokens that end each row's text, (B, S) padded by -1; None if they end no block.
-        pace: Rule that ends blocks by cost; None for no such rule.
-        bounds: By row, most tokens of its block, and the probability below which a token is its
-            last; 0 for none.
-        k: Most tokens of any block.
-    """
-
-    def __init__(
-        self,
-        is_open: Tensor,
-        stops: Tensor | None,
-        pace: Pace | None,
-        bounds: Sequence[tuple[int, float]],
-        k: int,
-    ) -> None:
-        self.is_open = is_open if pace is None else pace.is_open
-        self._stops, self._pace = stops, pace
-        limits, confidences = zip(*bounds, strict=True)
-        of = partial(torch.tensor, device=is_open.device)
-        self._limits = of(limits) if min(limits) < k else None
-        self._min_confidence = of(confidences) if any(confidences) else 0.0
-        self._by_confidence = any(confidences) or pace is not None
-
-    def after(self, place: int, ids: Tensor, logits: Tensor, warper: Warper | None) -> None:
-        """Close rows that end with the tokens (B, 1) drawn from logits (B, V) at a place."""
-        if self._limits is not None:
-            self.is_open = self.is_open & (place + 1 < self._limits)
-        if self._stops is not None:
-            self.is_open = self.is_open & (ids != self._stops).all(dim=1)
-        if not self._by_confidence:
-            return
-        confidence = token_log_p(logits, ids[:, 0]).exp()
-        self.is_open = self.is_open & (confidence >= self._min_confidence)
-        if self._pace is not None:
-            self.is_open = self.is_open & self._pace.goes_on(confidence, warper)

@@ -61,6 +61,7 @@ class Adapter:
         log: Log of decisions, if there is one.
         recorder: Recorder of the steps of rollouts, in a rollout engine.
         is_reporting: Whether this worker is the one that counts, logs and records.
+        more_needs: Inputs that the engine keeps beyond those that arbiters ask for.
     """
 
     row_arbiter: RowArbiter
@@ -69,6 +70,7 @@ class Adapter:
     log: DecisionLog | None = None
     recorder: Recorder | None = None
     is_reporting: bool = True
+    more_needs: Needs = Needs.NOTHING
 
     @classmethod
     def build(
@@ -134,8 +136,9 @@ class Adapter:
 
     @property
     def needs(self) -> Needs:
-        """Return the needs of the arbiter, or in a rollout engine of any that may come."""
+        """Return the inputs kept: the arbiter's, or in a rollout engine those of any to come."""
         needs = self.row_arbiter.arbiter.needs if self.recorder is None else self.recorder.needs
+        needs |= self.more_needs
         # The draft's states are kept where its logits are.
         return needs | Needs.DRAFT_LOGITS if Needs.DRAFT_HIDDEN in needs else needs
 

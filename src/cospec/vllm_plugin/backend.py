@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _HONOURED = {
     "num_speculative_tokens",
     "batch_size",
+    "draft_confidence_threshold",
     "end_blocks_at_stop",
     "max_corrections",
     "enable_prefix_caching",  # vLLM always does
@@ -123,11 +124,13 @@ class VllmBackend:
                 KEY: {
                     "arbiter": "lossless",
                     "records": records,
+                    "draft_confidence_threshold": config.draft_confidence_threshold,
                     "end_blocks_at_stop": config.end_blocks_at_stop,
                     "max_corrections": config.max_corrections,
                 }
             },
             worker_extension_cls=_WORKER,
+            **({"async_scheduling": False} if config.ends_blocks_early else {}),
         )
         self._room = int(self._llm.llm_engine.model_config.max_model_len)
 
@@ -202,8 +205,7 @@ class VllmBackend:
         emitted = generate(self._llm, requests, self.on_finished)
         blocks = by_request(self._take())
         for i, token_ids in zip(open_rows, emitted, strict=True):
-            ends_at_stop = self.config.end_blocks_at_stop
-            replay(rows[i], blocks.get(keys[i], []), token_ids, ends_at_stop=ends_at_stop)
+            replay(rows[i], blocks.get(keys[i], []), token_ids)
         if self.on_finished is not None and len(open_rows) < len(rows):
             self.on_finished(len(rows) - len(open_rows))
         done = [(row.config, row.completion()) for row in rows]
@@ -238,8 +240,8 @@ def check_config(config: DecodeConfig) -> None:
         value = getattr(config, option.name)
         if option.name not in _HONOURED and value != option.default:
             raise ConfigError(
-                f"{option.name} is {value!r}, and vLLM drafts whole blocks with the draft model in "
-                f"its own way; leave out {option.name}, or use the transformers backend."
+                f"{option.name} is {value!r}, and vLLM drafts with the draft model in its own way; "
+                f"leave out {option.name}, or use the transformers backend."
             )
 
 

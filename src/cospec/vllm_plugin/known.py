@@ -33,12 +33,18 @@ V1_NAMES: dict[str, str] = {
     ),
     f"{_SAMPLER}apply_sampling_constraints": "logits cu_num_draft_tokens sampling_metadata",
     f"{_SAMPLER}expand_batch_to_tokens": "x cu_num_tokens num_tokens replace_from replace_to",
+    f"{_PROPOSER}propose": (
+        "self num_speculative_tokens target_token_ids target_positions target_hidden_states "
+        "next_token_ids token_indices_to_sample common_attn_metadata sampling_metadata "
+        "mm_embed_inputs num_rejected_tokens_gpu slot_mappings"
+    ),
     f"{_PROPOSER}_sample_draft_tokens": "self hidden_states sampling_metadata",
     f"{_PROPOSER}_sample_from_logits": "self logits sampling_metadata",
     f"{_PROPOSER}take_last_draft_probs": "self",
     f"{_GPU_V1}_get_spec_decode_draft_probs": "self spec_decode_metadata",
     f"{_GPU_V1}_input_fits_in_drafter": "self common_attn_metadata",
     f"{_GPU_V1}sample_tokens": "self grammar_output",
+    f"{_GPU_V1}take_draft_token_ids": "self",
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }

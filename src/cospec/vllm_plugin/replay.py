@@ -91,22 +91,10 @@ def _block(
     return RuledBlock(positions[0], block, decisions)
 
 
-def _cut(
-    block: Block, decisions: dict[int, Decision], stop_ids: frozenset[int]
-) -> tuple[Block, dict[int, Decision]]:
-    """Return a block that ends after its first stop token, and the decisions inside it."""
-    ends = (j + 1 for j, token in enumerate(block.drafted) if token in stop_ids)
-    length = next(ends, block.length)
-    inside = {place: one for place, one in decisions.items() if place < length}
-    return block._replace(length=length), inside
-
-
 def replay(
     row: Row,
     blocks: Sequence[RuledBlock],
     token_ids: Sequence[int],
-    *,
-    ends_at_stop: bool = False,
 ) -> None:
     """Complete a row as vLLM did.
 
@@ -117,8 +105,6 @@ def replay(
         row: Row as it was sent to vLLM.
         blocks: Blocks of the row, in order; those after its end are skipped.
         token_ids: All tokens that vLLM emitted; they may go on after a stop string.
-        ends_at_stop: Whether blocks end after a drafted token that would end the text. vLLM drafts
-            on, but its later tokens do not count.
     """
     begin = len(row.generated)
 
@@ -130,10 +116,7 @@ def replay(
         own_tokens_up_to(start)
         if row.finish_reason:
             break
-        if ends_at_stop:
-            walk(row, *_cut(block, decisions, row.stop_ids), keep_trace=True)
-        else:
-            walk(row, block, decisions, keep_trace=True)
+        walk(row, block, decisions, keep_trace=True)
     own_tokens_up_to(begin + len(token_ids))
     found = row.generated[begin:]
     assert found == list(token_ids[: len(found)]), (

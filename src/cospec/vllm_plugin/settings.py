@@ -65,8 +65,11 @@ class Settings:
     """Threshold in place of the arbiter's own; trained arbiters only."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of each completion lossless."""
+    draft_confidence_threshold: float = 0.0
+    """End a drafted block after a token to which the draft gives a lower probability than this."""
     end_blocks_at_stop: bool = False
-    """Let the arbiter look no further than a drafted token that would end the text."""
+    """End each block after a drafted token that would end the text; an engine that drafts whole
+    blocks lets the arbiter look no further than that token."""
     max_corrections: int | None = None
     """Decode losslessly after this many of the target's own tokens in a text; None has no limit."""
     decisions: DecisionLogSettings | None = None
@@ -91,7 +94,7 @@ class Settings:
                 f"arbiter of {WHERE} is {self.arbiter!r}; it must be a rule, or the folder or hub "
                 "id of a trained arbiter."
             )
-        for key in ("threshold", "min_threshold", "explore"):
+        for key in ("threshold", "min_threshold", "explore", "draft_confidence_threshold"):
             if (value := getattr(self, key)) is not None:
                 object.__setattr__(self, key, _probability(f"{key} of {WHERE}", value))
         if self.threshold is not None and self.threshold < self.min_threshold:

@@ -22,7 +22,8 @@ from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows
 from cospec.vllm_plugin.cpu_repairs import repair_cpu
 from cospec.vllm_plugin.known import require
 from cospec.vllm_plugin.rollouts import keep_drafts
-from cospec.vllm_plugin.v1_drafter import is_sampling, keep_draft_logits
+from cospec.vllm_plugin.v1_blocks import EndingBlocks, ending
+from cospec.vllm_plugin.v1_drafter import follow_drafting, is_sampling, keep_draft_logits
 from cospec.vllm_plugin.verdicts import ended_before, force
 
 if TYPE_CHECKING:
@@ -64,31 +65,21 @@ def install(
         repair_cpu(sampler_module)
     if not hasattr(runner, "rejection_sampler"):
         return  # a pipeline stage that does not sample
+    blocks = ending(settings, vllm_config)
+    if blocks is not None and blocks.ends_by_confidence:
+        adapter.more_needs = Needs.DRAFT_LOGITS
     needs = adapter.needs
     sampler = ArbiterSampler(runner.rejection_sampler, adapter, runner)
-    if hasattr(runner.drafter, "_sample_draft_tokens") and Needs.DRAFT_LOGITS in needs:
+    has_model = hasattr(runner.drafter, "_sample_draft_tokens")
+    if has_model and Needs.DRAFT_LOGITS in needs:
         keep_draft_logits(runner, with_hidden=Needs.DRAFT_HIDDEN in needs)
         keep_drafts(runner)
     if Needs.TARGET_HIDDEN in needs:
         keep_hidden(runner, sampler)
     follow_drafting(runner, sampler)
+    if has_model and blocks is not None:
+        EndingBlocks(runner, sampler, blocks)
     runner.rejection_sampler = sampler
-
-
-def follow_drafting(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GPUModelRunner
-    """Tell a sampler for which requests the runner drafted nothing: of these it verifies token 0.
-
-    Near ``--max-model-len`` vLLM drafts nothing for any request of a step.
-    """
-    stock = runner._input_fits_in_drafter
-
-    def input_fits_in_drafter(*args: Any) -> Any:  # Any: whatever the runner passes
-        fits, here = stock(*args), set(runner.input_batch.req_ids)
-        undrafted = sampler.undrafted - here if fits else sampler.undrafted | here
-        sampler.undrafted = undrafted & runner.requests.keys()
-        return fits
-
-    runner._input_fits_in_drafter = input_fits_in_drafter
 
 
 def keep_hidden(runner: Any, sampler: ArbiterSampler) -> None:  # Any: vLLM's GPUModelRunner
@@ -246,7 +237,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
     ) -> tuple[VerifiedRows, Tensor]:
         """The rows of the step, and the slots of its requests, (R,)."""
         runner, device = self._runner, logits.device
-        slot_list = self._find_slots()
+        slot_list = self.find_slots()
         requests, row_slots, prompt_lens, is_undrafted, block_positions = self._layout(
             slot_list, metadata.num_draft_tokens, device
         )
@@ -308,7 +299,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         by_row[-1] = np.arange(by_row.shape[1]) - by_row[-1]
         return to_device(by_row, device)
 
-    def _find_slots(self) -> list[int]:
+    def find_slots(self) -> list[int]:
         """Slots of the step's requests; new ones are added to the table."""
         requests = self._runner.requests
         found = []

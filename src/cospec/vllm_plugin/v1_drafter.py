@@ -1,4 +1,4 @@
-"""The draft's logits in vLLM's first model runner, which hands out probabilities at most.
+"""The drafter of vLLM's first model runner: its logits, and the requests that it leaves out.
 
 This file knows vLLM's names and loads without vLLM.
 """
@@ -46,6 +46,25 @@ def keep_draft_logits(runner: Any, *, with_hidden: bool) -> None:  # Any: vLLM's
         return token_ids, shown
 
     runner.drafter._sample_draft_tokens = types.MethodType(sample, runner.drafter)
+
+
+def follow_drafting(
+    runner: Any,  # Any: vLLM's GPUModelRunner
+    sampler: Any,  # Any: cospec.vllm_plugin.v1.ArbiterSampler, which imports vLLM
+) -> None:
+    """Tell a sampler for which requests the runner drafted nothing: of these it verifies token 0.
+
+    Near ``--max-model-len`` vLLM drafts nothing for any request of a step.
+    """
+    stock = runner._input_fits_in_drafter
+
+    def input_fits_in_drafter(*args: Any) -> Any:  # Any: whatever the runner passes
+        fits, here = stock(*args), set(runner.input_batch.req_ids)
+        undrafted = sampler.undrafted - here if fits else sampler.undrafted | here
+        sampler.undrafted = undrafted & runner.requests.keys()
+        return fits
+
+    runner._input_fits_in_drafter = input_fits_in_drafter
 
 
 def is_sampling(drafter: Any, sampling_metadata: Any) -> bool:  # Any: as above

@@ -56,10 +56,9 @@ def install(
     Raises:
         ConfigError: The engine is not one that we support.
     """
-    if settings.records is not None:
-        raise ConfigError(
-            "rollouts need vLLM's first model runner; set VLLM_USE_V2_MODEL_RUNNER=0."
-        )
+    if settings.records is not None or settings.draft_confidence_threshold:
+        what = "draft_confidence_threshold needs" if settings.records is None else "rollouts need"
+        raise ConfigError(f"{what} vLLM's first model runner; set VLLM_USE_V2_MODEL_RUNNER=0.")
     if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
         raise ConfigError("CoSpec does not rule in a sharded batch; drop batch-sharded sampling.")
     adapter = Adapter.build(

@@ -1,0 +1,198 @@
+"""Text-to-SQL inside vLLM: the pair with an arbiter, exact speculation and the target, in turns.
+
+Three engines share the machine. ``target`` decodes alone. ``stock`` has vLLM's own speculation in
+blocks of -k tokens. The third has the plugin: for ``cospec`` the arbiter rules in blocks as long as
+an answer, with one correction a text. For ``exact`` the request switches it off: blocks have at
+most ten tokens then and end after one to which the draft gives less than 0.8. All prompts are read
+before the clock runs. Arms take turns, one after every --concurrency questions.
+
+The questions are those that were timed in a result of ``speed_real/speed.py``::
+
+    python experiments/vllm_speed/sql.py --target T --draft D --data-dir DATA --arbiter A \
+        --ids-of experiments/speed_real/sql_databases.json.gz --per-database 1 --json OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cospec.arbiters import AlwaysTarget, load_arbiter
+from cospec.cli.serve import speculative_config
+from cospec.evaluation.stats import speedup, speedup_interval
+from cospec.models.load import load_tokenizer
+from cospec.results import Provenance, check_writable, document, read_document, write_json
+from cospec.tasks import load_task
+from cospec.vllm_plugin.settings import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cospec.tasks import Example
+
+ARMS = ("target", "stock", "exact", "cospec")
+COUNTS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
+Turn = tuple[list["Example"], list[Any]]
+"""Questions that are asked at once, and their prompts."""
+
+
+def main() -> None:
+    """Measure, print and write."""
+    args = parse()
+    check_writable(args.json, args.overwrite)
+    provenance = Provenance()
+    task = load_task("spider", data_dir=args.data_dir)
+    examples = chosen(task, args)
+    tokenizer = load_tokenizer(str(args.target))
+    prompts = [task.prompt(example, tokenizer) for example in examples]
+    prompts = [tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in prompts]
+    engines = started(args)
+    for engine in engines.values():
+        decode(engine, prompts, task, args, num_new=1)
+    rows = []
+    for turn, first in enumerate(range(0, len(examples), args.concurrency)):
+        here = slice(first, first + args.concurrency)
+        for arm in ARMS[turn % len(ARMS) :] + ARMS[: turn % len(ARMS)]:
+            done, seconds, counted = timed(engines, arm, prompts[here], task, args)
+            for i, (example, each) in enumerate(zip(examples[here], done, strict=True)):
+                row = {"task": "spider", "id": example.id, "turn": turn, "arm": arm}
+                row |= {"seconds": seconds / len(done), "num_tokens": len(each.token_ids)}
+                row |= {"correct": task.score(example, each.text).correct, "text": each.text}
+                rows.append(row | (counted if not i else {}))
+        print(f"{first + len(done)} of {len(examples)}", flush=True)
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    where = provenance.to_dict("cpu", args.dtype)
+    arms = [summary(rows, arm) for arm in ARMS]
+    places = {example.id: example.metadata["db_id"] for example in examples}
+    result = document("vllm_sql", config, where, arms=arms, rows=rows, databases=places)
+    write_json(args.json, result)
+    for arm in arms:
+        print(arm)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for option in ("target", "draft", "data-dir", "arbiter", "ids-of"):
+        parser.add_argument(f"--{option}", type=Path, required=True)
+    parser.add_argument("--per-database", type=int, default=2, help="questions of each")
+    parser.add_argument("--concurrency", type=int, default=1, help="questions at once")
+    parser.add_argument("-k", type=int, default=4, help="block length of vLLM's own speculation")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="block length of the arbiter")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-model-len", type=int, default=4096)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    return parser.parse_args()
+
+
+def chosen(task: Any, args: argparse.Namespace) -> list[Example]:
+    """Return the questions, the first ones of each database."""
+    timed_before = dict.fromkeys(row["id"] for row in read_document(args.ids_of)["rows"])
+    known = {example.id: example for example in task.examples("train", None)}
+    found, number = [], Counter[str]()
+    for name in timed_before:
+        place = known[name].metadata["db_id"]
+        number[place] += 1
+        if number[place] <= args.per_database:
+            found.append(known[name])
+    return found
+
+
+def started(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the engines by name."""
+    from vllm import LLM  # noqa: PLC0415  # slow
+
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    draft = str(args.draft)
+    arbiter = load_arbiter(str(args.arbiter))
+    stock = speculative_config(draft, args.k, AlwaysTarget())
+    ruled = speculative_config(draft, args.answer_tokens, arbiter)
+    plugin = {"arbiter": str(args.arbiter), "end_blocks_at_stop": True, "max_corrections": 1}
+    kinds: dict[str, dict[str, Any]] = {
+        "target": {},
+        "stock": {"speculative_config": stock},
+        "cospec": {"speculative_config": ruled, "additional_config": {KEY: plugin}},
+    }
+    return {
+        name: LLM(
+            str(args.target),
+            dtype=args.dtype,
+            max_model_len=args.max_model_len,
+            max_num_seqs=args.concurrency,
+            enable_prefix_caching=True,
+            disable_log_stats=False,
+            enforce_eager=True,
+            seed=0,
+            **more,
+        )
+        for name, more in kinds.items()
+    }
+
+
+def decode(
+    engine: Any,  # Any: vllm.LLM
+    prompts: Sequence[Any],
+    task: Any,
+    args: argparse.Namespace,
+    *,
+    num_new: int | None = None,
+    extra: dict[str, Any] | None = None,
+) -> list[Any]:
+    """Return greedy completions."""
+    from vllm import SamplingParams, TokensPrompt  # noqa: PLC0415  # slow
+
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=num_new or args.max_new_tokens,
+        extra_args=extra,
+    )
+    inputs = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
+    return [one.outputs[0] for one in engine.generate(inputs, params, use_tqdm=False)]
+
+
+def timed(
+    engines: dict[str, Any], arm: str, prompts: Sequence[Any], task: Any, args: argparse.Namespace
+) -> tuple[list[Any], float, dict[str, int]]:
+    """Return the completions of an arm's turn, its seconds, and vLLM's counts of it."""
+    engine = engines["cospec" if arm == "exact" else arm]
+    extra = {KEY: "off"} if arm == "exact" else None
+    before = counts(engine)
+    start = time.perf_counter()
+    done = decode(engine, prompts, task, args, extra=extra)
+    seconds = time.perf_counter() - start
+    return done, seconds, {name: n - before[name] for name, n in counts(engine).items()}
+
+
+def counts(engine: Any) -> dict[str, int]:  # Any: vllm.LLM
+    """Return vLLM's counts of speculation so far; zeros without it."""
+    found = {one.name: getattr(one, "value", 0) for one in engine.get_metrics()}
+    return {name: int(found.get(f"vllm:spec_decode_{name}", 0)) for name in COUNTS}
+
+
+def summary(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:
+    """Return an arm's numbers; speeds are over exact speculation, by the question."""
+    ours, exact = ([row for row in rows if row["arm"] == name] for name in (arm, "exact"))
+    texts = {row["id"]: row["text"] for row in rows if row["arm"] == "target"}
+    pairs = [[(row["seconds"], 1) for row in some] for some in (exact, ours)]
+    total = {name: sum(row.get(name, 0) for row in ours) for name in COUNTS}
+    return {
+        "arm": arm,
+        "num_problems": len(ours),
+        "num_correct": sum(row["correct"] for row in ours),
+        "seconds_per_prompt": sum(row["seconds"] for row in ours) / len(ours),
+        "speedup_vs_exact": speedup(*pairs),
+        "speedup_vs_exact_ci95": speedup_interval(*pairs),
+        "num_texts_unlike_target": sum(row["text"] != texts[row["id"]] for row in ours),
+        **total,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
