@@ -116,7 +116,7 @@ def laws(job):
     """Many samples of one prompt under an arbiter, by law."""
     from cospec.arbiters import load_arbiter
 
-    llm, runner = make(job, {"arbiter": job["law_arbiter"]})
+    llm, runner = make(job, {"arbiter": job["law_arbiter"]} | job.get("settings", {}))
     adapter = runner.rejection_sampler.adapter
     result = {}
     for name, law in job["laws"].items():

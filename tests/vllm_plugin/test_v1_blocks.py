@@ -134,7 +134,7 @@ def test_a_lossless_text_has_short_blocks_that_end_where_the_draft_is_unsure() -
     table.add_counts(slots, one, 2 * one, torch.zeros(2, dtype=torch.bool))  # one correction each
     blocks, _ = drafted(runner, sampler, max_corrections=1)
     assert [len(block) for block in blocks] == [12, 10, 1]
-    table.add_counts(slots, one, one, torch.zeros(2, dtype=torch.bool))
+    table.add_counts(torch.tensor([0, 1]), one, one, torch.zeros(2, dtype=torch.bool))
     assert [len(block) for block in step(runner)[0]] == [12, 10, 1], "overrides are no corrections"
 
 

@@ -192,10 +192,24 @@ def joint_law(model, prompt, settings, least):
 )
 def test_lossless_sampling_follows_the_target(arbiter, name, pair, job, sampled):
     """Stock vLLM 0.32 does not, on a CPU: it divides by temperatures that were never written."""
+    assert_follows_the_target(sampled[arbiter][name], name, pair, job)
+
+
+def test_so_it_does_in_blocks_that_end_by_themselves(pair, job, tmp_path):
+    name = "warm, top-p"
+    law = LAWS[name] | dict(max_tokens=NUM_TOKENS, ignore_eos=True)
+    ends = {"draft_confidence_threshold": 0.7}
+    asked = dict(law_arbiter="lossless", law_prompt=law_prompt(job), laws={name: law})
+    found = run("laws", job | asked | dict(settings=ends, num_samples=NUM_SAMPLES), tmp_path)
+    assert_follows_the_target(found[name], name, pair, job)
+
+
+def assert_follows_the_target(texts, name, pair, job):
+    """Texts sampled under a law are from the target's distribution."""
     settings = {k: v for k, v in LAWS[name].items() if k != "drafts_are_sampled"}
     law = joint_law(pair.target, law_prompt(job), settings, least=10 / NUM_SAMPLES)
     assert len(law) >= 8, "the law has something to get wrong"
-    seen = Counter(tuple(text) for text in sampled[arbiter][name])
+    seen = Counter(map(tuple, texts))
     expected = [p * NUM_SAMPLES for p in law.values()]
     observed = [seen[tokens] for tokens in law]
     rest = NUM_SAMPLES - sum(expected)
