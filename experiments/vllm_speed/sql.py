@@ -4,8 +4,9 @@
 with the plugin has two arms. For ``cospec`` the arbiter rules in blocks as long as an answer, with
 one correction a text. For ``exact`` the request switches it off: blocks have at most ten tokens
 then and end after one to which the draft gives less than 0.8. All prompts are read before the clock
-runs. Arms take turns, one after every --concurrency questions. Three engines of this pair do not
-fit into 24 GB, so a run has some --arms, ``exact`` among them.
+runs. Arms take turns, one after so many questions at once as --concurrency says, and each number
+has a result of its own: OUT_1.json and so on. Three engines of this pair do not fit into 24 GB, so
+a run has some of the --arms.
 
 The questions are those that were timed in a result of ``speed_real/speed.py``::
 
@@ -45,7 +46,9 @@ Turn = tuple[list["Example"], list[Any]]
 def main() -> None:
     """Measure, print and write."""
     args = parse()
-    check_writable(args.json, args.overwrite)
+    results = {n: args.json.with_stem(f"{args.json.stem}_{n}") for n in args.concurrency}
+    for path in results.values():
+        check_writable(path, args.overwrite)
     provenance = Provenance()
     task = load_task("spider", data_dir=args.data_dir)
     examples = chosen(task, args)
@@ -53,28 +56,41 @@ def main() -> None:
     prompts = [task.prompt(example, tokenizer) for example in examples]
     prompts = [tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in prompts]
     engines = started(args)
-    arms = tuple(args.arms)
     for engine in engines.values():
-        decode(engine, prompts, task, args, num_new=1)
-    rows = []
-    for turn, first in enumerate(range(0, len(examples), args.concurrency)):
-        here = slice(first, first + args.concurrency)
+        decode(engine, prompts, args, num_new=1)
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    places = {example.id: example.metadata["db_id"] for example in examples}
+    for number, path in results.items():
+        rows = played(engines, task, examples, prompts, number, args)
+        table = [summary(rows, arm) for arm in args.arms]
+        where = provenance.to_dict("cpu", args.dtype)
+        result = document("vllm_sql", config, where, arms=table, rows=rows, databases=places)
+        write_json(path, result)
+        for entry in table:
+            print(number, entry, flush=True)
+
+
+def played(
+    engines: dict[str, Any],
+    task: Any,
+    examples: list[Example],
+    prompts: list[Any],
+    at_once: int,
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Return a row for each question and arm, with so many questions at once."""
+    rows, arms = [], args.arms
+    for turn, first in enumerate(range(0, len(examples), at_once)):
+        here = slice(first, first + at_once)
         for arm in arms[turn % len(arms) :] + arms[: turn % len(arms)]:
-            done, seconds, counted = timed(engines, arm, prompts[here], task, args)
+            done, seconds, counted = timed(engines, arm, prompts[here], args)
             for i, (example, each) in enumerate(zip(examples[here], done, strict=True)):
                 row = {"task": "spider", "id": example.id, "turn": turn, "arm": arm}
                 row |= {"seconds": seconds / len(done), "num_tokens": len(each.token_ids)}
                 row |= {"correct": task.score(example, each.text).correct, "text": each.text}
                 rows.append(row | (counted if not i else {}))
-        print(f"{first + len(done)} of {len(examples)}", flush=True)
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    where = provenance.to_dict("cpu", args.dtype)
-    table = [summary(rows, arm) for arm in arms]
-    places = {example.id: example.metadata["db_id"] for example in examples}
-    result = document("vllm_sql", config, where, arms=table, rows=rows, databases=places)
-    write_json(args.json, result)
-    for entry in table:
-        print(entry)
+        print(f"{first + len(done)} of {len(examples)}, {at_once} at once", flush=True)
+    return rows
 
 
 def parse() -> argparse.Namespace:
@@ -84,7 +100,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{option}", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["stock", "exact", "cospec"])
     parser.add_argument("--per-database", type=int, default=2, help="questions of each")
-    parser.add_argument("--concurrency", type=int, default=1, help="questions at once")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], help="at once")
     parser.add_argument("-k", type=int, default=4, help="block length of vLLM's own speculation")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of the arbiter")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -112,7 +128,7 @@ def started(args: argparse.Namespace) -> dict[str, Any]:
     """Return the engines by name."""
     from vllm import LLM  # noqa: PLC0415  # slow
 
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     draft = str(args.draft)
     arbiter = load_arbiter(str(args.arbiter))
     stock = speculative_config(draft, args.k, AlwaysTarget())
@@ -128,7 +144,7 @@ def started(args: argparse.Namespace) -> dict[str, Any]:
             str(args.target),
             dtype=args.dtype,
             max_model_len=args.max_model_len,
-            max_num_seqs=args.concurrency,
+            max_num_seqs=max(args.concurrency),
             enable_prefix_caching=True,
             disable_log_stats=False,
             enforce_eager=True,
@@ -148,7 +164,6 @@ def engine_of(arm: str) -> str:
 def decode(
     engine: Any,  # Any: vllm.LLM
     prompts: Sequence[Any],
-    task: Any,
     args: argparse.Namespace,
     *,
     num_new: int | None = None,
@@ -167,14 +182,14 @@ def decode(
 
 
 def timed(
-    engines: dict[str, Any], arm: str, prompts: Sequence[Any], task: Any, args: argparse.Namespace
+    engines: dict[str, Any], arm: str, prompts: Sequence[Any], args: argparse.Namespace
 ) -> tuple[list[Any], float, dict[str, int]]:
     """Return the completions of an arm's turn, its seconds, and vLLM's counts of it."""
     engine = engines[engine_of(arm)]
     extra = {KEY: "off"} if arm == "exact" else None
     before = counts(engine)
     start = time.perf_counter()
-    done = decode(engine, prompts, task, args, extra=extra)
+    done = decode(engine, prompts, args, extra=extra)
     seconds = time.perf_counter() - start
     return done, seconds, {name: n - before[name] for name, n in counts(engine).items()}
 
@@ -186,7 +201,7 @@ def counts(engine: Any) -> dict[str, int]:  # Any: vllm.LLM
 
 
 def summary(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:
-    """Return an arm's numbers; speeds are over exact speculation, by the question."""
+    """Return an arm's numbers; speeds are over ``exact``, by the question."""
     ours, exact = ([row for row in rows if row["arm"] == name] for name in (arm, "exact"))
     texts = {row["id"]: row["text"] for row in exact}
     pairs = [[(row["seconds"], 1) for row in some] for some in (exact, ours)]
@@ -196,9 +211,9 @@ def summary(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:
         "num_problems": len(ours),
         "num_correct": sum(row["correct"] for row in ours),
         "seconds_per_prompt": sum(row["seconds"] for row in ours) / len(ours),
-        "speedup_vs_exact": speedup(*pairs),
-        "speedup_vs_exact_ci95": speedup_interval(*pairs),
-        "num_texts_unlike_exact": sum(row["text"] != texts[row["id"]] for row in ours),
+        "speedup_vs_exact": speedup(*pairs) if exact else None,
+        "speedup_vs_exact_ci95": speedup_interval(*pairs) if exact else None,
+        "num_texts_unlike_exact": sum(row["text"] != texts.get(row["id"]) for row in ours),
         **total,
     }
 

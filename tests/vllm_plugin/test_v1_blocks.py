@@ -46,7 +46,7 @@ class Drafter:
         logits[torch.arange(len(ids)), ids] = p.log()
         return ids, torch.cat([logits, torch.full((len(ids), 3), 1e9)], dim=1)  # and states
 
-    def propose(self, num_speculative_tokens, sampling_metadata=None):
+    def propose(self, num_speculative_tokens, next_token_ids, sampling_metadata=None):
         found = []
         for place in range(num_speculative_tokens):
             self.num_forwards += 1
@@ -86,9 +86,10 @@ def drafted(runner, sampler, **options):
     return step(runner)
 
 
-def step(runner):
+def step(runner, *next_ids):
     before = runner.drafter.num_forwards
-    runner.drafts = runner.drafter.propose(num_speculative_tokens=K)
+    last = torch.tensor(next_ids or [9] * len(runner.input_batch.req_ids), dtype=torch.int32)
+    runner.drafts = runner.drafter.propose(num_speculative_tokens=K, next_token_ids=last)
     return runner.take_draft_token_ids().draft_token_ids, runner.drafter.num_forwards - before
 
 
@@ -149,6 +150,15 @@ def test_a_row_whose_prompt_is_not_read_does_not_prolong_the_drafting() -> None:
     runner, sampler, _ = a_runner([row(2), row()], is_discarded=[False, True])
     blocks, num_forwards = drafted(runner, sampler, end_blocks_at_stop=True)
     assert blocks == [row(2)[:3], row()[:1]]
+    assert num_forwards == 3
+
+
+def test_a_text_that_has_ended_does_not_prolong_the_drafting() -> None:
+    runner, sampler, table = a_runner([row(2), row(), row()])
+    table.add_counts(*(torch.tensor([n]) for n in (1, 0, 0)), torch.tensor([True]))
+    EndingBlocks(runner, sampler, DecodeConfig(num_speculative_tokens=K, end_blocks_at_stop=True))
+    blocks, num_forwards = step(runner, 9, 9, STOP)
+    assert blocks == [row(2)[:3], row()[:1], row()[:1]]
     assert num_forwards == 3
 
 

@@ -90,7 +90,7 @@ class EndingBlocks:
 
     def propose(self, **given: Any) -> Tensor:  # Any: whatever the runner passes
         """Draft up to K tokens for R rows, (R, J): J is the length of the longest block."""
-        self._begin()
+        self._begin(given["next_token_ids"])
         try:
             found: Tensor = self._propose(**given)
         except _AllEndedError:
@@ -128,17 +128,22 @@ class EndingBlocks:
         pairs = zip(found.draft_token_ids, lengths.clamp(min=1).tolist(), strict=True)
         return type(found)(found.req_ids, [ids[:length] for ids, length in pairs])
 
-    def _begin(self) -> None:
-        """Open the blocks of the batch's rows."""
+    def _begin(self, next_ids: Tensor) -> None:
+        """Open the blocks of the batch's rows, given the last tokens of their texts, (R,).
+
+        vLLM drafts for texts that have just ended as well, since its scheduler learns of the end
+        only after the step. Their drafts are nobody's, and so are those of a row whose prompt is
+        not read yet, which the runner discards.
+        """
         self._ends, self._lengths, self._drafted = None, None, []
         runner, sampler = self._runner, self._sampler
         if any(one not in runner.requests for one in runner.input_batch.req_ids):
             return  # as in a warm-up
         slots = torch.tensor(sampler.find_slots(), device=runner.device)
         columns = sampler.adapter.table.columns(slots)
-        # A row whose prompt is not read yet is discarded: its drafts are nobody's.
         is_discarded = torch.from_numpy(runner.discard_request_mask.np[: len(slots)].copy())
-        is_open = ~is_discarded.to(runner.device)
+        is_ended = columns.is_ended | (next_ids[:, None] == columns.stop_ids).any(dim=1)
+        is_open = ~(is_ended | is_discarded.to(runner.device))
         stops = columns.stop_ids if self._config.end_blocks_at_stop else None
         self._ends = Ends(is_open, stops, None, self._bounds(columns), self._config.k)
         self._lengths = torch.zeros(len(slots), dtype=torch.int64, device=runner.device)
