@@ -14,3 +14,8 @@ OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_sp
     --target "$TARGET" --draft "$DRAFT" --arbiter gap:max_gap=1 --task gsm8k --data-dir "$DATA" -k 4 \
     --dtype bfloat16 --num-problems 12 --num-timed 6 --num-trials 3 --concurrency 1 \
     --max-new-tokens 64 --max-model-len 2048 --json runs/vllm_speed_real.json
+
+# vllm_sql_1.json, vllm_sql_8.json: 18 min, AMD EPYC, 2 cores with AVX-512, 2 threads.
+VLLM_CPU_OMP_THREADS_BIND=0-1 python experiments/vllm_speed/sql.py --target "$TARGET" \
+    --draft "$THREE" --data-dir "$DATA" --arbiter experiments/text_to_sql/known_arbiter_three \
+    --ids-of experiments/speed_real/sql_databases.json.gz --per-database 1 --json runs/vllm_sql.json
