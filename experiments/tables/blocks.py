@@ -375,7 +375,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mixed_traffic": mixed.table,
     "mixture_taught": mixed.mixture_table,
     "known_pairs": known.table,
-    "left_out_logic": partial(left_out.table, "left_out_logic"),
+    **{name: partial(left_out.table, name) for name in ("left_out_logic", "left_out_rotated")},
     "calibration": partial(calibration, "calibrate_specialist"),
     "safety_real": lambda: safety.table(read("safety_real")),
     "safety_real_prefix16": lambda: safety.table(read("safety_real_prefix16")),

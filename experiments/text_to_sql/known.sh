@@ -91,3 +91,6 @@ python trees.py "$data" "$work/rotated_test" --json "$work/hindsight_rotated.jso
 python arms.py "$target" "$work/rotated" "$data" "$work/nearest.jsonl" --known-databases test \
     --one-wording --count 2000 --threads 2 --chunk 64 --batch 32 --rotate 10 --shots 8 --nearest \
     --arms target_only --json "$work/nearest.json"
+# Policies and rules on left-out questions of both parts.
+python trees.py "$data" "$work/rotated_tree" "$work/rotated_test" \
+    --json "$work/left_out_rotated.json"

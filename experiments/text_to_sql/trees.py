@@ -1,9 +1,9 @@
 """Fit arbiters of one correction to all that they can write, and compare them on other questions.
 
-Usage: python experiments/text_to_sql/trees.py DATA TREES [--also TREES...] [--json FILE]
+Usage: python experiments/text_to_sql/trees.py DATA TREES... [--also TREES...] [--json FILE]
            [--fit few.rounds --pair TARGET DRAFT --out ARBITER] [--arms ARBITER RULE:KNOB=NUMBER...]
 
-TREES is a folder of `collect.py --arbiter always_draft --finish target`. They hold the draft's
+TREES are folders of `collect.py --arbiter always_draft --finish target`. They hold the draft's
 answer to each question and, for each of its mismatches in turn, the answer after the target takes
 over there. An arbiter with `--max-corrections 1` writes one of these, so all that it is worth is
 known without more decoding. The first of them is the target's own answer.
@@ -88,7 +88,7 @@ def main() -> None:
     """Print the table of the left-out queries; fit to all and save if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("trees", type=Path)
+    parser.add_argument("trees", type=Path, nargs="+")
     ways = [f"{kind}.{way}" for kind in KINDS for way in WAYS]
     parser.add_argument("--fit", choices=ways, help="save this one in --out")
     parser.add_argument("--pair", nargs=2, type=Path)
@@ -100,7 +100,7 @@ def main() -> None:
     if bool(options.fit) != bool(options.out and options.pair):
         parser.error("--fit, --pair and --out go together")
     torch.set_num_threads(1)
-    trees = read(options.trees, options.data)
+    trees = [tree for folder in options.trees for tree in read(folder, options.data)]
     others = [tree for folder in options.also for tree in read(folder, options.data)]
     if options.fit:
         options.kind, way = options.fit.split(".")
