@@ -24,6 +24,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_speed import COUNTS, counts
+
 from cospec.arbiters import AlwaysTarget, load_arbiter
 from cospec.cli.serve import speculative_config
 from cospec.evaluation.stats import speedup, speedup_interval
@@ -38,9 +40,6 @@ if TYPE_CHECKING:
     from cospec.tasks import Example
 
 ARMS = ("target", "stock", "exact", "cospec")
-COUNTS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
-Turn = tuple[list["Example"], list[Any]]
-"""Questions that are asked at once, and their prompts."""
 
 
 def main() -> None:
@@ -192,12 +191,6 @@ def timed(
     done = decode(engine, prompts, args, extra=extra)
     seconds = time.perf_counter() - start
     return done, seconds, {name: n - before[name] for name, n in counts(engine).items()}
-
-
-def counts(engine: Any) -> dict[str, int]:  # Any: vllm.LLM
-    """Return vLLM's counts of speculation so far; zeros without it."""
-    found = {one.name: getattr(one, "value", 0) for one in engine.get_metrics()}
-    return {name: int(found.get(f"vllm:spec_decode_{name}", 0)) for name in COUNTS}
 
 
 def summary(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from cospec.config import DecodeConfig
 from cospec.drafters.ends import Ends
 from cospec.errors import ConfigError
+from cospec.vllm_plugin.verdicts import ended_before
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,7 +143,8 @@ class EndingBlocks:
         slots = torch.tensor(sampler.find_slots(), device=runner.device)
         columns = sampler.adapter.table.columns(slots)
         is_discarded = torch.from_numpy(runner.discard_request_mask.np[: len(slots)].copy())
-        is_ended = columns.is_ended | (next_ids[:, None] == columns.stop_ids).any(dim=1)
+        each = torch.zeros_like(slots)  # one row a request
+        is_ended = ended_before(columns.is_ended, next_ids, each, columns.stop_ids)
         is_open = ~(is_ended | is_discarded.to(runner.device))
         stops = columns.stop_ids if self._config.end_blocks_at_stop else None
         self._ends = Ends(is_open, stops, None, self._bounds(columns), self._config.k)
