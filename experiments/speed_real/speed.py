@@ -160,8 +160,8 @@ def problems_of(task: Any, pair: ModelPair, options: argparse.Namespace) -> list
         examples = [example for example in examples if example.id in options.ids]
     prompts, samplings = encode_problems(pair, task, examples, options.max_new_tokens)
     if options.shots:
-        shown = shots(task, options.shots)
-        targets = [prompt(task, example, pair.tokenizer, shown) for example in examples]
+        shown = shots(task, options)
+        targets = [prompt(task, one, pair.tokenizer, shown, options) for one in examples]
         prompts = [PairPrompt(*both) for both in zip(targets, prompts, strict=True)]
     return list(zip(examples, prompts, samplings, strict=True))
 
@@ -195,6 +195,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--shots", type=int, default=0, help="shown to the target (known databases)"
     )
+    parser.add_argument("--nearest", action="store_true", help="as in text_to_sql/arms.py")
+    parser.add_argument("--rotate", type=int, default=0, help="as in text_to_sql/arms.py")
     parser.add_argument("--arbiters", nargs="+", default=[], help="that draft whole answers")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of those")
     parser.add_argument("--max-corrections", type=int, help="decode them so as well, in other arms")

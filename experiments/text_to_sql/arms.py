@@ -107,8 +107,7 @@ def decode(options, rows):
     # Databases by a hash of their names, so that a run which is stopped early has a fair sample.
     examples = sorted(examples, key=lambda e: stable_hash(f"order/{e.metadata['db_id']}"))
     examples = examples[: options.count]
-    most = sys.maxsize if options.nearest else options.shots
-    shown = shots(task, most, options.rotate) if options.shots else {}
+    shown = shots(task, options)
     by_id = {row["id"]: row for row in rows}
     for start in range(0, len(examples), options.chunk):
         some = examples[start : start + options.chunk]
@@ -116,15 +115,7 @@ def decode(options, rows):
         missing = [arm for arm in options.arms if not all(arm in arms for arms in done)]
         if not missing:
             continue
-        prompts = [
-            prompt(
-                task,
-                example,
-                pair.tokenizer,
-                nearest(shown, example, options.shots) if options.nearest else shown,
-            )
-            for example in some
-        ]
+        prompts = [prompt(task, one, pair.tokenizer, shown, options) for one in some]
         for arm, column, seconds in play(pair, task, some, prompts, missing, options):
             right = sum(entry["correct"] for entry in column)
             print(f"{start}: {arm} {right}/{len(some)}, {seconds:.0f} s", flush=True)
@@ -138,33 +129,32 @@ def decode(options, rows):
     return list(by_id.values())
 
 
-def shots(task, count, rotate=0):
-    """The first questions of each database, by a hash, that drafts are tuned on."""
-    found = one_wording(known(task.examples("train"), "draft", rotate))
-    found.sort(key=lambda example: stable_hash(f"shot/{example.id}"))
+def shots(task, options):
+    """The questions of each database that drafts are tuned on, in the order of a hash."""
     by_database: dict[str, list] = {}
-    for example in found:
-        some = by_database.setdefault(example.metadata["db_id"], [])
-        if len(some) < count:
-            some.append(example)
+    if options.shots:
+        found = one_wording(known(task.examples("train"), "draft", options.rotate))
+        for example in sorted(found, key=lambda example: stable_hash(f"shot/{example.id}")):
+            by_database.setdefault(example.metadata["db_id"], []).append(example)
     return by_database
 
 
-def nearest(shown, example, count):
-    """Of the questions of its database those that share most words with an example, likest last."""
-    words, database = words_of(example.metadata["question"]), example.metadata["db_id"]
-    some = shown.get(database, [])
+def chosen_shots(example, some, options):
+    """The first questions, or with --nearest those most like an example, the likest last."""
+    if not options.nearest:
+        return some[: options.shots]
+    words = words_of(example.metadata["question"])
     likest = sorted(some, key=lambda one: likeness(words, words_of(one.metadata["question"])))
-    return {database: likest[-count:]}
+    return likest[-options.shots :]
 
 
-def prompt(task, example, tokenizer, shown):
+def prompt(task, example, tokenizer, shown, options):
     """The prompt of a question, after turns with those of its database that are shown.
 
     A task with `chat_shots` makes the same, but for double blanks in 13 of 1,600 questions. It came
     later, and published results are of these.
     """
-    some = shown.get(example.metadata["db_id"], [])
+    some = chosen_shots(example, shown.get(example.metadata["db_id"], []), options)
     if not some:
         return task.prompt(example, tokenizer)
     beginning = example.question.partition("Question: ")[0]

@@ -70,6 +70,7 @@ def parsed() -> argparse.Namespace:
     wording.add_argument("--second-wording", action="store_true", help="and not the first")
     wording.add_argument("--every-wording", action="store_true")
     parser.add_argument("--shots", type=int, default=0, help="as in arms.py, shown to the target")
+    parser.add_argument("--nearest", action="store_true", help="as in arms.py")
     parser.add_argument("--longest-schema", type=int, default=LONGEST_PREFIX, help="in tokens")
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
     parser.add_argument("--finish", choices=("arbiter", "draft", "target"), default="arbiter")
@@ -98,7 +99,7 @@ def main() -> None:
     paths = Engine(pair, observed, decode)
     ends = None if options.no_branches else finisher(options, pair, arbiter, decode)
     options.out.mkdir(parents=True, exist_ok=True)
-    shown = shots(task, options.shots, options.rotate) if options.shots else {}
+    shown = shots(task, options)
     wanted = chosen(options, task, pair.tokenizer)
     missing = [name for name in wanted if not (options.out / f"{name}.jsonl").exists()]
     while missing:
@@ -164,7 +165,7 @@ def collect(chunk, task, shown, paths, ends, options) -> str:
     started = time.perf_counter()
     examples = [example for some in chunk.values() for example in some]
     tokenizer, sampling = paths.pair.tokenizer, SamplingConfig(max_new_tokens=task.max_new_tokens)
-    prompts = [prompt(task, example, tokenizer, shown) for example in examples]
+    prompts = [prompt(task, example, tokenizer, shown, options) for example in examples]
     if shown:
         own = [task.prompt(example, tokenizer) for example in examples]
         prompts = list(map(PairPrompt, prompts, own))
