@@ -61,13 +61,13 @@ class SamplingConfig:
     """Seed of each row's generator, mixed with the prompt's index; None draws one at random."""
     stop: tuple[str, ...] = ()
     r"""Strings that end the text and are not part of it; on the command line \n is a line break."""
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tyro.conf.Suppress[tuple[int, ...]] = ()
     """Tokens that end the text, besides the target's end-of-sequence tokens."""
     ignore_eos: bool = False
     """Go on after the target's end-of-sequence tokens."""
     exact_prefix_tokens: int = 0
     """Keep this many first tokens of the completion lossless, without any override."""
-    override_stop_tokens: bool = False
+    override_stop_tokens: tyro.conf.Suppress[bool] = False
     """Allow overrides where one of the two tokens is a stop token. Where one completes a stop
     string, they are always allowed."""
 
@@ -215,9 +215,9 @@ class DecodeConfig:
     last ones. A suffix search takes those that most often followed the longest repeated end of the
     text. With +model, the model drafts where the search finds nothing. Arbiters that ask for the
     draft's logits rule on the model's tokens only."""
-    prompt_lookup_max: int = 4
+    prompt_lookup_max: tyro.conf.Suppress[int] = 4
     """Most tokens at the end of the text that the ngram drafter searches for."""
-    prompt_lookup_min: int = 2
+    prompt_lookup_min: tyro.conf.Suppress[int] = 2
     """Fewest tokens at the end of the text that a drafter must find earlier in it."""
     enable_prefix_caching: tyro.conf.Suppress[bool] = False
     """Keep the caches of the prompts decoded last for the next call. The beginning that a new

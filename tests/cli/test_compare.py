@@ -151,6 +151,7 @@ def test_text_of_a_strangers_file_cannot_move_the_cursor(results, tiny, capfd, t
         ["--allow_code_execution"],
         ['--vllm-options={"trust_remote_code": true}'],
         ["--ray-address", "ray://elsewhere:10001"],
+        ["--config", "any_option.json"],
         ["--task", "jsonl:x.jsonl,scorer=evil:run"],
     ],
 )

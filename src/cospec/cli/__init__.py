@@ -6,8 +6,8 @@ import ctypes
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import tyro
@@ -16,6 +16,7 @@ from cospec.cli.arbiters import Arbiters
 from cospec.cli.audit import Audit
 from cospec.cli.bench import Bench
 from cospec.cli.calibrate import Calibrate
+from cospec.cli.common.config_file import named_file, options_from
 from cospec.cli.common.troubles import sentence_for
 from cospec.cli.compare import Compare
 from cospec.cli.demo import Demo
@@ -31,7 +32,7 @@ from cospec.cli.train import Train, defaults
 from cospec.errors import CospecError
 from cospec.text import visible
 
-COMMANDS: dict[str, Callable[..., Any]] = {  # Any: each builds its own dataclass
+COMMANDS: dict[str, type[Any]] = {  # Any: each is its own dataclass
     "demo": Demo,
     "generate": Generate,
     "audit": Audit,
@@ -114,19 +115,27 @@ def parse(args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
     config = (tyro.conf.OmitArgPrefixes,)
     if verb not in COMMANDS:  # help, completion, and misspelt verbs
         return tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="cospec", description=_DESCRIPTION, args=args, config=config
+            dict(COMMANDS), prog="cospec", description=_DESCRIPTION, args=args, config=config
         )
     # One verb alone starts faster, and errors name its options without tyro's wrapper.
     prog = f"cospec {verb}"
-    if verb == "train" and (default := defaults(rest)) is not None:
-        return tyro.cli(Train, prog=prog, args=rest, config=config, default=default)
     if verb != "serve":
-        return tyro.cli(COMMANDS[verb], prog=prog, args=rest, config=config)
+        default = _from_file(verb, rest)
+        return tyro.cli(COMMANDS[verb], prog=prog, args=rest, config=config, default=default)
     end = rest.index("--") if "--" in rest else len(rest)
     command, unknown = tyro.cli(
         Serve, prog=prog, args=rest[:end], config=config, return_unknown_args=True
     )
     return replace(command, vllm=(*unknown, *rest[end + 1 :]))
+
+
+def _from_file(verb: str, args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
+    """Return the command that the ``--config`` file of some arguments gives; None without one."""
+    path = named_file(args)
+    if path is not None and verb == "train":
+        return defaults(path)
+    has_config = "output" in {field.name for field in fields(COMMANDS[verb])}
+    return options_from(path, verb, COMMANDS[verb]) if path is not None and has_config else None
 
 
 def keep_freed_memory() -> None:

@@ -72,7 +72,7 @@ class Audit:
     an interruption the same command resumes from there.
     """
 
-    task: AuditTaskOptions
+    task: AuditTaskOptions = field(default_factory=AuditTaskOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     audit: AuditOptions = field(default_factory=AuditOptions)
     output: OutputOptions = field(default_factory=OutputOptions)

@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BenchTaskOptions(TaskOptions):
-    """Problems."""
-
-    task: str = ""
-    """A task as in cospec eval, such as gsm8k, reasoning_gym:NAME or jsonl:FILE,scorer=numeric."""
-
-
-@dataclass(frozen=True)
 class Bench:
     """Compare all arbiters on one pair and task: tune k and settings alike, then test once.
 
@@ -34,7 +26,7 @@ class Bench:
     there. The protocol is in docs/bench.md.
     """
 
-    task: BenchTaskOptions = field(default_factory=BenchTaskOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     bench: BenchConfig = field(default_factory=BenchConfig)
     output: OutputOptions = field(default_factory=OutputOptions)
@@ -62,8 +54,6 @@ class Bench:
         from cospec.cli.views.bench import print_cells, run_benchmark
         from cospec.evaluation.benchmark.config import Benchmark, describe
 
-        if not self.task.task:
-            raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
         if self.engine.backend == "vllm":
             self._check_vllm()
         if self.bench.tune_k and self.bench.num_speculative_tokens is not None:

@@ -108,7 +108,7 @@ class Calibrate:
     there.
     """
 
-    task: CalibrateTaskOptions
+    task: CalibrateTaskOptions = field(default_factory=CalibrateTaskOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     calibrate: CalibrateOptions = field(default_factory=CalibrateOptions)
     output: OutputOptions = field(default_factory=OutputOptions)

@@ -23,7 +23,7 @@ class Eval(AnswerOptions):
     an interruption the same command resumes from there.
     """
 
-    task: TaskOptions
+    task: TaskOptions = field(default_factory=TaskOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     decode: ArmOptions = field(default_factory=ArmOptions)
     output: OutputOptions = field(default_factory=OutputOptions)

@@ -16,8 +16,14 @@ from cospec.results import Json, check_writable
 from cospec.text import visible
 
 _VERBS = ("bench", "demo", "eval")
-_RUN_CODE = ("--allow-pickle", "--allow-code-execution", "--vllm-options", "--ray-address")
-"""Options that can run foreign code; a Ray cluster answers with pickles."""
+_RUN_CODE = (
+    "--allow-pickle",
+    "--allow-code-execution",
+    "--vllm-options",
+    "--ray-address",
+    "--config",
+)
+"""Options that can run foreign code; a Ray cluster answers with pickles, a file has any option."""
 _OWN_SCORER = re.compile(r"scorer=[^,+@]*:")
 
 

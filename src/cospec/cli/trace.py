@@ -36,7 +36,7 @@ class TraceOptions(DecodeOptions, AnswerOptions):
 class Trace:
     """Record problems token by token, with every ruling, as a document for cospec report."""
 
-    task: TaskOptions
+    task: TaskOptions = field(default_factory=TaskOptions)
     pair: PairOptions = field(default_factory=PairOptions)
     trace: TraceOptions = field(default_factory=TraceOptions)
     output: OutputOptions = field(default_factory=OutputOptions)

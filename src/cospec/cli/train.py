@@ -7,19 +7,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import tyro
 
 from cospec.cli.common.backends import BackendOptions
+from cospec.cli.common.config_file import read_config
 from cospec.cli.common.logged import OBJECTIVE, LogOptions, train_from_log
 from cospec.cli.common.options import PairOptions, given, set_threads
 from cospec.cli.common.progress import Progress, duration
 from cospec.cli.common.run import to_json
 from cospec.errors import ConfigError
-from cospec.results import Json, Provenance, parse_json, write_text
+from cospec.results import Json, Provenance, write_text
 from cospec.rl.config import TrainConfig
 from cospec.tasks.extras import import_extra
 
@@ -171,7 +171,7 @@ class Train:
         names = ("out", "log", "config", "name", "threads")
         used = {name: getattr(self, name) for name in names}
         used["pair"] = PairOptions(pair=self.pair.pair)
-        file = None if self.config is None else defaults(["--config", str(self.config)])
+        file = None if self.config is None else defaults(self.config)
         config, ours = TrainConfig() if file is None else file.train, self.train
         weights = {name: getattr(ours.objective, name) for name in OBJECTIVE}
         objective = replace(config.objective, **weights)
@@ -338,25 +338,11 @@ class Train:
         )
 
 
-def defaults(args: Sequence[str]) -> Train | None:
-    """Return the command's defaults from the file after ``--config``; None without one.
-
-    Args:
-        args: Arguments of the command line; its options override the file.
+def defaults(path: Path) -> Train:
+    """Return the command with the training settings of a file.
 
     Raises:
         ConfigError: The file cannot be read, or its settings are not allowed.
     """
-    given = [word.removeprefix("--config=") for word in args if word.startswith("--config=")]
-    given += [path for word, path in pairwise(args) if word == "--config"]
-    if not given:
-        return None
-    path = Path(given[-1])
-    try:
-        values = parse_json(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as settings: {error}; pass JSON, such as train.json of a run."
-        ) from None
-    config = TrainConfig.from_dict(values)
+    config = TrainConfig.from_dict(read_config(path))
     return Train(TrainTaskOptions(), out=tyro.MISSING, train=config)

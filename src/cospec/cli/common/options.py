@@ -88,7 +88,7 @@ def check_answers(max_new_tokens: int | None, temperature: float) -> None:
 class TaskOptions:
     """Problems."""
 
-    task: str
+    task: str = ""
     """gsm8k, svamp, asdiv, math500, aqua, humaneval, mbpp, spider (text-to-SQL), sql:FOLDER (the
     same on databases of your own), reasoning_gym:NAME (and reasoning_gym:NAME,reasoning=off for the
     answer alone; gsm_symbolic takes templates=3/7/20-29, without_templates=... and twins=apart),
@@ -108,8 +108,10 @@ class TaskOptions:
         """The task and its problems.
 
         Raises:
-            CospecError: The task is unknown or its data cannot be used.
+            CospecError: No task is named, it is unknown, or its data cannot be used.
         """
+        if not self.task:
+            raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
         task = load_task(
             self.task, data_dir=self.data_dir, allow_code_execution=self.allow_code_execution
         )
@@ -140,8 +142,10 @@ class ArmOptions(DecodeConfig):
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Results."""
+    """Files."""
 
+    config: Path | None = None
+    """JSON file of options, such as a result of this command; those given here override it."""
     json: Path | None = None
     """Write one result document: configuration, provenance, totals and rows."""
     overwrite: bool = False

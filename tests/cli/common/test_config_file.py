@@ -1,0 +1,84 @@
+"""Options of a command from a file, and from a result of the same command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cospec.cli import parse
+from cospec.cli.common.options import OutputOptions
+from cospec.cli.common.run import to_json
+from cospec.errors import ConfigError
+
+TYPED = {
+    "eval": ["--task", "gsm8k", "--arbiter", "gap:max_gap=1", "--arbiter", "fly", "--strict"],
+    "audit": ["--task", "gsm8k", "--split", "tune", "--cost-batch-sizes", "1", "3"],
+    "bench": ["--task", "gsm8k", "--arms", "rules", "--temperatures", "0", "0.7"],
+    "calibrate": ["--task", "gsm8k", "--thresholds", "0.5", "0.9", "--out", "somewhere"],
+    "trace": ["--task", "gsm8k", "--no-branches", "--temperature", "0.5"],
+    "generate": ["--prompt", "a", "--prompt=-b", "--stop", "x", "--seed", "None", "--chat", "True"],
+    "demo": ["--num-problems", "9", "--arbiter", "lossless"],
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes JSON and gives its path."""
+
+    def write(values: object) -> str:
+        path = tmp_path / "options=1.json"
+        path.write_text(json.dumps(values))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("verb", TYPED)
+def test_a_result_of_a_command_gives_its_options_back(verb, file):
+    pair = ["--pair", "bundled:family", "-k", "7", "--drafter", "ngram+model"]
+    typed = parse([verb, *TYPED[verb], *pair])
+    config = to_json(typed) | {"models": {"target": "a hash"}, "arbiters": {}}
+    del config["output"]
+    path = file({"schema": 1, "command": verb, "config": config, "rows": []})
+    again = parse([verb, "--config", path])
+    assert replace(again, output=OutputOptions()) == typed
+    other = parse([verb, f"--config={path}", "--cascade", "--pair", "bundled:specialist"])
+    expected = parse([verb, *TYPED[verb], *pair[2:], "--cascade", "--pair=bundled:specialist"])
+    assert replace(other, output=OutputOptions()) == expected
+
+
+def test_a_file_sets_options_that_have_no_flag(file):
+    path = file({"decode": {"drafter": "ngram", "prompt_lookup_max": 6}})
+    found = parse(["eval", "--task", "gsm8k", "--config", path]).decode
+    assert (found.drafter, found.prompt_lookup_max, found.batch_size) == ("ngram", 6, 8)
+    path = file({"sampling": {"stop_token_ids": [5], "override_stop_tokens": True}})
+    sampling = parse(["generate", "--prompt", "a", "--config", path]).sampling
+    assert (sampling.stop_token_ids, sampling.override_stop_tokens) == ((5,), True)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"schema": 1, "command": "bench", "config": {}}, "is a result of bench"),
+        ({"decode": {"bach_size": 3}}, "did you mean 'batch_size'"),
+        ({"batch_size": 3}, "write it inside 'decode'"),
+        ({"decode": {"batch_size": "many"}}, "decode.batch_size is 'many'; it must be a whole"),
+        ({"decode": {"batch_size": 0}}, "batch_size is 0"),
+        ([], "must be an object"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(file, values, told):
+    with pytest.raises(ConfigError, match=told):
+        parse(["eval", "--config", file(values)])
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read as settings"):
+        parse(["eval", "--config", str(tmp_path / "none.json")])
+
+
+def test_a_missing_task_is_named(capsys):
+    with pytest.raises(ConfigError, match="--task is missing"):
+        parse(["eval", "--pair", "bundled:tiny"]).task.load()
