@@ -71,6 +71,7 @@ def parsed() -> argparse.Namespace:
     wording.add_argument("--every-wording", action="store_true")
     parser.add_argument("--shots", type=int, default=0, help="as in arms.py, shown to the target")
     parser.add_argument("--nearest", action="store_true", help="as in arms.py")
+    parser.add_argument("--draft-is-shown", action="store_true", help="the same examples")
     parser.add_argument("--longest-schema", type=int, default=LONGEST_PREFIX, help="in tokens")
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
     parser.add_argument("--finish", choices=("arbiter", "draft", "target"), default="arbiter")
@@ -166,7 +167,7 @@ def collect(chunk, task, shown, paths, ends, options) -> str:
     examples = [example for some in chunk.values() for example in some]
     tokenizer, sampling = paths.pair.tokenizer, SamplingConfig(max_new_tokens=task.max_new_tokens)
     prompts = [prompt(task, example, tokenizer, shown, options) for example in examples]
-    if shown:
+    if shown and not options.draft_is_shown:
         own = [task.prompt(example, tokenizer) for example in examples]
         prompts = list(map(PairPrompt, prompts, own))
     texts = paths.rollouts(prompts, sampling)

@@ -2,6 +2,7 @@
 
 Usage: python experiments/text_to_sql/trees.py DATA TREES... [--also TREES...] [--json FILE]
            [--fit few.rounds --pair TARGET DRAFT --out ARBITER] [--arms ARBITER RULE:KNOB=NUMBER...]
+           [--slim FOLDER]
 
 TREES are folders of `collect.py --arbiter always_draft --finish target`. They hold the draft's
 answer to each question and, for each of its mismatches in turn, the answer after the target takes
@@ -19,6 +20,9 @@ well, of the same nine tenths. Three ways to fit, all to right answers alone:
 
 With --arms nothing is fitted: FILE has what each arbiter, and each model alone, writes. A rule
 without a number has the one that is best on TREES itself: an upper bound for the rule.
+
+With --slim nothing is fitted either: FOLDER has all that policies on scalars need of TREES, without
+hidden states and texts, and can stand in for TREES.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from typing import TYPE_CHECKING
 import torch
 from halves import LITERAL
 from learn import HIDDEN, KINDS, LINEAR, RULES, features_of, save
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from cospec.arbiters.checkpoint import read_checkpoint
@@ -96,6 +100,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="folders of arbiters, and rules with a number")
     parser.add_argument("--also", nargs="+", type=Path, default=[], help="fit to these as well")
     parser.add_argument("--json", type=Path, help="the table, or the arms' bits, as a file")
+    parser.add_argument("--slim", type=Path, help="write the trees' bits and scalars there")
     options = parser.parse_args()
     if bool(options.fit) != bool(options.out and options.pair):
         parser.error("--fit, --pair and --out go together")
@@ -109,6 +114,8 @@ def main() -> None:
         save(WAYS[way](learned, options.kind), set(), options)
     elif options.arms:
         play(trees, options)
+    elif options.slim:
+        slim(trees, options.slim)
     else:
         tabulate(trees, others, options)
 
@@ -161,6 +168,20 @@ def play(trees, options) -> None:
     }
     if options.json:
         options.json.write_text(json.dumps(document) + "\n")
+
+
+def slim(trees, folder) -> None:
+    """Write trees so that `read` finds them again, with scalars only."""
+    num_scalars = len(features_of("scalars").names)
+    rows = [
+        {"id": tree.question, "correct": tree.kept}
+        | {"branches": [{"correct": right} for right in tree.corrected.tolist()]}
+        for tree in trees
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trees.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scalars = torch.cat([tree.x[:, :num_scalars] for tree in trees]).half().contiguous()
+    save_file({"features": scalars}, folder / "trees.safetensors")
 
 
 def score_of(arm, trees):
@@ -224,7 +245,8 @@ def fitted(trees, every):
     for name, rule in RULES.items():
         edge = best_stop(trees, rule)
         found[name] = lambda x, rule=rule, edge=edge: rule(x) - edge
-    for kind in KINDS:
+    width = max(tree.x.shape[1] for tree in every)
+    for kind in (kind for kind in KINDS if len(features_of(kind).names) <= width):
         for way, learn in WAYS.items():
             policy = learn(every, kind)
             found[f"{kind}.{way}"] = lambda x, policy=policy: logits(policy, x)

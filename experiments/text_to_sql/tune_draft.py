@@ -4,7 +4,9 @@ Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 
        python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT --adapter FOLDER [FOLDER …]
 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
-and itself. The loss is on answers alone, which are the gold queries in the models' writing.
+and itself. With --turns they are turns of one chat, in which each question sees those before it
+with their answers, most like it last: the draft learns to use answered queries in its prompt. No
+two of a pack differ in literals alone. The loss is on answers alone, which are the gold queries in the models' writing.
 Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
 with LoRA merged, and OUT/adapter is the adapter alone. With --adapter nothing is tuned: OUT is
 DRAFT with that adapter, or the mean of its weights with each of several (2203.05482).
@@ -16,12 +18,13 @@ import argparse
 import json
 import math
 import random
+import sys
 import time
 from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
-from halves import LONGEST_PREFIX, half, known
+from halves import LITERAL, LONGEST_PREFIX, half, known, words_of
 from peft import (
     LoraConfig,
     PeftModel,
@@ -34,6 +37,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cospec.models.prefill import num_shared_tokens
 from cospec.tasks import load_task
+
+sys.path.append(str(Path(__file__).parents[1] / "retrieval"))
+
+from retrieval import likeness  # a script of the repository
 
 WARM_UP = 10
 PACK_TOKENS = 1024
@@ -56,6 +63,7 @@ def main() -> None:
         "--known-databases", action="store_true", help="learn from a part of each database"
     )
     parser.add_argument("--rotate", type=int, default=0, help="parts begin so many twentieths on")
+    parser.add_argument("--turns", action="store_true", help="questions of a pack see earlier ones")
     parser.add_argument("--seed", type=int, default=0, help="of the adapter and the order")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -81,13 +89,14 @@ def main() -> None:
         some = known(some, "draft", options.rotate)
     else:
         some = half(some, "draft", options.arbiter_quarters)
+    made = chats if options.turns else packs
     train = []
     for number in range(options.passes):
-        one = packs(task, some, tokenizer, options.seed + 1000 * number)
+        one = made(task, some, tokenizer, options.seed + 1000 * number)
         one = [pack for pack in one if len(pack[0]) <= LONGEST_PREFIX]
         ends = accumulate(len(branches) for _, branches in one)
         train += one[: 1 + sum(end < options.questions for end in ends)]
-    tune = packs(task, task.examples("tune", 64), tokenizer, seed=0)
+    tune = made(task, task.examples("tune", 64), tokenizer, seed=0)
     config = LoraConfig(r=options.rank, lora_alpha=16, target_modules=LINEAR)
     model = get_peft_model(model, config)  # its adapter is float32 whatever the model's dtype is
     log = fit(model, Head(model, train + tune), train, tune, options)
@@ -153,6 +162,47 @@ def packs(task, examples, tokenizer, seed):
     return made
 
 
+def chats(task, examples, tokenizer, seed):
+    """Packs of questions as turns of one chat, in random order: (prefix, [(rest, answer), …])."""
+    end = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    made = []
+    by_database: dict[str, list] = {}
+    for example in random.Random(seed).sample(examples, len(examples)):
+        by_database.setdefault(example.metadata["db_id"], []).append(example)
+    for left in by_database.values():
+        prompts = [task.prompt(example, tokenizer) for example in left]
+        shared = min(num_shared_tokens(prompts[0][:-1], prompt) for prompt in prompts)
+        while left:
+            size, branches, skeletons, words = shared, [], set(), frozenset()
+            while some := [e for e in left if skeleton_of(e) not in skeletons]:
+                nearest = max(some, key=lambda e: likeness(words, words_of(question_of(e))))
+                rest = f"\n<|im_start|>user\nQuestion: {question_of(nearest)}<|im_end|>\n"
+                rest = tokenizer.encode(f"{rest}<|im_start|>assistant\n")
+                if not branches:  # goes on with the schema's own turn
+                    rest = task.prompt(nearest, tokenizer)[shared:]
+                answer = tokenizer.encode(nearest.metadata["solution"], add_special_tokens=False)
+                size += len(rest) + len(answer) + 1
+                if branches and size > PACK_TOKENS:
+                    break
+                branches.append((rest, answer + end))
+                skeletons.add(skeleton_of(nearest))
+                words = words_of(question_of(nearest))
+                left.remove(nearest)
+            made.append((prompts[0][:shared], branches))
+    random.Random(seed).shuffle(made)
+    return made
+
+
+def question_of(example) -> str:
+    """The question without the schema."""
+    return str(example.metadata["question"])
+
+
+def skeleton_of(example) -> str:
+    """The gold query without literals."""
+    return str(LITERAL.sub("?", example.metadata["solution"]).lower())
+
+
 class Head:
     """The output matrix of the tokens that occur in the packs: an eighth of the time is saved."""
 
@@ -173,15 +223,16 @@ class Head:
         return torch.nn.functional.cross_entropy(logits.float(), self.number[torch.tensor(tokens)])
 
 
-def loss_of(model, head, pack) -> torch.Tensor:
+def loss_of(model, head, pack, is_chat) -> torch.Tensor:
     """Mean loss of a pack's answer tokens."""
     prefix, branches = pack
     ids, positions, owner, targets = list(prefix), list(range(len(prefix))), [0] * len(prefix), []
     for number, (rest, answer) in enumerate(branches, start=1):
         targets += [(len(ids) + len(rest) - 1 + i, token) for i, token in enumerate(answer)]
+        start = len(ids) if is_chat else len(prefix)
         ids += rest + answer
-        positions += range(len(prefix), len(prefix) + len(rest) + len(answer))
-        owner += [number] * (len(rest) + len(answer))
+        positions += range(start, start + len(rest) + len(answer))
+        owner += [0 if is_chat else number] * (len(rest) + len(answer))
     of = torch.tensor(owner)
     seen = ((of == 0) | (of[:, None] == of)).tril()
     inner = model.base_model.model
@@ -214,11 +265,11 @@ def fit(model, head, train, tune, options) -> dict[str, object]:
         schedule.load_state_dict(saved["schedule"])
         log = saved["log"]
     else:
-        log["tune"].append(mean_loss(model, head, tune))
+        log["tune"].append(mean_loss(model, head, tune, options.turns))
     print(f"{len(train)} packs, {log['questions']} questions; tune loss {log['tune']}", flush=True)
     started, done = time.perf_counter(), len(log["losses"])
     for step in range(done, len(train)):
-        loss = loss_of(model, head, train[step])
+        loss = loss_of(model, head, train[step], options.turns)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -233,15 +284,16 @@ def fit(model, head, train, tune, options) -> dict[str, object]:
             parts |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             torch.save(parts, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
-    log["tune"].append(mean_loss(model, head, tune))
+    log["tune"].append(mean_loss(model, head, tune, options.turns))
     state.unlink(missing_ok=True)
     return log
 
 
 @torch.no_grad()
-def mean_loss(model, head, tune) -> float:
+def mean_loss(model, head, tune, is_chat) -> float:
     """Mean loss of the packs."""
-    return round(sum(loss_of(model, head, pack).item() for pack in tune) / len(tune), 4)
+    losses = [loss_of(model, head, pack, is_chat).item() for pack in tune]
+    return round(sum(losses) / len(losses), 4)
 
 
 if __name__ == "__main__":
