@@ -6,7 +6,8 @@ Usage: python experiments/text_to_sql/tune_draft.py DRAFT DATA OUT [--questions 
 A step is one pack: a schema and some of its questions side by side, each of which sees the schema
 and itself. With --turns they are turns of one chat, in which each question sees those before it
 with their answers, most like it last: the draft learns to use answered queries in its prompt. No
-two of a pack differ in literals alone. The loss is on answers alone, which are the gold queries in the models' writing.
+two of a pack differ in literals alone. The loss is on answers alone, which are the gold queries in
+the models' writing.
 Seeds are fixed, and a run that was killed goes on from its last checkpoint. OUT is a checkpoint
 with LoRA merged, and OUT/adapter is the adapter alone. With --adapter nothing is tuned: OUT is
 DRAFT with that adapter, or the mean of its weights with each of several (2203.05482).
