@@ -15,6 +15,7 @@ PAIRS = (
     ("three passes", "shown eight queries", "test_own_arbiter", "policy"),
     ("three passes", "shown eight queries, arbiter of its own", "test_own_arbiter", "own_arbiter"),
     ("three passes, other queries", "shown eight, arbiter unchanged", "test_rotated", "published"),
+    ("the same", "shown the eight nearest, arbiter unchanged", "test_nearest", "published"),
 )
 """Draft, target, result file, and the trained arbiter's name there."""
 HEADER = (

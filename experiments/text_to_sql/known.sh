@@ -87,10 +87,11 @@ python trees.py "$data" "$work/rotated_test" --json "$work/test_rotated.json" \
 # The best number of each rule in hindsight.
 python trees.py "$data" "$work/rotated_test" --json "$work/hindsight_rotated.json" \
     --arms known_arbiter_shown cascade_diff gap agreement chow_average
-# The target alone, shown the eight queries whose questions are likest.
-python arms.py "$target" "$work/rotated" "$data" "$work/nearest.jsonl" --known-databases test \
-    --one-wording --count 2000 --threads 2 --chunk 64 --batch 32 --rotate 10 --shots 8 --nearest \
-    --arms target_only --json "$work/nearest.json"
+# The target is shown the eight queries whose questions are likest, 66 minutes.
+tree rotated nearest_test test --shots 8 --nearest --rotate 10
+python trees.py "$data" "$work/nearest_test" --json "$work/test_nearest.json" \
+    --arms known_arbiter_shown known_arbiter_three cascade_diff:alpha=0.0159 gap:max_gap=1.938 \
+    agreement:min_share=0.938 chow_average:min_log_q=-0.0334
 # Policies and rules on left-out questions of both parts.
 python trees.py "$data" "$work/rotated_tree" "$work/rotated_test" \
     --json "$work/left_out_rotated.json"
