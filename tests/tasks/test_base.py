@@ -104,6 +104,35 @@ def test_a_chat_model_gets_worked_examples_as_earlier_turns(chat_tokenizer: Any)
     assert last == {"role": "user", "content": task.chat.replace("{question}", "What is 7?")}
 
 
+def test_the_nearest_worked_examples_are_shown_the_most_like_last(plain_tokenizer: Any) -> None:
+    texts = ["How many red hats?", "Who ran?", "How many red cars are sold?", "How many cars?"]
+    made = [Example(f"e/{i}", text, str(i)) for i, text in enumerate(texts)]
+    asked = Example("asked", "How many red cars were sold?", "9")
+    source = FileSource("toy", {"train": [*made, asked], "test": [asked]})
+    task = Task("toy", source, lambda example, text: 1.0, num_shots=2, shot_sampler="nearest")
+    *shots, last = str(task.prompt(asked, plain_tokenizer)).split("\n\n")
+    assert [shot.split("\n")[0] for shot in shots] == [
+        "Question: How many cars?", "Question: How many red cars are sold?",
+    ], "and not the problem itself"  # fmt: skip
+    assert last == f"Question: {asked.question}\nAnswer:"
+
+
+def test_the_words_of_a_common_beginning_do_not_make_a_question_near(plain_tokenizer: Any) -> None:
+    words = {"0": "apple", "1": "house", "2": "apple", "3": "house"}
+    made = [Example(n, f"Room {int(n) // 2}. {word}?", n) for n, word in words.items()]
+    asked = Example("asked", "Room 1. house?", "9")
+    task = Task(
+        "toy", FileSource("toy", {"train": made, "test": [asked]}), lambda example, text: 1.0,
+        num_shots=1, shot_sampler="nearest", beginning=lambda example: example.question[:8],
+    )  # fmt: skip
+    assert str(task.prompt(asked, plain_tokenizer)).startswith(
+        "Question: Room 1. house?\nAnswer: 3"
+    )
+    elsewhere = Example("else", "Room 7. apple, Room 1", "9")
+    (shot,) = task._shots(elsewhere, 1)
+    assert shot.question.endswith("apple?"), "of any room, where there is none of this one"
+
+
 def by_room(example: Example) -> str:
     return f"Room {int(example.answer) % 2}. "
 

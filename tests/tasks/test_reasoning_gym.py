@@ -413,6 +413,13 @@ def test_a_generator_that_fails_on_some_seeds_gives_the_others(
     assert all(int(e.id.partition("/")[2]) % 2 == 0 for e in examples)
 
 
+def test_a_generated_task_has_no_nearest_examples(plain_tokenizer) -> None:
+    task = load_task("reasoning_gym:leg_counting,shots=2,shot_sampler=nearest")
+    (example,) = task.examples("test", 1)
+    with pytest.raises(TaskError, match="searches a whole train split, and this task has none"):
+        task.prompt(example, plain_tokenizer)
+
+
 def test_a_worked_answer_has_the_tags_that_are_asked_for() -> None:
     """Found: answers of several lines were shown bare, of which the last line alone is read."""
     task = load_task("reasoning_gym:leg_counting,shots=2")

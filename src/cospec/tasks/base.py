@@ -6,6 +6,7 @@ scorer; `cospec.tasks.load` does so for the tasks that have a name.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Split: TypeAlias = Literal["train", "tune", "test"]
+ShotSampler: TypeAlias = Literal["first", "nearest"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -126,6 +128,9 @@ class Task:
     """Worked examples, from the train split, as earlier turns of a chat."""
     draft_shots: int | None = None
     """Worked examples in a prompt of the draft model's own; None for the target's prompt."""
+    shot_sampler: ShotSampler = "first"
+    """Worked examples that are shown: the first of the train split, or those nearest to the
+    problem, which share most words with it, the nearest last."""
     beginning: Callable[[Example], str] | None = None
     """Function that returns the part of a question that comes first and that others share, such as
     a schema. Worked examples then have the same beginning, if possible, and it is not repeated."""
@@ -239,8 +244,9 @@ class Task:
             # An example with the same answer is left out too.
             alike = self._by_beginning.get(self.beginning(example), [])
             if alike := [shot for shot in alike if shot.answer != example.answer]:
-                return alike[:number]
-        found = [shot for shot in self._first_shots if shot.id != example.id][:number]
+                return self._sampled(example, alike, number)
+        others = [shot for shot in self._pool if shot.id != example.id]
+        found = self._sampled(example, others, number)
         if len(found) < number:
             raise TaskError(
                 f"{self.name} has {number} train problems, and {example.id}, which is one of them, "
@@ -248,9 +254,42 @@ class Task:
             )
         return found
 
+    def _sampled(self, example: Example, shots: list[Example], number: int) -> list[Example]:
+        """Return some of the worked examples that may be shown for a problem."""
+        if self.shot_sampler == "first":
+            return shots[:number]
+        words = self._words_of(example)
+
+        def likeness(shot: Example) -> float:  # Jaccard's
+            theirs = self._words_of(shot)
+            return len(words & theirs) / max(1, len(words | theirs))
+
+        return sorted(shots, key=likeness)[-number:]
+
+    def _words_of(self, example: Example) -> frozenset[str]:
+        """Return the words of a question, without a beginning that others share."""
+        if (found := self._words.get(example.id)) is None:
+            beginning = self.beginning(example) if self.beginning else ""
+            text = example.question.removeprefix(beginning).casefold()
+            found = self._words[example.id] = frozenset(re.findall(r"\w+", text))
+        return found
+
     @cached_property
-    def _first_shots(self) -> list[Example]:
-        """One more example than is shown, if possible: no problem is shown its own answer."""
+    def _words(self) -> dict[str, frozenset[str]]:
+        """The words of questions, by id."""
+        return {}
+
+    @cached_property
+    def _pool(self) -> list[Example]:
+        """All worked examples, or one more than is shown: no problem is shown its own answer."""
+        if self.shot_sampler == "nearest":
+            try:
+                return list(self.source("train", None, 0))
+            except TaskError as error:
+                raise TaskError(
+                    f"{self.name}: shot_sampler=nearest searches a whole train split, and this "
+                    f"task has none ({error}); leave it out."
+                ) from error
         number = max(self.num_shots, self.chat_shots, self.draft_shots or 0)
         try:
             return list(self.source("train", number + 1, 0))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from cospec.errors import TaskError, unknown_name
 from cospec.registered import load_registered, missing_settings, registered_names, settings_of
 from cospec.tasks import jsonl, math_sets, programs
-from cospec.tasks.base import Task
+from cospec.tasks.base import ShotSampler, Task
 from cospec.tasks.mixture import mixture
 from cospec.tasks.reasoning_gym import OPTIONS as GENERATED_OPTIONS
 from cospec.tasks.reasoning_gym import reasoning_gym_task
@@ -32,7 +32,7 @@ SPLIT_BY_HASH: dict[str, Callable[[Path | None, str | None], Task]] = {
     "humaneval": programs.humaneval,
 }
 """Sets of one file."""
-SHOTS = ("shots", "draft_shots")
+SHOTS = ("shots", "draft_shots", "shot_sampler")
 """Options of every task but a mixture, whose parts have them."""
 RUNS_PROGRAMS = ("humaneval", "mbpp")
 NAMED = (*SPLIT_BY_FILE, *SPLIT_BY_HASH, "spider")
@@ -67,7 +67,8 @@ def load_task(
             ``cospec.tasks``.
             ``shots=8`` shows eight worked examples of the train split before each question; for
             SQL tasks those of the same database, if there are any. ``draft_shots=0`` gives the
-            draft model a prompt of its own, with that many.
+            draft model a prompt of its own, with that many. ``shot_sampler=nearest`` shows those
+            that share most words with the question.
         data_dir: The data folder; else ``$COSPEC_DATA``, ``./data``, or the hub.
         allow_code_execution: Whether scoring may run the model's programs, in a sandbox.
 
@@ -117,17 +118,29 @@ def _load(head: str, pairs: list[str], data_dir: Path | None, allow_code_executi
 
 def _shown(task: Task, options: dict[str, str]) -> Task:
     """Return the task with worked examples in its prompts."""
-    for name, number in options.items():
-        if not number.isdecimal():
+    numbers: dict[str, int] = {}
+    for name, value in options.items():
+        if name == "shot_sampler":
+            task = _sampled(task, value)
+            continue
+        if not value.isdecimal():
             raise TaskError(
-                f"{name} is {number!r}; it must be a number, such as {task.name},{name}=8."
+                f"{name} is {value!r}; it must be a number, such as {task.name},{name}=8."
             )
-        task = replace(task, name=f"{task.name},{name}={int(number)}")
-    numbers = {name: int(number) for name, number in options.items()}
+        numbers[name] = int(value)
+        task = replace(task, name=f"{task.name},{name}={numbers[name]}")
     both = numbers.get("shots")
     if both is not None:
         task = replace(task, num_shots=both, chat_shots=both)
     return replace(task, draft_shots=numbers.get("draft_shots"))
+
+
+def _sampled(task: Task, sampler: str) -> Task:
+    """Return the task with another choice of worked examples."""
+    if sampler not in get_args(ShotSampler):
+        raise TaskError(unknown_name("shot_sampler", sampler, get_args(ShotSampler)))
+    name = f"{task.name},shot_sampler={sampler}"
+    return replace(task, name=name, shot_sampler=cast("ShotSampler", sampler))
 
 
 def _named(head: str, pairs: list[str], data_dir: Path | None) -> Task:
