@@ -25,6 +25,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from arms import prompt, shots
 from halves import LONGEST_PREFIX, half, known, one_wording, parts, short_schemas
@@ -71,6 +72,7 @@ def parsed() -> argparse.Namespace:
     wording.add_argument("--every-wording", action="store_true")
     parser.add_argument("--shots", type=int, default=0, help="as in arms.py, shown to the target")
     parser.add_argument("--nearest", action="store_true", help="as in arms.py")
+    parser.add_argument("--without", type=Path, help="not the questions of trees.py --slim")
     parser.add_argument("--draft-is-shown", action="store_true", help="the same examples")
     parser.add_argument("--longest-schema", type=int, default=LONGEST_PREFIX, help="in tokens")
     parser.add_argument("--no-branches", action="store_true", help="only the paths")
@@ -124,6 +126,9 @@ def chosen(options, task, tokenizer) -> dict[str, list[Example]]:
     first = {example.id for example in one_wording(asked)}
     if not options.every_wording:
         asked = [example for example in asked if (example.id in first) != options.second_wording]
+    if options.without:
+        ids = set(np.load(options.without)["ids"].tolist())
+        asked = [example for example in asked if example.id not in ids]
     if options.decoded:
         ids = {example.id for example in asked}
         rows = [same for row in map(json.loads, options.decoded.open()) if (same := whole(row))]

@@ -2,7 +2,7 @@
 
 Usage: python experiments/text_to_sql/trees.py DATA TREES... [--also TREES...] [--json FILE]
            [--fit few.rounds --pair TARGET DRAFT --out ARBITER] [--arms ARBITER RULE:KNOB=NUMBER...]
-           [--slim FOLDER]
+           [--slim FILE.npz]
 
 TREES are folders of `collect.py --arbiter always_draft --finish target`. They hold the draft's
 answer to each question and, for each of its mismatches in turn, the answer after the target takes
@@ -21,8 +21,8 @@ well, of the same nine tenths. Three ways to fit, all to right answers alone:
 With --arms nothing is fitted: FILE has what each arbiter, and each model alone, writes. A rule
 without a number has the one that is best on TREES itself: an upper bound for the rule.
 
-With --slim nothing is fitted either: FOLDER has all that policies on scalars need of TREES, without
-hidden states and texts, and can stand in for TREES.
+With --slim nothing is fitted either: FILE has all that policies on scalars need of TREES, without
+hidden states and texts. Such files can stand in for TREES.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from halves import LITERAL
 from learn import HIDDEN, KINDS, LINEAR, RULES, features_of, save
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
 from cospec.arbiters.checkpoint import read_checkpoint
@@ -170,18 +171,17 @@ def play(trees, options) -> None:
         options.json.write_text(json.dumps(document) + "\n")
 
 
-def slim(trees, folder) -> None:
+def slim(trees, path) -> None:
     """Write trees so that `read` finds them again, with scalars only."""
     num_scalars = len(features_of("scalars").names)
-    rows = [
-        {"id": tree.question, "correct": tree.kept}
-        | {"branches": [{"correct": right} for right in tree.corrected.tolist()]}
-        for tree in trees
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trees.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scalars = torch.cat([tree.x[:, :num_scalars] for tree in trees]).half().contiguous()
-    save_file({"features": scalars}, folder / "trees.safetensors")
+    np.savez_compressed(
+        path,
+        ids=[tree.question for tree in trees],
+        kept=np.array([tree.kept for tree in trees], np.int8),
+        sizes=np.array([len(tree.x) for tree in trees], np.int16),
+        corrected=torch.cat([tree.corrected for tree in trees]).numpy().astype(np.int8),
+        scalars=torch.cat([tree.x[:, :num_scalars] for tree in trees]).half().numpy(),
+    )
 
 
 def score_of(arm, trees):
@@ -201,10 +201,29 @@ def score_of(arm, trees):
     return lambda x: RULES[name](x) - edge
 
 
-def read(folder: Path, data: Path) -> list[Tree]:
-    """Read the trees of a folder."""
+def read(path: Path, data: Path) -> list[Tree]:
+    """Read the trees of a folder, or of a file of --slim."""
     examples = {e.id: e for e in load_task("spider", data_dir=data).examples("train")}
     found = []
+    for question, x, corrected, kept in answers(path):
+        example = examples[question]
+        database = example.metadata["db_id"]
+        query = f"{database}/{LITERAL.sub('?', example.metadata['solution']).lower()}"
+        found.append(Tree(question, database, query, x, corrected, kept))
+    return found
+
+
+def answers(folder: Path):
+    """Yield of each question the id, features, and the answers' bits."""
+    if folder.suffix == ".npz":
+        kept = np.load(folder)
+        sizes = kept["sizes"].tolist()
+        x = torch.from_numpy(kept["scalars"]).float().split(sizes)
+        corrected = torch.from_numpy(kept["corrected"]).float().split(sizes)
+        yield from zip(
+            kept["ids"].tolist(), x, corrected, kept["kept"].astype(float).tolist(), strict=True
+        )
+        return
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.open()]
         tensors = path.with_suffix(".safetensors")
@@ -215,11 +234,7 @@ def read(folder: Path, data: Path) -> list[Tree]:
             branches = row["branches"]
             x, features = features[: len(branches)], features[len(branches) :]
             corrected = torch.tensor([branch["correct"] for branch in branches])
-            example = examples[row["id"]]
-            database = example.metadata["db_id"]
-            query = f"{database}/{LITERAL.sub('?', example.metadata['solution']).lower()}"
-            found.append(Tree(row["id"], database, query, x, corrected, row["correct"]))
-    return found
+            yield row["id"], x, corrected, row["correct"]
 
 
 def crossed(trees, others) -> dict[str, dict[str, float]]:
