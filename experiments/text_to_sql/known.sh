@@ -95,3 +95,8 @@ python trees.py "$data" "$work/nearest_test" --json "$work/test_nearest.json" \
 # Policies and rules on left-out questions of both parts.
 python trees.py "$data" "$work/rotated_tree" "$work/rotated_test" \
     --json "$work/left_out_rotated.json"
+
+# A third part, and a draft that is tuned to use answered queries: both models are shown the nearest.
+tune turns "${known[@]}" --passes 3 --bfloat16 --rotate 5 --turns
+both=(--shots 8 --nearest --draft-is-shown --rotate 5)
+tree turns turns_tree arbiter --every-wording "${both[@]}"
