@@ -26,6 +26,7 @@ from .conftest import gsm8k_row, write_lines
         ("svamp,spilt=test", "did you mean 'split'"),
         ("gsm8k,shots=some", "shots is 'some'; it must be a number, such as gsm8k,shots=8"),
         ("gsm8k,shots=2,shot_sampler=near", "did you mean 'nearest'"),
+        ("reasoning_gym:gcd,shot_sampler=first", "does not say how many worked examples"),
         ("svamp,split", "write split=VALUE"),
         ("reasoning_gym:gsm_symbolik", "did you mean 'gsm_symbolic'"),
         ("reasoning_gym:composite", "no problems of its own"),

@@ -129,6 +129,10 @@ def _shown(task: Task, options: dict[str, str]) -> Task:
             )
         numbers[name] = int(value)
         task = replace(task, name=f"{task.name},{name}={numbers[name]}")
+    if options and not numbers:
+        raise TaskError(
+            f"{task.name} does not say how many worked examples to show; add a number: shots=8."
+        )
     both = numbers.get("shots")
     if both is not None:
         task = replace(task, num_shots=both, chat_shots=both)
