@@ -99,4 +99,4 @@ python trees.py "$data" "$work/rotated_tree" "$work/rotated_test" \
 # A third part, and a draft that is tuned to use answered queries: both models are shown the nearest.
 tune turns "${known[@]}" --passes 3 --bfloat16 --rotate 5 --turns
 both=(--shots 8 --nearest --draft-is-shown --rotate 5)
-tree turns turns_tree arbiter --every-wording "${both[@]}"
+tree turns turns_tree arbiter --every-wording "${both[@]}"  # --without turns_tree.npz: the first of them
