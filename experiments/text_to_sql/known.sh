@@ -99,4 +99,5 @@ python trees.py "$data" "$work/rotated_tree" "$work/rotated_test" \
 # A third part, and a draft that is tuned to use answered queries: both models are shown the nearest.
 tune turns "${known[@]}" --passes 3 --bfloat16 --rotate 5 --turns
 both=(--shots 8 --nearest --draft-is-shown --rotate 5)
-tree turns turns_tree arbiter --every-wording "${both[@]}"  # --without turns_tree.npz: the first of them
+# The first 237 questions are in turns_tree.npz: add --without turns_tree.npz to go on after them.
+tree turns turns_tree arbiter --every-wording "${both[@]}"
