@@ -135,7 +135,9 @@ def _from_file(verb: str, args: Sequence[str]) -> Any:  # Any: the dataclass of 
     if path is not None and verb == "train":
         return defaults(path)
     has_config = "output" in {field.name for field in fields(COMMANDS[verb])}
-    return options_from(path, verb, COMMANDS[verb]) if path is not None and has_config else None
+    if path is None or not has_config:
+        return None
+    return options_from(path, verb, COMMANDS[verb], args)
 
 
 def keep_freed_memory() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from cospec.cli.common.config_file import OWN_SCORER
 from cospec.errors import ConfigError
 from cospec.results import Json, check_writable
 from cospec.text import visible
@@ -24,7 +24,6 @@ _RUN_CODE = (
     "--config",
 )
 """Options that can run foreign code; a Ray cluster answers with pickles, a file has any option."""
-_OWN_SCORER = re.compile(r"scorer=[^,+@]*:")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _check_code(argv: Sequence[str]) -> None:
                 f"the command of the result has {word}, which writes a file of its choice and "
                 "measures nothing; it cannot be reproduced."
             )
-        if word.partition("=")[0].replace("_", "-") in _RUN_CODE or _OWN_SCORER.search(word):
+        if word.partition("=")[0].replace("_", "-") in _RUN_CODE or OWN_SCORER.search(word):
             raise ConfigError(
                 f"the command of the result has {word}, with which it can run any code; read it, "
                 f"and pass --trust if you trust it: {' '.join(argv)}"

@@ -82,3 +82,25 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_a_missing_task_is_named(capsys):
     with pytest.raises(ConfigError, match="--task is missing"):
         parse(["eval", "--pair", "bundled:tiny"]).task.load()
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "flag"),
+    [
+        ("pair", "allow_pickle", True, ["--allow-pickle"]),
+        ("task", "allow_code_execution", True, ["--allow_code_execution"]),
+        ("engine", "vllm_options", '{"trust_remote_code": true}', ["--vllm-options={}"]),
+        ("engine", "ray_address", "ray://there:1", ["--ray-address", "auto"]),
+        ("task", "task", "jsonl:x.jsonl,scorer=evil:run", ["--task", "gsm8k"]),
+    ],
+)
+def test_a_result_that_can_run_code_needs_the_option_again(file, group, name, value, flag):
+    """A result may be somebody else's; a file of one's own options is one's own."""
+    config = {"engine": {"backend": "vllm"}, group: {name: value}}
+    if group == "engine":
+        config[group]["backend"] = "vllm"
+    path = file({"schema": 1, "command": "eval", "config": config})
+    with pytest.raises(ConfigError, match="with which it can run any code"):
+        parse(["eval", "--config", path])
+    assert parse(["eval", "--config", path, *flag]).engine.backend == "vllm"
+    assert parse(["eval", "--config", file(config)]).engine.backend == "vllm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import pairwise
@@ -10,9 +11,17 @@ from typing import Any, TypeVar
 
 from cospec import settings
 from cospec.errors import ConfigError
-from cospec.results import parse_json, read_text
+from cospec.results import Json, parse_json, read_text
 
 T = TypeVar("T")
+OWN_SCORER = re.compile(r"scorer=[^,+@]*:")
+_HARMLESS: Json = {
+    "allow_pickle": False,
+    "allow_code_execution": False,
+    "vllm_options": "{}",
+    "ray_address": None,
+}
+"""Options that can run foreign code, with the value that does not."""
 
 
 def named_file(args: Sequence[str]) -> Path | None:
@@ -37,15 +46,16 @@ def read_config(path: Path) -> Any:  # Any: whatever JSON holds
         ) from None
 
 
-def options_from(path: Path, verb: str, command: type[T]) -> T:
+def options_from(path: Path, verb: str, command: type[T], args: Sequence[str] = ()) -> T:
     """Return a command with the options of a file.
 
     The file is a result of the same command, or has some options in the groups of ``--help``:
-    ``{"pair": {"target": "T", "draft": "D"}, "decode": {"batch_size": 16}}``.
+    ``{"pair": {"target": "T", "draft": "D"}, "decode": {"batch_size": 16}}``. A result may be
+    somebody else's: options of it that can run code have to be given in `args` as well.
 
     Raises:
-        ConfigError: The file cannot be read, is a result of another command, or has an option that
-            is unknown or not allowed.
+        ConfigError: The file cannot be read, is a result of another command or would run code, or
+            has an option that is unknown or not allowed.
     """
     values = read_config(path)
     if isinstance(values, dict) and {"schema", "command", "config"} <= values.keys():
@@ -56,4 +66,24 @@ def options_from(path: Path, verb: str, command: type[T]) -> T:
             )
         own = {field.name for field in fields(command)}  # type: ignore[arg-type]
         values = {key: value for key, value in values["config"].items() if key in own}
+        _check_code(path, settings.flat(values), args)
     return settings.from_dict(command, values)
+
+
+def _check_code(path: Path, values: Json, args: Sequence[str]) -> None:
+    """Refuse a result whose options can run code, unless `args` have the same options.
+
+    Raises:
+        ConfigError: There is such an option.
+    """
+    found = [name for name, value in _HARMLESS.items() if values.get(name, value) != value]
+    if OWN_SCORER.search(str(values.get("task"))):
+        found.append("task")
+    given = {word.partition("=")[0].replace("_", "-") for word in args}
+    for name in found:
+        flag = f"--{name.replace('_', '-')}"
+        if flag not in given:
+            raise ConfigError(
+                f"{path} has {name} {values[name]!r}, with which it can run any code; pass {flag} "
+                "as well if you trust it."
+            )
