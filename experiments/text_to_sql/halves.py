@@ -46,6 +46,11 @@ QUERY_PARTS = {"draft": range(12), "arbiter": range(12, 15), "test": range(15, 2
 LITERAL = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d+(?:\.\d+)?\b")
 
 
+def skeleton(example: Example) -> str:
+    """The gold query without literals."""
+    return LITERAL.sub("?", str(example.metadata["solution"])).lower()
+
+
 def known(examples: Sequence[Example], name: str, rotate: int = 0) -> list[Example]:
     """The questions of a part, in their order, where databases are known and queries are new.
 
@@ -55,8 +60,7 @@ def known(examples: Sequence[Example], name: str, rotate: int = 0) -> list[Examp
     """
     found = []
     for example in examples:
-        skeleton = LITERAL.sub("?", example.metadata["solution"]).lower()
-        place = stable_hash(f"query/{example.metadata['db_id']}/{skeleton}") - rotate
+        place = stable_hash(f"query/{example.metadata['db_id']}/{skeleton(example)}") - rotate
         if place % 20 in QUERY_PARTS[name]:
             found.append(example)
     return found

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from halves import LITERAL
+from halves import skeleton
 from learn import HIDDEN, KINDS, LINEAR, RULES, features_of, save
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
@@ -208,7 +208,7 @@ def read(path: Path, data: Path) -> list[Tree]:
     for question, x, corrected, kept in answers(path):
         example = examples[question]
         database = example.metadata["db_id"]
-        query = f"{database}/{LITERAL.sub('?', example.metadata['solution']).lower()}"
+        query = f"{database}/{skeleton(example)}"
         found.append(Tree(question, database, query, x, corrected, kept))
     return found
 

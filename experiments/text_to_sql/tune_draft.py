@@ -25,7 +25,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
-from halves import LITERAL, LONGEST_PREFIX, half, known, words_of
+from halves import LONGEST_PREFIX, half, known, skeleton, words_of
 from peft import (
     LoraConfig,
     PeftModel,
@@ -175,7 +175,7 @@ def chats(task, examples, tokenizer, seed):
         shared = min(num_shared_tokens(prompts[0][:-1], prompt) for prompt in prompts)
         while left:
             size, branches, skeletons, words = shared, [], set(), frozenset()
-            while some := [e for e in left if skeleton_of(e) not in skeletons]:
+            while some := [e for e in left if skeleton(e) not in skeletons]:
                 nearest = max(some, key=lambda e: likeness(words, words_of(question_of(e))))
                 rest = f"\n<|im_start|>user\nQuestion: {question_of(nearest)}<|im_end|>\n"
                 rest = tokenizer.encode(f"{rest}<|im_start|>assistant\n")
@@ -186,7 +186,7 @@ def chats(task, examples, tokenizer, seed):
                 if branches and size > PACK_TOKENS:
                     break
                 branches.append((rest, answer + end))
-                skeletons.add(skeleton_of(nearest))
+                skeletons.add(skeleton(nearest))
                 words = words_of(question_of(nearest))
                 left.remove(nearest)
             made.append((prompts[0][:shared], branches))
@@ -197,11 +197,6 @@ def chats(task, examples, tokenizer, seed):
 def question_of(example) -> str:
     """The question without the schema."""
     return str(example.metadata["question"])
-
-
-def skeleton_of(example) -> str:
-    """The gold query without literals."""
-    return str(LITERAL.sub("?", example.metadata["solution"]).lower())
 
 
 class Head:

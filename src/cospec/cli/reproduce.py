@@ -10,20 +10,14 @@ from pathlib import Path
 
 import tyro
 
-from cospec.cli.common.config_file import OWN_SCORER
+from cospec.cli.common.config_file import HARMLESS, OWN_SCORER, flag_of
 from cospec.errors import ConfigError
 from cospec.results import Json, check_writable
 from cospec.text import visible
 
 _VERBS = ("bench", "demo", "eval")
-_RUN_CODE = (
-    "--allow-pickle",
-    "--allow-code-execution",
-    "--vllm-options",
-    "--ray-address",
-    "--config",
-)
-"""Options that can run foreign code; a Ray cluster answers with pickles, a file has any option."""
+_RUN_CODE = (*map(flag_of, HARMLESS), "--config")
+"""Options that can run foreign code; a file of options has any of them."""
 
 
 @dataclass(frozen=True)

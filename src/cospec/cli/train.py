@@ -15,7 +15,7 @@ import tyro
 from cospec.cli.common.backends import BackendOptions
 from cospec.cli.common.config_file import read_config
 from cospec.cli.common.logged import OBJECTIVE, LogOptions, train_from_log
-from cospec.cli.common.options import PairOptions, given, set_threads
+from cospec.cli.common.options import PairOptions, check_task, given, set_threads
 from cospec.cli.common.progress import Progress, duration
 from cospec.cli.common.run import to_json
 from cospec.errors import ConfigError
@@ -126,8 +126,7 @@ class Train:
             set_threads(self.threads)
             train_from_log(self.log, self.pair, self.train, self.out, self.name)
             return
-        if not self.task.task:
-            raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
+        check_task(self.task.task)
         check_run(self.out, self._settings(), is_whole=False)
         set_threads(self.threads)
         problems = self._problems()

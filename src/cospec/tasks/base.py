@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from cospec.errors import ConfigError, TaskError, check_least, unknown_name
@@ -106,6 +106,12 @@ class Source(Protocol):
 def worked_answer(example: Example, is_chat: bool) -> str:
     """Return an answer as it is shown to a model: its worked solution, if there is one."""
     return str(example.metadata.get("solution") or example.answer)
+
+
+@lru_cache(maxsize=2**16)
+def words_of(text: str) -> frozenset[str]:
+    """Return the words of a text in lower case; kept, as each question is compared with many."""
+    return frozenset(re.findall(r"\w+", text.casefold()))
 
 
 @dataclass(frozen=True)
@@ -258,26 +264,18 @@ class Task:
         """Return some of the worked examples that may be shown for a problem."""
         if self.shot_sampler == "first":
             return shots[:number]
-        words = self._words_of(example)
+        words = words_of(self._own_part(example))
 
         def likeness(shot: Example) -> float:  # Jaccard's
-            theirs = self._words_of(shot)
+            theirs = words_of(self._own_part(shot))
             return len(words & theirs) / max(1, len(words | theirs))
 
         return sorted(shots, key=likeness)[-number:]
 
-    def _words_of(self, example: Example) -> frozenset[str]:
-        """Return the words of a question, without a beginning that others share."""
-        if (found := self._words.get(example.id)) is None:
-            beginning = self.beginning(example) if self.beginning else ""
-            text = example.question.removeprefix(beginning).casefold()
-            found = self._words[example.id] = frozenset(re.findall(r"\w+", text))
-        return found
-
-    @cached_property
-    def _words(self) -> dict[str, frozenset[str]]:
-        """The words of questions, by id."""
-        return {}
+    def _own_part(self, example: Example) -> str:
+        """Return a question without the beginning that others share."""
+        beginning = self.beginning(example) if self.beginning else ""
+        return example.question.removeprefix(beginning)
 
     @cached_property
     def _pool(self) -> list[Example]:

@@ -15,13 +15,15 @@ from cospec.results import Json, parse_json, read_text
 
 T = TypeVar("T")
 OWN_SCORER = re.compile(r"scorer=[^,+@]*:")
-_HARMLESS: Json = {
+"""A scorer that is a function of somebody's module."""
+HARMLESS: Json = {
     "allow_pickle": False,
     "allow_code_execution": False,
     "vllm_options": "{}",
     "ray_address": None,
 }
-"""Options that can run foreign code, with the value that does not."""
+"""Options that can run foreign code, with the value that does not. A Ray cluster answers with
+pickles."""
 
 
 def named_file(args: Sequence[str]) -> Path | None:
@@ -44,6 +46,11 @@ def read_config(path: Path) -> Any:  # Any: whatever JSON holds
             f"{path} cannot be read as settings: {error}; pass JSON, such as train.json of a "
             "training run, or for other commands a result file."
         ) from None
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of an option."""
+    return f"--{name.replace('_', '-')}"
 
 
 def options_from(path: Path, verb: str, command: type[T], args: Sequence[str] = ()) -> T:
@@ -76,13 +83,12 @@ def _check_code(path: Path, values: Json, args: Sequence[str]) -> None:
     Raises:
         ConfigError: There is such an option.
     """
-    found = [name for name, value in _HARMLESS.items() if values.get(name, value) != value]
+    found = [name for name, value in HARMLESS.items() if values.get(name, value) != value]
     if OWN_SCORER.search(str(values.get("task"))):
         found.append("task")
-    given = {word.partition("=")[0].replace("_", "-") for word in args}
+    given = {word.partition("=")[0].replace("_", "-") for word in args}  # tyro takes both
     for name in found:
-        flag = f"--{name.replace('_', '-')}"
-        if flag not in given:
+        if (flag := flag_of(name)) not in given:
             raise ConfigError(
                 f"{path} has {name} {values[name]!r}, with which it can run any code; pass {flag} "
                 "as well if you trust it."

@@ -84,6 +84,16 @@ def check_answers(max_new_tokens: int | None, temperature: float) -> None:
     SamplingConfig(1 if max_new_tokens is None else max_new_tokens, temperature)
 
 
+def check_task(task: str) -> None:
+    """Refuse a command without a task.
+
+    Raises:
+        ConfigError: None is named.
+    """
+    if not task:
+        raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
+
+
 @dataclass(frozen=True)
 class TaskOptions:
     """Problems."""
@@ -110,8 +120,7 @@ class TaskOptions:
         Raises:
             CospecError: No task is named, it is unknown, or its data cannot be used.
         """
-        if not self.task:
-            raise ConfigError("--task is missing; pass one, such as gsm8k or jsonl:FILE.")
+        check_task(self.task)
         task = load_task(
             self.task, data_dir=self.data_dir, allow_code_execution=self.allow_code_execution
         )
