@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,6 +129,11 @@ def test_the_words_of_a_common_beginning_do_not_make_a_question_near(plain_token
     assert str(task.prompt(asked, plain_tokenizer)).startswith(
         "Question: Room 1. house?\nAnswer: 3"
     )
+    twins = [replace(one, id=f"{one.id}/2", question=f"{one.question} Say it.") for one in made]
+    source = FileSource("toy", {"train": [*made, *twins], "test": [asked]})
+    shown = replace(task, source=source)._shots(asked, 2)
+    assert [one.answer for one in shown] == ["2", "3"], "an answer once"
+    assert shown[-1].id == "3", "in its likest wording"
     elsewhere = Example("else", "Room 7. apple, Room 1", "9")
     (shot,) = task._shots(elsewhere, 1)
     assert shot.question.endswith("apple?"), "of any room, where there is none of this one"

@@ -416,7 +416,9 @@ def test_a_generator_that_fails_on_some_seeds_gives_the_others(
 def test_a_generated_task_has_no_nearest_examples(plain_tokenizer) -> None:
     task = load_task("reasoning_gym:leg_counting,shots=2,shot_sampler=nearest")
     (example,) = task.examples("test", 1)
-    with pytest.raises(TaskError, match="searches a whole train split, and this task has none"):
+    with pytest.raises(
+        TaskError, match="has no end, and shot_sampler=nearest searches a whole train"
+    ):
         task.prompt(example, plain_tokenizer)
 
 

@@ -270,7 +270,10 @@ class Task:
             theirs = words_of(self._own_part(shot))
             return len(words & theirs) / max(1, len(words | theirs))
 
-        return sorted(shots, key=likeness)[-number:]
+        ranked = sorted(shots, key=likeness)
+        if self.beginning is not None:  # one answer, as a query, in its likest wording
+            ranked = sorted({shot.answer: shot for shot in ranked}.values(), key=likeness)
+        return ranked[-number:]
 
     def _own_part(self, example: Example) -> str:
         """Return a question without the beginning that others share."""
@@ -284,9 +287,9 @@ class Task:
             try:
                 return list(self.source("train", None, 0))
             except TaskError as error:
+                why = str(error).partition(";")[0]
                 raise TaskError(
-                    f"{self.name}: shot_sampler=nearest searches a whole train split, and this "
-                    f"task has none ({error}); leave it out."
+                    f"{why}, and shot_sampler=nearest searches a whole train split; leave it out."
                 ) from error
         number = max(self.num_shots, self.chat_shots, self.draft_shots or 0)
         try:
