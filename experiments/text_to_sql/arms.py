@@ -203,7 +203,7 @@ def play(pair, task, examples, prompts, arms, options):
             column = [None if leaves(completion, place) else completion for completion in first]
             left = [i for i, one in enumerate(column) if one is None]
             engine = Engine(pair, arbiters[arm], drafter=drafter, **settings)
-            new = iter(engine.generate([prompts[i] for i in left], sampling))
+            new = iter(engine.generate([prompts[i] for i in left], sampling) if left else [])
             column = [completion or next(new) for completion in column]
         entries = [
             entry(completion) | {"correct": task.score(example, completion.text).correct}
