@@ -56,6 +56,8 @@ KINDS = {
 HIDDEN = HiddenFeatures(torch.zeros(1, dtype=torch.int64), (1536, 896), torch.empty(0, 1536))
 """Of this pair, to know which number is what."""
 LINEAR = PolicyConfig(kind="linear", hidden_projection=1)
+BLOCKS = {"num_speculative_tokens": 64, "end_blocks_at_stop": True}
+"""Blocks of `collect.py`, which an arbiter records, so that it is decoded with the same."""
 
 
 def main() -> None:
@@ -208,10 +210,14 @@ def learned(x, worth, kind) -> Policy:
     return policy
 
 
-def save(policy, questions, options) -> None:
-    """Save a policy as an arbiter of the pair, and the prompts that it knows."""
+def save(policy, questions, options, **decoding) -> None:
+    """Save a policy as an arbiter of the pair, and the prompts and blocks that it knows."""
     pair = ModelPair.from_pretrained(*options.pair, dtype="float32", pack_weights=False)
-    about = {"pair": {"fingerprint": pair.fingerprint}, "name": options.out.name}
+    about = {
+        "pair": {"fingerprint": pair.fingerprint},
+        "name": options.out.name,
+        "training": {"train": BLOCKS | decoding},
+    }
     spec = "hidden" if options.kind.startswith("hidden") else "scalar"
     arbiter = LearnedArbiter(policy, make_features(spec, pair), about=about)
     if options.prompts:

@@ -112,7 +112,7 @@ def main() -> None:
         options.kind, way = options.fit.split(".")
         options.prompts = None  # no guard
         learned = [tree for tree in [*trees, *others] if len(tree.x)]
-        save(WAYS[way](learned, options.kind), set(), options)
+        save(WAYS[way](learned, options.kind), set(), options, max_corrections=1)
     elif options.arms:
         play(trees, options)
     elif options.slim:

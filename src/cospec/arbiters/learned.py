@@ -133,6 +133,13 @@ class LearnedArbiter:
                 "elsewhere, and here it sees less or more of what is ahead: "
                 "measure it so (cospec eval) before you trust it",
             )
+        limit = self._trained.get("max_corrections")
+        if self._trained and config.max_corrections != limit:
+            notes += (
+                f"the arbiter {self.label} was trained with max_corrections {limit} and rules with "
+                f"{config.max_corrections}, so it is asked at other mismatches: pass the former, "
+                "or measure it so (cospec eval) before you trust it",
+            )
         ours, theirs = decoding_of(config, sampling), self.chosen_for
         names = DECIDING if sampling is None else DECIDING + _SAMPLING
         unlike: list[str] = []
