@@ -22,7 +22,8 @@ With --read-first so is every whole prompt: then what is timed is decoding alone
 earlier turn has read the document. It comes with --prefix-caching.
 
 With --shots the target is shown so many of the draft's questions about the same database with their
-answers, as in experiments/text_to_sql (arms.py), and the draft the question alone.
+answers, as in experiments/text_to_sql (arms.py), and the draft the question alone, or with
+--draft-is-shown the same.
 
 With --arbiters rules and trained arbiters take part, which draft whole answers: blocks of up to
 --answer-tokens that end with the text. Their texts differ from the target's, so the table has how
@@ -162,7 +163,8 @@ def problems_of(task: Any, pair: ModelPair, options: argparse.Namespace) -> list
     if options.shots:
         shown = shots(task, options)
         targets = [prompt(task, one, pair.tokenizer, shown, options) for one in examples]
-        prompts = [PairPrompt(*both) for both in zip(targets, prompts, strict=True)]
+        drafts = targets if options.draft_is_shown else prompts
+        prompts = [PairPrompt(*both) for both in zip(targets, drafts, strict=True)]
     return list(zip(examples, prompts, samplings, strict=True))
 
 
@@ -195,6 +197,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--shots", type=int, default=0, help="shown to the target (known databases)"
     )
+    parser.add_argument("--draft-is-shown", action="store_true", help="the same examples")
     parser.add_argument("--nearest", action="store_true", help="as in text_to_sql/arms.py")
     parser.add_argument("--rotate", type=int, default=0, help="as in text_to_sql/arms.py")
     parser.add_argument("--arbiters", nargs="+", default=[], help="that draft whole answers")
