@@ -27,7 +27,9 @@ answers, as in experiments/text_to_sql (arms.py), and the draft the question alo
 
 With --arbiters rules and trained arbiters take part, which draft whole answers: blocks of up to
 --answer-tokens that end with the text. Their texts differ from the target's, so the table has how
-many answers are right. With --arms only some arms take part.
+many answers are right. With --arms only some arms take part. An arm with --max-corrections whose
+name ends in " in fours" has whole blocks of four tokens after its last correction, as older
+versions had.
 
 With --plain both models are loaded once more, as transformers has them, without packed weights.
 
@@ -48,6 +50,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers.utils import logging
@@ -76,8 +79,22 @@ from arms import prompt, shots
 TARGET = "target"
 KINDS = ("int8", "int4", "int8 short", "int4 short")
 """Weights of the draft; a short one has a shortened vocabulary (``--draft-vocab-size``)."""
+FOURS = " in fours"
+"""End of an arm's name if blocks after its last correction are as they were in older versions."""
 Generate = Callable[[Sequence[Any], Sequence[SamplingConfig]], list[Any]]
 """Completes prompts, as `Engine.generate` does."""
+
+
+class FoursEngine(Engine):
+    """An engine with whole blocks of four tokens after the last correction."""
+
+    def generate(self, *given: Any, **more: Any) -> list[Any]:
+        """Complete prompts."""
+        with (
+            mock.patch("cospec.config._REST_TOKENS", 4),
+            mock.patch("cospec.config._REST_CONFIDENCE", 0.0),
+        ):
+            return super().generate(*given, **more)
 
 
 def main() -> None:
@@ -301,10 +318,12 @@ def arms(pairs: dict[str, ModelPair], options: argparse.Namespace) -> dict[str, 
                 config = DecodeConfig(**whole | common, cascade=cascade)
                 for rest, most in limits.items():
                     name = arm_name(kind, way + rest)
-                    if not options.arms or name in options.arms:
-                        arbiter = load_arbiter(spec, one)
-                        engine = Engine(one, arbiter, config, max_corrections=most)
-                        found[name] = engine.generate
+                    asked = options.arms or [name]
+                    for arm, kind_of_engine in ((name, Engine), (name + FOURS, FoursEngine)):
+                        if arm in asked:
+                            arbiter = load_arbiter(spec, one)
+                            engine = kind_of_engine(one, arbiter, config, max_corrections=most)
+                            found[arm] = engine.generate
     if options.target_gguf:
         found["llama.cpp"] = llama_cpp(pair, options)
     else:
