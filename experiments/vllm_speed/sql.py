@@ -8,6 +8,9 @@ runs. Arms take turns, one after so many questions at once as --concurrency says
 has a result of its own: OUT_1.json and so on. Three engines of this pair do not fit into 24 GB, so
 a run has some of the --arms.
 
+With --shots both models are shown answered queries, as in experiments/text_to_sql. All prompts have
+to fit into VLLM_CPU_KVCACHE_SPACE (GB), or they are read again on the clock.
+
 The questions are those that were timed in a result of ``speed_real/speed.py``::
 
     python experiments/vllm_speed/sql.py --target T --draft D --data-dir DATA --arbiter A \
@@ -34,6 +37,10 @@ from cospec.results import Provenance, check_writable, document, read_document, 
 from cospec.tasks import load_task
 from cospec.vllm_plugin.settings import KEY
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "text_to_sql"))
+
+from arms import prompt, shots
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,7 +59,8 @@ def main() -> None:
     task = load_task("spider", data_dir=args.data_dir)
     examples = chosen(task, args)
     tokenizer = load_tokenizer(str(args.target))
-    prompts = [task.prompt(example, tokenizer) for example in examples]
+    shown = shots(task, args)
+    prompts = [prompt(task, example, tokenizer, shown, args) for example in examples]
     prompts = [tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in prompts]
     engines = started(args)
     for engine in engines.values():
@@ -98,6 +106,9 @@ def parse() -> argparse.Namespace:
     for option in ("target", "draft", "data-dir", "arbiter", "ids-of"):
         parser.add_argument(f"--{option}", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["stock", "exact", "cospec"])
+    parser.add_argument("--shots", type=int, default=0, help="as in text_to_sql/arms.py")
+    parser.add_argument("--nearest", action="store_true", help="as in text_to_sql/arms.py")
+    parser.add_argument("--rotate", type=int, default=0, help="as in text_to_sql/arms.py")
     parser.add_argument("--per-database", type=int, default=2, help="questions of each")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], help="at once")
     parser.add_argument("-k", type=int, default=4, help="block length of vLLM's own speculation")
