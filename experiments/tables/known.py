@@ -16,6 +16,7 @@ PAIRS = (
     ("three passes", "shown eight queries, arbiter of its own", "test_own_arbiter", "own_arbiter"),
     ("three passes, other queries", "shown eight, arbiter unchanged", "test_rotated", "published"),
     ("the same", "shown the eight nearest, arbiter unchanged", "test_nearest", "published"),
+    ("that is shown them too", "shown the eight nearest, arbiter of its own", "test_turns", "own"),
 )
 """Draft, target, result file, and the trained arbiter's name there."""
 HEADER = (

@@ -99,5 +99,17 @@ python trees.py "$data" "$work/rotated_tree" "$work/rotated_test" \
 # A third part, and a draft that is tuned to use answered queries: both models are shown the nearest.
 tune turns "${known[@]}" --passes 3 --bfloat16 --rotate 5 --turns
 both=(--shots 8 --nearest --draft-is-shown --rotate 5)
-# The first 237 questions are in turns_tree.npz: add --without turns_tree.npz to go on after them.
-tree turns turns_tree arbiter --every-wording "${both[@]}"
+tree turns turns_tree arbiter --every-wording "${both[@]}"  # 66 minutes
+tree turns turns_test test "${both[@]}"                     # 80 minutes
+python trees.py "$data" "$work/turns_tree" --json "$work/left_out_turns.json"
+python trees.py "$data" "$work/turns_tree" --also "$work/nearest_test" \
+    --json "$work/left_out_turns_also.json"
+[ -e "$work/own_turns/config.json" ] || python trees.py "$data" "$work/turns_tree" \
+    --fit scalars.rounds --pair "$target" "$work/turns" --out "$work/own_turns"
+[ -e "$work/known_arbiter_turns/config.json" ] || python trees.py "$data" "$work/turns_tree" \
+    --also "$work/nearest_test" --fit few.labels --pair "$target" "$work/turns" \
+    --out "$work/known_arbiter_turns"
+python trees.py "$data" "$work/turns_test" --json "$work/test_turns.json" \
+    --arms "$work/own_turns" "$work/known_arbiter_turns" known_arbiter_shown known_arbiter_three \
+    agreement:min_share=0.96875 chow_average:min_log_q=-0.02301 gap:max_gap=1.2217 \
+    cascade_diff:alpha=0.04251
