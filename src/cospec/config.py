@@ -51,11 +51,11 @@ class SamplingConfig:
     """Most tokens to generate."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
-    top_k: int = 0
+    top_k: tyro.conf.Suppress[int] = 0
     """Sample among the k most probable tokens only; 0 for all."""
-    top_p: float = 1.0
+    top_p: tyro.conf.Suppress[float] = 1.0
     """Sample among the fewest tokens whose probabilities add up to this."""
-    min_p: float = 0.0
+    min_p: tyro.conf.Suppress[float] = 0.0
     """Sample among tokens that have at least this share of the most probable one's probability."""
     seed: int | None = None
     """Seed of each row's generator, mixed with the prompt's index; None draws one at random."""
@@ -63,9 +63,9 @@ class SamplingConfig:
     r"""Strings that end the text and are not part of it; on the command line \n is a line break."""
     stop_token_ids: tyro.conf.Suppress[tuple[int, ...]] = ()
     """Tokens that end the text, besides the target's end-of-sequence tokens."""
-    ignore_eos: bool = False
+    ignore_eos: tyro.conf.Suppress[bool] = False
     """Go on after the target's end-of-sequence tokens."""
-    exact_prefix_tokens: int = 0
+    exact_prefix_tokens: tyro.conf.Suppress[int] = 0
     """Keep this many first tokens of the completion lossless, without any override."""
     override_stop_tokens: tyro.conf.Suppress[bool] = False
     """Allow overrides where one of the two tokens is a stop token. Where one completes a stop
@@ -190,9 +190,10 @@ class DecodeConfig:
     adaptive: bool = False
     """End each block before a token that is not expected to pay, or at -k tokens. The estimate uses
     the draft's confidence, the row's acceptance so far and the cost of forwards. If no token pays,
-    none is drafted. Lossless decoding stays exact. Only blocks of the draft model are affected."""
-    adaptive_cost: float | None = None
-    """Cost of one more drafted token for --adaptive, in target steps: its draft step and the longer
+    none is drafted. Lossless decoding stays exact. Only blocks of the draft model are affected.
+    Forwards are timed once, unless `adaptive_cost` gives their cost."""
+    adaptive_cost: tyro.conf.Suppress[float | None] = None
+    """Cost of one more drafted token for `adaptive`, in target steps: its draft step and the longer
     target forward. By default it is measured once, so blocks may end elsewhere in another run.
     Commands that measure arms, audit or calibrate require a value."""
     end_blocks_at_stop: bool = False
@@ -288,7 +289,7 @@ class DecodeConfig:
             raise ConfigError(
                 "adaptive is on and adaptive_cost is None: each process would measure its own, and "
                 "a run that is resumed, or another replica, would end blocks elsewhere; give it: "
-                "--adaptive-cost 0.3."
+                "--config '{\"adaptive_cost\": 0.3}'."
             )
 
     @property

@@ -36,7 +36,8 @@ def from_dict(kind: type[T], values: object, where: str = "") -> T:
 
     Args:
         kind: Class of the settings.
-        values: The object; keys that are left out get their defaults.
+        values: The object; keys that are left out get their defaults. Settings of a group may also
+            stand beside the groups: each has a name of its own.
         where: Name of the object inside a larger one, for errors.
 
     Raises:
@@ -45,15 +46,8 @@ def from_dict(kind: type[T], values: object, where: str = "") -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'settings'} is {values!r}; it must be an object of settings.")
     hints = get_type_hints(kind)
-    for key in values:
-        if key in hints:
-            continue
-        for group, hint in hints.items():
-            if dataclasses.is_dataclass(hint) and key in get_type_hints(hint):
-                raise ConfigError(
-                    f"{key} stands outside of its group; write it inside {group!r}. Files of "
-                    "versions before the groups cannot be read."
-                )
+    values = _grouped(hints, values)
+    for key in values.keys() - hints.keys():
         raise ConfigError(unknown_name(f"setting{where and f' of {where}'}", str(key), hints))
     prefix = f"{where}." if where else ""
     return kind(**{key: _read(hints[key], value, prefix + key) for key, value in values.items()})
@@ -68,6 +62,24 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flat(value) if isinstance(value, Mapping) else {key: value}
+    return found
+
+
+def _grouped(hints: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
+    """Return settings with those that stand beside their group put into it.
+
+    Raises:
+        ConfigError: A setting stands in both places.
+    """
+    found = dict(values)
+    for group, hint in hints.items():
+        names = get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+        outside = {name: found.pop(name) for name in names if name in found and name not in hints}
+        inside = found.get(group, {})
+        if outside and isinstance(inside, Mapping):
+            for name in outside.keys() & inside.keys():
+                raise ConfigError(f"{name} stands inside {group!r} and beside it; leave out one.")
+            found[group] = outside | dict(inside)
     return found
 
 

@@ -84,23 +84,23 @@ def test_another_block_length_than_in_training_is_noted(folder, llama_pair) -> N
     assert notes_on(load_arbiter("gap:max_gap=1"), at_16) == ()
 
 
-def test_another_number_of_corrections_than_in_training_is_noted(folder, llama_pair) -> None:
-    how = {"num_speculative_tokens": 6, "max_corrections": 1}
-    change_config(folder, pair={"fingerprint": llama_pair.fingerprint}, training={"train": how})
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_corrections": 1}, "trained with max_corrections 1 and rules with None"),
+        ({"draft_confidence_threshold": 0.4}, "or on blocks that end elsewhere"),
+    ],
+)
+def test_an_arbiter_that_rules_with_other_blocks_than_in_training_is_noted(
+    folder, llama_pair, options, told
+) -> None:
+    """Found: whole blocks were not noted where training had ended them by confidence."""
+    trained = {"num_speculative_tokens": 6, **options}
+    change_config(folder, pair={"fingerprint": llama_pair.fingerprint}, training={"train": trained})
     it = LearnedArbiter.load(folder, llama_pair)
-    assert notes_on(it, DecodeConfig(**how)) == ()
+    assert notes_on(it, DecodeConfig(**trained)) == ()
     (note,) = notes_on(it, DecodeConfig(num_speculative_tokens=6))
-    assert "trained with max_corrections 1 and rules with None" in note
-
-
-def test_whole_blocks_are_noted_where_training_ended_them_by_confidence(folder, llama_pair) -> None:
-    """Found: only the other way round was."""
-    how = {"num_speculative_tokens": 6, "draft_confidence_threshold": 0.4}
-    change_config(folder, pair={"fingerprint": llama_pair.fingerprint}, training={"train": how})
-    it = LearnedArbiter.load(folder, llama_pair)
-    assert notes_on(it, DecodeConfig(**how)) == ()
-    (note,) = notes_on(it, DecodeConfig(num_speculative_tokens=6))
-    assert "or on blocks that end elsewhere" in note
+    assert told in note
 
 
 @pytest.mark.parametrize(

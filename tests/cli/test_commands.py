@@ -102,8 +102,10 @@ def test_what_an_interrupted_run_has_not_written_is_not_overwritten(
     result, precious = tmp_path / "r.json", tmp_path / "precious.jsonl"
     with monkeypatch.context() as patch:
         stop_after(patch, 0)
+        source = tmp_path / "two.txt"
+        source.write_text("a\nb\n")
         with pytest.raises(SystemExit):
-            cospec("generate", "--file", __file__, "--num-prompts", 2, "--json", result)
+            cospec("generate", "--file", source, "--json", result)
     assert result.with_name("r.json.part.jsonl").exists()
     precious.write_text("kept")
     command = ["generate", "--prompt", "b", "--json", result, "--trace", precious]
@@ -138,8 +140,8 @@ def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_pat
     prompts.write_text("".join(json.dumps({"q": w}) + "\n" for w in ("the", "and", "in", "on")))
     result = tmp_path / "r.json"
     cospec(
-        "generate", "--file", prompts, "--field", "q", "--num-prompts", 3, "--batch-size", 2,
-        "--template", r"{prompt}\nstone", "--max-new-tokens", 5, "--json", result,
+        "generate", "--file", prompts, "--batch-size", 2, "--max-new-tokens", 5, "--json", result,
+        "--config", json.dumps({"field": "q", "num_prompts": 3, "template": "{prompt}\nstone"}),
     )  # fmt: skip
     document = json.loads(result.read_text())
     assert [row["id"] for row in document["rows"]] == [0, 1, 2]
@@ -154,8 +156,9 @@ def test_generate_takes_a_file_of_prompts_and_a_template(cospec, capsys, tmp_pat
         (["--prompt", "a", "--arbiter", "gapp"], "did you mean 'gap'?"),
         (["--prompt", "a", "-k", 0], "num_speculative_tokens is 0"),
         (["--file", "nowhere.txt"], "cannot read nowhere.txt"),
-        (["--prompt", "a", "--template", "x"], "it must hold {prompt}"),
-        (["--prompt", "a", "--num-prompts", -1], "num_prompts is -1; it must be at least 1"),
+        (["--prompt", "a", "--config", '{"template": "x"}'], "it must hold {prompt}"),
+        (["--prompt", "a", "--config", '{"num_prompts": -1}'], "num_prompts is -1; it must be at"),
+        (["--prompt", "a", "--top-k", 2], "top_k has no flag; pass --config '{\"top_k\": VALUE}'"),
         (["--prompt", "a", "--chat", "True"], "no chat template"),
         (["--prompt", "a", "--system", "b"], "system is 'b', and the target has no chat template"),
         (["--prompt", "a", "--system", "b", "--chat", "False"], "and --chat is False"),

@@ -68,8 +68,10 @@ def test_a_line_break_in_a_stop_string_is_written_as_in_a_template(generate, mon
 
 def test_a_number_of_prompts_of_no_file_is_refused(generate):
     """Found: it was ignored."""
-    with pytest.raises(ConfigError, match="--num-prompts is 2, and there is no file"):
-        generate("--prompt", "a", "--prompt", "b", "--prompt", "c", "--num-prompts", 2)
+    with pytest.raises(ConfigError, match="num_prompts is 2, and there is no file"):
+        generate(
+            "--prompt", "a", "--prompt", "b", "--prompt", "c", "--config", '{"num_prompts": 2}'
+        )
 
 
 def test_a_field_of_no_jsonl_file_is_refused(generate, tmp_path):
@@ -77,8 +79,8 @@ def test_a_field_of_no_jsonl_file_is_refused(generate, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a\n")
     for file in ([], ["--file", prompts]):
-        with pytest.raises(ConfigError, match=r"--field is 'text', and there is no \.jsonl file"):
-            generate("--prompt", "a", "--field", "text", *file)
+        with pytest.raises(ConfigError, match=r"field is 'text', and there is no \.jsonl file"):
+            generate("--prompt", "a", "--config", '{"field": "text"}', *file)
 
 
 def test_a_file_system_without_locks_is_named(generate, tmp_path, monkeypatch):

@@ -27,14 +27,6 @@ def test_word_problems_of_the_package_are_the_prompts_by_default(tiny, capsys):
     assert "of 8 tokens" in capsys.readouterr().out
 
 
-def test_a_template_for_no_prompt_is_refused(tiny, refusal):
-    """Found: it was ignored."""
-    assert "there is no prompt for it" in refusal(
-        tiny, "info", "--pair", "bundled:family", "--template", "Q: {prompt}"
-    )
-    assert tiny.asked_for == [], "before any model is loaded"
-
-
 def test_numbers_that_cannot_be_are_refused(tiny, refusal):
     assert "num_tokens is 0" in refusal(tiny, "info", "--num-tokens", 0)
 

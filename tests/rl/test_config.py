@@ -176,7 +176,7 @@ def test_settings_go_to_json_and_back() -> None:
     [
         ({"sed": 1}, "unknown setting 'sed'; did you mean 'seed'"),
         ({"objective": {"clp": 1}}, "unknown setting of objective 'clp'; did you mean 'clip'"),
-        ({"clip": 0.1}, "clip stands outside of its group; write it inside 'objective'"),
+        ({"clip": 0.1, "objective": {"clip": 0.1}}, "clip stands inside 'objective' and beside it"),
         ({"objective": 3}, "objective is 3; it must be an object of settings"),
         ([], r"settings is \[\]; it must be an object of settings"),
         ({"seed": "1"}, "seed is '1'; it must be a whole number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from cospec.cli.arbiters import Arbiters
 from cospec.cli.audit import Audit
 from cospec.cli.bench import Bench
 from cospec.cli.calibrate import Calibrate
-from cospec.cli.common.config_file import named_file, options_from
+from cospec.cli.common.config_file import check_flags, given_config, options_from, without_flag
 from cospec.cli.common.troubles import sentence_for
 from cospec.cli.compare import Compare
 from cospec.cli.demo import Demo
@@ -118,26 +119,35 @@ def parse(args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
             dict(COMMANDS), prog="cospec", description=_DESCRIPTION, args=args, config=config
         )
     # One verb alone starts faster, and errors name its options without tyro's wrapper.
-    prog = f"cospec {verb}"
     if verb != "serve":
-        default = _from_file(verb, rest)
-        return tyro.cli(COMMANDS[verb], prog=prog, args=rest, config=config, default=default)
+        return _parse_one(verb, rest)
     end = rest.index("--") if "--" in rest else len(rest)
     command, unknown = tyro.cli(
-        Serve, prog=prog, args=rest[:end], config=config, return_unknown_args=True
+        Serve, prog="cospec serve", args=rest[:end], config=config, return_unknown_args=True
     )
     return replace(command, vllm=(*unknown, *rest[end + 1 :]))
 
 
-def _from_file(verb: str, args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
-    """Return the command that the ``--config`` file of some arguments gives; None without one."""
-    path = named_file(args)
-    if path is not None and verb == "train":
-        return defaults(path)
-    has_config = "output" in {field.name for field in fields(COMMANDS[verb])}
-    if path is None or not has_config:
-        return None
-    return options_from(path, verb, COMMANDS[verb], args)
+def _parse_one(verb: str, args: Sequence[str]) -> Any:  # Any: the dataclass of the verb
+    """Return the command of a verb, with the options of its ``--config``."""
+    command, default = COMMANDS[verb], None
+    about, given = inspect.getdoc(command) or "", given_config(args)
+    has_config = "output" in {field.name for field in fields(command)}
+    if has_config and (names := without_flag(command)):
+        check_flags(args, names)
+        about += f"\n\nSettings without a flag, for --config: {', '.join(names)}."
+    if given is not None and verb == "train":
+        default = defaults(given)
+    elif given is not None and has_config:
+        default = options_from(given, verb, command, args)
+    return tyro.cli(
+        command,
+        prog=f"cospec {verb}",
+        description=about,
+        args=args,
+        config=(tyro.conf.OmitArgPrefixes,),
+        default=default,
+    )
 
 
 def keep_freed_memory() -> None:

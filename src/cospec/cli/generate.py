@@ -43,11 +43,11 @@ class PromptOptions:
     """A prompt; may be given several times."""
     file: Path | None = None
     """A file of prompts: .jsonl, else text with one prompt a line."""
-    field: str = "prompt"
+    field: tyro.conf.Suppress[str] = "prompt"
     """The field of a .jsonl line that holds the prompt."""
-    num_prompts: int | None = None
+    num_prompts: tyro.conf.Suppress[int | None] = None
     """Take only this many prompts from the file."""
-    template: str = "{prompt}"
+    template: tyro.conf.Suppress[str] = "{prompt}"
     r"""Text around each prompt, such as '{prompt}\nAnswer:'; \n is a line break, \\ a backslash."""
     chat: bool | None = None
     """Use the target's chat template. By default if it has one."""
@@ -58,7 +58,7 @@ class PromptOptions:
         """The prompts, templates filled in.
 
         Raises:
-            ConfigError: There is no prompt, --num-prompts is below 1, it or --field is given
+            ConfigError: There is no prompt, num_prompts is below 1, it or `field` is given
                 without a file, the file does not fit, or a system message has no chat.
         """
         if self.system is not None and self.chat is False:
@@ -67,12 +67,12 @@ class PromptOptions:
         prompts = list(self.prompt)
         if self.num_prompts is not None and self.file is None:
             raise ConfigError(
-                f"--num-prompts is {self.num_prompts}, and there is no file to take them from; "
+                f"num_prompts is {self.num_prompts}, and there is no file to take them from; "
                 "pass --file FILE, or leave it out."
             )
         if self.field != "prompt" and (self.file is None or self.file.suffix != ".jsonl"):
             raise ConfigError(
-                f"--field is {self.field!r}, and there is no .jsonl file to take it from; pass "
+                f"field is {self.field!r}, and there is no .jsonl file to take it from; pass "
                 "--file FILE.jsonl, or leave it out."
             )
         if self.file is not None:
@@ -103,7 +103,7 @@ class PromptOptions:
     def _no_chat(self, reason: str) -> ConfigError:
         return ConfigError(
             f"system is {self.system!r}, and {reason}: a system message is part of a chat; leave "
-            "it out, or write it into --template."
+            "it out, or write it into the template."
         )
 
 
@@ -195,7 +195,8 @@ def _read_file(path: Path, field_name: str) -> list[str]:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path}, line {i} has no field {field_name!r} with a text "
-                f"({type(error).__name__}); every line must be a JSON object with it, see --field."
+                f"({type(error).__name__}); every line must be a JSON object with it; another "
+                'field is --config \'{"field": "NAME"}\'.'
             ) from None
     return prompts
 

@@ -87,11 +87,6 @@ class Info:
 
         prompts = self.prompts
         if not prompts.prompt and prompts.file is None:
-            if prompts.template != PromptOptions.template:
-                raise ConfigError(
-                    f"template is {prompts.template!r}, and there is no prompt for it; pass "
-                    "--prompt TEXT or --file FILE, or leave it out."
-                )
             prompts = _word_problems(prompts)
         prompts.read()  # refused before the models load
         pair = self.pair.load()

@@ -86,8 +86,8 @@ class Train:
     """Train an arbiter by reinforcement learning on final answers.
 
     The folder --out keeps the state after each round: the same command resumes from there. The
-    trained arbiter is written into it at the end, for --arbiter FOLDER. Settings without an option
-    here are in the config file: each run writes its own as train.json into its folder.
+    trained arbiter is written into it at the end, for --arbiter FOLDER. Settings without a flag
+    are set by --config: each run writes all of its own as train.json into its folder.
     """
 
     task: TrainTaskOptions
@@ -97,8 +97,9 @@ class Train:
     pair: PairOptions = field(default_factory=PairOptions)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: BackendOptions = field(default_factory=BackendOptions)
-    config: Path | None = None
-    """JSON file of training settings, such as train.json of another run; options override it."""
+    config: str | None = None
+    """JSON file of training settings, such as train.json of another run, or a JSON object as in
+    '{"ridge": {"scalars": ["gap_p"]}}'. Flags override it."""
     name: str | None = None
     """Name of the arbiter in reports; by default the folder's."""
     wandb_project: str | None = None
@@ -337,11 +338,11 @@ class Train:
         )
 
 
-def defaults(path: Path) -> Train:
+def defaults(config: str) -> Train:
     """Return the command with the training settings of a file.
 
     Raises:
         ConfigError: The file cannot be read, or its settings are not allowed.
     """
-    config = TrainConfig.from_dict(read_config(path))
-    return Train(TrainTaskOptions(), out=tyro.MISSING, train=config)
+    train = TrainConfig.from_dict(read_config(config))
+    return Train(TrainTaskOptions(), out=tyro.MISSING, train=train)

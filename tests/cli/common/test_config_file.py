@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections import Counter
+from dataclasses import is_dataclass, replace
+from typing import get_type_hints
 
 import pytest
 
-from cospec.cli import parse
+from cospec.cli import COMMANDS, parse
+from cospec.cli.common.config_file import without_flag
 from cospec.cli.common.options import OutputOptions
 from cospec.cli.common.run import to_json
 from cospec.errors import ConfigError
@@ -58,12 +61,38 @@ def test_a_file_sets_options_that_have_no_flag(file):
     assert (sampling.stop_token_ids, sampling.override_stop_tokens) == ((5,), True)
 
 
+def test_settings_may_be_typed_as_json_and_stand_beside_their_groups():
+    typed = '{"drafter": "ngram", "prompt_lookup_max": 6, "task": {"task": "gsm8k"}}'
+    for flags in (["--config", typed], [f"--config= {typed}"]):
+        found = parse(["eval", *flags, "--num-problems", "4"])
+        assert (found.decode.drafter, found.decode.prompt_lookup_max) == ("ngram", 6)
+        assert (found.task.task, found.task.num_problems) == ("gsm8k", 4)
+    assert parse(["train", "--out", "a", "--config", '{"clip": 0.1}']).train.objective.clip == 0.1
+    with pytest.raises(ConfigError, match="cannot be read as settings"):
+        parse(["eval", "--config", "{drafter: ngram}"])
+
+
+@pytest.mark.parametrize("verb", TYPED)
+def test_help_lists_the_settings_without_a_flag_and_each_setting_has_one_name(verb, capsys):
+    hidden = without_flag(COMMANDS[verb])
+    with pytest.raises(SystemExit):
+        parse([verb, "--help"])
+    assert f"for --config: {', '.join(hidden)}." in " ".join(capsys.readouterr().out.split())
+    for name in hidden:
+        with pytest.raises(ConfigError, match=f"{name} has no flag; pass --config"):
+            parse([verb, f"--{name.replace('_', '-')}", "1"])
+    groups = [hint for hint in get_type_hints(COMMANDS[verb]).values() if is_dataclass(hint)]
+    names = Counter(name for group in groups for name in get_type_hints(group))
+    assert [name for name, number in names.items() if number > 1] == []
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         ({"schema": 1, "command": "bench", "config": {}}, "is a result of bench"),
         ({"decode": {"bach_size": 3}}, "did you mean 'batch_size'"),
-        ({"batch_size": 3}, "write it inside 'decode'"),
+        ({"batch_size": 3, "decode": {"batch_size": 3}}, "stands inside 'decode' and beside it"),
+        ({"batch_size": "3"}, "decode.batch_size is '3'; it must be a whole"),
         ({"decode": {"batch_size": "many"}}, "decode.batch_size is 'many'; it must be a whole"),
         ({"decode": {"batch_size": 0}}, "batch_size is 0"),
         ([], "must be an object"),

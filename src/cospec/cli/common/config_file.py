@@ -1,13 +1,15 @@
-"""``--config FILE``: options from a JSON file. Those on the command line override them."""
+"""``--config``: options as JSON, in a file or as typed. Flags on the command line override them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
 
 from cospec import settings
 from cospec.errors import ConfigError
@@ -26,26 +28,38 @@ HARMLESS: Json = {
 pickles."""
 
 
-def named_file(args: Sequence[str]) -> Path | None:
-    """Return the file that the last ``--config`` of some arguments names; None without one."""
+def given_config(args: Sequence[str]) -> str | None:
+    """Return the value of the last ``--config`` of some arguments; None without one."""
     words = [word.removeprefix("--config=") for word in args if word.startswith("--config=")]
-    words += [path for word, path in pairwise(args) if word == "--config"]
-    return Path(words[-1]).expanduser() if words else None
+    words += [value for word, value in pairwise(args) if word == "--config"]
+    return words[-1] if words else None
 
 
-def read_config(path: Path) -> Any:  # Any: whatever JSON holds
-    """Read a config file.
+def read_config(config: str) -> Any:  # Any: whatever JSON holds
+    """Read a value of ``--config``: a file, or a JSON object.
 
     Raises:
         ConfigError: It cannot be read, or is no JSON.
     """
     try:
-        return parse_json(read_text(path))
+        is_object = config.lstrip().startswith("{")
+        return parse_json(config if is_object else read_text(Path(config).expanduser()))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} cannot be read as settings: {error}; pass JSON, such as train.json of a "
-            "training run, or for other commands a result file."
+            f"{config} cannot be read as settings: {error}; pass a JSON object, or a file of one, "
+            "such as train.json of a training run, or for other commands a result."
         ) from None
+
+
+def without_flag(command: type) -> list[str]:
+    """Return the settings of a command's groups that have no flag, by name."""
+    found: list[str] = []
+    for group in get_type_hints(command).values():
+        if is_dataclass(group):
+            hints = get_type_hints(group, include_extras=True)
+            marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+            found += [name for name, mark in marks.items() if tyro.conf.Suppress in mark]
+    return sorted(found)
 
 
 def flag_of(name: str) -> str:
@@ -53,31 +67,43 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def options_from(path: Path, verb: str, command: type[T], args: Sequence[str] = ()) -> T:
-    """Return a command with the options of a file.
+def check_flags(args: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a flag of a setting that has none.
 
-    The file is a result of the same command, or has some options in the groups of ``--help``:
-    ``{"pair": {"target": "T", "draft": "D"}, "decode": {"batch_size": 16}}``. A result may be
-    somebody else's: options of it that can run code have to be given in `args` as well.
+    Raises:
+        ConfigError: There is one; the message tells how to set it.
+    """
+    for word in args:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and name in names:
+            raise ConfigError(f"{name} has no flag; pass --config '{{\"{name}\": VALUE}}'.")
+
+
+def options_from(config: str, verb: str, command: type[T], args: Sequence[str] = ()) -> T:
+    """Return a command with the options of ``--config``.
+
+    It is a file or an object of some options, ``{"target": "T", "draft": "D", "top_k": 40}``, or a
+    file with a result of the same command. A result may be somebody else's: options of it that can
+    run code have to be given in `args` as well.
 
     Raises:
         ConfigError: The file cannot be read, is a result of another command or would run code, or
             has an option that is unknown or not allowed.
     """
-    values = read_config(path)
+    values = read_config(config)
     if isinstance(values, dict) and {"schema", "command", "config"} <= values.keys():
         if values["command"] != verb:
             raise ConfigError(
-                f"{path} is a result of {values['command']}, which has other options than {verb}; "
+                f"{config} is a result of {values['command']}, with other options than {verb}; "
                 f"pass a result of {verb}, or a file of its options."
             )
         own = {field.name for field in fields(command)}  # type: ignore[arg-type]
         values = {key: value for key, value in values["config"].items() if key in own}
-        _check_code(path, settings.flat(values), args)
+        _check_code(config, settings.flat(values), args)
     return settings.from_dict(command, values)
 
 
-def _check_code(path: Path, values: Json, args: Sequence[str]) -> None:
+def _check_code(path: str, values: Json, args: Sequence[str]) -> None:
     """Refuse a result whose options can run code, unless `args` have the same options.
 
     Raises:

@@ -153,8 +153,9 @@ class ArmOptions(DecodeConfig):
 class OutputOptions:
     """Files."""
 
-    config: Path | None = None
-    """JSON file of options, such as a result of this command; those given here override it."""
+    config: str | None = None
+    """JSON file of options, such as a result of this command, or a JSON object as in
+    '{"batch_size": 16}'. Flags override it."""
     json: Path | None = None
     """Write one result document: configuration, provenance, totals and rows."""
     overwrite: bool = False
