@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 
 from cospec.models.attention import can_go_without_padding, sums_in_parts, without_padding
 from cospec.models.prefill import plan_prefill
-from cospec.models.support import attention_windows, check_supported, context_length
+from cospec.models.support import attention_windows, check_supported, context_length, mask_strips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class Window(NamedTuple):
     positions: Tensor
     """Position ids, (B, n)."""
     slots: Tensor
-    """Slots in the rows' strips, (B, n)."""
+    """Slots in the strips of all rows, one strip after the other, (B, n)."""
     masks: dict[str, Tensor]
     """By layer type: additive mask, (B, 1, n, S)."""
     rows: slice | Tensor
@@ -90,10 +90,7 @@ class _RaggedCache(Cache):
 
     def aim(self, window: Window) -> None:
         """Direct the next forward to the slots of `window`."""
-        rows = window.rows
-        if isinstance(rows, slice):
-            rows = torch.arange(rows.start, rows.stop, device=window.slots.device)
-        slots = (rows[:, None] * self.num_slots + window.slots).reshape(-1)
+        slots = window.slots.reshape(-1)
         self._window = window
         self._flat_slots = slots if window.wanted is None else slots[window.wanted]
 
@@ -205,7 +202,8 @@ class CachedModel:
         config = model.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.context_length = context_length(config)
-        self._windows_by_type = attention_windows(config)
+        self._windows = attention_windows(config)
+        self._strips = mask_strips(self._windows, 0, self._dtype, self.device)
         parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = "cache" if "cache" in parameters else "past_key_values"
         # Such attention sums 512 places at a time; for fewer, the order depends on their number.
@@ -217,6 +215,9 @@ class CachedModel:
     def reserve(self, num_rows: int, num_slots: int) -> None:
         """Make room for rows 0 to `num_rows` - 1 of up to `num_slots` tokens each."""
         self._cache.reserve(num_rows, num_slots)
+        num_slots = self._cache.num_slots
+        if any(len(strip) != 2 * num_slots for strip in self._strips.values()):
+            self._strips = mask_strips(self._windows, num_slots, self._dtype, self.device)
 
     def copy_row(self, source: int, destination: int) -> None:
         """Copy all that row `source` has stored over row `destination`."""
@@ -250,20 +251,15 @@ class CachedModel:
             max_end: At least max(starts) + n; the caller knows it without asking the device.
             rows: Cache rows of the entries of `starts`, (B,) int64; the first B by default.
         """
-        span = min(self._cache.rounded_up(max_end), self._cache.num_slots)
-        device = starts.device
-        slots = (starts[:, None] + torch.arange(num_tokens, device=device)).clamp(min=0)  # (B, n)
-        distance = slots[:, :, None] - torch.arange(span, device=device)  # (B, n, S)
-        masks = {}
-        for kind, width in self._windows_by_type.items():
-            is_hidden = distance < 0
-            if width is not None:
-                is_hidden |= distance >= width
-            mask = torch.zeros(is_hidden.shape, dtype=self._dtype, device=device)
-            mask.masked_fill_(is_hidden, torch.finfo(self._dtype).min)
-            masks[kind] = mask[:, None]
+        num_slots, device = self._cache.num_slots, starts.device
+        span = min(self._cache.rounded_up(max_end), num_slots)
+        places = (starts[:, None] + torch.arange(num_tokens, device=device)).clamp(min=0)  # (B, n)
+        index = num_slots - places
+        masks = {k: s.unfold(0, span, 1)[index][:, None] for k, s in self._strips.items()}
         # Past the context only garbage is read, but learned position tables must not overflow.
-        positions = slots.clamp(max=self.context_length - 1)
+        positions = places.clamp(max=self.context_length - 1)
+        first = torch.arange(len(starts), device=device) if rows is None else rows
+        slots = first[:, None] * num_slots + places
         return Window(positions, slots, masks, slice(0, len(starts)) if rows is None else rows)
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:

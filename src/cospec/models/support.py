@@ -6,9 +6,12 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from cospec.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 _log = logging.getLogger(__name__)
@@ -89,3 +92,25 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
     if not kinds:
         kinds = {"sliding_attention" if sliding else "full_attention"}
     return {kind: sliding if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+
+def mask_strips(
+    windows: dict[str, int | None], num_slots: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Return by layer type the additive mask by distance, from `num_slots` down, (2 num_slots,).
+
+    The mask of a token at place p begins at num_slots - p: there stands that of place 0.
+
+    Args:
+        windows: As `attention_windows` returns them.
+        num_slots: Slots of a row.
+        dtype: Data type of the model.
+        device: Its device.
+    """
+    distance = torch.arange(num_slots, -num_slots, -1, device=device)
+    strips = {}
+    for kind, width in windows.items():
+        is_hidden = distance < 0 if width is None else (distance < 0) | (distance >= width)
+        strip = torch.zeros(2 * num_slots, dtype=dtype, device=device)
+        strips[kind] = strip.masked_fill(is_hidden, torch.finfo(dtype).min)
+    return strips
