@@ -3,8 +3,8 @@
 A marker is ``timed FILE MEASURE ARM OTHER``. ARM and OTHER are names of arms, or parts of them that
 one arm has, with ~ for a space. MEASURE is ``over`` (tokens a second of ARM over those of OTHER),
 ``over_prompts`` or ``over_databases`` (its interval, drawn over these), ``seconds`` (a question),
-``right`` (answers). ``questions`` and ``questions_interval`` are ``over`` and ``over_prompts`` by
-the question.
+``right`` (answers). ``questions``, ``questions_interval`` and ``questions_databases`` are the first
+three by the question.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def value(spec: str) -> str:
         return f"{speedup(_each(theirs), _each(ours)):.2f}"
     if measure in ("over_prompts", "questions_interval"):
         found = speedup_interval(_each(theirs), _each(ours))
-    elif measure == "over_databases":
+    elif measure in ("over_databases", "questions_databases"):
         found = speedup_interval(_by_database(theirs), _by_database(ours))
     else:
         raise KeyError(measure)
@@ -58,8 +58,9 @@ def _each(timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:
 
 def _by_database(timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:
     """Add up those of each database."""
-    known = read("test_known")
-    place = dict(zip(known["ids"], known["databases"], strict=True))
+    place: dict[str, str] = {}
+    for tested in (read("test_known"), read("test_turns")):
+        place |= zip(tested["ids"], tested["databases"], strict=True)
     sums: dict[str, tuple[float, int]] = {}
     for question, (seconds, tokens) in timed.items():
         database = place[question.partition(" ")[2]]

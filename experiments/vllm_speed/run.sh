@@ -19,3 +19,9 @@ OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_sp
 VLLM_CPU_OMP_THREADS_BIND=0-1 python experiments/vllm_speed/sql.py --target "$TARGET" \
     --draft "$THREE" --data-dir "$DATA" --arbiter experiments/text_to_sql/known_arbiter_three \
     --ids-of experiments/speed_real/sql_databases.json.gz --per-database 1 --json runs/vllm_sql.json
+
+# vllm_turns_1.json, vllm_turns_8.json: 22 min, AMD EPYC, 2 cores with AVX-512, 2 threads.
+VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
+    --target "$TARGET" --draft "$TURNS" --data-dir "$DATA" --per-database 1 \
+    --arbiter experiments/text_to_sql/known_arbiter_turns --shots 8 --nearest --rotate 5 \
+    --ids-of experiments/speed_real/sql_turns.json.gz --json runs/vllm_turns.json

@@ -18,6 +18,7 @@ only how many, so lossless decoding stays exact.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,15 +52,15 @@ class Pace:
     def __init__(
         self, rows: Sequence[DraftRow], token_cost: float, k: int, device: torch.device
     ) -> None:
-        shares = [acceptance(row.origins) for row in rows]
-        least = [least_reach(share, token_cost, k) for share in shares]
-        self._shares, self._least = (torch.tensor(each, device=device) for each in (shares, least))
-        self._reach = torch.ones_like(self._shares)
+        self._shares = [acceptance(row.origins) for row in rows]
+        self._least = [least_reach(share, token_cost, k) for share in self._shares]
+        self._device = device
+        self._reach: Tensor | float = 1.0
 
     @property
-    def is_open(self) -> Tensor:
-        """Return whether one more token pays, (B,) bool."""
-        return self._reach > self._least
+    def pays(self) -> list[bool]:
+        """True for each row for which a first token pays."""
+        return [least < 1 for least in self._least]
 
     def goes_on(self, confidence: Tensor, warper: Warper | None) -> Tensor:
         """Return whether one more token pays after one of this probability, (B,) bool.
@@ -68,11 +69,18 @@ class Pace:
             confidence: Probability that the draft gives to its last token, (B,).
             warper: Sampling settings of the rows; None if all are greedy.
         """
+        shares, least = self._bounds
         stands = confidence
         if warper is not None:
-            stands = torch.where(warper.is_greedy[:, 0, 0], confidence, self._shares)
+            stands = torch.where(warper.is_greedy[:, 0, 0], confidence, shares)
         self._reach = self._reach * stands
-        return self.is_open
+        is_open: Tensor = self._reach > least
+        return is_open
+
+    @cached_property
+    def _bounds(self) -> Tensor:
+        """Acceptance and least reach of the rows, (2, B); not made where nothing is drafted."""
+        return torch.tensor([self._shares, self._least], device=self._device)
 
 
 def acceptance(origins: Sequence[Origin]) -> float:

@@ -22,7 +22,7 @@ class Ends:
     """The rows of a batch that draft on, and the conditions that end their blocks.
 
     Args:
-        is_open: Rows that draft on, at first all of them, (B,) bool.
+        is_open: Rows that begin a block, (B,) bool.
         stops: Tokens that end each row's text, (B, S) padded by -1; None if they end no block.
         pace: Rule that ends blocks by cost; None for no such rule.
         bounds: By row, most tokens of its block, and the probability below which a token is its
@@ -38,8 +38,7 @@ class Ends:
         bounds: Sequence[tuple[int, float]],
         k: int,
     ) -> None:
-        self.is_open = is_open if pace is None else pace.is_open
-        self._stops, self._pace = stops, pace
+        self.is_open, self._stops, self._pace = is_open, stops, pace
         limits, confidences = zip(*bounds, strict=True)
         of = partial(torch.tensor, device=is_open.device)
         self._limits = of(limits) if min(limits) < k else None

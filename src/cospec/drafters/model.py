@@ -92,12 +92,12 @@ class ModelDrafter(CachedModel, Drafter):
         if (most := self._most_read(rows, chance)) > 1:
             self.reserve(len(rows), max(map(len, rows)) + self._k)
             return self._guessing(rows, chance, is_wanted, most)
-        ends, may_end = self._ends(rows), self._config.ends_blocks_early
-        if not all(is_wanted):  # the other blocks end before they begin
-            ends.is_open, may_end = ends.is_open & torch.tensor(is_wanted, device=self.device), True
-        is_wanted = ends.is_open.tolist() if may_end else is_wanted
+        if (pace := self._pace(rows)) is not None:
+            is_wanted = [one and pays for one, pays in zip(is_wanted, pace.pays, strict=True)]
         if not any(is_wanted):
             return found_proposal([[] for _ in rows], self._target_vocab_size, chance, self.device)
+        may_end = self._config.ends_blocks_early or not all(is_wanted)  # others begin as ended
+        ends = self._ends(rows, is_wanted, pace)
         window, ids, is_unread = self._begin(rows, is_wanted)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
         lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
@@ -266,20 +266,25 @@ class ModelDrafter(CachedModel, Drafter):
         """Return most tokens of each row's block, and the probability below which one ends it."""
         return [self._config.block_bounds(is_lossless=row.is_lossless) for row in rows]
 
-    def _ends(self, rows: Sequence[DraftRow]) -> Ends:
-        """Return the conditions that end the blocks of some rows."""
-        stops, pace, config = None, None, self._config
-        if config.end_blocks_at_stop:
+    def _pace(self, rows: Sequence[DraftRow]) -> Pace | None:
+        """Return the rule that ends the blocks of some rows by cost, if there is one."""
+        config = self._config
+        if not config.adaptive:
+            return None
+        cost = config.adaptive_cost
+        if cost is None:  # measured once a process
+            cost = token_cost(self._pair, config.k, config.batch_size)
+        return Pace(rows, cost, self._k, self.device)
+
+    def _ends(self, rows: Sequence[DraftRow], is_open: Sequence[bool], pace: Pace | None) -> Ends:
+        """Return the conditions that end the blocks of some rows, of which some may be open."""
+        stops = None
+        if self._config.end_blocks_at_stop:
             width = max(1, *(len(row.stop_ids) for row in rows))
             padded = [[*row.stop_ids, *[-1] * (width - len(row.stop_ids))] for row in rows]
             stops = torch.tensor(padded, device=self.device)
-        if config.adaptive:
-            cost = config.adaptive_cost
-            if cost is None:  # measured once a process
-                cost = token_cost(self._pair, config.k, config.batch_size)
-            pace = Pace(rows, cost, self._k, self.device)
-        is_open = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        return Ends(is_open, stops, pace, self._bounds(rows), self._k)
+        opened = torch.tensor(is_open, device=self.device)
+        return Ends(opened, stops, pace, self._bounds(rows), self._k)
 
     def forget_drafted(self, row: int, length: int) -> None:
         """Mark the tokens after the first `length` ones of a row as unread: others stand there now.

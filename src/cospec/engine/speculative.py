@@ -107,7 +107,7 @@ class SpeculativeBatch(Batch):
         self._target.reserve(len(self.rows), end)
         ids, starts = self._token_ids(proposal)
         window = self._target.window(starts, ids.shape[1], end)
-        if self._drafter.ends_early:
+        if self._drafter.ends_early and ids.shape[1] > 1:
             place = torch.arange(ids.shape[1], device=ids.device)
             window = window.only(place <= proposal.lengths[:, None])
         return self._target.read(ids, window, ids.shape[1])
