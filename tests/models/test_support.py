@@ -65,8 +65,10 @@ def test_a_model_whose_layers_mask_for_themselves_is_refused(llama_pair):
 
 def test_a_model_with_layers_of_an_unknown_type_is_refused(llama_pair):
     model = copy.deepcopy(llama_pair.target)
-    model.config.layer_types = ["full_attention", "chunked_attention", "linear_attention"]
-    both_ways(llama_pair, model, "type chunked_attention, linear_attention; allowed are full_att")
+    model.config.layer_types = ["full_attention", "chunked_attention"]
+    both_ways(llama_pair, model, "type chunked_attention; allowed are full_att")
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    both_ways(llama_pair, model, "recurrent state")
 
 
 def rope_config(family: str, rope: dict[str, Any], **settings: Any) -> Any:

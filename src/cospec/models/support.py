@@ -31,7 +31,9 @@ def check_supported(model: PreTrainedModel) -> None:
     advice = "use a decoder-only transformer whose layers all attend to a key-value cache"
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder model; {advice}.")
-    if getattr(model, "_is_stateful", False):
+    kinds = set(getattr(config, "layer_types", None) or ())
+    # The flag is that of transformers before 5.25; since then recurrent layers have a type.
+    if getattr(model, "_is_stateful", False) or "linear_attention" in kinds:
         raise UnsupportedModelError(
             f"{name} keeps a recurrent state, which cannot be rolled back to the last token that "
             f"stands; {advice}."
@@ -40,8 +42,7 @@ def check_supported(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{name} has layers of local attention that keep masks of their own; {advice}."
         )
-    unknown = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
-    if unknown:
+    if unknown := kinds - _LAYER_TYPES:
         raise UnsupportedModelError(
             f"{name} has layers of type {', '.join(sorted(unknown))}; "
             f"allowed are {', '.join(sorted(_LAYER_TYPES))}: {advice}."
