@@ -289,7 +289,7 @@ class DecodeConfig:
             raise ConfigError(
                 "adaptive is on and adaptive_cost is None: each process would measure its own, and "
                 "a run that is resumed, or another replica, would end blocks elsewhere; give it: "
-                "--config '{\"adaptive_cost\": 0.3}'."
+                '--config \'{"adaptive": true, "adaptive_cost": 0.3}\'.'
             )
 
     @property

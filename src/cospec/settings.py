@@ -48,7 +48,9 @@ def from_dict(kind: type[T], values: object, where: str = "") -> T:
     hints = get_type_hints(kind)
     values = _grouped(hints, values)
     for key in values.keys() - hints.keys():
-        raise ConfigError(unknown_name(f"setting{where and f' of {where}'}", str(key), hints))
+        groups = [get_type_hints(hint) for hint in hints.values() if dataclasses.is_dataclass(hint)]
+        known = {*hints, *(name for group in groups for name in group)}
+        raise ConfigError(unknown_name(f"setting{where and f' of {where}'}", str(key), known))
     prefix = f"{where}." if where else ""
     return kind(**{key: _read(hints[key], value, prefix + key) for key, value in values.items()})
 

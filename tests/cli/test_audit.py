@@ -59,7 +59,7 @@ def test_costs_that_do_not_fit_into_memory_are_left_out_and_the_rest_is_written(
 def test_adaptive_blocks_need_a_cost(tiny, problems, command, refusal) -> None:
     """Found: each process measured one, so that a run that was resumed was another one."""
     said = refusal(tiny, command, "--task", f"jsonl:{problems},scorer=numeric", "--adaptive")
-    assert "adaptive is on and adaptive_cost is None" in said and '{"adaptive_cost": 0.3}' in said
+    assert "adaptive is on and adaptive_cost is None" in said and '"adaptive_cost": 0.3}' in said
     assert not tiny.asked_for
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import is_dataclass, replace
 from typing import get_type_hints
@@ -13,6 +14,7 @@ from cospec.cli import COMMANDS, parse
 from cospec.cli.common.config_file import without_flag
 from cospec.cli.common.options import OutputOptions
 from cospec.cli.common.run import to_json
+from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
 
 TYPED = {
@@ -70,6 +72,18 @@ def test_settings_may_be_typed_as_json_and_stand_beside_their_groups():
     assert parse(["train", "--out", "a", "--config", '{"clip": 0.1}']).train.objective.clip == 0.1
     with pytest.raises(ConfigError, match="cannot be read as settings"):
         parse(["eval", "--config", "{drafter: ngram}"])
+    with pytest.raises(ConfigError, match="unknown setting 'batch_sizes'; did you mean 'batch_siz"):
+        parse(["eval", "--config", '{"batch_sizes": 3}'])
+
+
+def test_the_cost_that_an_error_asks_for_is_taken_as_it_is_written_there():
+    """Found: beside --adaptive a cost alone in --config was refused."""
+    with pytest.raises(ConfigError) as caught:
+        DecodeConfig(adaptive=True).check_cost()
+    (config,) = re.findall(r"--config '(\{.*\})'", str(caught.value))
+    for flags in ([], ["--adaptive"]):
+        decode = parse(["eval", "--task", "gsm8k", "--config", config, *flags]).decode
+        assert (decode.adaptive, decode.adaptive_cost) == (True, 0.3)
 
 
 @pytest.mark.parametrize("verb", TYPED)

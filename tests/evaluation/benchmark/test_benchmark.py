@@ -423,7 +423,7 @@ def test_the_oracle_is_a_ceiling_with_the_outcomes_of_the_audit_and_with_the_spe
         (dict(num_tune_problems=0, tune_k=(4,)), "num_tune_problems is 0"),
         (dict(num_tune_problems=-1), "num_tune_problems is -1"),
         (dict(draft_cost=-1.0), "draft_cost is -1"),
-        (dict(adaptive=True), "give it: --config '{\"adaptive_cost\": 0.3}'"),
+        (dict(adaptive=True), 'give it: --config \'{"adaptive": true, "adaptive_cost": 0.3}\''),
         (dict(temperatures=(0.0, -1.0)), "temperature is -1"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
     ],
