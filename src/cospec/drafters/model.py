@@ -96,7 +96,7 @@ class ModelDrafter(CachedModel, Drafter):
             is_wanted = [one and pays for one, pays in zip(is_wanted, pace.pays, strict=True)]
         if not any(is_wanted):
             return found_proposal([[] for _ in rows], self._target_vocab_size, chance, self.device)
-        may_end = self._config.ends_blocks_early or not all(is_wanted)  # others begin as ended
+        may_end = self._config.ends_blocks_early or not all(is_wanted)  # the others draft nothing
         ends = self._ends(rows, is_wanted, pace)
         window, ids, is_unread = self._begin(rows, is_wanted)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []

@@ -67,15 +67,20 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _flags(args: Sequence[str]) -> set[str]:
+    """Return the flags of some arguments, which may be written with underscores."""
+    return {word.partition("=")[0].replace("_", "-") for word in args}
+
+
 def check_flags(args: Sequence[str], names: Sequence[str]) -> None:
     """Refuse a flag of a setting that has none.
 
     Raises:
         ConfigError: There is one; the message tells how to set it.
     """
-    for word in args:
-        name = word.removeprefix("--").partition("=")[0].replace("-", "_")
-        if word.startswith("--") and name in names:
+    given = _flags(args)
+    for name in names:
+        if flag_of(name) in given:
             raise ConfigError(f"{name} has no flag; pass --config '{{\"{name}\": VALUE}}'.")
 
 
@@ -112,7 +117,7 @@ def _check_code(path: str, values: Json, args: Sequence[str]) -> None:
     found = [name for name, value in HARMLESS.items() if values.get(name, value) != value]
     if OWN_SCORER.search(str(values.get("task"))):
         found.append("task")
-    given = {word.partition("=")[0].replace("_", "-") for word in args}  # tyro takes both
+    given = _flags(args)
     for name in found:
         if (flag := flag_of(name)) not in given:
             raise ConfigError(
