@@ -3,11 +3,14 @@
 Arms, each an engine in a process of its own, in turns (``--num-turns``) on the same machine:
 ``target`` decodes plainly; ``stock`` is vLLM's draft-model speculation without the plugin;
 ``lossless`` has the plugin with the arbiter at threshold 1 (a rule: the arbiter ``lossless``),
-which rules and never overrides; ``cospec`` has the arbiter as it is. Each arm solves all problems
-greedily at the highest concurrency (its accuracy and counts; in its first turn), and then the first
-few again in timed trials at each concurrency, the engine warm: tokens per second of the median
-trial. What an arm measured in a turn is kept beside the result file, and a run that was stopped
-goes on with the next.
+which rules and never overrides; ``cospec`` has the arbiter as it is. Further arms by --arms:
+``fly`` is vLLM's own FLy (0.33 and later), ``fly_rule`` the plugin with the same rule.
+
+Each arm solves all problems greedily at the highest concurrency (its accuracy and counts; in its
+first turn), and then the first few again in timed trials at each concurrency, the engine warm:
+tokens per second of the median trial. What an arm measured in a turn is kept beside the result
+file, and a run that was stopped goes on with the next. Where vLLM has its second runner alone and
+there is no GPU, Triton interprets the kernels: good for answers, not for speeds.
 
 Usage::
 
@@ -20,6 +23,7 @@ With --task the problems are a task's, with the prompts that the task gives the 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -42,7 +46,14 @@ from cospec.tasks import load_task
 from cospec.vllm_plugin.metrics import read_counts
 from cospec.vllm_plugin.settings import KEY, Settings
 
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "vllm_plugin"))
+
+from interpreted import NO_WARM_UP, interpret_kernels  # a module of the repository's tests
+
 ARMS = ("target", "stock", "lossless", "cospec")
+ALL_ARMS = (*ARMS, "fly", "fly_rule")
+FLY_RULE = "fly:window=7"
+"""vLLM's window of 6 counts the matches alone."""
 STOP = ("\nQuestion:",)
 COUNTS = {
     "num_target_forwards": "vllm:spec_decode_num_drafts",
@@ -55,8 +66,10 @@ Json = dict[str, Any]
 
 def settings_of(arm: str, args: argparse.Namespace) -> Settings | None:
     """What the plugin is told in an arm; None if it is off."""
-    if arm in {"target", "stock"}:
+    if arm in {"target", "stock", "fly"}:
         return None
+    if arm == "fly_rule":
+        return Settings(FLY_RULE)
     settings = Serve(pair=args.pair, target=args.target, draft=args.draft, arbiter=args.arbiter)
     spec = settings.settings().arbiter
     is_trained = Path(spec.partition(":")[0]).is_dir()
@@ -67,18 +80,23 @@ def settings_of(arm: str, args: argparse.Namespace) -> Settings | None:
 
 def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -> Any:
     """The vLLM engine of an arm."""
+    options: Json = {}
+    if is_interpreted():
+        interpret_kernels()
+        options |= NO_WARM_UP
     from vllm import LLM  # noqa: PLC0415  # in an arm's own process
 
     serve = Serve(pair=args.pair, target=args.target, draft=args.draft)
     target, draft = serve.models()
-    options: Json = {}
     if settings is not None:
         given = {name: value for name, value in settings.to_dict().items() if value is not None}
         options["additional_config"] = {KEY: given}
         arbiter = load_arbiter(settings.arbiter_spec)
         options["speculative_config"] = speculative_config(draft, args.k, arbiter)
-    elif arm == "stock":
+    elif arm != "target":
         options["speculative_config"] = speculative_config(draft, args.k, AlwaysTarget())
+        if arm == "fly":
+            options["speculative_config"]["rejection_sample_method"] = "fly"
     return LLM(
         target,
         dtype="float32" if args.pair and args.dtype == "auto" else args.dtype,
@@ -190,6 +208,7 @@ def counts(llm: Any) -> dict[str, int]:
 def summarize(parts: dict[str, Json]) -> list[Json]:
     """One entry an arm."""
     arms = []
+    has_speeds = any(part["trials"] for part in parts.values())
     for name, part in parts.items():
         rows, counted = part["rows"], part["counts"]
         num_blocks = counted["num_target_forwards"]
@@ -198,7 +217,7 @@ def summarize(parts: dict[str, Json]) -> list[Json]:
         entry: Json = {"name": name, "arbiter": part["arbiter"], "num_problems": len(rows)}
         entry |= quality(rows, parts["target"]["rows"])
         entry |= {"tokens_per_s": speeds, "trials": part["trials"], "load_s": part["load_s"]}
-        for baseline in ("target", "stock"):
+        for baseline in ("target", "stock") if has_speeds else ():
             theirs = parts[baseline]["trials"]
             entry[f"speedup_vs_{baseline}"] = {
                 c: round(speed / statistics.median(theirs[c]), 3) for c, speed in speeds.items()
@@ -224,21 +243,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir")
     parser.add_argument("--split", choices=("train", "tune", "test"), default="tune")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of problems")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ALL_ARMS)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("-k", type=int, default=6)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--num-problems", type=int, default=200)
     parser.add_argument("--num-timed", type=int, default=16)
-    parser.add_argument("--num-trials", type=int, default=5, help="in each turn of an arm")
+    parser.add_argument(
+        "--num-trials", type=int, default=5, help="in each turn of an arm; 0: no speeds"
+    )
     parser.add_argument("--num-turns", type=int, default=1, help="of each arm, one after another")
     parser.add_argument("--max-new-tokens", type=int, default=300)
     parser.add_argument("--compile", action="store_true", help="not in eager mode")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--run-arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--run-arm", choices=ALL_ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--turn", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not {"target", "stock"} <= set(args.arms):
+        parser.error("--arms needs target and stock, with which the others are compared")
+    return args
 
 
 def main() -> None:
@@ -253,10 +278,12 @@ def main() -> None:
     check_writable(args.json, args.overwrite)
     provenance = Provenance()
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"} | os.environ
+    if is_interpreted():
+        environment["TRITON_INTERPRET"] = "1"  # before torch brings Triton
     parts: dict[str, Json] = {}
     paths = []
     for turn in range(args.num_turns):
-        for arm in ARMS:
+        for arm in args.arms:
             paths.append(path := args.json.with_name(f"{args.json.name}.{arm}.{turn}.part"))
             kept = json.loads(path.read_text()) if path.exists() else {}
             if kept.get("config") != config:
@@ -267,9 +294,11 @@ def main() -> None:
             for concurrency, speeds in kept["trials"].items() if turn else ():
                 first["trials"][concurrency] += speeds
     arms = summarize(parts)
+    pairs = [("stock", "target"), ("lossless", "stock"), ("fly_rule", "fly")]
     ids = {
-        "stock_vs_target": same_ids(parts["stock"], parts["target"]),
-        "lossless_vs_stock": same_ids(parts["lossless"], parts["stock"]),
+        f"{one}_vs_{other}": same_ids(parts[one], parts[other])
+        for one, other in pairs
+        if one in parts and other in parts
     }
     rows = [
         {name: value for name, value in row.items() if name not in {"token_ids", "strict"}}
@@ -289,6 +318,11 @@ def main() -> None:
 def on_gpu() -> bool:
     """Whether vLLM ran on CUDA."""
     return torch.cuda.is_available()
+
+
+def is_interpreted() -> bool:
+    """Whether Triton has to interpret vLLM's kernels: no GPU, and the second runner alone."""
+    return not on_gpu() and importlib.util.find_spec("vllm.v1.worker.gpu_model_runner") is None
 
 
 def report(arms: list[Json], ids: Json) -> None:

@@ -1,6 +1,6 @@
 """Runs vLLM in a process of its own and writes down what it generates: see test_v1_offline.
 
-Usage: python offline.py off|on|laws|mixed|preempted|refused JOB.json RESULT.json
+Usage: python offline.py off|on|laws|mixed|preempted|refused|stock JOB.json RESULT.json
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ os.environ |= {
 
 
 def make(job, settings, **options):
+    speculative = job.get("speculative", {})
+    if job.get("is_second_runner"):
+        import torch
+        from interpreted import NO_WARM_UP, interpret_kernels
+
+        if not torch.cuda.is_available():
+            interpret_kernels()
+            options |= NO_WARM_UP
+        speculative = {"draft_sample_method": "probabilistic"} | speculative
     from vllm import LLM
 
     llm = LLM(
@@ -34,7 +43,8 @@ def make(job, settings, **options):
             "method": "draft_model",
             "model": job["draft"],
             "num_speculative_tokens": job["k"],
-        },
+        }
+        | speculative,
         additional_config={} if settings is None else {"cospec": settings},
     )
     return llm, llm.llm_engine.model_executor.driver_worker.worker.model_runner
@@ -120,7 +130,9 @@ def laws(job):
     adapter = runner.rejection_sampler.adapter
     result = {}
     for name, law in job["laws"].items():
-        runner.drafter._enable_probabilistic_draft_probs = law.pop("drafts_are_sampled")
+        drafts_are_sampled = law.pop("drafts_are_sampled")
+        if not job.get("is_second_runner"):  # it has an option for that
+            runner.drafter._enable_probabilistic_draft_probs = drafts_are_sampled
         if (spec := law.pop("arbiter", None)) is not None:
             adapter.row_arbiter = replace(adapter.row_arbiter, arbiter=load_arbiter(spec))
         result[name] = generate(llm, [job["law_prompt"]] * job["num_samples"], **law)
@@ -202,6 +214,13 @@ def preempted(job):
     return result
 
 
+def stock(job):
+    """Stock vLLM with its second runner: texts, and whose sampler it is."""
+    llm, runner = make(job, None)
+    texts = generate(llm, job["prompts"], temperature=0, max_tokens=job["max_tokens"])
+    return {"texts": texts, "sampler": type(runner.rejection_sampler).__module__}
+
+
 def refused(job):
     """Error of an engine for an arbiter that it cannot serve."""
     try:
@@ -218,6 +237,7 @@ MODES = {
     "mixed": mixed,
     "preempted": preempted,
     "refused": refused,
+    "stock": stock,
 }
 
 if __name__ == "__main__":

