@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SQL = "experiments/text_to_sql"
 WEIGHTS = (
     "src/cospec/bundled/",
-    *(f"{SQL}/{name}" for name in ("draft/", "known_arbiter", "known_draft", "known_target/")),
+    *(f"{SQL}/{name}" for name in ("draft/", "known_arbiter", "known_draft", "known_target")),
 )
 """Weights that ship, and the adapters and arbiters that reproduce the text-to-SQL results."""
 MAX_FILE_BYTES, MAX_TREE_BYTES = 500 * 1024, 5_800_000

@@ -227,7 +227,7 @@ def transfer(name: str) -> str:
 
 
 def vllm_speed(name: str) -> str:
-    """Target alone, stock speculation, and the arbiter inside vLLM."""
+    """Target alone, stock speculation, and the arbiter inside vLLM, by the clock if it ran."""
     part = read(name)
     rows: dict[str, list[bool]] = {}
     for row in part["rows"]:
@@ -236,20 +236,18 @@ def vllm_speed(name: str) -> str:
     of = {e["name"]: Arm(e, bits[e["name"]], [], 0, 0, 0) for e in part["arms"]}
     stock = of["stock"].entry["trials"]
 
-    def rate(trials: dict[str, list[float]], size: str) -> float:
-        return median(trials[size])
-
     def row(arm: Arm) -> list[str]:
-        rates = [(rate(arm.entry["trials"], n), rate(stock, n)) for n in ("1", "8")]
-        won = _against(arm, of["target"])
-        cells = [arm.name, _right(arm), won, f"{arm.p(of['target']):.2g}"]
-        for ours, theirs in rates:
+        trials = arm.entry["trials"]
+        cells = [arm.name, _right(arm), _against(arm, of["target"]), f"{arm.p(of['target']):.2g}"]
+        for size in stock:
+            ours, theirs = median(trials[size]), median(stock[size])
             cells += [f"{ours:.0f}", _times(ours / theirs)]
         length = arm.entry["mean_acceptance_length"]
         return [*cells, f"{length:.2f}", str(arm.entry.get("num_overrides", 0))]
 
-    header = "arm,right,won / lost,McNemar p,tokens/s at 1,over stock,tokens/s at 8,over stock"
-    return _table([*header.split(","), "acceptance length", "overrides"], map(row, of.values()))
+    speeds = [cell for size in stock for cell in (f"tokens/s at {size}", "over stock")]
+    header = ["arm", "right", "won / lost", "McNemar p", *speeds, "acceptance length", "overrides"]
+    return _table(header, map(row, of.values()))
 
 
 AUDITS = {
@@ -386,5 +384,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "variants_controls": partial(variants, "all", *CONTROLS),
     "variants_curve": partial(variants, "all", *CURVE),
     "variants_frontier": partial(variants, "all", *FRONTIER),
+    "vllm_fly": partial(vllm_speed, "vllm_fly"),
     "vllm_speed": partial(vllm_speed, "vllm_speed_specialist"),
 }

@@ -25,3 +25,10 @@ VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_s
     --target "$TARGET" --draft "$TURNS" --data-dir "$DATA" --per-database 1 \
     --arbiter experiments/text_to_sql/known_arbiter_turns --shots 8 --nearest --rotate 5 \
     --ids-of experiments/speed_real/sql_turns.json.gz --json runs/vllm_turns.json
+
+# vllm_fly.json: 40 min beside other jobs, AMD EPYC, 1 core. vLLM 0.34, in an environment of its own.
+bash tools/vllm_overlay.sh .venv-vllm-0.34 0.34.0
+HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm-0.34/bin/python \
+    experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled-scalar -k 16 \
+    --num-problems 200 --num-trials 0 --num-timed 1 --concurrency 8 \
+    --arms target stock fly fly_rule cospec --json runs/vllm_fly.json

@@ -269,7 +269,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run what is missing and write the result file."""
     args = parse()
-    hidden = {"json", "overwrite", "run_arm", "turn"}
+    hidden = {"arms", "json", "overwrite", "run_arm", "turn"}
     config = {k: v for k, v in vars(args).items() if k not in hidden}
     if args.run_arm:
         part = {"config": config} | run_arm(args.run_arm, args)

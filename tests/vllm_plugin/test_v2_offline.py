@@ -9,7 +9,9 @@ import importlib.util
 
 import pytest
 
-from tests.vllm_plugin.conftest import HIDDEN, LEARNED, NUM_OPTED_OUT, run
+import cospec
+from cospec.arbiters import load_arbiter
+from tests.vllm_plugin.conftest import HIDDEN, LEARNED, NUM_OPTED_OUT, Later, run
 from tests.vllm_plugin.test_v1_offline import (
     LAWS,
     NUM_SAMPLES,
@@ -21,6 +23,8 @@ from tests.vllm_plugin.test_v1_offline import (
 
 ARBITERS = [f"{LEARNED},threshold=0.03", "gap:max_gap=4", "lossless"]
 """They override often enough to be seen in few texts; the first needs the draft's logits."""
+
+FEW_TOKENS = 60
 
 
 def has_only_the_second_runner():
@@ -60,6 +64,24 @@ def test_the_lossless_arbiter_gives_the_text_of_stock_vllm(stock, judged):
     assert stock["sampler"].startswith("vllm.")
     assert judged["lossless"]["texts"] == stock["texts"]
     assert judged[ARBITERS[1]]["texts"] != stock["texts"], "the test has something to see"
+
+
+def test_after_the_last_correction_the_text_is_the_targets(pair, job, tmp_path):
+    """The blocks are drafted whole; the arbiter looks no further than a stop token."""
+    settings = {"end_blocks_at_stop": True, "max_corrections": 1}
+    arbiters = ["chow_average:min_log_q=-0.1", "agreement:min_share=0.7"]
+    some = dict(k=16, settings=settings, arbiters=arbiters, prompts=job["prompts"][:8])
+    some |= dict(max_tokens=FEW_TOKENS, num_opted_out=1)
+    judged = run("on", job | some, tmp_path)
+    texts = [judged[spec]["texts"] for spec in arbiters]
+    assert texts[0] != texts[1], "the test has something to see"
+    for spec, found in zip(arbiters, texts, strict=True):
+        behind = [ids + text[:1] for ids, text in zip(some["prompts"], found, strict=True)]
+        arbiter = Later(load_arbiter(spec, pair))
+        engine = cospec.Engine(pair, arbiter, num_speculative_tokens=16, **settings)
+        sampling = cospec.SamplingConfig(max_new_tokens=FEW_TOKENS - 1)
+        ours = [completion.token_ids for completion in engine.generate(behind, sampling)]
+        assert ours == [text[1:] for text in found]
 
 
 def test_requests_that_opt_out_or_have_a_penalty_get_the_text_of_stock_vllm(stock, judged):
