@@ -98,6 +98,8 @@ python trees.py "$data" "$work/rotated_tree" "$work/rotated_test" \
 
 # A third part, and a draft that is tuned to use answered queries: both models are shown the nearest.
 tune turns "${known[@]}" --passes 3 --bfloat16 --rotate 5 --turns
+[ -e "$work/target_turns/config.json" ] || python tune_draft.py "$target" "$data" \
+    "$work/target_turns" "${known[@]}" --bfloat16 --rotate 5 --turns  # a control: 82 minutes
 both=(--shots 8 --nearest --draft-is-shown --rotate 5)
 tree turns turns_tree arbiter --every-wording "${both[@]}"  # 66 minutes
 tree turns turns_test test "${both[@]}"                     # 80 minutes
