@@ -188,6 +188,15 @@ def test_a_placeholder_is_never_kept(v2):
     assert runner.verify()[2].tolist() == [1] * len(LENGTHS)
 
 
+def test_a_draft_that_the_runner_calls_invalid_is_never_kept(v2):
+    """Up to vLLM 0.33 the runner marks it in an argument of its own."""
+    runner, adapter = Runner(v2, *blocks(len(LENGTHS), 0)), adapter_for(AlwaysDraft())
+    v2.attach(runner, adapter)
+    runner.add_requests(new_requests())
+    valid = runner.draft_sampled.masked_fill(runner.local_pos > 1, -1)
+    assert runner.verify(valid)[2].tolist() == [min(n, 1) + 1 for n in LENGTHS]
+
+
 def test_an_arbiter_that_needs_draft_logits_asks_for_the_option_that_keeps_them(v2):
     runner = Runner(v2, *blocks(len(LENGTHS), 0))
     runner.draft_logits = None
