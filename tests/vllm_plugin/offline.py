@@ -1,6 +1,6 @@
 """Runs vLLM in a process of its own and writes down what it generates: see test_v1_offline.
 
-Usage: python offline.py off|on|laws|mixed|preempted|refused|stock JOB.json RESULT.json
+Usage: python offline.py off|on|laws|mixed|preempted|stock JOB.json RESULT.json
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ os.environ |= {
 
 def make(job, settings, **options):
     speculative = job.get("speculative", {})
+    options = job.get("engine", {}) | options
     if job.get("is_second_runner"):
         import torch
         from interpreted import NO_WARM_UP, interpret_kernels
@@ -221,22 +222,12 @@ def stock(job):
     return {"texts": texts, "sampler": type(runner.rejection_sampler).__module__}
 
 
-def refused(job):
-    """Error of an engine for an arbiter that it cannot serve."""
-    try:
-        make(job, {"arbiter": job["hidden_arbiter"]})
-    except Exception as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    return {"error": None}
-
-
 MODES = {
     "off": off,
     "on": on,
     "laws": laws,
     "mixed": mixed,
     "preempted": preempted,
-    "refused": refused,
     "stock": stock,
 }
 

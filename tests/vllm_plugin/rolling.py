@@ -25,6 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 def opened(job):
     """The pair, and both backends on it."""
+    options = {}
+    if job.get("is_second_runner"):  # before anything imports Triton
+        from interpreted import NO_WARM_UP, interpret_kernels
+
+        interpret_kernels()
+        options = NO_WARM_UP
     from cospec import ModelPair
     from cospec.config import DecodeConfig
     from cospec.vllm_plugin.backend import VllmBackend, VllmSource
@@ -37,7 +43,7 @@ def opened(job):
         batch_size=job["batch_size"],
         **job.get("decode", {}),
     )
-    source = VllmSource(target, draft, "float32")
+    source = VllmSource(target, draft, "float32", options)
     vllm = VllmBackend(pair, source, config, records=job.get("records", "scalar"))
     return pair, AlignedBackend(pair, config), vllm
 

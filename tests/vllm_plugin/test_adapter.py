@@ -277,20 +277,18 @@ def test_a_trained_arbiter_learns_the_kinds_of_the_engines_tokens():
     assert place(rule, CPU, 8, Letters) is rule
 
 
-def test_an_arbiter_with_hidden_states_rules_on_their_pair_where_they_are_handed_out(pair):
+def test_an_arbiter_with_hidden_states_rules_on_their_pair(pair):
     models = (types.SimpleNamespace(model=str(path)) for path in (TARGET, DRAFT))
     target, draft = models
     target.dtype = torch.float32
     engine = types.SimpleNamespace(
         model_config=target, speculative_config=types.SimpleNamespace(draft_model_config=draft)
     )
-    arbiter = load(HIDDEN, engine, has_hidden=True)
+    arbiter = load(HIDDEN, engine)
     assert arbiter.is_bound
     placed = place(arbiter, CPU, 2048, lambda: pair.tokenizer)
     table = pair.target.get_input_embeddings().weight
     assert torch.equal(placed.features.embeddings, table)
-    with pytest.raises(ConfigError, match="second model runner does not hand out"):
-        load(HIDDEN, engine, has_hidden=False)
     with pytest.raises(ArbiterError, match="hidden states of the pair that it was trained on"):
-        load(OTHER_PAIRS, engine, has_hidden=True)
-    assert load("gap:max_gap=1", engine, has_hidden=False).name == "gap:max_gap=1"
+        load(OTHER_PAIRS, engine)
+    assert load("gap:max_gap=1", engine).name == "gap:max_gap=1"

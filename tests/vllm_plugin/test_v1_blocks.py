@@ -11,9 +11,10 @@ import torch
 
 from cospec.config import DecodeConfig
 from cospec.errors import ConfigError
+from cospec.vllm_plugin.blocks import ending
 from cospec.vllm_plugin.requests import RequestTable
 from cospec.vllm_plugin.settings import Settings
-from cospec.vllm_plugin.v1_blocks import EndingBlocks, ending
+from cospec.vllm_plugin.v1_blocks import EndingBlocks
 from tests.vllm_plugin.test_adapter import params
 
 K, VOCAB = 12, 50

@@ -121,7 +121,7 @@ def test_blocks_end_where_those_of_our_engine_do(settings, pair, job, tmp_path):
     assert len({str(judged[spec]["texts"]) for spec in arbiters}) == len(arbiters)
 
 
-def assert_like_ours(spec, pair, job, judged, **decode):
+def assert_like_ours(spec, pair, job, judged, least=10, **decode):
     """vLLM's tokens and counts under an arbiter are our engine's."""
     texts = judged[spec]["texts"]
     behind = [ids + text[:1] for ids, text in zip(job["prompts"], texts, strict=True)]
@@ -135,7 +135,7 @@ def assert_like_ours(spec, pair, job, judged, **decode):
     total = sum((c.stats for c in completions), start=Stats())
     ours = {name: getattr(total, name) for name in judged[spec]["counts"]}
     assert judged[spec]["counts"] == ours
-    assert total.num_overrides > 10 or spec == "lossless", "the test has something to see"
+    assert total.num_overrides > least or spec == "lossless", "the test has something to see"
 
 
 def test_without_settings_vllm_is_not_touched(stock):

@@ -1,6 +1,6 @@
 """vLLM's second runner decodes as our engine does: same tokens, same rulings, same law.
 
-On a CPU, Triton interprets the runner's kernels (`tools/second_runner.sh` makes an environment).
+On a CPU, Triton interprets the runner's kernels (`tools/vllm_overlay.sh` makes an environment).
 """
 
 from __future__ import annotations
@@ -11,8 +11,19 @@ import pytest
 
 import cospec
 from cospec.arbiters import load_arbiter
-from tests.vllm_plugin.conftest import HIDDEN, LEARNED, NUM_OPTED_OUT, Later, run
+from cospec.models.bundled import bundled_models
+from cospec.models.load import load_tokenizer
+from tests.vllm_plugin import test_backend
+from tests.vllm_plugin.conftest import (
+    HIDDEN,
+    LEARNED,
+    NUM_OPTED_OUT,
+    Later,
+    encoded_problems,
+    run,
+)
 from tests.vllm_plugin.test_v1_offline import (
+    HIDDEN_KEEPS_NOTHING,
     LAWS,
     NUM_SAMPLES,
     NUM_TOKENS,
@@ -66,12 +77,30 @@ def test_the_lossless_arbiter_gives_the_text_of_stock_vllm(stock, judged):
     assert judged[ARBITERS[1]]["texts"] != stock["texts"], "the test has something to see"
 
 
-def test_after_the_last_correction_the_text_is_the_targets(pair, job, tmp_path):
-    """The blocks are drafted whole; the arbiter looks no further than a stop token."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"end_blocks_at_stop": True, "max_corrections": 1},
+        {"draft_confidence_threshold": 0.3},
+    ],
+    ids=["after a correction", "by confidence"],
+)
+def test_blocks_end_where_those_of_our_engine_do(settings, pair, job, tmp_path):
+    arbiters = ["chow_average:min_log_q=-0.1", "lossless"]
+    some = dict(k=40, settings=settings, arbiters=arbiters, prompts=job["prompts"][:12])
+    some |= dict(engine={"async_scheduling": False}, num_opted_out=1)
+    judged = run("on", job | some, tmp_path)
+    for spec in arbiters:
+        decode = dict(num_speculative_tokens=40, **settings)
+        assert_like_ours(spec, pair, job | some, judged, least=4, **decode)
+
+
+def test_with_async_scheduling_blocks_are_whole_and_the_texts_the_same(pair, job, tmp_path):
+    """The arbiter looks no further than a stop token."""
     settings = {"end_blocks_at_stop": True, "max_corrections": 1}
     arbiters = ["chow_average:min_log_q=-0.1", "agreement:min_share=0.7"]
     some = dict(k=16, settings=settings, arbiters=arbiters, prompts=job["prompts"][:8])
-    some |= dict(max_tokens=FEW_TOKENS, num_opted_out=1)
+    some |= dict(max_tokens=FEW_TOKENS, num_opted_out=1, engine={"async_scheduling": True})
     judged = run("on", job | some, tmp_path)
     texts = [judged[spec]["texts"] for spec in arbiters]
     assert texts[0] != texts[1], "the test has something to see"
@@ -97,7 +126,25 @@ def test_lossless_sampling_follows_the_target(pair, job, tmp_path):
     assert_follows_the_target(found["plain"], "plain", pair, job)
 
 
-def test_an_arbiter_of_hidden_states_is_refused(job, tmp_path):
-    found = run("refused", job | dict(hidden_arbiter=HIDDEN), tmp_path)
-    assert found["error"] == "ConfigError"
-    assert "install vLLM 0.32 or 0.33" in found["message"]
+def test_hidden_states_are_those_of_our_engine(pair, job, stock, tmp_path):
+    some = dict(arbiters=[HIDDEN, HIDDEN_KEEPS_NOTHING], num_opted_out=1)
+    judged = run("on", job | some, tmp_path)
+    assert_like_ours(HIDDEN, pair, job, judged, least=4)
+    assert judged[HIDDEN_KEEPS_NOTHING]["texts"] == stock["texts"]
+
+
+@pytest.mark.parametrize("decode", [{}, {"end_blocks_at_stop": True, "max_corrections": 1}])
+def test_rollouts_and_branches_are_those_of_our_engine(decode, tmp_path):
+    """With hidden states, and by chance."""
+    learned = f"{test_backend.HOME / 'arbiters' / 'specialist'}:max_mismatch_rate=inf"
+    arbiters = [["gap:max_gap=4", False], [learned, True]]
+    prompts = encoded_problems(load_tokenizer(bundled_models("bundled:specialist")[0]), 16)
+    job = test_backend.a_job("specialist", arbiters=arbiters, prompts=prompts, decode=decode)
+    job |= dict(k=16, max_tokens=FEW_TOKENS, records="hidden", is_second_runner=True)
+    found = test_backend.run("law", job, tmp_path)
+    for spec, by_kind in found.items():
+        for kind, told in by_kind.items():
+            assert told["different"] == [], (spec, kind)
+            assert told["largest"] < test_backend.ROUNDING, (spec, kind)
+        assert by_kind["rollouts"]["num_decisions"] >= 8, spec
+        assert by_kind["branches"]["num_decisions"], spec

@@ -20,7 +20,6 @@ from cospec.models import ModelPair
 from cospec.types import Needs
 from cospec.vllm_plugin.bridge import RowArbiter, RowRulings, VerifiedRows
 from cospec.vllm_plugin.decisions import DecisionLog
-from cospec.vllm_plugin.known import TO_SET
 from cospec.vllm_plugin.metrics import StepCounts
 from cospec.vllm_plugin.placing import place
 from cospec.vllm_plugin.requests import RequestTable
@@ -81,7 +80,6 @@ class Adapter:
         device: torch.device,
         *,
         is_reporting: bool,
-        has_hidden: bool,
         find_tokenizer: Callable[[], PreTrainedTokenizerBase | None],
     ) -> Adapter:
         """Load the arbiter for an engine.
@@ -91,7 +89,6 @@ class Adapter:
             vllm_config: Configuration of the engine.
             device: Device of the worker.
             is_reporting: Whether this worker is the one that counts and logs.
-            has_hidden: Whether its runner hands out hidden states.
             find_tokenizer: Looks up the target's tokenizer, if a trained arbiter asks for it.
 
         Raises:
@@ -99,7 +96,7 @@ class Adapter:
             ArbiterError: The arbiter was trained on the hidden states of another pair.
         """
         check_engine(vllm_config)
-        arbiter = load(settings.arbiter_spec, vllm_config, has_hidden=has_hidden)
+        arbiter = load(settings.arbiter_spec, vllm_config)
         arbiter = place(arbiter, device, vllm_config.model_config.get_vocab_size(), find_tokenizer)
         check_threshold(arbiter, settings.min_threshold)
         if settings.explore:
@@ -243,30 +240,18 @@ def check_block_length(k: int) -> None:
         )
 
 
-def load(
-    spec: str,
-    vllm_config: Any,  # Any: vLLM's VllmConfig
-    *,
-    has_hidden: bool,
-) -> Arbiter:
+def load(spec: str, vllm_config: Any) -> Arbiter:  # Any: vLLM's VllmConfig
     """Load an arbiter; one that rules by hidden states must have been trained on this pair.
 
     vLLM lays weights out in its own way. So both checkpoints are read on the CPU once more, to
     compare the pair with that of the training, and to take the target's embeddings.
 
     Raises:
-        ConfigError: The arbiter rules by hidden states, and the runner hands out none.
         ArbiterError: The arbiter was trained on the hidden states of another pair.
     """
     arbiter = load_arbiter(spec)
     if not arbiter.needs & Needs.HIDDEN:
         return arbiter
-    if not has_hidden:
-        raise ConfigError(
-            f"arbiter {arbiter.name} rules by hidden states, which vLLM's second model runner does "
-            f"not hand out; {TO_SET}, or take one that rules by scalars (cospec train --features "
-            "scalar)."
-        )
     target, draft = vllm_config.model_config, vllm_config.speculative_config.draft_model_config
     pair = ModelPair.from_pretrained(target.model, draft.model, dtype=target.dtype, device="cpu")
     return load_arbiter(spec, pair)

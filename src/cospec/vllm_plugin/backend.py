@@ -25,7 +25,6 @@ from cospec.engine.prompts import make_row, make_rows
 from cospec.errors import ConfigError, MissingExtraError
 from cospec.types import Origin
 from cospec.vllm_plugin.adapter import check_block_length
-from cospec.vllm_plugin.known import TO_SET
 from cospec.vllm_plugin.parcels import Sender
 from cospec.vllm_plugin.replay import by_request, replay
 from cospec.vllm_plugin.settings import KEY
@@ -120,6 +119,7 @@ class VllmBackend:
                 "method": "draft_model",
                 "model": source.draft,
                 "num_speculative_tokens": config.k,
+                "draft_sample_method": "probabilistic",  # the second runner keeps logits then
             },
             additional_config={
                 KEY: {
@@ -281,14 +281,11 @@ def start(
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ConfigError: This vLLM has no first model runner.
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("vLLM", "vllm")
-    if importlib.util.find_spec("vllm.v1.worker.gpu_model_runner") is None:
-        raise ConfigError(f"the vLLM backend needs vLLM's first model runner; {TO_SET}.")
-    # The second runner hands out neither hidden states nor (yet) decisions.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    if importlib.util.find_spec("vllm.v1.worker.gpu_model_runner") is not None:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # of two, the runner whose tests are wider
     vllm = importlib.import_module("vllm")
     settled: dict[str, Any]  # Any: arguments of vllm.LLM
     settled = {

@@ -21,9 +21,6 @@ SUPPORTED = ("0.32", "0.33", "0.34")
 """Releases of vLLM that are supported, with any patch level; the first has all features."""
 NAMED = f"{SUPPORTED[0]} to {SUPPORTED[-1]}"
 """The same for messages."""
-TO_SET = "install vLLM 0.32 or 0.33 and set VLLM_USE_V2_MODEL_RUNNER=0"
-"""For messages: how to get the first model runner, which vLLM 0.34 has no longer."""
-
 _SAMPLER = "vllm.v1.sample.rejection_sampler:"
 _PROPOSER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
 _GPU_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."

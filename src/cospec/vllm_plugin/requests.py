@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -49,6 +49,15 @@ class RequestColumns:
     num_before: Tensor
     is_ended: Tensor
     thresholds: Tensor | None
+
+
+class Progress(NamedTuple):
+    """State of a request that outlives its slot."""
+
+    counts: Tensor
+    """Overrides and reached mismatches, (2,) int64."""
+    generator: torch.Generator | None
+    """Random generator of its rulings, if it is a rollout."""
 
 
 class RequestTable:
@@ -176,13 +185,15 @@ class RequestTable:
             thresholds=self._thresholds[slots] if self._has_thresholds else None,
         )
 
-    def counts(self, slot: int) -> Tensor:
-        """Return a copy of the overrides and the reached mismatches of a request, (2,) int64."""
-        return self._numbers[:2, slot].clone()
+    def progress(self, slot: int) -> Progress:
+        """Return how far a request is, to go on with after it was preempted."""
+        return Progress(self._numbers[:2, slot].clone(), self.generators.get(slot))
 
-    def restore_counts(self, slot: int, counts: Tensor) -> None:
-        """Continue a request from the numbers that `counts` returned."""
-        self._numbers[:2, slot] = counts
+    def restore(self, slot: int, progress: Progress) -> None:
+        """Let a request that was added anew go on from where it was."""
+        self._numbers[:2, slot] = progress.counts
+        if progress.generator is not None:
+            self.generators[slot] = progress.generator
 
     def add_counts(
         self, slots: Tensor, num_overrides: Tensor, num_mismatches: Tensor, is_ended: Tensor

@@ -86,8 +86,19 @@ class Recorder:
         rows: VerifiedRows,
         rulings: RowRulings,
         sampled: Tensor,
+        *,
+        is_kept: Tensor | None = None,
     ) -> None:
-        """Keep a step, once it has come to the host."""
+        """Keep a step, once it has come to the host.
+
+        Args:
+            keys: As in `RecordedStep`.
+            num_rows: As in `RecordedStep`.
+            rows: Rows that were ruled on.
+            rulings: Rulings on them.
+            sampled: As in `RecordedStep`.
+            is_kept: The rows that are kept, bool; all of them by default. Mismatches always are.
+        """
         none = torch.zeros_like(rows.draft_ids)
         veto, is_open = (none if x is None else x for x in (rulings.vetoes, rulings.is_free))
         is_finite = rows.target_logits.amax(dim=1).isfinite()
@@ -104,6 +115,8 @@ class Recorder:
         shown = []  # mismatches alone: with hidden states a row has tens of thousands of numbers
         if rulings.features is not None:
             shown = [rulings.features.float()[rulings.is_mismatch]]
+        if is_kept is not None:
+            integers, reals = integers[is_kept], reals[is_kept]
         counts = list(num_rows)
 
         def use(hosts: list[Tensor]) -> None:

@@ -18,11 +18,12 @@ from vllm.v1.sample import rejection_sampler as sampler_module
 
 from cospec.types import Needs
 from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, to_device, tokenizer_of
+from cospec.vllm_plugin.blocks import ending
 from cospec.vllm_plugin.bridge import RowRulings, VerifiedRows
 from cospec.vllm_plugin.cpu_repairs import repair_cpu
 from cospec.vllm_plugin.known import require
 from cospec.vllm_plugin.rollouts import keep_drafts
-from cospec.vllm_plugin.v1_blocks import EndingBlocks, ending
+from cospec.vllm_plugin.v1_blocks import EndingBlocks
 from cospec.vllm_plugin.v1_drafter import follow_drafting, is_sampling, keep_draft_logits
 from cospec.vllm_plugin.verdicts import ended_before, force
 
@@ -58,7 +59,6 @@ def install(
         vllm_config,
         runner.device,
         is_reporting=hasattr(runner, "rejection_sampler") and is_first_tensor_rank(),
-        has_hidden=True,
         find_tokenizer=lambda: tokenizer_of(vllm_config),
     )
     if runner.device.type == "cpu":

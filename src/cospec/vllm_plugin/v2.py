@@ -16,15 +16,21 @@ from vllm.v1.worker.gpu.spec_decode import rejection_sampler as sampler_module
 from cospec.errors import ConfigError
 from cospec.types import Needs
 from cospec.vllm_plugin.adapter import Adapter, is_first_tensor_rank, tokenizer_of
+from cospec.vllm_plugin.blocks import ending
 from cospec.vllm_plugin.bridge import VerifiedRows
-from cospec.vllm_plugin.known import TO_SET, require
+from cospec.vllm_plugin.known import require
+from cospec.vllm_plugin.v2_blocks import EndingBlocks
+from cospec.vllm_plugin.v2_hidden import HiddenStates
+from cospec.vllm_plugin.v2_rollouts import record, with_uniforms
 from cospec.vllm_plugin.verdicts import ended_before, force
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from cospec.config import DecodeConfig
     from cospec.vllm_plugin.bridge import RowRulings
+    from cospec.vllm_plugin.requests import Progress
     from cospec.vllm_plugin.settings import Settings
 
 WARM_UP = "_warmup_"
@@ -56,9 +62,6 @@ def install(
     Raises:
         ConfigError: The engine is not one that we support.
     """
-    if settings.records is not None or settings.draft_confidence_threshold:
-        what = "draft_confidence_threshold needs" if settings.records is None else "rollouts need"
-        raise ConfigError(f"{what} vLLM's first model runner; {TO_SET}.")
     if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
         raise ConfigError("CoSpec does not rule in a sharded batch; drop batch-sharded sampling.")
     adapter = Adapter.build(
@@ -66,25 +69,54 @@ def install(
         vllm_config,
         runner.device,
         is_reporting=runner.is_last_pp_rank and is_first_tensor_rank(),
-        has_hidden=False,
         find_tokenizer=lambda: tokenizer_of(vllm_config),
     )
+    blocks = _ending(runner, settings, vllm_config)
     stock = runner.load_model
 
     def load_model(*args: Any, **kwargs: Any) -> None:  # Any: whatever the worker passes
         stock(*args, **kwargs)
         if runner.is_last_pp_rank:
-            attach(runner, adapter)
+            attach(runner, adapter, blocks)
 
     runner.load_model = load_model
 
 
-def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUModelRunner
+def _ending(
+    runner: Any,  # Any: vLLM's second GPUModelRunner
+    settings: Settings,
+    vllm_config: Any,  # Any: vLLM's VllmConfig
+) -> DecodeConfig | None:
+    """Return the options that end blocks in a runner; None if it drafts whole ones.
+
+    Raises:
+        ConfigError: The runner cannot end its blocks, and a confidence threshold is set.
+    """
+    if hasattr(runner.draft_tokens_handler, "_draft_tokens_by_req"):
+        return ending(settings, vllm_config)
+    if settings.draft_confidence_threshold:  # vLLM 0.32 and 0.33
+        raise ConfigError(
+            "draft_confidence_threshold needs another model runner: set "
+            "VLLM_USE_V2_MODEL_RUNNER=0, or install vLLM 0.34."
+        )
+    return None
+
+
+def attach(
+    runner: Any,  # Any: vLLM's second GPUModelRunner
+    adapter: Adapter,
+    blocks: DecodeConfig | None = None,
+) -> None:
     """Let the arbiter rule on the tokens that a loaded runner verifies.
+
+    Args:
+        runner: The runner.
+        adapter: The arbiter.
+        blocks: Options that end blocks, if the runner's blocks end by themselves.
 
     Raises:
         ConfigError: The runner verifies in a way that we do not know, or keeps no draft logits for
-            an arbiter that needs them.
+            an arbiter or for blocks that need them.
     """
     require(runner, RUNNER_NAMES)
     stock = runner.rejection_sampler
@@ -96,13 +128,20 @@ def attach(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUMode
             "only."
         )
     arbiter = adapter.row_arbiter.arbiter
-    if Needs.DRAFT_LOGITS in arbiter.needs and runner.speculator.draft_logits is None:
-        raise ConfigError(
-            f"arbiter {arbiter.name} needs the draft's logits, which vLLM keeps only with "
-            '"draft_sample_method": "probabilistic" in the speculative_config; add that.'
-        )
+    for what, is_needed in (
+        (f"arbiter {arbiter.name}", Needs.DRAFT_LOGITS in adapter.needs),
+        ("a block that ends where the draft is unsure", blocks and blocks.ends_by_confidence),
+    ):
+        if is_needed and runner.speculator.draft_logits is None:
+            raise ConfigError(
+                f"{what} needs the draft's logits, which vLLM keeps only with "
+                '"draft_sample_method": "probabilistic" in the speculative_config; add that.'
+            )
+    if blocks is not None and hasattr(runner.speculator, "_multi_step_decode"):
+        EndingBlocks(runner, adapter.table, blocks)
     follow_requests(runner, adapter)
-    runner.rejection_sampler = ArbiterSampler(stock, adapter, runner.req_states)
+    hidden = HiddenStates(runner) if adapter.needs & Needs.HIDDEN else None
+    runner.rejection_sampler = ArbiterSampler(stock, adapter, runner.req_states, hidden)
 
 
 def follow_requests(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's second GPUModelRunner
@@ -110,7 +149,7 @@ def follow_requests(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's secon
     add_requests, add_request = runner.add_requests, runner.sampler.add_request
     finish_requests = runner.finish_requests
     new: dict[str, Any] = {}  # Any: vLLM's NewRequestData
-    preempted: dict[str, Tensor] = {}
+    preempted: dict[str, Progress] = {}
 
     def add_all(scheduler_output: Any) -> None:  # Any: vLLM's SchedulerOutput
         new.update((one.req_id, one) for one in scheduler_output.scheduled_new_reqs)
@@ -122,14 +161,14 @@ def follow_requests(runner: Any, adapter: Adapter) -> None:  # Any: vLLM's secon
         one = new[runner.req_states.index_to_req_id[req_idx]]
         has_lora = one.lora_request is not None
         adapter.admit(req_idx, sampling_params, one.prompt_token_ids, has_lora=has_lora)
-        if (counts := preempted.pop(one.req_id, None)) is not None:
-            adapter.table.restore_counts(req_idx, counts)
+        if (progress := preempted.pop(one.req_id, None)) is not None:
+            adapter.table.restore(req_idx, progress)
 
     def finish(scheduler_output: Any) -> None:  # Any: vLLM's SchedulerOutput
         slots = runner.req_states.req_id_to_index
         for request_id in scheduler_output.preempted_req_ids or ():  # they come back as new ones
             if request_id in slots:
-                preempted[request_id] = adapter.table.counts(slots[request_id])
+                preempted[request_id] = adapter.table.progress(slots[request_id])
         for request_id in scheduler_output.finished_req_ids:
             preempted.pop(request_id, None)
         finish_requests(scheduler_output)
@@ -174,12 +213,19 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
         stock: The runner's own sampler; all its settings are taken over.
         adapter: The arbiter.
         req_states: The runner's requests.
+        hidden: The runner's hidden states, if the arbiter looks at them.
     """
 
-    def __init__(self, stock: Any, adapter: Adapter, req_states: Any) -> None:  # Any: vLLM's
+    def __init__(
+        self,
+        stock: Any,  # Any: vLLM's RejectionSampler
+        adapter: Adapter,
+        req_states: Any,  # Any: vLLM's RequestState
+        hidden: HiddenStates | None = None,
+    ) -> None:
         self.__dict__.update(stock.__dict__)
         self.adapter = adapter
-        self._req_states = req_states
+        self._req_states, self._hidden = req_states, hidden
 
     def _verify(
         self,
@@ -212,17 +258,17 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             expanded_local_pos,
             seq_lens_upper_bound_np,
         )
-        slots = expanded_idx_mapping.long()
         rows = self._rows(
             logits,
             processed,
             draft_logits,
             flatten(verified, cu_num_logits),
             pos,
-            slots,
+            expanded_idx_mapping.long(),
             expanded_local_pos.long(),
             is_greedy=not self.sampler.sampling_states.temperature.np[idx_mapping_np].any(),
         )
+        rows = with_uniforms(self.adapter, rows, idx_mapping_np.tolist(), cu_num_logits)
         rulings = self.adapter.row_arbiter(rows)
         sampled, num_sampled = sampler_module.rejection_sample(
             force(processed, rows, rulings),
@@ -238,30 +284,34 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             self.num_speculative_steps,
             use_fp64=self.sampler.use_fp64_gumbel,
         )
-        self._count(rows, rulings, num_sampled, cu_num_logits, idx_mapping, idx_mapping_np)
+        at = cu_num_logits, idx_mapping, idx_mapping_np
+        self._count(rows, rulings, sampled, num_sampled, *at)
         return processed, sampled, num_sampled
 
     def _count(
         self,
         rows: VerifiedRows,
         rulings: RowRulings,
+        sampled: Tensor,
         num_sampled: Tensor,
         cu_num_logits: Tensor,
         idx_mapping: Tensor,
         idx_mapping_np: np.ndarray[Any, Any],  # Any: of integers
     ) -> None:
-        """Count the outcomes of some requests; arguments as in `_verify`."""
+        """Count and keep the outcomes of some requests; arguments as in `_verify`."""
 
         def num_rows() -> list[int]:  # waits for the device: for a log of decisions only
             counts: list[int] = cu_num_logits.diff().tolist()
             return counts
 
         known = self._req_states.index_to_req_id
-        request_ids = [known.get(slot, "") for slot in idx_mapping_np.tolist()]
+        slots = idx_mapping_np.tolist()
+        request_ids = [known.get(slot, "") for slot in slots]
         if all(request_id.startswith(WARM_UP) for request_id in request_ids):
             return
         num_accepted = (num_sampled.long() - 1).clamp(min=0)
         self.adapter.count(rows, rulings, num_accepted, idx_mapping.long(), request_ids, num_rows)
+        record(self.adapter, rows, rulings, sampled, num_sampled, slots, cu_num_logits)
 
     def _rows(
         self,
@@ -289,13 +339,9 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             is_greedy: Whether no request samples.
         """
         columns = self.adapter.table.columns(slots)
-        drafted_logits = None
-        needs = self.adapter.row_arbiter.arbiter.needs
-        if draft_logits is not None and Needs.DRAFT_LOGITS in needs:
-            places = block_positions.clamp(max=self.num_speculative_steps - 1)
-            if not isinstance(draft_logits, torch.Tensor):
-                draft_logits = draft_logits.values
-            drafted_logits = draft_logits[slots, places]  # (N, V)
+        prompt_lens = self._req_states.prompt_len.gpu[slots].long()
+        places = block_positions.clamp(max=self.num_speculative_steps - 1)
+        hidden = {} if self._hidden is None else self._hidden.of_rows(slots, places)
         is_sampled = None
         if not is_greedy:
             is_sampled = self.sampler.sampling_states.temperature.gpu[slots] != 0
@@ -310,15 +356,28 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             is_drafted=flat.is_drafted,
             requests=flat.requests,
             block_positions=block_positions,
-            positions=pos.long() + 1 - self._req_states.prompt_len.gpu[slots].long(),
+            positions=pos.long() + 1 - prompt_lens + columns.num_before,
             num_overrides=columns.num_overrides,
             num_mismatches=columns.num_mismatches,
             is_open=columns.is_open,
             stop_ids=columns.stop_ids,
             max_tokens=columns.max_tokens,
-            draft_logits=drafted_logits,
+            draft_logits=self._draft_logits(draft_logits, slots, places),
             thresholds=columns.thresholds,
             is_sampled=is_sampled,
             is_cut=is_cut,
             is_ended=is_ended,
+            **hidden,
         )
+
+    def _draft_logits(
+        self,
+        kept: Any,  # Any: as in `_verify`
+        slots: Tensor,
+        places: Tensor,
+    ) -> Tensor | None:
+        """The logits that the token at each row's place was drawn from, (N, V), if asked for."""
+        if kept is None or Needs.DRAFT_LOGITS not in self.adapter.needs:
+            return None
+        values: Tensor = kept if isinstance(kept, torch.Tensor) else kept.values
+        return values[slots, places]
