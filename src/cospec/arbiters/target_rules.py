@@ -35,8 +35,8 @@ class FLy(Rule):
     limits: ClassVar[Limits] = {"window": (1, math.inf)}
 
     window: int = 6
-    """The mismatch and the matches that have to follow it (the released ``win_len``; vLLM's
-    proposal counts the matches alone)."""
+    """The mismatch and the matches that have to follow it (the released ``win_len``). vLLM's FLy
+    counts the matches alone, and keeps a mismatch also where they end with the block."""
     min_entropy: float = 0.3
     """Least entropy of the target, in nats: the top 3 terms of the full softmax."""
 
