@@ -38,6 +38,24 @@ def test_a_rollout_begins_with_what_was_before_it_and_draws_from_its_own_stream(
     assert table.rollouts == {} == table.generators and column(table, "num_before", 0) == [0]
 
 
+def test_a_rollout_that_was_preempted_goes_on_with_its_counts_and_numbers() -> None:
+    table = RequestTable(2, CPU, has_thresholds=False, has_rollouts=True)
+    asked = params(extra_args={"cospec": {"rollout": ROLLOUT}})
+    table.add(0, asked)
+    one, no = torch.tensor([1]), torch.tensor([False])
+    table.add_counts(torch.tensor([0]), one, 2 * one, no)
+    ours = row_generator(SamplingConfig(seed=3), 2)
+    assert torch.rand(3, generator=table.generators[0]).equal(torch.rand(3, generator=ours))
+    progress = table.progress(0)
+    table.add(0, params())  # another request has the slot meanwhile
+    table.add(1, asked)
+    table.restore(1, progress)
+    assert column(table, "num_overrides", 1) == [2] and column(table, "num_mismatches", 1) == [4]
+    assert torch.rand(3, generator=table.generators[1]).equal(torch.rand(3, generator=ours))
+    table.restore(0, table.progress(0))
+    assert 0 not in table.generators, "no rollout"
+
+
 @torch.inference_mode()  # as in vLLM's runner
 def test_drafts_that_wait_a_step_keep_their_logits() -> None:
     """Stock vLLM has those of its last drafting step alone, and then none for the whole batch."""
