@@ -154,6 +154,14 @@ def test_a_rule_needs_no_training_and_gets_no_note(run):
     assert "draft_sample_method" not in speculation
 
 
+@pytest.mark.parametrize("option", ["--draft-confidence-threshold=0.5", "--max-corrections=1"])
+def test_blocks_that_end_by_confidence_need_the_drafts_logits(run, option):
+    models = ("--target", TARGET, "--draft", DRAFT)
+    options, _ = dry(run, *models, "--arbiter", "agreement", "--end-blocks-at-stop", option)
+    speculation = json.loads(options["--speculative-config"])
+    assert speculation["draft_sample_method"] == "probabilistic"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -186,7 +186,8 @@ class Serve:
         target, draft = self.models()
         speculation = speculative_config(draft, self.num_speculative_tokens, arbiter)
         if settings.draft_confidence_threshold or settings.max_corrections is not None:
-            speculation["draft_sample_method"] = "probabilistic"  # its logits end blocks, see below
+            # A block may end by the draft's logits, which are kept in that mode.
+            speculation["draft_sample_method"] = "probabilistic"
         speculation |= self._more_options(set(speculation) - {"draft_sample_method"})
         given = {key: value for key, value in settings.to_dict().items() if value is not None}
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", target]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SUPPORTED = ("0.32", "0.33", "0.34")
-"""Releases of vLLM that are supported, with any patch level; the first has all features."""
+"""Releases of vLLM that are supported, with any patch level; the first has a CPU build."""
 NAMED = f"{SUPPORTED[0]} to {SUPPORTED[-1]}"
 """The same for messages."""
 _SAMPLER = "vllm.v1.sample.rejection_sampler:"
