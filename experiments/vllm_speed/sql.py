@@ -116,6 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--compile", action="store_true", help="as vLLM does by default")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     return parser.parse_args()
@@ -157,7 +158,7 @@ def started(args: argparse.Namespace) -> dict[str, Any]:
             max_num_seqs=max(args.concurrency),
             enable_prefix_caching=True,
             disable_log_stats=False,
-            enforce_eager=True,
+            enforce_eager=not args.compile,
             seed=0,
             **more,
         )
