@@ -348,7 +348,7 @@ DATABASES = (
     *("test_known", "test_second_draft", "test_mean_draft", "test_three_passes"),
     *("test_tuned_target", "test_shown_target", "test_both_tuned"),
     *("test_own_prompts", "test_own_arbiter", "test_best_pair"),
-    *("test_rotated", "test_rotated_own", "test_nearest", "test_turns"),
+    *("test_rotated", "test_rotated_own", "test_nearest", "test_turns", "test_target_turns"),
 )
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: partial(comparison, name) for name in COMPARISONS},

@@ -117,3 +117,9 @@ python trees.py "$data" "$work/turns_test" --json "$work/test_turns.json" \
     cascade_diff:alpha=0.04251
 python trees.py "$data" "$work/turns_tree" "$work/turns_test" --also "$work/nearest_test" \
     --json "$work/left_out_pooled.json"
+# The control: the tuned target with the same draft, 110 minutes beside other jobs.
+target="$work/target_turns" tree turns target_turns_test test "${both[@]}"
+python trees.py "$data" "$work/target_turns_test" --json "$work/test_target_turns.json" \
+    --arms "$work/own_turns" "$work/known_arbiter_turns" known_arbiter_shown known_arbiter_three \
+    agreement:min_share=0.96875 chow_average:min_log_q=-0.02301 gap:max_gap=1.2217 \
+    cascade_diff:alpha=0.04251
