@@ -2,8 +2,8 @@
 
 The rows of a request include its bonus row, the token that was drafted from a row is read by the
 next row, and requests have slots of their own. The draft's logits are a cache that the runner keeps
-when told to sample drafts (``"draft_sample_method": "probabilistic"``). So there is nothing to
-capture, and an arbiter that needs them asks for that option.
+when told to sample drafts (``"draft_sample_method": "probabilistic"``), and an arbiter that needs
+them asks for that option. Hidden states come from `HiddenStates`, rollouts from `v2_rollouts`.
 """
 
 from __future__ import annotations
