@@ -26,6 +26,13 @@ VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_s
     --arbiter experiments/text_to_sql/known_arbiter_turns --shots 8 --nearest --rotate 5 \
     --ids-of experiments/speed_real/sql_turns.json.gz --json runs/vllm_turns.json
 
+# vllm_turns_compiled_1.json: 14 min. Two compiled engines do not fit into 24 GB, so no stock.
+VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
+    --target "$TARGET" --draft "$TURNS" --data-dir "$DATA" --per-database 1 \
+    --arbiter experiments/text_to_sql/known_arbiter_turns --shots 8 --nearest --rotate 5 \
+    --ids-of experiments/speed_real/sql_turns.json.gz --compile --arms exact cospec \
+    --concurrency 1 --json runs/vllm_turns_compiled.json
+
 # vllm_fly.json: 40 min beside other jobs, AMD EPYC, 1 core. vLLM 0.34, in an environment of its own.
 bash tools/vllm_overlay.sh .venv-vllm-0.34 0.34.0
 HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm-0.34/bin/python \
