@@ -140,6 +140,53 @@ class Adapter:
         # The draft's states are kept where its logits are.
         return needs | Needs.DRAFT_LOGITS if Needs.DRAFT_HIDDEN in needs else needs
 
+    def uniforms(
+        self,
+        slots: Sequence[int],
+        num_rows: Sequence[int],
+        has_drafts: Sequence[bool],
+        device: torch.device,
+    ) -> Tensor:
+        """Random numbers for a step's rulings, (T,); a rollout draws its own, as in our engine.
+
+        Args:
+            slots: Slot of each request, R of them.
+            num_rows: Rows of each request, R of them.
+            has_drafts: Whether each request has drafts, R of them; else it draws none of its own.
+            device: Device of the numbers.
+        """
+        k, shared = self.row_arbiter.k, self.row_arbiter.generator
+        parts = []
+        for slot, n, is_drafted in zip(slots, num_rows, has_drafts, strict=True):
+            own = self.table.generators.get(slot) if is_drafted else None
+            if own is None:
+                draw = torch.rand(n, generator=shared, dtype=torch.float64, device=device)
+            else:  # The last k of a block's numbers: see `cospec.sampling.Uniforms`.
+                drawn = torch.rand(4 * k + 1, generator=own, dtype=torch.float64)[3 * k + 1 :]
+                draw = torch.nn.functional.pad(drawn, (0, 1))[:n].to(device)  # and a bonus row
+            parts.append(draw)
+        return torch.cat(parts)
+
+    def record(
+        self,
+        slots: Sequence[int],
+        num_rows: Sequence[int],
+        rows: VerifiedRows,
+        rulings: RowRulings,
+        sampled: Tensor,
+        *,
+        is_kept: Tensor | None = None,
+    ) -> None:
+        """Keep a step for the rollouts among the requests in some slots, if this worker records.
+
+        The other arguments are those of `Recorder.add`.
+        """
+        if self.recorder is None or not self.is_reporting:
+            return
+        rollouts = self.table.rollouts
+        keys = [rollouts[slot].key if slot in rollouts else "" for slot in slots]
+        self.recorder.add(keys, num_rows, rows, rulings, sampled, is_kept=is_kept)
+
     def admit(
         self,
         slot: int,

@@ -179,36 +179,15 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
                 list(self._runner.input_batch.req_ids),
                 lambda: metadata.num_draft_tokens,
             )
-            self._record(step, metadata, output.sampled_token_ids)
+            self.adapter.record(
+                [self._slots[request_id][0] for request_id in self._runner.input_batch.req_ids],
+                metadata.num_draft_tokens,
+                step.rows,
+                step.rulings,
+                output.sampled_token_ids,
+            )
         self._step = Step()
         return output
-
-    def _record(self, step: Step, metadata: Any, sampled: Tensor) -> None:  # Any: as above
-        """Keep the step for the rollouts among its requests, if this worker records."""
-        recorder, rollouts = self.adapter.recorder, self.adapter.table.rollouts
-        if recorder is None or not self.adapter.is_reporting:
-            return
-        assert step.rows is not None and step.rulings is not None
-        slots = [self._slots[request_id][0] for request_id in self._runner.input_batch.req_ids]
-        keys = [rollouts[slot].key if slot in rollouts else "" for slot in slots]
-        recorder.add(keys, metadata.num_draft_tokens, step.rows, step.rulings, sampled)
-
-    def _uniforms(self, slots: list[int], num_rows: list[int], device: torch.device) -> Tensor:
-        """Random numbers for a step's rulings, (T,); a rollout draws its own, as in our engine."""
-        k, generators = self.adapter.row_arbiter.k, self.adapter.table.generators
-        shared = self.adapter.row_arbiter.generator
-        parts = []
-        ids = self._runner.input_batch.req_ids
-        for request_id, slot, n in zip(ids, slots, num_rows, strict=True):
-            own = None if request_id in self.placeholders else generators.get(slot)
-            if n and own is not None:
-                # The last k of a block's numbers: see `cospec.sampling.Uniforms`.
-                drawn = torch.rand(4 * k + 1, generator=own, dtype=torch.float64)[3 * k + 1 :][:n]
-                parts.append(drawn.to(device))
-            else:
-                draw = torch.rand(n, generator=shared, dtype=torch.float64, device=device)
-                parts.append(draw)
-        return torch.cat(parts)
 
     def apply_logits_processors(
         self,
@@ -251,7 +230,10 @@ class ArbiterSampler(sampler_module.RejectionSampler):  # type: ignore[misc]  # 
             target_hidden_after = self.hidden[metadata.target_logits_indices + 1]
         is_sampled = is_cut = uniforms = None
         if Needs.UNIFORMS in self.adapter.row_arbiter.arbiter.needs:
-            uniforms = self._uniforms(slot_list, metadata.num_draft_tokens, device)
+            counts = metadata.num_draft_tokens
+            ids = zip(runner.input_batch.req_ids, counts, strict=True)
+            has_drafts = [n > 0 and one not in self.placeholders for one, n in ids]
+            uniforms = self.adapter.uniforms(slot_list, counts, has_drafts, device)
         if not sampling_metadata.all_greedy:
             is_sampled = (sampling_metadata.temperature != 0)[requests]
             is_cut = self._is_cut(logits, draft_ids, sampling_metadata, metadata) & is_sampled
