@@ -39,3 +39,6 @@ HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm-0.34/bin/python \
     experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled-scalar -k 16 \
     --num-problems 200 --num-trials 0 --num-timed 1 --concurrency 8 \
     --arms target stock fly fly_rule cospec --json runs/vllm_fly.json
+
+# draft_alone.json: three runs of a minute; W8 and W4 are the draft after quantize_draft.py.
+python experiments/vllm_speed/draft_alone.py "$TURNS" --json runs/draft_alone.json
