@@ -8,6 +8,9 @@ runs. Arms take turns, one after so many questions at once as --concurrency says
 has a result of its own: OUT_1.json and so on. Three engines of this pair do not fit into 24 GB, so
 a run has some of the --arms.
 
+With --draft-options the plugin's engine gets more of vLLM's speculative configuration, as with
+``cospec serve``: shorter blocks under load, say.
+
 With --shots both models are shown answered queries, as in experiments/text_to_sql. All prompts have
 to fit into VLLM_CPU_KVCACHE_SPACE (GB), or they are read again on the clock.
 
@@ -20,6 +23,7 @@ The questions are those that were timed in a result of ``speed_real/speed.py``::
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -113,6 +117,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], help="at once")
     parser.add_argument("-k", type=int, default=4, help="block length of vLLM's own speculation")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of the arbiter")
+    parser.add_argument("--threshold", type=float, default=0.0, help="that ends cospec's blocks")
+    parser.add_argument("--draft-options", type=json.loads, default={}, help="a JSON object")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--dtype", default="bfloat16")
@@ -143,8 +149,9 @@ def started(args: argparse.Namespace) -> dict[str, Any]:
     draft = str(args.draft)
     arbiter = load_arbiter(str(args.arbiter))
     stock = speculative_config(draft, args.k, AlwaysTarget())
-    ruled = speculative_config(draft, args.answer_tokens, arbiter)
+    ruled = speculative_config(draft, args.answer_tokens, arbiter) | args.draft_options
     plugin = {"arbiter": str(args.arbiter), "end_blocks_at_stop": True, "max_corrections": 1}
+    plugin |= {"draft_confidence_threshold": args.threshold}
     kinds: dict[str, dict[str, Any]] = {
         "target": {},
         "stock": {"speculative_config": stock},

@@ -121,6 +121,25 @@ def test_blocks_end_where_those_of_our_engine_do(settings, pair, job, tmp_path):
     assert len({str(judged[spec]["texts"]) for spec in arbiters}) == len(arbiters)
 
 
+def test_blocks_are_as_long_as_vllms_schedule_says(pair, job, stock, tmp_path):
+    """With so many requests in a step; a schedule of one length is an engine of that length."""
+    arbiters = ["agreement:min_share=0.7", "lossless"]
+    job = job | dict(k=40, settings={"end_blocks_at_stop": True}, arbiters=arbiters)
+    judged = run("on", scheduled(job, [(1, 16, 3)]), tmp_path)
+    for spec in arbiters:
+        decode = dict(num_speculative_tokens=3, end_blocks_at_stop=True)
+        assert_like_ours(spec, pair, job, judged, **decode)
+    under_load = run("on", scheduled(job, [(1, 2, 40), (3, 16, 3)]), tmp_path)
+    assert under_load["lossless"]["texts"] == judged["lossless"]["texts"] == stock["texts"]
+    num_drafts = [one["lossless"]["counts"]["num_drafts"] for one in (under_load, judged)]
+    assert num_drafts[0] < num_drafts[1], "the last requests have longer blocks"
+
+
+def scheduled(job, schedule):
+    """A job with block lengths by the number of requests: (first, last, tokens) of each range."""
+    return job | {"speculative": {"num_speculative_tokens_per_batch_size": schedule}}
+
+
 def assert_like_ours(spec, pair, job, judged, least=10, **decode):
     """vLLM's tokens and counts under an arbiter are our engine's."""
     texts = judged[spec]["texts"]

@@ -30,6 +30,7 @@ from tests.vllm_plugin.test_v1_offline import (
     assert_follows_the_target,
     assert_like_ours,
     law_prompt,
+    scheduled,
 )
 
 ARBITERS = [f"{LEARNED},threshold=0.03", "gap:max_gap=4", "lossless"]
@@ -92,6 +93,16 @@ def test_blocks_end_where_those_of_our_engine_do(settings, pair, job, tmp_path):
     judged = run("on", job | some, tmp_path)
     for spec in arbiters:
         decode = dict(num_speculative_tokens=40, **settings)
+        assert_like_ours(spec, pair, job | some, judged, least=4, **decode)
+
+
+def test_blocks_are_as_long_as_vllms_schedule_says(pair, job, tmp_path):
+    arbiters = ["agreement:min_share=0.7", "lossless"]
+    some = dict(k=40, settings={"end_blocks_at_stop": True}, arbiters=arbiters, num_opted_out=1)
+    some |= dict(engine={"async_scheduling": False}, prompts=job["prompts"][:12])
+    judged = run("on", scheduled(job | some, [(1, 16, 3)]), tmp_path)
+    for spec in arbiters:
+        decode = dict(num_speculative_tokens=3, end_blocks_at_stop=True)
         assert_like_ours(spec, pair, job | some, judged, least=4, **decode)
 
 
