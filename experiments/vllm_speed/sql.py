@@ -118,6 +118,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-k", type=int, default=4, help="block length of vLLM's own speculation")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of the arbiter")
     parser.add_argument("--threshold", type=float, default=0.0, help="that ends cospec's blocks")
+    parser.add_argument("--cascade", action="store_true", help="the draft reads guesses together")
     parser.add_argument("--draft-options", type=json.loads, default={}, help="a JSON object")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--max-model-len", type=int, default=4096)
@@ -151,7 +152,7 @@ def started(args: argparse.Namespace) -> dict[str, Any]:
     stock = speculative_config(draft, args.k, AlwaysTarget())
     ruled = speculative_config(draft, args.answer_tokens, arbiter) | args.draft_options
     plugin = {"arbiter": str(args.arbiter), "end_blocks_at_stop": True, "max_corrections": 1}
-    plugin |= {"draft_confidence_threshold": args.threshold}
+    plugin |= {"draft_confidence_threshold": args.threshold, "cascade": args.cascade}
     kinds: dict[str, dict[str, Any]] = {
         "target": {},
         "stock": {"speculative_config": stock},

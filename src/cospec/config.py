@@ -305,6 +305,11 @@ class DecodeConfig:
         return bool(by_text or self.adaptive or self.draft_confidence_threshold)
 
     @property
+    def needs_each_draft(self) -> bool:
+        """Return whether the host has to see the draft model's tokens before a block goes on."""
+        return self.ends_blocks_early or self.cascade
+
+    @property
     def ends_by_confidence(self) -> bool:
         """Return whether the draft's probability of a token may end a block."""
         return any(self.block_bounds(is_lossless=flag)[1] for flag in (False, True))

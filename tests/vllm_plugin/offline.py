@@ -108,14 +108,22 @@ def on(job):
         stock = {one.name: one.value for one in llm.get_metrics() if one.name in names}
         return counts.drain() | {name.removeprefix(prefix): n for name, n in stock.items()}
 
+    num_forwards = 0
+
+    def count(*_):
+        nonlocal num_forwards
+        num_forwards += 1
+
+    if not job.get("is_second_runner"):
+        runner.drafter.model.register_forward_hook(count)
     greedy = dict(temperature=0, max_tokens=job["max_tokens"])
     for spec in (first, *others):
         if spec != first:
             adapter.row_arbiter = replace(judge, arbiter=other(spec, judge.arbiter))
-        before = total()
+        before, num_forwards = total(), 0
         texts = generate(llm, job["prompts"], **greedy)
         new = {name: n - before[name] for name, n in total().items()}
-        result[spec] = {"texts": texts, "counts": new}
+        result[spec] = {"texts": texts, "counts": new, "forwards": num_forwards}
     adapter.row_arbiter = replace(judge, arbiter=load_arbiter("always_draft"))
     some = job["prompts"][: job["num_opted_out"]]
     result["opted out"] = generate(llm, some, extra_args={"cospec": "off"}, **greedy)

@@ -121,6 +121,27 @@ def test_blocks_end_where_those_of_our_engine_do(settings, pair, job, tmp_path):
     assert len({str(judged[spec]["texts"]) for spec in arbiters}) == len(arbiters)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"end_blocks_at_stop": True, "max_corrections": 1}],
+    ids=["whole blocks", "after a correction"],
+)
+def test_with_guesses_the_draft_writes_the_same_in_fewer_forwards(settings, pair, job, tmp_path):
+    arbiters = ["chow_average:min_log_q=-0.1", "lossless"]
+    job = job | dict(k=40, arbiters=arbiters, prompts=job["prompts"][:30])
+    job |= dict(batch_size=4)  # with more rows guesses do not pay
+    settings = {"end_blocks_at_stop": False} | settings
+    plain, guessing = (
+        run("on", job | dict(settings=settings | {"cascade": is_on}), tmp_path)
+        for is_on in (False, True)
+    )
+    for spec in arbiters:
+        decode = dict(num_speculative_tokens=40, cascade=True, **settings)
+        assert_like_ours(spec, pair, job, guessing, **decode)
+        assert guessing[spec]["texts"] == plain[spec]["texts"]
+        assert guessing[spec]["forwards"] < 0.8 * plain[spec]["forwards"]
+
+
 def test_blocks_are_as_long_as_vllms_schedule_says(pair, job, stock, tmp_path):
     """With so many requests in a step; a schedule of one length is an engine of that length."""
     arbiters = ["agreement:min_share=0.7", "lossless"]

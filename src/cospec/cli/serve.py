@@ -73,6 +73,9 @@ class Serve:
     the arbiter looks no further than that token."""
     max_corrections: int | None = None
     """Decode losslessly after the target has put this many tokens of its own into a text."""
+    cascade: bool = False
+    """Let the draft read guesses of its next tokens together: fewer forwards of the draft for the
+    same tokens. vLLM's first model runner alone, without async scheduling."""
     decisions: Path | None = None
     """Append the arbiter's decisions to this file; they hold token ids of users' texts."""
     decisions_rate: float = 1.0
@@ -151,6 +154,7 @@ class Serve:
             end_blocks_at_stop=self.end_blocks_at_stop,
             any_vllm_version=self.any_vllm_version,
             max_corrections=self.max_corrections,
+            cascade=self.cascade,
             decisions=log,
             min_threshold=self.min_threshold,
             explore=self.explore,

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cospec.drafters.base import DraftRow
     from cospec.models.cache import CachedModel, Output
     from cospec.sampling import Chance
 
@@ -198,11 +197,12 @@ class Writer:
     """A row's block while the draft writes it.
 
     Args:
-        row: The row as it was before the block.
+        prompt_ids: The row's prompt.
+        generated: Its text before the block.
         num_read: Number of its first tokens that the model has read.
         k: Most tokens of the block.
+        stop_ids: Tokens that are the block's last.
         min_confidence: Probability below which a token is the block's last; 0 for none.
-        ends_at_stop: Whether a token that ends the text is the block's last.
         answer: The row's text as the draft proposed it last; None if it has not.
         ngrams: Counts from earlier drafts; None to guess from the last answer alone.
         most_read: Most tokens to read in one forward, including the guess.
@@ -218,19 +218,20 @@ class Writer:
 
     def __init__(
         self,
-        row: DraftRow,
+        prompt_ids: list[int],
+        generated: list[int],
         num_read: int,
         k: int,
         *,
+        stop_ids: frozenset[int],
         min_confidence: float,
-        ends_at_stop: bool,
         answer: list[int] | None,
         ngrams: Ngrams | None,
         most_read: int,
     ) -> None:
-        self._text = row.prompt_ids + row.generated  # and then what is drafted
-        self._num_prompt, self._length = len(row.prompt_ids), len(row)
-        self._k, self._stop_ids = k, row.stop_ids if ends_at_stop else ()
+        self._text = prompt_ids + generated  # and then what is drafted
+        self._num_prompt, self._length = len(prompt_ids), len(self._text)
+        self._k, self._stop_ids = k, stop_ids
         self._answer, self._ngrams, self._most_read = answer, ngrams, most_read
         self.min_confidence = min_confidence
         self.start = min(num_read, self._length - 1)

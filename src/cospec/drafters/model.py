@@ -223,11 +223,12 @@ class ModelDrafter(CachedModel, Drafter):
         """Propose the model's choices; rows guess from their last answers or earlier drafts."""
         writers = [
             Writer(
-                row,
+                row.prompt_ids,
+                row.generated,
                 self._num_read.get(r, 0),
                 limit,
+                stop_ids=row.stop_ids if self._config.end_blocks_at_stop else frozenset(),
                 min_confidence=confidence,
-                ends_at_stop=self._config.end_blocks_at_stop,
                 answer=self._answers.get(r),
                 ngrams=self._ngrams,
                 most_read=most,

@@ -45,6 +45,7 @@ _HONOURED = {
     "draft_confidence_threshold",
     "end_blocks_at_stop",
     "max_corrections",
+    "cascade",
     "enable_prefix_caching",  # vLLM always does
     "keep_trace",
     # These change nothing without an option that is refused.
@@ -128,10 +129,11 @@ class VllmBackend:
                     "draft_confidence_threshold": config.draft_confidence_threshold,
                     "end_blocks_at_stop": config.end_blocks_at_stop,
                     "max_corrections": config.max_corrections,
+                    "cascade": config.cascade,
                 }
             },
             worker_extension_cls=_WORKER,
-            **({"async_scheduling": False} if config.ends_blocks_early else {}),
+            **({"async_scheduling": False} if config.needs_each_draft else {}),
         )
         self._room = int(self._llm.llm_engine.model_config.max_model_len)
 

@@ -37,19 +37,20 @@ def ending(settings: Settings, vllm_config: Any) -> DecodeConfig | None:  # Any:
         draft_confidence_threshold=settings.draft_confidence_threshold,
         end_blocks_at_stop=settings.end_blocks_at_stop,
         max_corrections=settings.max_corrections,
+        cascade=settings.cascade,
     )
-    if not config.ends_blocks_early:
+    if not config.needs_each_draft:
         return None
     is_async = vllm_config.scheduler_config.async_scheduling
     if not is_async and vllm_config.parallel_config.data_parallel_size == 1:
         return config
     why = "async scheduling" if is_async else "data parallelism"
-    if settings.draft_confidence_threshold or settings.records is not None:
+    if settings.draft_confidence_threshold or settings.cascade or settings.records is not None:
         raise ConfigError(
-            f"with {why} vLLM drafts whole blocks, and draft_confidence_threshold "
-            f"{config.draft_confidence_threshold}, end_blocks_at_stop {config.end_blocks_at_stop} "
-            f"and max_corrections {config.max_corrections} end them early; pass "
-            "--no-async-scheduling and use one data-parallel rank, or leave these out."
+            f"with {why} vLLM drafts whole blocks, a token a forward; draft_confidence_threshold "
+            f"{config.draft_confidence_threshold}, end_blocks_at_stop {config.end_blocks_at_stop}, "
+            f"max_corrections {config.max_corrections} and cascade {config.cascade} change that; "
+            "pass --no-async-scheduling and use one data-parallel rank, or leave these out."
         )
     logger.warning(
         "CoSpec: with %s vLLM drafts whole blocks; --no-async-scheduling lets them end early", why
@@ -76,12 +77,22 @@ def open_blocks(
         is_discarded: Requests whose prompts are not read yet, (R,) bool; vLLM throws their drafts
             away.
     """
+    stops = columns.stop_ids if config.end_blocks_at_stop else None
+    is_open = goes_on(columns, next_ids, is_discarded)
+    return Ends(is_open, stops, None, block_bounds(config, columns), config.k)
+
+
+def goes_on(columns: RequestColumns, next_ids: Tensor, is_discarded: Tensor) -> Tensor:
+    """Return which requests want drafts, (R,) bool; see `open_blocks`."""
     each = torch.zeros_like(next_ids, dtype=torch.int64)  # one row a request
     is_ended = ended_before(columns.is_ended, next_ids, each, columns.stop_ids)
+    return ~(is_ended | is_discarded)
+
+
+def block_bounds(config: DecodeConfig, columns: RequestColumns) -> list[tuple[int, float]]:
+    """Return, by request, the block's most tokens and the probability below which one is last."""
     is_lossless = ~columns.is_open
     if config.max_corrections is not None:
         num_corrections = columns.num_mismatches - columns.num_overrides
         is_lossless = is_lossless | (num_corrections >= config.max_corrections)
-    bounds = [config.block_bounds(is_lossless=flag) for flag in is_lossless.tolist()]
-    stops = columns.stop_ids if config.end_blocks_at_stop else None
-    return Ends(~(is_ended | is_discarded), stops, None, bounds, config.k)
+    return [config.block_bounds(is_lossless=flag) for flag in is_lossless.tolist()]

@@ -70,6 +70,8 @@ class Settings:
     end_blocks_at_stop: bool = False
     """End each block after a drafted token that would end the text; an engine that drafts whole
     blocks lets the arbiter look no further than that token."""
+    cascade: bool = False
+    """Let the draft read guesses of its next tokens together; vLLM's first model runner only."""
     max_corrections: int | None = None
     """Decode losslessly after this many of the target's own tokens in a text; None has no limit."""
     decisions: DecisionLogSettings | None = None
@@ -103,7 +105,7 @@ class Settings:
                 "the first must not be below the second."
             )
         _check_count(f"exact_prefix_tokens of {WHERE}", self.exact_prefix_tokens, least=0)
-        for key in ("end_blocks_at_stop", "any_vllm_version"):
+        for key in ("end_blocks_at_stop", "cascade", "any_vllm_version"):
             if not isinstance(value := getattr(self, key), bool):
                 raise ConfigError(f"{key} of {WHERE} is {value!r}; it must be true or false.")
         if self.max_corrections is not None:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cospec.vllm_plugin.blocks import AllEndedError, open_blocks
+from cospec.vllm_plugin.blocks import AllEndedError, block_bounds, goes_on, open_blocks
+from cospec.vllm_plugin.v1_cascade import Guessing
+from cospec.vllm_plugin.v1_drafter import is_sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cospec.config import DecodeConfig
     from cospec.drafters.ends import Ends
+    from cospec.vllm_plugin.requests import RequestColumns
 
 
 class EndingBlocks:
@@ -42,19 +45,34 @@ class EndingBlocks:
         self._take = runner.take_draft_token_ids
         drafter.propose, drafter._sample_draft_tokens = self.propose, self.sample
         runner.take_draft_token_ids = self.take
+        self._guessing = Guessing(runner, config) if config.cascade else None
         self._ends: Ends | None = None
         self._lengths: Tensor | None = None
         self._drafted: list[tuple[Tensor, Tensor | None]] = []
 
     def propose(self, **given: Any) -> Tensor:  # Any: whatever the runner passes
         """Draft up to K tokens for R rows, (R, J): J is the length of the longest block."""
-        self._begin(given["next_token_ids"])
+        self._ends, self._lengths, self._drafted = None, None, []
+        if (step := self._requests(given["next_token_ids"])) is None:
+            whole: Tensor = self._propose(**given)
+            return whole
+        drafter, columns = self._runner.drafter, step[0]
+        is_plain = given["num_speculative_tokens"] < 2  # or drafts are sampled
+        is_plain = is_plain or is_sampling(drafter, given["sampling_metadata"])
+        if (guessing := self._guessing) is not None and not is_plain:
+            bounds, is_open = block_bounds(self._config, columns), goes_on(*step)
+            found, self._lengths = guessing.draft(
+                self._propose, self._sample, given, bounds, columns.stop_ids, is_open
+            )
+            return found
+        self._ends = open_blocks(self._config, *step)
+        self._lengths = torch.zeros_like(step[1], dtype=torch.int64)
         try:
-            found: Tensor = self._propose(**given)
+            found = self._propose(**given)
         except AllEndedError:
             token_ids, shown = zip(*self._drafted, strict=True)
             if shown[0] is not None:
-                self._runner.drafter._last_draft_probs = torch.stack(shown, dim=1)
+                drafter._last_draft_probs = torch.stack(shown, dim=1)
             found = torch.stack(token_ids, dim=1)
         self._ends, self._drafted = None, []
         return found
@@ -86,15 +104,14 @@ class EndingBlocks:
         pairs = zip(found.draft_token_ids, lengths.clamp(min=1).tolist(), strict=True)
         return type(found)(found.req_ids, [ids[:length] for ids, length in pairs])
 
-    def _begin(self, next_ids: Tensor) -> None:
-        """Open the blocks of the batch's rows, given the last tokens of their texts, (R,)."""
-        self._ends, self._lengths, self._drafted = None, None, []
+    def _requests(self, next_ids: Tensor) -> tuple[RequestColumns, Tensor, Tensor] | None:
+        """Return a step's R requests: their columns, their last tokens, and which are not read yet.
+
+        None in a warm-up.
+        """
         runner, sampler = self._runner, self._sampler
         if any(one not in runner.requests for one in runner.input_batch.req_ids):
-            return  # as in a warm-up
+            return None
         slots = torch.tensor(sampler.find_slots(), device=runner.device)
-        columns = sampler.adapter.table.columns(slots)
         is_discarded = torch.from_numpy(runner.discard_request_mask.np[: len(slots)].copy())
-        is_discarded = is_discarded.to(runner.device)
-        self._ends = open_blocks(self._config, columns, next_ids, is_discarded)
-        self._lengths = torch.zeros(len(slots), dtype=torch.int64, device=runner.device)
+        return sampler.adapter.table.columns(slots), next_ids, is_discarded.to(runner.device)

@@ -90,8 +90,14 @@ def _ending(
     """Return the options that end blocks in a runner; None if it drafts whole ones.
 
     Raises:
-        ConfigError: The runner cannot end its blocks, and a confidence threshold is set.
+        ConfigError: The runner cannot end its blocks, and a confidence threshold is set; or it is
+            to guess.
     """
+    if settings.cascade:
+        raise ConfigError(
+            "cascade needs vLLM's first model runner: install vLLM 0.32 or 0.33 and set "
+            "VLLM_USE_V2_MODEL_RUNNER=0, or leave cascade out."
+        )
     if hasattr(runner.draft_tokens_handler, "_draft_tokens_by_req"):
         return ending(settings, vllm_config)
     if settings.draft_confidence_threshold:  # vLLM 0.32 and 0.33
