@@ -216,7 +216,6 @@ def test_the_first_token_is_of_the_prompts_forward(monkeypatch, llama_pair, role
     [
         {"drafter": "ngram"},
         {"adaptive": True},
-        {"cascade": True},
     ],
     ids=lambda option: next(iter(option)),
 )

@@ -57,9 +57,8 @@ class EndingBlocks:
             whole: Tensor = self._propose(**given)
             return whole
         drafter, columns = self._runner.drafter, step[0]
-        is_plain = given["num_speculative_tokens"] < 2  # or drafts are sampled
-        is_plain = is_plain or is_sampling(drafter, given["sampling_metadata"])
-        if (guessing := self._guessing) is not None and not is_plain:
+        guessing = self._guessing if given["num_speculative_tokens"] > 1 else None
+        if guessing is not None and not is_sampling(drafter, given["sampling_metadata"]):
             bounds, is_open = block_bounds(self._config, columns), goes_on(*step)
             found, self._lengths = guessing.draft(
                 self._propose, self._sample, given, bounds, columns.stop_ids, is_open

@@ -7,7 +7,6 @@ This file knows vLLM's names and loads without vLLM.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,54 +84,73 @@ class Guessing:
             The tokens, (R, J), and their numbers, (R,); for other requests the first one counts
             nothing.
         """
-        metadata, most = given["common_attn_metadata"], given["num_speculative_tokens"]
         texts = self._texts(given)
-        stops = [frozenset(ids) - {-1} for ids in stop_ids.tolist()]
-        first = propose(**given | {"num_speculative_tokens": 1})[:, 0]  # (R,)
+        writers = self._writers(texts, bounds, stop_ids, given["num_speculative_tokens"])
+        first = propose(**given | {"num_speculative_tokens": 1})[:, 0]  # reads the step's tokens
+        self._drafter.num_speculative_tokens = given["num_speculative_tokens"]
         shown = self._drafter._last_draft_probs  # (R, 1, W), or None
-        self._drafter.num_speculative_tokens = most
-        writers = [
+        kept: list[list[Tensor]] = [
+            [] if shown is None else [shown[r, 0]] for r in range(len(first))
+        ]
+        is_last = self._ends_block(first, None if shown is None else shown[:, 0], writers)
+        for writer, token, ends, is_wanted in zip(
+            writers, first.tolist(), is_last, is_open.tolist(), strict=True
+        ):
+            if is_wanted:
+                writer.accept(writer.unread, [token], [ends])
+            writer.is_open = writer.is_open and is_wanted
+        while any(writer.is_open for writer in writers):
+            self._step(writers, sample, given, kept)
+        self._remember(writers, texts, bounds)
+        if shown is not None:
+            rows = [torch.stack(one) for one in kept]
+            self._drafter._last_draft_probs = pad_sequence(rows, batch_first=True)
+        found = [
+            torch.tensor(writer.drafted or [token], device=first.device)
+            for writer, token in zip(writers, first.tolist(), strict=True)
+        ]
+        lengths = torch.tensor([len(writer.drafted) for writer in writers], device=first.device)
+        return pad_sequence(found, batch_first=True), lengths
+
+    def _writers(
+        self,
+        texts: Sequence[tuple[list[int], list[int]]],
+        bounds: Sequence[tuple[int, float]],
+        stop_ids: Tensor,
+        most: int,
+    ) -> list[Writer]:
+        """Return the requests' blocks, of `most` tokens at most, before their first token."""
+        return [
             Writer(
                 *text,
                 sum(map(len, text)) - 1,
                 min(bound, most),
-                stop_ids=ends if self._config.end_blocks_at_stop else frozenset(),
+                stop_ids=frozenset(stops if self._config.end_blocks_at_stop else ()),
                 min_confidence=confidence,
                 answer=self._answers.get(name),
                 ngrams=self._ngrams,
                 most_read=most_read(len(texts), self._drafter.device),
             )
-            for name, text, ends, (bound, confidence) in zip(
-                self._runner.input_batch.req_ids, texts, stops, bounds, strict=True
+            for name, text, stops, (bound, confidence) in zip(
+                self._runner.input_batch.req_ids, texts, stop_ids.tolist(), bounds, strict=True
             )
         ]
-        kept: list[list[Tensor]] = [[] for _ in writers]
-        if shown is not None:
-            kept = [[one[0]] for one in shown]
-        is_last = self._ends_block(first, None if shown is None else shown[:, 0], writers)
-        for writer, token, ends, wanted in zip(
-            writers, first.tolist(), is_last, is_open.tolist(), strict=True
-        ):
-            writer.is_open = wanted
-            if wanted:
-                writer.accept(writer.unread, [token], [ends])
-        while any(writer.is_open for writer in writers):
-            self._step(writers, sample, given["sampling_metadata"], metadata, kept)
-        running = self._runner.requests
+
+    def _remember(
+        self,
+        writers: Sequence[Writer],
+        texts: Sequence[tuple[list[int], list[int]]],
+        bounds: Sequence[tuple[int, float]],
+    ) -> None:
+        """Count the drafts for later guesses, and keep whole answers while their requests run."""
+        running, names = self._runner.requests, self._runner.input_batch.req_ids
         self._answers = {name: one for name, one in self._answers.items() if name in running}
-        for row, ((prompt_ids, generated), writer) in enumerate(zip(texts, writers, strict=True)):
+        for name, writer, (prompt_ids, generated), (bound, _) in zip(
+            names, writers, texts, bounds, strict=True
+        ):
             self._ngrams.add(prompt_ids + generated, writer.drafted)
-            if self._config.drafts_answers and bounds[row][0] == self._config.k and writer.drafted:
-                name = self._runner.input_batch.req_ids[row]
-                self._answers[name] = generated + writer.drafted  # a whole answer
-        if shown is not None:
-            self._drafter._last_draft_probs = pad_sequence(
-                [torch.stack(one) for one in kept], batch_first=True
-            )
-        drafted = [w.drafted or [token] for w, token in zip(writers, first.tolist(), strict=True)]
-        lengths = torch.tensor([len(writer.drafted) for writer in writers], device=first.device)
-        tokens = [torch.tensor(ids, device=first.device) for ids in drafted]
-        return pad_sequence(tokens, batch_first=True), lengths
+            if self._config.drafts_answers and bound == self._config.k and writer.drafted:
+                self._answers[name] = generated + writer.drafted
 
     def _texts(self, given: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
         """Prompts and texts with the tokens of this step, which the runner has not stored yet."""
@@ -155,52 +173,53 @@ class Guessing:
         self,
         writers: Sequence[Writer],
         sample: Sample,
-        sampling_metadata: Any,  # Any: vLLM's SamplingMetadata
-        metadata: Any,  # Any: vLLM's CommonAttentionMetadata of the runner's step
+        given: dict[str, Any],  # Any: as above
         kept: list[list[Tensor]],
     ) -> None:
         """Read the last token and a guess of each open block, and take what the draft chooses."""
         rows = [row for row, writer in enumerate(writers) if writer.is_open]
-        open_ones = [writers[row] for row in rows]
-        given = [writer.unread + writer.guess() for writer in open_ones]
-        states = self._read(given, [writer.start for writer in open_ones], rows, metadata)
-        token_ids, shown = sample(states, sampling_metadata)
-        place = [i for i, ids in enumerate(given) for _ in ids]
-        is_last = self._ends_block(token_ids, shown, [open_ones[i] for i in place])
+        read = [writers[row].unread + writers[row].guess() for row in rows]
+        starts = [writers[row].start for row in rows]
+        states = self._read(read, starts, rows, given["common_attn_metadata"])
+        token_ids, shown = sample(states, given["sampling_metadata"])
+        writer_of = [writers[row] for row, ids in zip(rows, read, strict=True) for _ in ids]
+        is_last = self._ends_block(token_ids, shown, writer_of)
         chosen, end = token_ids.tolist(), 0
-        for row, writer, ids in zip(rows, open_ones, given, strict=True):
+        for row, ids in zip(rows, read, strict=True):
             begin, end = end, end + len(ids)
-            for _, index in writer.accept(ids, chosen[begin:end], is_last[begin:end]):
+            for _, place in writers[row].accept(ids, chosen[begin:end], is_last[begin:end]):
                 if shown is not None:
-                    kept[row].append(shown[begin + index])
+                    kept[row].append(shown[begin + place])
 
     def _read(
         self,
-        given: Sequence[list[int]],
+        read: Sequence[list[int]],
         starts: Sequence[int],
         rows: list[int],
-        metadata: Any,  # Any: as above
+        metadata: Any,  # Any: vLLM's CommonAttentionMetadata of the runner's step
     ) -> Tensor:
-        """Let the draft read tokens of some requests; return its last states, (tokens, H')."""
+        """Let the draft read tokens of some rows from their starts; return states (tokens, H')."""
         from vllm.forward_context import set_forward_context  # noqa: PLC0415  # slow
 
         drafter, device = self._drafter, self._drafter.device
-        lengths = [len(ids) for ids in given]
-        num_tokens, ends = sum(lengths), list(accumulate(lengths, initial=0))
-        places = [s + i for s, n in zip(starts, lengths, strict=True) for i in range(n)]
+        ids = torch.tensor([token for one in read for token in one], device=device)
+        lengths, num_tokens = torch.tensor([len(one) for one in read]), len(ids)
+        ends = torch.cat([torch.zeros(1, dtype=torch.int32), lengths.cumsum(0).int()])
+        seq_lens = torch.tensor(starts) + lengths
+        row_of = torch.arange(len(rows)).repeat_interleave(lengths).to(device)
+        places = [
+            start + i for start, one in zip(starts, read, strict=True) for i in range(len(one))
+        ]
         positions = torch.tensor(places, device=device)
         table = metadata.block_table_tensor[torch.tensor(rows, device=device)]
-        row_of = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths)).to(device)
         blocks = table[row_of, positions // drafter.block_size].long()
-        seq_lens = torch.tensor([s + n for s, n in zip(starts, lengths, strict=True)])
-        starts_at = torch.tensor(ends, dtype=torch.int32)
         described = metadata.replace(
-            query_start_loc=starts_at.to(device),
-            query_start_loc_cpu=starts_at,
+            query_start_loc=ends.to(device),
+            query_start_loc_cpu=ends,
             seq_lens=seq_lens.to(metadata.seq_lens),
             num_reqs=len(rows),
             num_actual_tokens=num_tokens,
-            max_query_len=max(lengths),
+            max_query_len=int(lengths.max()),
             max_seq_len=int(seq_lens.max()),
             block_table_tensor=table,
             slot_mapping=blocks * drafter.block_size + positions % drafter.block_size,
@@ -212,8 +231,7 @@ class Guessing:
         )
         _, by_layer = drafter.build_per_group_and_layer_attn_metadata(described)
         mode, padded, across = drafter._determine_batch_execution_and_padding(num_tokens)
-        ids = [token for one in given for token in one]
-        drafter.input_ids[:num_tokens] = torch.tensor(ids, device=device)
+        drafter.input_ids[:num_tokens] = ids
         drafter._set_positions(num_tokens, positions)
         inputs, padded = drafter.build_model_inputs_first_pass(num_tokens, padded, None)
         with set_forward_context(
