@@ -68,6 +68,7 @@ class Drafter:
     def propose(self, num_speculative_tokens, sampling_metadata, **_):
         """Read the texts, and draft one token of each."""
         assert num_speculative_tokens == 1
+        self.num_speculative_tokens = 1
         for row, text in enumerate(self.texts):
             self.cache[self.slots(row, len(text))] = torch.tensor(text)
         last = torch.tensor([text[-1] for text in self.texts])
@@ -253,10 +254,52 @@ def test_an_answer_that_is_written_again_is_guessed_from_the_last_one() -> None:
 
     anew = num_forwards()
     assert num_forwards() < anew
-    guessing._runner.requests.clear()
-    assert num_forwards() < anew, "the last answer is there until after this step"
-    guessing._answers.clear()
-    assert num_forwards() == anew
+    guessing._runner.requests = {"1": None}
+    guessing._runner.input_batch.req_ids = ["1"]
+    assert num_forwards() == anew, "another request"
+    assert list(guessing._answers) == ["1"], "the first one has ended"
+
+
+@pytest.mark.usefixtures("context")
+def test_an_answer_is_kept_with_the_text_before_it_and_only_if_it_is_whole() -> None:
+    text = [40, 41, 42, 43, 44, 45, FIRST]
+    guessing, drafter, given = a_step([text, text], end_blocks_at_stop=True)
+    whole, short = drafted(guessing, drafter, given, bounds=[(K, 0.0), (K - 1, 0.0)], stops=[1])
+    assert guessing._answers == {"0": [FIRST, *whole]}
+    assert len(short) == K - 1
+
+
+@pytest.mark.usefixtures("context")
+def test_tokens_drafted_for_one_request_are_guessed_for_the_next() -> None:
+    guessing, drafter, given = a_step([[40, 41, 42, 43, 44, 45, FIRST]])
+    drafted(guessing, drafter, given)
+    anew = drafter.num_forwards
+    drafted(guessing, drafter, given)
+    assert drafter.num_forwards - anew < anew
+
+
+@pytest.mark.usefixtures("context")
+def test_no_block_is_longer_than_the_load_allows_and_the_drafter_is_told() -> None:
+    guessing, drafter, given = a_step([COUNTED])
+    given["num_speculative_tokens"] = 5
+    assert drafted(guessing, drafter, given) == [wanted(drafter, 0)[:5]]
+    assert drafter.num_speculative_tokens == 5, "the pass over the step's tokens had set it to 1"
+
+
+@pytest.mark.usefixtures("context")
+def test_a_token_without_a_probability_ends_its_block() -> None:
+    guessing, drafter, given = a_step([COUNTED])
+    sample = drafter._sample_draft_tokens
+
+    def broken(states, sampling_metadata):
+        ids, shown = sample(states, sampling_metadata)
+        return ids, shown + float("nan")
+
+    drafter._sample_draft_tokens = broken
+    _, lengths = guessing.draft(
+        drafter.propose, broken, given, [(K, 0.5)], torch.tensor([[-1]]), torch.tensor([True])
+    )
+    assert lengths.tolist() == [1]
 
 
 def test_guesses_need_an_engine_that_waits_for_its_drafts() -> None:
