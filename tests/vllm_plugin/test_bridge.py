@@ -178,7 +178,7 @@ def test_it_looks_no_further_than_a_drafted_stop_if_blocks_end_there(seed):
     given = flat(p, q, ids)
     stop_ids = torch.full((len(given.requests), 1), STOP)
     given = replace(given, stop_ids=stop_ids, requests=given.requests + 1000)  # drafted nothing
-    RowArbiter(recorder, K, end_blocks_at_stop=True)(given)
+    RowArbiter(recorder, K, end_blocks_at_stop=True, keep_features=True)(given)
     (ours,) = recorder.seen
     assert (ours.rows >= 1000).all()
     kept = inside[ours.rows - 1000, ours.block_positions]
@@ -303,6 +303,35 @@ def test_a_step_without_a_row_to_rule_on_asks_nobody_and_copies_nothing():
 
     assert RowArbiter(Changed(), K)(rows).keep_draft.any()
     assert RowArbiter(recorder, K)(rows).keep_draft.any() and recorder.seen
+
+
+@pytest.mark.parametrize("is_compact", [True, False])
+def test_a_ruling_that_cannot_count_is_asked_for_only_where_a_log_shows_it(is_compact):
+    p, q, ids = blocks(8, 11)
+    rows = flat(p, q, ids)
+    rows = replace(
+        rows,
+        num_mismatches=(rows.requests < 2).long(),
+        num_overrides=torch.zeros_like(rows.requests),
+        stop_ids=torch.where(rows.requests == 3, rows.draft_ids, -1)[:, None],
+    )
+
+    def asked(**options):
+        recorder = Recorder(learned())
+        found = RowArbiter(recorder, K, max_corrections=1, is_compact=is_compact, **options)(rows)
+        return recorder.seen, found
+
+    few, found = asked()
+    shown, logged = asked(keep_features=True)
+    assert torch.equal(found.keep_draft, logged.keep_draft) and found.keep_draft.any()
+    num_few, num_shown = (sum(map(len, seen)) for seen in (few, shown))
+    corrected = rows.requests < 2
+    assert not found.keep_draft[corrected].any() and not found.keep_draft[rows.requests == 3].any()
+    if is_compact:
+        could_count = found.is_mismatch & ~corrected & (rows.requests != 3)
+        assert num_few == int(could_count.sum()) < num_shown
+    else:
+        assert num_few == num_shown == len(rows.requests), "all rows, without waiting"
 
 
 def test_rows_in_pieces_are_ruled_on_as_in_one_call(monkeypatch):

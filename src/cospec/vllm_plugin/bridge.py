@@ -12,7 +12,7 @@ This file knows nothing of vLLM.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 MAX_ELEMENTS = 2**26
 """Most logits (rows times vocabulary) that the arbiter sees in one call, to bound its memory."""
+
+ROWS_AT_ONCE = 8
+"""Rows of logits that a CPU works on at once: beyond some 30 MB each result would be memory that
+the system hands out anew, page by page."""
 
 _INPUTS = Needs.LOGITS | Needs.HIDDEN
 """Needs that the other engine meets with columns of `VerifiedRows`."""
@@ -201,6 +205,16 @@ class RowArbiter:
             target_ids = torch.where(rows.is_sampled, others.argmax(dim=-1), argmax)
             may_differ = is_mismatch | (rows.is_sampled & rows.is_drafted)
         asked = may_differ & rows.is_open & top.isfinite()
+        both = torch.stack([rows.safe_ids, target_ids], dim=1)  # (T, 2)
+        find = partial(
+            find_vetoes,
+            draft_logit=rows.target_logits.gather(1, rows.safe_ids[:, None])[:, 0],
+            is_cut=rows.is_cut,
+            is_exact=self._is_exact(rows),
+            is_stop=(both[:, :, None] == rows.stop_ids[:, None]).flatten(1).any(dim=1),
+        )
+        if self._waits(asked) and not self.keep_features:  # else a log shows these rulings too
+            asked = asked & (find(None) == Veto.NONE)
         if self._is_idle(rows, asked):
             nothing = torch.zeros_like(is_mismatch)
             return RowRulings(nothing, is_mismatch, target_ids, nothing, keeps_none=True)
@@ -209,14 +223,7 @@ class RowArbiter:
             # The guard of a trained arbiter is a score of 0, which no threshold lets pass.
             is_bold = (score > rows.thresholds) & (score > 0)
             keep = torch.where(rows.thresholds.isnan(), keep, is_bold)
-        both = torch.stack([rows.safe_ids, target_ids], dim=1)  # (T, 2)
-        vetoes = find_vetoes(
-            score,
-            draft_logit=rows.target_logits.gather(1, rows.safe_ids[:, None])[:, 0],
-            is_cut=rows.is_cut,
-            is_exact=self._is_exact(rows),
-            is_stop=(both[:, :, None] == rows.stop_ids[:, None]).flatten(1).any(dim=1),
-        )
+        vetoes = find(score)
         is_free = asked & (vetoes == Veto.NONE)
         is_non_finite = asked & (vetoes == Veto.NON_FINITE)
         return RowRulings(
@@ -285,13 +292,23 @@ class RowArbiter:
             check_ruling(parts[-1], batch, self.arbiter.name)
         return _spread(parts, index, num_rows, self.keep_features)
 
-    def _log_p_after(self, rows: VerifiedRows, asked: Tensor) -> Tensor:
-        """Log-probabilities of the drafted tokens after each row that is asked about, (T,)."""
-        if not self._waits(asked):
-            return token_log_p(rows.target_logits, rows.safe_ids)
-        (after,) = (_count_before(asked, rows.block_positions) > 0).nonzero(as_tuple=True)
-        log_p = token_log_p(rows.target_logits[after], rows.safe_ids[after])
-        return log_p.new_zeros(len(asked)).index_put((after,), log_p)
+    def _log_p(self, logits: Tensor, token_ids: Tensor, is_wanted: Tensor) -> Tensor:
+        """Log-probabilities of tokens under logits (T, V), (T,); those not wanted may be 0."""
+        if not self._waits(is_wanted):
+            return token_log_p(logits, token_ids)
+        found = torch.zeros(len(is_wanted), device=is_wanted.device)
+        for part in is_wanted.nonzero()[:, 0].split(ROWS_AT_ONCE):
+            found[part] = token_log_p(logits[part], token_ids[part])
+        return found
+
+    def _block_log_q(
+        self, rows: VerifiedRows, asked: Tensor, first: Tensor, is_drafted: Tensor
+    ) -> Tensor:
+        """The draft's log-probability of each token of every row's block, (T, K)."""
+        assert rows.draft_logits is not None, "who needs it declares DRAFT_LOGITS as well"
+        counts = torch.zeros_like(first).index_add(0, first, asked.long())
+        log_q = self._log_p(rows.draft_logits, rows.safe_ids, counts[first] > 0)
+        return whole_block(first, self.k, rows.requests, is_drafted, log_q)
 
     def _batch(
         self, rows: VerifiedRows, asked: Tensor, is_mismatch: Tensor, target_ids: Tensor
@@ -319,9 +336,13 @@ class RowArbiter:
                     blocks=rows.requests,
                     is_drafted=is_drafted,
                     is_match=~is_mismatch,
-                    log_p=self._log_p_after(rows, asked),
+                    log_p=self._log_p(
+                        rows.target_logits,
+                        rows.safe_ids,
+                        _count_before(asked, rows.block_positions) > 0,
+                    ),
                 ),
-                Needs.BLOCK_LOG_Q: lambda: (_block_log_q(rows, first, self.k, is_drafted),),
+                Needs.BLOCK_LOG_Q: lambda: (self._block_log_q(rows, asked, first, is_drafted),),
                 Needs.UNIFORMS: lambda: (
                     torch.rand(
                         num_rows, generator=self.generator, dtype=torch.float64, device=device
@@ -339,13 +360,6 @@ class RowArbiter:
             draft_ids=rows.safe_ids,
             target_ids=target_ids,
         )
-
-
-def _block_log_q(rows: VerifiedRows, first: Tensor, k: int, is_drafted: Tensor) -> Tensor:
-    """The draft's log-probability of each token of every row's block, (T, K)."""
-    assert rows.draft_logits is not None, "an arbiter that needs it declares DRAFT_LOGITS as well"
-    log_q = token_log_p(rows.draft_logits, rows.safe_ids)
-    return whole_block(first, k, rows.requests, is_drafted, log_q)
 
 
 def _select(batch: MismatchBatch, index: Tensor) -> MismatchBatch:
