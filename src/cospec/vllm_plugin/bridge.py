@@ -297,7 +297,7 @@ class RowArbiter:
         if not self._waits(is_wanted):
             return token_log_p(logits, token_ids)
         found = torch.zeros(len(is_wanted), device=is_wanted.device)
-        for part in is_wanted.nonzero()[:, 0].split(ROWS_AT_ONCE):
+        for part in torch.split(is_wanted.nonzero()[:, 0], ROWS_AT_ONCE):
             found[part] = token_log_p(logits[part], token_ids[part])
         return found
 
