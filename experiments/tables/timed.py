@@ -2,12 +2,15 @@
 
 A marker is ``timed FILE MEASURE ARM OTHER``. ARM and OTHER are names of arms, or parts of them that
 one arm has, with ~ for a space. MEASURE is ``over`` (tokens a second of ARM over those of OTHER),
-``over_prompts`` or ``over_databases`` (its interval, drawn over these), ``seconds`` (a question),
+``over_prompts`` or ``over_databases`` (its interval, drawn over these; in vLLM over the turns of
+questions that ran at once), ``seconds`` (a question),
 ``right`` (answers). ``questions``, ``questions_interval`` and ``questions_databases`` are the first
 three by the question.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from cospec.evaluation.stats import speedup, speedup_interval
 from experiments.tables.rows import Json, read
@@ -28,7 +31,7 @@ def value(spec: str) -> str:
     if measure in ("over", "questions"):
         return f"{speedup(_each(theirs), _each(ours)):.2f}"
     if measure in ("over_prompts", "questions_interval"):
-        found = speedup_interval(_each(theirs), _each(ours))
+        found = speedup_interval(*(_by_turn(document, arm) for arm in (theirs, ours)))
     elif measure in ("over_databases", "questions_databases"):
         found = speedup_interval(_by_database(theirs), _by_database(ours))
     else:
@@ -56,14 +59,26 @@ def _each(timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:
     return [timed[question] for question in sorted(timed)]
 
 
+def _by_turn(document: Json, timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:
+    """Add up those of each turn in vLLM, where questions that ran at once share their seconds."""
+    if document["command"] != "vllm_sql":
+        return _each(timed)
+    turns = {f"{row['task']} {row['id']}": row["turn"] for row in document["rows"]}
+    return _sums({question: timed[question] for question in sorted(timed)}, turns)
+
+
 def _by_database(timed: dict[str, tuple[float, int]]) -> list[tuple[float, int]]:
     """Add up those of each database."""
     place: dict[str, str] = {}
     for tested in (read("test_known"), read("test_turns")):
         place |= zip(tested["ids"], tested["databases"], strict=True)
-    sums: dict[str, tuple[float, int]] = {}
+    return _sums(timed, {question: place[question.partition(" ")[2]] for question in timed})
+
+
+def _sums(timed: dict[str, tuple[float, int]], group: dict[str, Any]) -> list[tuple[float, int]]:
+    """Add up the seconds and tokens of the questions in each group."""
+    sums: dict[Any, tuple[float, int]] = {}
     for question, (seconds, tokens) in timed.items():
-        database = place[question.partition(" ")[2]]
-        before = sums.get(database, (0.0, 0))
-        sums[database] = before[0] + seconds, before[1] + tokens
+        before = sums.get(group[question], (0.0, 0))
+        sums[group[question]] = before[0] + seconds, before[1] + tokens
     return list(sums.values())

@@ -33,18 +33,13 @@ VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_s
     --ids-of experiments/speed_real/sql_turns.json.gz --compile --arms exact cospec \
     --concurrency 1 --json runs/vllm_turns_compiled.json
 
-# vllm_w8_1.json, vllm_w8_8.json: 16 min. TURNS_W8 is the draft after quantize_draft.py.
-VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
-    --target "$TARGET" --draft "$TURNS_W8" --data-dir "$DATA" --per-database 1 \
-    --arbiter experiments/text_to_sql/known_arbiter_turns --shots 8 --nearest --rotate 5 \
-    --ids-of experiments/speed_real/sql_turns.json.gz --json runs/vllm_w8.json
-
-# vllm_cascade_1.json, vllm_cascade_8.json: 15 min. The draft reads guesses; short blocks under load.
+# vllm_load_1.json, vllm_load_8.json: 17 min. TURNS_W8 is the draft after
+# quantize_draft.py; it reads guesses. Short blocks under load.
 VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
     --target "$TARGET" --draft "$TURNS_W8" --data-dir "$DATA" --per-database 1 \
     --arbiter experiments/text_to_sql/known_arbiter_turns --shots 8 --nearest --rotate 5 --cascade \
     --draft-options '{"num_speculative_tokens_per_batch_size": [[1, 1, 64], [2, 8, 4]]}' \
-    --ids-of experiments/speed_real/sql_turns.json.gz --json runs/vllm_cascade.json
+    --ids-of experiments/speed_real/sql_turns.json.gz --json runs/vllm_load.json
 
 # vllm_fly.json: 40 min beside other jobs, AMD EPYC, 1 core. vLLM 0.34, in an environment of its own.
 bash tools/vllm_overlay.sh .venv-vllm-0.34 0.34.0

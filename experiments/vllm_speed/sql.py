@@ -3,16 +3,17 @@
 ``target`` decodes alone. ``stock`` has vLLM's own speculation in blocks of -k tokens. One engine
 with the plugin has two arms. For ``cospec`` the arbiter rules in blocks as long as an answer, with
 one correction a text. For ``exact`` the request switches it off: blocks have at most ten tokens
-then and end after one to which the draft gives less than 0.8. All prompts are read before the clock
-runs. Arms take turns, one after so many questions at once as --concurrency says, and each number
-has a result of its own: OUT_1.json and so on. Three engines of this pair do not fit into 24 GB, so
-a run has some of the --arms.
+then and end after one to which the draft gives less than 0.8. Prompts are read before the clock
+runs. Arms take turns, one after so many questions at once as --concurrency says, and each
+number has a result of its own: OUT_1.json and so on. With --turn, an arm's turn has more questions
+than the engine takes at once: as on a busy server, one begins as soon as another has ended. Three
+engines of this pair do not fit into 24 GB, so a run has some of the --arms.
 
 With --draft-options the plugin's engine gets more of vLLM's speculative configuration, as with
 ``cospec serve``: shorter blocks under load, say.
 
-With --shots both models are shown answered queries, as in experiments/text_to_sql. All prompts have
-to fit into VLLM_CPU_KVCACHE_SPACE (GB), or they are read again on the clock.
+With --shots both models are shown answered queries, as in experiments/text_to_sql. The prompts of a
+turn have to fit into VLLM_CPU_KVCACHE_SPACE (GB), or they are read again on the clock.
 
 The questions are those that were timed in a result of ``speed_real/speed.py``::
 
@@ -67,8 +68,6 @@ def main() -> None:
     prompts = [prompt(task, example, tokenizer, shown, args) for example in examples]
     prompts = [tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in prompts]
     engines = started(args)
-    for engine in engines.values():
-        decode(engine, prompts, args, num_new=1)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     places = {example.id: example.metadata["db_id"] for example in examples}
     for number, path in results.items():
@@ -89,10 +88,15 @@ def played(
     at_once: int,
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Return a row for each question and arm, with so many questions at once."""
-    rows, arms = [], args.arms
-    for turn, first in enumerate(range(0, len(examples), at_once)):
-        here = slice(first, first + at_once)
+    """Return a row for each question and arm, with so many questions at once.
+
+    The questions of a turn share its seconds evenly.
+    """
+    rows, arms, size = [], args.arms, args.turn or at_once
+    for turn, first in enumerate(range(0, len(examples), size)):
+        here = slice(first, first + size)
+        for engine in engines.values():
+            decode(engine, prompts[here], args, num_new=1)
         for arm in arms[turn % len(arms) :] + arms[: turn % len(arms)]:
             done, seconds, counted = timed(engines, arm, prompts[here], args)
             for i, (example, each) in enumerate(zip(examples[here], done, strict=True)):
@@ -115,6 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rotate", type=int, default=0, help="as in text_to_sql/arms.py")
     parser.add_argument("--per-database", type=int, default=2, help="questions of each")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8], help="at once")
+    parser.add_argument("--turn", type=int, help="questions a turn, with one --concurrency")
     parser.add_argument("-k", type=int, default=4, help="block length of vLLM's own speculation")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of the arbiter")
     parser.add_argument("--threshold", type=float, default=0.0, help="that ends cospec's blocks")
@@ -126,7 +131,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="as vLLM does by default")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.turn and len(args.concurrency) > 1:
+        parser.error(f"--turn {args.turn} goes with one --concurrency; given are several.")
+    return args
 
 
 def chosen(task: Any, args: argparse.Namespace) -> list[Example]:
@@ -214,10 +222,10 @@ def timed(
 
 
 def summary(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:
-    """Return an arm's numbers; speeds are over ``exact``, by the question."""
+    """Return an arm's numbers; speeds are over ``exact``, by the question, intervals over turns."""
     ours, exact = ([row for row in rows if row["arm"] == name] for name in (arm, "exact"))
     texts = {row["id"]: row["text"] for row in exact}
-    pairs = [[(row["seconds"], 1) for row in some] for some in (exact, ours)]
+    pairs = [by_turn(some) for some in (exact, ours)]
     total = {name: sum(row.get(name, 0) for row in ours) for name in COUNTS}
     return {
         "arm": arm,
@@ -229,6 +237,15 @@ def summary(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:
         "num_texts_unlike_exact": sum(row["text"] != texts.get(row["id"]) for row in ours),
         **total,
     }
+
+
+def by_turn(rows: list[dict[str, Any]]) -> list[tuple[float, int]]:
+    """Seconds and questions of each turn: those of one turn are no measurements of their own."""
+    found: dict[int, tuple[float, int]] = {}
+    for row in rows:
+        seconds, number = found.get(row["turn"], (0.0, 0))
+        found[row["turn"]] = seconds + row["seconds"], number + 1
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -205,6 +205,10 @@ class RowArbiter:
             target_ids = torch.where(rows.is_sampled, others.argmax(dim=-1), argmax)
             may_differ = is_mismatch | (rows.is_sampled & rows.is_drafted)
         asked = may_differ & rows.is_open & top.isfinite()
+        nothing = torch.zeros_like(is_mismatch)
+        idle = RowRulings(nothing, is_mismatch, target_ids, nothing, keeps_none=True)
+        if self._is_idle(rows, asked):
+            return idle
         both = torch.stack([rows.safe_ids, target_ids], dim=1)  # (T, 2)
         find = partial(
             find_vetoes,
@@ -215,9 +219,8 @@ class RowArbiter:
         )
         if self._waits(asked) and not self.keep_features:  # else a log shows these rulings too
             asked = asked & (find(None) == Veto.NONE)
-        if self._is_idle(rows, asked):
-            nothing = torch.zeros_like(is_mismatch)
-            return RowRulings(nothing, is_mismatch, target_ids, nothing, keeps_none=True)
+            if not bool(asked.any()):
+                return idle
         keep, score, features = self._ask(rows, asked, is_mismatch, target_ids)
         if rows.thresholds is not None and score is not None:
             # The guard of a trained arbiter is a score of 0, which no threshold lets pass.
