@@ -41,6 +41,14 @@ VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_s
     --draft-options '{"num_speculative_tokens_per_batch_size": [[1, 1, 64], [2, 8, 4]]}' \
     --ids-of experiments/speed_real/sql_turns.json.gz --json runs/vllm_load.json
 
+# vllm_busy_8.json: 29 min. The same, as on a busy server.
+VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
+    --target "$TARGET" --draft "$TURNS_W8" --data-dir "$DATA" --per-database 3 \
+    --arbiter experiments/text_to_sql/known_arbiter_turns --shots 8 --nearest --rotate 5 --cascade \
+    --draft-options '{"num_speculative_tokens_per_batch_size": [[1, 1, 64], [2, 8, 4]]}' \
+    --concurrency 8 --turn 30 --ids-of experiments/speed_real/sql_turns_more.json.gz \
+    --json runs/vllm_busy.json
+
 # vllm_fly.json: 40 min beside other jobs, AMD EPYC, 1 core. vLLM 0.34, in an environment of its own.
 bash tools/vllm_overlay.sh .venv-vllm-0.34 0.34.0
 HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm-0.34/bin/python \

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cospec import SamplingConfig, load_arbiter
-from cospec.arbiters import AlwaysDraft
+from cospec.arbiters import AlwaysDraft, AlwaysTarget
 from cospec.rulings import Veto, find_vetoes
 from tests.engine.helpers import (
     GREEDY,
@@ -16,6 +17,7 @@ from tests.engine.helpers import (
     NAN,
     NUM_NEW,
     SAMPLED,
+    FromFunction,
     decode,
     table_pair,
     total,
@@ -60,9 +62,32 @@ def test_a_token_of_target_probability_zero_is_no_broken_score(sampling, rule):
     assert total(done).num_non_finite_scores == 0
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_ruling_that_cannot_count_is_asked_for_only_where_a_trace_shows_it(sampling):
+    sampling = replace(sampling, exact_prefix_tokens=3, stop_token_ids=(3,))
+
+    def asked(arbiter, **options):
+        seen = []
+
+        def rule(batch):
+            seen.extend(batch.positions.tolist())
+            return arbiter.rule(batch)
+
+        pair = table_pair(TARGET_TABLE, WANTING)
+        done = decode(pair, FromFunction(rule), [[i % 3] for i in range(32)], sampling, **options)
+        return [(c.token_ids, c.stats) for c in done], seen
+
+    shown, all_places = asked(AlwaysDraft())
+    bare, places = asked(AlwaysDraft(), keep_trace=False)
+    assert bare == shown and min(all_places) == 0 and min(places) == 3
+    _, often = asked(AlwaysTarget(), keep_trace=False)
+    _, once = asked(AlwaysTarget(), keep_trace=False, max_corrections=1)
+    assert len(once) < len(often) or sampling.is_greedy, "greedy texts have one mismatch each"
+
+
 def test_of_several_reasons_the_first_is_told():
     flags = list(itertools.product([False, True], repeat=4))
-    is_forbidden, is_broken, is_exact, is_stop = map(torch.tensor, zip(*flags, strict=True))
+    is_forbidden, is_exact, is_stop, is_broken = map(torch.tensor, zip(*flags, strict=True))
     vetoes = find_vetoes(
         torch.where(is_broken, NAN, 1.0),
         draft_logit=torch.where(is_forbidden, -INF, 1.0),
@@ -70,7 +95,7 @@ def test_of_several_reasons_the_first_is_told():
         is_exact=is_exact,
         is_stop=is_stop,
     )
-    reasons = [Veto.FORBIDDEN, Veto.NON_FINITE, Veto.EXACT_PREFIX, Veto.STOP_TOKEN]
+    reasons = [Veto.FORBIDDEN, Veto.EXACT_PREFIX, Veto.STOP_TOKEN, Veto.NON_FINITE]
     assert sorted(reasons) == reasons
     told = [next(itertools.compress(reasons, given), Veto.NONE) for given in flags]
     assert vetoes.tolist() == told

@@ -67,6 +67,8 @@ def arbitrate(
         ArbiterError: The answer is not a ruling on each mismatch.
     """
     decisions = _unasked(arbiter, blocks, proposal)
+    if not keep_trace:
+        _close_vetoed(decisions, rows, blocks)
     where = [
         (r, j, _is_stop(row, block, j), _is_exact(row, j))
         for r, (row, block) in enumerate(zip(rows, blocks, strict=True))
@@ -108,6 +110,17 @@ def _unasked(
         return [{} for _ in blocks]
     unasked = Decision(keep_draft=False, is_open=False, veto=Veto.NO_DRAFT)
     return [dict.fromkeys(() if b.num_forwards else b.mismatches(), unasked) for b in blocks]
+
+
+def _close_vetoed(
+    decisions: list[dict[int, Decision]], rows: Sequence[Row], blocks: Sequence[Block]
+) -> None:
+    """Rule for the target where a ruling could not count, and nobody would see it."""
+    closed = Decision(keep_draft=False, is_open=False)
+    for decided, row, block in zip(decisions, rows, blocks, strict=True):
+        for j in block.mismatches():
+            if _is_exact(row, j) or _is_stop(row, block, j):
+                decided.setdefault(j, closed)
 
 
 def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[Decision]:

@@ -22,13 +22,13 @@ class Veto(enum.IntEnum):
     NONE = 0
     FORBIDDEN = 1
     """The target gives the drafted token probability 0; a sound score may be infinite there."""
-    NON_FINITE = 2
-    """The arbiter's score is NaN or infinite."""
-    EXACT_PREFIX = 3
+    EXACT_PREFIX = 2
     """No override is allowed there: in the first ``exact_prefix_tokens``, after
     ``max_corrections``, or for a prompt that the arbiter stands back from."""
-    STOP_TOKEN = 4
+    STOP_TOKEN = 3
     """One of the two tokens is a stop token."""
+    NON_FINITE = 4
+    """The arbiter's score is NaN or infinite."""
     NO_DRAFT = 5
     """The arbiter needs the draft's output, and no model drafted the token: it was not asked."""
 
@@ -53,8 +53,8 @@ def find_vetoes(
     is_impossible = draft_logit == float("-inf")
     if is_cut is not None:
         is_impossible = is_impossible | is_cut
-    veto = torch.where(is_stop, Veto.STOP_TOKEN, Veto.NONE)
-    veto = veto.masked_fill(is_exact, Veto.EXACT_PREFIX)
+    veto = torch.zeros_like(is_stop, dtype=torch.int64)
     if score is not None:
         veto = veto.masked_fill(~score.isfinite(), Veto.NON_FINITE)
+    veto = veto.masked_fill(is_stop, Veto.STOP_TOKEN).masked_fill(is_exact, Veto.EXACT_PREFIX)
     return veto.masked_fill(is_impossible, Veto.FORBIDDEN)
