@@ -57,7 +57,7 @@ def arbitrate(
         proposal: The drafted tokens.
         verified: The target's view of the block.
         chance: Distributions and random numbers of the rows.
-        keep_trace: Whether to bring probabilities and features to the host as well.
+        keep_trace: Whether to bring probabilities and features to the host, vetoed rulings' too.
 
     Returns:
         By row, the decision at the place of each mismatch. An arbiter that needs the draft's logits
@@ -66,9 +66,7 @@ def arbitrate(
     Raises:
         ArbiterError: The answer is not a ruling on each mismatch.
     """
-    decisions = _unasked(arbiter, blocks, proposal)
-    if not keep_trace:
-        _close_vetoed(decisions, rows, blocks)
+    decisions = _unasked(arbiter, rows, blocks, proposal, keep_trace)
     where = [
         (r, j, _is_stop(row, block, j), _is_exact(row, j))
         for r, (row, block) in enumerate(zip(rows, blocks, strict=True))
@@ -103,24 +101,29 @@ def arbitrate(
 
 
 def _unasked(
-    arbiter: Arbiter, blocks: Sequence[Block], proposal: Proposal
+    arbiter: Arbiter,
+    rows: Sequence[Row],
+    blocks: Sequence[Block],
+    proposal: Proposal,
+    keep_trace: bool,
 ) -> list[dict[int, Decision]]:
-    """Rule for the target where no model drafted and the arbiter needs the draft's output."""
-    if proposal.num_forwards is None or not arbiter.needs & Needs.DRAFT:
-        return [{} for _ in blocks]
-    unasked = Decision(keep_draft=False, is_open=False, veto=Veto.NO_DRAFT)
-    return [dict.fromkeys(() if b.num_forwards else b.mismatches(), unasked) for b in blocks]
+    """Rule for the target where no model drafted and the arbiter needs the draft's output.
 
-
-def _close_vetoed(
-    decisions: list[dict[int, Decision]], rows: Sequence[Row], blocks: Sequence[Block]
-) -> None:
-    """Rule for the target where a ruling could not count, and nobody would see it."""
-    closed = Decision(keep_draft=False, is_open=False)
-    for decided, row, block in zip(decisions, rows, blocks, strict=True):
-        for j in block.mismatches():
-            if _is_exact(row, j) or _is_stop(row, block, j):
-                decided.setdefault(j, closed)
+    Likewise where no ruling could count, unless a trace shows it.
+    """
+    needs_draft = proposal.num_forwards is not None and bool(arbiter.needs & Needs.DRAFT)
+    no_draft = Decision(keep_draft=False, is_open=False, veto=Veto.NO_DRAFT)
+    closed = no_draft._replace(veto=Veto.NONE)
+    found: list[dict[int, Decision]] = []
+    for row, block in zip(rows, blocks, strict=True):
+        if needs_draft and not block.num_forwards:
+            found.append(dict.fromkeys(block.mismatches(), no_draft))
+        elif keep_trace:
+            found.append({})
+        else:
+            vetoed = (j for j in block.mismatches() if _is_exact(row, j) or _is_stop(row, block, j))
+            found.append(dict.fromkeys(vetoed, closed))
+    return found
 
 
 def _to_host(ruling: Ruling, vetoes: Tensor, probs: Tensor | None) -> Iterator[Decision]:
