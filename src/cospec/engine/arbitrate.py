@@ -67,8 +67,8 @@ def arbitrate(
         ArbiterError: The answer is not a ruling on each mismatch.
     """
     decisions = _unasked(arbiter, rows, blocks, proposal, keep_trace)
-    where = [
-        (r, j, _is_stop(row, block, j), _is_exact(row, j))
+    where = [  # without a trace those that meet one of the two vetoes are not asked
+        (r, j, keep_trace and _is_stop(row, block, j), keep_trace and _is_exact(row, j))
         for r, (row, block) in enumerate(zip(rows, blocks, strict=True))
         for j in block.mismatches()
         if j not in decisions[r]
