@@ -122,7 +122,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--turn", type=int, help="questions a turn, with one --concurrency")
     parser.add_argument("-k", type=int, default=4, help="block length of vLLM's own speculation")
     parser.add_argument("--answer-tokens", type=int, default=64, help="block length of the arbiter")
-    parser.add_argument("--threshold", type=float, default=0.0, help="ends all blocks, in place of 0.8")
+    parser.add_argument("--threshold", type=float, default=0.0, help="ends blocks, in place of 0.8")
     parser.add_argument("--cascade", action="store_true", help="the draft reads guesses together")
     parser.add_argument("--draft-options", type=json.loads, default={}, help="a JSON object")
     parser.add_argument("--max-new-tokens", type=int, default=128)
