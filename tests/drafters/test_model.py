@@ -91,6 +91,17 @@ def test_the_draft_reads_no_prompt_where_no_draft_pays(llama_pair, num_read):
     assert num_read[id(llama_pair.draft_model)] == 0 < num_read[id(llama_pair.target)]
 
 
+@pytest.mark.parametrize("keep_trace", [False, True])
+def test_where_no_draft_pays_the_target_decodes_alone(llama_pair, keep_trace):
+    prompts = some_prompts(4)
+    ours = adaptive(llama_pair, 1.0, keep_trace=keep_trace).generate(prompts, GREEDY)
+    alone = Engine.target_only(llama_pair).generate(prompts, GREEDY)
+    for one, expected in zip(ours, alone, strict=True):
+        assert one.token_ids == expected.token_ids
+        assert one.origins == expected.origins
+        assert one.stats == expected.stats
+
+
 def test_a_branch_drafts_where_its_rollout_read_nothing(llama_pair):
     prompts = some_prompts(4)
     rollouts = adaptive(llama_pair, 1.0).rollouts(prompts, GREEDY, keep_caches=True)

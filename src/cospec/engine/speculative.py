@@ -131,6 +131,9 @@ class SpeculativeBatch(Batch):
 
     def _to_host(self, proposal: Proposal, verified: Verification) -> list[Block]:
         """Bring the inputs of the walk to the host in one go."""
+        if not proposal.token_ids.shape[1] and not self._keep_trace:
+            packed = torch.cat([verified.target_ids, verified.is_finite.long()], dim=1)
+            return [Block(0, [], [token], [], [finite], [], 0) for token, finite in packed.tolist()]
         flags = (verified.is_match, verified.is_finite, proposal.is_finite)
         parts = [proposal.token_ids, verified.target_ids, *(flag.long() for flag in flags)]
         num_forwards = proposal.num_forwards
