@@ -1,6 +1,6 @@
 """How much time the engine adds to the models, and how it compares with assisted generation.
 
-All arms run in one process and take turns; each figure is the median of five trials after a
+All arms run in one process and take turns; each figure is the median of --trials after a
 warm-up.
 
 * ``lossless``: CoSpec with the lossless arbiter, batch 1, fixed k.
@@ -9,6 +9,7 @@ warm-up.
 * ``bare``: the very forwards that ``lossless`` made (same inputs, shapes and caches), and nothing
   else. ``lossless`` over ``bare`` is what the engine costs.
 * ``lossless_b8``: the same prompts eight at a time.
+* ``off``: adaptive blocks at a cost at which no draft pays. Over ``target`` it is what they cost.
 
 Usage::
 
@@ -35,7 +36,6 @@ from cospec.arbiters import AlwaysTarget
 from cospec.models.cache import CachedModel, Output, Window
 from cospec.results import Provenance, check_writable, document, write_json
 
-TRIALS = 5
 REAL_PROMPTS = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May. "
     "How many clips did she sell in April and May together?",
@@ -113,6 +113,8 @@ def arms(
     one = Engine(pair, AlwaysTarget(), batch_size=1, **settings)
     eight = Engine(pair, AlwaysTarget(), batch_size=8, **settings)
     plain = Engine.target_only(pair, batch_size=1)
+    never = {"adaptive": True, "adaptive_cost": 3.0}  # drafted tokens that cost three of the target
+    off = Engine(pair, AlwaysTarget(), batch_size=1, **settings, **never)
     pair.draft.generation_config.num_assistant_tokens = k
     pair.draft.generation_config.num_assistant_tokens_schedule = "constant"
     pair.draft.generation_config.assistant_confidence_threshold = 0.0
@@ -150,20 +152,21 @@ def arms(
         "hf_target": transformers_generate,
         "bare": bare,
         "lossless_b8": lambda: count(eight, eight_prompts),
+        "off": lambda: count(off, prompts),
     }
 
 
-def measure(runs: dict[str, Callable[[], int]]) -> dict[str, dict[str, object]]:
+def measure(runs: dict[str, Callable[[], int]], num_trials: int) -> dict[str, dict[str, object]]:
     """Interleaved trials: seconds, tokens and their median rate."""
     trials: dict[str, list[float]] = {name: [] for name in runs}
     tokens: dict[str, int] = {}
-    for trial in range(TRIALS + 1):
+    for trial in range(num_trials + 1):
         for name, run in runs.items():
             start = time.perf_counter()
             tokens[name] = run()
             if trial:  # the first is the warm-up
                 trials[name].append(time.perf_counter() - start)
-        print(f"trial {trial} of {TRIALS}", flush=True)
+        print(f"trial {trial} of {num_trials}", flush=True)
     return {
         name: {
             "num_tokens": tokens[name],
@@ -182,6 +185,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--num-new", type=int, default=None)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
@@ -200,7 +204,7 @@ def main() -> None:
     runs = arms(pair, prompt_ids, args.k, num_new)
     if args.target != "small":
         del runs["lossless_b8"]  # asked of the small pair only; compute-bound on a CPU
-    measured = measure(runs)
+    measured = measure(runs, args.trials)
     sampling = SamplingConfig(max_new_tokens=num_new, ignore_eos=True)
     engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=args.k, batch_size=1)
     stats = [c.stats.to_dict() for c in engine.generate(prompt_ids, sampling)]
@@ -210,6 +214,7 @@ def main() -> None:
         "lossless_over_target": rate["lossless"] / rate["target"],
         "target_over_hf_target": rate["target"] / rate["hf_target"],
         "engine_time_over_bare": rate["bare"] / rate["lossless"],
+        "off_time_over_target": rate["target"] / rate["off"],
     }
     if "lossless_b8" in rate:
         ratios["b8_over_b1"] = rate["lossless_b8"] / rate["lossless"]

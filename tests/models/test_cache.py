@@ -25,10 +25,9 @@ def test_the_output_matrix_gets_no_view_with_gaps(num_rows, num_tokens):
     model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     cached = CachedModel(model)
     cached.reserve(num_rows, 16)
-    starts = torch.zeros(num_rows, dtype=torch.int64)
     token_ids = torch.ones(num_rows, num_tokens, dtype=torch.int64)
     with torch.inference_mode():
-        found = cached.read(token_ids, cached.window(starts, num_tokens, num_tokens))
+        found = cached.read(token_ids, cached.window([0] * num_rows, num_tokens))
     (states,) = seen
     assert states.shape[:2] == found.logits.shape[:2] == (num_rows, 1)
     assert states.stride(0) == states.stride(1) == states.shape[2]
@@ -58,10 +57,10 @@ def test_tokens_after_the_end_of_a_row_are_not_read_and_change_nothing(family):
         cached = CachedModel(each, capture_hidden=True)
         cached.reserve(3, 64)
         cached.prefill(prompts, 0)
-        starts = torch.tensor([len(prompt) for prompt in prompts])
-        window = cached.window(starts, 4, 9)
+        starts = [len(prompt) for prompt in prompts]
+        window = cached.window(starts, 4)
         ragged = cached.read(ids, window if each is plain else window.only(is_read), 4)
-        on = cached.read(ids[:, :1], cached.window(starts + lengths, 1, 9))
+        on = cached.read(ids[:, :1], cached.window((torch.tensor(starts) + lengths).tolist(), 1))
         assert ragged.hidden is not None
         found.append((ragged.logits[is_read], ragged.hidden[is_read], on.logits))
     can_go = can_go_without_padding(model)
@@ -75,7 +74,7 @@ def test_tokens_after_the_end_of_a_row_are_not_read_and_change_nothing(family):
 def test_a_window_of_all_tokens_is_the_window():
     cached = CachedModel(random_model("llama"))
     cached.reserve(2, 8)
-    window = cached.window(torch.zeros(2, dtype=torch.int64), 3, 3)
+    window = cached.window([0, 0], 3)
     assert window.only(torch.ones(2, 3, dtype=torch.bool)).wanted is None
     assert window.only(torch.tensor([[True, True, True], [True, False, False]])).wanted is not None
 
@@ -87,7 +86,7 @@ def test_a_forward_in_another_thread_leaves_no_states_in_this_one():
     def read(token):
         cached = CachedModel(model, capture_hidden=True)
         cached.reserve(1, 8)
-        window = cached.window(torch.zeros(1, dtype=torch.int64), 1, 1)
+        window = cached.window([0], 1)
         with torch.inference_mode():
             return cached.read(torch.tensor([[token]]), window).hidden
 
@@ -113,7 +112,7 @@ def test_a_spread_model_is_told_places_that_are_of_no_device():
         model.hf_device_map = places
         cached = CachedModel(model)
         cached.reserve(2, 8)
-        window = cached.window(torch.zeros(2, dtype=torch.int64), 3, 3).only(ids != 5)
+        window = cached.window([0, 0], 3).only(ids != 5)
         handle = model.register_forward_pre_hook(
             lambda _, args, kwargs: asked.append(kwargs["logits_to_keep"]), with_kwargs=True
         )

@@ -20,12 +20,12 @@ def logits(model, *, with_padding):
     """Logits of two rows of different length, in two steps."""
     cached = CachedModel(model)
     is_read = torch.tensor([[True, True, False], [True, True, True]])
-    window = cached.window(torch.tensor([4, 2]), 3, 8)
+    window = cached.window([4, 2], 3)
     with torch.inference_mode():
         cached.reserve(2, 8)
         cached.prefill([[7, 8, 9, 10], [11, 12]], 0)
         ids = torch.tensor([[13, 14, 15], [16, 17, 18]])
-        window = cached.window(torch.tensor([4, 2]), 3, 8)
+        window = cached.window([4, 2], 3)
         window = window if with_padding else window.only(is_read)
         return cached.read(ids, window, 3).logits[is_read]
 

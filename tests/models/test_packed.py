@@ -199,5 +199,5 @@ def test_attention_in_bfloat16_reads_places_enough_for_sums_in_one_order(dtype, 
     cached = CachedModel(random_model("llama").to(dtype))
     cached.reserve(2, 600)
     for end, expected in ((5, span), (573, -(-573 // span) * span)):
-        window = cached.window(torch.tensor([end - 2]), 2, end)
+        window = cached.window([end - 2], 2)
         assert {mask.shape[-1] for mask in window.masks.values()} == {expected}

@@ -60,9 +60,7 @@ def test_hidden_states_of_a_spread_target_are_those_of_a_whole_one(folders, tmp_
         model = CachedModel(pair.target, capture_hidden=True)
         model.reserve(2, 8)
         with torch.inference_mode():
-            output = model.read(
-                torch.tensor([[6, 7, 8], [9, 10, 11]]), model.window(torch.tensor([0, 0]), 3, 3), 3
-            )
+            output = model.read(torch.tensor([[6, 7, 8], [9, 10, 11]]), model.window([0, 0], 3), 3)
         states.append(output.hidden)
     assert torch.equal(*states)
 

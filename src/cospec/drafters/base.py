@@ -130,8 +130,9 @@ def found_proposal(
     padded = [ids + [0] * (width - len(ids)) for ids in found]
     token_ids = torch.tensor(padded, dtype=torch.int64, device=device)  # (B, K)
     lengths = torch.tensor([len(ids) for ids in found], device=device)
-    is_drafted = torch.arange(width, device=device) < lengths[:, None]  # (B, K)
     probs = None
     if chance.warper is not None:
+        is_drafted = torch.arange(width, device=device) < lengths[:, None]  # (B, K)
         probs = one_hot(token_ids, vocab_size) * is_drafted[..., None]
-    return Proposal(token_ids, lengths, torch.ones_like(is_drafted), probs=probs)
+    is_finite = torch.ones_like(token_ids, dtype=torch.bool)
+    return Proposal(token_ids, lengths, is_finite, probs=probs)

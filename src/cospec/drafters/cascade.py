@@ -172,8 +172,8 @@ def _read(
         for ids, writer in zip(given, writers, strict=True)
     ]
     starts = [writer.start for writer in writers]
-    model.reserve(len(writers), end := max(starts) + width)
-    window = model.window(torch.tensor(starts, device=model.device), width, end)
+    model.reserve(len(writers), max(starts) + width)
+    window = model.window(starts, width)
     lengths = torch.tensor([len(ids) for ids in given], device=model.device)
     window = window.only(torch.arange(width, device=model.device) < lengths[:, None])
     return model.read(torch.tensor(padded, device=model.device), window, num_logits)

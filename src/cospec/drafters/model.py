@@ -100,7 +100,7 @@ class ModelDrafter(CachedModel, Drafter):
         ends = self._ends(rows, is_wanted, pace)
         window, ids, is_unread = self._begin(rows, is_wanted)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
-        lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+        lengths = ends.is_open * (0 if may_end else self._k)
         column = 0
         for j in range(self._k):
             step = window.columns(column, column + ids.shape[1])
@@ -125,8 +125,10 @@ class ModelDrafter(CachedModel, Drafter):
             are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
+            if not may_end:
+                continue
             lengths = lengths + ends.is_open
-            if may_end and j + 1 < self._k:
+            if j + 1 < self._k:
                 ends.after(j, ids, step_logits, chance.warper)
                 if not ends.is_open.any():
                     break
@@ -169,12 +171,11 @@ class ModelDrafter(CachedModel, Drafter):
             have not read, (B, N) bool. The latter is None if all rows are wanted; then some rows
             read tokens again.
         """
-        self.reserve(len(rows), end := max(map(len, rows)) + self._k)
+        self.reserve(len(rows), max(map(len, rows)) + self._k)
         self._read_waiting(rows, is_wanted)
         unread = [(len(row) - self._num_read[r]) * is_wanted[r] for r, row in enumerate(rows)]
         width = max(unread)
-        starts = torch.tensor([len(row) - width for row in rows], device=self.device)
-        window = self.window(starts, width + self._k - 1, end)
+        window = self.window([len(row) - width for row in rows], width + self._k - 1)
         ids = torch.tensor([row.last_tokens(width) for row in rows], device=self.device)
         if all(is_wanted):
             return window, ids, None

@@ -87,10 +87,10 @@ class Batch:
                     stored[len(self.rows)] = []
                     store.clear(len(self.rows), 0)
 
-    def _last_tokens(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the last token of each row, (B, 1), and its position, (B,)."""
+    def _last_tokens(self, device: torch.device) -> tuple[Tensor, list[int]]:
+        """Return the last token of each row, (B, 1), and their positions."""
         ids = torch.tensor([row.last_tokens(1) for row in self.rows], device=device)
-        return ids, torch.tensor([len(row) - 1 for row in self.rows], device=device)
+        return ids, [len(row) - 1 for row in self.rows]
 
     def _save_finished(self) -> None:
         """Save the caches of finished rows that branches may start from."""

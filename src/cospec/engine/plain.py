@@ -34,12 +34,12 @@ class PlainBatch(Batch):
     @torch.inference_mode()
     def step(self) -> None:
         """Decode one token of every row."""
-        model, end = self._model, max(map(len, self.rows))
-        model.reserve(len(self.rows), end)
+        model = self._model
+        model.reserve(len(self.rows), max(map(len, self.rows)))
         configs = [row.config for row in self.rows]
         chance = Chance.draw(configs, [row.generator for row in self.rows], 0, model.device)
         ids, starts = self._last_tokens(model.device)
-        logits = model.read(ids, model.window(starts, 1, end)).logits
+        logits = model.read(ids, model.window(starts, 1)).logits
         logits = in_width(logits, self._vocab_size)  # (B, 1, V)
         top, chosen = logits.max(dim=-1)  # the maximum is NaN if any entry is
         if chance.warper is not None:

@@ -10,7 +10,8 @@ forward, to read nothing beyond their ends.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -103,10 +104,9 @@ class SpeculativeBatch(Batch):
 
         Nothing after the end of a row's block is read.
         """
-        end = max(map(len, self.rows)) + self._k
-        self._target.reserve(len(self.rows), end)
+        self._target.reserve(len(self.rows), max(map(len, self.rows)) + self._k)
         ids, starts = self._token_ids(proposal)
-        window = self._target.window(starts, ids.shape[1], end)
+        window = self._target.window(starts, ids.shape[1])
         if self._drafter.ends_early and ids.shape[1] > 1:
             place = torch.arange(ids.shape[1], device=ids.device)
             window = window.only(place <= proposal.lengths[:, None])
@@ -115,7 +115,7 @@ class SpeculativeBatch(Batch):
     def _read_one_by_one(self, proposal: Proposal) -> Output:
         """Read the same tokens, in one forward for each place."""
         ids, starts = self._token_ids(proposal)
-        window = self._target.window(starts, ids.shape[1], max(map(len, self.rows)) + self._k)
+        window = self._target.window(starts, ids.shape[1])
         steps = [
             self._target.read(ids[:, j : j + 1], window.columns(j, j + 1))
             for j in range(ids.shape[1])
@@ -124,28 +124,32 @@ class SpeculativeBatch(Batch):
         logits = torch.cat([step.logits for step in steps], dim=1)
         return Output(logits, torch.cat(hidden, dim=1) if hidden else None)
 
-    def _token_ids(self, proposal: Proposal) -> tuple[torch.Tensor, torch.Tensor]:
+    def _token_ids(self, proposal: Proposal) -> tuple[torch.Tensor, list[int]]:
         """Return each row's last token and drafted ones, (B, K + 1), and their first positions."""
         last, starts = self._last_tokens(proposal.token_ids.device)
         return torch.cat([last, proposal.token_ids], dim=1), starts
 
     def _to_host(self, proposal: Proposal, verified: Verification) -> list[Block]:
         """Bring the inputs of the walk to the host in one go."""
-        if not proposal.token_ids.shape[1] and not self._keep_trace:
-            packed = torch.cat([verified.target_ids, verified.is_finite.long()], dim=1)
-            return [Block(0, [], [token], [], [finite], [], 0) for token, finite in packed.tolist()]
-        flags = (verified.is_match, verified.is_finite, proposal.is_finite)
-        parts = [proposal.token_ids, verified.target_ids, *(flag.long() for flag in flags)]
-        num_forwards = proposal.num_forwards
-        if num_forwards is None:
-            num_forwards = proposal.lengths * self._drafter.has_model
-        ends = [number[:, None] for number in (proposal.lengths, num_forwards)]
-        packed = torch.cat([*parts, *ends], dim=1).cpu()
-        *fields, lengths, forwards = torch.split(packed, [*(p.shape[1] for p in parts), 1, 1], 1)
-        lists = [each.tolist() for each in (lengths[:, 0], *fields, forwards[:, 0])]
+        numbers = proposal.lengths[:, None]
+        if proposal.num_forwards is not None:
+            numbers = torch.stack([proposal.lengths, proposal.num_forwards], dim=1)
+        flags = verified.is_match, verified.is_finite, proposal.is_finite
+        parts = [numbers, proposal.token_ids, verified.target_ids, *flags]
+        widths = [part.shape[1] for part in parts]
+        shown: list[Any] = [()] * len(self.rows)
         if self._keep_trace and any(row.keep_probs for row in self.rows):
-            lists.append(standing_probs(verified, proposal).tolist())
-        return [Block(*row) for row in zip(*lists, strict=True)]
+            shown = standing_probs(verified, proposal).tolist()
+        blocks = []
+        for row, probs in zip(torch.cat(parts, dim=1).tolist(), shown, strict=True):
+            values = iter(row)
+            (length, *forwards), ids, target_ids, is_match, is_finite, is_draft_finite = (
+                [*islice(values, width)] for width in widths
+            )
+            num_forwards = forwards[0] if forwards else length * self._drafter.has_model
+            flags_of_row = is_match, is_finite, is_draft_finite
+            blocks.append(Block(length, ids, target_ids, *flags_of_row, num_forwards, probs))
+        return blocks
 
     def _walk(self, blocks: list[Block], decisions: list[dict[int, Decision]]) -> None:
         """Append to each row the tokens of its block that stand; raise a row's error last."""

@@ -18,6 +18,7 @@ import inspect
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
@@ -26,6 +27,8 @@ from cospec.models.prefill import plan_prefill
 from cospec.models.support import attention_windows, check_supported, context_length, mask_strips
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -240,27 +243,27 @@ class CachedModel:
         self._cache.clear(row, start)
 
     def window(
-        self, starts: Tensor, num_tokens: int, max_end: int, rows: Tensor | None = None
+        self, starts: Sequence[int], num_tokens: int, rows: Sequence[int] | None = None
     ) -> Window:
         """The window of `num_tokens` tokens of each row, from `starts` on.
 
         Args:
-            starts: Position of each row's first token, (B,) int64 on the model's device. Negative
-                positions are read as 0.
+            starts: Position of each row's first token, B. Negative positions are read as 0.
             num_tokens: n.
-            max_end: At least max(starts) + n; the caller knows it without asking the device.
-            rows: Cache rows of the entries of `starts`, (B,) int64; the first B by default.
+            rows: Cache rows of the entries of `starts`, B; the first B by default.
         """
-        num_slots, device = self._cache.num_slots, starts.device
-        span = min(self._cache.rounded_up(max_end), num_slots)
-        places = (starts[:, None] + torch.arange(num_tokens, device=device)).clamp(min=0)  # (B, n)
-        index = num_slots - places
-        masks = {k: s.unfold(0, span, 1)[index][:, None] for k, s in self._strips.items()}
+        num_slots = self._cache.num_slots
+        span = min(self._cache.rounded_up(max(starts) + num_tokens), num_slots)
+        places = np.maximum(np.array(starts)[:, None] + np.arange(num_tokens), 0)  # (B, n)
         # Past the context only garbage is read, but learned position tables must not overflow.
-        positions = places.clamp(max=self.context_length - 1)
-        first = torch.arange(len(starts), device=device) if rows is None else rows
-        slots = first[:, None] * num_slots + places
-        return Window(positions, slots, masks, slice(0, len(starts)) if rows is None else rows)
+        positions = np.minimum(places, self.context_length - 1)
+        strips = np.arange(len(starts)) if rows is None else np.array(rows)
+        slots = strips[:, None] * num_slots + places
+        packed = torch.from_numpy(np.stack([positions, slots, num_slots - places]))
+        of_positions, of_slots, index = packed.to(self.device).unbind()
+        masks = {k: s.unfold(0, span, 1)[index][:, None] for k, s in self._strips.items()}
+        read = slice(0, len(starts)) if rows is None else torch.tensor(rows, device=self.device)
+        return Window(of_positions, of_slots, masks, read)
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
         """Read tokens into the cache.
@@ -381,9 +384,8 @@ class CachedModel:
             padded = torch.tensor(
                 [one + one[-1:] * (longest - len(one)) for one in given], device=self.device
             )
-            rows, begin, end = (
-                torch.tensor(each, device=self.device) for each in zip(*part, strict=True)
-            )
+            rows = [first_row + place for place, *_ in part]
+            begin, end = torch.tensor([s[1:] for s in part], device=self.device).unbind(dim=1)
             position = torch.tensor(first, device=self.device)[:, None] + torch.arange(
                 longest, device=self.device
             )
@@ -391,6 +393,5 @@ class CachedModel:
             for start in range(0, longest, _PREFILL_CHUNK):
                 chunk = slice(start, start + _PREFILL_CHUNK)
                 ids = padded[:, chunk]
-                last = max(first) + start + ids.shape[1]
-                window = self.window(position[:, start], ids.shape[1], last, first_row + rows)
+                window = self.window([one + start for one in first], ids.shape[1], rows)
                 self.read(ids, window.only(is_read[:, chunk]))

@@ -129,13 +129,12 @@ def _filled(model: PreTrainedModel, context: int, batch_size: int, num_tokens: i
 
 def _seconds(cached: CachedModel, context: int, batch_size: int, num_tokens: int) -> float:
     """Time a forward over `num_tokens` tokens per row, which overwrite those of the last one."""
-    starts = torch.full((batch_size,), context, device=cached.device)
     ids = torch.arange(batch_size, device=cached.device)[:, None].expand(-1, num_tokens)
     ids = ids % cached.vocab_size
     short = shortlist_of(cached.model)
     synchronize(cached.device)
     start = time.perf_counter()
-    window = cached.window(starts, num_tokens, context + num_tokens)
+    window = cached.window([context] * batch_size, num_tokens)
     with using(short):
         cached.read(ids, window, num_tokens)
     synchronize(cached.device)

@@ -39,8 +39,7 @@ def probe(model: PreTrainedModel) -> None:
     try:
         cached.reserve(2, 8)
         cached.prefill([ids[0, :4].tolist(), [*ids[1, :2].tolist(), 1]], 0)
-        starts = torch.tensor([3, 2], device=model.device)
-        window = cached.window(starts, 3, 6).only(is_read)
+        window = cached.window([3, 2], 3).only(is_read)
         logits = cached.read(ids[:, 3:], window, 3).logits[[0, 1], [1, 2]]
         one = torch.stack([ids[0], torch.cat([ids[1, :2], ids[1, 3:], ids[1, :1]])])
         plain = model(input_ids=one, use_cache=False).logits

@@ -326,7 +326,7 @@ def _states_after(
     tokens[rows, turn] = draft_ids
     hidden = []
     for i in reversed(range(num_turns)):
-        window = target.window(starts[:, i], 1, max(len(one.ids) for one in part) + 1)
+        window = target.window(starts[:, i].tolist(), 1)
         states = target.read(tokens[:, i : i + 1], window).hidden
         assert states is not None, "capture hidden states"
         hidden.append(states[:, 0])
@@ -349,6 +349,5 @@ def _read(
     if any(prompts):
         cached.prefill(prompts, 0)
     rests = [one.rest + one.rest[-1:] * (longest - len(one.rest)) for one in part]
-    starts = torch.tensor([len(prompt) for prompt in prompts], device=cached.device)
-    window = cached.window(starts, longest, end)
+    window = cached.window([len(prompt) for prompt in prompts], longest)
     return cached, cached.read(torch.tensor(rests, device=cached.device), window, longest)
