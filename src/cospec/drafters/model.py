@@ -100,7 +100,7 @@ class ModelDrafter(CachedModel, Drafter):
         ends = self._ends(rows, is_wanted, pace)
         window, ids, is_unread = self._begin(rows, is_wanted)
         drafted, logits, are_sound, probs, hidden = [], [], [], [], []
-        lengths = ends.is_open * (0 if may_end else self._k)
+        lengths = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
         column = 0
         for j in range(self._k):
             step = window.columns(column, column + ids.shape[1])
@@ -125,10 +125,8 @@ class ModelDrafter(CachedModel, Drafter):
             are_sound.append(is_sound)
             if output.hidden is not None:
                 hidden.append(output.hidden[:, -1])
-            if not may_end:
-                continue
             lengths = lengths + ends.is_open
-            if j + 1 < self._k:
+            if may_end and j + 1 < self._k:
                 ends.after(j, ids, step_logits, chance.warper)
                 if not ends.is_open.any():
                     break

@@ -254,16 +254,18 @@ class CachedModel:
         """
         num_slots = self._cache.num_slots
         span = min(self._cache.rounded_up(max(starts) + num_tokens), num_slots)
-        places = np.maximum(np.array(starts)[:, None] + np.arange(num_tokens), 0)  # (B, n)
-        # Past the context only garbage is read, but learned position tables must not overflow.
-        positions = np.minimum(places, self.context_length - 1)
         strips = np.arange(len(starts)) if rows is None else np.array(rows)
-        slots = strips[:, None] * num_slots + places
-        packed = torch.from_numpy(np.stack([positions, slots, num_slots - places]))
-        of_positions, of_slots, index = packed.to(self.device).unbind()
+        table = np.empty((3, len(starts), num_tokens), dtype=np.int64)  # crosses in one piece
+        places = np.add(np.array(starts)[:, None], np.arange(num_tokens), out=table[2])
+        np.maximum(places, 0, out=places)
+        # Past the context only garbage is read, but learned position tables must not overflow.
+        np.minimum(places, self.context_length - 1, out=table[0])
+        np.add(strips[:, None] * num_slots, places, out=table[1])
+        np.subtract(num_slots, places, out=places)
+        positions, slots, index = torch.from_numpy(table).to(self.device).unbind()
         masks = {k: s.unfold(0, span, 1)[index][:, None] for k, s in self._strips.items()}
         read = slice(0, len(starts)) if rows is None else torch.tensor(rows, device=self.device)
-        return Window(of_positions, of_slots, masks, read)
+        return Window(positions, slots, masks, read)
 
     def read(self, token_ids: Tensor, window: Window, num_logits: int = 1) -> Output:
         """Read tokens into the cache.
