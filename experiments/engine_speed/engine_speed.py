@@ -1,7 +1,7 @@
 """How much time the engine adds to the models, and how it compares with assisted generation.
 
-All arms run in one process and take turns; each figure is the median of --trials after a
-warm-up.
+All arms run in one process and take turns. Speeds are medians of --trials after a warm-up, ratios
+are of all trials' seconds.
 
 * ``lossless``: CoSpec with the lossless arbiter, batch 1, fixed k.
 * ``assisted``: transformers' assisted generation (``assistant_model=``) with the same fixed k.
@@ -25,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +34,19 @@ from transformers.utils import logging
 
 from cospec import Engine, ModelPair, SamplingConfig
 from cospec.arbiters import AlwaysTarget
+from cospec.evaluation.stats import speedup, speedup_interval
 from cospec.models.cache import CachedModel, Output, Window
 from cospec.results import Provenance, check_writable, document, write_json
 
+RATIOS = {
+    "lossless_over_assisted": ("lossless", "assisted"),
+    "lossless_over_target": ("lossless", "target"),
+    "target_over_hf_target": ("target", "hf_target"),
+    "engine_time_over_bare": ("bare", "lossless"),
+    "off_time_over_target": ("target", "off"),
+    "b8_over_b1": ("lossless_b8", "lossless"),
+}
+"""By name: speed of the first arm over that of the second."""
 REAL_PROMPTS = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many in May. "
     "How many clips did she sell in April and May together?",
@@ -156,17 +167,19 @@ def arms(
     }
 
 
-def measure(runs: dict[str, Callable[[], int]], num_trials: int) -> dict[str, dict[str, object]]:
+def measure(runs: dict[str, Callable[[], int]], num_trials: int) -> dict[str, dict[str, Any]]:
     """Interleaved trials: seconds, tokens and their median rate."""
     trials: dict[str, list[float]] = {name: [] for name in runs}
     tokens: dict[str, int] = {}
     for trial in range(num_trials + 1):
-        for name, run in runs.items():
+        order = list(runs)
+        for name in order[trial % len(order) :] + order[: trial % len(order)]:
             start = time.perf_counter()
-            tokens[name] = run()
+            tokens[name] = runs[name]()
             if trial:  # the first is the warm-up
                 trials[name].append(time.perf_counter() - start)
-        print(f"trial {trial} of {num_trials}", flush=True)
+        if not trial % 10:
+            print(f"trial {trial} of {num_trials}", flush=True)
     return {
         name: {
             "num_tokens": tokens[name],
@@ -175,6 +188,17 @@ def measure(runs: dict[str, Callable[[], int]], num_trials: int) -> dict[str, di
         }
         for name, seconds in trials.items()
     }
+
+
+def compared(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return ratios of speeds over all trials, with bootstrap intervals over the trials."""
+    found = {}
+    for name, (ours, theirs) in RATIOS.items():
+        if ours in measured:
+            arms = [measured[arm] for arm in (theirs, ours)]
+            chunks = [[(s, arm["num_tokens"]) for s in arm["seconds"]] for arm in arms]
+            found[name] = {"ratio": speedup(*chunks), "ci95": speedup_interval(*chunks)}
+    return found
 
 
 def main() -> None:
@@ -208,23 +232,13 @@ def main() -> None:
     sampling = SamplingConfig(max_new_tokens=num_new, ignore_eos=True)
     engine = Engine(pair, AlwaysTarget(), num_speculative_tokens=args.k, batch_size=1)
     stats = [c.stats.to_dict() for c in engine.generate(prompt_ids, sampling)]
-    rate = {name: float(values["tokens_per_s"]) for name, values in measured.items()}
-    ratios = {
-        "lossless_over_assisted": rate["lossless"] / rate["assisted"],
-        "lossless_over_target": rate["lossless"] / rate["target"],
-        "target_over_hf_target": rate["target"] / rate["hf_target"],
-        "engine_time_over_bare": rate["bare"] / rate["lossless"],
-        "off_time_over_target": rate["target"] / rate["off"],
-    }
-    if "lossless_b8" in rate:
-        ratios["b8_over_b1"] = rate["lossless_b8"] / rate["lossless"]
-    ratios = {name: round(value, 3) for name, value in ratios.items()}
+    ratios = compared(measured)
     config = {"pair": args.target, "k": args.k, "num_new": num_new, "num_prompts": len(prompt_ids)}
     where = provenance.to_dict(str(pair.target.device), str(pair.target.dtype))
     result = document("engine_speed", config, where, arms=measured, stats=stats, ratios=ratios)
     write_json(args.json, result)
-    print({name: values["tokens_per_s"] for name, values in measured.items()})
-    print(ratios)
+    for name, values in (measured | ratios).items():
+        print(name, values.get("tokens_per_s", values))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 set -euo pipefail
 mkdir -p runs
 
-# engine_speed_small.json: commit a2b9130, 4 min, AMD EPYC with AVX2, 1 thread.
-python experiments/engine_speed/engine_speed.py small --num-new 512 --threads 1 --json runs/engine_speed_small.json
+# engine_speed_small.json: 8 min, AMD EPYC with AVX2, 1 thread.
+python experiments/engine_speed/engine_speed.py small --num-new 48 --threads 1 --trials 100 \
+    --json runs/engine_speed_small.json
 
 # engine_speed_real.json: commit 032d2ff, 14 min, AMD EPYC, 2 cores, 2 threads.
 python experiments/engine_speed/engine_speed.py real/target real/draft -k 4 --json runs/engine_speed_real.json
