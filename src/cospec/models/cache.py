@@ -261,7 +261,7 @@ class CachedModel:
         # Past the context only garbage is read, but learned position tables must not overflow.
         np.minimum(places, self.context_length - 1, out=table[0])
         np.add(strips[:, None] * num_slots, places, out=table[1])
-        np.subtract(num_slots, places, out=places)
+        np.subtract(num_slots, places, out=places)  # where each mask begins in its strip
         positions, slots, index = torch.from_numpy(table).to(self.device).unbind()
         masks = {k: s.unfold(0, span, 1)[index][:, None] for k, s in self._strips.items()}
         read = slice(0, len(starts)) if rows is None else torch.tensor(rows, device=self.device)
