@@ -23,7 +23,7 @@ Try your own pair and task:
   cospec train --target T --draft D --task gsm8k --out arbiter        an arbiter for this pair
 T and D are hub ids or folders of models that share a tokenizer; gsm8k may be jsonl:FILE."""
 _NUM_SHIPPED = 80
-"""Number of problems that are solved by default, in less than a minute on two cores."""
+"""Number of problems that are solved by default, in about a minute on one core."""
 _MAX_NEW_TOKENS = 300
 """Room for the longest solution of these problems in the bundled tokenizer (291 tokens)."""
 
@@ -44,6 +44,8 @@ class Demo:
     output: OutputOptions = field(default_factory=OutputOptions)
     num_problems: int | None = None
     """Number of problems; by default 80 of the 400 that ship with the package, or all of FILE."""
+    threads: int | None = None
+    """CPU threads; by default one for a pair that ships with the package, else torch's number."""
     problems: Path | None = None
     """JSON lines with id, question and answer (a number); by default those of the package."""
 
@@ -60,8 +62,10 @@ class Demo:
         from cospec.evaluation.arms import make_arms
         from cospec.evaluation.evaluate import Evaluation
 
-        run = Run("demo", self.output)
-        models = self.pair
+        models, threads = self.pair, self.threads
+        if threads is None and models.target is None and models.draft is None:
+            threads = 1  # on a busy machine two threads of so small a pair take four times as long
+        run = Run("demo", self.output, threads=threads)
         if models.pair is None and models.target is None and models.draft is None:
             models = replace(models, pair=_PAIR)
         spec = models.find_arbiter(self.decode.arbiter)
