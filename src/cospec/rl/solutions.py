@@ -324,9 +324,10 @@ def _states_after(
     starts[rows, turn] = firsts[rows] + at
     tokens = torch.zeros_like(starts)
     tokens[rows, turn] = draft_ids
+    of_turn = starts.T.tolist()
     hidden = []
     for i in reversed(range(num_turns)):
-        window = target.window(starts[:, i].tolist(), 1)
+        window = target.window(of_turn[i], 1)
         states = target.read(tokens[:, i : i + 1], window).hidden
         assert states is not None, "capture hidden states"
         hidden.append(states[:, 0])
