@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import cospec
 from cospec.cli import demo
@@ -44,6 +45,22 @@ def test_the_demo_compares_four_arms_and_shows_a_problem(tiny, problems, tmp_pat
     assert out.rstrip().endswith(demo._NEXT.strip())
     assert demo._NEXT.count("--target T --draft D --task gsm8k") == 2
     assert tiny.asked_for[0].pair == "bundled:specialist"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], 1), (["--threads", 2], 2), (["--target", "a", "--draft", "b"], 3)],
+)
+def test_a_bundled_pair_has_one_thread_unless_told(given, expected, tiny, problems, tmp_path):
+    """Found: beside a busy process the demo took almost three times as long with two."""
+    before, result = torch.get_num_threads(), tmp_path / "r.json"
+    torch.set_num_threads(3)
+    try:
+        fixed = "--num-problems", 1, "--arbiter", "gap", "--json", result
+        tiny("demo", "--problems", problems, *fixed, *given)
+    finally:
+        torch.set_num_threads(before)
+    assert json.loads(result.read_text())["provenance"]["threads"] == expected
 
 
 def test_the_demo_shows_a_problem_that_an_override_saved(tiny, problems, monkeypatch, capsys):

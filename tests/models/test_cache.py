@@ -79,6 +79,17 @@ def test_a_window_of_all_tokens_is_the_window():
     assert window.only(torch.tensor([[True, True, True], [True, False, False]])).wanted is not None
 
 
+def test_a_block_that_reaches_past_the_context_reads_no_position_beyond_it():
+    """Learned position tables end there; what is read past it is thrown away."""
+    cached = CachedModel(random_model("gpt2"))
+    end = cached.context_length
+    cached.reserve(1, end + 4)
+    window = cached.window([end - 2], 4)
+    assert window.positions.tolist() == [[end - 2, end - 1, end - 1, end - 1]]
+    with torch.inference_mode():
+        assert cached.read(torch.ones(1, 4, dtype=torch.int64), window, 4).logits.shape[1] == 4
+
+
 def test_a_forward_in_another_thread_leaves_no_states_in_this_one():
     """Found: two engines on one pair, each in its thread, took each other's hidden states."""
     model = random_model("llama")

@@ -64,7 +64,7 @@ class Demo:
 
         models, threads = self.pair, self.threads
         if threads is None and models.target is None and models.draft is None:
-            threads = 1  # on a busy machine two threads of so small a pair take four times as long
+            threads = 1  # two threads of so small a pair wait for each other on a busy machine
         run = Run("demo", self.output, threads=threads)
         if models.pair is None and models.target is None and models.draft is None:
             models = replace(models, pair=_PAIR)
