@@ -4,7 +4,8 @@
 set -euo pipefail
 mkdir -p runs
 
-# engine_speed_small.json: 8 min, AMD EPYC with AVX2, 1 thread.
+# engine_speed_small.json: package of commit e9b89e1, script of 6acfaa7; 8 min, AMD EPYC with AVX2,
+# 1 thread.
 python experiments/engine_speed/engine_speed.py small --num-new 48 --threads 1 --trials 100 \
     --json runs/engine_speed_small.json
 
