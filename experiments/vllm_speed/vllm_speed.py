@@ -5,6 +5,8 @@ Arms, each an engine in a process of its own, in turns (``--num-turns``) on the 
 ``lossless`` has the plugin with the arbiter at threshold 1 (a rule: the arbiter ``lossless``),
 which rules and never overrides; ``cospec`` has the arbiter as it is. Further arms by --arms:
 ``fly`` is vLLM's own FLy (0.33 and later), ``fly_rule`` the plugin with the same rule.
+With --plugin the plugin's engines get more of its settings, and with --stock-k vLLM's own
+speculation gets blocks of another length.
 
 Each arm solves all problems greedily at the highest concurrency (its accuracy and counts; in its
 first turn), and then the first few again in timed trials at each concurrency, the engine warm:
@@ -38,6 +40,7 @@ import torch
 from cospec.arbiters import AlwaysTarget, load_arbiter
 from cospec.cli.demo import _load_problems
 from cospec.cli.serve import Serve, speculative_config
+from cospec.evaluation.stats import speedup_interval
 from cospec.evaluation.summary import quality
 from cospec.models.bundled import bundled_home
 from cospec.models.load import load_tokenizer
@@ -69,13 +72,15 @@ def settings_of(arm: str, args: argparse.Namespace) -> Settings | None:
     if arm in {"target", "stock", "fly"}:
         return None
     if arm == "fly_rule":
-        return Settings(FLY_RULE)
+        return Settings(FLY_RULE, **args.plugin)
     settings = Serve(pair=args.pair, target=args.target, draft=args.draft, arbiter=args.arbiter)
     spec = settings.settings().arbiter
     is_trained = Path(spec.partition(":")[0]).is_dir()
     if arm == "cospec":
-        return Settings(spec)
-    return Settings(spec.partition(":")[0], threshold=1.0) if is_trained else Settings("lossless")
+        return Settings(spec, **args.plugin)
+    if is_trained:
+        return Settings(spec.partition(":")[0], threshold=1.0, **args.plugin)
+    return Settings("lossless", **args.plugin)
 
 
 def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -> Any:
@@ -94,7 +99,9 @@ def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -
         arbiter = load_arbiter(settings.arbiter_spec)
         options["speculative_config"] = speculative_config(draft, args.k, arbiter)
     elif arm != "target":
-        options["speculative_config"] = speculative_config(draft, args.k, AlwaysTarget())
+        options["speculative_config"] = speculative_config(
+            draft, args.stock_k or args.k, AlwaysTarget()
+        )
         if arm == "fly":
             options["speculative_config"]["rejection_sample_method"] = "fly"
     return LLM(
@@ -222,8 +229,17 @@ def summarize(parts: dict[str, Json]) -> list[Json]:
             entry[f"speedup_vs_{baseline}"] = {
                 c: round(speed / statistics.median(theirs[c]), 3) for c, speed in speeds.items()
             }
+            entry[f"speedup_vs_{baseline}_ci95"] = {
+                c: speedup_interval(chunks(theirs[c]), chunks(trials))
+                for c, trials in part["trials"].items()
+            }
         arms.append(entry | {"mean_acceptance_length": round(length, 3)} | counted)
     return arms
+
+
+def chunks(speeds: list[float]) -> list[tuple[float, float]]:
+    """Seconds a token of each trial, as `speedup_interval` takes them."""
+    return [(1 / speed, 1.0) for speed in speeds]
 
 
 def same_ids(ours: Json, theirs: Json) -> Json:
@@ -247,6 +263,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("-k", type=int, default=6)
+    parser.add_argument("--stock-k", type=int, help="-k of vLLM's own speculation; default: as -k")
+    parser.add_argument("--plugin", type=json.loads, default={}, help="a JSON object")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--num-problems", type=int, default=200)
     parser.add_argument("--num-timed", type=int, default=16)
