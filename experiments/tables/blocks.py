@@ -236,12 +236,17 @@ def vllm_speed(name: str) -> str:
     of = {e["name"]: Arm(e, bits[e["name"]], [], 0, 0, 0) for e in part["arms"]}
     stock = of["stock"].entry["trials"]
 
+    def over(arm: Arm, size: str) -> str:
+        ratio = _times(median(arm.entry["trials"][size]) / median(stock[size]))
+        interval = arm.entry.get("speedup_vs_stock_ci95", {}).get(size)
+        if interval is None or arm.name == "stock":
+            return ratio
+        return f"{ratio} ({interval[0]:.2f} to {interval[1]:.2f})"
+
     def row(arm: Arm) -> list[str]:
-        trials = arm.entry["trials"]
         cells = [arm.name, _right(arm), _against(arm, of["target"]), f"{arm.p(of['target']):.2g}"]
         for size in stock:
-            ours, theirs = median(trials[size]), median(stock[size])
-            cells += [f"{ours:.0f}", _times(ours / theirs)]
+            cells += [f"{median(arm.entry['trials'][size]):.0f}", over(arm, size)]
         length = arm.entry["mean_acceptance_length"]
         return [*cells, f"{length:.2f}", str(arm.entry.get("num_overrides", 0))]
 
@@ -385,5 +390,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "variants_curve": partial(variants, "all", *CURVE),
     "variants_frontier": partial(variants, "all", *FRONTIER),
     "vllm_fly": partial(vllm_speed, "vllm_fly"),
+    "vllm_guesses_family": partial(vllm_speed, "vllm_guesses_family"),
+    "vllm_guesses_specialist": partial(vllm_speed, "vllm_guesses_specialist"),
     "vllm_speed": partial(vllm_speed, "vllm_speed_specialist"),
 }
