@@ -5,9 +5,10 @@ with the plugin has two arms. For ``cospec`` the arbiter rules in blocks as long
 one correction a text. For ``exact`` the request switches it off: blocks have at most ten tokens
 then and end after one to which the draft gives less than 0.8. Prompts are read before the clock
 runs. Arms take turns, one after so many questions at once as --concurrency says, and each
-number has a result of its own: OUT_1.json and so on. With --turn, an arm's turn has more questions
-than the engine takes at once: as on a busy server, one begins as soon as another has ended. Three
-engines of this pair do not fit into 24 GB, so a run has some of the --arms.
+number has a result of its own: OUT_1.json and so on. A run that was killed resumes from
+OUT_1.json.rows. With --turn, an arm's turn has more questions than the engine takes at once: as on
+a busy server, one begins as soon as another has ended. Three engines of this pair do not fit into
+24 GB, so a run has some of the --arms.
 
 With --draft-options the plugin's engine gets more of vLLM's speculative configuration, as with
 ``cospec serve``: shorter blocks under load, say.
@@ -15,7 +16,7 @@ With --draft-options the plugin's engine gets more of vLLM's speculative configu
 With --shots both models are shown answered queries, as in experiments/text_to_sql. The prompts of a
 turn have to fit into VLLM_CPU_KVCACHE_SPACE (GB), or they are read again on the clock.
 
-The questions are those that were timed in a result of ``speed_real/speed.py``::
+The questions are those of a result of ``speed_real/speed.py`` or ``text_to_sql``::
 
     python experiments/vllm_speed/sql.py --target T --draft D --data-dir DATA --arbiter A \
         --ids-of experiments/speed_real/sql_databases.json.gz --per-database 1 --json OUT
@@ -71,11 +72,13 @@ def main() -> None:
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     places = {example.id: example.metadata["db_id"] for example in examples}
     for number, path in results.items():
-        rows = played(engines, task, examples, prompts, number, args)
+        kept = path.with_name(f"{path.name}.rows")
+        rows = played(engines, task, examples, prompts, number, args, kept)
         table = [summary(rows, arm) for arm in args.arms]
         where = provenance.to_dict("cpu", args.dtype)
         result = document("vllm_sql", config, where, arms=table, rows=rows, databases=places)
         write_json(path, result)
+        kept.unlink()
         for entry in table:
             print(number, entry, flush=True)
 
@@ -87,13 +90,20 @@ def played(
     prompts: list[Any],
     at_once: int,
     args: argparse.Namespace,
+    kept: Path,
 ) -> list[dict[str, Any]]:
     """Return a row for each question and arm, with so many questions at once.
 
-    The questions of a turn share its seconds evenly.
+    The questions of a turn share its seconds evenly. A run that was killed goes on after the last
+    whole turn of ``kept``.
     """
-    rows, arms, size = [], args.arms, args.turn or at_once
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    turns: list[list[dict[str, Any]]] = [json.loads(line) for line in lines]
+    arms, size = args.arms, args.turn or at_once
     for turn, first in enumerate(range(0, len(examples), size)):
+        if turn < len(turns):
+            continue
+        rows = []
         here = slice(first, first + size)
         for engine in engines.values():
             decode(engine, prompts[here], args, num_new=1)
@@ -104,8 +114,11 @@ def played(
                 row |= {"seconds": seconds / len(done), "num_tokens": len(each.token_ids)}
                 row |= {"correct": task.score(example, each.text).correct, "text": each.text}
                 rows.append(row | (counted if not i else {}))
+        turns.append(rows)
+        with kept.open("a") as file:
+            file.write(json.dumps(rows) + "\n")
         print(f"{first + len(done)} of {len(examples)}, {at_once} at once", flush=True)
-    return rows
+    return [row for rows in turns for row in rows]
 
 
 def parse() -> argparse.Namespace:
@@ -139,10 +152,11 @@ def parse() -> argparse.Namespace:
 
 def chosen(task: Any, args: argparse.Namespace) -> list[Example]:
     """Return the questions, the first ones of each database."""
-    timed_before = dict.fromkeys(row["id"] for row in read_document(args.ids_of)["rows"])
+    result = read_document(args.ids_of)
+    names = result.get("ids") or dict.fromkeys(row["id"] for row in result["rows"])
     known = {example.id: example for example in task.examples("train", None)}
     found, number = [], Counter[str]()
-    for name in timed_before:
+    for name in names:
         place = known[name].metadata["db_id"]
         number[place] += 1
         if number[place] <= args.per_database:
