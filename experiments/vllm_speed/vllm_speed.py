@@ -1,6 +1,6 @@
 """Speed and accuracy inside vLLM: target alone, stock speculation, and CoSpec, in one run.
 
-Arms, each an engine in a process of its own, in turns (``--num-turns``) on the same machine:
+Arms, each an engine in a process of its own on the same machine:
 ``target`` decodes plainly; ``stock`` is vLLM's draft-model speculation without the plugin;
 ``lossless`` has the plugin with the arbiter at threshold 1 (a rule: the arbiter ``lossless``),
 which rules and never overrides; ``cospec`` has the arbiter as it is. Further arms by --arms:
@@ -8,11 +8,12 @@ which rules and never overrides; ``cospec`` has the arbiter as it is. Further ar
 With --plugin the plugin's engines get more of its settings, and with --stock-k vLLM's own
 speculation gets blocks of another length.
 
-Each arm solves all problems greedily at the highest concurrency (its accuracy and counts; in its
-first turn), and then the first few again in timed trials at each concurrency, the engine warm:
-tokens per second of the median trial. What an arm measured in a turn is kept beside the result
-file, and a run that was stopped goes on with the next. Where vLLM has its second runner alone and
-there is no GPU, Triton interprets the kernels: good for answers, not for speeds.
+Each arm solves all problems greedily at the highest concurrency (its accuracy and counts). Then the
+arms take turns, a trial each, at each concurrency: the first few problems again. Of --num-trials
+turns come the speeds and their intervals. Engines whose turn it is not wait, so all have to fit
+into memory. Answers are kept beside the result file: a run that was stopped goes on with the next
+arm. Where vLLM has its second runner alone and there is no GPU, Triton interprets the kernels: good
+for answers, not for speeds.
 
 Usage::
 
@@ -29,9 +30,10 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ import torch
 from cospec.arbiters import AlwaysTarget, load_arbiter
 from cospec.cli.demo import _load_problems
 from cospec.cli.serve import Serve, speculative_config
-from cospec.evaluation.stats import speedup_interval
+from cospec.evaluation.stats import speedup, speedup_interval
 from cospec.evaluation.summary import quality
 from cospec.models.bundled import bundled_home
 from cospec.models.load import load_tokenizer
@@ -65,6 +67,9 @@ COUNTS = {
 }
 
 Json = dict[str, Any]
+
+HERE: Json = {}
+"""The engine, the timed prompts and the options of an arm's own process."""
 
 
 def settings_of(arm: str, args: argparse.Namespace) -> Settings | None:
@@ -113,8 +118,14 @@ def load_engine(arm: str, args: argparse.Namespace, settings: Settings | None) -
         enable_prefix_caching=False,  # trials repeat their prompts
         disable_log_stats=False,
         seed=0,
+        **share_of_gpu(args),
         **options,
     )
+
+
+def share_of_gpu(args: argparse.Namespace) -> Json:
+    """An arm's share of a GPU's memory, in vLLM's words."""
+    return {"gpu_memory_utilization": 0.9 / len(args.arms)} if on_gpu() else {}
 
 
 def problems(args: argparse.Namespace) -> tuple[Any, list[Any], list[str]]:
@@ -145,8 +156,8 @@ def generate(
     return [each.outputs[0] for each in done]
 
 
-def run_arm(arm: str, args: argparse.Namespace) -> Json:
-    """Everything that is measured of one arm."""
+def start(arm: str, args: argparse.Namespace, *, has_answers: bool) -> Json | None:
+    """Load an arm's engine in its process; return what is measured before the trials."""
     settings = settings_of(arm, args)
     task, examples, args.stop = problems(args)
     models = Serve(pair=args.pair, target=args.target, draft=args.draft).models()
@@ -157,9 +168,10 @@ def run_arm(arm: str, args: argparse.Namespace) -> Json:
     started = time.perf_counter()
     llm = load_engine(arm, args, settings)
     loaded = time.perf_counter() - started
+    HERE.update(llm=llm, prompts=prompts[: args.num_timed], args=args)
     generate(llm, prompts[: max(most, args.num_timed)], most, args, 32)  # warm-up
-    if args.turn:  # the first one has the rest
-        return {"trials": run_trials(llm, prompts, arm, args)}
+    if has_answers:
+        return None
     before = counts(llm)
     ours_before = read_counts(llm.llm_engine.vllm_config) if settings else {}
     done = generate(llm, prompts, most, args)
@@ -187,23 +199,42 @@ def run_arm(arm: str, args: argparse.Namespace) -> Json:
         "arbiter": arbiter,
         "load_s": round(loaded, 1),
         "counts": counted,
-        "trials": run_trials(llm, prompts, arm, args),
         "rows": rows,
     }
 
 
-def run_trials(llm: Any, prompts: list[list[int]], arm: str, args: argparse.Namespace) -> Json:
-    """Return tokens a second of each trial, by concurrency."""
-    found: dict[str, list[float]] = {}
-    for concurrency in args.concurrency:
-        for _ in range(args.num_trials):
-            start = time.perf_counter()
-            timed = generate(llm, prompts[: args.num_timed], concurrency, args)
-            seconds = time.perf_counter() - start
-            speed = sum(len(each.token_ids) for each in timed) / seconds
-            found.setdefault(str(concurrency), []).append(round(speed, 3))
-            print(f"{arm}: {speed:.1f} tokens/s at {concurrency}", flush=True)
-    return found
+def trial(concurrency: int) -> float:
+    """Return the tokens a second of this process's engine."""
+    begin = time.perf_counter()
+    timed = generate(HERE["llm"], HERE["prompts"], concurrency, HERE["args"])
+    seconds = time.perf_counter() - begin
+    return round(sum(len(each.token_ids) for each in timed) / seconds, 3)
+
+
+def run(args: argparse.Namespace, config: Json, paths: dict[str, Path]) -> dict[str, Json]:
+    """Return everything that is measured, by arm."""
+    parts: dict[str, Json] = {}
+    spawn = get_context("spawn")
+    workers = {arm: ProcessPoolExecutor(1, mp_context=spawn) for arm in args.arms}
+    for arm, path in paths.items():  # one after another: on a GPU each measures the free memory
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        has_answers = kept.get("config") == config
+        if not has_answers or args.num_trials:
+            found = workers[arm].submit(start, arm, args, has_answers=has_answers).result()
+        if not has_answers:
+            write_json(path, kept := {"config": config} | found)
+        parts[arm] = kept | {"trials": {}}
+    for turn in range(args.num_trials and args.num_trials + 1):
+        first = turn % len(args.arms)
+        for concurrency in args.concurrency:
+            for arm in args.arms[first:] + args.arms[:first]:
+                speed = workers[arm].submit(trial, concurrency).result()
+                if turn:  # the first one warms up
+                    parts[arm]["trials"].setdefault(str(concurrency), []).append(speed)
+                    print(f"{arm}: {speed:.1f} tokens/s at {concurrency}", flush=True)
+    for worker in workers.values():
+        worker.shutdown()
+    return parts
 
 
 def counts(llm: Any) -> dict[str, int]:
@@ -226,12 +257,10 @@ def summarize(parts: dict[str, Json]) -> list[Json]:
         entry |= {"tokens_per_s": speeds, "trials": part["trials"], "load_s": part["load_s"]}
         for baseline in ("target", "stock") if has_speeds else ():
             theirs = parts[baseline]["trials"]
-            entry[f"speedup_vs_{baseline}"] = {
-                c: round(speed / statistics.median(theirs[c]), 3) for c, speed in speeds.items()
-            }
+            pairs = {c: (chunks(theirs[c]), chunks(ours)) for c, ours in part["trials"].items()}
+            entry[f"speedup_vs_{baseline}"] = {c: speedup(*both) for c, both in pairs.items()}
             entry[f"speedup_vs_{baseline}_ci95"] = {
-                c: speedup_interval(chunks(theirs[c]), chunks(trials))
-                for c, trials in part["trials"].items()
+                c: speedup_interval(*both) for c, both in pairs.items()
             }
         arms.append(entry | {"mean_acceptance_length": round(length, 3)} | counted)
     return arms
@@ -268,16 +297,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--num-problems", type=int, default=200)
     parser.add_argument("--num-timed", type=int, default=16)
-    parser.add_argument(
-        "--num-trials", type=int, default=5, help="in each turn of an arm; 0: no speeds"
-    )
-    parser.add_argument("--num-turns", type=int, default=1, help="of each arm, one after another")
+    parser.add_argument("--num-trials", type=int, default=20, help="of each arm; 0: no speeds")
     parser.add_argument("--max-new-tokens", type=int, default=300)
     parser.add_argument("--compile", action="store_true", help="not in eager mode")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--run-arm", choices=ALL_ARMS, help=argparse.SUPPRESS)
-    parser.add_argument("--turn", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not {"target", "stock"} <= set(args.arms):
         parser.error("--arms needs target and stock, with which the others are compared")
@@ -287,30 +311,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run what is missing and write the result file."""
     args = parse()
-    hidden = {"arms", "json", "overwrite", "run_arm", "turn"}
+    hidden = {"arms", "json", "overwrite", "num_trials"}
     config = {k: v for k, v in vars(args).items() if k not in hidden}
-    if args.run_arm:
-        part = {"config": config} | run_arm(args.run_arm, args)
-        write_json(args.json, part)
-        return
     check_writable(args.json, args.overwrite)
     provenance = Provenance()
-    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"} | os.environ
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if is_interpreted():
-        environment["TRITON_INTERPRET"] = "1"  # before torch brings Triton
-    parts: dict[str, Json] = {}
-    paths = []
-    for turn in range(args.num_turns):
-        for arm in args.arms:
-            paths.append(path := args.json.with_name(f"{args.json.name}.{arm}.{turn}.part"))
-            kept = json.loads(path.read_text()) if path.exists() else {}
-            if kept.get("config") != config:
-                words = [sys.executable, *sys.argv, "--run-arm", arm, "--turn", str(turn)]
-                subprocess.run([*words, "--json", str(path)], check=True, env=environment)
-                kept = json.loads(path.read_text())
-            first = parts.setdefault(arm, kept)
-            for concurrency, speeds in kept["trials"].items() if turn else ():
-                first["trials"][concurrency] += speeds
+        os.environ["TRITON_INTERPRET"] = "1"  # before an arm's process imports torch and Triton
+    paths = {arm: args.json.with_name(f"{args.json.name}.{arm}.part") for arm in args.arms}
+    parts = run(args, config, paths)
     arms = summarize(parts)
     pairs = [("stock", "target"), ("lossless", "stock"), ("fly_rule", "fly")]
     ids = {
@@ -324,11 +334,12 @@ def main() -> None:
         for row in part["rows"]
     ]
     where = provenance.to_dict("cuda" if on_gpu() else "cpu", args.dtype)
-    where["engine_threads"] = environment["OMP_NUM_THREADS"]
+    where["engine_threads"] = os.environ["OMP_NUM_THREADS"]
+    config["num_trials"] = args.num_trials
     result = document("vllm_speed", config, where, arms=arms, same_ids=ids, rows=rows)
     result["argv"][0] = "experiments/vllm_speed/vllm_speed.py"
     write_json(args.json, result)
-    for path in paths:
+    for path in paths.values():
         path.unlink()
     report(arms, ids)
 
