@@ -4,10 +4,15 @@
 set -euo pipefail
 mkdir -p runs
 
-# vllm_speed_specialist.json: 6 min, AMD EPYC, 2 cores, 1 thread.
+# vllm_speed_specialist.json: commit 671ee5f, 6 min, AMD EPYC, 2 cores, 1 thread.
 python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist --arbiter bundled \
     -k 16 --num-problems 200 --num-trials 3 --num-turns 2 \
     --json runs/vllm_speed_specialist.json
+
+# vllm_guesses_specialist.json: 16 min, AMD EPYC, 2 cores with AVX-512, 1 thread.
+VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist \
+    --arbiter bundled -k 16 --num-problems 200 --num-trials 20 \
+    --plugin '{"end_blocks_at_stop": true, "cascade": true}' --json runs/vllm_guesses_specialist.json
 
 # vllm_speed_real.json: commit 6810fe2, 17 min, AMD EPYC, 2 cores, 2 threads. Texts of 64 tokens.
 OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_speed.py \
