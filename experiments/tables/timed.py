@@ -5,14 +5,15 @@ one arm has, with ~ for a space. MEASURE is ``over`` (tokens a second of ARM ove
 ``over_prompts`` or ``over_databases`` (its interval, drawn over these; in vLLM over the turns of
 questions that ran at once), ``seconds`` (a question),
 ``right`` (answers). ``questions``, ``questions_interval`` and ``questions_databases`` are the first
-three by the question.
+three by the question. ``won`` and ``lost`` are questions that only ARM or only OTHER has right,
+``p`` is McNemar's of these, and ``p_databases`` the sign-flip test over databases, in runs in vLLM.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from cospec.evaluation.stats import speedup, speedup_interval
+from cospec.evaluation.stats import sign_flip_p, speedup, speedup_interval
 from experiments.tables.rows import Json, read
 
 
@@ -22,6 +23,8 @@ def value(spec: str) -> str:
     document = read(name)
     if measure == "right":
         return str(sum(row["correct"] for row in _rows(document, arm)))
+    if measure in ("won", "lost", "p", "p_databases"):
+        return _answers(document, measure, arm, other[0])
     ours = _by_question(document, arm)
     if measure == "seconds":
         return f"{sum(seconds for seconds, _ in ours.values()) / len(ours):.2f}"
@@ -38,6 +41,21 @@ def value(spec: str) -> str:
         raise KeyError(measure)
     low, high = found or (0.0, 0.0)
     return f"{low:.2f} to {high:.2f}"
+
+
+def _answers(document: Json, measure: str, arm: str, other: str) -> str:
+    """Return how the right answers of two arms differ."""
+    ours, theirs = (
+        {row["id"]: int(row["correct"]) for row in _rows(document, part)} for part in (arm, other)
+    )
+    changes = {question: ours[question] - theirs[question] for question in ours}
+    if measure in ("won", "lost"):
+        return str(list(changes.values()).count(1 if measure == "won" else -1))
+    clusters: dict[str, int] = {}
+    for question, change in changes.items():
+        cluster = document["databases"][question] if measure == "p_databases" else question
+        clusters[cluster] = clusters.get(cluster, 0) + change
+    return f"{sign_flip_p(list(clusters.values())):.2g}"
 
 
 def _by_question(document: Json, part: str) -> dict[str, tuple[float, int]]:
