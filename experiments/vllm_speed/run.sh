@@ -25,6 +25,12 @@ VLLM_CPU_OMP_THREADS_BIND=0-1 python experiments/vllm_speed/sql.py --target "$TA
     --draft "$THREE" --data-dir "$DATA" --arbiter experiments/text_to_sql/known_arbiter_three \
     --ids-of experiments/speed_real/sql_databases.json.gz --per-database 1 --json runs/vllm_sql.json
 
+# vllm_three_1.json: 56 min. THREE_W8 is the draft THREE after quantize_draft.py.
+VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
+    --target "$TARGET" --draft "$THREE_W8" --data-dir "$DATA" --per-database 3 --cascade -k 8 \
+    --arbiter experiments/text_to_sql/known_arbiter_three --concurrency 1 \
+    --ids-of experiments/text_to_sql/test_three_passes.json.gz --json runs/vllm_three.json
+
 # vllm_turns_1.json, vllm_turns_8.json: 22 min, AMD EPYC, 2 cores with AVX-512, 2 threads.
 VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
     --target "$TARGET" --draft "$TURNS" --data-dir "$DATA" --per-database 1 \
