@@ -7,6 +7,7 @@ questions that ran at once), ``seconds`` (a question),
 ``right`` (answers). ``questions``, ``questions_interval`` and ``questions_databases`` are the first
 three by the question. ``won`` and ``lost`` are questions that only ARM or only OTHER has right,
 ``p`` is McNemar's of these, and ``p_databases`` the sign-flip test over databases, in runs in vLLM.
+Such runs on different questions count as one if FILE has their names with + between them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from experiments.tables.rows import Json, read
 def value(spec: str) -> str:
     """The text of a marked number."""
     name, measure, arm, *other = spec.split()
-    document = read(name)
+    document, *others = map(read, name.split("+"))
+    for other_run in others:
+        rows = document["rows"] + other_run["rows"]
+        databases = document["databases"] | other_run["databases"]
+        document = document | {"rows": rows, "databases": databases}
     if measure == "right":
         return str(sum(row["correct"] for row in _rows(document, arm)))
     if measure in ("won", "lost", "p", "p_databases"):

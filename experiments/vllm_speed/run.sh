@@ -31,6 +31,12 @@ VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_s
     --arbiter experiments/text_to_sql/known_arbiter_three --concurrency 1 \
     --ids-of experiments/text_to_sql/test_three_passes.json.gz --json runs/vllm_three.json
 
+# vllm_three_rest_8.json: 27 min. REST has the ids of that test which are not in vllm_three_1.json.
+VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
+    --target "$TARGET" --draft "$THREE_W8" --data-dir "$DATA" --per-database 999 --cascade \
+    --arbiter experiments/text_to_sql/known_arbiter_three --concurrency 8 --arms exact cospec \
+    --ids-of "$REST" --json runs/vllm_three_rest.json
+
 # vllm_turns_1.json, vllm_turns_8.json: 22 min, AMD EPYC, 2 cores with AVX-512, 2 threads.
 VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_KVCACHE_SPACE=2 python experiments/vllm_speed/sql.py \
     --target "$TARGET" --draft "$TURNS" --data-dir "$DATA" --per-database 1 \
