@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every rule beside the trained arbiters: the commands of the published run, from the root of the repository.
 # Options as of the commits named; see the README beside this file.
-# The arbiters that are not trained here are of rounds_alone, trained_arbiters and dev/LOG.md
-# (runs/t1, 2026-11-26).
+# The arbiters that are not trained here are of rounds_alone, trained_arbiters and the log
+# (`git show f2c4389:dev/LOG.md`, runs/t1, 2026-11-26).
 set -euo pipefail
 mkdir -p runs
 

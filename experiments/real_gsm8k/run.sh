@@ -2,7 +2,7 @@
 # GSM8K on the real pair: the commands of the published run, from the root of the repository.
 # Options as of the commits named; see the README beside this file.
 # Needs runs/audit_real_gsm8k.safetensors of audits/run.sh. real-gsm8k-mlp was trained by a command
-# that was not kept (dev/LOG.md has its settings): leave it out. family-seed2 is of rounds_alone.
+# that was not kept (`git show f2c4389:dev/LOG.md` has its settings): leave it out. family-seed2 is of rounds_alone.
 set -euo pipefail
 mkdir -p runs
 
