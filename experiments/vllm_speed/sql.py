@@ -1,14 +1,14 @@
 """Text-to-SQL inside vLLM: the pair with an arbiter, exact speculation and the target, in turns.
 
-``target`` decodes alone. ``stock`` has vLLM's own speculation in blocks of -k tokens. One engine
-with the plugin has two arms. For ``cospec`` the arbiter rules in blocks as long as an answer, with
-one correction a text. For ``exact`` the request switches it off: blocks have at most ten tokens
-then and end after one to which the draft gives less than 0.8. Prompts are read before the clock
-runs. Arms take turns, one after so many questions at once as --concurrency says, and each
-number has a result of its own: OUT_1.json and so on. A run that was killed resumes from
-OUT_1.json.rows. With --turn, an arm's turn has more questions than the engine takes at once: as on
-a busy server, one begins as soon as another has ended. Three engines of this pair do not fit into
-24 GB, so a run has some of the --arms.
+``target`` decodes alone. ``stock`` has vLLM's own speculation in blocks of -k tokens, ``short`` in
+blocks of four. One engine with the plugin has two arms. For ``cospec`` the arbiter rules in blocks
+as long as an answer, with one correction a text. For ``exact`` the request switches it off: blocks
+have at most ten tokens then and end after one to which the draft gives less than 0.8. Prompts are
+read before the clock runs. Arms take turns, one after so many questions at once as --concurrency
+says, and each number has a result of its own: OUT_1.json and so on. A run that was killed resumes
+from OUT_1.json.rows. With --turn, an arm's turn has more questions than the engine takes at once:
+as on a busy server, one begins as soon as another has ended. Three engines of this pair do not fit
+into 24 GB, so a run has some of the --arms.
 
 With --draft-options the plugin's engine gets more of vLLM's speculative configuration, as with
 ``cospec serve``: shorter blocks under load, say.
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from cospec.tasks import Example
 
-ARMS = ("target", "stock", "exact", "cospec")
+ARMS = ("target", "short", "stock", "exact", "cospec")
 
 
 def main() -> None:
@@ -171,12 +171,13 @@ def started(args: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     draft = str(args.draft)
     arbiter = load_arbiter(str(args.arbiter))
-    stock = speculative_config(draft, args.k, AlwaysTarget())
+    short, stock = (speculative_config(draft, k, AlwaysTarget()) for k in (4, args.k))
     ruled = speculative_config(draft, args.answer_tokens, arbiter) | args.draft_options
     plugin = {"arbiter": str(args.arbiter), "end_blocks_at_stop": True, "max_corrections": 1}
     plugin |= {"draft_confidence_threshold": args.threshold, "cascade": args.cascade}
     kinds: dict[str, dict[str, Any]] = {
         "target": {},
+        "short": {"speculative_config": short},
         "stock": {"speculative_config": stock},
         "cospec": {"speculative_config": ruled, "additional_config": {KEY: plugin}},
     }
