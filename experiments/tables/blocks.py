@@ -391,6 +391,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "variants_curve": partial(variants, "all", *CURVE),
     "variants_frontier": partial(variants, "all", *FRONTIER),
     "vllm_fly": partial(vllm_speed, "vllm_fly"),
+    "vllm_guesses_eight": partial(vllm_speed, "vllm_guesses_eight"),
     "vllm_guesses_specialist": partial(vllm_speed, "vllm_guesses_specialist"),
     "vllm_speed": partial(vllm_speed, "vllm_speed_specialist"),
 }

@@ -14,6 +14,11 @@ VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_speed.py --pair bund
     --arbiter bundled -k 16 --num-problems 200 --num-trials 20 \
     --plugin '{"end_blocks_at_stop": true, "cascade": true}' --json runs/vllm_guesses_specialist.json
 
+# vllm_guesses_eight.json: 5 min, AMD EPYC, 2 cores with AVX-512, 1 thread.
+VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_speed.py --pair bundled:specialist \
+    --arbiter bundled -k 16 --num-problems 200 --num-trials 60 --concurrency 8 \
+    --plugin '{"end_blocks_at_stop": true, "cascade": true}' --json runs/vllm_guesses_eight.json
+
 # vllm_speed_real.json: commit 6810fe2, 17 min, AMD EPYC, 2 cores, 2 threads. Texts of 64 tokens.
 OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=1 python experiments/vllm_speed/vllm_speed.py \
     --target "$TARGET" --draft "$DRAFT" --arbiter gap:max_gap=1 --task gsm8k --data-dir "$DATA" -k 4 \
